@@ -1,0 +1,221 @@
+"""The nouns of the project: what passes through each arrow of the flow.
+
+    text → Document → Segment → EncodedSegment(KVBlock, taps) → [store] → MemoryView → SegmentScore
+
+Axis names, used in every shape of the project:
+
+    tokens      positions of one segment, or of one query batch
+    chunks      chunks of a memory view, oldest first
+    chunk       positions inside one chunk (`chunk_tokens` of them)
+    heads       query heads of the backbone's attention
+    kv_heads    key/value heads (fewer than heads in grouped-query attention)
+    head_dim    width of one head
+    slots       retrieved chunks per token and head (`top_k / chunk_tokens`)
+    hidden      width of the residual stream
+
+Arrays that cross a process are NumPy: Ray ships those without a copy. Tensors are torch.
+
+Positions count the tokens of the document's *sequence*, which is `[bos] + tokens of the text` where the
+tokenizer has a beginning- or end-of-text token, else the tokens of the text alone. All intervals are half-open.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+from jaxtyping import Float32, Int32, Int64, Shaped
+
+DEFAULT_NAMESPACE = "default"
+
+KVArray = Shaped[np.ndarray, "tokens kv_heads head_dim"]
+"""Keys or values as stored: float16, float32, or uint16 holding bfloat16 bit patterns."""
+
+
+@dataclass(frozen=True, order=True)
+class DocumentKey:
+    """Names one document's memory. Both parts are free text: they never become a path or query text."""
+
+    namespace: str
+    document: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.document}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to read, and where it came from."""
+
+    id: str
+    text: str
+    source: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the text in UTF-8 bytes."""
+        return len(self.text.encode("utf-8"))
+
+    @property
+    def num_words(self) -> int:
+        """Whitespace-separated words, the denominator of word-level perplexity (PG-19 convention)."""
+        return len(self.text.split())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One window of a document's sequence: `tokens` are read, `targets` are predicted.
+
+    `targets[i]` is the token after `tokens[i]`, so the first token of the *next* segment is predicted by the last
+    position of this one, and every token of a document is predicted exactly once. Only the last segment of a
+    document has one target fewer than tokens.
+    """
+
+    key: DocumentKey
+    index: int
+    start_token: int
+    tokens: Int32[np.ndarray, " tokens"]
+    targets: Int32[np.ndarray, " targets"]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def end_token(self) -> int:
+        return self.start_token + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What must be equal for stored keys and values to mean the same thing (design §5.6)."""
+
+    backbone: str
+    """Hash of the backbone's weights as loaded."""
+    tokenizer: str
+    """Hash of the tokenizer."""
+    memory_layer: int
+    kv_heads: int
+    head_dim: int
+    chunk_tokens: int
+    segment_tokens: int
+    """Keys depend on the local context that the backbone saw, so its length belongs to the identity."""
+    compute_dtype: str
+    kv_dtype: str
+
+    def differences(self, other: "Fingerprint") -> str:
+        """Fields in which two fingerprints differ, as `name: ours != theirs; ...` (empty when equal)."""
+        return "; ".join(
+            f"{name}: {mine!r} != {theirs!r}"
+            for name, mine in vars(self).items()
+            if mine != (theirs := getattr(other, name))
+        )
+
+
+@dataclass(frozen=True)
+class KVBlock:
+    """Position-free keys and values of one segment at the memory layer, with the token ids they belong to."""
+
+    key: DocumentKey
+    segment: int
+    start_token: int
+    tokens: Int32[np.ndarray, " tokens"]
+    keys: KVArray
+    values: KVArray
+    fingerprint: Fingerprint
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def end_token(self) -> int:
+        return self.start_token + len(self.tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.tokens.nbytes + self.keys.nbytes + self.values.nbytes
+
+    def checksum(self) -> str:
+        """XXH3-128 over place, token ids, keys and values: equal only for the same block of the same position."""
+        digest = xxhash.xxh3_128()
+        digest.update(f"{self.segment},{self.start_token},{self.keys.dtype},{self.keys.shape}".encode())
+        for array in (self.tokens, self.keys, self.values):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PutReceipt:
+    """What an acknowledged write returns."""
+
+    key: DocumentKey
+    segment: int
+    num_bytes: int
+    duplicate: bool
+    """True when the store already held this block and kept the first one."""
+
+
+@dataclass(frozen=True)
+class EncodedSegment:
+    """One backbone forward: the block for the memory, the taps for the SideNet, the baseline for free."""
+
+    block: KVBlock
+    taps: Shaped[np.ndarray, "taps tokens hidden"]
+    """Hidden states H[0], H[r], H[2r], ..., H[L], before the final norm (float32, or uint16 holding bfloat16)."""
+    backbone_logprobs: Float32[np.ndarray, " targets"]
+    """Natural-log probability of every target under the backbone alone."""
+
+
+@dataclass(frozen=True)
+class RetrievalStats:
+    """What one segment read from its memory; means are over (token, head, filled slot)."""
+
+    memory_tokens: int
+    """Tokens that were visible to the segment."""
+    gate_mean: float
+    """Mean over heads of g_h; 0.0 when the memory was empty and the gate was not used."""
+    distance_mean: float
+    """Mean distance in tokens from the reading token back to the start of the chunk that it read; 0.0 if none."""
+    empty_slots: int
+    """Slots that no chunk could fill."""
+    distance_histogram: Int64[np.ndarray, " bins"]
+    """Reads by distance; bin b counts distances in [2^b, 2^(b+1)), bin 0 also distance 1 and below."""
+    chunks_digest: str
+    """XXH3-64 of all retrieved chunk positions, in order: equal digests mean the same chunks were read."""
+
+
+@dataclass(frozen=True)
+class SegmentScore:
+    """Per-token log-probabilities of one segment, with memory, and what was read for them."""
+
+    key: DocumentKey
+    segment: int
+    logprobs: Float32[np.ndarray, " targets"]
+    retrieval: RetrievalStats
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """Catalogue entry of one stored block."""
+
+    key: DocumentKey
+    segment: int
+    start_token: int
+    num_tokens: int
+    checksum: str
+    num_bytes: int
+
+    @property
+    def end_token(self) -> int:
+        return self.start_token + self.num_tokens
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Busy seconds of one stage on one worker, for reports and metrics."""
+
+    stage: str
+    busy_s: float
+    num_tokens: int
+    extra: dict[str, Any] = field(default_factory=dict)
