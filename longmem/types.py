@@ -19,8 +19,7 @@ Positions count the tokens of the document's *sequence*, which is `[bos] + token
 tokenizer has a beginning- or end-of-text token, else the tokens of the text alone. All intervals are half-open.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -209,13 +208,3 @@ class SegmentInfo:
     @property
     def end_token(self) -> int:
         return self.start_token + self.num_tokens
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """Busy seconds of one stage on one worker, for reports and metrics."""
-
-    stage: str
-    busy_s: float
-    num_tokens: int
-    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,78 @@
+"""Joining or starting a Ray cluster: the only `ray.init` of the project."""
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+from longmem.errors import ClusterError
+
+LOCAL = "local"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An initialised Ray, and whether it is ours to shut down."""
+
+    owned: bool
+    started_here: bool
+    """A cluster of this process alone, which ends with it."""
+    dashboard_url: str | None
+
+    def close(self) -> None:
+        if self.owned:
+            ray.shutdown()
+
+
+def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
+    """Join the cluster at `address`, or start one here.
+
+    `local` always starts one, `auto` joins a running one and else starts one, anything else is an address to join
+    (`host:port`, `ray://host:port`). `num_cpus` and `object_store_bytes` size a cluster that is started here: it may
+    have more CPU slots than the machine has cores, because workers declare threads and the system shares them.
+    Raises ClusterError when the address cannot be reached.
+    """
+    if ray.is_initialized():
+        return Connection(owned=False, started_here=False, dashboard_url=_dashboard_url())
+    # before the first daemon starts: no usage pings, and no change of CUDA_VISIBLE_DEVICES for CPU workers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address != LOCAL:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if address != AUTO:
+                raise ClusterError(
+                    f"cannot join a Ray cluster at {address!r}: {error}; check the address with `ray status`, "
+                    "or use --address local to start one here, or --address none to run without Ray"
+                ) from error
+        else:
+            return Connection(owned=True, started_here=False, dashboard_url=_dashboard_url())
+    try:
+        ray.init(
+            address=LOCAL,
+            num_cpus=max(num_cpus, os.cpu_count() or 1),
+            object_store_memory=object_store_bytes,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ClusterError(f"cannot start Ray on this machine: {error}; try --address none") from error
+    return Connection(owned=True, started_here=True, dashboard_url=_dashboard_url())
+
+
+def check_capacity(num_cpus: float, num_gpus: float) -> None:
+    """Raises ClusterError when the whole cluster is too small, instead of waiting for ever for a place."""
+    total = ray.cluster_resources()
+    for name, needed, flags in (("CPU", num_cpus, "--encoders, --readers or --threads"), ("GPU", num_gpus, "GPUs")):
+        if needed > total.get(name, 0):
+            raise ClusterError(
+                f"the job needs {needed:g} {name}, the cluster has {total.get(name, 0):g}; use fewer {flags}"
+            )
+
+
+def _dashboard_url() -> str | None:
+    url = ray.get_runtime_context().gcs_address and getattr(ray._private.worker.global_worker.node, "webui_url", None)
+    return f"http://{url}" if url else None

@@ -1,0 +1,45 @@
+"""Encoder actor: holds a model, turns segments into blocks and taps. Keeps no state between segments."""
+
+from functools import cached_property
+
+import ray
+import torch
+
+from actors.outcome import Outcome, attempt
+from longmem.executor import EncodeReceipt
+from longmem.model import LongMem
+from longmem.model_source import ModelSource, describe
+from longmem.types import EncodedSegment, KVBlock, Segment
+
+
+@ray.remote
+class EncoderActor:
+    """One replica of the encoder pool."""
+
+    def __init__(self, source: ModelSource, rank: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._source = source
+        self._rank = rank
+        self._threads = threads
+
+    def __repr__(self) -> str:
+        return f"Encoder(rank={self._rank}, model={self._source.source}, threads={self._threads})"
+
+    @cached_property
+    def _model(self) -> LongMem:
+        # opened at first use, not in __init__: an error then reaches the caller with its type, and a restarted
+        # actor opens it again by itself
+        return self._source.open()
+
+    def ready(self) -> Outcome:
+        """Load the model; the outcome's result is its ModelDescription."""
+        return attempt(lambda: describe(self._model))
+
+    def encode(self, segment: Segment) -> tuple[Outcome, KVBlock | None, object]:
+        """Returned as three objects: the receipt goes to the driver, block and taps only to who needs them."""
+        outcome = attempt(lambda: self._model.encode(segment))
+        encoded: EncodedSegment | None = outcome.result
+        if encoded is None:
+            return outcome, None, None
+        receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.block.num_bytes + encoded.taps.nbytes)
+        return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps

@@ -1,0 +1,26 @@
+"""Ray's exceptions become ours in one place; errors that a worker returned on purpose pass unchanged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray.exceptions
+
+from longmem.errors import ClusterError, LongMemError
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise a worker's LongMemError as itself, and Ray's own failures as ClusterError saying what was being done.
+
+    Any other exception of a worker is a bug of ours and keeps Ray's full remote traceback.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LongMemError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError(f"{doing}: no answer in time; see the Ray dashboard for what the worker is doing") from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{doing}: {error}") from error

@@ -1,0 +1,140 @@
+"""The frozen backbone: one forward of one segment gives keys and values, taps, and the backbone's own log-probs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from longmem.backbone.families import AttentionShape, Family, family_of
+from longmem.backbone.hooks import projected, tapped
+from longmem.backbone.loading import hash_weights, load_causal_lm
+from longmem.config import Dtype
+from longmem.errors import ConfigError
+
+LOGIT_ROWS = 256
+"""Rows of logits computed at a time: bounds a vocabulary of 150,000 to 150 MB in float32."""
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """What one forward gives; a batch of segments of equal length."""
+
+    keys: Float[Tensor, "batch tokens kv_heads head_dim"]
+    values: Float[Tensor, "batch tokens kv_heads head_dim"]
+    taps: Float[Tensor, "taps batch tokens hidden"]
+    hidden: Float[Tensor, "batch tokens hidden"]
+    """After the final norm: what the language-model head reads."""
+
+
+class Backbone:
+    """A Hugging Face causal LM, frozen, with its family's map. Never trained, never changed.
+
+    Raises ModelError and its kinds when it cannot be loaded, ConfigError when the memory layer cannot be chosen.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.family: Family = family_of(model.config.model_type)
+        config = model.config
+        heads = config.num_attention_heads
+        self.shape = AttentionShape(
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+
+    @classmethod
+    def load(cls, source: str | Path, dtype: Dtype = "float32") -> Self:
+        return cls(load_causal_lm(source, dtype), name=Path(source).name)
+
+    @property
+    def stack(self) -> nn.Module:
+        return self.family.stack_of(self.model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.family.layers_of(self.stack)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest context that the position scheme allows; None where it has no limit (ALiBi)."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return None if limit is None or self.model.config.model_type == "bloom" else int(limit)
+
+    def check_segment_tokens(self, segment_tokens: int) -> None:
+        """Raises ConfigError when one segment is longer than the backbone's positions."""
+        if self.max_tokens is not None and segment_tokens > self.max_tokens:
+            raise ConfigError(
+                f"segment_tokens must be at most {self.max_tokens} for backbone {self.name} "
+                f"(its position limit), got {segment_tokens}"
+            )
+
+    def digest(self) -> str:
+        """Hash of the weights as loaded."""
+        return hash_weights(self.model)
+
+    @torch.no_grad()
+    def forward(
+        self, tokens: Int[Tensor, "batch tokens"], memory_layer: int, tap_every: int, cache: Any = None
+    ) -> BackboneOutput:
+        """Run the stack once. `cache` is a transformers cache for decoding step by step, or None."""
+        attention = self.family.attention_of(self.layers[memory_layer])
+        with tapped(self.layers, tap_every) as taps, projected(self.family, attention, self.shape) as latest:
+            output = self.stack(
+                input_ids=tokens.to(self.device, torch.long), past_key_values=cache, use_cache=cache is not None
+            )
+        _, keys, values = latest()
+        return BackboneOutput(keys=keys, values=values, taps=torch.stack(taps), hidden=output.last_hidden_state)
+
+    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float32[Tensor, "tokens vocabulary"]:
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits.float()
+
+    def target_logprobs(
+        self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, " targets"]
+    ) -> Float32[Tensor, " targets"]:
+        """Natural-log probability of target i under the prediction of position i, for `targets <= tokens`."""
+        rows: Sequence[Tensor] = [
+            (logits := self.logits(hidden[start : start + LOGIT_ROWS][: len(part)]))
+            .gather(1, part[:, None].to(logits.device, torch.long))
+            .squeeze(1)
+            - logits.logsumexp(dim=1)
+            for start in range(0, len(targets), LOGIT_ROWS)
+            if len(part := targets[start : start + LOGIT_ROWS])
+        ]
+        return torch.cat(list(rows)) if rows else torch.empty(0)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for `forward`, to decode step by step."""
+        return DynamicCache(config=self.model.config)
+
+    def drop_layers(self) -> None:
+        """Free the blocks; embeddings, norm and head stay. A reader needs nothing else of the backbone."""
+        setattr(self.stack, self.family.layers, nn.ModuleList())

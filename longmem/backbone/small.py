@@ -1,0 +1,73 @@
+"""Small, randomly initialised models of each supported architecture, saved as ordinary Hugging Face folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from longmem.backbone.families import family_of
+
+_VOCABULARY = 257
+
+_MODERN = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+SMALL_CONFIGS: dict[str, dict[str, Any]] = {
+    "bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    },
+    "llama": _MODERN,
+    "mistral": {**_MODERN, "sliding_window": 24},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 16,
+    },
+    "qwen2": {**_MODERN, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
+    "qwen3": {**_MODERN, "head_dim": 16},
+}
+"""Chosen to be awkward: grouped heads, sliding windows shorter than a segment, OPT's projected embeddings, a head
+width that is not hidden/heads."""
+
+
+def save_small_backbone(folder: Path, family: str, *, seed: int = 0, **overrides: Any) -> None:
+    """Write a random model of `family` and a byte-level tokenizer (256 bytes and one text separator) to `folder`."""
+    family_of(family)
+    values = {"vocab_size": _VOCABULARY, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": None}
+    config = AutoConfig.for_model(family, **{**values, **SMALL_CONFIGS[family], **overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # transformers' tiny initial weights make every prediction uniform; wider ones make errors visible
+                parameter.add_(torch.randn_like(parameter) * 0.15)
+    model.save_pretrained(str(folder))
+    byte_tokenizer().save_pretrained(str(folder))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per UTF-8 byte; id 256 separates texts."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<|text|>": 256}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|text|>", eos_token="<|text|>")

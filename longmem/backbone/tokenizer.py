@@ -1,0 +1,66 @@
+"""Text to token ids, with the tokenizer that belongs to the backbone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from jaxtyping import Int32
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from longmem.errors import CheckpointError, DocumentError
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer that turns a whole document into its sequence.
+
+    Raises CheckpointError when the folder holds none, or one with more entries than the backbone's vocabulary.
+    """
+
+    def __init__(self, source: str | Path, vocab_size: int) -> None:
+        try:
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"no usable tokenizer in {source}: {error}") from error
+        largest = max(self._tokenizer.get_vocab().values(), default=-1)
+        if largest >= vocab_size:
+            raise CheckpointError(
+                f"wrong tokenizer: {source} has token ids up to {largest}, but the backbone embeds only {vocab_size} "
+                "ids; use the tokenizer that the backbone was trained with"
+            )
+
+    @property
+    def start_token(self) -> int | None:
+        """Token in front of every document: beginning-of-text, else end-of-text (which ends the text before it)."""
+        start = self._tokenizer.bos_token_id
+        return int(start) if start is not None else self.end_token
+
+    @property
+    def end_token(self) -> int | None:
+        end = self._tokenizer.eos_token_id
+        return None if end is None else int(end)
+
+    def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """`[start] + tokens of the text`, or the tokens alone where the tokenizer has no start token.
+
+        With a start token every token of the text is predicted once; without one the first token cannot be, and is
+        counted as unscored. Raises DocumentError when the text gives no token.
+        """
+        # verbose=False: a document is longer than `model_max_length` by design, the warning would mislead
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids:
+            raise DocumentError("the text gives no tokens: expected at least one; remove the document or check it")
+        start = [] if self.start_token is None else [self.start_token]
+        return np.asarray(start + ids, dtype=np.int32)
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def digest(self) -> str:
+        """Hash of all that decides how text becomes ids."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return xxhash.xxh3_64_hexdigest(f"{self.start_token}:{vocabulary}")
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(str(folder))

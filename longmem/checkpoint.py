@@ -1,0 +1,132 @@
+"""A LongMem on disk: `config.json`, `sidenet.safetensors`, and a `backbone/` folder. Never pickle.
+
+Both digests in `config.json` are checked at load: safetensors itself does not notice a flipped bit.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import longmem
+from longmem.backbone.backbone import Backbone
+from longmem.backbone.loading import hash_weights
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.config import Dtype, LongMemConfig
+from longmem.errors import CheckpointError
+from longmem.sidenet.sidenet import SideNet
+
+CONFIG_FILE = "config.json"
+SIDENET_FILE = "sidenet.safetensors"
+BACKBONE_FOLDER = "backbone"
+MODEL_TYPE = "longmem"
+
+
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether a local folder holds a saved LongMem (and not, say, a plain backbone)."""
+    path = Path(source) / CONFIG_FILE
+    return path.is_file() and _read_config(Path(source)).get("model_type") == MODEL_TYPE
+
+
+def save_parts(
+    folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig
+) -> None:
+    """Write everything; config.json last, so that a folder that has one is complete."""
+    if (folder / CONFIG_FILE).exists() and not is_checkpoint(folder):
+        raise CheckpointError(f"{folder} holds another model (its config.json is not LongMem's); choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in sidenet.state_dict().items()}, folder / SIDENET_FILE)
+    _save_backbone(folder / BACKBONE_FOLDER, backbone, tokenizer)
+    description = {
+        "model_type": MODEL_TYPE,
+        "longmem_version": longmem.__version__,
+        "backbone_digest": backbone.digest(),
+        "sidenet_digest": hash_weights(sidenet),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "longmem": vars(config),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_parts(
+    source: str | Path, dtype: Dtype, device: str, settings: dict[str, Any]
+) -> tuple[Backbone, SideNet, Tokenizer, LongMemConfig]:
+    """Open a folder or hub id. Raises CheckpointError naming the file that is missing or damaged, ConfigError."""
+    folder = _local_folder(source)
+    description = _read_config(folder)
+    if description.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder} is not a LongMem checkpoint (model_type {description.get('model_type')!r}); "
+            "for a plain backbone use LongMem.from_backbone"
+        )
+    config = LongMemConfig.from_dict({**description["longmem"], **settings})
+    backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype)
+    tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size)
+    backbone.model.to(device)
+    sidenet = SideNet(backbone, config)
+    _load_sidenet(folder / SIDENET_FILE, sidenet)
+    # digests are of the weights as loaded, so they can only be compared in the type they were taken in
+    if description["dtype"] == dtype:
+        _check_digest(folder / BACKBONE_FOLDER, backbone.digest(), description["backbone_digest"])
+        _check_digest(folder / SIDENET_FILE, hash_weights(sidenet), description["sidenet_digest"])
+    return backbone, sidenet, tokenizer, config
+
+
+def _load_sidenet(path: Path, sidenet: SideNet) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"missing {path}: a LongMem folder holds {CONFIG_FILE}, {SIDENET_FILE}, {BACKBONE_FOLDER}/")
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+        sidenet.load_state_dict(weights)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy or download it again") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the backbone and config.json beside it: {error}") from error
+
+
+def _save_backbone(folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
+    """The very files it was loaded from where they are at hand, so that their bits and their size stay."""
+    source = Path(str(backbone.model.name_or_path))
+    if source.resolve() == folder.resolve():
+        return
+    if source.is_dir():
+        folder.mkdir(exist_ok=True)
+        for file in sorted(source.iterdir()):
+            if file.suffix in {".json", ".safetensors", ".txt", ".model"}:
+                shutil.copyfile(file, folder / file.name)
+    else:
+        backbone.model.save_pretrained(str(folder))
+        tokenizer.save(folder)
+
+
+def _check_digest(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{path} is not what was saved: expected digest {expected}, got {found}; copy it again")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; expected a model folder") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _local_folder(source: str | Path) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"no model folder {source}, and no hub model of that name could be fetched: {error}") from error

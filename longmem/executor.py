@@ -1,0 +1,155 @@
+"""How stages are run: one protocol, in this process (here) or on a cluster (`actors.executor.RayExecutor`).
+
+A segment passes three stages. `encode` makes its block and taps, `put` writes the block, `score` reads taps and
+memory. Bulk data (blocks, taps) never passes through the caller: the executor holds it, by segment, until `release`.
+Only receipts come back: log-probabilities and statistics, a few kilobytes per segment.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+from jaxtyping import Float32
+
+from longmem.errors import LongMemError
+from longmem.memory.store import AbstractMemoryStore
+from longmem.memory.window_cache import WindowCache
+from longmem.model import LongMem
+from longmem.model_source import ModelDescription, describe
+from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
+
+Stage = Literal["encode", "put", "score"]
+STAGES: tuple[Stage, ...] = ("encode", "put", "score")
+
+
+@dataclass(frozen=True)
+class EncodeReceipt:
+    """What the caller learns of an encoded segment."""
+
+    backbone_logprobs: Float32[np.ndarray, " targets"]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished task: a result, or the error that ended it."""
+
+    stage: Stage
+    segment: Segment
+    result: EncodeReceipt | PutReceipt | SegmentScore | None
+    error: LongMemError | None
+    busy_s: float
+    """Seconds that a worker computed, without queueing."""
+
+
+class AbstractExecutor(ABC):
+    """Runs tasks at most `slots(stage)` ahead; completions come in any order, each task exactly once."""
+
+    @abstractmethod
+    def describe(self) -> ModelDescription:
+        """The model that the workers hold."""
+
+    @abstractmethod
+    def slots(self, stage: Stage) -> int:
+        """How many more tasks of a stage may be submitted now without queueing where no worker needs them yet."""
+
+    @abstractmethod
+    def submit(self, stage: Stage, segment: Segment) -> None:
+        """Start a task. `put` and `score` need the segment's `encode` to have completed, and `score` its past to
+        have been stored."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> list[Completion]:
+        """Completions, at least one unless nothing is running or the time is over. Errors of one task are in its
+        completion; an error of the executor itself (ClusterError) is raised."""
+
+    @abstractmethod
+    def release(self, segment: Segment) -> None:
+        """Drop the block and taps of a segment that needs no further stage."""
+
+    @abstractmethod
+    def stored(self, key: DocumentKey) -> list[SegmentInfo]:
+        """What the store already holds of a document."""
+
+    @abstractmethod
+    def forget(self, key: DocumentKey) -> None:
+        """Delete a document from the store."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers. Work in flight is lost, what was stored is not."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class InlineExecutor(AbstractExecutor):
+    """Everything in the caller's process and thread: no Ray, no parallelism, the same numbers."""
+
+    def __init__(self, model: LongMem, store: AbstractMemoryStore, *, window_bytes: int = 2**30) -> None:
+        self._model = model
+        self._store = store
+        self._windows = WindowCache(
+            store, model.config.segment_tokens, model.config.memory_tokens, window_bytes, model.backbone.device
+        )
+        self._queues: dict[Stage, deque[Segment]] = {stage: deque() for stage in STAGES}
+        self._encoded: dict[tuple[DocumentKey, int], EncodedSegment] = {}
+
+    def describe(self) -> ModelDescription:
+        return describe(self._model)
+
+    def slots(self, stage: Stage) -> int:
+        return 1 - len(self._queues[stage])
+
+    def submit(self, stage: Stage, segment: Segment) -> None:
+        self._queues[stage].append(segment)
+
+    def wait(self, timeout_s: float) -> list[Completion]:
+        # late stages first: they free what early stages fill
+        for stage in reversed(STAGES):
+            if self._queues[stage]:
+                return [self._run(stage, self._queues[stage].popleft())]
+        return []
+
+    def _run(self, stage: Stage, segment: Segment) -> Completion:
+        start = perf_counter()
+        result: EncodeReceipt | PutReceipt | SegmentScore | None = None
+        error = None
+        try:
+            if stage == "encode":
+                result = self._encode(segment)
+            elif stage == "put":
+                result = self._store.put(self._encoded[segment.key, segment.index].block)
+            else:
+                view = self._windows.view(segment.key, segment.index)
+                result = self._model.score_segment(segment, self._encoded[segment.key, segment.index].taps, view)
+        except LongMemError as caught:
+            error = caught
+        return Completion(stage, segment, result, error, perf_counter() - start)
+
+    def _encode(self, segment: Segment) -> EncodeReceipt:
+        encoded = self._model.encode(segment)
+        self._encoded[segment.key, segment.index] = encoded
+        return EncodeReceipt(encoded.backbone_logprobs, encoded.block.num_bytes + encoded.taps.nbytes)
+
+    def release(self, segment: Segment) -> None:
+        self._encoded.pop((segment.key, segment.index), None)
+
+    def stored(self, key: DocumentKey) -> list[SegmentInfo]:
+        return self._store.segments(key)
+
+    def forget(self, key: DocumentKey) -> None:
+        self._store.delete(key)
+
+    def close(self) -> None:
+        self._encoded.clear()
+        self._store.close()

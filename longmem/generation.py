@@ -1,0 +1,132 @@
+"""Generating text with memory, one token at a time: each step reads only the new token.
+
+A prompt is read exactly as `score` reads a text: segment by segment, each reading the memory before it. When a
+segment is full its block joins the memory (of this call only) and the local context starts anew, so the
+log-probabilities of generated tokens are those that `score` would give them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from longmem.errors import ConfigError
+from longmem.memory.handle import DocumentMemory
+from longmem.memory.view import MemoryView
+from longmem.model import LongMem
+from longmem.past import ContinuedPast, check_readable, text_key
+from longmem.types import Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy."""
+
+    temperature: float = 0.0
+    """0 takes the most probable token; 1 samples from the model's own distribution."""
+    top_p: float = 1.0
+    """Sample only from the smallest set of tokens that holds this much probability."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+class Decoder:
+    """Feeds tokens and gives the logits after the last one, keeping caches of the current segment."""
+
+    def __init__(self, model: LongMem, memory: DocumentMemory | None) -> None:
+        self._model = model
+        self._key = text_key(memory)
+        self._past = ContinuedPast(memory, model.config)
+        self._segment = 0
+        self._start_segment()
+
+    def _start_segment(self) -> None:
+        self._backbone_cache: Any = self._model.backbone.new_cache()
+        self._sidenet_cache: Any = self._model.sidenet.new_cache()
+        self._view: MemoryView | None = self._past.view(self._segment)
+        self._tokens: list[int] = []
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    @torch.no_grad()
+    def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+        """Read one or more tokens; returns the logits of the token that follows them."""
+        assert tokens, "there is nothing to feed"
+        size = self._model.config.segment_tokens
+        logits: Tensor | None = None
+        while tokens:
+            if len(self._tokens) == size:
+                self._finish_segment()
+            part, tokens = tokens[: size - len(self._tokens)], tokens[size - len(self._tokens) :]
+            logits = self._step(part)
+        assert logits is not None
+        return logits
+
+    def _step(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+        model, batch = self._model, torch.tensor([tokens])
+        output = model.backbone.forward(
+            batch, model.sidenet.memory_layer, model.config.layer_reduction, self._backbone_cache
+        )
+        self._tokens += tokens
+        self._keys.append(output.keys[0])
+        self._values.append(output.values[0])
+        read = model.sidenet(batch, output.taps, [self._view], model.search, self._sidenet_cache)
+        logits: Tensor = model.backbone.logits(read.hidden[0, -1:])[0]
+        return logits
+
+    def _finish_segment(self) -> None:
+        tokens = np.asarray(self._tokens, dtype=np.int32)
+        start = self._segment * self._model.config.segment_tokens
+        segment = Segment(self._key, self._segment, start, tokens, tokens[1:])
+        self._past.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
+        self._segment += 1
+        self._start_segment()
+
+
+def generate(
+    model: LongMem,
+    prompt: str,
+    memory: DocumentMemory | None = None,
+    *,
+    max_new_tokens: int = 50,
+    sampling: Sampling | None = None,
+) -> str:
+    """The text that follows the prompt, reading `memory` (which is not written) and the prompt's own past.
+
+    Stops after `max_new_tokens`, or before that at the tokenizer's end token. Raises ConfigError, DocumentError (an
+    empty prompt), FingerprintError (a store of another model).
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if memory is not None:
+        check_readable(memory, model.fingerprint)
+    sampling = sampling or Sampling()
+    random = torch.Generator().manual_seed(sampling.seed)
+    decoder = Decoder(model, memory)
+    tokens = model.tokenizer.sequence(prompt).tolist()
+    new: list[int] = []
+    while len(new) < max_new_tokens:
+        token = choose(decoder.feed(tokens), sampling, random)
+        if token == model.tokenizer.end_token:
+            break
+        new.append(token)
+        tokens = [token]
+    return model.tokenizer.decode(new)
+
+
+def choose(logits: Float32[Tensor, " vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
+    """One token from the next-token logits."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits.cpu() / sampling.temperature).softmax(dim=0).sort(descending=True)
+    # keep a token while the mass before it is below top_p: the most probable one always stays
+    probabilities[probabilities.cumsum(0) - probabilities >= sampling.top_p] = 0
+    return int(order[torch.multinomial(probabilities, 1, generator=random)])

@@ -1,0 +1,35 @@
+"""What one segment may read: an immutable, position-bounded piece of one document's memory."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float32, Int32, Int64, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """Chunks that lie wholly in `[start_token, end_token)` of one document, oldest first.
+
+    Laid out by head, so that the keys of one head are one contiguous matrix to search and one retrieved chunk is one
+    contiguous row to gather. Slots of a partial chunk beyond its length hold zeros and are masked, never read.
+    """
+
+    chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"]
+    """Mean key of each chunk, over its real tokens."""
+    keys: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
+    values: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
+    tokens: Int32[Tensor, "chunks chunk"]
+    starts: Int64[Tensor, " chunks"]
+    """Position in the document of each chunk's first token."""
+    lengths: Int64[Tensor, " chunks"]
+    """Real tokens of each chunk; less than `chunk` only where a block ended inside one."""
+    end_token: int
+    """Position of the reading segment's first token: everything here lies before it."""
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.starts)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())

@@ -1,0 +1,122 @@
+"""A reader's copy of the recent past of one document, kept so that every view is a slice and nothing is copied.
+
+    dropped            kept by the buffer                     free
+    ├────────────┼──────────────────────────────┼───────────────────────┤
+                 │    view = [start, end)       │
+                 └ oldest chunk kept            └ num_chunks            └ capacity
+
+Arrays are only ever written behind the last chunk, and never moved: when they are full, new ones are made with the
+chunks still wanted. So a view that someone holds stays what it was. Each token is copied at most three times in its
+life, and memory is bounded by `retain_tokens` however long the document grows.
+"""
+
+import torch
+from torch import Tensor
+
+from longmem.dtypes import to_tensor
+from longmem.memory.view import MemoryView
+from longmem.types import KVBlock
+
+GROWTH = 1.5
+"""Capacity over content when new arrays are made: 50% more memory buys a third of the copying."""
+
+
+class WindowBuffer:
+    """Chunks of consecutive blocks of one document. Not thread-safe: each reader has its own."""
+
+    def __init__(self, retain_tokens: int, device: torch.device | str = "cpu") -> None:
+        self._retain_tokens = retain_tokens
+        self._device = device
+        self._arrays: dict[str, Tensor] = {}
+        self._num_chunks = 0
+        self.start_token: int | None = None
+        """Position of the oldest token kept; None while empty."""
+        self.end_token: int | None = None
+        """Position after the newest token."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def append(self, block: KVBlock) -> None:
+        """Add the block that follows the last one."""
+        assert self.end_token in (None, block.start_token), (
+            f"{block.key}: expected the block at {self.end_token}, got one at {block.start_token}"
+        )
+        chunks = _chunks_of(block, self._device)
+        added = len(chunks["starts"])
+        if not self._arrays or self._num_chunks + added > len(self._arrays["starts"]):
+            self._renew(chunks, added, block.end_token)
+        for name, array in self._arrays.items():
+            axis = _CHUNK_AXIS[name]
+            array.narrow(axis, self._num_chunks, added).copy_(chunks[name])
+        self._num_chunks += added
+        self.end_token = block.end_token
+        if self.start_token is None:
+            self.start_token = block.start_token
+
+    def view(self, start_token: int, end_token: int) -> MemoryView:
+        """Chunks wholly inside `[start_token, end_token)`. The buffer must hold all of it (see `covers`)."""
+        assert self.covers(start_token, end_token), (
+            f"asked for [{start_token}, {end_token}), the buffer holds [{self.start_token}, {self.end_token})"
+        )
+        starts = self._arrays["starts"][: self._num_chunks]
+        first = int(torch.searchsorted(starts, start_token))
+        last = int(torch.searchsorted(starts, end_token))
+        parts = {name: array.narrow(_CHUNK_AXIS[name], first, last - first) for name, array in self._arrays.items()}
+        return MemoryView(**parts, end_token=end_token)
+
+    def covers(self, start_token: int, end_token: int) -> bool:
+        """Whether every stored token of the interval is here."""
+        if self.start_token is None or self.end_token is None:
+            return False
+        return self.start_token <= start_token and end_token <= self.end_token
+
+    def _renew(self, chunks: dict[str, Tensor], added: int, end_token: int) -> None:
+        kept_from = 0
+        if self._arrays:
+            starts = self._arrays["starts"][: self._num_chunks]
+            kept_from = int(torch.searchsorted(starts, max(end_token - self._retain_tokens, 0)))
+        kept = self._num_chunks - kept_from
+        capacity = int((kept + added) * GROWTH) + 1
+        fresh = {}
+        for name, like in chunks.items():
+            axis = _CHUNK_AXIS[name]
+            size = list(like.shape)
+            size[axis] = capacity
+            # zeros, not empty: untouched pages cost nothing, and padding must never be NaN
+            fresh[name] = torch.zeros(size, dtype=like.dtype, device=like.device)
+            if kept:
+                fresh[name].narrow(axis, 0, kept).copy_(self._arrays[name].narrow(axis, kept_from, kept))
+        self._arrays = fresh
+        self._num_chunks = kept
+        self.start_token = int(fresh["starts"][0]) if kept else None
+
+
+_CHUNK_AXIS = {"chunk_keys": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
+
+
+def _chunks_of(block: KVBlock, device: torch.device | str) -> dict[str, Tensor]:
+    """A block in the layout of a view; the last chunk is padded with zeros and its length says so."""
+    chunk = block.fingerprint.chunk_tokens
+    num_chunks = -(-block.num_tokens // chunk)
+    padding = num_chunks * chunk - block.num_tokens
+    starts = block.start_token + chunk * torch.arange(num_chunks)
+    lengths = torch.full((num_chunks,), chunk)
+    lengths[-1] -= padding
+
+    def by_head(tensor: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, padding))
+        return padded.unflatten(0, (num_chunks, chunk)).permute(2, 0, 1, 3)
+
+    keys = by_head(to_tensor(block.keys))
+    tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
+    parts = {
+        "chunk_keys": keys.float().sum(dim=2) / lengths[None, :, None],
+        "keys": keys,
+        "values": by_head(to_tensor(block.values)),
+        "tokens": tokens,
+        "starts": starts,
+        "lengths": lengths,
+    }
+    return {name: part.to(device) for name, part in parts.items()}

@@ -1,0 +1,63 @@
+"""The hot tier of a reader: windows of the documents it is reading, filled from the store as they are needed."""
+
+from collections import OrderedDict
+
+import torch
+
+from longmem.memory.store import AbstractBlockSource
+from longmem.memory.view import MemoryView
+from longmem.memory.window import WindowBuffer
+from longmem.types import DocumentKey
+
+READ_SEGMENTS = 8
+"""Blocks fetched from the store at a time, so that catching up with a long past never holds it twice."""
+
+
+class WindowCache:
+    """Views for segments of any document, in any order; ascending order within a document is the fast one.
+
+    Least recently used documents are dropped beyond `max_bytes`; the one being read always stays.
+    """
+
+    def __init__(
+        self,
+        source: AbstractBlockSource,
+        segment_tokens: int,
+        memory_tokens: int,
+        max_bytes: int = 2**30,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._source = source
+        self._segment_tokens = segment_tokens
+        self._memory_tokens = memory_tokens
+        self._max_bytes = max_bytes
+        self._device = device
+        self._buffers: OrderedDict[DocumentKey, WindowBuffer] = OrderedDict()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.num_bytes for buffer in self._buffers.values())
+
+    def view(self, key: DocumentKey, segment: int) -> MemoryView | None:
+        """Exactly the tokens in `[start - memory_tokens, start)` of the segment's document; None when there are none.
+
+        Raises MissingBlockError when the store lacks one of those blocks, CorruptionError when one is damaged.
+        """
+        end = segment * self._segment_tokens
+        start = max(0, end - self._memory_tokens)
+        if start == end:
+            return None
+        buffer = self._buffers.get(key)
+        behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
+        if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
+            buffer = WindowBuffer(self._memory_tokens, self._device)
+        # out of the cache while it grows: a failed read must not leave a half-filled window behind
+        self._buffers.pop(key, None)
+        next_segment = (start if buffer.end_token is None else buffer.end_token) // self._segment_tokens
+        for first in range(next_segment, segment, READ_SEGMENTS):
+            for block in self._source.read(key, first, min(first + READ_SEGMENTS, segment)):
+                buffer.append(block)
+        self._buffers[key] = buffer
+        while self.num_bytes > self._max_bytes and len(self._buffers) > 1:
+            self._buffers.popitem(last=False)
+        return buffer.view(start, end)

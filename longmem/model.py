@@ -1,0 +1,186 @@
+"""LongMem: a frozen backbone, a SideNet, and the two things a pipeline asks of them: encode a segment, score a segment."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from longmem.backbone.backbone import Backbone
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.config import Dtype, LongMemConfig
+from longmem.dtypes import TORCH_DTYPES, to_array, to_tensor
+from longmem.errors import NumericError
+from longmem.memory.view import MemoryView
+from longmem.search import create_search
+from longmem.sidenet.reading import retrieval_stats
+from longmem.sidenet.sidenet import SideNet
+from longmem.types import EncodedSegment, Fingerprint, KVBlock, Segment, SegmentScore
+
+if TYPE_CHECKING:
+    from longmem.generation import Sampling
+    from longmem.memory.handle import DocumentMemory
+    from longmem.scoring import TextScores
+
+
+class LongMem:
+    """One model, ready to encode (backbone) and to score (SideNet). Not thread-safe: one per worker."""
+
+    def __init__(
+        self, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig, search: str = "torch"
+    ) -> None:
+        backbone.check_segment_tokens(config.segment_tokens)
+        self.backbone = backbone
+        self.sidenet = sidenet.eval().to(backbone.device)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.search = create_search(search)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Dtype = "float32",
+        device: str = "cpu",
+        search: str = "torch",
+        **settings: Any,
+    ) -> Self:
+        """A new, untrained SideNet on a frozen Hugging Face causal LM (folder or hub id).
+
+        `settings` are fields of LongMemConfig. Raises ModelError and its kinds, ConfigError.
+        """
+        config = LongMemConfig.from_dict(settings)
+        backbone = Backbone.load(source, dtype)
+        backbone.check_segment_tokens(config.segment_tokens)
+        tokenizer = Tokenizer(source, backbone.vocab_size)
+        backbone.model.to(device)
+        return cls(backbone, SideNet(backbone, config), tokenizer, config, search)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Dtype = "float32",
+        device: str = "cpu",
+        search: str = "torch",
+        **settings: Any,
+    ) -> Self:
+        """A saved LongMem (folder or hub id): `config.json`, `sidenet.safetensors`, and its backbone.
+
+        `settings` replace fields of the saved configuration. Raises CheckpointError for anything missing or damaged.
+        """
+        from longmem.checkpoint import load_parts
+
+        backbone, sidenet, tokenizer, config = load_parts(source, dtype, device, settings)
+        return cls(backbone, sidenet, tokenizer, config, search)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a self-contained folder that `from_pretrained` reads. Never overwrites another model's folder."""
+        from longmem.checkpoint import save_parts
+
+        save_parts(Path(folder), self.backbone, self.sidenet, self.tokenizer, self.config)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Identity of the keys and values that this model writes and can read."""
+        return Fingerprint(
+            backbone=self.backbone.digest(),
+            tokenizer=self.tokenizer.digest(),
+            memory_layer=self.sidenet.memory_layer,
+            kv_heads=self.backbone.shape.kv_heads,
+            head_dim=self.backbone.shape.head_dim,
+            chunk_tokens=self.config.chunk_tokens,
+            segment_tokens=self.config.segment_tokens,
+            compute_dtype=str(self.backbone.dtype).removeprefix("torch."),
+            kv_dtype=self.config.kv_dtype,
+        )
+
+    @property
+    def trained(self) -> bool:
+        return self.config.trained_steps > 0
+
+    def encode(self, segment: Segment) -> EncodedSegment:
+        """One backbone forward over the segment alone. Raises NumericError when anything that leaves is not finite."""
+        tokens = torch.from_numpy(np.array(segment.tokens))[None]
+        output = self.backbone.forward(tokens, self.sidenet.memory_layer, self.config.layer_reduction)
+        logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
+        where = f"{segment.key} segment {segment.index}"
+        _require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
+        return EncodedSegment(
+            block=self.block(segment, output.keys[0], output.values[0]),
+            taps=to_array(output.taps[:, 0]),
+            backbone_logprobs=to_array(logprobs),
+        )
+
+    def block(self, segment: Segment, keys: Tensor, values: Tensor) -> KVBlock:
+        """Pack keys and values [tokens, kv_heads, head_dim] of a segment as they are stored."""
+        stored = []
+        for name, tensor in (("keys", keys), ("values", values)):
+            where = f"{segment.key} segment {segment.index}: {name} of layer {self.sidenet.memory_layer}"
+            _require_finite(tensor, where, "check the backbone's weights")
+            tensor = tensor.to(TORCH_DTYPES[self.config.kv_dtype])
+            _require_finite(
+                tensor, f"{where} stored as {self.config.kv_dtype}", "they are too large for it: use kv_dtype=bfloat16"
+            )
+            stored.append(to_array(tensor))
+        return KVBlock(
+            key=segment.key,
+            segment=segment.index,
+            start_token=segment.start_token,
+            tokens=segment.tokens,
+            keys=stored[0],
+            values=stored[1],
+            fingerprint=self.fingerprint,
+        )
+
+    @torch.no_grad()
+    def score_segment(
+        self, segment: Segment, taps: Shaped[np.ndarray, "taps tokens hidden"], view: MemoryView | None
+    ) -> SegmentScore:
+        """Log-probabilities of the segment's targets, reading `view` and nothing else. Raises NumericError."""
+        assert view is None or view.end_token == segment.start_token, (
+            f"segment {segment.index} starts at {segment.start_token}, its view ends at {view and view.end_token}"
+        )
+        tokens = torch.from_numpy(np.array(segment.tokens))[None]
+        hidden = to_tensor(taps, self.backbone.device)[:, None]
+        output = self.sidenet(tokens, hidden, [view], self.search)
+        logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
+        _require_finite(
+            logprobs, f"{segment.key} segment {segment.index}: the SideNet's log-probabilities", "check its weights"
+        )
+        return SegmentScore(
+            key=segment.key,
+            segment=segment.index,
+            logprobs=to_array(logprobs),
+            retrieval=retrieval_stats(output.readings[0], view, self.sidenet.gate.sigmoid(), segment.start_token),
+        )
+
+    def score(self, text: str, memory: "DocumentMemory | None" = None) -> "TextScores":
+        """Log-probability of every token of a text; see `longmem.scoring.score_text`."""
+        from longmem.scoring import score_text
+
+        return score_text(self, text, memory)
+
+    def generate(
+        self,
+        prompt: str,
+        memory: "DocumentMemory | None" = None,
+        *,
+        max_new_tokens: int = 50,
+        sampling: "Sampling | None" = None,
+    ) -> str:
+        """Continue a prompt with memory; returns the new text. See `longmem.generation.generate`."""
+        from longmem.generation import generate
+
+        return generate(self, prompt, memory, max_new_tokens=max_new_tokens, sampling=sampling)
+
+
+def _require_finite(tensor: Tensor, what: str, advice: str) -> None:
+    if not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise NumericError(f"{what}: expected finite numbers, {count} of {tensor.numel()} are NaN or infinite; {advice}")

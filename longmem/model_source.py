@@ -1,0 +1,74 @@
+"""Where a model is and how to open it: small enough to send to every worker, which then opens its own copy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longmem.backbone.loading import load_config
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint
+from longmem.config import Dtype
+from longmem.model import LongMem
+from longmem.types import Fingerprint
+
+REFERENCE_MODEL = Path(__file__).parent / "reference_model"
+"""The model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a job needs to know of its model without holding it."""
+
+    name: str
+    family: str
+    trained: bool
+    num_parameters: int
+    """Of backbone and SideNet, shared ones once."""
+    fingerprint: Fingerprint
+    segment_bytes: int
+    """Taps and block of one full segment: what an encoded segment occupies until it is scored and stored."""
+    settings: dict[str, Any]
+    """The resolved LongMemConfig."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A LongMem folder, or a plain Hugging Face backbone (then with a new, untrained SideNet)."""
+
+    source: str
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    search: str = "torch"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Fields of LongMemConfig to set or replace."""
+
+    def open(self) -> LongMem:
+        """Load the model. Raises ModelError and its kinds, ConfigError."""
+        create = LongMem.from_pretrained if is_checkpoint(self.source) else LongMem.from_backbone
+        return create(self.source, dtype=self.dtype, device=self.device, search=self.search, **self.settings)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Only the tokenizer: a driver cuts documents into segments without loading weights."""
+        folder = Path(self.source) / BACKBONE_FOLDER if is_checkpoint(self.source) else self.source
+        return Tokenizer(folder, load_config(folder).vocab_size)
+
+
+def describe(model: LongMem) -> ModelDescription:
+    """Facts about a loaded model."""
+    config, shape = model.config, model.backbone.shape
+    num_taps = model.backbone.num_layers // config.layer_reduction + 1
+    compute_bytes = model.backbone.dtype.itemsize
+    kv_bytes = 4 if config.kv_dtype == "float32" else 2
+    per_token = (
+        num_taps * model.backbone.hidden_size * compute_bytes + 2 * shape.kv_heads * shape.head_dim * kv_bytes + 4
+    )
+    own = sum(parameter.numel() for parameter in model.sidenet.parameters())
+    return ModelDescription(
+        name=model.backbone.name,
+        family=model.backbone.model.config.model_type,
+        trained=model.trained,
+        num_parameters=own + sum(parameter.numel() for parameter in model.backbone.model.parameters()),
+        fingerprint=model.fingerprint,
+        segment_bytes=per_token * config.segment_tokens,
+        settings=vars(config) | {"memory_layer": model.sidenet.memory_layer},
+    )

@@ -1,0 +1,71 @@
+"""Scoring one text in this process: the plain loop that every faster way of running must agree with."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32
+
+from longmem.memory.handle import DocumentMemory
+from longmem.model import LongMem
+from longmem.past import AbstractPast, ContinuedPast, OwnPast, check_own, check_readable, text_key
+from longmem.text.segments import cut_segments
+from longmem.types import SegmentScore
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Log-probabilities (natural log) of a text's tokens, with memory and from the backbone alone."""
+
+    logprobs: Float32[np.ndarray, " targets"]
+    backbone_logprobs: Float32[np.ndarray, " targets"]
+    num_unscored_tokens: int
+    """1 when the tokenizer has no start token, so that the first token had nothing to be predicted from."""
+    segments: list[SegmentScore]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability per token, with memory; NaN when there was no token to predict."""
+        return float(np.exp(-np.mean(self.logprobs, dtype=np.float64))) if len(self.logprobs) else float("nan")
+
+    @property
+    def backbone_perplexity(self) -> float:
+        """The same without SideNet and memory."""
+        if not len(self.backbone_logprobs):
+            return float("nan")
+        return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
+
+
+def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) -> TextScores:
+    """Read a text segment by segment; each segment reads the memory before it, then its own block is added.
+
+    With a `DocumentMemory` the text is that document: blocks are written to it (again scoring the same text finds
+    them there). With `memory.as_read_only()` the text follows the document and nothing is written. With None the text
+    has a private memory of its own past.
+
+    Raises DocumentError (no tokens), FingerprintError (another model's store), ConflictError (another text),
+    NumericError, StoreError.
+    """
+    sequence = model.tokenizer.sequence(text)
+    segments = cut_segments(text_key(memory), sequence, model.config.segment_tokens)
+    past: AbstractPast
+    if memory is None or memory.read_only:
+        if memory is not None:
+            check_readable(memory, model.fingerprint)
+        past = ContinuedPast(memory, model.config)
+    else:
+        check_readable(memory, model.fingerprint)
+        check_own(memory, segments)
+        past = OwnPast(memory, model.config)
+    scores, backbone = [], []
+    for segment in segments:
+        encoded = model.encode(segment)
+        placed = replace(segment, start_token=past.offset + segment.start_token)
+        scores.append(model.score_segment(placed, encoded.taps, past.view(segment.index)))
+        backbone.append(encoded.backbone_logprobs)
+        past.accept(encoded.block)
+    return TextScores(
+        logprobs=np.concatenate([score.logprobs for score in scores]),
+        backbone_logprobs=np.concatenate(backbone),
+        num_unscored_tokens=int(model.tokenizer.start_token is None),
+        segments=scores,
+    )

@@ -1,0 +1,34 @@
+"""Finding the best chunks: one interface, several engines. An engine knows numbers only, not documents or stores."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChunkHits:
+    """The best chunks for every token and query head, best first."""
+
+    ids: Int64[Tensor, "tokens heads slots"]
+    """Chunk index inside the searched keys; -1 where there were fewer chunks than slots."""
+    scores: Float32[Tensor, "tokens heads slots"]
+    """Inner products; -inf where the id is -1."""
+
+
+class AbstractChunkSearch(ABC):
+    """Exact or approximate inner-product search of queries among the chunk keys of their KV head.
+
+    Query head h searches the keys of KV head `h // (heads // kv_heads)` (grouped-query attention). The result is a
+    function of its arguments alone: engines keep no state between calls, so views can change freely.
+    """
+
+    @abstractmethod
+    def search(
+        self,
+        queries: Float32[Tensor, "tokens heads head_dim"],
+        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        num_slots: int,
+    ) -> ChunkHits:
+        """Top `num_slots` chunks per token and head; a slot without a chunk has id -1, never an invented one."""

@@ -1,0 +1,146 @@
+"""The SideNet: L/r decoder layers of the backbone's own class, fed by the backbone's hidden states (paper §3.2-3.3).
+
+    x[0]   = H[0]
+    x[i+1] = x[i] + a_i·(Layer_i(x[i]) − x[i]) + (H[r(i+1)] − H[r·i])        i = 0 … L/r − 1
+
+H are the taps (before the final norm). With a_i = 0, where training starts, the residuals telescope to H[L]: an
+untrained SideNet is the backbone. The paper has a_i = 1. Layer i starts as a copy of block r·i + r − 1, so that the
+memory layer's queries match the stored keys from step 0.
+
+The layers run inside a shallow copy of the backbone's own stack, so position scheme, causal mask and cache are the
+family's own code. Embeddings, position tables and the language-model head are shared with the backbone and frozen.
+"""
+
+import copy
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from longmem.backbone.backbone import Backbone
+from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced, projected
+from longmem.config import LongMemConfig
+from longmem.memory.view import MemoryView
+from longmem.search import AbstractChunkSearch
+from longmem.sidenet.fusion import fuse
+from longmem.sidenet.reading import Reading, read_memory
+
+
+@dataclass(frozen=True)
+class SideNetOutput:
+    """Hidden states for the language-model head, and what each row read from its memory."""
+
+    hidden: Float[Tensor, "batch tokens hidden"]
+    readings: list[Reading | None] = field(default_factory=list)
+
+
+class SideNet(nn.Module):
+    """Trainable half of LongMem, initialised from the backbone's blocks.
+
+    Parameters beyond the copied ones: `scale` (a_i, one per layer, 0 at the start) and `gate` (b_h, one per query head
+    of the memory layer, 0 at the start: sigmoid 0.5, as in the paper).
+    """
+
+    def __init__(self, backbone: Backbone, config: LongMemConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.memory_layer = config.resolve_layer(backbone.num_layers)
+        r = config.layer_reduction
+        self._family, self._shape = backbone.family, backbone.shape
+        sources = list(backbone.layers)[r - 1 :: r]
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for layer in sources)
+        for index, layer in enumerate(self.layers):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = index
+        norm = getattr(backbone.stack, backbone.family.norm)
+        self.norm: nn.Module | None = copy.deepcopy(norm)
+        self.scale = nn.Parameter(torch.zeros(len(sources)))
+        self.gate = nn.Parameter(torch.zeros(self._shape.heads))
+        # in a list, so that the shared modules are not registered: they are neither saved nor trained
+        self._stack = [_shallow_stack(backbone, self.layers, self.norm, r)]
+
+    @property
+    def memory_index(self) -> int:
+        """The SideNet layer that reads the memory: the copy of the layer whose keys are stored."""
+        return self.memory_layer // self.config.layer_reduction
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for `forward`, to decode step by step."""
+        return DynamicCache(config=self._stack[0].config)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        taps: Float[Tensor, "taps batch tokens hidden"],
+        views: list[MemoryView | None],
+        search: AbstractChunkSearch,
+        cache: Any = None,
+    ) -> SideNetOutput:
+        """Run the layers with the cross-network residuals; row b reads `views[b]` (None: no memory, local only)."""
+        attention = self._family.attention_of(self.layers[self.memory_index])
+        scale = self._family.scale_of(attention)
+        readings: list[Reading | None] = []
+
+        def fused_with_memory(local: Tensor) -> Tensor:
+            queries = latest()[0]
+            rows = []
+            for row, view in enumerate(views):
+                if view is None or view.num_chunks == 0:
+                    readings.append(None)
+                    rows.append(local[row])
+                    continue
+                reading = read_memory(queries[row], view, search, self.config.num_slots, scale)
+                readings.append(reading)
+                rows.append(fuse(local[row][None], reading.output[None], self.gate)[0])
+            return torch.stack(rows)
+
+        with ExitStack() as hooks:
+            latest = hooks.enter_context(projected(self._family, attention, self._shape))
+            hooks.enter_context(output_replaced(self._family, attention, self._shape, fused_with_memory))
+            for index, layer in enumerate(self.layers):
+                hooks.callback(layer.register_forward_hook(self._residual(index, taps), with_kwargs=True).remove)
+            hooks.callback(self.layers[0].register_forward_pre_hook(_start_from(taps[0]), with_kwargs=True).remove)
+            output = self._stack[0](
+                input_ids=tokens.to(taps.device, torch.long), past_key_values=cache, use_cache=cache is not None
+            )
+        return SideNetOutput(output.last_hidden_state, readings)
+
+    def _residual(self, index: int, taps: Tensor) -> Any:
+        """Forward hook of layer `index`: the update of the module docstring."""
+
+        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            before, after = hidden_input(args, kwargs), hidden_output(output)
+            moved = before + self.scale[index].to(before.dtype) * (after - before) + (taps[index + 1] - taps[index])
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        return hook
+
+
+def _start_from(hidden: Tensor) -> Any:
+    """Forward pre-hook that replaces a block's input by H[0]: the stack's own embedding of the tokens is not used."""
+
+    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    return hook
+
+
+def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | None, reduction: int) -> nn.Module:
+    """The backbone's stack with other layers and norm; every other module is the backbone's own object."""
+    stack = copy.copy(backbone.stack)
+    stack._modules = dict(backbone.stack._modules)
+    setattr(stack, backbone.family.layers, layers)
+    setattr(stack, backbone.family.norm, norm)
+    config = copy.deepcopy(backbone.model.config)
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = list(config.layer_types)[reduction - 1 :: reduction]
+    stack.config = config
+    return stack
