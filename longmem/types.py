@@ -143,6 +143,12 @@ class KVBlock:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    def tokens_checksum(self) -> str:
+        """XXH3-128 over place and token ids: what must not differ when a block is written again."""
+        digest = xxhash.xxh3_128(f"{self.segment},{self.start_token}".encode())
+        digest.update(np.ascontiguousarray(self.tokens).data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class PutReceipt:
@@ -203,6 +209,7 @@ class SegmentInfo:
     start_token: int
     num_tokens: int
     checksum: str
+    tokens_checksum: str
     num_bytes: int
 
     @property

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
+import numpy as np
+
+from longmem.errors import ConflictError, FingerprintError, MissingBlockError, NumericError, StoreError
+from longmem.memory.handle import DocumentMemory
+from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
 
 class AbstractBlockSource(ABC):
@@ -83,6 +87,10 @@ class AbstractMemoryStore(AbstractBlockSource):
     def num_bytes(self) -> int:
         """Payload bytes held, as the catalogue counts them (forked blocks once)."""
 
+    def document(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> DocumentMemory:
+        """A handle on one document's memory, which need not exist yet."""
+        return DocumentMemory(self, DocumentKey(namespace, name))
+
     @abstractmethod
     def close(self) -> None:
         """Release handles and caches; every later call raises StoreError. Closing twice is allowed."""
@@ -96,12 +104,76 @@ class AbstractMemoryStore(AbstractBlockSource):
         self.close()
 
 
-def check_sequence(infos: Sequence[SegmentInfo], key: DocumentKey, first_segment: int, last_segment: int) -> None:
-    """Assert on our own bookkeeping: entries are exactly the segments asked for and follow each other in position."""
-    assert [info.segment for info in infos] == list(range(first_segment, last_segment)), (
-        f"{key}: expected segments [{first_segment}, {last_segment}), got {[info.segment for info in infos]}"
-    )
-    for before, after in zip(infos, infos[1:], strict=False):
-        assert before.end_token == after.start_token, (
-            f"{key}: segment {before.segment} ends at {before.end_token} but {after.segment} starts at {after.start_token}"
+STORED_TYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
+"""NumPy types of stored keys and values; bfloat16 travels as its bits."""
+
+
+def check_block(block: KVBlock) -> None:
+    """What every store refuses: a block that is not what its fingerprint says (StoreError), NaN or infinity
+    (NumericError)."""
+    identity = block.fingerprint
+    shape = (block.num_tokens, identity.kv_heads, identity.head_dim)
+    dtype = np.dtype(STORED_TYPES[identity.kv_dtype])
+    for name, array in (("keys", block.keys), ("values", block.values)):
+        where = f"{block.key} segment {block.segment}: {name}"
+        if array.shape != shape or array.dtype != dtype:
+            raise StoreError(f"{where} must be {dtype}{shape} as the fingerprint says, got {array.dtype}{array.shape}")
+        if bad := _num_not_finite(array, identity.kv_dtype):
+            raise NumericError(
+                f"{where} hold {bad} NaN or infinite numbers of {array.size}; nothing was stored: check the backbone's "
+                "weights, or use kv_dtype=bfloat16 if they are too large for float16"
+            )
+    start = block.segment * identity.segment_tokens
+    if not 0 < block.num_tokens <= identity.segment_tokens or block.start_token != start or block.segment < 0:
+        raise StoreError(
+            f"{block.key} segment {block.segment} must start at token {start} and hold 1 to {identity.segment_tokens} "
+            f"tokens, got {block.num_tokens} at {block.start_token}"
         )
+
+
+def describe_block(block: KVBlock) -> SegmentInfo:
+    """The catalogue entry of a block."""
+    return SegmentInfo(
+        key=block.key,
+        segment=block.segment,
+        start_token=block.start_token,
+        num_tokens=block.num_tokens,
+        checksum=block.checksum(),
+        tokens_checksum=block.tokens_checksum(),
+        num_bytes=block.num_bytes,
+    )
+
+
+def check_fingerprint(stored: Fingerprint | None, offered: Fingerprint) -> None:
+    """Raises FingerprintError when the store holds keys and values of another kind."""
+    if stored is not None and stored != offered:
+        raise FingerprintError(
+            f"the store was written by another model or with other settings (stored != offered): "
+            f"{stored.differences(offered)}; use the model and settings that wrote it, or another store"
+        )
+
+
+def check_same_tokens(stored: SegmentInfo, block: KVBlock) -> None:
+    """Raises ConflictError unless the stored block holds the same token ids at the same place."""
+    if stored.tokens_checksum != block.tokens_checksum():
+        raise ConflictError(
+            f"{block.key} segment {block.segment} already holds other tokens ({stored.num_tokens} at "
+            f"{stored.start_token}, offered {block.num_tokens} at {block.start_token}); the first ones stay: use "
+            "another document name or namespace, or delete the document first"
+        )
+
+
+def missing_blocks(key: DocumentKey, wanted: range, found: Sequence[int]) -> MissingBlockError:
+    """The error for `read` of something that is not stored."""
+    lacking = sorted(set(wanted) - set(found))
+    return MissingBlockError(
+        f"{key}: segments {lacking[:5]} of [{wanted.start}, {wanted.stop}) are not stored ({len(lacking)} missing); "
+        "write the document's earlier segments first"
+    )
+
+
+def _num_not_finite(array: np.ndarray, kv_dtype: str) -> int:
+    if kv_dtype == "bfloat16":
+        # an exponent of all ones is infinity or NaN
+        return int(np.count_nonzero((array & 0x7F80) == 0x7F80))
+    return array.size - int(np.count_nonzero(np.isfinite(array)))

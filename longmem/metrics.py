@@ -1,0 +1,142 @@
+"""Perplexity per token, word and byte with bootstrap intervals, from the summed nats of every segment.
+
+Nats are negative natural-log probabilities. Perplexity is `exp(nats / units)`; for words and bytes only the
+denominator changes, so models with different tokenizers can be compared (PG-19 convention: Rae et al. 2020,
+"Compressive Transformers", arXiv 1911.05507, §4.1).
+
+Intervals are percentile bootstrap over segments (Efron and Tibshirani 1993, "An Introduction to the Bootstrap",
+chapter 13): how much the figure would move if other segments of the same kind had been scored. LongMem and its
+backbone are compared on the *same* resamples, because what makes a segment hard is hard for both: the interval of
+the change is far narrower than those of the two perplexities.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+NUM_RESAMPLES = 1000
+BOOTSTRAP_SEED = 20230607
+QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class SegmentNats:
+    """Negative natural-log probability of one segment's predicted tokens, summed, under both models."""
+
+    longmem: float
+    backbone: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval. None stands for what has no finite value, since JSON has no NaN or infinity:
+    `value` without a unit to divide by or beyond the range of a float, `low` and `high` also for one segment."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same figure with memory and without."""
+
+    longmem: Interval
+    backbone: Interval
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """Compressed size in bits of one byte of text; None where no bytes were counted."""
+
+    longmem: float | None
+    backbone: float | None
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """All headline figures of a job."""
+
+    token: Comparison
+    word: Comparison
+    byte: Comparison
+    bits_per_byte: BitsPerByte
+    change: Interval
+    """Token perplexity of LongMem relative to its backbone, minus one: -0.03 is a perplexity 3 % lower."""
+
+
+def compute_perplexities(segments: Sequence[SegmentNats], num_words: int, num_bytes: int) -> Perplexities:
+    """All perplexities of the scored segments, whose texts have `num_words` words and `num_bytes` UTF-8 bytes.
+
+    Values do not depend on the order of the segments. Intervals depend on it within bootstrap noise: give segments
+    in a fixed order to get the same intervals again.
+    """
+    # a document's last segment can be a lone token with nothing to predict; resamples of only those have no mean
+    scored = [segment for segment in segments if segment.num_tokens > 0]
+    tokens = sum(segment.num_tokens for segment in scored)
+    longmem_nats = math.fsum(segment.longmem for segment in scored)
+    backbone_nats = math.fsum(segment.backbone for segment in scored)
+    difference_nats = math.fsum(nats for segment in scored for nats in (segment.longmem, -segment.backbone))
+
+    resampled = _resample(scored)
+    longmem = _nats_per_token(longmem_nats, tokens, resampled[:, 0])
+    backbone = _nats_per_token(backbone_nats, tokens, resampled[:, 1])
+    change = _nats_per_token(difference_nats, tokens, resampled[:, 0] - resampled[:, 1])
+
+    def compare(units: int) -> Comparison:
+        return Comparison(_perplexity(longmem, tokens, units), _perplexity(backbone, tokens, units))
+
+    return Perplexities(
+        token=compare(tokens),
+        word=compare(num_words),
+        byte=compare(num_bytes),
+        bits_per_byte=BitsPerByte(_bits(longmem_nats, num_bytes), _bits(backbone_nats, num_bytes)),
+        change=_map(math.expm1, change),
+    )
+
+
+def _resample(segments: Sequence[SegmentNats]) -> Float64[np.ndarray, "resamples two"]:
+    """Nats per token (LongMem, backbone) of every resample; no rows for fewer than two segments.
+
+    A resample is how often each segment was drawn, a multinomial count, and its sums are one product of that count
+    with the segments. Drawn one resample at a time, so that memory stays at a few bytes per segment; counting uniform
+    draws is three times as fast as `Generator.multinomial` (1.6 against 5.5 ms for 100,000 segments).
+    """
+    n = len(segments)
+    if n < 2:
+        return np.empty((0, 2))
+    columns = np.array([(segment.longmem, segment.backbone, segment.num_tokens) for segment in segments], np.float64)
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    sums = np.empty((NUM_RESAMPLES, 3))
+    for row in sums:
+        row[:] = np.bincount(generator.integers(n, size=n), minlength=n) @ columns
+    return sums[:, :2] / sums[:, 2:]
+
+
+def _nats_per_token(nats: float, tokens: int, resampled: Float64[np.ndarray, " resamples"]) -> Interval:
+    low, high = np.quantile(resampled, QUANTILES).tolist() if len(resampled) else (None, None)
+    return Interval(nats / tokens if tokens else None, low, high)
+
+
+def _perplexity(nats_per_token: Interval, tokens: int, units: int) -> Interval:
+    return _map(lambda nats: math.exp(nats * tokens / units), nats_per_token) if units else Interval(None, None, None)
+
+
+def _map(function: Callable[[float], float], interval: Interval) -> Interval:
+    """An increasing function of a figure; the quantiles of the result are the results of the quantiles."""
+
+    def apply(part: float | None) -> float | None:
+        try:
+            return None if part is None else function(part)
+        except OverflowError:
+            return None
+
+    return Interval(apply(interval.value), apply(interval.low), apply(interval.high))
+
+
+def _bits(nats: float, num_bytes: int) -> float | None:
+    return nats / math.log(2) / num_bytes if num_bytes else None

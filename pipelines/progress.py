@@ -1,0 +1,205 @@
+"""What a running job shows: a live display on a terminal, a line now and then in a log file.
+
+Everything happens in the caller's thread when it reports something, so the display needs no lock and can never
+disagree with what was counted. Names of documents are foreign text: they are shown without Rich markup and without
+control characters, which a terminal would obey.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from longmem.executor import STAGES, Stage
+
+WINDOW_S = 10.0
+"""Rates are averages over this long: steady to read, yet a stall shows."""
+REFRESH_S = 0.25
+LINE_S = 5.0
+
+
+class Progress:
+    """Context manager that shows how far a job is.
+
+    `console` should write to stderr, so that results on stdout can be piped. `total_tokens` is None when documents
+    become known only as they are admitted (`add_total`).
+    """
+
+    def __init__(
+        self, console: Console, total_tokens: int | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._clock = clock
+        self._total_tokens = total_tokens
+        self._total_documents: int | None = None
+        self._start = self._last_shown = clock()
+        self._tokens: dict[Stage, int] = dict.fromkeys(STAGES, 0)
+        self._busy_s: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+        self._rates = {stage: _Rate(clock) for stage in STAGES}
+        self._depths: dict[Stage, int] = dict.fromkeys(STAGES, 0)
+        self._in_flight_bytes = 0
+        self._num_done = 0
+        self._num_failed = 0
+        self._last_document = ""
+        self._live = (
+            Live(console=console, auto_refresh=False, get_renderable=self._display) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start(refresh=True)
+        else:
+            self._print_line()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.refresh()
+            self._live.stop()
+        else:
+            self._print_line()
+
+    def add_total(self, tokens: int) -> None:
+        """A document of `tokens` still to be scored was admitted."""
+        self._total_tokens = (self._total_tokens or 0) + tokens
+
+    def document_total(self, n: int) -> None:
+        """The job has `n` documents."""
+        self._total_documents = n
+
+    def completed(self, stage: Stage, tokens: int, busy_s: float) -> None:
+        """A worker finished one segment of `tokens` in `busy_s` seconds."""
+        self._tokens[stage] += tokens
+        self._busy_s[stage] += busy_s
+        self._rates[stage].add(tokens)
+        self._show()
+
+    def document_done(self, name: str, failed: bool) -> None:
+        """The last segment of a document was scored, or the document was given up."""
+        self._num_done += 1
+        self._num_failed += failed
+        self._last_document = printable(name)
+        self._show()
+
+    def queues(self, depths: Mapping[Stage, int], in_flight_bytes: int) -> None:
+        """Segments running or ready per stage, and bytes of encoded segments not scored yet."""
+        self._depths.update(depths)
+        self._in_flight_bytes = in_flight_bytes
+        self._show()
+
+    def note(self, text: str) -> None:
+        """Print a line that stays, above the display."""
+        self._console.print(Text(printable(text)), soft_wrap=True)
+
+    def _show(self) -> None:
+        now = self._clock()
+        if now - self._last_shown < (REFRESH_S if self._live else LINE_S):
+            return
+        self._last_shown = now
+        if self._live:
+            self._live.refresh()
+        else:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._console.print(Text(self._line()), soft_wrap=True)
+
+    def _line(self) -> str:
+        busy = ", ".join(f"{stage} {self._depths[stage]}" for stage in STAGES if self._depths[stage])
+        parts = [
+            _duration(self._clock() - self._start),
+            f"scored {self._of_total()} tokens",
+            f"{self._rates['score'].per_second():,.0f} tokens/s",
+            self._documents(),
+            f"queued: {busy}" if busy else "",
+            f"{self._in_flight_bytes / 1e6:,.0f} MB in flight" if self._in_flight_bytes else "",
+            self._remaining(),
+        ]
+        return " · ".join(part for part in parts if part)
+
+    def _display(self) -> Group:
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            ProgressBar(self._total_tokens or 1, self._tokens["score"], width=32),
+            Text(f"{self._of_total()} tokens"),
+            Text(_duration(self._clock() - self._start), style="dim"),
+            Text(self._remaining(), style="bold"),
+        )
+        stages = Table(box=None, padding=(0, 2), header_style="dim")
+        stages.add_column("stage")
+        for title in ("tokens/s", "tokens", "busy", "queued"):
+            stages.add_column(title, justify="right")
+        for stage in STAGES:
+            stages.add_row(
+                stage,
+                f"{self._rates[stage].per_second():,.0f}",
+                f"{self._tokens[stage]:,}",
+                _duration(self._busy_s[stage]),
+                f"{self._depths[stage]:,}",
+            )
+        foot = Text(f"{self._documents()} · {self._in_flight_bytes / 1e6:,.0f} MB in flight", overflow="ellipsis")
+        if self._last_document:
+            foot.append(f" · last: {self._last_document}", style="dim")
+        foot.no_wrap = True
+        return Group(head, stages, foot)
+
+    def _documents(self) -> str:
+        done = (
+            f"{self._num_done:,}" if self._total_documents is None else f"{self._num_done:,}/{self._total_documents:,}"
+        )
+        return f"documents {done}" + (f" ({self._num_failed:,} failed)" if self._num_failed else "")
+
+    def _of_total(self) -> str:
+        scored = self._tokens["score"]
+        if not self._total_tokens:
+            return f"{scored:,}"
+        return f"{scored:,} of {self._total_tokens:,} ({scored / self._total_tokens:.0%})"
+
+    def _remaining(self) -> str:
+        """Time left for the tokens known so far, at the average pace of the job, which is steadier than the window."""
+        elapsed = self._clock() - self._start
+        if not self._tokens["score"] or not self._total_tokens or elapsed <= 0:
+            return ""
+        left = max(0, self._total_tokens - self._tokens["score"])
+        return f"{_duration(left * elapsed / self._tokens['score'])} left" if left else ""
+
+
+class _Rate:
+    """Tokens per wall-clock second over the last `WINDOW_S` seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._events: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, tokens: int) -> None:
+        self._events.append((self._clock(), tokens))
+        self._sum += tokens
+
+    def per_second(self) -> float:
+        now = self._clock()
+        while self._events and self._events[0][0] <= now - WINDOW_S:
+            self._sum -= self._events.popleft()[1]
+        elapsed = min(WINDOW_S, now - self._start)
+        return self._sum / elapsed if elapsed > 0 else 0.0
+
+
+def printable(text: str) -> str:
+    """Foreign text on one line, with U+FFFD for every character that a terminal might obey instead of showing."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}"
