@@ -63,6 +63,20 @@ def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
     return Connection(owned=True, started_here=True, dashboard_url=_dashboard_url())
 
 
+def find_cluster() -> str | None:
+    """Address of the cluster that `auto` would join, or None when none runs."""
+    if ray.is_initialized():
+        return str(ray.get_runtime_context().gcs_address)
+    try:
+        ray.init(address=AUTO, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError:
+        return None
+    try:
+        return str(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
+
+
 def check_capacity(num_cpus: float, num_gpus: float) -> None:
     """Raises ClusterError when the whole cluster is too small, instead of waiting for ever for a place."""
     total = ray.cluster_resources()

@@ -18,44 +18,14 @@ from actors.encoder import EncoderActor
 from actors.failures import translated
 from actors.outcome import Outcome
 from actors.pool import RESTART, ActorPool
+from actors.shape import ClusterShape
 from actors.sidenet import SideNetActor
 from actors.store import RemoteBlockSource, StoreActor, shard_of
-from longmem.errors import ConfigError
+from longmem.errors import ClusterError
 from longmem.executor import STAGES, AbstractExecutor, Completion, Stage
+from longmem.memory.store import check_fingerprint
 from longmem.model_source import ModelDescription, ModelSource
 from longmem.types import DocumentKey, Segment, SegmentInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterShape:
-    """How many actors of each kind, and what each declares to Ray's scheduler. Raises ConfigError."""
-
-    address: str = "auto"
-    encoders: int = 1
-    readers: int = 1
-    stores: int = 1
-    threads: int = 1
-    """Torch threads, and CPUs, of each encoder and reader."""
-    encoder_gpus: float = 0.0
-    reader_gpus: float = 0.0
-    """GPU share of each actor; with more than 0 its model runs on the GPU."""
-    window_bytes: int = 2**30
-    """Windows that each reader keeps in memory."""
-    object_store_bytes: int = 2**30
-    """Size of Ray's object store where the cluster is started here."""
-
-    def __post_init__(self) -> None:
-        for name in ("encoders", "readers", "stores", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def num_cpus(self) -> int:
-        return (self.encoders + self.readers) * self.threads
-
-    @property
-    def num_gpus(self) -> float:
-        return self.encoders * self.encoder_gpus + self.readers * self.reader_gpus
 
 
 @dataclass(frozen=True)
@@ -112,6 +82,14 @@ class RayExecutor(AbstractExecutor):
                 if outcome.error is not None:
                     raise outcome.error
         self._description: ModelDescription = outcomes["encode"][0].result
+        for outcome in outcomes["encode"]:
+            if outcome.result.fingerprint != self._description.fingerprint:
+                raise ClusterError(
+                    f"the workers hold different models (encoder 0 != another): "
+                    f"{self._description.fingerprint.differences(outcome.result.fingerprint)}; put the same model on "
+                    "every node"
+                )
+        check_fingerprint(outcomes["put"][0].result, self._description.fingerprint)
 
     def describe(self) -> ModelDescription:
         return self._description

@@ -62,12 +62,12 @@ class RemoteBlockSource(AbstractBlockSource):
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
         with translated(f"reading blocks of {key}"):
-            blocks: list[KVBlock] = ray.get(
-                shard_of(self._shards, key).read.remote(key, first_segment, last_segment)
-            )
+            blocks: list[KVBlock] = ray.get(shard_of(self._shards, key).read.remote(key, first_segment, last_segment))
         return blocks
 
 
 def shard_of(shards: list["ray.actor.ActorHandle"], key: DocumentKey) -> "ray.actor.ActorHandle":
     """The one actor that writes a document; the same in every process (Python's own hash is salted)."""
-    return shards[xxhash.xxh3_64_intdigest(f"{key.namespace}\0{key.document}") % len(shards)]
+    return shards[
+        xxhash.xxh3_64_intdigest(f"{key.namespace}\0{key.document}".encode("utf-8", "surrogatepass")) % len(shards)
+    ]

@@ -1,4 +1,7 @@
-"""Tensors to arrays that cross processes and rest on disk, and back. NumPy has no bfloat16: its bits travel as uint16."""
+"""Tensors to arrays that cross processes and rest on disk, and back.
+
+NumPy has no bfloat16: its bits travel as uint16.
+"""
 
 import numpy as np
 import torch

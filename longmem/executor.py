@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from longmem.errors import LongMemError
-from longmem.memory.store import AbstractMemoryStore
+from longmem.memory.store import AbstractMemoryStore, check_fingerprint
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelDescription, describe
@@ -93,9 +93,13 @@ class AbstractExecutor(ABC):
 
 
 class InlineExecutor(AbstractExecutor):
-    """Everything in the caller's process and thread: no Ray, no parallelism, the same numbers."""
+    """Everything in the caller's process and thread: no Ray, no parallelism, the same numbers.
+
+    Raises FingerprintError when the store was written by another model.
+    """
 
     def __init__(self, model: LongMem, store: AbstractMemoryStore, *, window_bytes: int = 2**30) -> None:
+        check_fingerprint(store.fingerprint(), model.fingerprint)
         self._model = model
         self._store = store
         self._windows = WindowCache(
@@ -113,7 +117,7 @@ class InlineExecutor(AbstractExecutor):
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._queues[stage].append(segment)
 
-    def wait(self, timeout_s: float) -> list[Completion]:
+    def wait(self, timeout_s: float) -> list[Completion]:  # noqa: ARG002 - work here ends when it ends
         # late stages first: they free what early stages fill
         for stage in reversed(STAGES):
             if self._queues[stage]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from longmem.errors import ConfigError
 from longmem.memory.handle import DocumentMemory
+from longmem.memory.store import check_fingerprint
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-from longmem.past import ContinuedPast, check_readable, text_key
+from longmem.past import ContinuedPast, text_key
 from longmem.types import Segment
 
 
@@ -107,7 +108,7 @@ def generate(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if memory is not None:
-        check_readable(memory, model.fingerprint)
+        check_fingerprint(memory.store.fingerprint(), model.fingerprint)
     sampling = sampling or Sampling()
     random = torch.Generator().manual_seed(sampling.seed)
     decoder = Decoder(model, memory)

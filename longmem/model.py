@@ -1,4 +1,4 @@
-"""LongMem: a frozen backbone, a SideNet, and the two things a pipeline asks of them: encode a segment, score a segment."""
+"""LongMem: a frozen backbone, a SideNet, and what a pipeline asks of them: encode a segment, score a segment."""
 
 from functools import cached_property
 from pathlib import Path
@@ -183,4 +183,6 @@ class LongMem:
 def _require_finite(tensor: Tensor, what: str, advice: str) -> None:
     if not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
-        raise NumericError(f"{what}: expected finite numbers, {count} of {tensor.numel()} are NaN or infinite; {advice}")
+        raise NumericError(
+            f"{what}: expected finite numbers, {count} of {tensor.numel()} are NaN or infinite; {advice}"
+        )

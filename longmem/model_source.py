@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longmem.backbone.loading import load_config
+from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint
 from longmem.config import Dtype
@@ -25,6 +25,8 @@ class ModelDescription:
     num_parameters: int
     """Of backbone and SideNet, shared ones once."""
     fingerprint: Fingerprint
+    sidenet: str
+    """Hash of the SideNet's weights as loaded."""
     segment_bytes: int
     """Taps and block of one full segment: what an encoded segment occupies until it is scored and stored."""
     settings: dict[str, Any]
@@ -69,6 +71,7 @@ def describe(model: LongMem) -> ModelDescription:
         trained=model.trained,
         num_parameters=own + sum(parameter.numel() for parameter in model.backbone.model.parameters()),
         fingerprint=model.fingerprint,
+        sidenet=hash_weights(model.sidenet),
         segment_bytes=per_token * config.segment_tokens,
         settings=vars(config) | {"memory_layer": model.sidenet.memory_layer},
     )

@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from longmem.config import LongMemConfig
-from longmem.errors import ConflictError, FingerprintError
+from longmem.errors import ConflictError
 from longmem.memory.handle import DocumentMemory
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
-from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment
+from longmem.types import DocumentKey, KVBlock, Segment
 
 
 class AbstractPast(ABC):
@@ -64,16 +64,6 @@ class ContinuedPast(AbstractPast):
     def accept(self, block: KVBlock) -> None:
         if self._memory_tokens:
             self._buffer.append(replace(block, start_token=self.offset + block.start_token))
-
-
-def check_readable(memory: DocumentMemory, fingerprint: Fingerprint) -> None:
-    """Raises FingerprintError when the store's keys and values were written by something else than this model."""
-    stored = memory.store.fingerprint()
-    if stored is not None and stored != fingerprint:
-        raise FingerprintError(
-            f"the store was written by another model or with other settings (stored != this model): "
-            f"{stored.differences(fingerprint)}; open it with the model that wrote it, or use another store"
-        )
 
 
 def check_own(memory: DocumentMemory, segments: list[Segment]) -> None:

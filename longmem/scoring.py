@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from longmem.memory.handle import DocumentMemory
+from longmem.memory.store import check_fingerprint
 from longmem.model import LongMem
-from longmem.past import AbstractPast, ContinuedPast, OwnPast, check_own, check_readable, text_key
+from longmem.past import AbstractPast, ContinuedPast, OwnPast, check_own, text_key
 from longmem.text.segments import cut_segments
 from longmem.types import SegmentScore
 
@@ -50,10 +51,10 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
     past: AbstractPast
     if memory is None or memory.read_only:
         if memory is not None:
-            check_readable(memory, model.fingerprint)
+            check_fingerprint(memory.store.fingerprint(), model.fingerprint)
         past = ContinuedPast(memory, model.config)
     else:
-        check_readable(memory, model.fingerprint)
+        check_fingerprint(memory.store.fingerprint(), model.fingerprint)
         check_own(memory, segments)
         past = OwnPast(memory, model.config)
     scores, backbone = [], []

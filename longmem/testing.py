@@ -16,7 +16,9 @@ from longmem.model import LongMem
 __all__ = ["FAMILIES", "SMALL_CONFIGS", "save_small_backbone", "small_longmem", "unsettle"]
 
 
-def small_longmem(folder: Path, family: str = "llama", *, seed: int = 0, unsettled: bool = True, **settings: Any) -> LongMem:
+def small_longmem(
+    folder: Path, family: str = "llama", *, seed: int = 0, unsettled: bool = True, **settings: Any
+) -> LongMem:
     """A LongMem on a small backbone of a family, saved under `folder`; `settings` are fields of LongMemConfig.
 
     `unsettled` gives scale and gate random values, so that memory really moves the result; without it the SideNet

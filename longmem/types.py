@@ -56,6 +56,11 @@ class Document:
         return len(self.text.encode("utf-8"))
 
     @property
+    def digest(self) -> str:
+        """XXH3-128 of the text."""
+        return xxhash.xxh3_128_hexdigest(self.text.encode("utf-8"))
+
+    @property
     def num_words(self) -> int:
         """Whitespace-separated words, the denominator of word-level perplexity (PG-19 convention)."""
         return len(self.text.split())
@@ -83,6 +88,10 @@ class Segment:
     @property
     def end_token(self) -> int:
         return self.start_token + len(self.tokens)
+
+    def tokens_checksum(self) -> str:
+        """Equal to that of the block which this segment becomes."""
+        return _tokens_checksum(self.index, self.start_token, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,7 @@ class KVBlock:
 
     def tokens_checksum(self) -> str:
         """XXH3-128 over place and token ids: what must not differ when a block is written again."""
-        digest = xxhash.xxh3_128(f"{self.segment},{self.start_token}".encode())
-        digest.update(np.ascontiguousarray(self.tokens).data)
-        return digest.hexdigest()
+        return _tokens_checksum(self.segment, self.start_token, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -215,3 +222,9 @@ class SegmentInfo:
     @property
     def end_token(self) -> int:
         return self.start_token + self.num_tokens
+
+
+def _tokens_checksum(segment: int, start_token: int, tokens: np.ndarray) -> str:
+    digest = xxhash.xxh3_128(f"{segment},{start_token}".encode())
+    digest.update(np.ascontiguousarray(tokens).data)
+    return digest.hexdigest()

@@ -39,6 +39,7 @@ class Progress:
         self._clock = clock
         self._total_tokens = total_tokens
         self._total_documents: int | None = None
+        self._num_admitted = 0
         self._start = self._last_shown = clock()
         self._tokens: dict[Stage, int] = dict.fromkeys(STAGES, 0)
         self._busy_s: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
@@ -71,6 +72,7 @@ class Progress:
     def add_total(self, tokens: int) -> None:
         """A document of `tokens` still to be scored was admitted."""
         self._total_tokens = (self._total_tokens or 0) + tokens
+        self._num_admitted += 1
 
     def document_total(self, n: int) -> None:
         """The job has `n` documents."""
@@ -170,7 +172,10 @@ class Progress:
         if not self._tokens["score"] or not self._total_tokens or elapsed <= 0:
             return ""
         left = max(0, self._total_tokens - self._tokens["score"])
-        return f"{_duration(left * elapsed / self._tokens['score'])} left" if left else ""
+        # documents that nobody has opened yet have no length to count
+        more_to_come = 0 < self._num_admitted < (self._total_documents or 0)
+        duration = _duration(left * elapsed / self._tokens["score"])
+        return f"{'at least ' if more_to_come else ''}{duration} left" if left else ""
 
 
 class _Rate:

@@ -45,7 +45,9 @@ class _DocumentState:
 class SegmentScheduler:
     """Decides the next tasks of all admitted documents; the caller runs them and reports back."""
 
-    def __init__(self, limits: Limits, segment_bytes: int, segment_tokens: int, memory_tokens: int, write: bool) -> None:
+    def __init__(
+        self, limits: Limits, segment_bytes: int, segment_tokens: int, memory_tokens: int, write: bool
+    ) -> None:
         """`write`: whether blocks are put at all (a job without memory that keeps none writes nothing)."""
         self._limits = limits
         self._segment_bytes = segment_bytes

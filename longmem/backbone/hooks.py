@@ -45,7 +45,7 @@ def tapped(layers: nn.ModuleList, every: int) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def projected(family: Family, attention: nn.Module, shape: AttentionShape) -> Iterator[Callable[[], Any]]:
-    """Yield a function that gives the last (query, key, value) of `attention`, each [batch, tokens, heads, head_dim]."""
+    """Yield a function that gives `attention`'s last (query, key, value), each [batch, tokens, heads, head_dim]."""
     modules = family.projections_of(attention)
     outputs: list[Tensor | None] = [None] * len(modules)
 
@@ -70,7 +70,7 @@ def projected(family: Family, attention: nn.Module, shape: AttentionShape) -> It
 def output_replaced(
     family: Family, attention: nn.Module, shape: AttentionShape, fuse: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Pass the local attention's output [batch, tokens, heads, head_dim] through `fuse` before the output projection."""
+    """Pass the local attention's output [batch, tokens, heads, head_dim] through `fuse`, before its projection."""
 
     def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         local = args[0]

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import xxhash
 from safetensors import SafetensorError
-from transformers.utils import logging as hf_logging
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from longmem.backbone.families import family_of
 from longmem.config import Dtype
@@ -18,7 +18,7 @@ from longmem.errors import CheckpointError, ConfigError
 def load_config(source: str | Path) -> PretrainedConfig:
     """The model's configuration. Raises CheckpointError (not a model), UnknownFamilyError."""
     if _looks_local(source) and not Path(source).is_dir():
-        raise CheckpointError(f"model folder not found: {source} (expected a folder with config.json and *.safetensors)")
+        raise CheckpointError(f"model folder not found: {source} (expected config.json and *.safetensors)")
     try:
         config = AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
@@ -57,7 +57,7 @@ def load_causal_lm(source: str | Path, dtype: Dtype) -> PreTrainedModel:
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"weights of {source} are incomplete: {len(missing)} missing, first {missing[:3]}")
     if report["mismatched_keys"]:
-        raise CheckpointError(f"weights of {source} do not fit its config.json: {sorted(report['mismatched_keys'])[:3]}")
+        raise CheckpointError(f"weights of {source} do not fit config.json: {sorted(report['mismatched_keys'])[:3]}")
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
 

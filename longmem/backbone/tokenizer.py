@@ -59,8 +59,10 @@ class Tokenizer:
     def digest(self) -> str:
         """Hash of all that decides how text becomes ids."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self._tokenizer.get_vocab().items()))
-        return xxhash.xxh3_64_hexdigest(f"{self.start_token}:{vocabulary}")
+        vocabulary = (
+            backend.to_str() if backend is not None else json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        )
+        return xxhash.xxh3_64_hexdigest(f"{self.start_token}:{vocabulary}".encode())
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(str(folder))

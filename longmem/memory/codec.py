@@ -47,8 +47,10 @@ def to_rows(block: KVBlock, write: int) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def from_rows(rows: pa.Table, key: DocumentKey, infos: list[tuple[SegmentInfo, int]], identity: Fingerprint) -> list[KVBlock | None]:
-    """Blocks of the (catalogue entry, write) pairs, in their order; None for one whose rows are not all there, once each.
+def from_rows(
+    rows: pa.Table, key: DocumentKey, infos: list[tuple[SegmentInfo, int]], identity: Fingerprint
+) -> list[KVBlock | None]:
+    """Blocks of the (catalogue entry, write) pairs, in their order; None where not every row is there exactly once.
 
     Arrays are read-only and, where rows arrive in order, share Arrow's memory.
     """
@@ -68,12 +70,16 @@ def from_rows(rows: pa.Table, key: DocumentKey, infos: list[tuple[SegmentInfo, i
             blocks.append(None)
             continue
         # a slice where rows lie in order (always, unless a table was rewritten), else one gather
-        taken = slice(places[0], places[-1] + 1) if np.array_equal(np.diff(places), np.ones(len(places) - 1)) else places
+        taken = (
+            slice(places[0], places[-1] + 1) if np.array_equal(np.diff(places), np.ones(len(places) - 1)) else places
+        )
         parts = {
             name: _read_only(column[taken].reshape(-1, *column.shape[2:])[: info.num_tokens])
             for name, column in columns.items()
         }
-        blocks.append(KVBlock(key=key, segment=info.segment, start_token=info.start_token, fingerprint=identity, **parts))
+        blocks.append(
+            KVBlock(key=key, segment=info.segment, start_token=info.start_token, fingerprint=identity, **parts)
+        )
     return blocks
 
 

@@ -66,7 +66,9 @@ class LanceDatabase:
             merge = self._table(name, rows.schema).merge_insert(column).when_not_matched_insert_all()
             return int(merge.execute(rows).num_inserted_rows)
 
-    def select(self, name: str, schema: pa.Schema, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
+    def select(
+        self, name: str, schema: pa.Schema, where: str | None = None, columns: list[str] | None = None
+    ) -> pa.Table:
         """Rows for which an SQL condition holds; values in it must come from `quoted`."""
         with _translated(f"reading table {name}"):
             query = self._table(name, schema).search()
@@ -131,9 +133,7 @@ def quoted(value: str) -> str:
 
 @cache
 def _session() -> Any:
-    return lancedb.Session(
-        index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES
-    )
+    return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         text = str(error).lower()
         if any(sign in text for sign in _NO_SPACE):
-            raise StoreError(f"{doing}: the disk is full; free some space and run again with --resume ({error})") from error
+            raise StoreError(f"{doing}: the disk is full; free some space and run again ({error})") from error
         if any(sign in text for sign in _NO_WRITE):
             raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
         if damage:

@@ -41,9 +41,9 @@ def test_log_gets_at_most_one_line_in_five_seconds() -> None:
     console, file = log_console()
     clock = Clock()
     with Progress(console, 100_000, clock=clock) as progress:
-        for _ in range(200):
-            clock.now += 0.1
-            progress.completed("score", 100, 0.05)
+        for _ in range(160):
+            clock.now += 0.125  # exact in binary
+            progress.completed("score", 125, 0.05)
         assert 4 <= len(file.getvalue().splitlines()) <= 5
     assert (
         file.getvalue().splitlines()[-1].startswith("0:00:20 · scored 20,000 of 100,000 (20%) tokens · 1,000 tokens/s")
@@ -70,6 +70,17 @@ def test_time_left_follows_scored_tokens() -> None:
         progress.completed("encode", 1000, 1.0)
         progress.completed("score", 250, 1.0)
     assert file.getvalue().splitlines()[-1].endswith("0:03:00 left")
+
+
+def test_time_left_is_a_lower_bound_while_documents_are_unopened() -> None:
+    console, file = log_console()
+    clock = Clock()
+    with Progress(console, None, clock=clock) as progress:
+        progress.document_total(2)
+        progress.add_total(1000)
+        clock.now += 60
+        progress.completed("score", 500, 1.0)
+    assert file.getvalue().splitlines()[-1].endswith("at least 0:01:00 left")
 
 
 def test_documents_queues_and_bytes() -> None:

@@ -1,0 +1,209 @@
+"""Charts of a job as inline SVG, drawn with matplotlib's object API and coloured by the page that shows them.
+
+Colours are stand-ins that become the page's CSS variables, so a chart follows light and dark mode like the text around
+it. Text stays text: it takes the page's font, and can be selected and searched.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float64, Int64
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+MAX_POINTS = 80
+"""Points of one curve; beyond it a running mean keeps the curve readable."""
+LOG_SCALE_RATIO = 20
+"""Range of perplexities from which a linear axis would flatten everything but the largest."""
+MAX_NATS = 200.0
+"""Per token. exp of 710 is no float, and an axis needs room above; no perplexity that can be shown comes near."""
+WIDE_INCHES, NARROW_INCHES = (10.5, 3.4), (3.8, 2.5)
+
+INK, FAINT, WITH_MEMORY, WITHOUT_MEMORY = "#010101", "#010102", "#010103", "#010104"
+CSS_COLOURS = {
+    INK: "var(--muted)",
+    FAINT: "var(--line)",
+    WITH_MEMORY: "var(--with-memory)",
+    WITHOUT_MEMORY: "var(--without-memory)",
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "longmem",  # same data, same bytes
+    "font.size": 9.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.7,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing for wide screens (None: small enough for any) and one for narrow ones; CSS shows what fits."""
+
+    title: str
+    description: str
+    """What a reader who cannot see the drawing should know of it."""
+    wide: Markup | None
+    narrow: Markup
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Perplexity of one document by position, with memory and without, as running means of nats."""
+
+    positions: Float64[np.ndarray, " points"]
+    longmem: Float64[np.ndarray, " points"]
+    backbone: Float64[np.ndarray, " points"]
+    window: int
+    """Segments in one running mean; 1 when nothing was smoothed."""
+
+
+def document_charts(names: list[str], segments: pa.Table) -> list[Chart]:
+    """One chart of perplexity along each named document; a single document gets the width of the page."""
+    charts = []
+    for index, name in enumerate(names):
+        curve = document_curve(name, segments)
+        draw = partial(_draw_curve, curve)
+        description = (
+            f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} with memory, "
+            f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} without."
+        )
+        wide = _svg(draw, WIDE_INCHES, f"w{index}") if len(names) == 1 else None
+        charts.append(Chart(name, description, wide, _svg(draw, NARROW_INCHES, f"n{index}")))
+    return charts
+
+
+def document_curve(name: str, segments: pa.Table) -> Curve:
+    """Means are taken in nats per token, weighted by tokens, and only then made perplexities: the mean of
+    perplexities would be ruled by the single worst segment."""
+    rows = segments.filter(pc.equal(segments["document"], name)).sort_by("segment")
+    tokens = rows["num_tokens"].to_numpy()
+    rows = rows.filter(pa.array(tokens > 0))
+    tokens = tokens[tokens > 0].astype(np.float64)
+    window = max(1, -(-len(tokens) // MAX_POINTS))
+    middle = rows["start_token"].to_numpy() + tokens / 2
+
+    def running(values: Float64[np.ndarray, " segments"]) -> Float64[np.ndarray, " points"]:
+        sums: np.ndarray = np.convolve(values, np.ones(window), mode="valid")
+        return sums
+
+    def perplexity(column: str) -> Float64[np.ndarray, " points"]:
+        return np.exp(np.minimum(running(rows[column].to_numpy()) / running(tokens), MAX_NATS))
+
+    return Curve(
+        running(middle * tokens) / running(tokens), perplexity("nll_longmem"), perplexity("nll_backbone"), window
+    )
+
+
+def total_distances(segments: pa.Table) -> Int64[np.ndarray, " bins"]:
+    """Reads of all segments by distance; bin b counts distances in [2^b, 2^(b+1)) tokens, without empty far bins."""
+    histograms = [histogram for histogram in segments["distance_histogram"].to_pylist() if histogram]
+    total = np.zeros(max(map(len, histograms), default=0), np.int64)
+    for histogram in histograms:
+        total[: len(histogram)] += histogram
+    return np.trim_zeros(total, "b")
+
+
+def distance_chart(segments: pa.Table) -> Chart | None:
+    """How far back memory was read, or None when it never was."""
+    total = total_distances(segments)
+    if not len(total):
+        return None
+    shares = total / total.sum()
+    peak = int(shares.argmax())
+    median = int(np.searchsorted(shares.cumsum(), 0.5))
+    description = (
+        f"Reads by distance: most, {shares[peak]:.0%}, lie {2**peak:,} to {2 ** (peak + 1):,} tokens back; "
+        f"half lie fewer than {2 ** (median + 1):,} tokens back."
+    )
+    draw = partial(_draw_distances, shares)
+    return Chart("Distance of reads", description, _svg(draw, WIDE_INCHES, "dw"), _svg(draw, NARROW_INCHES, "dn"))
+
+
+def _draw_curve(curve: Curve, axes: Axes) -> None:
+    marker = "o" if len(curve.positions) <= 12 else ""
+    axes.plot(
+        curve.positions, curve.backbone, color=WITHOUT_MEMORY, marker=marker, markersize=3.5, linestyle=(0, (4, 1.5))
+    )
+    axes.plot(curve.positions, curve.longmem, color=WITH_MEMORY, marker=marker, markersize=3.5)
+    lowest = min(curve.longmem.min(), curve.backbone.min())
+    highest = max(curve.longmem.max(), curve.backbone.max())
+    if highest > LOG_SCALE_RATIO * lowest:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        if highest - lowest < 1e-3 * highest:  # equal curves: their rounding is no feature to zoom into
+            axes.set_ylim(lowest * 0.95, highest * 1.05)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axes.set_xlabel("token position")
+
+
+def _draw_distances(shares: Float64[np.ndarray, " bins"], axes: Axes) -> None:
+    axes.bar(np.arange(len(shares)) + 0.5, shares * 100, width=0.86, color=WITH_MEMORY)
+    axes.set_xlim(0, len(shares))
+    every = 1 if axes.get_figure().get_figwidth() > NARROW_INCHES[0] else -(-(len(shares) + 1) // 7)  # type: ignore[union-attr]
+    edges = range(0, len(shares) + 1, every)
+    axes.xaxis.set_major_locator(FixedLocator(list(edges)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda edge, _: short_count(2**edge, 1024)))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    axes.set_xlabel("tokens back")
+
+
+def short_count(value: float, kilo: int = 1000) -> str:
+    """900, 20k, 1.5M; with `kilo=1024` for powers of two (64k is 65,536)."""
+    for size, suffix in ((kilo**2, "M"), (kilo, "k")):
+        if value >= size:
+            return f"{value / size:g}{suffix}"
+    return f"{value:g}"
+
+
+def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) -> Markup:
+    """Draw and make it part of a page: no prolog, no metadata, ids of its own, the page's colours."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=inches, layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        draw(axes)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # a style element would apply to the whole page, and the page names, sizes and labels the drawing
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; ", "", text, flags=re.DOTALL)
+    text = re.sub(r'^<svg .*?(viewBox="[^"]*").*?>', r'<svg \1 aria-hidden="true">', text, flags=re.DOTALL)
+    text = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    for stand_in, colour in CSS_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return Markup(text)

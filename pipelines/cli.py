@@ -1,0 +1,241 @@
+"""The `longmem` command. Options become one checked job; errors become a sentence and an exit code.
+
+Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import longmem
+from actors.shape import ClusterShape
+from longmem.errors import ConfigError, LongMemError
+from longmem.model_source import REFERENCE_MODEL, ModelSource
+from pipelines.job import PerplexityJob, run_job
+from pipelines.result import print_result
+from pipelines.scheduler import Limits
+
+EXIT_FAILED_DOCUMENTS = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="LongMem: score long documents with a frozen language model, a memory of all it has read, and a SideNet.",
+)
+
+
+class ComputeDtype(StrEnum):
+    """Type in which the backbone and the SideNet compute."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class SearchEngine(StrEnum):
+    """What finds chunks in a reader's window."""
+
+    TORCH = "torch"
+    FAISS = "faiss"
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"longmem {longmem.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def perplexity(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT...",
+            show_default=False,
+            help=".txt, .jsonl, .jsonl.gz (`text`, optional `id`), .parquet, or a folder; local or an fsspec URI. "
+            "Without any: the Python language reference.",
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
+        ),
+    ] = str(REFERENCE_MODEL),
+    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
+            "start one), or a cluster address."
+        ),
+    ] = "auto",
+    encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
+    readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
+    stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
+    ] = None,
+    encoder_gpus: Annotated[float, typer.Option(help="GPU share of each encoder.")] = 0.0,
+    reader_gpus: Annotated[float, typer.Option(help="GPU share of each reader.")] = 0.0,
+    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
+    ] = None,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Local context only.")] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory store: LanceDB folder or URI, or memory:// (with --address none).", show_default="inside --out"
+        ),
+    ] = None,
+    keep_memory: Annotated[bool, typer.Option("--keep-memory", help="Leave the documents in the store.")] = False,
+    namespace: Annotated[
+        str | None, typer.Option(help="Where kept documents are filed.", show_default="default")
+    ] = None,
+    limit_documents: Annotated[
+        int | None, typer.Option(help="Score only the first N documents.", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
+    ] = False,
+    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
+    search: Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")] = SearchEngine.TORCH,
+    max_in_flight_segments: Annotated[
+        int | None, typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker")
+    ] = None,
+    max_in_flight_bytes: Annotated[int, typer.Option(help="Bytes of them.")] = 2**30,
+) -> None:
+    """Perplexity of long documents, with memory and without.
+
+    **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
+    """
+    console = Console(stderr=True)
+    workers = 1 if address == "none" else encoders + readers
+    with exit_codes(console, out):
+        if resume and out is None:
+            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        if no_memory and memory_tokens:
+            raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {threads}")
+        per_worker = threads or max(1, num_cores() // workers)
+        settings = {
+            "segment_tokens": segment_tokens,
+            "memory_tokens": 0 if no_memory else memory_tokens,
+            "top_k": top_k,
+            "chunk_tokens": chunk_tokens,
+        }
+        job = PerplexityJob(
+            inputs=tuple(inputs or ()),
+            out=out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
+            model=ModelSource(
+                local_or_hub(model),
+                dtype=dtype.value,
+                search=search.value,
+                settings={name: value for name, value in settings.items() if value is not None},
+            ),
+            cluster=None
+            if address == "none"
+            else ClusterShape(
+                address=address,
+                encoders=encoders,
+                readers=readers,
+                stores=stores,
+                threads=per_worker,
+                encoder_gpus=encoder_gpus,
+                reader_gpus=reader_gpus,
+            ),
+            threads=per_worker,
+            limits=Limits(max_in_flight_segments or 4 * workers, max_in_flight_bytes),
+            store=store,
+            namespace=namespace,
+            keep_memory=keep_memory,
+            keep_tokens=tokens,
+            write_memory=keep_memory or not no_memory,
+            limit_documents=limit_documents,
+            resume=resume,
+            command=shlex.join(["longmem", *sys.argv[1:]]),
+        )
+        summary = run_job(job, console)
+    print_result(Console(), summary, job.out)
+    if summary["counts"]["failed_documents"]:
+        raise typer.Exit(EXIT_FAILED_DOCUMENTS)
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="Folder whose disk to check.")] = Path(),
+) -> None:
+    """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them.
+
+    **Example:** `longmem doctor`
+    """
+    from actors.cluster import find_cluster
+    from pipelines.doctor import diagnose, render
+
+    findings = diagnose(out, find_cluster=find_cluster)
+    render(findings, Console())
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
+    """Turns what ends a command into a sentence for the user and an exit code; bugs keep their traceback."""
+
+    def __init__(self, console: Console, out: Path | None) -> None:
+        self._console = console
+        self._out = out
+
+    def __enter__(self) -> None:
+        # a scheduler's polite kill is handled like Ctrl-C: workers stop, nothing scored is lost
+        signal.signal(signal.SIGTERM, _interrupt)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            hint = f" Continue with the same command and --resume --out {self._out}" if self._out else ""
+            self._console.print(f"[yellow]interrupted.[/] What was scored is kept.{escape(hint)}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        if isinstance(error, LongMemError):
+            self._console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_or_hub(model: str) -> str:
+    """A local folder as an absolute path, because workers have other working directories; else a hub id."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def main() -> Any:
+    """Entry point of the `longmem` script."""
+    return app(prog_name="longmem")

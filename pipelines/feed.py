@@ -1,0 +1,89 @@
+"""Reading and tokenising documents ahead of the job, in a thread of its own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import Full, Queue
+from threading import Event, Thread
+
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.errors import DocumentError
+from longmem.text.documents import UnreadableDocument
+from longmem.text.segments import cut_segments
+from longmem.types import Document, DocumentKey, Segment
+
+AHEAD = 2
+"""Documents read before they are needed: hides reading and tokenising, and bounds their memory."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One document of the input, in input order, cut into segments unless it is bad or needs no work."""
+
+    order: int
+    document: Document | UnreadableDocument
+    segments: list[Segment]
+
+
+class DocumentFeed:
+    """Prepared documents, one after the other. `needs_work` says which must be tokenised at all."""
+
+    def __init__(
+        self,
+        documents: Iterator[Document | UnreadableDocument],
+        tokenizer: Tokenizer,
+        segment_tokens: int,
+        namespace: str,
+        needs_work: Callable[[Document], bool],
+    ) -> None:
+        self._documents = documents
+        self._tokenizer = tokenizer
+        self._segment_tokens = segment_tokens
+        self._namespace = namespace
+        self._needs_work = needs_work
+        self._queue: Queue[Prepared | BaseException | None] = Queue(AHEAD)
+        self._stop = Event()
+        self._thread = Thread(target=self._produce, name="document-feed", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Prepared | None:
+        """The next document, or None after the last. Raises what reading raised beyond one document's own trouble."""
+        item = self._queue.get()
+        if item is None or isinstance(item, BaseException):
+            # the end is asked for again when the job looks for more work
+            self._queue.put(item)
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _produce(self) -> None:
+        try:
+            for order, document in enumerate(self._documents):
+                if not self._put(self._prepare(order, document)):
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again by `next`, in the job's own thread
+            self._put(error)
+        else:
+            self._put(None)
+
+    def _prepare(self, order: int, document: Document | UnreadableDocument) -> Prepared:
+        if isinstance(document, UnreadableDocument) or not self._needs_work(document):
+            return Prepared(order, document, [])
+        try:
+            sequence = self._tokenizer.sequence(document.text)
+        except DocumentError as error:
+            return Prepared(order, UnreadableDocument(document.id, document.source, error), [])
+        key = DocumentKey(self._namespace, document.id)
+        return Prepared(order, document, cut_segments(key, sequence, self._segment_tokens))
+
+    def _put(self, item: Prepared | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except Full:
+                continue
+            return True
+        return False

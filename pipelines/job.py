@@ -1,0 +1,201 @@
+"""One perplexity job from its options to its output folder."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from actors.shape import ClusterShape
+from longmem.errors import ConfigError
+from longmem.executor import AbstractExecutor, InlineExecutor
+from longmem.memory.opening import IN_MEMORY, MemoryStore
+from longmem.model_source import ModelDescription, ModelSource
+from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
+from longmem.text.language_reference import language_reference
+from longmem.types import DEFAULT_NAMESPACE, Document
+from pipelines.feed import DocumentFeed
+from pipelines.job_folder import JobFolder
+from pipelines.journal import Journal
+from pipelines.perplexity import PerplexityRun, RunTotals
+from pipelines.progress import Progress
+from pipelines.report import write_report
+from pipelines.scheduler import Limits, SegmentScheduler
+from pipelines.summary import summarise
+from pipelines.tables import documents_table, segments_table, tokens_table
+
+MEMORY_FOLDER = "memory.lance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityJob:
+    """What the command line says, checked. Raises ConfigError."""
+
+    inputs: tuple[str, ...]
+    """Files and folders; empty for the Python language reference."""
+    out: Path
+    model: ModelSource
+    cluster: ClusterShape | None
+    """None runs everything in this process."""
+    threads: int
+    """Torch threads of each worker, or of this process."""
+    limits: Limits
+    store: str | None = None
+    """Where keys and values go; None for a folder inside `out`."""
+    namespace: str | None = None
+    keep_memory: bool = False
+    keep_tokens: bool = False
+    write_memory: bool = True
+    limit_documents: int | None = None
+    resume: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.limit_documents is not None and self.limit_documents < 1:
+            raise ConfigError(f"--limit-documents must be at least 1, got {self.limit_documents}")
+        if self.keep_memory and self.store == IN_MEMORY:
+            raise ConfigError(f"--keep-memory needs a store on disk, {IN_MEMORY} ends with the process")
+        if self.cluster is not None and self.store == IN_MEMORY:
+            raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
+        if self.namespace is not None and not self.keep_memory:
+            raise ConfigError("--namespace names documents that are kept; add --keep-memory")
+
+    @property
+    def store_uri(self) -> str:
+        return self.store or str(self.out.absolute() / MEMORY_FOLDER)
+
+
+def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
+    """Run (or resume) a job; returns its summary. Every LongMemError that ends it leaves the folder resumable.
+
+    Raises ConfigError, OutputError, ModelError, StoreError, ClusterError.
+    """
+    files = find_files(job.inputs)
+    with JobFolder(job.out, job.resume) as folder:
+        with open_executor(job) as executor:
+            model = executor.describe()
+            job_id = folder.claim(identity(job, files, model))
+            with folder.open_journal() as journal:
+                resumed = bool(journal.documents)
+                totals = _score(job, files, executor, model, journal, job_id, console)
+                summary = _write_results(job, folder, journal, model, totals, resumed)
+        if not job.keep_memory and job.store is None:
+            shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
+    return summary
+
+
+def open_executor(job: PerplexityJob) -> AbstractExecutor:
+    """Workers here or on Ray, which is imported only for that."""
+    if job.cluster is None:
+        torch.set_num_threads(job.threads)
+        return InlineExecutor(job.model.open(), MemoryStore.open(job.store_uri))
+    from actors.executor import RayExecutor
+
+    return RayExecutor(job.model, job.store_uri, job.cluster)
+
+
+def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:
+    """What decides the results of a job. Where it runs and with how many workers does not."""
+    return {
+        "job": "perplexity",
+        "inputs": [file.path for file in files],
+        "limit_documents": job.limit_documents,
+        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        "settings": model.settings,
+        "search": job.model.search,
+        "write_memory": job.write_memory,
+        "keep_tokens": job.keep_tokens,
+        "threads": job.threads,
+    }
+
+
+def _score(
+    job: PerplexityJob,
+    files: list[InputFile],
+    executor: AbstractExecutor,
+    model: ModelDescription,
+    journal: Journal,
+    job_id: str,
+    console: Console,
+) -> RunTotals:
+    settings = model.settings
+    tokenizer = job.model.open_tokenizer()
+    # a job that keeps nothing must not meet documents that other jobs put into the same store
+    namespace = (job.namespace or DEFAULT_NAMESPACE) if job.keep_memory else f"job-{job_id}"
+    scheduler = SegmentScheduler(
+        job.limits, model.segment_bytes, settings["segment_tokens"], settings["memory_tokens"], job.write_memory
+    )
+    feed = DocumentFeed(
+        _documents(job, files),
+        tokenizer,
+        settings["segment_tokens"],
+        namespace,
+        needs_work=lambda document: not _is_scored(journal, document),
+    )
+    try:
+        with Progress(console, total_tokens=None) as progress:
+            run = PerplexityRun(
+                executor,
+                scheduler,
+                journal,
+                progress,
+                keep_memory=job.keep_memory,
+                keep_tokens=job.keep_tokens,
+                num_unscored_tokens=0 if tokenizer.start_token is not None else 1,
+                admit_below=2 * (job.cluster.encoders if job.cluster else 1),
+            )
+            run.run(feed)
+    finally:
+        feed.close()
+    return run.totals
+
+
+def _documents(job: PerplexityJob, files: list[InputFile]) -> Iterator[Document | UnreadableDocument]:
+    documents = read_documents(files) if files else iter([language_reference()])
+    return islice(documents, job.limit_documents)
+
+
+def _is_scored(journal: Journal, document: Document) -> bool:
+    record = journal.documents.get(document.id)
+    return record is not None and record.status == "scored"
+
+
+def _write_results(
+    job: PerplexityJob,
+    folder: JobFolder,
+    journal: Journal,
+    model: ModelDescription,
+    totals: RunTotals,
+    resumed: bool,
+) -> dict[str, Any]:
+    documents = sorted(journal.documents.values(), key=lambda record: record.order)
+    scored = [record for record in documents if record.status == "scored"]
+    segments = [segment for record in scored for segment in journal.scored(record.document)]
+    cluster = job.cluster
+    summary = summarise(
+        command=job.command,
+        model=model,
+        executor={
+            "address": cluster.address if cluster else "none",
+            "encoders": cluster.encoders if cluster else 0,
+            "readers": cluster.readers if cluster else 0,
+            "stores": cluster.stores if cluster else 0,
+            "threads": job.threads,
+        },
+        totals=totals,
+        resumed=resumed,
+        documents=documents,
+        segments=segments,
+    )
+    tables = {"documents": documents_table(journal, documents), "segments": segments_table(segments)}
+    if job.keep_tokens:
+        tables["tokens"] = tokens_table(segments)
+    for name, table in tables.items():
+        folder.write_table(f"{name}.parquet", table)
+    write_report(job.out, summary, tables["documents"], tables["segments"])
+    folder.write_json("summary.json", summary)
+    return summary

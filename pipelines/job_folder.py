@@ -1,0 +1,122 @@
+"""The output folder of a job, which is also its checkpoint: who may use it, and what is put into it at the end.
+
+job.json           what decides the results: inputs, model, settings. A job is resumed only with the same ones
+job.lock           held by the process that runs the job
+journal.jsonl      results as they came
+memory.lance/      the memory store, unless another one was named
+summary.json  documents.parquet  segments.parquet  tokens.parquet  report.html
+"""
+
+import fcntl
+import json
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longmem.errors import OutputError
+from pipelines.journal import Journal
+
+
+class JobFolder:
+    """Takes a folder for a new job, or for a resumed one, and keeps other processes out until it is closed.
+
+    Raises OutputError when the folder belongs to something else, is in use, or cannot be written.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            others = sorted(each.name for each in path.iterdir() if each.name != "job.lock")
+            self._lock = (path / "job.lock").open("w")
+        except OSError as error:
+            raise OutputError(f"cannot use output folder {path}: {error.strerror}; choose another --out") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise OutputError(
+                f"another process is running the job in {path}; wait for it or choose another --out"
+            ) from error
+        if others and not resume:
+            self.close()
+            whose = "another job" if "job.json" in others else f"other files ({', '.join(others[:3])})"
+            raise OutputError(f"{path} holds {whose}; choose another --out, or continue that job with --resume")
+        if others and "job.json" not in others:
+            self.close()
+            raise OutputError(f"cannot resume in {path}: it holds no job.json, but {', '.join(others[:3])}")
+
+    def claim(self, identity: dict[str, Any]) -> str:
+        """Write what this job is, or check that it is the job to be resumed; returns the job's own id.
+
+        Raises OutputError with the differences.
+        """
+        path = self.path / "job.json"
+        if not path.exists():
+            job = {"id": secrets.token_hex(8), "identity": identity}
+            self.write_json("job.json", job)
+            return str(job["id"])
+        try:
+            job = json.loads(path.read_text(encoding="utf-8"))
+            stored, job_id = dict(job["identity"]), str(job["id"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
+        # through JSON, so that what is compared is what a file can hold
+        offered = json.loads(json.dumps(identity))
+        if names := sorted(name for name in {*stored, *offered} if stored.get(name) != offered.get(name)):
+            differences = "; ".join(
+                f"{name}: {_short(stored.get(name))} != {_short(offered.get(name))}" for name in names
+            )
+            raise OutputError(
+                f"{self.path} holds another job (its job.json != this command): {differences}; resume with the same "
+                "inputs and settings, or choose another --out"
+            )
+        return job_id
+
+    def open_journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all. Raises OutputError."""
+        self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all. Raises OutputError."""
+        temporary = self.path / f".{name}.part"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path / name}: {error.strerror}; repair that and run again with --resume"
+            ) from error
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a parquet file whole or not at all; the same rows give the same bytes. Raises OutputError."""
+        temporary = self.path / f".{name}.part"
+        try:
+            pq.write_table(table, temporary, compression="zstd")
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path / name}: {error}; then run again with --resume") from error
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"

@@ -1,0 +1,198 @@
+"""The main job: read documents, write their memory, score them with it, and keep every result.
+
+feed ─► admit ─► scheduler ─► executor ─► journal ─► tables, summary, report
+        (text)   (what, when)  (where)    (as it comes)   (at the end)
+"""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from longmem.errors import (
+    ConflictError,
+    CorruptionError,
+    LongMemError,
+    MissingBlockError,
+    StoreError,
+)
+from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, Stage
+from longmem.text.documents import UnreadableDocument
+from longmem.types import DocumentKey, Segment, SegmentInfo, SegmentScore
+from pipelines.feed import DocumentFeed, Prepared
+from pipelines.journal import Journal
+from pipelines.progress import Progress
+from pipelines.records import DocumentRecord, score_record, start_record
+from pipelines.scheduler import SegmentScheduler
+
+WAIT_S = 0.2
+"""How long the loop waits for a completion before it looks at the display and at Ctrl-C again."""
+
+
+@dataclass
+class StageTotals:
+    """What one stage did in this run."""
+
+    segments: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass
+class RunTotals:
+    """What this run did, for the summary; results are in the journal."""
+
+    stages: dict[Stage, StageTotals] = field(default_factory=lambda: {stage: StageTotals() for stage in STAGES})
+    wall_s: float = 0.0
+
+
+class PerplexityRun:
+    """Scores every document of a feed. A document's own trouble fails that document; trouble that every document
+    would meet (a full disk, a store of another model, a lost cluster) is raised, and what was scored stays."""
+
+    def __init__(
+        self,
+        executor: AbstractExecutor,
+        scheduler: SegmentScheduler,
+        journal: Journal,
+        progress: Progress,
+        *,
+        keep_memory: bool,
+        keep_tokens: bool,
+        num_unscored_tokens: int,
+        admit_below: int,
+    ) -> None:
+        """`admit_below`: another document is admitted while fewer segments than this wait for an encoder."""
+        self._executor = executor
+        self._scheduler = scheduler
+        self._journal = journal
+        self._progress = progress
+        self._keep_memory = keep_memory
+        self._keep_tokens = keep_tokens
+        self._num_unscored_tokens = num_unscored_tokens
+        self._admit_below = admit_below
+        self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
+        self._errors: dict[DocumentKey, LongMemError] = {}
+        self.totals = RunTotals()
+
+    def run(self, feed: DocumentFeed) -> None:
+        """Until the feed has ended and everything admitted is scored or failed."""
+        start = perf_counter()
+        more = True
+        while more or self._scheduler.active:
+            while more and self._scheduler.num_waiting < self._admit_below:
+                prepared = feed.next()
+                more = prepared is not None
+                if prepared is not None:
+                    self._admit(prepared)
+            for stage, segment in self._scheduler.start(self._executor.slots):
+                self._executor.submit(stage, segment)
+            for completion in self._executor.wait(WAIT_S):
+                self._complete(completion)
+            for key, failed in self._scheduler.remove_finished():
+                self._finish(key, failed)
+            self._progress.queues(
+                {stage: self._scheduler.queue_depth(stage) for stage in STAGES}, self._scheduler.in_flight_bytes
+            )
+        self.totals.wall_s = perf_counter() - start
+
+    def _admit(self, prepared: Prepared) -> None:
+        document = prepared.document
+        known = self._journal.documents.get(document.id)
+        if isinstance(document, UnreadableDocument):
+            self._fail_unread(prepared.order, document.id, document.source, document.error)
+            return
+        if known is not None and known.text_digest not in (None, document.digest):
+            error = ConflictError(
+                f"{document.source} has changed since the job began: its text is another one; restore it, or begin a "
+                "new job in another folder"
+            )
+            self._fail_unread(prepared.order, document.id, document.source, error)
+            return
+        if not prepared.segments:
+            assert known is not None, f"{document.id}: neither cut into segments nor done before"
+            self._progress.add_total(0)
+            self._progress.document_done(document.id, failed=False)
+            return
+        record = start_record(document, prepared.order, prepared.segments, self._num_unscored_tokens)
+        self._journal.add(record)
+        key = prepared.segments[0].key
+        scored = {each.segment for each in self._journal.scored(document.id)}
+        self._progress.add_total(sum(s.num_tokens for s in prepared.segments if s.index not in scored))
+        try:
+            stored = stored_segments(self._executor.stored(key), prepared.segments)
+        except LongMemError as error:
+            self._raise_if_fatal(error)
+            self._record_failure(record, error)
+            return
+        if not self._scheduler.add_document(prepared.segments, scored, stored):
+            self._finish(key, failed=False)
+
+    def _complete(self, completion: Completion) -> None:
+        stage, segment = completion.stage, completion.segment
+        if completion.error is not None:
+            self._raise_if_fatal(completion.error)
+            self._errors.setdefault(segment.key, completion.error)
+            released = self._scheduler.fail(stage, segment)
+        else:
+            self._take(completion)
+            totals = self.totals.stages[stage]
+            totals.segments += 1
+            totals.tokens += segment.num_tokens
+            totals.busy_s += completion.busy_s
+            self._progress.completed(stage, segment.num_tokens, completion.busy_s)
+            released = self._scheduler.finish(stage, segment)
+        for done in released:
+            self._executor.release(done)
+            self._backbone_logprobs.pop((done.key, done.index), None)
+
+    def _take(self, completion: Completion) -> None:
+        segment, result = completion.segment, completion.result
+        if isinstance(result, EncodeReceipt):
+            self._backbone_logprobs[segment.key, segment.index] = result.backbone_logprobs
+        elif isinstance(result, SegmentScore):
+            backbone = self._backbone_logprobs[segment.key, segment.index]
+            self._journal.add(score_record(segment, result, backbone, self._keep_tokens))
+
+    def _finish(self, key: DocumentKey, failed: bool) -> None:
+        record = self._journal.documents[key.document]
+        if failed:
+            self._record_failure(record, self._errors.pop(key))
+        else:
+            found = len(self._journal.scored(key.document))
+            assert found == record.num_segments, f"{key}: {found} of {record.num_segments} segments were scored"
+            self._journal.add(DocumentRecord(**{**vars(record), "status": "scored"}))
+            self._progress.document_done(key.document, failed=False)
+        if not self._keep_memory:
+            self._executor.forget(key)
+
+    def _record_failure(self, record: DocumentRecord, error: LongMemError) -> None:
+        self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))
+        self._progress.document_done(record.document, failed=True)
+        self._progress.note(f"{record.document} failed: {error}")
+
+    def _fail_unread(self, order: int, name: str, source: str, error: LongMemError) -> None:
+        known = self._journal.documents.get(name)
+        if known is not None and known.order != order:
+            # a second document of the same id: the first one's results must not be touched
+            name = f"{name}#{order}"
+        self._progress.add_total(0)
+        self._record_failure(DocumentRecord(document=name, order=order, source=source, status="failed"), error)
+
+    def _raise_if_fatal(self, error: LongMemError) -> None:
+        if isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingBlockError | CorruptionError):
+            raise error
+
+
+def stored_segments(infos: list[SegmentInfo], segments: list[Segment]) -> set[int]:
+    """Segments that the store already holds, from a kept memory or an interrupted job.
+
+    Raises ConflictError when what it holds under this name is not this text.
+    """
+    for info in infos:
+        if info.segment >= len(segments) or info.tokens_checksum != segments[info.segment].tokens_checksum():
+            raise ConflictError(
+                f"the store already holds another text as {info.key}: segment {info.segment} has other tokens; use "
+                "another --namespace or --store, or delete that document"
+            )
+    return {info.segment for info in infos}

@@ -1,0 +1,49 @@
+"""What a finished job prints."""
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
+    """The headline table, failures, and where everything is."""
+    counts, perplexity = summary["counts"], summary["perplexity"]
+    if perplexity:
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+        for name in ("perplexity", "with memory", "without memory"):
+            table.add_column(name, justify="left" if name == "perplexity" else "right")
+        for unit in ("token", "word", "byte"):
+            table.add_row(f"per {unit}", *(_interval(perplexity[unit][side]) for side in ("longmem", "backbone")))
+        console.print(table)
+        console.print(f"  change in token perplexity: {_change(summary['change'])}")
+        if not summary["model"]["trained"]:
+            console.print("  The SideNet is untrained: it equals its backbone, so no change is expected.")
+    rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
+    console.print(
+        f"  {counts['tokens']:,} tokens of {counts['documents']:,} documents in {summary['wall_s']:.1f} s"
+        + ("" if summary["resumed"] else f" ({rate:,.0f} tokens/s)")
+    )
+    for failure in summary["failures"]:
+        console.print(f"  [red]failed[/] {escape(failure['document'])}: {escape(failure['error'])}", soft_wrap=True)
+    console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+
+
+def _interval(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "–"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:,.3f}"
+    return f"{figure['value']:,.3f} ({figure['low']:,.3f} – {figure['high']:,.3f})"
+
+
+def _change(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "–"
+    text = f"{figure['value']:+.3%}"
+    if figure["low"] is None or figure["high"] is None:
+        return text
+    return f"{text} (95% interval {figure['low']:+.3%} to {figure['high']:+.3%})"
