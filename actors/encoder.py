@@ -1,7 +1,5 @@
 """Encoder actor: holds a model, turns segments into blocks and taps. Keeps no state between segments."""
 
-from functools import cached_property
-
 import ray
 import torch
 
@@ -21,23 +19,25 @@ class EncoderActor:
         self._source = source
         self._rank = rank
         self._threads = threads
+        self._model: LongMem | None = None
 
     def __repr__(self) -> str:
         return f"Encoder(rank={self._rank}, model={self._source.source}, threads={self._threads})"
 
-    @cached_property
-    def _model(self) -> LongMem:
-        # opened at first use, not in __init__: an error then reaches the caller with its type, and a restarted
-        # actor opens it again by itself
-        return self._source.open()
+    def _loaded(self) -> LongMem:
+        # at first use, not in __init__: an error then reaches the caller with its type, and a restarted actor loads
+        # its model again by itself
+        if self._model is None:
+            self._model = self._source.open()
+        return self._model
 
     def ready(self) -> Outcome:
         """Load the model; the outcome's result is its ModelDescription."""
-        return attempt(lambda: describe(self._model))
+        return attempt(lambda: describe(self._loaded()))
 
     def encode(self, segment: Segment) -> tuple[Outcome, KVBlock | None, object]:
         """Returned as three objects: the receipt goes to the driver, block and taps only to who needs them."""
-        outcome = attempt(lambda: self._model.encode(segment))
+        outcome = attempt(lambda: self._loaded().encode(segment))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None

@@ -9,6 +9,7 @@ idempotent, so a repeated call changes nothing.
 """
 
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any
 
 import ray
@@ -52,9 +53,10 @@ class RayExecutor(AbstractExecutor):
         self._running: dict[Any, _Task] = {}
 
     def _start(self, source: ModelSource, store_uri: str, shape: ClusterShape) -> None:
+        names = [f"longmem-store-{token_hex(4)}-{shard}" for shard in range(shape.stores)]
         stores = [
-            StoreActor.options(num_cpus=0, **RESTART).remote(store_uri, shard)  # type: ignore[attr-defined]
-            for shard in range(shape.stores)
+            StoreActor.options(num_cpus=0, name=name, **RESTART).remote(store_uri, shard)  # type: ignore[attr-defined]
+            for shard, name in enumerate(names)
         ]
         self._pools["put"] = ActorPool(stores)
         self._pools["encode"] = ActorPool(
@@ -68,7 +70,7 @@ class RayExecutor(AbstractExecutor):
         self._pools["score"] = ActorPool(
             [
                 SideNetActor.options(num_cpus=shape.threads, num_gpus=shape.reader_gpus, **RESTART).remote(  # type: ignore[attr-defined]
-                    _on(source, shape.reader_gpus), rank, shape.threads, RemoteBlockSource(stores), shape.window_bytes
+                    _on(source, shape.reader_gpus), rank, shape.threads, RemoteBlockSource(names), shape.window_bytes
                 )
                 for rank in range(shape.readers)
             ]

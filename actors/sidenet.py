@@ -1,7 +1,5 @@
 """SideNet actor: holds a SideNet and windows of the documents it reads; scores segments."""
 
-from functools import cached_property
-
 import numpy as np
 import ray
 import torch
@@ -27,29 +25,27 @@ class SideNetActor:
         self._threads = threads
         self._store = store
         self._window_bytes = window_bytes
+        self._opened: tuple[LongMem, WindowCache] | None = None
 
     def __repr__(self) -> str:
         return f"SideNet(rank={self._rank}, model={self._source.source}, threads={self._threads})"
 
-    @cached_property
-    def _model(self) -> LongMem:
-        model = self._source.open()
-        model.backbone.drop_layers()
-        return model
-
-    @cached_property
-    def _windows(self) -> WindowCache:
-        config = self._model.config
-        return WindowCache(
-            self._store, config.segment_tokens, config.memory_tokens, self._window_bytes, self._model.backbone.device
-        )
+    def _loaded(self) -> tuple[LongMem, WindowCache]:
+        if self._opened is None:
+            model = self._source.open()
+            model.backbone.drop_layers()
+            config, device = model.config, model.backbone.device
+            windows = WindowCache(self._store, config.segment_tokens, config.memory_tokens, self._window_bytes, device)
+            self._opened = model, windows
+        return self._opened
 
     def ready(self) -> Outcome:
         """Load the model."""
-        return attempt(lambda: self._model.config)
+        return attempt(lambda: self._loaded()[0].config)
 
     def score(self, segment: Segment, taps: np.ndarray) -> Outcome:
         return attempt(lambda: self._score(segment, taps))
 
     def _score(self, segment: Segment, taps: np.ndarray) -> SegmentScore:
-        return self._model.score_segment(segment, taps, self._windows.view(segment.key, segment.index))
+        model, windows = self._loaded()
+        return model.score_segment(segment, taps, windows.view(segment.key, segment.index))

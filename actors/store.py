@@ -1,6 +1,6 @@
 """Store actor: the single writer of the documents of one shard, and what readers fetch blocks from."""
 
-from functools import cached_property
+from threading import Lock
 
 import ray
 import xxhash
@@ -19,49 +19,60 @@ class StoreActor:
     def __init__(self, uri: str, shard: int) -> None:
         self._uri = uri
         self._shard = shard
+        self._opening = Lock()
+        self._opened: AbstractMemoryStore | None = None
 
     def __repr__(self) -> str:
         return f"MemoryStore(shard={self._shard}, uri={self._uri})"
 
-    @cached_property
     def _store(self) -> AbstractMemoryStore:
-        return MemoryStore.open(self._uri)
+        with self._opening:
+            if self._opened is None:
+                self._opened = MemoryStore.open(self._uri)
+            return self._opened
 
     @ray.method(concurrency_group="control")
     def ready(self) -> Outcome:
         """Open the store."""
-        return attempt(lambda: self._store.fingerprint())
+        return attempt(lambda: self._store().fingerprint())
 
     @ray.method(concurrency_group="write")
     def put(self, block: KVBlock) -> Outcome:
-        return attempt(lambda: self._store.put(block))
+        return attempt(lambda: self._store().put(block))
 
     @ray.method(concurrency_group="read")
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
-        return self._store.read(key, first_segment, last_segment)
+        return self._store().read(key, first_segment, last_segment)
 
     @ray.method(concurrency_group="control")
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
-        return self._store.segments(key)
+        return self._store().segments(key)
 
     @ray.method(concurrency_group="write")
     def delete(self, key: DocumentKey) -> int:
-        return self._store.delete(key)
+        return self._store().delete(key)
 
     @ray.method(concurrency_group="write")
     def close(self) -> None:
         """Wait for the writes before this one, then let go of the files."""
-        self._store.close()
+        self._store().close()
 
 
 class RemoteBlockSource(AbstractBlockSource):
-    """The reading half of a store, through its shards' actors."""
+    """The reading half of a store, through its shards' actors, which are found by name.
 
-    def __init__(self, shards: list["ray.actor.ActorHandle"]) -> None:
-        self._shards = shards
+    Names rather than handles, because an actor whose constructor was given handles cannot be restarted by Ray once
+    the driver's copy of them is gone.
+    """
+
+    def __init__(self, shard_names: list[str]) -> None:
+        self._names = shard_names
+        self._shards: list[ray.actor.ActorHandle] = []
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
         with translated(f"reading blocks of {key}"):
+            if not self._shards:
+                self._shards = [ray.get_actor(name) for name in self._names]
             blocks: list[KVBlock] = ray.get(shard_of(self._shards, key).read.remote(key, first_segment, last_segment))
         return blocks
 

@@ -22,8 +22,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-MAX_POINTS = 80
-"""Points of one curve; beyond it a running mean keeps the curve readable."""
+SMOOTHING = 40
+"""A running mean covers this fraction of a document: single segments differ far more than memory changes them."""
 LOG_SCALE_RATIO = 20
 """Range of perplexities from which a linear axis would flatten everything but the largest."""
 MAX_NATS = 200.0
@@ -106,15 +106,16 @@ def document_curve(name: str, segments: pa.Table) -> Curve:
     tokens = rows["num_tokens"].to_numpy()
     rows = rows.filter(pa.array(tokens > 0))
     tokens = tokens[tokens > 0].astype(np.float64)
-    window = max(1, -(-len(tokens) // MAX_POINTS))
+    window = max(1, -(-len(tokens) // SMOOTHING))
     middle = rows["start_token"].to_numpy() + tokens / 2
 
     def running(values: Float64[np.ndarray, " segments"]) -> Float64[np.ndarray, " points"]:
-        sums: np.ndarray = np.convolve(values, np.ones(window), mode="valid")
-        return sums
+        return np.convolve(values, np.ones(window), mode="valid")
 
     def perplexity(column: str) -> Float64[np.ndarray, " points"]:
-        return np.exp(np.minimum(running(rows[column].to_numpy()) / running(tokens), MAX_NATS))
+        nats_per_token = running(rows[column].to_numpy()) / running(tokens)
+        curve: np.ndarray = np.exp(np.minimum(nats_per_token, MAX_NATS))
+        return curve
 
     return Curve(
         running(middle * tokens) / running(tokens), perplexity("nll_longmem"), perplexity("nll_backbone"), window
@@ -148,6 +149,7 @@ def distance_chart(segments: pa.Table) -> Chart | None:
 
 def _draw_curve(curve: Curve, axes: Axes) -> None:
     marker = "o" if len(curve.positions) <= 12 else ""
+    axes.fill_between(curve.positions, curve.longmem, curve.backbone, color=WITH_MEMORY, alpha=0.15, linewidth=0)
     axes.plot(
         curve.positions, curve.backbone, color=WITHOUT_MEMORY, marker=marker, markersize=3.5, linestyle=(0, (4, 1.5))
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from longmem.errors import OutputError
-from pipelines.charts import MAX_NATS, MAX_POINTS, distance_chart, document_charts, total_distances
+from pipelines.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
 
 REPORT_NAME = "report.html"
 MAX_CHARTS = 12
@@ -79,7 +79,7 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
         charts=document_charts(scored[:MAX_CHARTS], segments),
         num_scored=len(scored),
         longest=max((n for _, n in _pairs(segments, "document", "segment")), default=0) + 1,
-        max_points=MAX_POINTS,
+        smoothing=SMOOTHING,
         rows=rows[:MAX_ROWS],
         num_documents=len(rows),
         reading=reading(segments),
@@ -98,9 +98,11 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
 
 def verdict(summary: dict[str, Any]) -> str:
     """The finding in one sentence."""
-    value, low, high = (summary["change"][part] for part in ("value", "low", "high"))
-    if summary["perplexity"] is None or value is None:
+    if summary["perplexity"] is None:
         return "No token was scored, so there is no perplexity to report."
+    value, low, high = (summary["change"][part] for part in ("value", "low", "high"))
+    if value is None:
+        return "The two perplexities are too far apart to compare: see the nats at the end of this page."
     if not summary["model"]["trained"]:
         return (
             "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
