@@ -1,7 +1,7 @@
 """Settings of one LongMem model, stored as `config.json` beside its weights."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from longmem.errors import ConfigError
 
@@ -75,7 +75,7 @@ class LongMemConfig:
         return self.memory_layer
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: dict[str, Any]) -> "LongMemConfig":
         """Read back `vars(config)`. Raises ConfigError for unknown names, listing the known ones."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -83,7 +83,7 @@ class AbstractExecutor(ABC):
     def close(self) -> None:
         """Stop the workers. Work in flight is lost, what was stored is not."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "AbstractExecutor":
         return self
 
     def __exit__(

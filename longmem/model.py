@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class LongMem:
         device: str = "cpu",
         search: str = "torch",
         **settings: Any,
-    ) -> Self:
+    ) -> "LongMem":
         """A new, untrained SideNet on a frozen Hugging Face causal LM (folder or hub id).
 
         `settings` are fields of LongMemConfig. Raises ModelError and its kinds, ConfigError.
@@ -69,7 +69,7 @@ class LongMem:
         device: str = "cpu",
         search: str = "torch",
         **settings: Any,
-    ) -> Self:
+    ) -> "LongMem":
         """A saved LongMem (folder or hub id): `config.json`, `sidenet.safetensors`, and its backbone.
 
         `settings` replace fields of the saved configuration. Raises CheckpointError for anything missing or damaged.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int
@@ -50,7 +50,7 @@ class Backbone:
         )
 
     @classmethod
-    def load(cls, source: str | Path, dtype: Dtype = "float32") -> Self:
+    def load(cls, source: str | Path, dtype: Dtype = "float32") -> "Backbone":
         return cls(load_causal_lm(source, dtype), name=Path(source).name)
 
     @property

@@ -1,7 +1,7 @@
 """One document's memory, as users hold it: `store.document("moby-dick")`."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from longmem.types import DocumentKey, SegmentInfo
 
@@ -27,7 +27,7 @@ class DocumentMemory:
     def num_tokens(self) -> int:
         return sum(info.num_tokens for info in self.segments)
 
-    def as_read_only(self) -> Self:
+    def as_read_only(self) -> "DocumentMemory":
         """The same memory, to score or generate a text that comes after it."""
         return replace(self, read_only=True)
 

@@ -115,7 +115,6 @@ class LanceDatabase:
             table = self._tables.get(name)
             if table is None:
                 table = self._connection.open_table(name)
-                # a newest manifest of zeros, which a power cut can leave, opens as an empty table without columns
                 if table.schema.names != schema.names:
                     raise CorruptionError(
                         f"table {name} of {self.uri} has columns {table.schema.names}, expected {schema.names}: it is "
@@ -149,7 +148,8 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
             raise StoreError(f"{doing}: the disk is full; free some space and run again ({error})") from error
         if any(sign in text for sign in _NO_WRITE):
             raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
-        if damage:
+        # a newest manifest of zeros, which a power cut can leave, opens as an empty table without columns
+        if damage or "does not match existing table schema" in text:
             raise CorruptionError(
                 f"{doing}: stored data cannot be read; restore it from a copy or write it again ({error})"
             ) from error

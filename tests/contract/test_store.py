@@ -1,0 +1,565 @@
+"""The promises of AbstractMemoryStore, on every store. What needs a disk runs on the LanceDB store alone."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from longmem.errors import (
+    ConflictError,
+    CorruptionError,
+    FingerprintError,
+    MissingBlockError,
+    NumericError,
+    StoreError,
+)
+from longmem.memory.in_memory import InMemoryStore
+from longmem.memory.opening import IN_MEMORY, MemoryStore
+from longmem.memory.store import AbstractMemoryStore
+from longmem.types import DocumentKey, Fingerprint, KVBlock
+
+SEGMENT_TOKENS = 16
+IDENTITY = Fingerprint(
+    backbone="b",
+    tokenizer="t",
+    memory_layer=1,
+    kv_heads=2,
+    head_dim=4,
+    chunk_tokens=4,
+    segment_tokens=SEGMENT_TOKENS,
+    compute_dtype="float32",
+    kv_dtype="float16",
+)
+KEY = DocumentKey("default", "moby-dick")
+NUMBERS = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
+
+NASTY_NAMES = [
+    "",
+    "a/b",
+    "../../etc",
+    "it's; DROP TABLE catalogue --",
+    "ünï\u202ecode",
+    "line\nbreak",
+    "x" * 5000,
+    "\ud800",
+]
+
+
+def make_block(
+    key: DocumentKey = KEY,
+    segment: int = 0,
+    num_tokens: int = SEGMENT_TOKENS,
+    seed: int = 0,
+    identity: Fingerprint = IDENTITY,
+) -> KVBlock:
+    random = np.random.default_rng([seed, segment, num_tokens])
+    shape = (num_tokens, identity.kv_heads, identity.head_dim)
+    keys, values = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
+    if identity.kv_dtype == "bfloat16":
+        keys, values = ((each.view(np.uint32) >> 16).astype(np.uint16) for each in (keys, values))
+    dtype = NUMBERS[identity.kv_dtype]
+    tokens = random.integers(0, 1000, num_tokens).astype(np.int32)
+    return KVBlock(
+        key, segment, segment * identity.segment_tokens, tokens, keys.astype(dtype), values.astype(dtype), identity
+    )
+
+
+def assert_same(found: KVBlock, expected: KVBlock) -> None:
+    assert (found.key, found.segment, found.start_token) == (expected.key, expected.segment, expected.start_token)
+    assert found.fingerprint == expected.fingerprint
+    for name in ("tokens", "keys", "values"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(params=["memory", "lance"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AbstractMemoryStore]:
+    uri = IN_MEMORY if request.param == "memory" else str(tmp_path / "memory.lance")
+    with MemoryStore.open(uri) as opened:
+        yield opened
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return str(tmp_path / "memory.lance")
+
+
+# --- put and read -----------------------------------------------------------------------------------------------
+
+
+def test_put_then_read_gives_the_very_bytes(store: AbstractMemoryStore) -> None:
+    blocks = [make_block(segment=index) for index in range(3)]
+    receipts = [store.put(block) for block in blocks]
+    assert [receipt.duplicate for receipt in receipts] == [False] * 3
+    assert [receipt.num_bytes for receipt in receipts] == [block.num_bytes for block in blocks]
+    for found, expected in zip(store.read(KEY, 0, 3), blocks, strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "float32", "bfloat16"])
+def test_every_number_type_survives(store: AbstractMemoryStore, kv_dtype: str) -> None:
+    block = make_block(identity=replace(IDENTITY, kv_dtype=kv_dtype))
+    store.put(block)
+    assert_same(store.read(KEY, 0, 1)[0], block)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 15])
+def test_a_partial_last_chunk_keeps_its_length(store: AbstractMemoryStore, num_tokens: int) -> None:
+    store.put(make_block(segment=0))
+    last = make_block(segment=1, num_tokens=num_tokens)
+    store.put(last)
+    assert_same(store.read(KEY, 1, 2)[0], last)
+    assert store.segments(KEY)[1].num_tokens == num_tokens
+
+
+def test_segments_may_arrive_in_any_order(store: AbstractMemoryStore) -> None:
+    for index in (2, 0, 1):
+        store.put(make_block(segment=index))
+    assert [info.segment for info in store.segments(KEY)] == [0, 1, 2]
+    assert [block.segment for block in store.read(KEY, 0, 3)] == [0, 1, 2]
+
+
+def test_what_was_read_cannot_be_changed(store: AbstractMemoryStore) -> None:
+    block = make_block()
+    store.put(block)
+    found = store.read(KEY, 0, 1)[0]
+    for array in (found.tokens, found.keys, found.values):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    block.keys[:] = 7  # the caller's own array is the caller's
+    assert not np.array_equal(store.read(KEY, 0, 1)[0].keys, block.keys)
+
+
+def test_reading_what_is_not_there_says_what_is_missing(store: AbstractMemoryStore) -> None:
+    store.put(make_block(segment=1))
+    with pytest.raises(MissingBlockError, match=r"segments \[0, 2\] of \[0, 3\)"):
+        store.read(KEY, 0, 3)
+    with pytest.raises(MissingBlockError, match="nobody"):
+        store.read(DocumentKey("default", "nobody"), 0, 1)
+    assert store.read(KEY, 1, 1) == []
+
+
+def test_the_catalogue_describes_every_block(store: AbstractMemoryStore) -> None:
+    block = make_block(segment=1, num_tokens=7)
+    store.put(block)
+    (info,) = store.segments(KEY)
+    assert (info.key, info.segment, info.start_token, info.num_tokens) == (KEY, 1, SEGMENT_TOKENS, 7)
+    assert info.checksum == block.checksum()
+    assert info.num_bytes == block.num_bytes == store.num_bytes()
+    assert store.segments(DocumentKey("default", "nobody")) == []
+
+
+# --- idempotence, conflicts, refusals ---------------------------------------------------------------------------
+
+
+def test_a_replayed_put_changes_nothing(store: AbstractMemoryStore) -> None:
+    block = make_block()
+    store.put(block)
+    last_bits = replace(block, keys=np.nextafter(block.keys, np.float16(9)))
+    receipt = store.put(last_bits)
+    assert receipt.duplicate
+    assert_same(store.read(KEY, 0, 1)[0], block)
+    assert len(store.segments(KEY)) == 1
+    assert store.num_bytes() == block.num_bytes
+
+
+def test_other_tokens_at_the_same_place_are_a_conflict(store: AbstractMemoryStore) -> None:
+    block = make_block()
+    store.put(block)
+    for other in (replace(block, tokens=block.tokens + 1), make_block(num_tokens=5)):
+        with pytest.raises(ConflictError, match="already holds other tokens"):
+            store.put(other)
+    assert_same(store.read(KEY, 0, 1)[0], block)
+
+
+def test_another_models_block_is_refused_with_both_sides(store: AbstractMemoryStore) -> None:
+    assert store.fingerprint() is None
+    store.put(make_block())
+    assert store.fingerprint() == IDENTITY
+    other = replace(IDENTITY, backbone="another", chunk_tokens=8)
+    with pytest.raises(FingerprintError, match=r"backbone: 'b' != 'another'; chunk_tokens: 4 != 8"):
+        store.put(make_block(segment=1, identity=other))
+    assert len(store.segments(KEY)) == 1
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(store: AbstractMemoryStore, kv_dtype: str, bad: float) -> None:
+    block = make_block(identity=replace(IDENTITY, kv_dtype=kv_dtype))
+    values = block.values.copy()
+    bits = (np.array([bad], np.float32).view(np.uint32) >> 16).astype(np.uint16)[0]
+    values[3, 1, 2] = bits if kv_dtype == "bfloat16" else bad
+    with pytest.raises(NumericError, match="values hold 1 NaN or infinite"):
+        store.put(replace(block, values=values))
+    assert store.documents() == []
+
+
+def test_a_block_that_is_not_what_it_says_is_refused(store: AbstractMemoryStore) -> None:
+    block = make_block()
+    for wrong in (
+        replace(block, keys=block.keys[:, :1], values=block.values[:, :1]),
+        replace(block, values=block.values.astype(np.float32)),
+        replace(block, start_token=4),
+        replace(block, segment=-1, start_token=-SEGMENT_TOKENS),
+        make_block(num_tokens=SEGMENT_TOKENS + 4),
+    ):
+        with pytest.raises(StoreError, match="must"):
+            store.put(wrong)
+    assert store.documents() == []
+
+
+def test_a_closed_store_says_so(store: AbstractMemoryStore) -> None:
+    store.put(make_block())
+    store.close()
+    store.close()
+    calls: list[Callable[[], object]] = [
+        lambda: store.put(make_block()),
+        lambda: store.read(KEY, 0, 1),
+        lambda: store.segments(KEY),
+        store.documents,
+        store.fingerprint,
+        store.num_bytes,
+        store.verify,
+        lambda: store.delete(KEY),
+        lambda: store.fork(KEY, DocumentKey("a", "b")),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match="closed"):
+            call()
+
+
+# --- documents and namespaces -----------------------------------------------------------------------------------
+
+
+def test_names_of_any_kind_stay_apart(store: AbstractMemoryStore) -> None:
+    names = [name for name in NASTY_NAMES if name != "\ud800"]
+    keys = [DocumentKey(namespace, name) for namespace in ("n", "n/a", "") for name in names]
+    for seed, key in enumerate(keys):
+        store.put(make_block(key, seed=seed))
+    assert store.documents() == sorted(keys)
+    assert store.documents("n/a") == sorted(key for key in keys if key.namespace == "n/a")
+    for seed, key in enumerate(keys):
+        assert_same(store.read(key, 0, 1)[0], make_block(key, seed=seed))
+    store.delete(keys[0])
+    assert store.documents() == sorted(keys[1:])
+
+
+def test_the_border_between_namespace_and_name_is_not_lost(store: AbstractMemoryStore) -> None:
+    for seed, key in enumerate([DocumentKey("a", "b/c"), DocumentKey("a/b", "c"), DocumentKey("ab", "c")]):
+        store.put(make_block(key, seed=seed))
+        assert_same(store.read(key, 0, 1)[0], make_block(key, seed=seed))
+
+
+def test_a_fork_shares_the_past_and_nothing_else(store: AbstractMemoryStore) -> None:
+    blocks = [make_block(segment=index) for index in range(2)]
+    for block in blocks:
+        store.put(block)
+    size = store.num_bytes()
+    copy = DocumentKey("experiment", "moby-dick-2")
+    assert store.fork(KEY, copy) == 2
+    assert store.num_bytes() == size
+    store.put(make_block(copy, segment=2))
+    assert len(store.segments(KEY)) == 2
+    assert store.delete(KEY) == 2
+    for found, expected in zip(store.read(copy, 0, 2), blocks, strict=True):
+        assert_same(found, replace(expected, key=copy))
+    assert store.delete(copy) == 3
+    assert store.documents() == []
+    assert store.num_bytes() == 0
+
+
+def test_a_fork_never_overwrites(store: AbstractMemoryStore) -> None:
+    other = DocumentKey("default", "other")
+    store.put(make_block())
+    store.put(make_block(other, seed=1))
+    with pytest.raises(ConflictError, match="exists"):
+        store.fork(KEY, other)
+    with pytest.raises(MissingBlockError, match="no such document"):
+        store.fork(DocumentKey("default", "nobody"), DocumentKey("default", "new"))
+    assert_same(store.read(other, 0, 1)[0], make_block(other, seed=1))
+
+
+def test_a_deleted_document_can_be_written_anew(store: AbstractMemoryStore) -> None:
+    store.put(make_block(seed=1))
+    assert store.delete(KEY) == 1
+    assert store.delete(KEY) == 0
+    assert store.documents() == []
+    with pytest.raises(MissingBlockError):
+        store.read(KEY, 0, 1)
+    store.put(make_block(seed=2))
+    assert_same(store.read(KEY, 0, 1)[0], make_block(seed=2))
+
+
+def test_a_handle_is_a_name_only(store: AbstractMemoryStore) -> None:
+    memory = store.document("moby-dick")
+    assert memory.key == KEY
+    assert memory.num_tokens == 0
+    store.put(make_block())
+    store.put(make_block(segment=1, num_tokens=3))
+    assert memory.num_tokens == SEGMENT_TOKENS + 3
+    assert memory.as_read_only().read_only
+    assert memory.fork("again").num_tokens == memory.num_tokens
+    assert memory.delete() == 2
+
+
+# --- concurrency ------------------------------------------------------------------------------------------------
+
+
+def test_appending_and_reading_at_once(store: AbstractMemoryStore) -> None:
+    """Readers see whole blocks, in order, while a writer appends: never a torn or foreign one."""
+    total, errors, done = 40, [], threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                count = len(store.segments(KEY))
+                for block in store.read(KEY, 0, count):
+                    assert_same(block, make_block(segment=block.segment))
+        except BaseException as error:  # noqa: BLE001 - a thread's failure must reach the test
+            errors.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for thread in readers:
+        thread.start()
+    for index in range(total):
+        store.put(make_block(segment=index))
+    done.set()
+    for thread in readers:
+        thread.join()
+    assert errors == []
+    assert len(store.segments(KEY)) == total
+
+
+def test_the_same_block_from_many_threads_is_stored_once(store: AbstractMemoryStore) -> None:
+    receipts = []
+    threads = [threading.Thread(target=lambda: receipts.append(store.put(make_block()))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(receipt.duplicate for receipt in receipts) == [False] + [True] * 7
+    assert len(store.segments(KEY)) == 1
+
+
+# --- against the model ------------------------------------------------------------------------------------------
+
+KEYS = [DocumentKey("n", "a"), DocumentKey("n", "b"), DocumentKey("m", "a")]
+OPERATIONS = st.one_of(
+    st.tuples(st.just("put"), st.sampled_from(KEYS), st.integers(0, 3), st.integers(0, 1)),
+    st.tuples(st.just("delete"), st.sampled_from(KEYS)),
+    st.tuples(st.just("fork"), st.sampled_from(KEYS), st.sampled_from(KEYS)),
+)
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=st.lists(OPERATIONS, max_size=12))
+def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFactory, operations: list[tuple]) -> None:
+    """Any sequence of calls gives the same answers and the same errors, and the same content after reopening."""
+
+    def apply(store: AbstractMemoryStore, operation: tuple) -> object:
+        try:
+            if operation[0] == "put":
+                _, key, segment, seed = operation
+                return store.put(make_block(key, segment, seed=seed))
+            return getattr(store, operation[0])(*operation[1:])
+        except StoreError as error:
+            return type(error)
+
+    folder = str(tmp_path_factory.mktemp("store"))
+    with InMemoryStore() as reference:
+        with MemoryStore.open(folder) as durable:
+            for operation in operations:
+                assert apply(durable, operation) == apply(reference, operation)
+            assert durable.num_bytes() == reference.num_bytes()
+        with MemoryStore.open(folder) as reopened:
+            assert reopened.documents() == reference.documents()
+            for key in reference.documents():
+                assert reopened.segments(key) == reference.segments(key)
+                for info in reference.segments(key):
+                    found = reopened.read(key, info.segment, info.segment + 1)[0]
+                    assert_same(found, reference.read(key, info.segment, info.segment + 1)[0])
+
+
+# --- what only a disk can do ------------------------------------------------------------------------------------
+
+WRITER = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_store import *
+with MemoryStore.open(sys.argv[1]) as store:
+    for index in range(10_000):
+        store.put(make_block(segment=index))
+        print(index, flush=True)
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 4, 9])
+def test_acknowledged_puts_survive_kill_9(uri: str, acknowledged: int) -> None:
+    code = WRITER.format(folder=str(Path(__file__).parent))
+    with subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(acknowledged):
+            assert writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+        sent = acknowledged + len(writer.stdout.read().split())
+    with MemoryStore.open(uri) as store:
+        found = len(store.segments(KEY))
+        # the block being written when the signal came may be there or not, but whole
+        assert sent <= found <= sent + 1
+        for block in store.read(KEY, 0, found):
+            assert_same(block, make_block(segment=block.segment))
+        assert store.verify() == found
+        assert not store.put(make_block(segment=found)).duplicate
+
+
+def test_a_put_killed_between_payload_and_catalogue_leaves_nothing(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryStore.open(uri) as store:
+        database = store._database  # type: ignore[attr-defined]
+
+        def dies(name: str, rows: object, column: str) -> int:
+            raise KeyboardInterrupt
+
+        store.put(make_block(segment=0))
+        with monkeypatch.context() as patched:
+            patched.setattr(database, "insert_missing", dies)
+            with pytest.raises(KeyboardInterrupt):
+                store.put(make_block(segment=1))
+    with MemoryStore.open(uri) as store:
+        assert [info.segment for info in store.segments(KEY)] == [0]
+        assert not store.put(make_block(segment=1)).duplicate
+        assert_same(store.read(KEY, 1, 2)[0], make_block(segment=1))
+        store.delete(KEY)
+    assert not list(Path(uri).glob("p-*"))
+
+
+def _append(uri: str, key: DocumentKey, start: threading.Barrier) -> None:
+    with MemoryStore.open(uri) as store:
+        start.wait()
+        for index in range(10):
+            store.put(make_block(key, segment=index))
+
+
+def test_two_processes_write_to_one_store(uri: str) -> None:
+    keys = [DocumentKey("default", name) for name in ("a", "b")]
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(2)
+    writers = [spawn.Process(target=_append, args=(uri, key, start)) for key in keys]
+    with MemoryStore.open(uri) as watching:
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+            assert writer.exitcode == 0
+        # opened before they wrote, and sees everything that they wrote
+        assert watching.documents() == keys
+        assert watching.verify() == 20
+
+
+def flip_bit(path: Path, position: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 if position is None else position] ^= 1
+    path.write_bytes(data)
+
+
+def payload_files(uri: str) -> list[Path]:
+    return sorted(Path(uri).glob("p-*.lance/data/*.lance"))
+
+
+def test_a_flipped_bit_in_stored_keys_is_an_error_not_a_number(uri: str) -> None:
+    with MemoryStore.open(uri) as store:
+        for index in range(2):
+            store.put(make_block(segment=index))
+    # every byte that holds data: find the values in the file, so that the flip cannot land in padding
+    file = payload_files(uri)[0]
+    needles = [make_block(segment=index).keys.tobytes()[:32] for index in range(2)]
+    position = next(at for needle in needles if (at := file.read_bytes().find(needle)) >= 0)
+    flip_bit(file, position + 5)
+    with MemoryStore.open(uri) as store:
+        with pytest.raises(CorruptionError, match="checksum"):
+            store.read(KEY, 0, 2)
+        with pytest.raises(CorruptionError):
+            store.verify()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "zeros"])
+def test_damaged_payload_files_are_an_error(uri: str, damage: str) -> None:
+    with MemoryStore.open(uri) as store:
+        store.put(make_block())
+    file = payload_files(uri)[0]
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        file.write_bytes(bytes(file.stat().st_size))
+    with MemoryStore.open(uri) as store, pytest.raises(CorruptionError):
+        store.read(KEY, 0, 1)
+
+
+@pytest.mark.parametrize("table", ["catalogue", "identity"])
+def test_a_zeroed_newest_manifest_is_an_error_not_an_empty_store(uri: str, table: str) -> None:
+    with MemoryStore.open(uri) as store:
+        store.put(make_block())
+    newest = sorted((Path(uri) / f"{table}.lance" / "_versions").glob("*.manifest"))[0]
+    newest.write_bytes(bytes(newest.stat().st_size))
+    with pytest.raises(CorruptionError), MemoryStore.open(uri) as store:
+        store.read(KEY, 0, 1)
+
+
+def test_damage_in_the_reference_store_is_found_too() -> None:
+    with InMemoryStore() as store:
+        store.put(make_block())
+        kept = store._documents[KEY][0][1].keys
+        kept.flags.writeable = True
+        kept[0, 0, 0] += 1
+        with pytest.raises(CorruptionError):
+            store.read(KEY, 0, 1)
+
+
+def test_a_place_that_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError):
+        MemoryStore.open(tmp_path / "file")
+
+
+def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
+    """On a small file system of its own; needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
+    identity = replace(IDENTITY, kv_heads=16, head_dim=64)
+    try:
+        with MemoryStore.open(disk / "memory.lance") as store:
+            stored = 0
+            with pytest.raises(StoreError, match="disk is full"):  # noqa: PT012 - the number of puts is the disk's
+                for index in range(200):
+                    store.put(make_block(segment=index, identity=identity))
+                    stored += 1
+            assert stored > 0
+            assert len(store.segments(KEY)) == stored
+            assert store.verify() == stored
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="permission"):
+            MemoryStore.open(tmp_path / "memory.lance")
+    finally:
+        tmp_path.chmod(0o700)
