@@ -1,5 +1,6 @@
 """Joining or starting a Ray cluster: the only `ray.init` of the project."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address != LOCAL:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             if address != AUTO:
                 raise ClusterError(
@@ -56,7 +57,7 @@ def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
             object_store_memory=object_store_bytes,
             dashboard_host="127.0.0.1",
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     except (ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"cannot start Ray on this machine: {error}; try --address none") from error
@@ -68,7 +69,7 @@ def find_cluster() -> str | None:
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
     try:
-        ray.init(address=AUTO, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=AUTO, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:
         return None
     try:

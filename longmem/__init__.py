@@ -1,3 +1,38 @@
-"""LongMem: a frozen backbone writes keys and values to a memory, a SideNet reads them back."""
+"""LongMem: a frozen backbone writes keys and values to a memory, a SideNet reads them back.
+
+    from longmem import LongMem, MemoryStore
+
+Importing the package loads neither Ray nor LanceDB nor FAISS; names are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longmem.config import LongMemConfig
+    from longmem.generation import Sampling
+    from longmem.memory.opening import MemoryStore
+    from longmem.model import LongMem
+    from longmem.scoring import TextScores
 
 __version__ = "0.1.0"
+
+__all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores"]
+
+_HOMES = {
+    "LongMem": "longmem.model",
+    "LongMemConfig": "longmem.config",
+    "MemoryStore": "longmem.memory.opening",
+    "Sampling": "longmem.generation",
+    "TextScores": "longmem.scoring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

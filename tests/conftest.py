@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, derandomised Hypothesis, and small real backbones saved once."""
+"""What every test shares: one thread, no network, derandomised Hypothesis, small real backbones, and a naive memory."""
 
 import os
 
@@ -6,16 +6,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
 
+from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.testing import save_small_backbone, small_longmem
+from longmem.types import KVBlock
 
 torch.set_num_threads(1)
 
@@ -31,7 +35,7 @@ def backbones_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_backbone(backbones_folder: Path) -> Callable[[str], Path]:
-    """Folder of the small backbone of a family; saved on first use, never changed (copy it to damage it)."""
+    """Folder of the small backbone of a family; saved on first use. Copy it before you damage it."""
 
     def folder(family: str) -> Path:
         path = backbones_folder / f"{family}-0"
@@ -51,3 +55,80 @@ def small_model(backbones_folder: Path, small_backbone: Callable[[str], Path]) -
         return small_longmem(backbones_folder, family, **settings)
 
     return model
+
+
+@pytest.fixture(scope="session")
+def naive_view() -> Callable[[Sequence[KVBlock], int, int], MemoryView | None]:
+    """The memory view by its definition: every chunk of the blocks that lies wholly in [start, end), from scratch."""
+    return _naive_view
+
+
+@pytest.fixture(scope="session")
+def random_view() -> Callable[..., MemoryView]:
+    """A view with random content: `random_view(kv_heads, head_dim, chunks=…, chunk=…, dtype=…, seed=…)`.
+
+    One chunk in the middle and the last one are partial, as where blocks ended inside a chunk.
+    """
+    return _random_view
+
+
+def _naive_view(blocks: Sequence[KVBlock], start: int, end: int) -> MemoryView | None:
+    chunks: list[tuple[int, Tensor, Tensor, Tensor]] = []
+    for block in blocks:
+        size = block.fingerprint.chunk_tokens
+        for first in range(0, block.num_tokens, size):
+            last = min(first + size, block.num_tokens)
+            if start <= block.start_token + first and block.start_token + last <= end:
+                parts = (_tensor(array[first:last]) for array in (block.tokens, block.keys, block.values))
+                chunks.append((block.start_token + first, *parts))
+    if not chunks:
+        return None
+    return _view_of(chunks, blocks[0].fingerprint.chunk_tokens, end)
+
+
+def _random_view(
+    kv_heads: int,
+    head_dim: int,
+    *,
+    chunks: int = 12,
+    chunk: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> MemoryView:
+    random = torch.Generator().manual_seed(seed)
+    parts = []
+    position = 0
+    for index in range(chunks):
+        length = max(1, chunk - 1) if index == chunks // 2 else 1 if index == chunks - 1 else chunk
+        tokens = torch.randint(256, (length,), generator=random).int()
+        keys, values = (torch.randn((length, kv_heads, head_dim), generator=random).to(dtype) for _ in range(2))
+        parts.append((position, tokens, keys, values))
+        position += length
+    return _view_of(parts, chunk, position)
+
+
+def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: int) -> MemoryView:
+    _, kv_heads, head_dim = chunks[0][2].shape
+    keys = torch.zeros((kv_heads, len(chunks), size, head_dim), dtype=chunks[0][2].dtype)
+    values, tokens = torch.zeros_like(keys), torch.zeros((len(chunks), size), dtype=torch.int32)
+    chunk_keys = torch.empty((kv_heads, len(chunks), head_dim))
+    for index, (_, chunk_tokens, chunk_of_keys, chunk_of_values) in enumerate(chunks):
+        length = len(chunk_tokens)
+        tokens[index, :length] = chunk_tokens
+        keys[:, index, :length] = chunk_of_keys.transpose(0, 1)
+        values[:, index, :length] = chunk_of_values.transpose(0, 1)
+        chunk_keys[:, index] = chunk_of_keys.double().mean(dim=0).float()
+    return MemoryView(
+        chunk_keys=chunk_keys,
+        keys=keys,
+        values=values,
+        tokens=tokens,
+        starts=torch.tensor([chunk[0] for chunk in chunks]),
+        lengths=torch.tensor([len(chunk[1]) for chunk in chunks]),
+        end_token=end,
+    )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

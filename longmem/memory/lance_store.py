@@ -85,8 +85,9 @@ class LanceMemoryStore(AbstractMemoryStore):
         check_block(block)
         with self._change:
             if self.fingerprint() is None:
-                row = {"name": ["fingerprint"], "value": [json.dumps(asdict(block.fingerprint))]}
-                self._database.insert_missing(IDENTITY, pa.table(row, schema=IDENTITY_SCHEMA), "name")
+                value = json.dumps(asdict(block.fingerprint))
+                rows = pa.table({"name": ["fingerprint"], "value": [value]}, schema=IDENTITY_SCHEMA)
+                self._database.insert_missing(IDENTITY, rows, "name")
             check_fingerprint(self.fingerprint(), block.fingerprint)
             info = describe_block(block)
             if (stored := self._stored(block)) is not None:

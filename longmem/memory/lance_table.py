@@ -89,7 +89,8 @@ class LanceDatabase:
         with _translated(f"dropping table {name}", damage=False):
             with self._lock:
                 self._tables.pop(name, None)
-            self._connection.drop_table(name, ignore_missing=True)
+            if name in self.table_names():
+                self._connection.drop_table(name)
 
     def compact(self, name: str, schema: pa.Schema) -> bool:
         """Rewrite a narrow table into few files; False when another process changed it meanwhile (nothing is lost,

@@ -56,7 +56,7 @@ class SideNet(nn.Module):
         for index, layer in enumerate(self.layers):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
-                    module.layer_idx = index
+                    setattr(module, "layer_idx", index)  # noqa: B010 - mypy takes a module's attributes for tensors
         norm = getattr(backbone.stack, backbone.family.norm)
         self.norm: nn.Module | None = copy.deepcopy(norm)
         self.scale = nn.Parameter(torch.zeros(len(sources)))
