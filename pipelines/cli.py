@@ -64,7 +64,7 @@ def perplexity(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             show_default=False,
             help=".txt, .jsonl, .jsonl.gz (`text`, optional `id`), .parquet, or a folder; local or an fsspec URI. "
             "Without any: the Python language reference.",

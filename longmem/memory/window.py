@@ -106,8 +106,9 @@ def _chunks_of(block: KVBlock, device: torch.device | str) -> dict[str, Tensor]:
     lengths[-1] -= padding
 
     def by_head(tensor: Tensor) -> Tensor:
-        padded: Tensor = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, padding))
-        return padded.unflatten(0, (num_chunks, chunk)).permute(2, 0, 1, 3)
+        padded = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, padding))
+        rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
+        return rows.permute(2, 0, 1, 3)
 
     keys = by_head(to_tensor(block.keys))
     tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))

@@ -308,12 +308,11 @@ def test_weights_of_another_shape(damaged: Path) -> None:
     refused(damaged, "mlp")
 
 
-@pytest.mark.parametrize("layers", [3, 6])
+@pytest.mark.parametrize("layers", [2, 6])
 def test_weights_of_another_depth(layers: int, damaged: Path) -> None:
     values = json.loads((damaged / "config.json").read_text())
     (damaged / "config.json").write_text(json.dumps({**values, "num_hidden_layers": layers}))
-    with pytest.raises((CheckpointError, ConfigError)):
-        LongMem.from_backbone(damaged, segment_tokens=32)
+    refused(damaged, "model.layers.")
 
 
 def test_tokenizer_with_more_entries_than_the_backbone(damaged: Path) -> None:

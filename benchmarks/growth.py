@@ -1,0 +1,133 @@
+"""Does a document cost more the longer it gets? One very long document through the main job, in one process.
+
+Two claims are checked: once the memory window is full, resident memory stays where it is, and the last 100,000 tokens
+take as long per token as the second 100,000 (the first of which the window was still filling).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+
+from longmem.executor import Completion, InlineExecutor
+from longmem.memory.opening import MemoryStore
+from longmem.model_source import REFERENCE_MODEL, ModelSource
+from longmem.text.documents import find_files, read_documents
+from longmem.text.language_reference import language_reference
+from longmem.types import Document
+from pipelines.feed import DocumentFeed
+from pipelines.journal import Journal
+from pipelines.perplexity import PerplexityRun
+from pipelines.progress import Progress
+from pipelines.scheduler import Limits, SegmentScheduler
+
+SPAN_TOKENS = 100_000
+MAX_SLOWDOWN = 1.10
+MAX_RSS_GROWTH = 1.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """State of the process when so many tokens were scored."""
+
+    scored_tokens: int
+    wall_s: float
+    cpu_s: float
+    rss_bytes: int
+
+
+class SampledExecutor(InlineExecutor):
+    """The ordinary in-process executor, looking at the clock after every scored segment."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.samples: list[Sample] = []
+        self._process = psutil.Process()
+        self._scored_tokens = 0
+
+    def wait(self, timeout_s: float) -> list[Completion]:
+        completions = super().wait(timeout_s)
+        for completion in completions:
+            if completion.stage == "score" and completion.error is None:
+                self._scored_tokens += completion.segment.num_tokens
+                rss = self._process.memory_info().rss
+                self.samples.append(Sample(self._scored_tokens, perf_counter(), process_time(), rss))
+        return completions
+
+
+def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> dict[str, Any]:
+    """Score one document of `tokens` tokens; returns figures, samples and verdicts."""
+    torch.set_num_threads(threads)
+    source = ModelSource(str(REFERENCE_MODEL))
+    document = long_document(tokens, inputs, source)
+    with TemporaryDirectory(prefix="longmem-growth-") as folder:
+        executor = SampledExecutor(source.open(), MemoryStore.open(Path(folder) / "memory.lance"))
+        with executor, Journal(Path(folder) / "journal.jsonl") as journal, Progress(console, None) as progress:
+            model = executor.describe()
+            segment_tokens, memory_tokens = model.settings["segment_tokens"], model.settings["memory_tokens"]
+            scheduler = SegmentScheduler(
+                Limits(4, 2**30), model.segment_bytes, segment_tokens, memory_tokens, write=True
+            )
+            job = PerplexityRun(
+                executor,
+                scheduler,
+                journal,
+                progress,
+                keep_memory=False,
+                keep_tokens=False,
+                num_unscored_tokens=0,
+                admit_below=1,
+            )
+            tokenizer = source.open_tokenizer()
+            feed = DocumentFeed(iter([document]), tokenizer, segment_tokens, "growth", needs_work=lambda _: True)
+            job.run(feed)
+            feed.close()
+    return _figures(executor.samples, memory_tokens)
+
+
+def long_document(tokens: int, inputs: Sequence[str], source: ModelSource) -> Document:
+    """Real text, cut to length; repeated where the inputs (or the language reference) are too short."""
+    documents = list(read_documents(find_files(inputs))) if inputs else [language_reference()]
+    text = "\n\n".join(document.text for document in documents if isinstance(document, Document))
+    tokenizer = source.open_tokenizer()
+    ids = tokenizer.sequence(text).tolist()[1:]
+    repeated = (ids * (tokens // len(ids) + 1))[:tokens]
+    return Document("growth", tokenizer.decode(repeated), "benchmarks.growth")
+
+
+def _figures(samples: list[Sample], memory_tokens: int) -> dict[str, Any]:
+    last = samples[-1].scored_tokens
+    second = _span(samples, SPAN_TOKENS, 2 * SPAN_TOKENS)
+    final = _span(samples, last - SPAN_TOKENS, last)
+    full = [sample for sample in samples if sample.scored_tokens >= 2 * memory_tokens]
+    slowdown = final["cpu_s_per_1k_tokens"] / second["cpu_s_per_1k_tokens"]
+    growth = max(sample.rss_bytes for sample in full) / full[0].rss_bytes
+    return {
+        "tokens": last,
+        "memory_tokens": memory_tokens,
+        "second_span": second,
+        "last_span": final,
+        "slowdown_cpu": slowdown,
+        "slowdown_wall": final["wall_s_per_1k_tokens"] / second["wall_s_per_1k_tokens"],
+        "rss_bytes_when_full": full[0].rss_bytes,
+        "rss_bytes_max_after": max(sample.rss_bytes for sample in full),
+        "rss_growth": growth,
+        "passed": slowdown <= MAX_SLOWDOWN and growth <= MAX_RSS_GROWTH,
+        "samples": [vars(sample) for sample in samples[:: max(1, len(samples) // 200)]],
+    }
+
+
+def _span(samples: list[Sample], first: int, last: int) -> dict[str, float]:
+    """Time per 1,000 tokens from the first to the last sample of an interval of scored tokens."""
+    inside = [sample for sample in samples if first <= sample.scored_tokens <= last]
+    tokens = inside[-1].scored_tokens - inside[0].scored_tokens
+    return {
+        "wall_s_per_1k_tokens": 1000 * (inside[-1].wall_s - inside[0].wall_s) / tokens,
+        "cpu_s_per_1k_tokens": 1000 * (inside[-1].cpu_s - inside[0].cpu_s) / tokens,
+    }
