@@ -44,6 +44,7 @@ def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: To
     _save_backbone(folder / BACKBONE_FOLDER, backbone, tokenizer)
     description = {
         "model_type": MODEL_TYPE,
+        "name": backbone.name,
         "longmem_version": longmem.__version__,
         "backbone_digest": backbone.digest(),
         "sidenet_digest": hash_weights(sidenet),
@@ -65,7 +66,7 @@ def load_parts(
             "for a plain backbone use LongMem.from_backbone"
         )
     config = LongMemConfig.from_dict({**description["longmem"], **settings})
-    backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype)
+    backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
     tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size)
     backbone.model.to(device)
     sidenet = SideNet(backbone, config)

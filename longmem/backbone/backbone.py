@@ -50,8 +50,9 @@ class Backbone:
         )
 
     @classmethod
-    def load(cls, source: str | Path, dtype: Dtype = "float32") -> "Backbone":
-        return cls(load_causal_lm(source, dtype), name=Path(source).name)
+    def load(cls, source: str | Path, dtype: Dtype = "float32", name: str | None = None) -> "Backbone":
+        """Open a folder or hub id; `name` is what reports call it, by default the last part of the source."""
+        return cls(load_causal_lm(source, dtype), name or Path(source).name)
 
     @property
     def stack(self) -> nn.Module:

@@ -1,0 +1,351 @@
+"""The SideNet's recurrence against transformers' own blocks called one by one; gradients; step-by-step decoding."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from longmem.backbone.families import FAMILIES
+from longmem.memory.view import MemoryView
+from longmem.model import LongMem
+from longmem.testing import save_small_backbone
+
+every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
+LENGTH = 40  # longer than the sliding windows of the small models
+
+
+def tokens_of(batch: int = 1, length: int = LENGTH, seed: int = 0) -> Tensor:
+    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def run(model: LongMem, tokens: Tensor, views: list[MemoryView | None], cache: Any = None) -> Tensor:
+    """The SideNet's hidden states; the backbone's forward in front of it starts anew."""
+    taps = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction).taps
+    with torch.no_grad():
+        hidden: Tensor = model.sidenet(tokens, taps, views, model.search, cache).hidden
+    return hidden
+
+
+def view_for(model: LongMem, random_view: Callable[..., MemoryView], **changes: Any) -> MemoryView:
+    shape = model.backbone.shape
+    return random_view(shape.kv_heads, shape.head_dim, **{"chunks": 20, "dtype": torch.float16, **changes})
+
+
+def set_scale(model: LongMem, *values: float) -> None:
+    with torch.no_grad():
+        model.sidenet.scale.copy_(torch.tensor(values).expand_as(model.sidenet.scale))
+
+
+@every_family
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+def test_untrained_is_the_backbone(
+    family: str, reduction: int, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family, unsettled=False, layer_reduction=reduction)
+    tokens = tokens_of(2)
+    backbone = model.backbone.forward(tokens, model.sidenet.memory_layer, reduction)
+    expected = model.backbone.target_logprobs(backbone.hidden[0], tokens[0, 1:])
+    view = view_for(model, random_view)
+    for views in ([None, None], [view, view], [None, view], [view, None]):
+        hidden = run(model, tokens, views)
+        torch.testing.assert_close(hidden, backbone.hidden, rtol=0, atol=2e-5)
+        found = model.backbone.target_logprobs(hidden[0], tokens[0, 1:])
+        assert (found - expected).abs().max() <= 1e-5
+
+
+VARIANTS = {
+    "gpt2, scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt2, not scaled": ("gpt2", {"scale_attn_weights": False}),
+    "opt-350m": ("opt", {"do_layer_norm_before": False}),
+    "opt, one width": ("opt", {"word_embed_proj_dim": 32}),
+    "gpt_neox, one after the other": ("gpt_neox", {"use_parallel_residual": False}),
+    "gpt_neox, all rotated": ("gpt_neox", {"rotary_pct": 1.0}),
+    "bloom, residual after the norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    "llama, one head for all": ("llama", {"num_key_value_heads": 1}),
+    "llama, biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral, whole context": ("mistral", {"sliding_window": None}),
+    "qwen2, whole context": ("qwen2", {"use_sliding_window": False}),
+    "qwen3, windows in turn": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    ),
+    "qwen3, only windows are copied": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "tied": ("qwen2", {"tie_word_embeddings": True}),
+}
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_variants_of_the_families(variant: str, tmp_path: Path, random_view: Callable[..., MemoryView]) -> None:
+    family, changes = VARIANTS[variant]
+    save_small_backbone(tmp_path / "backbone", family, **changes)
+    model = LongMem.from_backbone(tmp_path / "backbone", segment_tokens=48, top_k=16)
+    tokens = tokens_of()
+    view = view_for(model, random_view)
+    expected = model.backbone.forward(tokens, 3, 2).hidden
+    torch.testing.assert_close(run(model, tokens, [view]), expected, rtol=0, atol=2e-5)
+    set_scale(model, 1.0)
+    whole = run(model, tokens, [view])
+    assert (whole - expected).abs().max() > 0.01
+    torch.testing.assert_close(step_by_step(model, tokens, view, [30, 1, 1, 5, 3]), whole, rtol=0, atol=5e-5)
+    # a SideNet memory layer with the wrong scale or projections would not look up what the backbone's layer stores
+    attention = model.backbone.family.attention_of(model.backbone.layers[3])
+    copied = model.sidenet._family.attention_of(model.sidenet.layers[1])
+    assert model.backbone.family.scale_of(attention) == model.sidenet._family.scale_of(copied)
+
+
+# ---- the recurrence, written out
+
+
+def causal_mask(length: int, window: int | None = None) -> Tensor:
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    seen = (distance >= 0) & (distance < (window or length))
+    return torch.zeros((length, length)).masked_fill(~seen, -1e30)[None, None]
+
+
+def block_of_gpt2(model: PreTrainedModel, length: int) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda block, x: block(x, attention_mask=causal_mask(length))
+
+
+def block_of_rotary(model: PreTrainedModel, length: int) -> Callable[[nn.Module, Tensor], Tensor]:
+    rotary = model.base_model.rotary_emb
+    angles = rotary(torch.zeros((1, length, 1)), torch.arange(length)[None])
+    window = model.config.sliding_window if model.config.model_type == "mistral" else None
+    return lambda block, x: block(x, attention_mask=causal_mask(length, window), position_embeddings=angles)
+
+
+def block_of_bloom(model: PreTrainedModel, length: int) -> Callable[[nn.Module, Tensor], Tensor]:
+    heads = model.config.n_head
+    slopes = torch.tensor([2 ** (-8 * (head + 1) / heads) for head in range(heads)])
+    alibi = slopes[:, None, None] * torch.arange(length)
+    return lambda block, x: block(x, alibi=alibi, attention_mask=causal_mask(length))[0]
+
+
+NAIVE_BLOCKS = {
+    "bloom": block_of_bloom,
+    "gpt2": block_of_gpt2,
+    "gpt_neox": block_of_rotary,
+    "llama": block_of_rotary,
+    "mistral": block_of_rotary,
+    "opt": block_of_gpt2,
+    "qwen3": block_of_rotary,
+}
+STACKS = {"bloom": "transformer.h", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
+NORMS = {
+    "bloom": "transformer.ln_f",
+    "gpt2": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "opt": "model.decoder.final_layer_norm",
+}
+
+
+@pytest.mark.parametrize("family", sorted(NAIVE_BLOCKS))
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.3, -0.7)], ids=["paper", "any"])
+def test_recurrence_written_out_with_transformers_own_blocks(
+    family: str,
+    scale: tuple[float, float],
+    small_model: Callable[..., LongMem],
+    small_backbone: Callable[[str], Path],
+) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(str(small_backbone(family))).eval().requires_grad_(False)
+    tokens = tokens_of()
+    blocks = reference.get_submodule(STACKS.get(family, "model.layers"))
+    norm = reference.get_submodule(NORMS.get(family, "model.norm"))
+    block = NAIVE_BLOCKS[family](reference, LENGTH)
+
+    # the backbone, block by block: H[0] … H[4]
+    hidden = [reference(tokens, output_hidden_states=True).hidden_states[0]]
+    for each in blocks:
+        hidden.append(block(each, hidden[-1]))
+    logits = reference(tokens).logits
+    project = reference.model.decoder.project_out if family == "opt" else nn.Identity()
+    head = reference.get_output_embeddings()
+    torch.testing.assert_close(head(project(norm(hidden[-1]))), logits, rtol=0, atol=1e-4)
+
+    x = hidden[0]
+    for index in range(2):
+        layer = blocks[2 * index + 1]
+        x = x + scale[index] * (block(layer, x) - x) + (hidden[2 * index + 2] - hidden[2 * index])
+    model = small_model(family, unsettled=False)
+    set_scale(model, *scale)
+    found = run(model, tokens, [None])
+    torch.testing.assert_close(found, project(norm(x)), rtol=0, atol=5e-5)
+    assert (head(found) - logits).abs().max() > 0.1
+
+
+@every_family
+def test_layers_start_as_copies_and_memory_layer_is_the_stored_one(
+    family: str, small_model: Callable[..., LongMem]
+) -> None:
+    model = small_model(family, layer_reduction=2)
+    assert model.sidenet.memory_layer == 3
+    assert model.sidenet.memory_index == 1
+    assert small_model(family, memory_layer=1).sidenet.memory_index == 0
+    assert small_model(family, layer_reduction=1).sidenet.memory_index == 3
+    for index, layer in enumerate(model.sidenet.layers):
+        source = model.backbone.layers[2 * index + 1]
+        assert type(layer) is type(source)
+        for (name, copied), (_, original) in zip(layer.named_parameters(), source.named_parameters(), strict=True):
+            assert torch.equal(copied, original), name
+            assert copied.data_ptr() != original.data_ptr(), f"{name} is shared: training would change the backbone"
+    sidenet_of_memory_layer = model.sidenet.layers[model.sidenet.memory_index]
+    stored = model.backbone.layers[model.sidenet.memory_layer]
+    assert all(
+        torch.equal(a, b) for a, b in zip(sidenet_of_memory_layer.parameters(), stored.parameters(), strict=True)
+    )
+
+
+@every_family
+def test_only_the_sidenet_s_own_weights_are_saved_and_trained(family: str, small_model: Callable[..., LongMem]) -> None:
+    sidenet = small_model(family).sidenet
+    names = {name.split(".")[0] for name in sidenet.state_dict()}
+    assert names == {"scale", "gate", "layers", "norm"}
+
+
+# ---- gradients
+
+
+@every_family
+def test_gradients_reach_the_sidenet_and_nothing_else(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family)
+    for parameter in model.sidenet.parameters():
+        parameter.requires_grad_(True)
+    view = view_for(model, random_view)
+    tokens = tokens_of()
+    taps = model.backbone.forward(tokens, 3, 2).taps
+    output = model.sidenet(tokens, taps, [view], model.search)
+    (-model.backbone.target_logprobs(output.hidden[0], tokens[0, 1:]).mean()).backward()
+    for name, parameter in model.sidenet.named_parameters():
+        assert parameter.grad is not None, f"{name} receives no gradient"
+        assert parameter.grad.isfinite().all(), name
+        # a constant added to every key does not change a softmax
+        if not name.endswith(("k_proj.bias",)):
+            assert parameter.grad.abs().max() > 0, f"{name} has a gradient of zero"
+    assert all(parameter.grad is None for parameter in model.backbone.model.parameters())
+    assert not any(part.requires_grad for part in (taps, view.keys, view.values, view.chunk_keys))
+    assert not output.readings[0].chunk_ids.requires_grad
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_gradients_of_gate_and_scale_are_the_slopes(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family)
+    view = view_for(model, random_view)
+    tokens = tokens_of()
+    taps = model.backbone.forward(tokens, 3, 2).taps
+
+    def loss() -> Tensor:
+        hidden = model.sidenet(tokens, taps, [view], model.search).hidden
+        return -model.backbone.target_logprobs(hidden[0], tokens[0, 1:]).double().mean()
+
+    loss().backward()
+    step = 0.02
+    # the last layer reads the memory: moving its gate or its scale does not move any query, so the ids stay
+    for parameter, index in [(model.sidenet.gate, 0), (model.sidenet.gate, 3), (model.sidenet.scale, 1)]:
+        with torch.no_grad():
+            start = float(parameter[index])
+            ends = []
+            for end in (start - step, start + step):
+                parameter[index] = end
+                ends.append(float(loss()))
+            parameter[index] = start
+        slope = (ends[1] - ends[0]) / (2 * step)
+        assert parameter.grad is not None
+        assert float(parameter.grad[index]) == pytest.approx(slope, rel=0.02, abs=2e-4)
+
+
+def test_without_memory_the_gate_is_not_used(small_model: Callable[..., LongMem]) -> None:
+    model = small_model("llama")
+    before = run(model, tokens_of(), [None])
+    with torch.no_grad():
+        model.sidenet.gate += 1.0
+    assert torch.equal(run(model, tokens_of(), [None]), before)
+
+
+# ---- batches and step-by-step decoding
+
+
+@every_family
+def test_rows_of_a_batch_read_their_own_memory_only(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family)
+    tokens = tokens_of(3)
+    views = [view_for(model, random_view), None, view_for(model, random_view, seed=9, chunks=2)]
+    together = run(model, tokens, views)
+    for row in range(3):
+        alone = run(model, tokens[row : row + 1], [views[row]])[0]
+        torch.testing.assert_close(together[row], alone, rtol=0, atol=2e-5)
+    assert (together[0] - run(model, tokens[:1], [None])[0]).abs().max() > 0.01
+
+
+def step_by_step(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> Tensor:
+    caches = model.backbone.new_cache(), model.sidenet.new_cache()
+    layer, every = model.sidenet.memory_layer, model.config.layer_reduction
+    parts = []
+    for part in tokens.split(lengths, dim=1):
+        taps = model.backbone.forward(part, layer, every, caches[0]).taps
+        with torch.no_grad():
+            parts.append(model.sidenet(part, taps, [view], model.search, caches[1]).hidden)
+    return torch.cat(parts, dim=1)
+
+
+@every_family
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+@pytest.mark.parametrize("with_memory", [True, False])
+def test_step_by_step_is_the_whole_forward(
+    family: str,
+    reduction: int,
+    with_memory: bool,
+    small_model: Callable[..., LongMem],
+    random_view: Callable[..., MemoryView],
+) -> None:
+    model = small_model(family, layer_reduction=reduction)
+    view = view_for(model, random_view) if with_memory else None
+    tokens = tokens_of()
+    whole = run(model, tokens, [view])
+    for lengths in ([1] * 12 + [LENGTH - 12], [25, 1, 1, 1, 9, 1, 1, 1]):
+        torch.testing.assert_close(step_by_step(model, tokens, view, lengths), whole, rtol=0, atol=5e-5)
+
+
+@every_family
+def test_a_reader_without_the_backbone_s_blocks_gives_the_same(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family)
+    view, tokens = view_for(model, random_view), tokens_of()
+    taps = model.backbone.forward(tokens, 3, 2).taps
+    with torch.no_grad():
+        before = model.sidenet(tokens, taps, [view], model.search).hidden
+        model.backbone.drop_layers()
+        after = model.sidenet(tokens, taps, [view], model.search).hidden
+    assert torch.equal(before, after)
+
+
+@every_family
+def test_no_hook_stays_and_the_backbone_is_untouched(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family)
+
+    def hooks() -> int:
+        modules = [*model.sidenet.modules(), *model.backbone.model.modules()]
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+    before, digest = hooks(), model.backbone.digest()
+    alone = model.backbone.forward(tokens_of(), 3, 2).hidden
+    run(model, tokens_of(), [view_for(model, random_view)])
+    with pytest.raises(IndexError):  # one view for two rows
+        run(model, tokens_of(2), [])
+    assert hooks() == before
+    assert model.backbone.digest() == digest
+    assert torch.equal(model.backbone.forward(tokens_of(), 3, 2).hidden, alone)
