@@ -1,9 +1,12 @@
-"""Encoder actor: holds a model, turns segments into blocks and taps. Keeps no state between segments."""
+"""The encoder pool: actors that hold a model and turn segments into blocks and taps, with no state between segments."""
+
+from typing import Any
 
 import ray
 import torch
 
 from actors.outcome import Outcome, attempt
+from actors.pool import RESTART, ActorPool
 from longmem.executor import EncodeReceipt
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
@@ -43,3 +46,16 @@ class EncoderActor:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.block.num_bytes + encoded.taps.nbytes)
         return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps
+
+
+class EncoderPool(ActorPool):
+    """Encoders: any of them may take any segment."""
+
+    def __init__(self, source: ModelSource, size: int, threads: int, num_gpus: float) -> None:
+        actor = EncoderActor.options(num_cpus=threads, num_gpus=num_gpus, **RESTART)  # type: ignore[attr-defined]
+        placed = source.on_gpu() if num_gpus else source
+        super().__init__([actor.remote(placed, rank, threads) for rank in range(size)])
+
+    def encode(self, segment: Segment) -> tuple[int, tuple[Any, Any, Any]]:
+        """Start encoding; returns the actor's index and references to outcome, block and taps."""
+        return self.send(lambda actor: actor.encode.options(num_returns=3).remote(segment))

@@ -9,24 +9,26 @@ idempotent, so a repeated call changes nothing.
 """
 
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import Any
 
 import ray
 
 from actors.cluster import Connection, check_capacity, connect
-from actors.encoder import EncoderActor
+from actors.encoder import EncoderPool
 from actors.failures import translated
 from actors.outcome import Outcome
-from actors.pool import RESTART, ActorPool
+from actors.pool import ActorPool
 from actors.shape import ClusterShape
-from actors.sidenet import SideNetActor
-from actors.store import RemoteBlockSource, StoreActor, shard_of
+from actors.sidenet import SideNetPool
+from actors.store import RemoteBlockSource, StorePool
 from longmem.errors import ClusterError
-from longmem.executor import STAGES, AbstractExecutor, Completion, Stage
+from longmem.executor import AbstractExecutor, Completion, Stage
 from longmem.memory.store import check_fingerprint
 from longmem.model_source import ModelDescription, ModelSource
 from longmem.types import DocumentKey, Segment, SegmentInfo
+
+CLOSE_S = 60.0
+"""How long closing waits for writes that have begun."""
 
 
 @dataclass(frozen=True)
@@ -43,53 +45,34 @@ class RayExecutor(AbstractExecutor):
     def __init__(self, source: ModelSource, store_uri: str, shape: ClusterShape) -> None:
         self.connection: Connection = connect(shape.address, shape.num_cpus, shape.object_store_bytes)
         self._pools: dict[Stage, ActorPool] = {}
+        self._encoded: dict[tuple[DocumentKey, int], tuple[Any, Any]] = {}
+        self._running: dict[Any, _Task] = {}
         try:
             check_capacity(shape.num_cpus, shape.num_gpus)
             self._start(source, store_uri, shape)
         except BaseException:
             self.close()
             raise
-        self._encoded: dict[tuple[DocumentKey, int], tuple[Any, Any]] = {}
-        self._running: dict[Any, _Task] = {}
 
     def _start(self, source: ModelSource, store_uri: str, shape: ClusterShape) -> None:
-        names = [f"longmem-store-{token_hex(4)}-{shard}" for shard in range(shape.stores)]
-        stores = [
-            StoreActor.options(num_cpus=0, name=name, **RESTART).remote(store_uri, shard)  # type: ignore[attr-defined]
-            for shard, name in enumerate(names)
-        ]
-        self._pools["put"] = ActorPool(stores)
-        self._pools["encode"] = ActorPool(
-            [
-                EncoderActor.options(num_cpus=shape.threads, num_gpus=shape.encoder_gpus, **RESTART).remote(  # type: ignore[attr-defined]
-                    _on(source, shape.encoder_gpus), rank, shape.threads
-                )
-                for rank in range(shape.encoders)
-            ]
-        )
-        self._pools["score"] = ActorPool(
-            [
-                SideNetActor.options(num_cpus=shape.threads, num_gpus=shape.reader_gpus, **RESTART).remote(  # type: ignore[attr-defined]
-                    _on(source, shape.reader_gpus), rank, shape.threads, RemoteBlockSource(names), shape.window_bytes
-                )
-                for rank in range(shape.readers)
-            ]
-        )
+        self._stores = StorePool(store_uri, shape.stores)
+        self._encoders = EncoderPool(source, shape.encoders, shape.threads, shape.encoder_gpus)
+        blocks = RemoteBlockSource(self._stores.names)
+        self._readers = SideNetPool(source, shape.readers, shape.threads, shape.reader_gpus, blocks, shape.window_bytes)
+        self._pools = {"encode": self._encoders, "put": self._stores, "score": self._readers}
+        asked = {stage: pool.ask_ready() for stage, pool in self._pools.items()}
         with translated("starting the workers"):
-            outcomes: dict[Stage, list[Outcome]] = {
-                stage: ray.get([actor.ready.remote() for actor in self._pools[stage].actors]) for stage in STAGES
-            }
-        for stage in STAGES:
-            for outcome in outcomes[stage]:
-                if outcome.error is not None:
-                    raise outcome.error
-        self._description: ModelDescription = outcomes["encode"][0].result
-        for outcome in outcomes["encode"]:
-            if outcome.result.fingerprint != self._description.fingerprint:
+            outcomes: dict[Stage, list[Outcome]] = {stage: ray.get(refs) for stage, refs in asked.items()}
+        for outcome in (each for stage in outcomes.values() for each in stage):
+            if outcome.error is not None:
+                raise outcome.error
+        descriptions: list[ModelDescription] = [outcome.result for outcome in outcomes["encode"]]
+        self._description = descriptions[0]
+        for other in descriptions[1:]:
+            if other.fingerprint != self._description.fingerprint:
                 raise ClusterError(
-                    f"the workers hold different models (encoder 0 != another): "
-                    f"{self._description.fingerprint.differences(outcome.result.fingerprint)}; put the same model on "
-                    "every node"
+                    "the workers hold different models (one encoder != another): "
+                    f"{self._description.fingerprint.differences(other.fingerprint)}; put the same model on every node"
                 )
         check_fingerprint(outcomes["put"][0].result, self._description.fingerprint)
 
@@ -101,17 +84,13 @@ class RayExecutor(AbstractExecutor):
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         place = (segment.key, segment.index)
-        pool = self._pools[stage]
         if stage == "encode":
-            actor, (outcome, block, taps) = pool.send(lambda a: a.encode.options(num_returns=3).remote(segment))
+            actor, (outcome, block, taps) = self._encoders.encode(segment)
             self._encoded[place] = (block, taps)
         elif stage == "put":
-            block = self._encoded[place][0]
-            shard = pool.actors.index(shard_of(pool.actors, segment.key))
-            actor, outcome = pool.send(lambda a: a.put.remote(block), choose=shard)
+            actor, outcome = self._stores.put(segment.key, self._encoded[place][0])
         else:
-            taps = self._encoded[place][1]
-            actor, outcome = pool.send(lambda a: a.score.remote(segment, taps))
+            actor, outcome = self._readers.score(segment, self._encoded[place][1])
         self._running[outcome] = _Task(stage, segment, actor)
 
     def wait(self, timeout_s: float) -> list[Completion]:
@@ -134,29 +113,21 @@ class RayExecutor(AbstractExecutor):
         self._encoded.pop((segment.key, segment.index), None)
 
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
-        with translated(f"listing {key}"):
-            infos: list[SegmentInfo] = ray.get(shard_of(self._pools["put"].actors, key).segments.remote(key))
-        return infos
+        return self._stores.segments(key)
 
     def forget(self, key: DocumentKey) -> None:
-        with translated(f"deleting {key}"):
-            ray.get(shard_of(self._pools["put"].actors, key).delete.remote(key))
+        self._stores.delete(key)
 
     def close(self) -> None:
         if not ray.is_initialized():
             return
         try:
-            if "put" in self._pools:
-                with translated("closing the store"):
-                    ray.get([actor.close.remote() for actor in self._pools["put"].actors], timeout=60)
+            if self._pools:
+                self._stores.close(CLOSE_S)
         finally:
             for pool in self._pools.values():
-                for actor in pool.actors:
-                    ray.kill(actor)
-            self._pools.clear()
+                pool.stop()
+            self._pools = {}
+            self._running.clear()
+            self._encoded.clear()
             self.connection.close()
-
-
-def _on(source: ModelSource, gpus: float) -> ModelSource:
-    """The source, on the GPU where the actor gets one."""
-    return ModelSource(source.source, source.dtype, "cuda" if gpus else source.device, source.search, source.settings)

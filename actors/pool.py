@@ -36,6 +36,15 @@ class ActorPool:
         self._load[index] += 1
         return index, call(self.actors[index])
 
+    def ask_ready(self) -> list[Any]:
+        """References to every actor's `ready()`: they load what they need, all at the same time."""
+        return [actor.ready.remote() for actor in self.actors]
+
+    def stop(self) -> None:
+        """End the actors without waiting for their tasks."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def done(self, index: int) -> None:
         """Say that a task of actor `index` has ended."""
         assert self._load[index] > 0, f"actor {index} had no task"

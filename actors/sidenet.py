@@ -1,10 +1,13 @@
-"""SideNet actor: holds a SideNet and windows of the documents it reads; scores segments."""
+"""The SideNet pool: actors that hold a SideNet and windows of the documents they read, and score segments."""
+
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 
 from actors.outcome import Outcome, attempt
+from actors.pool import RESTART, ActorPool
 from actors.store import RemoteBlockSource
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
@@ -49,3 +52,18 @@ class SideNetActor:
     def _score(self, segment: Segment, taps: np.ndarray) -> SegmentScore:
         model, windows = self._loaded()
         return model.score_segment(segment, taps, windows.view(segment.key, segment.index))
+
+
+class SideNetPool(ActorPool):
+    """Readers: any of them may score any segment whose past is stored."""
+
+    def __init__(
+        self, source: ModelSource, size: int, threads: int, num_gpus: float, store: RemoteBlockSource, window_bytes: int
+    ) -> None:
+        actor = SideNetActor.options(num_cpus=threads, num_gpus=num_gpus, **RESTART)  # type: ignore[attr-defined]
+        placed = source.on_gpu() if num_gpus else source
+        super().__init__([actor.remote(placed, rank, threads, store, window_bytes) for rank in range(size)])
+
+    def score(self, segment: Segment, taps: Any) -> tuple[int, Any]:
+        """Start scoring with a reference to the taps; returns the actor's index and a reference to the outcome."""
+        return self.send(lambda actor: actor.score.remote(segment, taps))

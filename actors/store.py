@@ -1,12 +1,15 @@
-"""Store actor: the single writer of the documents of one shard, and what readers fetch blocks from."""
+"""Memory store actors: each is the single writer of the documents of one shard, and what readers fetch blocks from."""
 
+from secrets import token_hex
 from threading import Lock
+from typing import Any
 
 import ray
 import xxhash
 
 from actors.failures import translated
 from actors.outcome import Outcome, attempt
+from actors.pool import RESTART, ActorPool
 from longmem.memory.opening import MemoryStore
 from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
@@ -58,6 +61,42 @@ class StoreActor:
         self._store().close()
 
 
+class StorePool(ActorPool):
+    """Store actors, by shard: a document's blocks always go to the same one."""
+
+    def __init__(self, uri: str, size: int) -> None:
+        # named, so that a restarted reader finds them again
+        run = token_hex(4)
+        self.names = [f"longmem-store-{run}-{shard}" for shard in range(size)]
+        super().__init__(
+            [
+                StoreActor.options(num_cpus=0, name=name, **RESTART).remote(uri, shard)  # type: ignore[attr-defined]
+                for shard, name in enumerate(self.names)
+            ]
+        )
+
+    def put(self, key: DocumentKey, block: Any) -> tuple[int, Any]:
+        """Start writing the referenced block; returns the actor's index and a reference to the outcome."""
+        return self.send(lambda actor: actor.put.remote(block), choose=shard_of(key, len(self.actors)))
+
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        with translated(f"listing {key}"):
+            infos: list[SegmentInfo] = ray.get(self._shard(key).segments.remote(key))
+        return infos
+
+    def delete(self, key: DocumentKey) -> None:
+        with translated(f"deleting {key}"):
+            ray.get(self._shard(key).delete.remote(key))
+
+    def close(self, timeout_s: float) -> None:
+        """Let writes that have begun end, then close the files."""
+        with translated("closing the store"):
+            ray.get([actor.close.remote() for actor in self.actors], timeout=timeout_s)
+
+    def _shard(self, key: DocumentKey) -> Any:
+        return self.actors[shard_of(key, len(self.actors))]
+
+
 class RemoteBlockSource(AbstractBlockSource):
     """The reading half of a store, through its shards' actors, which are found by name.
 
@@ -73,12 +112,12 @@ class RemoteBlockSource(AbstractBlockSource):
         with translated(f"reading blocks of {key}"):
             if not self._shards:
                 self._shards = [ray.get_actor(name) for name in self._names]
-            blocks: list[KVBlock] = ray.get(shard_of(self._shards, key).read.remote(key, first_segment, last_segment))
+            shard = self._shards[shard_of(key, len(self._shards))]
+            blocks: list[KVBlock] = ray.get(shard.read.remote(key, first_segment, last_segment))
         return blocks
 
 
-def shard_of(shards: list["ray.actor.ActorHandle"], key: DocumentKey) -> "ray.actor.ActorHandle":
-    """The one actor that writes a document; the same in every process (Python's own hash is salted)."""
-    return shards[
-        xxhash.xxh3_64_intdigest(f"{key.namespace}\0{key.document}".encode("utf-8", "surrogatepass")) % len(shards)
-    ]
+def shard_of(key: DocumentKey, num_shards: int) -> int:
+    """The one shard that holds a document; the same in every process (Python's own hash is salted)."""
+    name = f"{key.namespace}\0{key.document}".encode("utf-8", "surrogatepass")
+    return xxhash.xxh3_64_intdigest(name) % num_shards

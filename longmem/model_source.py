@@ -1,6 +1,6 @@
 """Where a model is and how to open it: small enough to send to every worker, which then opens its own copy."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class ModelSource:
     search: str = "torch"
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of LongMemConfig to set or replace."""
+
+    def on_gpu(self) -> "ModelSource":
+        """The same model, to be opened on the worker's GPU."""
+        return replace(self, device="cuda")
 
     def open(self) -> LongMem:
         """Load the model. Raises ModelError and its kinds, ConfigError."""

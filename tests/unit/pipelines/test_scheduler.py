@@ -1,0 +1,331 @@
+"""The concurrency logic of a job, driven without workers: tasks finish in any order, and some fail.
+
+`Driver` is a tiny executor that lets Hypothesis choose which of the running tasks ends next, and checks with every
+step what must always hold.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longmem.executor import STAGES, Stage
+from longmem.text.segments import cut_segments
+from longmem.types import DocumentKey, Segment
+from pipelines.scheduler import Limits, SegmentScheduler
+
+SEGMENT_BYTES = 100
+Place = tuple[DocumentKey, int]
+
+
+@dataclass(frozen=True)
+class Book:
+    """A document as it is admitted, and what will happen to it."""
+
+    num_tokens: int
+    scored: frozenset[int] = frozenset()
+    stored: frozenset[int] = frozenset()
+    fails_at: tuple[Stage, int] | None = None
+    admit_after: int = 0
+    """Completions of the job before this document is admitted."""
+
+    def num_segments(self, segment_tokens: int) -> int:
+        return -(-self.num_tokens // segment_tokens)
+
+
+@dataclass(frozen=True)
+class Job:
+    books: tuple[Book, ...]
+    segment_tokens: int
+    memory_tokens: int
+    limits: Limits
+    slots: dict[Stage, int]
+    write: bool
+    seed: int
+
+
+@dataclass
+class Driver:
+    """Runs a job to its end and keeps what happened."""
+
+    job: Job
+    started: dict[Stage, Counter[Place]] = field(default_factory=lambda: {stage: Counter() for stage in STAGES})
+    released: Counter[Place] = field(default_factory=Counter)
+    ended: dict[DocumentKey, bool] = field(default_factory=dict)
+    encoded: set[Place] = field(default_factory=set)
+    stored: set[Place] = field(default_factory=set)
+    failed: set[DocumentKey] = field(default_factory=set)
+    max_in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        job = self.job
+        self.scheduler = SegmentScheduler(job.limits, SEGMENT_BYTES, job.segment_tokens, job.memory_tokens, job.write)
+        self.running: list[tuple[Stage, Segment]] = []
+
+    def run(self) -> "Driver":
+        job = self.job
+        random = Random(job.seed)
+        waiting = sorted(enumerate(job.books), key=lambda each: each[1].admit_after)
+        # each segment passes at most three stages, so more completions than this mean that something is done again
+        budget = 3 * sum(book.num_segments(job.segment_tokens) for book in job.books)
+        completions = 0
+        while waiting or self.scheduler.active:
+            while waiting and (waiting[0][1].admit_after <= completions or not self.scheduler.active):
+                self.admit(*waiting.pop(0))
+            for stage, segment in self.scheduler.start(self.free_slots):
+                self.start(stage, segment)
+            if self.running:
+                self.complete(*self.running.pop(random.randrange(len(self.running))))
+                completions += 1
+                assert completions <= budget, "tasks are started again and again"
+            else:
+                assert not self.scheduler.active or self.scheduler.remove_finished(), "nothing runs, nothing is done"
+            for key, failed in self.scheduler.remove_finished():
+                assert key not in self.ended, f"{key} ended twice"
+                self.ended[key] = failed
+        assert not self.running
+        assert (self.scheduler.num_in_flight, self.scheduler.num_waiting) == (0, 0)
+        return self
+
+    def admit(self, number: int, book: Book) -> None:
+        segments = cut(number, book, self.job.segment_tokens)
+        key = segments[0].key
+        self.stored |= {(key, index) for index in book.stored}
+        if not self.scheduler.add_document(segments, set(book.scored), set(book.stored)):
+            self.ended[key] = False
+
+    def free_slots(self, stage: Stage) -> int:
+        return self.job.slots[stage] - sum(each == stage for each, _ in self.running)
+
+    def start(self, stage: Stage, segment: Segment) -> None:
+        job, place = self.job, (segment.key, segment.index)
+        assert self.free_slots(stage) > 0, f"{stage} was started without a slot"
+        assert segment.key not in self.failed, f"{segment.key} failed, but {stage} was started"
+        self.started[stage][place] += 1
+        self.running.append((stage, segment))
+        if stage != "encode":
+            assert place in self.encoded, f"{stage} before encode"
+            assert not self.released[place], f"{stage} after release"
+        if stage == "score" and job.memory_tokens:
+            # as the design states it (§3.4), not as the scheduler computes it
+            window = range(max(0, segment.start_token - job.memory_tokens), segment.start_token)
+            needed = {(segment.key, token // job.segment_tokens) for token in window}
+            assert needed <= self.stored, f"segment {segment.index} is scored before its past is stored"
+        held = len(self.encoded) - self.released.total() + sum(each == "encode" for each, _ in self.running)
+        assert held == self.scheduler.num_in_flight
+        assert held * SEGMENT_BYTES == self.scheduler.in_flight_bytes
+        bound = min(job.limits.max_in_flight_segments, job.limits.max_in_flight_bytes // SEGMENT_BYTES)
+        assert held <= max(1, bound)
+        self.max_in_flight = max(self.max_in_flight, held)
+
+    def complete(self, stage: Stage, segment: Segment) -> None:
+        book = self.job.books[int(segment.key.document)]
+        if book.fails_at == (stage, segment.index):
+            self.failed.add(segment.key)
+            released = self.scheduler.fail(stage, segment)
+        else:
+            if stage == "encode":
+                self.encoded.add((segment.key, segment.index))
+            elif stage == "put":
+                self.stored.add((segment.key, segment.index))
+            released = self.scheduler.finish(stage, segment)
+        for each in released:
+            place = (each.key, each.index)
+            assert place in self.encoded
+            assert not any((each.key, each.index) == (other.key, other.index) for _, other in self.running)
+            self.released[place] += 1
+
+    def of(self, stage: Stage, number: int) -> dict[int, int]:
+        """How often each segment of a document was started."""
+        return {index: count for (key, index), count in self.started[stage].items() if key == key_of(number)}
+
+
+def key_of(number: int) -> DocumentKey:
+    return DocumentKey("default", str(number))
+
+
+def cut(number: int, book: Book, segment_tokens: int) -> list[Segment]:
+    return cut_segments(key_of(number), np.zeros(book.num_tokens, np.int32), segment_tokens)
+
+
+@st.composite
+def jobs(draw: st.DrawFn, resumed: bool = False, failing: bool = False) -> Job:
+    chunk = draw(st.integers(1, 4))
+    segment_tokens = chunk * draw(st.integers(1, 4))
+    # windows shorter than a segment, not a multiple of it, and longer than any document
+    memory_tokens = chunk * draw(st.integers(0, 40))
+    write = True if memory_tokens else draw(st.booleans())
+    books = []
+    for _ in range(draw(st.integers(1, 4))):
+        num_tokens = draw(st.integers(1, 12 * segment_tokens))
+        indices = st.sampled_from(range(-(-num_tokens // segment_tokens)))
+        some = st.frozensets(indices)
+        books.append(
+            Book(
+                num_tokens,
+                scored=draw(some) if resumed else frozenset(),
+                stored=draw(some) if resumed else frozenset(),
+                fails_at=draw(st.none() | st.tuples(st.sampled_from(STAGES), indices)) if failing else None,
+                admit_after=draw(st.integers(0, 20)),
+            )
+        )
+    return Job(
+        tuple(books),
+        segment_tokens,
+        memory_tokens,
+        Limits(draw(st.integers(0, 8)), draw(st.integers(0, 8 * SEGMENT_BYTES))),
+        {stage: draw(st.integers(1, 3)) for stage in STAGES},
+        write,
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def once(indices: set[int]) -> dict[int, int]:
+    return dict.fromkeys(indices, 1)
+
+
+@given(job=jobs())
+@settings(max_examples=300)
+def test_every_segment_passes_every_stage_once(job: Job) -> None:
+    driver = Driver(job).run()
+    assert driver.ended == {key_of(number): False for number in range(len(job.books))}
+    for number, book in enumerate(job.books):
+        everything = set(range(book.num_segments(job.segment_tokens)))
+        assert driver.of("encode", number) == once(everything)
+        assert driver.of("score", number) == once(everything)
+        assert driver.of("put", number) == (once(everything) if job.write else {})
+    assert driver.released == Counter(dict.fromkeys(driver.encoded, 1))
+
+
+@given(job=jobs(resumed=True))
+@settings(max_examples=300)
+def test_a_resumed_job_does_only_what_is_left(job: Job) -> None:
+    driver = Driver(job).run()
+    assert driver.ended == {key_of(number): False for number in range(len(job.books))}
+    for number, book in enumerate(job.books):
+        everything = set(range(book.num_segments(job.segment_tokens)))
+        to_score = everything - book.scored
+        to_store = everything - book.stored if job.write else set()
+        assert driver.of("score", number) == once(to_score)
+        assert driver.of("put", number) == once(to_store)
+        assert driver.of("encode", number) == once(to_score | to_store)
+    assert driver.released == Counter(dict.fromkeys(driver.encoded, 1))
+
+
+@given(job=jobs(resumed=True, failing=True))
+@settings(max_examples=300)
+def test_a_failing_document_stops_only_itself(job: Job) -> None:
+    driver = Driver(job).run()
+    assert set(driver.ended) == {key_of(number) for number in range(len(job.books))}
+    for number, book in enumerate(job.books):
+        failed = key_of(number) in driver.failed
+        assert driver.ended[key_of(number)] == failed
+        happens = book.fails_at is not None and driver.started[book.fails_at[0]][key_of(number), book.fails_at[1]]
+        assert failed == bool(happens)
+        everything = set(range(book.num_segments(job.segment_tokens)))
+        to_score = everything - book.scored
+        if failed:
+            # a failing task may be the last of its document, so at most everything
+            assert set(driver.of("score", number)) <= to_score
+        else:
+            assert driver.of("score", number) == once(to_score)
+    assert driver.released == Counter(dict.fromkeys(driver.encoded, 1)), "a failed document gives its credit back"
+
+
+def simple(num_segments: int, **changes: object) -> Job:
+    values: dict[str, object] = {
+        "books": (Book(4 * num_segments),),
+        "segment_tokens": 4,
+        "memory_tokens": 1000,
+        "limits": Limits(8, 8 * SEGMENT_BYTES),
+        "slots": {stage: 2 for stage in STAGES},
+        "write": True,
+        "seed": 0,
+    }
+    return Job(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limits", [Limits(0, 0), Limits(1, SEGMENT_BYTES - 1), Limits(-3, 10**9), Limits(10**9, -1)])
+def test_one_segment_may_always_run(limits: Limits) -> None:
+    """Else a limit below the size of one segment would stop the job for ever."""
+    driver = Driver(simple(6, limits=limits)).run()
+    assert driver.max_in_flight == 1
+    assert driver.of("score", 0) == once(set(range(6)))
+
+
+@pytest.mark.parametrize("limits", [Limits(3, 10**9), Limits(10**9, 3 * SEGMENT_BYTES), Limits(10**9, 399)])
+def test_both_limits_are_used_to_the_full(limits: Limits) -> None:
+    driver = Driver(simple(20, limits=limits, slots={"encode": 9, "put": 1, "score": 1})).run()
+    assert driver.max_in_flight == 3
+
+
+def test_one_document_keeps_many_readers_busy() -> None:
+    """No segment waits for another one's score (design §3)."""
+    scheduler = SegmentScheduler(Limits(100, 10**9), SEGMENT_BYTES, 4, 1000, write=True)
+    scheduler.add_document(cut(0, Book(40), 4), set(), set(range(10)))
+    encodes = list(scheduler.start(lambda stage: 10 if stage == "encode" and scheduler.num_waiting else 0))
+    assert [segment.index for _, segment in encodes] == list(range(10))
+    for stage, segment in reversed(encodes):
+        assert scheduler.finish(stage, segment) == []
+    assert scheduler.queue_depth("score") == 10
+    scores = list(scheduler.start(lambda stage: int(scheduler.queue_depth("score") > 0 and stage == "score")))[:10]
+    assert sorted(segment.index for _, segment in scores) == list(range(10))
+
+
+def test_a_score_waits_for_the_last_missing_block_of_its_window_only() -> None:
+    """Window of 6 tokens, segments of 4: segment 3 (tokens 12…) reads [6, 12), so segments 1 and 2."""
+    scheduler = SegmentScheduler(Limits(100, 10**9), SEGMENT_BYTES, 4, 6, write=True)
+    segments = cut(0, Book(16), 4)
+    scheduler.add_document(segments, {0, 1, 2}, set())
+
+    def startable(stage: Stage) -> list[int]:
+        allowed = {stage: 1}
+        return [segment.index for _, segment in scheduler.start(lambda each: allowed.pop(each, 0))]
+
+    for index in range(4):
+        assert startable("encode") == [index]
+        scheduler.finish("encode", segments[index])
+    for index in range(3):
+        assert startable("score") == []
+        assert startable("put") == [index]
+        scheduler.finish("put", segments[index])
+    assert startable("score") == [3], "although segment 3 itself is not stored yet"
+
+
+def test_nothing_left_is_not_admitted() -> None:
+    scheduler = SegmentScheduler(Limits(1, 1), SEGMENT_BYTES, 4, 8, write=True)
+    assert not scheduler.add_document(cut(0, Book(12), 4), {0, 1, 2}, {0, 1, 2})
+    assert scheduler.active == []
+    no_writing = SegmentScheduler(Limits(1, 1), SEGMENT_BYTES, 4, 0, write=False)
+    assert not no_writing.add_document(cut(0, Book(12), 4), {0, 1, 2}, set())
+
+
+def test_a_document_is_admitted_once() -> None:
+    scheduler = SegmentScheduler(Limits(1, 1), SEGMENT_BYTES, 4, 8, write=True)
+    scheduler.add_document(cut(0, Book(12), 4), set(), set())
+    with pytest.raises(AssertionError, match="admitted twice"):
+        scheduler.add_document(cut(0, Book(12), 4), set(), set())
+
+
+def test_queue_depths_count_what_runs_and_what_could() -> None:
+    scheduler = SegmentScheduler(Limits(2, 10**9), SEGMENT_BYTES, 4, 8, write=True)
+    segments = cut(0, Book(20), 4)
+    scheduler.add_document(segments, set(), set())
+
+    def depths() -> dict[str, int]:
+        return {stage: scheduler.queue_depth(stage) for stage in STAGES}
+
+    assert depths() == {"encode": 5, "put": 0, "score": 0}
+    assert [(stage, segment.index) for stage, segment in scheduler.start(lambda stage: 1)] == [
+        ("encode", 0),
+        ("encode", 1),
+    ]
+    assert depths() == {"encode": 5, "put": 0, "score": 0}
+    scheduler.finish("encode", segments[1])
+    scheduler.finish("encode", segments[0])
+    assert depths() == {"encode": 3, "put": 2, "score": 2}
+    assert scheduler.in_flight_bytes == 2 * SEGMENT_BYTES
