@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from longmem.errors import CorruptionError, StoreError
 
-INDEX_CACHE_BYTES = 16 * 2**20
-METADATA_CACHE_BYTES = 128 * 2**20
-"""LanceDB's own default is 7 GiB for every connection."""
+INDEX_CACHE_BYTES = 8 * 2**20
+METADATA_CACHE_BYTES = 16 * 2**20
+"""LanceDB's own default is 7 GiB for every connection. Metadata of files that are read once is not worth keeping."""
 
 KEEP_VERSIONS = timedelta(minutes=10)
 """Old versions of the catalogue stay this long: another process may be in the middle of reading one."""

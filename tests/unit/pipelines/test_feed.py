@@ -130,21 +130,20 @@ def test_trouble_beyond_one_document_reaches_the_reader(tokenizer: Tokenizer, ki
 
 @pytest.mark.parametrize("num_taken", [0, 1])
 def test_closing_ends_a_blocked_producer(tokenizer: Tokenizer, num_taken: int) -> None:
-    closed = []
+    read = []
 
     def documents() -> Iterator[Document]:
-        try:
-            for number in range(1000):
-                yield document(str(number))
-        finally:
-            closed.append(True)
+        for number in range(1000):
+            read.append(number)
+            yield document(str(number))
 
     before = set(threading.enumerate())
     feed = DocumentFeed(documents(), tokenizer, 8, "default", always)
     [thread] = set(threading.enumerate()) - before
     for _ in range(num_taken):
         feed.next()
-    wait_for(lambda: feed._queue.full())
+    wait_for(lambda: len(read) == AHEAD + 1 + num_taken)
+    time.sleep(0.15)
     start = time.monotonic()
     feed.close()
     assert time.monotonic() - start < 5

@@ -236,7 +236,7 @@ def test_gradients_are_those_of_the_formula(random_view: Callable[..., MemoryVie
     local, direction = (random_queries(5, 4, 8, torch.float32, seed) for seed in (7, 8))
 
     def gradients(attend: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        inputs = [part.to(dtype).requires_grad_() for part in (queries, gate, local)]
+        inputs = [part.to(dtype, copy=True).requires_grad_() for part in (queries, gate, local)]
         mixed = fuse(inputs[2][None], attend(inputs[0], ids, view, 0.35).to(dtype)[None], inputs[1])
         (mixed[0] * direction).sum().backward()
         return [part.grad for part in inputs if part.grad is not None]

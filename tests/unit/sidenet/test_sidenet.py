@@ -300,8 +300,7 @@ def step_by_step(model: LongMem, tokens: Tensor, view: MemoryView | None, length
 
 
 @every_family
-@pytest.mark.parametrize("reduction", [1, 2, 4])
-@pytest.mark.parametrize("with_memory", [True, False])
+@pytest.mark.parametrize(("reduction", "with_memory"), [(1, True), (2, True), (4, True), (2, False)])
 def test_step_by_step_is_the_whole_forward(
     family: str,
     reduction: int,
@@ -313,8 +312,8 @@ def test_step_by_step_is_the_whole_forward(
     view = view_for(model, random_view) if with_memory else None
     tokens = tokens_of()
     whole = run(model, tokens, [view])
-    for lengths in ([1] * 12 + [LENGTH - 12], [25, 1, 1, 1, 9, 1, 1, 1]):
-        torch.testing.assert_close(step_by_step(model, tokens, view, lengths), whole, rtol=0, atol=5e-5)
+    found = step_by_step(model, tokens, view, [1, 1, 5, 15, 1, 1, 1, 13, 1, 1])  # past the sliding windows in a jump
+    torch.testing.assert_close(found, whole, rtol=0, atol=5e-5)
 
 
 @every_family
@@ -344,7 +343,7 @@ def test_no_hook_stays_and_the_backbone_is_untouched(
     before, digest = hooks(), model.backbone.digest()
     alone = model.backbone.forward(tokens_of(), 3, 2).hidden
     run(model, tokens_of(), [view_for(model, random_view)])
-    with pytest.raises(IndexError):  # one view for two rows
+    with pytest.raises(RuntimeError):  # no view for either row
         run(model, tokens_of(2), [])
     assert hooks() == before
     assert model.backbone.digest() == digest
