@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from longmem.errors import UnknownFamilyError
 
-Heads = Float[Tensor, "batch tokens some_heads head_dim"]
+Query = Float[Tensor, "batch tokens heads head_dim"]
+KeyOrValue = Float[Tensor, "batch tokens kv_heads head_dim"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class AttentionShape:
     head_dim: int
 
 
-def _separate(outputs: list[Tensor], shape: AttentionShape) -> tuple[Heads, Heads, Heads]:
+def _separate(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, KeyOrValue, KeyOrValue]:
     query, key, value = outputs
     batch, tokens = value.shape[:2]
     return (
@@ -39,11 +40,11 @@ def _separate(outputs: list[Tensor], shape: AttentionShape) -> tuple[Heads, Head
     )
 
 
-def _concatenated(outputs: list[Tensor], shape: AttentionShape) -> tuple[Heads, Heads, Heads]:
+def _concatenated(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, KeyOrValue, KeyOrValue]:
     return _separate(list(outputs[0].chunk(3, dim=-1)), shape)
 
 
-def _interleaved(outputs: list[Tensor], shape: AttentionShape) -> tuple[Heads, Heads, Heads]:
+def _interleaved(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, KeyOrValue, KeyOrValue]:
     batch, tokens = outputs[0].shape[:2]
     query, key, value = outputs[0].reshape(batch, tokens, shape.heads, 3, shape.head_dim).unbind(dim=3)
     return query, key, value
@@ -61,7 +62,7 @@ class Family:
     attention: str = "self_attn"
     projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Submodules of the attention whose outputs hold query, key and value."""
-    split: Callable[[list[Tensor], AttentionShape], tuple[Heads, Heads, Heads]] = _separate
+    split: Callable[[list[Tensor], AttentionShape], tuple[Query, KeyOrValue, KeyOrValue]] = _separate
     output: str = "o_proj"
     scale: str = "scaling"
     """Attribute of the attention module that multiplies query·key."""

@@ -48,13 +48,15 @@ def test_untrained_is_the_backbone(
     model = small_model(family, unsettled=False, layer_reduction=reduction)
     tokens = tokens_of(2)
     backbone = model.backbone.forward(tokens, model.sidenet.memory_layer, reduction)
-    expected = model.backbone.target_logprobs(backbone.hidden[0], tokens[0, 1:])
+    expected = [model.backbone.target_logprobs(backbone.hidden[row], tokens[row, 1:]) for row in range(2)]
     view = view_for(model, random_view)
-    for views in ([None, None], [view, view], [None, view], [view, None]):
-        hidden = run(model, tokens, views)
-        torch.testing.assert_close(hidden, backbone.hidden, rtol=0, atol=2e-5)
-        found = model.backbone.target_logprobs(hidden[0], tokens[0, 1:])
-        assert (found - expected).abs().max() <= 1e-5
+    with torch.no_grad():
+        output = model.sidenet(tokens, backbone.taps, [None, view], model.search)
+    assert [reading is None for reading in output.readings] == [True, False]
+    torch.testing.assert_close(output.hidden, backbone.hidden, rtol=0, atol=2e-5)
+    for row in range(2):
+        found = model.backbone.target_logprobs(output.hidden[row], tokens[row, 1:])
+        assert (found - expected[row]).abs().max() <= 1e-5
 
 
 VARIANTS = {
@@ -93,7 +95,7 @@ def test_variants_of_the_families(variant: str, tmp_path: Path, random_view: Cal
     set_scale(model, 1.0)
     whole = run(model, tokens, [view])
     assert (whole - expected).abs().max() > 0.01
-    torch.testing.assert_close(step_by_step(model, tokens, view, [30, 1, 1, 5, 3]), whole, rtol=0, atol=5e-5)
+    torch.testing.assert_close(step_by_step(model, tokens, view, [1, 29, 1, 9]), whole, rtol=0, atol=5e-5)
     # a SideNet memory layer with the wrong scale or projections would not look up what the backbone's layer stores
     attention = model.backbone.family.attention_of(model.backbone.layers[3])
     copied = model.sidenet._family.attention_of(model.sidenet.layers[1])
@@ -184,10 +186,7 @@ def test_layers_start_as_copies_and_memory_layer_is_the_stored_one(
     family: str, small_model: Callable[..., LongMem]
 ) -> None:
     model = small_model(family, layer_reduction=2)
-    assert model.sidenet.memory_layer == 3
-    assert model.sidenet.memory_index == 1
-    assert small_model(family, memory_layer=1).sidenet.memory_index == 0
-    assert small_model(family, layer_reduction=1).sidenet.memory_index == 3
+    assert (model.sidenet.memory_layer, model.sidenet.memory_index) == (3, 1)
     for index, layer in enumerate(model.sidenet.layers):
         source = model.backbone.layers[2 * index + 1]
         assert type(layer) is type(source)
@@ -199,6 +198,13 @@ def test_layers_start_as_copies_and_memory_layer_is_the_stored_one(
     assert all(
         torch.equal(a, b) for a, b in zip(sidenet_of_memory_layer.parameters(), stored.parameters(), strict=True)
     )
+
+
+def test_memory_index_follows_memory_layer(small_model: Callable[..., LongMem]) -> None:
+    assert small_model("llama", memory_layer=1).sidenet.memory_index == 0
+    assert small_model("llama", layer_reduction=1).sidenet.memory_index == 3
+    assert small_model("llama", layer_reduction=1, memory_layer=0).sidenet.memory_index == 0
+    assert small_model("llama", layer_reduction=4).sidenet.memory_index == 0
 
 
 @every_family
@@ -312,7 +318,7 @@ def test_step_by_step_is_the_whole_forward(
     view = view_for(model, random_view) if with_memory else None
     tokens = tokens_of()
     whole = run(model, tokens, [view])
-    found = step_by_step(model, tokens, view, [1, 1, 5, 15, 1, 1, 1, 13, 1, 1])  # past the sliding windows in a jump
+    found = step_by_step(model, tokens, view, [1, 20, 1, 16, 1, 1])  # past the sliding windows in a jump
     torch.testing.assert_close(found, whole, rtol=0, atol=5e-5)
 
 

@@ -1,0 +1,404 @@
+"""The promises of AbstractExecutor, on every executor: in this process, on one Ray worker of each kind, on two."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from longmem.errors import (
+    ConflictError,
+    FingerprintError,
+    MissingBlockError,
+    NumericError,
+    StoreError,
+)
+from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
+from longmem.memory.in_memory import InMemoryStore
+from longmem.memory.opening import MemoryStore
+from longmem.model import LongMem
+from longmem.model_source import ModelSource, describe
+from longmem.scoring import TextScores, score_text
+from longmem.testing import save_small_backbone, small_longmem
+from longmem.text.segments import cut_segments
+from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
+from pipelines.scheduler import Limits, SegmentScheduler
+
+pytest_plugins = ["tests.ray_cluster"]
+
+SHAPES = {"ray-1+1": (1, 1), "ray-2+2": (2, 2)}
+POISON = "\x07"
+"""A byte whose embedding is NaN in this module's checkpoint: every segment that holds it fails, and no other."""
+
+TEXTS = {
+    "long": "Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 5,
+    "short": "It is a way I have.",
+    "one segment": "x" * 31,
+    "border": "It was the best of times, it was the worst of times, it was the age of wisdom"[:64],
+}
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    backbone = folder / "llama-0"
+    save_small_backbone(backbone, "llama")
+    weights = load_file(backbone / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("embed_tokens.weight")]
+    (token,) = small_longmem(folder).tokenizer.sequence(POISON)[1:]
+    weights[name][token] = float("nan")
+    save_file(weights, backbone / "model.safetensors", {"format": "pt"})
+    small_longmem(folder).save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint: Path) -> ModelSource:
+    return ModelSource(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def model(source: ModelSource) -> LongMem:
+    return source.open()
+
+
+@pytest.fixture(scope="module")
+def expected(model: LongMem) -> dict[str, TextScores]:
+    """What the plain loop says of every text."""
+    with InMemoryStore() as store:
+        return {name: score_text(model, text, store.document(name)) for name, text in TEXTS.items()}
+
+
+@pytest.fixture(scope="module", params=["inline", *(pytest.param(name, marks=pytest.mark.ray) for name in SHAPES)])
+def opened(request: pytest.FixtureRequest) -> Callable[[ModelSource, str], AbstractExecutor]:
+    """`opened(source, store_uri)` starts an executor of the kind under test."""
+    if request.param == "inline":
+        return lambda source, uri: InlineExecutor(source.open(), MemoryStore.open(uri))
+    request.getfixturevalue("ray_cluster")
+    from actors.executor import RayExecutor
+    from actors.shape import ClusterShape
+
+    encoders, readers = SHAPES[request.param]
+    shape = ClusterShape(address="local", encoders=encoders, readers=readers, stores=encoders)
+    return lambda source, uri: RayExecutor(source, uri, shape)
+
+
+@pytest.fixture(scope="module")
+def executor(
+    opened: Callable[[ModelSource, str], AbstractExecutor],
+    source: ModelSource,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[AbstractExecutor]:
+    """One for all tests of a kind, because Ray workers take seconds to start; tests use documents of their own."""
+    running = opened(source, str(tmp_path_factory.mktemp("store") / "memory.lance"))
+    yield running
+    running.close()
+    running.close()
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> DocumentKey:
+    return DocumentKey("contract", request.node.name)
+
+
+def cut(model: LongMem, key: DocumentKey, text: str) -> list[Segment]:
+    return cut_segments(key, model.tokenizer.sequence(text), model.config.segment_tokens)
+
+
+@dataclass
+class Run:
+    """What a run of the driver submitted and got back."""
+
+    submitted: Counter[tuple[Stage, DocumentKey, int]] = field(default_factory=Counter)
+    completed: Counter[tuple[Stage, DocumentKey, int]] = field(default_factory=Counter)
+    encoded: dict[tuple[DocumentKey, int], EncodeReceipt] = field(default_factory=dict)
+    scores: dict[tuple[DocumentKey, int], SegmentScore] = field(default_factory=dict)
+    puts: list[PutReceipt] = field(default_factory=list)
+    errors: dict[DocumentKey, Exception] = field(default_factory=dict)
+
+    def assert_equals(self, key: DocumentKey, expected: TextScores) -> None:
+        indices = range(len(expected.segments))
+        scores = [self.scores[key, index] for index in indices]
+        logprobs = np.concatenate([score.logprobs for score in scores])
+        backbone = np.concatenate([self.encoded[key, index].backbone_logprobs for index in indices])
+        np.testing.assert_array_equal(logprobs, expected.logprobs, strict=True)
+        np.testing.assert_array_equal(backbone, expected.backbone_logprobs, strict=True)
+        for score, one in zip(scores, expected.segments, strict=True):
+            assert score.retrieval.chunks_digest == one.retrieval.chunks_digest
+            assert score.retrieval.memory_tokens == one.retrieval.memory_tokens
+            assert score.retrieval.gate_mean == one.retrieval.gate_mean
+
+
+def drive(executor: AbstractExecutor, model: LongMem, documents: list[list[Segment]]) -> Run:
+    """The smallest job: every document through encode, put and score, as the scheduler says."""
+    config = model.config
+    scheduler = SegmentScheduler(Limits(8, 2**30), 1, config.segment_tokens, config.memory_tokens, write=True)
+    for segments in documents:
+        assert scheduler.add_document(segments, set(), set())
+    run = Run()
+    deadline = monotonic() + PATIENCE_S
+    while scheduler.active:
+        assert monotonic() < deadline, f"stuck: {run.submitted - run.completed} never came back"
+        for stage, segment in scheduler.start(executor.slots):
+            before = executor.slots(stage)
+            executor.submit(stage, segment)
+            assert executor.slots(stage) == before - 1 >= 0
+            run.submitted[stage, segment.key, segment.index] += 1
+        for completion in executor.wait(1.0):
+            stage, segment = completion.stage, completion.segment
+            run.completed[stage, segment.key, segment.index] += 1
+            if completion.error is not None:
+                assert completion.result is None
+                run.errors[segment.key] = completion.error
+                released = scheduler.fail(stage, segment)
+            else:
+                keep(run, completion)
+                released = scheduler.finish(stage, segment)
+            for done in released:
+                executor.release(done)
+        scheduler.remove_finished()
+    return run
+
+
+def keep(run: Run, completion: Completion) -> None:
+    place, result = (completion.segment.key, completion.segment.index), completion.result
+    assert completion.busy_s > 0
+    if isinstance(result, EncodeReceipt):
+        run.encoded[place] = result
+    elif isinstance(result, PutReceipt):
+        run.puts.append(result)
+    else:
+        assert isinstance(result, SegmentScore)
+        assert (result.key, result.segment) == place
+        run.scores[place] = result
+
+
+def run_one(executor: AbstractExecutor, stage: Stage, segment: Segment) -> Completion:
+    """One task, alone."""
+    executor.submit(stage, segment)
+    (completion,) = executor.wait(PATIENCE_S)
+    assert (completion.stage, completion.segment.index) == (stage, segment.index)
+    return completion
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_document_gets_the_numbers_of_the_plain_loop(
+    executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores], key: DocumentKey, name: str
+) -> None:
+    segments = cut(model, key, TEXTS[name])
+    run = drive(executor, model, [segments])
+    assert run.errors == {}
+    run.assert_equals(key, expected[name])
+    assert [receipt.duplicate for receipt in run.puts] == [False] * len(segments)
+
+
+def test_memory_matters_here(expected: dict[str, TextScores]) -> None:
+    """Else the tests above would pass with any memory."""
+    long = expected["long"]
+    assert len({score.retrieval.chunks_digest for score in long.segments}) == len(long.segments)
+    assert np.abs(long.logprobs - long.backbone_logprobs).max() > 0.1
+
+
+def test_documents_at_once_do_not_meet(
+    executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores]
+) -> None:
+    keys = {name: DocumentKey("at once", name) for name in TEXTS}
+    run = drive(executor, model, [cut(model, key, TEXTS[name]) for name, key in keys.items()])
+    assert run.errors == {}
+    for name, key in keys.items():
+        run.assert_equals(key, expected[name])
+
+
+def test_written_before_read_again(
+    executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores], key: DocumentKey
+) -> None:
+    segments = cut(model, key, TEXTS["long"])
+    drive(executor, model, [segments])
+    again = drive(executor, model, [segments])
+    assert [receipt.duplicate for receipt in again.puts] == [True] * len(segments)
+    again.assert_equals(key, expected["long"])
+
+
+def test_describe_says_what_the_model_is(executor: AbstractExecutor, model: LongMem) -> None:
+    assert executor.describe() == describe(model)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------
+
+
+def test_every_task_completes_exactly_once(executor: AbstractExecutor, model: LongMem) -> None:
+    documents = [cut(model, DocumentKey("once", str(index)), TEXTS["long"]) for index in range(3)]
+    run = drive(executor, model, documents)
+    wanted = {(stage, s.key, s.index) for stage in STAGES for segments in documents for s in segments}
+    assert run.submitted == run.completed == Counter(wanted)
+    assert executor.wait(0.0) == []
+
+
+def test_waiting_for_nothing_returns_at_once(executor: AbstractExecutor) -> None:
+    start = monotonic()
+    assert executor.wait(5.0) == []
+    assert monotonic() - start < 1.0
+
+
+def test_slots_are_taken_and_given_back(executor: AbstractExecutor, model: LongMem, key: DocumentKey) -> None:
+    segments = cut(model, key, TEXTS["long"])
+    free = {stage: executor.slots(stage) for stage in STAGES}
+    assert all(1 <= free[stage] < len(segments) for stage in STAGES)
+    for left in reversed(range(free["encode"])):
+        executor.submit("encode", segments[left])
+        assert executor.slots("encode") == left
+    assert {stage: executor.slots(stage) for stage in ("put", "score")} == {s: free[s] for s in ("put", "score")}
+    done = 0
+    while done < free["encode"]:
+        completions = executor.wait(PATIENCE_S)
+        assert completions
+        done += len(completions)
+        assert executor.slots("encode") == done
+    for segment in segments:
+        executor.release(segment)
+
+
+def test_release_frees_what_was_encoded(executor: AbstractExecutor, model: LongMem, key: DocumentKey) -> None:
+    first, second = cut(model, key, TEXTS["long"])[:2]
+    for segment in (first, second):
+        receipt = run_one(executor, "encode", segment).result
+        assert isinstance(receipt, EncodeReceipt)
+        assert receipt.num_bytes == model.encode(segment).block.num_bytes + model.encode(segment).taps.nbytes
+    executor.release(first)
+    executor.release(first)
+    with pytest.raises(KeyError):
+        run_one(executor, "put", first)
+    assert run_one(executor, "put", second).error is None
+    executor.release(second)
+    assert vars(executor)["_encoded"] == {}
+
+
+def test_a_finished_run_holds_nothing(executor: AbstractExecutor, model: LongMem, key: DocumentKey) -> None:
+    drive(executor, model, [cut(model, key, TEXTS["long"])])
+    assert vars(executor)["_encoded"] == {}
+
+
+# --- the store behind -------------------------------------------------------------------------------------------
+
+
+def test_stored_and_forget(executor: AbstractExecutor, model: LongMem, key: DocumentKey) -> None:
+    other = DocumentKey("other", key.document)
+    assert executor.stored(key) == []
+    executor.forget(key)
+    segments = cut(model, key, TEXTS["long"])
+    drive(executor, model, [segments, cut(model, other, TEXTS["short"])])
+    infos = executor.stored(key)
+    assert [(info.key, info.segment, info.start_token, info.num_tokens) for info in infos] == [
+        (key, s.index, s.start_token, s.num_tokens) for s in segments
+    ]
+    assert [info.tokens_checksum for info in infos] == [s.tokens_checksum() for s in segments]
+    executor.forget(key)
+    assert executor.stored(key) == []
+    assert len(executor.stored(other)) == 1
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def still_works(executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores]) -> Iterator[None]:
+    """An error of one task leaves the workers as they were."""
+    yield
+    key = DocumentKey("still works", str(monotonic()))
+    drive(executor, model, [cut(model, key, TEXTS["long"])]).assert_equals(key, expected["long"])
+
+
+def test_nan_weights_are_a_numeric_error(
+    executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores], key: DocumentKey
+) -> None:
+    other = DocumentKey("healthy", key.document)
+    text = TEXTS["long"][:100] + POISON + TEXTS["long"][100:]
+    with still_works(executor, model, expected):
+        run = drive(executor, model, [cut(model, key, text), cut(model, other, TEXTS["long"])])
+    assert {key: type(error) for key, error in run.errors.items()} == {key: NumericError}
+    assert "finite" in str(run.errors[key])
+    run.assert_equals(other, expected["long"])
+
+
+def test_other_tokens_are_a_conflict(
+    executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores], key: DocumentKey
+) -> None:
+    drive(executor, model, [cut(model, key, TEXTS["long"])])
+    before = executor.stored(key)
+    other = cut(model, key, TEXTS["border"])[0]
+    with still_works(executor, model, expected):
+        assert run_one(executor, "encode", other).error is None
+        error = run_one(executor, "put", other).error
+        executor.release(other)
+    assert type(error) is ConflictError
+    assert "already holds other tokens" in str(error)
+    assert executor.stored(key) == before
+
+
+def test_a_past_that_is_not_stored_is_missing(
+    executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores], key: DocumentKey
+) -> None:
+    segments = cut(model, key, TEXTS["long"])
+    assert run_one(executor, "encode", segments[2]).error is None
+    with still_works(executor, model, expected):
+        error = run_one(executor, "score", segments[2]).error
+        executor.release(segments[2])
+    assert type(error) is MissingBlockError
+    assert "segments [0, 1] of [0, 2) are not stored" in str(error)
+    # the failed read leaves no half window behind
+    drive(executor, model, [segments]).assert_equals(key, expected["long"])
+
+
+@pytest.mark.parametrize("opened", ["inline", pytest.param("ray-1+1", marks=pytest.mark.ray)], indirect=True)
+def test_another_models_store_is_refused_at_the_start(
+    opened: Callable[[ModelSource, str], AbstractExecutor], source: ModelSource, model: LongMem, tmp_path: Path
+) -> None:
+    uri = str(tmp_path / "memory.lance")
+    with MemoryStore.open(uri) as store:
+        score_text(ModelSource(source.source, settings={"chunk_tokens": 8}).open(), "a text", store.document("a"))
+    with pytest.raises(FingerprintError, match="chunk_tokens: 8 != 4"):
+        opened(source, uri)
+    with MemoryStore.open(uri) as store:
+        assert len(store.documents()) == 1
+
+
+def test_a_closed_inline_executor_has_closed_its_store(source: ModelSource) -> None:
+    store = InMemoryStore()
+    with InlineExecutor(source.open(), store) as executor:
+        executor.close()
+    executor.close()
+    with pytest.raises(StoreError, match="closed"):
+        executor.stored(DocumentKey("a", "b"))
+
+
+@pytest.mark.ray
+def test_a_closed_ray_executor_leaves_no_actor_and_the_callers_ray(
+    ray_cluster: None, source: ModelSource, tmp_path: Path
+) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    from actors.executor import RayExecutor
+    from actors.shape import ClusterShape
+
+    def alive() -> set[str]:
+        return {actor.actor_id for actor in list_actors(filters=[("state", "!=", "DEAD")])}
+
+    before = alive()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="file"):
+        RayExecutor(source, str(tmp_path / "file" / "memory.lance"), ClusterShape(address="local"))
+    deadline = monotonic() + 10
+    while alive() - before and monotonic() < deadline:
+        pass
+    assert alive() <= before
+    assert ray.is_initialized()

@@ -1,0 +1,35 @@
+"""Jobs that several end-to-end tests look at."""
+
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from longmem.model import LongMem
+from longmem.model_source import ModelSource
+from pipelines.job import PerplexityJob, run_job
+from pipelines.scheduler import Limits
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
+
+
+@pytest.fixture(scope="session")
+def finished_job(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., LongMem]) -> Path:
+    """Output folder of a small finished job, run in this process."""
+    folder = tmp_path_factory.mktemp("finished")
+    small_model("llama").save_pretrained(folder / "model")
+    (folder / "two-cities.txt").write_text(TEXT)
+    run_job(
+        PerplexityJob(
+            inputs=(str(folder / "two-cities.txt"),),
+            out=folder / "out",
+            model=ModelSource(str(folder / "model")),
+            cluster=None,
+            threads=1,
+            limits=Limits(4, 2**30),
+        ),
+        Console(file=StringIO()),
+    )
+    return folder / "out"
