@@ -125,8 +125,10 @@ class RayExecutor(AbstractExecutor):
             if self._pools:
                 self._stores.close(CLOSE_S)
         finally:
-            for pool in self._pools.values():
-                pool.stop()
+            # a cluster of our own ends with all that is in it
+            if not self.connection.started_here:
+                for pool in self._pools.values():
+                    pool.stop()
             self._pools = {}
             self._running.clear()
             self._encoded.clear()

@@ -6,10 +6,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -55,6 +56,14 @@ def small_model(backbones_folder: Path, small_backbone: Callable[[str], Path]) -
         return small_longmem(backbones_folder, family, **settings)
 
     return model
+
+
+@pytest.fixture
+def as_users_run() -> Iterator[None]:
+    """Without the run-time type checks of the tests, which would catch a wrong type before our own message does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

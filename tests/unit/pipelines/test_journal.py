@@ -177,8 +177,9 @@ def test_a_changed_byte_before_the_last_line_is_damage(tmp_path: Path) -> None:
     lines = whole.splitlines(keepends=True)
     position = 0
     for number, line in enumerate(lines[:-1], start=1):
-        # in the checksum, in the JSON, and the end of the line itself
-        for place in (0, 20, len(line) // 2, len(line) - 1):
+        # in the checksum, in the JSON, and the end of the line itself (which makes the line before the last the last)
+        ends = [] if number == len(lines) - 1 else [len(line) - 1]
+        for place in (0, 20, len(line) // 2, *ends):
             damaged = bytearray(whole)
             damaged[position + place] ^= 1
             path.write_bytes(damaged)
@@ -186,6 +187,18 @@ def test_a_changed_byte_before_the_last_line_is_damage(tmp_path: Path) -> None:
                 Journal(path)
             assert path.read_bytes() == damaged, "damage is left for a person to look at"
         position += len(line)
+
+
+def test_a_changed_byte_in_the_last_line_loses_only_that_record(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    whole = write(path, RECORDS)
+    kept = write(tmp_path / "kept.jsonl", RECORDS[:-1])
+    for place in (0, 20, 60):
+        damaged = bytearray(whole)
+        damaged[len(kept) + place] ^= 1
+        path.write_bytes(damaged)
+        assert read(path) == read(tmp_path / "kept.jsonl")
+        assert path.read_bytes() == kept
 
 
 def test_a_missing_line_end_in_the_middle_is_damage(tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""One room per library, arrows that point one way, and that each rule can be broken (design §2)."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("longmem", "actors", "pipelines")
+MAX_LINES = 400
+
+ROOMS = {
+    "ray": ("actors/",),
+    "lancedb": ("longmem/memory/lance_table.py",),
+    "faiss": ("longmem/search/faiss_search.py",),
+    "transformers": ("longmem/backbone/", "longmem/sidenet/"),
+}
+
+MODULES = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(source: str) -> Iterator[str]:
+    """Top-level packages that a module imports anywhere: at its head, in a function, or by a string."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            argument = node.args[0]
+            if name in {"import_module", "__import__"} and isinstance(argument, ast.Constant):
+                yield str(argument.value).split(".")[0]
+
+
+# --- rooms ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ROOMS)
+def test_a_library_is_imported_in_its_room_only(library: str) -> None:
+    importers = {name for name in MODULES if library in imported((ROOT / name).read_text(encoding="utf-8"))}
+    assert importers, f"nothing imports {library}: has its room moved?"
+    assert {name for name in importers if not name.startswith(ROOMS[library])} == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import ray",
+        "import os, ray.util",
+        "from ray import util",
+        "from ray.util.state import list_actors",
+        "def f():\n    import ray",
+        "if TYPE_CHECKING:\n    from ray.actor import ActorHandle",
+        "importlib.import_module('ray.util')",
+        "__import__('ray')",
+    ],
+)
+def test_the_scan_sees_every_way_to_import(line: str) -> None:
+    assert "ray" in imported(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["import arrayfire", "from actors import ray", "x = 'import ray'", "from .ray import y"]
+)
+def test_the_scan_sees_nothing_else(line: str) -> None:
+    assert "ray" not in imported(line)
+
+
+IMPORTS = """
+import json, sys
+heavy, seen = ("ray", "lancedb", "faiss"), {}
+def look(step):
+    seen[step] = [name for name in (*heavy, "torch", "transformers") if name in sys.modules]
+import longmem
+look("longmem")
+from longmem import MemoryStore
+with MemoryStore.open("memory://") as store:
+    look("memory store")
+import longmem.model
+look("longmem.model")
+import longmem.executor
+look("longmem.executor")
+from longmem import LongMem, LongMemConfig, Sampling, TextScores
+assert LongMem is longmem.model.LongMem
+assert set(longmem.__all__) <= set(dir(longmem))
+for name in longmem.__all__:
+    getattr(longmem, name)
+look("all names")
+import actors.shape, pipelines.job
+look("pipelines.job")
+print(json.dumps(seen))
+"""
+
+
+def test_importing_longmem_loads_no_ray_lancedb_or_faiss(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", IMPORTS], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True
+    )
+    seen = json.loads(found.stdout.splitlines()[-1])
+    assert {step: [name for name in names if name in ("ray", "lancedb", "faiss")] for step, names in seen.items()} == {
+        step: [] for step in seen
+    }
+    assert seen["longmem"] == []
+    assert "torch" in seen["longmem.model"]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import longmem
+
+    with pytest.raises(AttributeError, match="no attribute 'LongMen'"):
+        longmem.LongMen  # noqa: B018
+
+
+# --- the linters hold the rules, and can fail -------------------------------------------------------------------
+
+
+def run_tool(module_and_arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(module_and_arguments, capture_output=True, text=True, cwd=folder, timeout=120)
+
+
+def lint_imports(folder: Path) -> dict[str, bool]:
+    """Whether each contract is kept."""
+    code = "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports', '--no-cache']; "
+    result = run_tool([sys.executable, "-c", code + "lint_imports_command()"], folder)
+    kept = {}
+    for line in result.stdout.splitlines():
+        for ending in (" KEPT", " BROKEN"):
+            if line.endswith(ending):
+                kept[line.removesuffix(ending)] = ending == " KEPT"
+    assert kept, result.stdout + result.stderr
+    assert (result.returncode == 0) == all(kept.values())
+    return kept
+
+
+def contracts() -> list[str]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return [each["name"] for each in tomllib.load(file)["tool"]["importlinter"]["contracts"]]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources that a test may break, and must mend."""
+    folder = tmp_path_factory.mktemp("tree")
+    for package in (*PACKAGES, "benchmarks"):
+        ignored = shutil.ignore_patterns("__pycache__", "reference_model", "results")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+@pytest.fixture
+def broken(tree: Path) -> Iterator[dict[str, Path]]:
+    """`broken` collects files that a test has added; they are removed again."""
+    added: dict[str, Path] = {}
+    yield added
+    for path in added.values():
+        path.unlink()
+
+
+def test_the_arrows_point_one_way() -> None:
+    assert lint_imports(ROOT) == dict.fromkeys(contracts(), True)
+
+
+VIOLATIONS = {
+    "arrows point one way": [
+        ("longmem/scratch.py", "import actors.shape"),
+        ("longmem/scratch.py", "import pipelines.scheduler"),
+        ("longmem/text/scratch.py", "def f():\n    import benchmarks"),
+        ("actors/scratch.py", "from pipelines import job"),
+        ("pipelines/scratch.py", "import benchmarks"),
+    ],
+    "ray lives in actors": [
+        ("longmem/memory/scratch.py", "import ray"),
+        ("pipelines/scratch.py", "from ray.util import state"),
+    ],
+    "lancedb lives in longmem.memory.lance_table": [
+        ("longmem/memory/scratch.py", "import lancedb"),
+        ("actors/scratch.py", "import lancedb"),
+        ("pipelines/scratch.py", "import lancedb"),
+    ],
+    "faiss lives in longmem.search.faiss_search": [
+        ("longmem/search/scratch.py", "import faiss"),
+        ("actors/scratch.py", "def f():\n    import faiss"),
+    ],
+    "transformers lives in longmem.backbone and longmem.sidenet": [
+        ("longmem/scratch.py", "from transformers import AutoModel"),
+        ("longmem/memory/scratch.py", "import transformers"),
+        ("pipelines/scratch.py", "import transformers"),
+    ],
+}
+
+
+def test_every_contract_has_a_test_that_breaks_it() -> None:
+    assert sorted(contracts()) == sorted(VIOLATIONS)
+
+
+@pytest.mark.parametrize(
+    ("contract", "path", "line"), [(name, *each) for name, violations in VIOLATIONS.items() for each in violations]
+)
+def test_a_contract_can_be_broken(tree: Path, broken: dict[str, Path], contract: str, path: str, line: str) -> None:
+    broken["file"] = tree / path
+    broken["file"].write_text(f'"""Scratch."""\n\n{line}\n')
+    assert lint_imports(tree) == {name: name != contract for name in contracts()}
+
+
+def ruff(folder: Path) -> list[tuple[str, str]]:
+    """(path, code) of every banned import."""
+    arguments = ["check", "--select", "TID251", "--no-cache", "--output-format", "json", *PACKAGES]
+    result = run_tool([sys.executable, "-m", "ruff", *arguments], folder)
+    found = json.loads(result.stdout)
+    assert (result.returncode == 0) == (not found), result.stderr
+    return [(Path(each["filename"]).relative_to(folder).as_posix(), each["code"]) for each in found]
+
+
+def test_no_banned_import_is_in_the_tree(tree: Path) -> None:
+    assert ruff(tree) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("longmem/scratch.py", "import ray"),
+        ("pipelines/scratch.py", "from ray.util.state import list_actors"),
+        ("longmem/memory/scratch.py", "import lancedb"),
+        ("longmem/search/scratch.py", "import faiss"),
+        ("longmem/scratch.py", "def f():\n    import transformers"),
+        ("pipelines/scratch.py", "from transformers import AutoModel"),
+    ],
+)
+def test_ruff_sees_a_banned_import(tree: Path, broken: dict[str, Path], path: str, line: str) -> None:
+    broken["file"] = (tree / path).resolve()
+    broken["file"].write_text(f'"""Scratch."""\n\n{line}\n')
+    assert ruff(tree) == [(broken["file"].relative_to(tree).as_posix(), "TID251")]
+
+
+def test_nobody_silences_a_banned_import() -> None:
+    assert [name for name in MODULES if "TID251" in (ROOT / name).read_text(encoding="utf-8")] == []
+
+
+# --- small, documented files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_long(package: str) -> None:
+    lengths = {
+        name: (ROOT / name).read_text(encoding="utf-8").count("\n") for name in MODULES if name.startswith(package)
+    }
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_every_module_says_what_it_is() -> None:
+    """Except an `__init__.py` that holds nothing."""
+    sources = {name: (ROOT / name).read_text(encoding="utf-8") for name in MODULES}
+    assert [
+        name for name, source in sources.items() if source.strip() and not ast.get_docstring(ast.parse(source))
+    ] == []

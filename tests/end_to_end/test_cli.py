@@ -1,0 +1,820 @@
+"""The `longmem` command as a user meets it: real models, real stores, real files; good input and bad.
+
+What must be a process (kill, Ctrl-C, exit code of the shell) runs the installed script. Everything else runs the same
+application in this process, which saves the four seconds that importing torch takes each time.
+"""
+
+import gzip
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from longmem.memory.opening import MemoryStore
+from longmem.testing import small_longmem
+from longmem.types import DocumentKey
+from pipelines.cli import app
+
+LONGMEM = Path(sys.executable).parent / "longmem"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+SEGMENT_TOKENS = 32
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+
+pytestmark = pytest.mark.skipif(not LONGMEM.exists(), reason="longmem is not installed in this environment")
+
+
+def prose(seed: int, num_bytes: int) -> str:
+    words = ["whale", "sea", "the", "of", "a", "ship", "harpoon", "naïve", "Ahab,", "and", "1851.", "white"]
+    random = np.random.default_rng(seed)
+    text = " ".join(random.choice(words, num_bytes))
+    return text.encode()[:num_bytes].decode(errors="ignore")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def arguments(inputs: object, model: Path, out: Path | None, *options: object) -> list[str]:
+    given = inputs if isinstance(inputs, list | tuple) else [inputs]
+    parts: list[object] = ["perplexity", *given, "--model", model, "--address", "none", "--threads", 1, *options]
+    return [str(part) for part in (parts if out is None else [*parts, "--out", out])]
+
+
+def invoke(*args: str) -> Outcome:
+    """Run the application here. An exception that would have been a traceback is raised."""
+    result = CliRunner(env={"COLUMNS": "140"}).invoke(app, list(args), prog_name="longmem")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def start(*args: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [str(LONGMEM), *args], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run_process(*args: str) -> Outcome:
+    with start(*args) as process:
+        stdout, stderr = process.communicate(timeout=120)
+    assert "Traceback" not in stderr, stderr
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    summary = json.loads((out / "summary.json").read_text())
+    assert isinstance(summary, dict)
+    return summary
+
+
+def rows(out: Path, name: str) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = pq.read_table(out / f"{name}.parquet").to_pylist()
+    return table
+
+
+def table_bytes(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in TABLES if (out / name).exists()}
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """The command takes over SIGTERM and the number of threads of its process."""
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, unsettled in (("trained", True), ("untrained", False)):
+        small_longmem(folder, unsettled=unsettled).save_pretrained(folder / name)
+    shutil.move(folder / "llama-0", folder / "backbone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(models: Path) -> Path:
+    return models / "trained"
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lengths around the borders: less than a chunk, one segment and its border, many segments."""
+    folder = tmp_path_factory.mktemp("books")
+    for index, (name, num_bytes) in enumerate(
+        {"a-long": 500, "b-one-character": 1, "c-less-than-a-chunk": 2, "d-a-segment": 31, "e-border": 32, "f": 150}.items()
+    ):
+        (folder / f"{name}.txt").write_text("x" * num_bytes if num_bytes < 40 else prose(index, num_bytes), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, books: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """The happy path, as a process. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return run_process(*arguments(books, model, out, "--tokens")), out
+
+
+@pytest.fixture
+def copied(finished: tuple[Outcome, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[1], tmp_path / "copied"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(prose(0, 200), "utf-8")
+    return path
+
+
+# --- the happy path ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_ends_well_and_leaves_its_results(finished: tuple[Outcome, Path], books: Path) -> None:
+    outcome, out = finished
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(each.name for each in out.iterdir()) == [
+        "documents.parquet",
+        "job.json",
+        "job.lock",
+        "journal.jsonl",
+        "report.html",
+        "segments.parquet",
+        "summary.json",
+        "tokens.parquet",
+    ], "and no memory, which was not to be kept"
+    for words in ("per token", "per word", "per byte", "with memory", "without memory", "report.html"):
+        assert words in outcome.stdout
+    assert "documents 6" in outcome.stderr
+    assert "<html" in (out / "report.html").read_text("utf-8")
+
+
+def test_the_summary_counts_what_was_given(finished: tuple[Outcome, Path], books: Path) -> None:
+    _, out = finished
+    texts = [path.read_text("utf-8") for path in sorted(books.iterdir())]
+    # the byte tokenizer: a start token, then one token for every byte, each predicted once
+    num_bytes = [len(each.encode()) for each in texts]
+    counts = summary_of(out)["counts"]
+    assert counts == {
+        "documents": 6,
+        "failed_documents": 0,
+        "segments": sum(-(-(n + 1) // SEGMENT_TOKENS) for n in num_bytes),
+        "tokens": sum(num_bytes),
+        "unscored_tokens": 0,
+        "words": sum(len(each.split()) for each in texts),
+        "bytes": sum(num_bytes),
+    }
+    assert [(row["document"], row["num_bytes"]) for row in rows(out, "documents")] == [
+        (path.stem, n) for path, n in zip(sorted(books.iterdir()), num_bytes, strict=True)
+    ]
+    stages = summary_of(out)["stages"]
+    assert {stage: each["segments"] for stage, each in stages.items()} == dict.fromkeys(stages, counts["segments"])
+
+
+def test_every_token_is_scored_once_and_counted_once(finished: tuple[Outcome, Path], books: Path) -> None:
+    _, out = finished
+    tokens = rows(out, "tokens")
+    for path in books.iterdir():
+        mine = [row for row in tokens if row["document"] == path.stem]
+        data = path.read_bytes()
+        assert [row["position"] for row in mine] == list(range(1, len(data) + 1))
+        assert [row["segment"] for row in mine] == [(row["position"] - 1) // SEGMENT_TOKENS for row in mine]
+    for segment in rows(out, "segments"):
+        place = (segment["document"], segment["segment"])
+        mine = [row for row in tokens if (row["document"], row["segment"]) == place]
+        assert len(mine) == segment["num_tokens"]
+        for side in ("longmem", "backbone"):
+            total = -math.fsum(row[f"logprob_{side}"] for row in mine)
+            assert segment[f"nll_{side}"] == pytest.approx(total, rel=1e-9, abs=1e-9)
+        assert segment["memory_tokens"] == min(96, segment["start_token"])
+
+
+def test_perplexities_are_those_of_the_tokens(finished: tuple[Outcome, Path]) -> None:
+    _, out = finished
+    summary, tokens = summary_of(out), rows(out, "tokens")
+    for side in ("longmem", "backbone"):
+        nats = -math.fsum(row[f"logprob_{side}"] for row in tokens)
+        assert summary["nats"][side] == pytest.approx(nats, rel=1e-9)
+        for unit in ("token", "word", "byte"):
+            expected = math.exp(nats / summary["counts"][f"{unit}s"])
+            assert summary["perplexity"][unit][side]["value"] == pytest.approx(expected, rel=1e-7)
+        assert summary["bits_per_byte"][side] == pytest.approx(nats / math.log(2) / summary["counts"]["bytes"])
+    ratio = summary["perplexity"]["token"]["longmem"]["value"] / summary["perplexity"]["token"]["backbone"]["value"]
+    assert summary["change"]["value"] == pytest.approx(ratio - 1)
+    assert abs(summary["change"]["value"]) > 1e-3, "this model's memory moves results, else the tests prove little"
+
+
+def test_the_baseline_is_the_backbone_in_plain_transformers(
+    finished: tuple[Outcome, Path], models: Path, books: Path
+) -> None:
+    _, out = finished
+    plain = AutoModelForCausalLM.from_pretrained(models / "backbone", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(models / "backbone")
+    nats, num_tokens = 0.0, 0
+    for path in sorted(books.iterdir()):
+        ids = tokenizer(path.read_text("utf-8"), add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([tokenizer.bos_token_id, *ids])
+        for first in range(0, len(ids), SEGMENT_TOKENS):
+            read, predicted = ids[first : first + SEGMENT_TOKENS], ids[first + 1 : first + SEGMENT_TOKENS + 1]
+            with torch.no_grad():
+                logits = plain(read[None]).logits[0, : len(predicted)].double()
+            nats += float(torch.nn.functional.cross_entropy(logits, predicted, reduction="sum"))
+            num_tokens += len(predicted)
+    found = summary_of(out)["perplexity"]["token"]["backbone"]["value"]
+    assert found == pytest.approx(math.exp(nats / num_tokens), rel=1e-4)
+
+
+def test_an_untrained_model_is_its_backbone(models: Path, text: Path, tmp_path: Path) -> None:
+    for name, extra in (("untrained", []), ("backbone", ["--segment-tokens", 32, "--memory-tokens", 96])):
+        out = tmp_path / name
+        outcome = invoke(*arguments(text, models / name, out, "--store", "memory://", *extra))
+        assert outcome.code == 0
+        assert "untrained" in outcome.stdout
+        token = summary_of(out)["perplexity"]["token"]
+        assert token["longmem"]["value"] == pytest.approx(token["backbone"]["value"], rel=1e-6)
+    assert any(row["memory_tokens"] for row in rows(tmp_path / "backbone", "segments"))
+
+
+def test_how_it_runs_does_not_change_what_comes_out(
+    finished: tuple[Outcome, Path], model: Path, books: Path, tmp_path: Path
+) -> None:
+    """Another store, other limits, in process: byte-identical; another search engine: the same to float tolerance."""
+    _, expected = finished
+    options = ["--tokens", "--store", "memory://"]
+    out = tmp_path / "memory"
+    assert invoke(*arguments(books, model, out, *options, "--max-in-flight-segments", 1)).code == 0
+    assert table_bytes(out) == table_bytes(expected)
+
+    out = tmp_path / "faiss"
+    assert invoke(*arguments(books, model, out, *options, "--search", "faiss")).code == 0
+    for ours, theirs in zip(rows(out, "tokens"), rows(expected, "tokens"), strict=True):
+        assert ours["logprob_longmem"] == pytest.approx(theirs["logprob_longmem"], abs=1e-5)
+        assert ours["logprob_backbone"] == theirs["logprob_backbone"]
+    for ours, theirs in zip(rows(out, "segments"), rows(expected, "segments"), strict=True):
+        assert ours["chunks_digest"] == theirs["chunks_digest"]
+
+
+def test_without_memory_nothing_is_read_or_written(model: Path, text: Path, tmp_path: Path) -> None:
+    assert invoke(*arguments(text, model, tmp_path / "out", "--no-memory")).code == 0
+    segments = rows(tmp_path / "out", "segments")
+    assert {(row["memory_tokens"], row["gate_mean"], sum(row["distance_histogram"])) for row in segments} == {(0, 0, 0)}
+    assert summary_of(tmp_path / "out")["stages"]["put"]["segments"] == 0
+    assert not (tmp_path / "out" / "tokens.parquet").exists()
+
+
+def test_limit_documents_takes_the_first_ones(
+    finished: tuple[Outcome, Path], model: Path, books: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert invoke(*arguments(books, model, out, "--limit-documents", 2, "--store", "memory://")).code == 0
+    assert [row["document"] for row in rows(out, "documents")] == ["a-long", "b-one-character"]
+    everything = rows(finished[1], "segments")
+    assert rows(out, "segments") == [row for row in everything if row["document"] in ("a-long", "b-one-character")]
+
+
+def test_a_kept_memory_is_used_again(model: Path, text: Path, tmp_path: Path) -> None:
+    store = tmp_path / "library.lance"
+    keep = ["--keep-memory", "--store", store, "--namespace", "library"]
+    for name in ("first", "second"):
+        assert invoke(*arguments(text, model, tmp_path / name, *keep)).code == 0
+    first, second = (summary_of(tmp_path / name) for name in ("first", "second"))
+    num_segments = first["counts"]["segments"]
+    assert (first["stages"]["put"]["segments"], second["stages"]["put"]["segments"]) == (num_segments, 0)
+    assert table_bytes(tmp_path / "first") == table_bytes(tmp_path / "second")
+    with MemoryStore.open(store) as opened:
+        assert opened.documents() == [DocumentKey("library", "book")]
+        assert opened.verify() == num_segments
+
+    # another text of that name is refused, in another namespace it is welcome, and a job that keeps nothing
+    # neither meets nor leaves anything
+    text.write_text(prose(9, 200), "utf-8")
+    refused = invoke(*arguments(text, model, tmp_path / "third", *keep))
+    assert refused.code == 1
+    assert "already holds another text" in refused.stdout
+    assert "--namespace" in refused.stdout
+    assert invoke(*arguments(text, model, tmp_path / "fourth", *keep[:-1], "other")).code == 0
+    assert invoke(*arguments(text, model, tmp_path / "fifth", "--store", store)).code == 0
+    with MemoryStore.open(store) as opened:
+        assert opened.documents() == [DocumentKey("library", "book"), DocumentKey("other", "book")]
+
+    other_model = arguments(text, model, tmp_path / "sixth", *keep, "--chunk-tokens", 8)
+    outcome = invoke(*other_model)
+    assert outcome.code == 2
+    assert "chunk_tokens: 4 != 8" in outcome.stderr or "chunk_tokens: 8 != 4" in outcome.stderr
+
+
+def test_every_format_gives_the_same_scores(model: Path, text: Path, tmp_path: Path) -> None:
+    line = json.dumps({"text": text.read_text("utf-8"), "id": "book"}) + "\n"
+    (tmp_path / "b.jsonl").write_text(line)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    segments = []
+    for number, path in enumerate((text, tmp_path / "b.jsonl", tmp_path / "b.jsonl.gz", text.as_uri())):
+        assert invoke(*arguments(path, model, tmp_path / str(number), "--store", "memory://")).code == 0
+        segments.append((tmp_path / str(number) / "segments.parquet").read_bytes())
+    assert len(set(segments)) == 1
+
+
+# --- help, version, doctor --------------------------------------------------------------------------------------
+
+
+def test_version_and_help() -> None:
+    assert invoke("--version").stdout.startswith("longmem ")
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert {"perplexity", "doctor"} <= set(commands)
+    overview = invoke("--help").stdout
+    for command in commands:
+        assert command in overview
+        page = invoke(command, "--help")
+        assert page.code == 0
+        assert "Example:" in page.stdout
+        assert f"longmem {command}" in page.stdout
+
+
+def test_doctor_looks_at_this_machine() -> None:
+    """A process: it looks for a Ray cluster."""
+    outcome = run_process("doctor")
+    assert "torch" in outcome.stdout
+    assert "Ray cluster" in outcome.stdout
+    assert outcome.code == (0 if "Jobs can run here" in outcome.stdout else 2)
+
+
+# --- bad input, found before any work: exit code 2 --------------------------------------------------------------
+
+
+def refused(*args: str) -> str:
+    outcome = invoke(*args)
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.stderr
+    assert outcome.stdout == ""
+    return outcome.stderr
+
+
+def test_a_missing_file_ends_the_process_with_code_2(model: Path, tmp_path: Path) -> None:
+    outcome = run_process(*arguments(tmp_path / "nothing.txt", model, tmp_path / "out"))
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith("error: input not found:")
+    assert "nothing.txt" in outcome.stderr
+    assert not (tmp_path / "out").exists(), "bad input is found before anything is made"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--segment-tokens", 30], "segment_tokens must be a multiple of chunk_tokens=4"),
+        (["--chunk-tokens", 5], "must be a multiple of chunk_tokens=5"),
+        (["--segment-tokens", 4096], "segment_tokens must be at most 128"),
+        (["--top-k", 0], "top_k must be a whole number of at least 1"),
+        (["--memory-tokens", -4], "memory_tokens must be a whole number of at least 0"),
+        (["--no-memory", "--memory-tokens", 8], "contradict each other"),
+        (["--limit-documents", 0], "--limit-documents must be at least 1"),
+        (["--namespace", "x"], "add --keep-memory"),
+        (["--keep-memory", "--store", "memory://"], "needs a store on disk"),
+        (["--threads", 0], "--threads must be at least 1"),
+        (["--dtype", "int3"], "int3"),
+        (["--zork"], "--zork"),
+        (["--max-in-flight-segments", 0], "max-in-flight-segments"),
+        (["--max-in-flight-bytes", -1], "max-in-flight-bytes"),
+    ],
+)
+def test_settings_that_cannot_work(
+    model: Path, text: Path, tmp_path: Path, options: list[object], words: str
+) -> None:
+    assert words in refused(*arguments(text, model, tmp_path / "out", *options))
+    assert not (tmp_path / "out" / "job.json").exists()
+
+
+def test_resume_needs_a_folder(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "--resume needs --out" in refused(*arguments(text, model, None, "--resume"))
+    assert not (tmp_path / "longmem-runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--encoders", "--readers", "--stores"])
+def test_a_cluster_of_nobody(model: Path, text: Path, tmp_path: Path, option: str) -> None:
+    """Refused before Ray is asked; `--encoders 0 --readers 0` must not divide by their sum."""
+    args = ["perplexity", str(text), "--model", str(model), "--out", str(tmp_path / "out"), "--address", "local"]
+    assert "must be at least 1" in refused(*args, option, "0")
+    assert "must be at least 1" in refused(*args, "--encoders", "0", "--readers", "0")
+    assert "must be at least 1" in refused(*args, "--encoders", "-1", "--readers", "1")
+
+
+def damaged(models: Path, base: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models / base, tmp_path / "damaged"))
+
+
+def edit(path: Path, **values: object) -> None:
+    """Set fields of a JSON file; None takes one out."""
+    content = json.loads(path.read_text())
+    content.update(values)
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign_tokenizer(path: Path) -> None:
+    """One token more than the backbone embeds."""
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["zork"] = 257
+    path.write_text(json.dumps(content))
+
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, tuple[str, Damage, str]] = {
+    "unknown family": ("backbone", lambda m: edit(m / "config.json", model_type="t5"), "family 't5' is not supported"),
+    "unheard-of family": ("backbone", lambda m: edit(m / "config.json", model_type="zork"), "family 'zork' is not"),
+    "weights cut off": ("backbone", lambda m: cut(m / "model.safetensors"), "cannot load the weights"),
+    "weights missing": ("backbone", lambda m: (m / "model.safetensors").unlink(), "cannot load the weights"),
+    "no tokenizer": ("backbone", lambda m: (m / "tokenizer.json").unlink(), "no usable tokenizer"),
+    "broken tokenizer": ("backbone", lambda m: (m / "tokenizer.json").write_text("{"), "no usable tokenizer"),
+    "wrong tokenizer": ("trained", lambda m: foreign_tokenizer(m / "backbone/tokenizer.json"), "wrong tokenizer"),
+    "flipped bit": ("trained", lambda m: flip(m / "backbone/model.safetensors"), "is not what was saved"),
+    "flipped bit of the SideNet": ("trained", lambda m: flip(m / "sidenet.safetensors"), "is not what was saved"),
+    "SideNet cut off": ("trained", lambda m: cut(m / "sidenet.safetensors"), "is damaged"),
+    "SideNet missing": ("trained", lambda m: (m / "sidenet.safetensors").unlink(), "missing"),
+    "no config": ("trained", lambda m: (m / "config.json").unlink(), "config"),
+    "broken config": ("trained", lambda m: (m / "config.json").write_text("{"), "is not valid JSON"),
+    "config without settings": ("trained", lambda m: edit(m / "config.json", longmem=None), "config.json"),
+    "config without digest": ("trained", lambda m: edit(m / "config.json", backbone_digest=None), "config.json"),
+    "config of an unknown setting": ("trained", lambda m: edit(m / "config.json", longmem={"a": 1}), "unknown settings"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_model_that_cannot_be_used(models: Path, text: Path, tmp_path: Path, name: str) -> None:
+    base, damage, words = DAMAGES[name]
+    model = damaged(models, base, tmp_path)
+    damage(model)
+    message = refused(*arguments(text, model, tmp_path / "out", "--segment-tokens", 32, "--store", "memory://"))
+    assert words in message
+    # the folder is free for the command that is right
+    assert invoke(*arguments(text, models / "untrained", tmp_path / "out", "--store", "memory://")).code == 0
+
+
+def test_a_model_that_is_not_there(text: Path, tmp_path: Path) -> None:
+    assert "model folder not found" in refused(*arguments(text, tmp_path / "nothing", tmp_path / "out"))
+
+
+def test_places_that_cannot_be_used(finished: tuple[Outcome, Path], model: Path, text: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("a file")
+    message = refused(*arguments(text, model, tmp_path / "a", "--store", file))
+    assert str(file) in message
+    assert "cannot use output folder" in refused(*arguments(text, model, file))
+    assert file.read_text() == "a file"
+    before = {path.name: path.read_bytes() for path in finished[1].iterdir()}
+    assert "holds another job" in refused(*arguments(text, model, finished[1]))
+    assert {path.name: path.read_bytes() for path in finished[1].iterdir()} == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years")
+    for options in ([], ["--resume"]):
+        assert "chapter.tex" in refused(*arguments(text, model, tmp_path / "thesis", *options))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_read_only_place(model: Path, text: Path, tmp_path: Path) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir(mode=0o500)
+    try:
+        assert "Permission denied" in refused(*arguments(text, model, place / "out"))
+    finally:
+        place.chmod(0o700)
+
+
+# --- bad documents: the others are scored, exit code 1 ----------------------------------------------------------
+
+
+def test_bad_documents_are_named_and_the_others_are_scored(model: Path, text: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "empty.txt").write_text("")
+    (bad / "binary.txt").write_bytes(b"\x7fELF\0\0")
+    (bad / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    (bad / "book.txt").write_text("a second one of that name")
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "first line"}\n{"text": torn\n{"text": "third \\u001b[31mline", "id": "third"}\n')
+    out = tmp_path / "out"
+    outcome = invoke(*arguments([text, bad, lines], model, out, "--store", "memory://"))
+    assert outcome.code == 1
+
+    documents = {row["document"]: row for row in rows(out, "documents")}
+    assert [name for name, row in documents.items() if row["status"] == "scored"] == ["book", "lines:1", "third"]
+    expected = {
+        "binary": "binary file (a NUL byte at 4)",
+        "empty": "is empty: expected some text",
+        "latin1": "not valid UTF-8: invalid continuation byte at byte 2",
+        "lines:2": f"{lines} line 2 is not valid JSON",
+    }
+    for name, words in expected.items():
+        assert documents[name]["status"] == "failed"
+        assert words in documents[name]["error"]
+        for shown in (outcome.stderr, outcome.stdout):
+            assert words in shown
+    [twin] = set(documents) - set(expected) - {"book", "lines:1", "third"}
+    assert "already used by" in documents[twin]["error"]
+
+    summary = summary_of(out)
+    assert (summary["counts"]["documents"], summary["counts"]["failed_documents"]) == (3, 5)
+    assert {each["document"] for each in summary["failures"]} == {*expected, twin}
+    # what is bad leaves no trace in the numbers
+    assert {row["document"] for row in rows(out, "segments")} == {"book", "lines:1", "third"}
+    assert invoke(*arguments(text, model, tmp_path / "alone", "--store", "memory://")).code == 0
+    mine = [row for row in rows(out, "segments") if row["document"] == "book"]
+    assert mine == rows(tmp_path / "alone", "segments")
+
+
+def test_a_job_of_bad_documents_only_has_no_figures(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    outcome = invoke(*arguments(tmp_path / "empty.txt", model, tmp_path / "out"))
+    assert outcome.code == 1
+    assert "is empty" in outcome.stdout
+    summary = summary_of(tmp_path / "out")
+    assert (summary["perplexity"], summary["counts"]["tokens"]) == (None, 0)
+
+
+def test_ids_cannot_write_to_the_terminal_or_pass_for_others(model: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"text": "", "id": "evil\x1b]0;owned\x07 [red]"}) + "\n")
+    outcome = invoke(*arguments(lines, model, tmp_path / "out", "--store", "memory://"))
+    assert outcome.code == 1
+    assert "[red]" in outcome.stdout, "brackets are text, not markup"
+    assert "\x1b" not in outcome.stdout + outcome.stderr
+    assert "\x07" not in outcome.stdout + outcome.stderr
+
+
+def test_a_failure_is_never_hidden_by_another_documents_id(model: Path, tmp_path: Path) -> None:
+    """The second "a" fails; what it is filed as must not be an id that a document can have."""
+    lines = tmp_path / "lines.jsonl"
+    ids = ("a", "a", "a#1", "a#2", "a#3")
+    lines.write_text("".join(json.dumps({"text": f"text {n}", "id": name}) + "\n" for n, name in enumerate(ids)))
+    outcome = invoke(*arguments(lines, model, tmp_path / "out", "--store", "memory://"))
+    assert summary_of(tmp_path / "out")["counts"]["failed_documents"] == 1
+    assert summary_of(tmp_path / "out")["counts"]["documents"] == 4
+    assert outcome.code == 1
+
+
+def test_text_that_no_file_can_hold_fails_alone(model: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "one", "id": "\\ud800"}\n{"text": "\\ud800"}\n{"text": "three", "id": "good"}\n')
+    outcome = invoke(*arguments(lines, model, tmp_path / "out"))
+    assert outcome.code == 1
+    assert [row["document"] for row in rows(tmp_path / "out", "documents") if row["status"] == "scored"] == ["good"]
+
+
+def test_a_backbone_with_nan_gives_an_error_and_no_number(models: Path, text: Path, tmp_path: Path) -> None:
+    model = damaged(models, "backbone", tmp_path)
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "layers.1" in name and "down_proj" in name)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "out"
+    outcome = invoke(*arguments(text, model, out, "--segment-tokens", 32, "--memory-tokens", 96))
+    assert outcome.code == 1
+    assert "expected finite numbers" in outcome.stderr
+    assert "NaN or infinite" in outcome.stderr
+    assert "check the backbone's weights" in outcome.stderr
+    assert summary_of(out)["perplexity"] is None
+    assert rows(out, "segments") == []
+
+
+# --- resume -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    for number in range(2):
+        (folder / f"{number}.txt").write_text(prose(20 + number, 800), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: Path, long_books: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    assert invoke(*arguments(long_books, model, out, "--tokens")).code == 0
+    return table_bytes(out)
+
+
+def interrupted(args: list[str], out: Path, sent: signal.Signals, num_lines: int = 6) -> Outcome:
+    """Start a job and send it a signal when its journal has some lines."""
+    with start(*args) as process:
+        try:
+            deadline = time.monotonic() + 60
+            journal = out / "journal.jsonl"
+            while not journal.exists() or journal.read_bytes().count(b"\n") < num_lines:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline, "no progress in a minute"
+                time.sleep(0.005)
+            process.send_signal(sent)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert not (out / "summary.json").exists(), "it was meant to be stopped half way"
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def test_a_killed_job_goes_on_where_it_was(
+    model: Path, long_books: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    args = arguments(long_books, model, out, "--tokens")
+    assert interrupted(args, out, signal.SIGKILL).code == -signal.SIGKILL
+    lines = (out / "journal.jsonl").read_bytes()
+    # as a kill in the middle of a write would leave it
+    (out / "journal.jsonl").write_bytes(lines[:-7])
+
+    assert "holds another job" in refused(*args), "it is never begun again by accident"
+    message = refused(*args, "--resume", "--no-memory")
+    assert "settings" in message or "memory" in message
+
+    outcome = run_process(*args, "--resume")
+    assert outcome.code == 0, outcome.stderr
+    assert table_bytes(out) == uninterrupted
+    assert (out / "journal.jsonl").read_bytes().startswith(lines[: lines[:-1].rindex(b"\n") + 1])
+    summary = summary_of(out)
+    assert summary["resumed"]
+    assert summary["stages"]["score"]["segments"] < summary["counts"]["segments"], "what was scored was not scored again"
+    assert not (out / "memory.lance").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_says_how_to_go_on_and_does(
+    model: Path, long_books: Path, uninterrupted: dict[str, bytes], tmp_path: Path, sent: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    args = arguments(long_books, model, out, "--tokens")
+    outcome = interrupted(args, out, sent)
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.stderr
+    assert "interrupted" in outcome.stderr
+    assert "--resume" in outcome.stderr
+    assert str(out) in outcome.stderr.replace("\n", "")
+    assert invoke(*args, "--resume").code == 0
+    assert table_bytes(out) == uninterrupted
+
+
+def test_resuming_a_finished_job_changes_no_result(copied: Path, model: Path, books: Path) -> None:
+    before = {name: (copied / name).read_bytes() for name in (*TABLES, "job.json", "journal.jsonl")}
+    names = sorted(path.name for path in copied.iterdir())
+    assert invoke(*arguments(books, model, copied, "--tokens", "--resume")).code == 0
+    assert {name: (copied / name).read_bytes() for name in before} == before
+    assert sorted(path.name for path in copied.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "keep_tokens: true != false"),
+        (["--tokens", "--top-k", 8], "settings"),
+        (["--tokens", "--limit-documents", 2], "limit_documents: null != 2"),
+        (["--tokens", "--search", "faiss"], "search"),
+    ],
+)
+def test_another_job_is_not_resumed(
+    copied: Path, model: Path, books: Path, options: list[object], words: str
+) -> None:
+    before = table_bytes(copied)
+    message = refused(*arguments(books, model, copied, "--resume", *options))
+    assert "holds another job" in message
+    assert words in message
+    assert table_bytes(copied) == before
+    assert not (copied / "memory.lance").exists(), "a refused command leaves nothing behind"
+
+
+def half_done(model: Path, text: Path, out: Path) -> list[str]:
+    """A job as a kill would leave it, after some segments of its only document; returns its arguments."""
+    args = arguments(text, model, out, "--tokens", "--store", "memory://")
+    assert invoke(*args).code == 0
+    lines = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "journal.jsonl").write_bytes(b"".join(lines[:4]))
+    return args
+
+
+def test_a_text_that_changed_is_never_mixed_with_the_old_one(model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    original = text.read_bytes()
+    args = half_done(model, text, out)
+    expected = table_bytes(out)
+
+    text.write_text(prose(7, 200), "utf-8")
+    for attempt in range(2):
+        outcome = invoke(*args, "--resume")
+        assert outcome.code == 1, f"attempt {attempt} took another text for the one that the job began with"
+        assert "has changed since the job began" in outcome.stdout
+        assert rows(out, "segments") == []
+
+    text.write_bytes(original)
+    assert invoke(*args, "--resume").code == 0
+    assert table_bytes(out) == expected
+
+
+def test_a_changed_text_takes_no_finished_result_away_for_good(copied: Path, model: Path, books: Path) -> None:
+    """After a whole job: the document fails, and with its old text it is as it was."""
+    expected = table_bytes(copied)
+    args = arguments(books, model, copied, "--tokens", "--resume")
+    path = books / "f.txt"
+    original = path.read_bytes()
+    try:
+        path.write_text("something else")
+        for _ in range(2):
+            outcome = invoke(*args)
+            assert outcome.code == 1
+            assert "has changed since the job began" in outcome.stdout
+    finally:
+        path.write_bytes(original)
+    assert invoke(*args).code == 0
+    assert table_bytes(copied) == expected
+
+
+def test_a_failed_document_is_tried_again(model: Path, text: Path, tmp_path: Path) -> None:
+    out, second = tmp_path / "out", tmp_path / "second.txt"
+    second.write_text("")
+    args = arguments([text, second], model, out, "--tokens", "--store", "memory://")
+    assert invoke(*args).code == 1
+    second.write_text("now it has words")
+    assert invoke(*args, "--resume").code == 0
+    whole = tmp_path / "whole"
+    assert invoke(*arguments([text, second], model, whole, "--tokens", "--store", "memory://")).code == 0
+    assert table_bytes(out) == table_bytes(whole)
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of its own with so many bytes free; unlink `ballast` to make room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
+
+    def leave(free_bytes: int) -> Path:
+        status = os.statvfs(disk)
+        (disk / "ballast").write_bytes(bytes(status.f_bavail * status.f_frsize - free_bytes))
+        return disk
+
+    yield leave
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "options"),
+    [
+        pytest.param(200 * KIB, [], id="memory store"),
+        pytest.param(0, ["--store", "memory://"], id="job.json"),
+        pytest.param(8 * KIB, ["--store", "memory://"], id="journal"),
+        pytest.param(48 * KIB, ["--store", "memory://"], id="results"),
+    ],
+)
+def test_a_full_disk_loses_nothing(
+    small_disk: Callable[[int], Path],
+    model: Path,
+    long_books: Path,
+    uninterrupted: dict[str, bytes],
+    free_bytes: int,
+    options: list[object],
+) -> None:
+    disk = small_disk(free_bytes)
+    args = arguments(long_books, model, disk / "out", "--tokens", *options)
+    message = refused(*args)
+    assert "disk is full" in message or "No space left on device" in message
+    (disk / "ballast").unlink()
+    resumed = invoke(*args, "--resume")
+    assert resumed.code == 0, resumed.stderr
+    assert table_bytes(disk / "out") == uninterrupted
+    left = [path.name for path in (disk / "out").iterdir() if path.name.startswith(".")]
+    assert left == [], "nothing half written stays"

@@ -1,0 +1,195 @@
+"""Workers that are killed, clusters that are too small or not there, models that workers cannot open."""
+
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import longmem.executor
+from actors.shape import ClusterShape
+from longmem.errors import CheckpointError, ClusterError, ModelError
+from longmem.executor import Completion, Stage
+from longmem.model_source import ModelSource
+from longmem.testing import small_longmem
+from longmem.types import Segment
+from pipelines.job import PerplexityJob, run_job
+from pipelines.scheduler import Limits
+
+pytest_plugins = ["tests.ray_cluster"]
+pytestmark = pytest.mark.ray
+
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+NO_CLUSTER_S = 20.0
+"""What a user may wait before being told that nothing listens at an address; most of it is importing Ray."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_longmem(folder).save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def alive_actors() -> dict[str, Any]:
+    """Living actors by class."""
+    from ray.util.state import list_actors
+
+    actors = list_actors(detail=True, filters=[("state", "=", "ALIVE")])
+    return {actor.class_name: actor for actor in actors}
+
+
+KILLS: dict[tuple[Stage, int], str] = {
+    ("encode", 4): "EncoderActor",
+    ("put", 8): "StoreActor",
+    ("score", 9): "SideNetActor",
+    ("score", 12): "StoreActor",
+}
+"""When the n-th segment of the long document is given to a stage, which process dies with the task in its hands."""
+
+
+@pytest.fixture
+def killing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """RayExecutor kills its workers as KILLS says; returns what was seen."""
+    import actors.executor
+
+    seen: dict[str, Any] = {"killed": [], "completed": []}
+
+    class Killing(actors.executor.RayExecutor):
+        def submit(self, stage: Stage, segment: Segment) -> None:
+            victim = KILLS.get((stage, segment.index)) if segment.key.document == "long" else None
+            if victim is None:
+                super().submit(stage, segment)
+                return
+            if not seen["killed"]:
+                seen["names"] = sorted(actor.repr_name for actor in alive_actors().values())
+            actor = alive_after_restart(victim)
+            # stopped first, so that the task is surely in its hands when it dies
+            os.kill(actor.pid, signal.SIGSTOP)
+            super().submit(stage, segment)
+            sleep(0.3)
+            os.kill(actor.pid, signal.SIGKILL)
+            seen["killed"].append((victim, actor.pid))
+
+        def wait(self, timeout_s: float) -> list[Completion]:
+            completions = super().wait(timeout_s)
+            seen["completed"] += [(each.stage, str(each.segment.key), each.segment.index) for each in completions]
+            return completions
+
+        def close(self) -> None:
+            if "restarts" not in seen:
+                seen["restarts"] = {name: int(actor.num_restarts) for name, actor in alive_actors().items()}
+            super().close()
+
+    monkeypatch.setattr(actors.executor, "RayExecutor", Killing)
+    return seen
+
+
+def alive_after_restart(class_name: str) -> Any:
+    deadline = monotonic() + 60
+    while (actor := alive_actors().get(class_name)) is None:
+        assert monotonic() < deadline, f"{class_name} did not come back"
+        sleep(0.1)
+    return actor
+
+
+def test_killed_workers_change_nothing(
+    ray_cluster: None, checkpoint: Path, tmp_path: Path, killing: dict[str, Any]
+) -> None:
+    """kill -9 of an encoder, a store and a SideNet process, each with a task in its hands, and of the store while a
+    reader waits for its blocks: the job ends as if nothing had been."""
+    books = tmp_path / "books"
+    books.mkdir()
+    (books / "long.txt").write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 9)
+    (books / "short.txt").write_text("It is a way I have of driving off the spleen.")
+    found = {}
+    for name, cluster in {"inline": None, "killed": ClusterShape(address="local")}.items():
+        job = PerplexityJob(
+            inputs=(str(books),),
+            out=tmp_path / name,
+            model=ModelSource(str(checkpoint)),
+            cluster=cluster,
+            threads=1,
+            limits=Limits(4, 2**30),
+            keep_tokens=True,
+        )
+        summary = run_job(job, Console(file=StringIO()))
+        assert summary["failures"] == []
+        found[name] = {table: (job.out / table).read_bytes() for table in TABLES}
+    assert [name for name, _ in killing["killed"]].count("StoreActor") == 2
+    assert sorted(name for name, _ in killing["killed"]) == sorted(KILLS.values())
+    assert killing["restarts"] == {"EncoderActor": 1, "SideNetActor": 1, "StoreActor": 2}
+    assert len(killing["completed"]) == len(set(killing["completed"]))
+    assert found["killed"] == found["inline"]
+    # what an operator sees in the dashboard
+    encoder, store, sidenet = killing["names"]
+    assert encoder == f"Encoder(rank=0, model={checkpoint}, threads=1)"
+    assert sidenet == f"SideNet(rank=0, model={checkpoint}, threads=1)"
+    assert store.startswith("MemoryStore(shard=0, uri=")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"encoders": 20, "threads": 2}, r"needs 42 CPU, the cluster has 8.*--encoders"),
+        ({"encoder_gpus": 1.0}, r"needs 1 GPU, the cluster has 0"),
+    ],
+)
+def test_a_cluster_that_is_too_small_says_what_is_missing(
+    ray_cluster: None, checkpoint: Path, tmp_path: Path, shape: dict[str, Any], message: str
+) -> None:
+    import ray
+
+    from actors.executor import RayExecutor
+
+    start = monotonic()
+    with pytest.raises(ClusterError, match=message):
+        RayExecutor(ModelSource(str(checkpoint)), str(tmp_path / "memory.lance"), ClusterShape(**shape))
+    assert monotonic() - start < 5
+    assert ray.is_initialized()
+
+
+def test_a_model_that_workers_cannot_open_keeps_its_error(ray_cluster: None, tmp_path: Path) -> None:
+    from actors.executor import RayExecutor
+
+    missing = tmp_path / "no-such-model"
+    missing.mkdir()
+    (missing / "config.json").write_text('{"model_type": "longmem", "longmem": {}, "dtype": "float32"}')
+    with pytest.raises(ModelError, match="no-such-model") as caught:
+        RayExecutor(ModelSource(str(missing)), str(tmp_path / "memory.lance"), ClusterShape())
+    assert type(caught.value) is CheckpointError
+    with pytest.raises(CheckpointError) as inline:
+        longmem.executor.InlineExecutor(ModelSource(str(missing)).open(), None)  # type: ignore[arg-type]
+    assert str(caught.value) == str(inline.value)
+
+
+CONNECT = """
+from actors.cluster import connect
+from longmem.errors import ClusterError
+try:
+    connect("127.0.0.1:1", num_cpus=2, object_store_bytes=2**28)
+except ClusterError as error:
+    print(error)
+"""
+
+
+def test_an_address_where_nothing_listens_is_an_error_soon() -> None:
+    """In a process of its own: Ray retries for minutes inside C++ code that answers no signal but SIGKILL."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONNECT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=NO_CLUSTER_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"no answer within {NO_CLUSTER_S:g} s")
+    finally:
+        process.kill()
+        process.communicate()
+    assert "127.0.0.1:1" in printed
+    assert "--address" in printed

@@ -1,0 +1,145 @@
+"""Texts to sequences: the start token in front, nothing lost, nothing added; and a digest of all that decides it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from longmem.backbone.families import FAMILIES
+from longmem.backbone.small import byte_tokenizer
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.errors import CheckpointError, DocumentError
+
+
+def save(folder: Path, extra: dict[str, int] | None = None, **special: str) -> Path:
+    """A byte-level tokenizer whose special tokens the test chooses; `extra` entries go to the vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": 257} | (extra or {})
+    tokenizer = RawTokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # as Llama's: adds its own start and end where special tokens are asked for
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(small_backbone: Callable[[str], Path]) -> Tokenizer:
+    return Tokenizer(small_backbone("llama"), 257)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_sequence_of_every_family(family: str, small_backbone: Callable[[str], Path]) -> None:
+    tokenizer = Tokenizer(small_backbone(family), 257)
+    sequence = tokenizer.sequence("a b\n")
+    assert sequence.dtype == np.int32
+    assert sequence[0] == tokenizer.start_token == tokenizer.end_token == 256
+    assert len(sequence) == 5
+    assert tokenizer.decode(sequence.tolist()) == "a b\n"
+
+
+@given(text=st.text(min_size=1, max_size=50))
+def test_any_text_is_start_and_bytes_and_comes_back(small: Tokenizer, text: str) -> None:
+    sequence = small.sequence(text)
+    assert sequence[0] == 256
+    assert len(sequence) == 1 + len(text.encode("utf-8"))
+    assert small.decode(sequence.tolist()) == text
+
+
+def test_special_tokens_of_the_tokenizer_are_not_added_twice(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save(tmp_path, bos_token="<s>", eos_token="</s>"), 300)
+    sequence = tokenizer.sequence("ab").tolist()
+    assert sequence[0] == 256
+    assert len(sequence) == 3
+    assert 257 not in sequence
+    assert (tokenizer.start_token, tokenizer.end_token) == (256, 257)
+
+
+def test_end_of_text_starts_where_there_is_no_beginning(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save(tmp_path, eos_token="</s>"), 300)
+    assert tokenizer.start_token == tokenizer.end_token == 257
+    assert tokenizer.sequence("ab")[0] == 257
+    assert len(tokenizer.sequence("ab")) == 3
+
+
+def test_without_either_the_text_stands_alone(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save(tmp_path), 300)
+    assert tokenizer.start_token is None
+    assert tokenizer.end_token is None
+    assert len(tokenizer.sequence("ab")) == 2
+
+
+def test_empty_text(small: Tokenizer) -> None:
+    with pytest.raises(DocumentError, match="no tokens"):
+        small.sequence("")
+
+
+def test_a_long_document_is_no_reason_to_warn(tmp_path: Path) -> None:
+    folder = save(tmp_path, bos_token="<s>")
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**values, "model_max_length": 16}))
+    assert len(Tokenizer(folder, 300).sequence("word " * 1000)) == 5001
+
+
+def test_digest_is_that_of_what_makes_ids(tmp_path: Path, small_backbone: Callable[[str], Path]) -> None:
+    digests = {
+        "plain": Tokenizer(save(tmp_path / "plain", bos_token="<s>"), 400).digest(),
+        "one more entry": Tokenizer(save(tmp_path / "more", {"xyz": 258}, bos_token="<s>"), 400).digest(),
+        "another id": Tokenizer(save(tmp_path / "other", {"xyz": 259}, bos_token="<s>"), 400).digest(),
+        "another start": Tokenizer(save(tmp_path / "start", bos_token="</s>"), 400).digest(),
+        "no start": Tokenizer(save(tmp_path / "none"), 400).digest(),
+        "small": Tokenizer(small_backbone("llama"), 400).digest(),
+    }
+    assert len(set(digests.values())) == len(digests)
+    assert Tokenizer(save(tmp_path / "again", bos_token="<s>"), 999).digest() == digests["plain"]
+
+
+def test_digest_of_merges(tmp_path: Path) -> None:
+    for name, merges in (("one", [("a", "b")]), ("other", [("b", "a")])):
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {symbol: index for index, symbol in enumerate([*alphabet, "ab", "ba"])}
+        raw = RawTokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(tmp_path / name)
+    assert Tokenizer(tmp_path / "one", 300).digest() != Tokenizer(tmp_path / "other", 300).digest()
+
+
+def test_digest_does_not_change_when_the_tokenizer_is_used_or_saved(small: Tokenizer, tmp_path: Path) -> None:
+    before = small.digest()
+    small.sequence("some text")
+    small.save(tmp_path)
+    assert small.digest() == before == Tokenizer(tmp_path, 257).digest()
+
+
+@pytest.mark.parametrize(("vocab_size", "fits"), [(256, False), (257, True), (300, True)])
+def test_vocabulary_larger_than_the_backbone_s(
+    vocab_size: int, fits: bool, small_backbone: Callable[[str], Path]
+) -> None:
+    folder = small_backbone("llama")
+    if fits:
+        Tokenizer(folder, vocab_size)
+        return
+    with pytest.raises(CheckpointError, match=r"up to 256.*only 256") as caught:
+        Tokenizer(folder, vocab_size)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"version": "1.0"}', "[]"])
+def test_no_tokenizer_there(text: str | None, tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    if text is None:
+        (tmp_path / "tokenizer.json").unlink()
+        (tmp_path / "tokenizer_config.json").unlink()
+    else:
+        (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="tokenizer") as caught:
+        Tokenizer(tmp_path, 257)
+    assert str(tmp_path) in str(caught.value)

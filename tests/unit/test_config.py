@@ -1,0 +1,128 @@
+"""Settings that work, settings that cannot, and the choice of the memory layer."""
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longmem.config import LongMemConfig
+from longmem.errors import ConfigError
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    config = LongMemConfig()
+    assert (config.layer_reduction, config.segment_tokens, config.chunk_tokens) == (2, 1024, 4)
+    assert (config.memory_tokens, config.top_k, config.num_slots) == (65_536, 64, 16)
+    assert config.resolve_layer(24) == 17
+    assert config.trained_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("segment_tokens", 0),
+        ("segment_tokens", -4),
+        ("segment_tokens", 1024.0),
+        ("segment_tokens", "1024"),
+        ("segment_tokens", None),
+        ("segment_tokens", 1023),
+        ("chunk_tokens", 0),
+        ("chunk_tokens", True),
+        ("chunk_tokens", 3),
+        ("chunk_tokens", 2048),
+        ("top_k", 0),
+        ("top_k", 63),
+        ("top_k", 2),
+        ("memory_tokens", -1),
+        ("memory_tokens", 65_537),
+        ("layer_reduction", 0),
+        ("layer_reduction", 1.5),
+        ("memory_layer", -1),
+        ("memory_layer", "17"),
+        ("trained_steps", -1),
+    ],
+)
+@pytest.mark.usefixtures("as_users_run")
+def test_numbers_that_cannot_work(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LongMemConfig.from_dict({name: value})
+    assert name in str(caught.value)
+    assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["float64", "fp16", "", None, 16])
+@pytest.mark.usefixtures("as_users_run")
+def test_types_that_cannot_be_stored(value: Any) -> None:
+    with pytest.raises(ConfigError, match="kv_dtype.*float16, bfloat16 or float32"):
+        LongMemConfig.from_dict({"kv_dtype": value})
+
+
+def test_message_offers_numbers_that_work() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LongMemConfig(segment_tokens=1022)
+    assert "1020" in str(caught.value)
+    assert "1024" in str(caught.value)
+    with pytest.raises(ConfigError, match="try 4 or 4"):
+        LongMemConfig(top_k=3)
+
+
+def test_unknown_names_are_listed_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LongMemConfig.from_dict({"chunk_size": 4, "topk": 3, "top_k": 64})
+    message = str(caught.value)
+    assert "'chunk_size'" in message
+    assert "'topk'" in message
+    assert all(field.name in message for field in fields(LongMemConfig))
+
+
+@given(
+    chunk=st.integers(1, 64),
+    segment=st.integers(1, 64),
+    memory=st.integers(0, 64),
+    slots=st.integers(1, 64),
+    kv_dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+)
+def test_multiples_of_the_chunk_work_and_survive_a_dictionary(
+    chunk: int, segment: int, memory: int, slots: int, kv_dtype: Any
+) -> None:
+    config = LongMemConfig(
+        chunk_tokens=chunk,
+        segment_tokens=segment * chunk,
+        memory_tokens=memory * chunk,
+        top_k=slots * chunk,
+        kv_dtype=kv_dtype,
+    )
+    assert config.num_slots == slots
+    assert LongMemConfig.from_dict(vars(config)) == config
+
+
+def test_settings_never_change() -> None:
+    config = LongMemConfig()
+    with pytest.raises(FrozenInstanceError):
+        config.top_k = 128  # type: ignore[misc]
+    assert len({config, LongMemConfig(), LongMemConfig(top_k=128)}) == 2
+
+
+@given(reduction=st.integers(1, 6), sidenet_layers=st.integers(1, 20))
+def test_memory_layer_is_the_highest_copied_one_within_three_quarters(reduction: int, sidenet_layers: int) -> None:
+    num_layers = reduction * sidenet_layers
+    layer = LongMemConfig(layer_reduction=reduction).resolve_layer(num_layers)
+    copied = [m for m in range(num_layers) if m % reduction == reduction - 1]
+    within = [m for m in copied if 4 * m <= 3 * num_layers]
+    assert layer == (within[-1] if within else copied[0])
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(24, 17), (32, 23), (12, 9), (4, 3), (2, 1), (36, 27), (48, 35)])
+def test_memory_layer_of_usual_depths(layers: int, expected: int) -> None:
+    assert LongMemConfig().resolve_layer(layers) == expected
+
+
+def test_memory_layer_as_configured() -> None:
+    assert LongMemConfig(memory_layer=5).resolve_layer(24) == 5
+    for wrong in (4, 24, 25):
+        with pytest.raises(ConfigError, match=rf"memory_layer.*got {wrong}"):
+            LongMemConfig(memory_layer=wrong).resolve_layer(24)
+    with pytest.raises(ConfigError, match="layer_reduction=5.*24"):
+        LongMemConfig(layer_reduction=5).resolve_layer(24)
