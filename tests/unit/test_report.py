@@ -13,6 +13,7 @@ import pytest
 from longmem.errors import OutputError
 from pipelines.charts import distance_chart, document_charts, document_curve, short_count
 from pipelines.report import duration, figure, interval, signed_percent, verdict, write_report
+from pipelines.tables import SEGMENT_SCHEMA
 
 HOSTILE = '<script>alert("x")</script> $\\frac{ & "quoted" \' x.txt'
 
@@ -45,23 +46,7 @@ def make_segments(documents: dict[str, int], gain: float = 0.03, memory: bool = 
                     "chunks_digest": "0" * 16,
                 }
             )
-    schema = pa.schema(
-        [
-            ("document", pa.string()),
-            ("segment", pa.int64()),
-            ("start_token", pa.int64()),
-            ("num_tokens", pa.int64()),
-            ("nll_longmem", pa.float64()),
-            ("nll_backbone", pa.float64()),
-            ("memory_tokens", pa.int64()),
-            ("gate_mean", pa.float64()),
-            ("distance_mean", pa.float64()),
-            ("empty_slots", pa.int64()),
-            ("distance_histogram", pa.list_(pa.int64())),
-            ("chunks_digest", pa.string()),
-        ]
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA)
 
 
 def make_documents(documents: dict[str, int], segments: pa.Table, failed: dict[str, str]) -> pa.Table:
