@@ -9,6 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 
+SIDES = ("longmem", "backbone")
+
+
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     """The headline table, failures, and where everything is."""
     counts, perplexity = summary["counts"], summary["perplexity"]
@@ -17,7 +20,9 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         for name in ("perplexity", "with memory", "without memory"):
             table.add_column(name, justify="left" if name == "perplexity" else "right")
         for unit in ("token", "word", "byte"):
-            table.add_row(f"per {unit}", *(_interval(perplexity[unit][side]) for side in ("longmem", "backbone")))
+            table.add_row(f"per {unit}", *(_figure(perplexity[unit][side]["value"]) for side in SIDES))
+            if unit == "token":
+                table.add_row("  95% interval", *(_interval(perplexity[unit][side]) for side in SIDES), style="dim")
         console.print(table)
         console.print(f"  change in token perplexity: {_change(summary['change'])}")
         if not summary["model"]["trained"]:
@@ -25,26 +30,35 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
     console.print(
         f"  {counts['tokens']:,} tokens of {counts['documents']:,} document{'s' if counts['documents'] != 1 else ''} "
-        f"in {summary['wall_s']:.1f} s"
-        + ("" if summary["resumed"] else f" ({rate:,.0f} tokens/s)")
+        f"in {summary['wall_s']:.1f} s" + ("" if summary["resumed"] else f" ({rate:,.0f} tokens/s)")
     )
     for failure in summary["failures"]:
         console.print(f"  [red]failed[/] {escape(failure['document'])}: {escape(failure['error'])}", soft_wrap=True)
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 
-def _interval(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
+def _figure(value: float | None) -> str:
+    """Six significant digits: a perplexity per word can have ten before the point."""
+    if value is None:
         return "–"
+    return f"{value:,.3f}" if value < 1e5 else f"{value:.4g}"
+
+
+def _interval(figure: dict[str, float | None]) -> str:
     if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:,.3f}"
-    return f"{figure['value']:,.3f} ({figure['low']:,.3f} – {figure['high']:,.3f})"
+        return "–"
+    return f"{_figure(figure['low'])} – {_figure(figure['high'])}"
 
 
 def _change(figure: dict[str, float | None]) -> str:
     if figure["value"] is None:
         return "–"
-    text = f"{figure['value']:+.3%}"
+    text = _percent(figure["value"])
     if figure["low"] is None or figure["high"] is None:
         return text
-    return f"{text} (95% interval {figure['low']:+.3%} to {figure['high']:+.3%})"
+    return f"{text} (95% interval {_percent(figure['low'])} to {_percent(figure['high'])})"
+
+
+def _percent(share: float) -> str:
+    # + 0.0 turns the minus zero of rounding into zero
+    return f"{round(share, 5) + 0.0:+.3%}"

@@ -378,27 +378,3 @@ def test_a_closed_inline_executor_has_closed_its_store(source: ModelSource) -> N
     executor.close()
     with pytest.raises(StoreError, match="closed"):
         executor.stored(DocumentKey("a", "b"))
-
-
-@pytest.mark.ray
-def test_a_closed_ray_executor_leaves_no_actor_and_the_callers_ray(
-    ray_cluster: None, source: ModelSource, tmp_path: Path
-) -> None:
-    import ray
-    from ray.util.state import list_actors
-
-    from actors.executor import RayExecutor
-    from actors.shape import ClusterShape
-
-    def alive() -> set[str]:
-        return {actor.actor_id for actor in list_actors(filters=[("state", "!=", "DEAD")])}
-
-    before = alive()
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="file"):
-        RayExecutor(source, str(tmp_path / "file" / "memory.lance"), ClusterShape(address="local"))
-    deadline = monotonic() + 10
-    while alive() - before and monotonic() < deadline:
-        pass
-    assert alive() <= before
-    assert ray.is_initialized()

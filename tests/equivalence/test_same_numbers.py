@@ -116,10 +116,6 @@ def test_the_job_says_what_the_plain_loop_says(
         )[1:].tolist()
 
 
-def test_the_same_job_again_is_the_same(expected: dict[str, bytes], job: Job, tmp_path: Path) -> None:
-    assert run(job(tmp_path / "out")) == expected
-
-
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [(1, 1, 1), (2, 3, 2)], ids=["1+1", "2+3 on 2 stores"])
 def test_ray_workers_give_the_same_bytes(
@@ -157,27 +153,24 @@ def interrupted(job: PerplexityJob, after: int, monkeypatch: pytest.MonkeyPatch)
     assert not (job.out / "tokens.parquet").exists()
 
 
-@pytest.mark.parametrize("after", [[0], [1], [5], [30], [65], [4, 20, 31]], ids=str)
+@pytest.mark.parametrize("after", [[1], [30], [4, 20, 31]], ids=str)
 def test_a_job_that_was_stopped_and_resumed_gives_the_same_bytes(
     after: list[int], expected: dict[str, bytes], job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, stop in enumerate(after):
-        interrupted(job(tmp_path / "out", resume=number > 0), stop, monkeypatch)
-    assert run(job(tmp_path / "out", resume=True)) == expected
-    # and once more: a job that is done stays as it is
-    assert run(job(tmp_path / "out", resume=True)) == expected
-
-
-def test_a_resumed_job_scores_no_segment_twice(
-    expected: dict[str, bytes], job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     out = tmp_path / "out"
-    interrupted(job(out), 30, monkeypatch)
-    before = (out / "journal.jsonl").read_bytes().count(b'"kind":"segment"')
-    assert 0 < before
+    for number, stop in enumerate(after):
+        interrupted(job(out, resume=number > 0), stop, monkeypatch)
+    kept = segments_in_journal(out)
     assert run(job(out, resume=True)) == expected
-    after = (out / "journal.jsonl").read_bytes().count(b'"kind":"segment"')
-    assert after == pq.read_metadata(out / "segments.parquet").num_rows
+    # what was scored before is not scored again
+    total = pq.read_metadata(out / "segments.parquet").num_rows
+    assert segments_in_journal(out) == total
+    assert kept < total
+    assert kept > 0 or after == [1]
+
+
+def segments_in_journal(out: Path) -> int:
+    return (out / "journal.jsonl").read_bytes().count(b'"kind":"segment"')
 
 
 # --- any schedule -----------------------------------------------------------------------------------------------
@@ -248,13 +241,11 @@ def model_of(small_model: Callable[..., LongMem]) -> Callable[..., LongMem]:
     return cache(lambda **settings: small_model("llama", **settings))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(
     choices=st.randoms(use_true_random=False),
-    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=3),
-    segment_tokens=st.sampled_from([8, 16, 32]),
-    chunk_tokens=st.sampled_from([2, 4, 8]),
-    memory_tokens=st.sampled_from([0, 8, 24, 64, 4096]),
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3),
+    sizes=st.sampled_from([(8, 4, 24), (8, 2, 8), (16, 4, 40), (16, 8, 4096), (32, 4, 0), (8, 8, 48)]),
     slots=st.tuples(*[st.integers(1, 4)] * 3),
     in_flight=st.integers(1, 9),
 )
@@ -262,12 +253,12 @@ def test_no_schedule_changes_a_number(
     model_of: Callable[..., LongMem],
     choices: random.Random,
     lengths: list[int],
-    segment_tokens: int,
-    chunk_tokens: int,
-    memory_tokens: int,
+    sizes: tuple[int, int, int],
     slots: tuple[int, int, int],
     in_flight: int,
 ) -> None:
+    """`sizes`: tokens of a segment, of a chunk and of the window."""
+    segment_tokens, chunk_tokens, memory_tokens = sizes
     model = model_of(segment_tokens=segment_tokens, chunk_tokens=chunk_tokens, memory_tokens=memory_tokens)
     texts = {DocumentKey("n", str(number)): random_text(length, number) for number, length in enumerate(lengths)}
     documents = {key: cut_segments(key, model.tokenizer.sequence(text), segment_tokens) for key, text in texts.items()}
@@ -291,13 +282,13 @@ def test_the_unruly_workers_are_unruly(model_of: Callable[..., LongMem]) -> None
     """Else the test above would only look at one order."""
     model = model_of(segment_tokens=8, chunk_tokens=4, memory_tokens=24)
     key = DocumentKey("n", "a")
-    documents = {key: cut_segments(key, model.tokenizer.sequence(random_text(150, 0)), 8)}
+    documents = {key: cut_segments(key, model.tokenizer.sequence(random_text(100, 0)), 8)}
     orders = set()
-    for seed in range(5):
+    for seed in range(3):
         with Workers(model, {"encode": 4, "put": 4, "score": 4}, random.Random(seed)) as workers:
             scores, _ = run_all(workers, documents, Limits(9, 2**30), model)
         orders.add(tuple(scores))
-    assert len(orders) == 5
+    assert len(orders) == 3
     assert all(order != tuple(sorted(order)) for order in orders)
 
 

@@ -1,6 +1,8 @@
 """Workers that are killed, clusters that are too small or not there, models that workers cannot open."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import longmem.executor
 from actors.shape import ClusterShape
 from longmem.errors import CheckpointError, ClusterError, ModelError
 from longmem.executor import Completion, Stage
@@ -26,7 +27,7 @@ pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
 
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
-NO_CLUSTER_S = 20.0
+NO_CLUSTER_S = 15.0
 """What a user may wait before being told that nothing listens at an address; most of it is importing Ray."""
 
 
@@ -48,7 +49,7 @@ def alive_actors() -> dict[str, Any]:
 KILLS: dict[tuple[Stage, int], str] = {
     ("encode", 4): "EncoderActor",
     ("put", 8): "StoreActor",
-    ("score", 9): "SideNetActor",
+    ("score", 3): "SideNetActor",
     ("score", 12): "StoreActor",
 }
 """When the n-th segment of the long document is given to a stage, which process dies with the task in its hands."""
@@ -155,18 +156,36 @@ def test_a_cluster_that_is_too_small_says_what_is_missing(
     assert ray.is_initialized()
 
 
-def test_a_model_that_workers_cannot_open_keeps_its_error(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_model_that_workers_cannot_open_keeps_its_error_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
     from actors.executor import RayExecutor
 
-    missing = tmp_path / "no-such-model"
-    missing.mkdir()
-    (missing / "config.json").write_text('{"model_type": "longmem", "longmem": {}, "dtype": "float32"}')
+    source = ModelSource(str(tmp_path / "no-such-model"))
+    assert alive_actors() == {}
     with pytest.raises(ModelError, match="no-such-model") as caught:
-        RayExecutor(ModelSource(str(missing)), str(tmp_path / "memory.lance"), ClusterShape())
-    assert type(caught.value) is CheckpointError
-    with pytest.raises(CheckpointError) as inline:
-        longmem.executor.InlineExecutor(ModelSource(str(missing)).open(), None)  # type: ignore[arg-type]
+        RayExecutor(source, str(tmp_path / "memory.lance"), ClusterShape())
+    with pytest.raises(ModelError) as inline:
+        source.open()
+    assert type(caught.value) is type(inline.value)
     assert str(caught.value) == str(inline.value)
+    deadline = monotonic() + 10
+    while alive_actors() and monotonic() < deadline:
+        sleep(0.1)
+    assert alive_actors() == {}
+    assert ray.is_initialized()
+
+
+@pytest.mark.parametrize("lacking", ["name", "longmem", "dtype", "backbone_digest", "sidenet_digest"])
+def test_a_checkpoint_that_lacks_a_field_is_a_checkpoint_error(checkpoint: Path, tmp_path: Path, lacking: str) -> None:
+    """As one of another version would: no KeyError that ends a job with a traceback of a remote process."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    values = json.loads((folder / "config.json").read_text())
+    del values[lacking]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=lacking):
+        ModelSource(str(folder)).open()
 
 
 CONNECT = """

@@ -132,7 +132,10 @@ def test_vocabulary_larger_than_the_backbone_s(
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"version": "1.0"}', "[]"])
+DAMAGED = ["", "{", "[]", '{"version": "1.0"}', '{"version": "1.0", "added_tokens": [], "model": {"type": "none"}}']
+
+
+@pytest.mark.parametrize("text", [None, *DAMAGED])
 def test_no_tokenizer_there(text: str | None, tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
     if text is None:

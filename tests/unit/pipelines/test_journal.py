@@ -13,7 +13,7 @@ from longmem.errors import OutputError
 from pipelines.journal import Journal
 from pipelines.records import DocumentRecord, Record, SegmentRecord, TokenScores
 
-NASTY = "q\u2028 \x1b[31m\r\n\t\"\\ é 🐳"
+NASTY = 'q\u2028 \x1b[31m\r\n\t"\\ é 🐳'
 
 
 def segment(index: int, document: str = "moby-dick", nll: float = 1.5, num_kept: int | None = None) -> SegmentRecord:

@@ -242,7 +242,7 @@ def simple(num_segments: int, **changes: object) -> Job:
         "segment_tokens": 4,
         "memory_tokens": 1000,
         "limits": Limits(8, 8 * SEGMENT_BYTES),
-        "slots": {stage: 2 for stage in STAGES},
+        "slots": dict.fromkeys(STAGES, 2),
         "write": True,
         "seed": 0,
     }

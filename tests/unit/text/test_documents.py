@@ -291,9 +291,7 @@ def test_a_cut_off_gzip_file_gives_what_is_whole_and_says_so(tmp_path: Path) -> 
     lines = "".join(json.dumps({"text": noise.randbytes(20).hex(), "id": f"d{row}"}) + "\n" for row in range(5000))
     whole = gzip.compress(lines.encode())
     after = write(tmp_path / "z.txt", "text")
-    *taken, (name, message), (last, nothing) = outcome(
-        write(tmp_path / "b.jsonl.gz", whole[: len(whole) // 2]), after
-    )
+    *taken, (name, message), (last, nothing) = outcome(write(tmp_path / "b.jsonl.gz", whole[: len(whole) // 2]), after)
     assert 0 < len(taken) < 5000
     assert taken == [(f"d{row}", None) for row in range(len(taken))]
     assert name == "b"
