@@ -228,7 +228,11 @@ def test_no_banned_import_is_in_the_tree(tree: Path) -> None:
 
 
 def test_ruff_sees_every_banned_import(tree: Path) -> None:
-    violations = [each for name in VIOLATIONS if name != "arrows point one way" for each in VIOLATIONS[name]]
+    """Outside the folders that are a room: those are exempt from the whole rule, and held by the contracts above."""
+    rooms = ("actors", "longmem/backbone", "longmem/sidenet")
+    banned = [each for name in VIOLATIONS if name != "arrows point one way" for each in VIOLATIONS[name]]
+    violations = [(folder, line) for folder, line in banned if folder not in rooms]
+    assert {"ray", "lancedb", "faiss", "transformers"} <= {name for _, line in violations for name in imported(line)}
     with added(tree, violations) as names:
         assert sorted(ruff(tree)) == sorted((name, "TID251") for name in names)
 

@@ -36,7 +36,7 @@ POISON = "\x07"
 """A byte whose embedding is NaN in this module's checkpoint: every segment that holds it fails, and no other."""
 
 TEXTS = {
-    "long": "Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 5,
+    "long": "Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 3,
     "short": "It is a way I have.",
     "one segment": "x" * 31,
     "border": "It was the best of times, it was the worst of times, it was the age of wisdom"[:64],
@@ -236,7 +236,7 @@ def test_describe_says_what_the_model_is(executor: AbstractExecutor, model: Long
 
 
 def test_every_task_completes_exactly_once(executor: AbstractExecutor, model: LongMem) -> None:
-    documents = [cut(model, DocumentKey("once", str(index)), TEXTS["long"]) for index in range(3)]
+    documents = [cut(model, DocumentKey("once", str(index)), TEXTS["long"]) for index in range(2)]
     run = drive(executor, model, documents)
     wanted = {(stage, s.key, s.index) for stage in STAGES for segments in documents for s in segments}
     assert run.submitted == run.completed == Counter(wanted)

@@ -198,9 +198,7 @@ def test_a_reader_needs_no_blocks_of_the_backbone(family: str, small_backbone: C
 
 
 @every_family
-def test_bfloat16_runs_and_gives_float32_log_probabilities(
-    family: str, small_backbone: Callable[[str], Path]
-) -> None:
+def test_bfloat16_runs_and_gives_float32_log_probabilities(family: str, small_backbone: Callable[[str], Path]) -> None:
     tokens = tokens_of(1, 40)
     backbone = Backbone.load(small_backbone(family), "bfloat16")
     output = backbone.forward(tokens, MEMORY_LAYER, 2)

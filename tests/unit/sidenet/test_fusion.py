@@ -109,7 +109,9 @@ def test_as_exact_as_plain_torch(
 
     fused = fuse(local[None], found[None], gate_logits)[0]
     gate = gate_logits.double().sigmoid()
-    mixed = torch.stack([(1 - gate[h]) * local[:, h].double() + gate[h] * reference[:, h] for h in range(shape.heads)], 1)
+    mixed = torch.stack(
+        [(1 - gate[h]) * local[:, h].double() + gate[h] * reference[:, h] for h in range(shape.heads)], 1
+    )
     plain_mixed = torch.lerp(local, plain, gate_logits.sigmoid().to(dtype)[:, None].expand_as(local))
     assert fused.dtype == dtype
     assert error(fused, mixed) <= 2 * error(plain_mixed, mixed) + eps

@@ -138,7 +138,12 @@ NAIVE_BLOCKS = {
     "opt": block_of_gpt2,
     "qwen3": block_of_rotary,
 }
-STACKS = {"bloom": "transformer.h", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
+STACKS = {
+    "bloom": "transformer.h",
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+    "opt": "model.decoder.layers",
+}
 NORMS = {
     "bloom": "transformer.ln_f",
     "gpt2": "transformer.ln_f",

@@ -1,0 +1,139 @@
+"""A token's score depends on no token at or after it, and on no token before its window (design §5.1, §3.4)."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from longmem.memory.handle import DocumentMemory
+from longmem.memory.opening import MemoryStore
+from longmem.model import LongMem
+from longmem.scoring import TextScores
+
+# (segment_tokens, chunk_tokens, memory_tokens, top_k), with windows that are none, one segment, all, and in between
+SHAPES = [(16, 4, 64, 8), (16, 1, 16, 3), (12, 3, 21, 6), (8, 8, 24, 8), (16, 4, 0, 8)]
+MAX_CHARACTERS = 70
+
+texts = st.text("abcdefgh ", min_size=1, max_size=MAX_CHARACTERS)  # few letters: chunks resemble one another
+
+
+@pytest.fixture(scope="module")
+def models(small_model: Callable[..., LongMem]) -> Callable[[tuple[int, int, int, int]], LongMem]:
+    @cache
+    def model(shape: tuple[int, int, int, int]) -> LongMem:
+        segment, chunk, memory, top_k = shape
+        return small_model(
+            "llama", segment_tokens=segment, chunk_tokens=chunk, memory_tokens=memory, top_k=top_k, kv_dtype="float32"
+        )
+
+    return model
+
+
+def own_memory() -> DocumentMemory:
+    return MemoryStore.open("memory://").document("book")
+
+
+def other_letters(text: str, start: int) -> str:
+    """The same text with every character from `start` on replaced by another one."""
+    return text[:start] + "".join(chr(ord("A") + ord(letter) % 26) for letter in text[start:])
+
+
+def same_before(one: TextScores, other: TextScores, position: int, segment_tokens: int) -> None:
+    """Log-probabilities of the targets before `position` are the same to the bit, and so is what was read for them.
+
+    Target i is token i of the text, predicted at position i of the sequence, whose token 0 is the start token.
+    """
+    assert np.array_equal(one.logprobs[:position], other.logprobs[:position])
+    assert np.array_equal(one.backbone_logprobs[:position], other.backbone_logprobs[:position])
+    for first, second in zip(one.segments, other.segments, strict=True):
+        if (first.segment + 1) * segment_tokens <= position + 1:
+            assert first.retrieval == second.retrieval or (
+                first.retrieval.chunks_digest == second.retrieval.chunks_digest
+            )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@settings(max_examples=12)
+@given(text=texts, data=st.data())
+def test_changing_the_future_moves_nothing(
+    models: Callable[[tuple[int, int, int, int]], LongMem],
+    shape: tuple[int, int, int, int],
+    text: str,
+    data: st.DataObject,
+) -> None:
+    position = data.draw(st.integers(0, len(text) - 1))
+    changed = other_letters(text, position)
+    assert changed[position:] != text[position:]
+    model = models(shape)
+    one, other = (model.score(each, own_memory()) for each in (text, changed))
+    assert len(one.logprobs) == len(text)
+    same_before(one, other, position, shape[0])
+
+
+@settings(max_examples=15)
+@given(text=texts, shape=st.sampled_from(SHAPES), data=st.data())
+@example(text="a" * 40, shape=SHAPES[0], data=None)
+def test_a_document_that_ends_earlier_scores_the_same_so_far(
+    models: Callable[[tuple[int, int, int, int]], LongMem],
+    shape: tuple[int, int, int, int],
+    text: str,
+    data: st.DataObject | None,
+) -> None:
+    """To the bit in whole segments; in the cut one the shorter matrices may round differently."""
+    length = data.draw(st.integers(1, len(text))) if data else 20
+    model = models(shape)
+    whole, part = (model.score(each, own_memory()) for each in (text, text[:length]))
+    np.testing.assert_allclose(part.logprobs, whole.logprobs[:length], rtol=0, atol=1e-5)
+    exact = (length + 1) // shape[0] * shape[0] - 1  # the last target of whole segments lies in the next one
+    if exact > 0:
+        assert np.array_equal(part.logprobs[:exact], whole.logprobs[:exact])
+
+
+@settings(max_examples=15)
+@given(document=texts, text=texts, shape=st.sampled_from(SHAPES), data=st.data())
+def test_a_text_that_follows_a_document_has_no_future_either(
+    models: Callable[[tuple[int, int, int, int]], LongMem],
+    shape: tuple[int, int, int, int],
+    document: str,
+    text: str,
+    data: st.DataObject,
+) -> None:
+    model = models(shape)
+    memory = own_memory()
+    model.score(document, memory)
+    position = data.draw(st.integers(0, len(text) - 1))
+    one, other = (model.score(each, memory.as_read_only()) for each in (text, other_letters(text, position)))
+    same_before(one, other, position, shape[0])
+
+
+LONG = "the cat sat on the mat and the dog sat on the log and the cat ate the rat at the end"
+
+
+def changed_near(text: str, position: int) -> str:
+    """One character changed."""
+    return text[:position] + "#" + text[position + 1 :]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_window_is_exactly_as_long_as_configured(
+    models: Callable[[tuple[int, int, int, int]], LongMem], shape: tuple[int, int, int, int]
+) -> None:
+    """A change before a segment's window does not reach it, a change inside reaches it: or the tests above would also
+    pass for a model without any memory."""
+    segment, _, memory, _ = shape
+    model = models(shape)
+    before = model.score(LONG, own_memory())
+    last = len(before.segments) - 1
+    start = last * segment
+    assert before.segments[last].retrieval.memory_tokens == min(memory, start)
+    for place in range(1, start, 5):  # place in the sequence; its character is the one before
+        after = model.score(changed_near(LONG, place - 1), own_memory())
+        moved = not np.array_equal(before.segments[last].logprobs, after.segments[last].logprobs)
+        if place // segment * segment + segment <= start - memory:
+            # all of its segment lies before the window; within it, a change also moves the keys that follow it
+            assert not moved
+        if place >= start - memory and (memory == 64 or place >= start - segment // 2):
+            assert moved == (memory > 0)

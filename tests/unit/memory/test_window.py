@@ -1,0 +1,371 @@
+"""Windows of a document's past against the definition: every whole chunk in the interval, and nothing else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longmem.dtypes import to_array
+from longmem.errors import MissingBlockError
+from longmem.memory.store import STORED_TYPES, AbstractBlockSource, missing_blocks
+from longmem.memory.view import MemoryView
+from longmem.memory.window import WindowBuffer
+from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
+from longmem.types import DocumentKey, Fingerprint, KVBlock
+
+KEY = DocumentKey("default", "book")
+KV_HEADS, HEAD_DIM = 2, 3
+BYTES_PER_TOKEN = 2 * KV_HEADS * HEAD_DIM * 4 + 4  # keys and values in float32, and the token id
+
+NaiveView = Callable[[Sequence[KVBlock], int, int], MemoryView | None]
+
+
+def block_at(
+    start: int,
+    length: int,
+    chunk: int,
+    *,
+    key: DocumentKey = KEY,
+    segment: int = 0,
+    segment_tokens: int = 64,
+    kv_dtype: str = "float32",
+) -> KVBlock:
+    """Random content that is a function of document and place."""
+    random = np.random.default_rng([start, sum(map(ord, str(key)))])
+    shape = (length, KV_HEADS, HEAD_DIM)
+    keys, values = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
+    if kv_dtype == "bfloat16":
+        keys, values = (to_array(torch.from_numpy(array).bfloat16()) for array in (keys, values))
+    else:
+        keys, values = (array.astype(STORED_TYPES[kv_dtype]) for array in (keys, values))
+    fingerprint = Fingerprint(
+        backbone="b",
+        tokenizer="t",
+        memory_layer=3,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        chunk_tokens=chunk,
+        segment_tokens=segment_tokens,
+        compute_dtype="float32",
+        kv_dtype=kv_dtype,
+    )
+    return KVBlock(
+        key=key,
+        segment=segment,
+        start_token=start,
+        tokens=random.integers(0, 50_000, length).astype(np.int32),
+        keys=keys,
+        values=values,
+        fingerprint=fingerprint,
+    )
+
+
+def consecutive(lengths: Sequence[int], chunk: int, start: int = 0) -> list[KVBlock]:
+    starts = np.cumsum([start, *lengths])[:-1]
+    return [block_at(int(first), length, chunk) for first, length in zip(starts, lengths, strict=True)]
+
+
+def same(found: MemoryView | None, expected: MemoryView | None) -> None:
+    if found is None or expected is None:
+        assert expected is None
+        assert found is None or found.num_chunks == 0
+        return
+    assert found.end_token == expected.end_token
+    for name in ("starts", "lengths", "tokens", "keys", "values"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.dtype == other.dtype, name
+        assert torch.equal(one, other), f"{name}: {one} != {other}"
+    torch.testing.assert_close(found.chunk_keys, expected.chunk_keys, rtol=0, atol=1e-6)
+    assert found.num_tokens == expected.num_tokens
+
+
+def copied(view: MemoryView) -> MemoryView:
+    return replace(view, **{f.name: getattr(view, f.name).clone() for f in fields(view) if f.name != "end_token"})
+
+
+def identical(one: MemoryView, other: MemoryView) -> bool:
+    names = [field.name for field in fields(one) if field.name != "end_token"]
+    return one.end_token == other.end_token and all(torch.equal(getattr(one, n), getattr(other, n)) for n in names)
+
+
+# ---- WindowBuffer
+
+
+@settings(max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 13), min_size=1, max_size=12),
+    chunk=st.integers(1, 5),
+    retain_chunks=st.integers(0, 12),
+    start_chunks=st.integers(0, 3),
+    data=st.data(),
+)
+def test_buffer_holds_every_whole_chunk_of_its_window(
+    naive_view: NaiveView, lengths: list[int], chunk: int, retain_chunks: int, start_chunks: int, data: st.DataObject
+) -> None:
+    retain = retain_chunks * chunk
+    blocks = consecutive(lengths, chunk, start_chunks * chunk)
+    buffer = WindowBuffer(retain)
+    assert buffer.start_token is None
+    assert not buffer.covers(0, 0)
+    held = []
+    for index, block in enumerate(blocks):
+        buffer.append(block)
+        past = blocks[: index + 1]
+        assert buffer.start_token is not None
+        assert buffer.end_token == block.end_token
+        oldest = max(block.end_token - retain, past[0].start_token)
+        # the window itself: where it begins inside a chunk, that chunk is not in it
+        view = buffer.view(max(oldest, buffer.start_token), block.end_token)
+        same(view, naive_view(past, oldest, block.end_token))
+        held.append((view, copied(view)))
+        # and any shorter interval that ends where a block ended
+        end = data.draw(st.sampled_from([each.end_token for each in past if each.end_token >= buffer.start_token]))
+        start = data.draw(st.integers(buffer.start_token, end))
+        assert buffer.covers(start, end)
+        assert not buffer.covers(start, block.end_token + 1)
+        assert not buffer.covers(buffer.start_token - 1, end)
+        same(buffer.view(start, end), naive_view(past, start, end))
+    for view, before in held:
+        assert identical(view, before), "a view that someone holds has changed"
+
+
+@settings(max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    chunk=st.integers(1, 5),
+    start=st.integers(0, 45),
+    length=st.integers(0, 45),
+)
+def test_no_view_reaches_beyond_its_end(
+    naive_view: NaiveView, lengths: list[int], chunk: int, start: int, length: int
+) -> None:
+    """Chunks lie wholly in [start, end) wherever the end is: a token at or after it would be the future."""
+    blocks = consecutive(lengths, chunk)
+    buffer = WindowBuffer(64)
+    for block in blocks:
+        buffer.append(block)
+    end = min(start + length, blocks[-1].end_token)
+    start = min(start, end)
+    view = buffer.view(start, end)
+    assert bool((view.starts >= start).all())
+    assert bool((view.starts + view.lengths <= end).all())
+    same(view, naive_view(blocks, start, end))
+
+
+def test_buffer_refuses_a_gap_and_an_interval_it_does_not_hold() -> None:
+    buffer = WindowBuffer(16)
+    buffer.append(block_at(8, 8, 4))
+    for start in (0, 8, 12, 20):
+        with pytest.raises(AssertionError, match="expected the block at 16"):
+            buffer.append(block_at(start, 8, 4))
+    for interval in ((0, 16), (8, 20), (16, 17)):
+        with pytest.raises(AssertionError, match="asked for"):
+            buffer.view(*interval)
+    assert buffer.view(8, 16).num_tokens == 8
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
+def test_partial_last_chunk(kv_dtype: str, naive_view: NaiveView) -> None:
+    blocks = [block_at(0, 8, 4, kv_dtype=kv_dtype), block_at(8, 6, 4, kv_dtype=kv_dtype)]
+    buffer = WindowBuffer(64)
+    for block in blocks:
+        buffer.append(block)
+    view = buffer.view(0, 14)
+    same(view, naive_view(blocks, 0, 14))
+    assert view.starts.tolist() == [0, 4, 8, 12]
+    assert view.lengths.tolist() == [4, 4, 4, 2]
+    assert view.num_tokens == 14
+    for part in (view.keys[:, 3, 2:], view.values[:, 3, 2:], view.tokens[3, 2:]):
+        assert (part == 0).all(), "padding holds zeros"
+    mean = torch.stack([view.keys[:, 3, position].double() for position in range(2)]).mean(dim=0)
+    torch.testing.assert_close(view.chunk_keys[:, 3].double(), mean, rtol=0, atol=1e-6)
+    # what follows a partial chunk begins a chunk of its own
+    buffer.append(block_at(14, 4, 4, kv_dtype=kv_dtype))
+    assert buffer.view(0, 18).starts.tolist() == [0, 4, 8, 12, 14]
+    assert buffer.view(13, 18).starts.tolist() == [14]
+    assert identical(buffer.view(0, 14), view)
+
+
+def test_views_are_slices_not_copies() -> None:
+    buffer = WindowBuffer(1000)
+    for block in consecutive([40] * 5, 4):
+        buffer.append(block)
+    one, other = buffer.view(0, 200), buffer.view(40, 200)
+    assert one.keys.untyped_storage().data_ptr() == other.keys.untyped_storage().data_ptr()
+    assert one.keys[1].is_contiguous()
+    assert one.keys[1].reshape(50, -1).data_ptr() == one.keys[1].data_ptr()
+
+
+def test_memory_of_a_long_document_is_bounded_and_copying_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    retain, length, chunk = 96, 32, 4
+    per_chunk = chunk * BYTES_PER_TOKEN + KV_HEADS * HEAD_DIM * 4 + 16  # and its mean key, start and length
+    buffer = WindowBuffer(retain)
+    renewed: list[int] = []
+    original = WindowBuffer._renew
+
+    def counted(self: WindowBuffer, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        renewed.append(self._num_chunks)
+
+    monkeypatch.setattr(WindowBuffer, "_renew", counted)
+    largest = 0
+    for index in range(500):
+        buffer.append(block_at(index * length, length, chunk))
+        largest = max(largest, buffer.num_bytes)
+        assert buffer.covers(max(0, (index + 1) * length - retain), (index + 1) * length)
+    assert largest <= 1.5 * (retain + length) / chunk * per_chunk + 2 * per_chunk
+    assert sum(renewed) * chunk <= 3 * 500 * length, "each token is copied at most three times, the first one included"
+
+
+# ---- WindowCache
+
+
+class DictSource(AbstractBlockSource):
+    """A source that holds its blocks in a dictionary and remembers what was read."""
+
+    def __init__(self, blocks: Sequence[KVBlock] = ()) -> None:
+        self.blocks = {(block.key, block.segment): block for block in blocks}
+        self.reads: list[tuple[DocumentKey, int]] = []
+
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+        wanted = range(first_segment, last_segment)
+        found = [segment for segment in wanted if (key, segment) in self.blocks]
+        if len(found) < len(wanted):
+            raise missing_blocks(key, wanted, found)
+        assert 0 < len(wanted) <= READ_SEGMENTS
+        self.reads += [(key, segment) for segment in wanted]
+        return [self.blocks[key, segment] for segment in wanted]
+
+
+def segments_of(
+    name: str, count: int, segment_tokens: int, chunk: int, last: int | None = None, namespace: str = "default"
+) -> list[KVBlock]:
+    key = DocumentKey(namespace, name)
+    lengths = [segment_tokens] * (count - 1) + [last or segment_tokens]
+    return [
+        block_at(i * segment_tokens, n, chunk, key=key, segment=i, segment_tokens=segment_tokens)
+        for i, n in enumerate(lengths)
+    ]
+
+
+@settings(max_examples=60)
+@given(
+    chunk=st.integers(1, 4),
+    segment_chunks=st.integers(1, 4),
+    memory_chunks=st.integers(0, 14),
+    documents=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=3),
+    max_bytes=st.sampled_from([0, 3000, 2**30]),
+    data=st.data(),
+)
+def test_cache_gives_the_window_of_any_segment_in_any_order(
+    naive_view: NaiveView,
+    chunk: int,
+    segment_chunks: int,
+    memory_chunks: int,
+    documents: list[tuple[int, bool]],
+    max_bytes: int,
+    data: st.DataObject,
+) -> None:
+    segment_tokens, memory_tokens = segment_chunks * chunk, memory_chunks * chunk
+    stored = {
+        # of one name in two namespaces, too
+        DocumentKey(f"namespace-{index % 2}", f"book-{index // 2}"): segments_of(
+            f"book-{index // 2}", count, segment_tokens, chunk, 1 if short else None, f"namespace-{index % 2}"
+        )
+        for index, (count, short) in enumerate(documents)
+    }
+    source = DictSource([block for blocks in stored.values() for block in blocks])
+    cache = WindowCache(source, segment_tokens, memory_tokens, max_bytes)
+    everything = [(key, segment) for key, blocks in stored.items() for segment in range(len(blocks))]
+    ascending = data.draw(st.booleans())
+    order = everything if ascending else data.draw(st.lists(st.sampled_from(everything), min_size=1, max_size=15))
+    held = []
+    for key, segment in order:
+        end = segment * segment_tokens
+        view = cache.view(key, segment)
+        same(view, naive_view(stored[key], max(0, end - memory_tokens), end))
+        if view is not None:
+            assert view.num_tokens == min(end, memory_tokens)
+            held.append((view, copied(view)))
+        assert len(cache._buffers) <= 1 or cache.num_bytes <= max_bytes
+    for view, before in held:
+        assert identical(view, before), "a view that someone holds has changed"
+    if ascending and memory_tokens and max_bytes == 2**30:
+        assert len(source.reads) == len(set(source.reads)), "in ascending order every block is read once"
+
+
+def test_nothing_before_the_first_segment_and_nothing_without_memory() -> None:
+    source = DictSource(segments_of("book", 4, 8, 4))
+    assert WindowCache(source, 8, 16).view(KEY, 0) is None
+    assert WindowCache(source, 8, 0).view(KEY, 3) is None
+    assert WindowCache(DictSource(), 8, 16).view(KEY, 0) is None
+    assert source.reads == []
+
+
+def test_only_the_window_is_read_not_the_whole_past() -> None:
+    source = DictSource(segments_of("book", 40, 8, 4))
+    cache = WindowCache(source, 8, 32)
+    view = cache.view(KEY, 39)
+    assert view is not None
+    assert (int(view.starts[0]), view.end_token, view.num_tokens) == (39 * 8 - 32, 39 * 8, 32)
+    assert [segment for _, segment in source.reads] == [35, 36, 37, 38]
+
+
+def test_a_window_that_begins_inside_a_segment(naive_view: NaiveView) -> None:
+    blocks = segments_of("book", 9, 16, 4)
+    cache = WindowCache(DictSource(blocks), 16, 20)
+    for segment in (8, 1, 5, 6, 2):
+        view = cache.view(KEY, segment)
+        same(view, naive_view(blocks, max(0, segment * 16 - 20), segment * 16))
+
+
+def test_a_missing_block_is_an_error_and_leaves_nothing_behind(naive_view: NaiveView) -> None:
+    blocks = segments_of("book", 30, 8, 4)
+    source = DictSource([block for block in blocks if block.segment != 17])
+    cache = WindowCache(source, 8, 200)
+    assert cache.view(KEY, 10) is not None
+    for _ in range(2):
+        with pytest.raises(MissingBlockError, match="17"):
+            cache.view(KEY, 25)
+    source.blocks[KEY, 17] = blocks[17]
+    same(cache.view(KEY, 25), naive_view(blocks, 0, 200))
+    with pytest.raises(MissingBlockError, match="default/book"):
+        cache.view(KEY, 31)
+    same(cache.view(KEY, 25), naive_view(blocks, 0, 200))
+
+
+def test_the_document_read_longest_ago_goes_first(naive_view: NaiveView) -> None:
+    names = ("a", "b", "c")
+    stored = {name: segments_of(name, 8, 8, 4) for name in names}
+    keys = {name: DocumentKey("default", name) for name in names}
+    source = DictSource([block for blocks in stored.values() for block in blocks])
+    one = WindowCache(source, 8, 64)
+    one.view(keys["a"], 7)
+    cache = WindowCache(source, 8, 64, max_bytes=2 * one.num_bytes)
+    for name in ("a", "b", "a", "c"):  # b is the one read longest ago
+        same(cache.view(keys[name], 7), naive_view(stored[name], 0, 56))
+    assert cache.num_bytes <= 2 * one.num_bytes
+    source.reads.clear()
+    cache.view(keys["a"], 7)
+    cache.view(keys["c"], 7)
+    assert source.reads == []
+    cache.view(keys["b"], 7)
+    assert len(source.reads) == 7
+
+
+def test_the_document_being_read_stays_however_small_the_cache(naive_view: NaiveView) -> None:
+    stored = {name: segments_of(name, 8, 8, 4) for name in ("a", "b")}
+    source = DictSource([block for blocks in stored.values() for block in blocks])
+    cache = WindowCache(source, 8, 64, max_bytes=0)
+    for segment in range(8):
+        same(cache.view(DocumentKey("default", "a"), segment), naive_view(stored["a"], 0, segment * 8))
+    assert len(source.reads) == 7
+    assert cache.num_bytes > 0
+    same(cache.view(DocumentKey("default", "b"), 3), naive_view(stored["b"], 0, 24))
+    source.reads.clear()
+    cache.view(DocumentKey("default", "a"), 7)
+    assert len(source.reads) == 7, "a was dropped when b was read"
