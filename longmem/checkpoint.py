@@ -27,6 +27,8 @@ CONFIG_FILE = "config.json"
 SIDENET_FILE = "sidenet.safetensors"
 BACKBONE_FOLDER = "backbone"
 MODEL_TYPE = "longmem"
+DESCRIPTION_FIELDS = {"name": str, "backbone_digest": str, "sidenet_digest": str, "dtype": str, "longmem": dict}
+"""What config.json must hold, beside `model_type` and the version that wrote it."""
 
 
 def is_checkpoint(source: str | Path) -> bool:
@@ -65,6 +67,7 @@ def load_parts(
             f"{folder} is not a LongMem checkpoint (model_type {description.get('model_type')!r}); "
             "for a plain backbone use LongMem.from_backbone"
         )
+    _check_description(folder / CONFIG_FILE, description)
     config = LongMemConfig.from_dict({**description["longmem"], **settings})
     backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
     tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size)
@@ -98,12 +101,11 @@ def _compact(tensor: Tensor) -> Tensor:
 
 def _save_backbone(folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
     """The very files it was loaded from where they are at hand, so that their bits and their size stay."""
-    source = Path(str(backbone.model.name_or_path))
-    if source.resolve() == folder.resolve():
-        return
-    if source.is_dir():
+    if backbone.folder is not None:
+        if backbone.folder.resolve() == folder.resolve():
+            return
         folder.mkdir(exist_ok=True)
-        for file in sorted(source.iterdir()):
+        for file in sorted(backbone.folder.iterdir()):
             if file.suffix in {".json", ".safetensors", ".txt", ".model"}:
                 shutil.copyfile(file, folder / file.name)
     else:
@@ -127,6 +129,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return values
+
+
+def _check_description(path: Path, description: dict[str, Any]) -> None:
+    for name, kind in DESCRIPTION_FIELDS.items():
+        if not isinstance(description.get(name), kind):
+            raise CheckpointError(
+                f"{path} needs {name!r} as a {kind.__name__}, got {description.get(name)!r}; "
+                "copy it again, or save the model with this version of longmem"
+            )
 
 
 def _local_folder(source: str | Path) -> Path:

@@ -51,9 +51,10 @@ class ContinuedPast(AbstractPast):
         if memory is not None and config.memory_tokens:
             infos = memory.segments
             self.offset = infos[-1].end_token if infos else 0
-            wanted = [info.segment for info in infos if info.end_token > self.offset - config.memory_tokens]
-            for first in range(wanted[0] if wanted else 0, len(infos), READ_SEGMENTS):
-                for block in memory.store.read(memory.key, first, min(first + READ_SEGMENTS, len(infos))):
+            start = max(0, self.offset - config.memory_tokens) // config.segment_tokens
+            end = infos[-1].segment + 1 if infos else 0
+            for first in range(start, end, READ_SEGMENTS):
+                for block in memory.store.read(memory.key, first, min(first + READ_SEGMENTS, end)):
                     self._buffer.append(block)
 
     def view(self, segment: int) -> MemoryView | None:

@@ -27,8 +27,9 @@ class BackboneOutput:
     keys: Float[Tensor, "batch tokens kv_heads head_dim"]
     values: Float[Tensor, "batch tokens kv_heads head_dim"]
     taps: Float[Tensor, "taps batch tokens hidden"]
-    hidden: Float[Tensor, "batch tokens hidden"]
-    """After the final norm: what the language-model head reads."""
+    hidden: Float[Tensor, "batch tokens head_input"]
+    """After the final norm: what the language-model head reads. As wide as the residual stream, unless the model
+    projects it first (small OPT models)."""
 
 
 class Backbone:
@@ -37,9 +38,11 @@ class Backbone:
     Raises ModelError and its kinds when it cannot be loaded, ConfigError when the memory layer cannot be chosen.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, name: str, folder: Path | None = None) -> None:
+        """`folder`: where the very weights of `model` lie, if they were loaded from a local folder."""
         self.model = model
         self.name = name
+        self.folder = folder
         self.family: Family = family_of(model.config.model_type)
         config = model.config
         heads = config.num_attention_heads
@@ -52,7 +55,8 @@ class Backbone:
     @classmethod
     def load(cls, source: str | Path, dtype: Dtype = "float32", name: str | None = None) -> "Backbone":
         """Open a folder or hub id; `name` is what reports call it, by default the last part of the source."""
-        return cls(load_causal_lm(source, dtype), name or Path(source).name)
+        folder = Path(source).absolute() if Path(source).is_dir() else None
+        return cls(load_causal_lm(source, dtype), name or Path(source).name, folder)
 
     @property
     def stack(self) -> nn.Module:
@@ -114,12 +118,12 @@ class Backbone:
         _, keys, values = latest()
         return BackboneOutput(keys=keys, values=values, taps=torch.stack(taps), hidden=output.last_hidden_state)
 
-    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float32[Tensor, "tokens vocabulary"]:
+    def logits(self, hidden: Float[Tensor, "tokens head_input"]) -> Float32[Tensor, "tokens vocabulary"]:
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits.float()
 
     def target_logprobs(
-        self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, " targets"]
+        self, hidden: Float[Tensor, "tokens head_input"], targets: Int[Tensor, " targets"]
     ) -> Float32[Tensor, " targets"]:
         """Natural-log probability of target i under the prediction of position i, for `targets <= tokens`."""
         rows: Sequence[Tensor] = [

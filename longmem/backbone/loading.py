@@ -1,6 +1,7 @@
 """Opening a Hugging Face causal language model: a folder or a hub id, safetensors only, frozen."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ def load_causal_lm(source: str | Path, dtype: Dtype) -> PreTrainedModel:
             dtype=TORCH_DTYPES[dtype],
             use_safetensors=True,
             output_loading_info=True,
+            # reported below with their names, where transformers would only say that there are some
+            ignore_mismatched_sizes=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -58,8 +61,19 @@ def load_causal_lm(source: str | Path, dtype: Dtype) -> PreTrainedModel:
         raise CheckpointError(f"weights of {source} are incomplete: {len(missing)} missing, first {missing[:3]}")
     if report["mismatched_keys"]:
         raise CheckpointError(f"weights of {source} do not fit config.json: {sorted(report['mismatched_keys'])[:3]}")
+    if surplus := sorted(key for key in report["unexpected_keys"] if _is_beyond(key, config)):
+        raise CheckpointError(
+            f"{source} has weights of more layers than the {config.num_hidden_layers} of its config.json: {surplus[:3]}"
+        )
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
+
+
+def _is_beyond(key: str, config: PretrainedConfig) -> bool:
+    """Whether a weight belongs to a block that the configuration does not have."""
+    layers = family_of(config.model_type).layers
+    found = re.search(rf"(?:^|\.){re.escape(layers)}\.(\d+)\.", key)
+    return found is not None and int(found.group(1)) >= config.num_hidden_layers
 
 
 def _looks_local(source: str | Path) -> bool:

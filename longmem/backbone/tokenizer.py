@@ -20,7 +20,7 @@ class Tokenizer:
     def __init__(self, source: str | Path, vocab_size: int) -> None:
         try:
             self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:
             raise CheckpointError(f"no usable tokenizer in {source}: {error}") from error
         largest = max(self._tokenizer.get_vocab().values(), default=-1)
         if largest >= vocab_size:

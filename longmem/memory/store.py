@@ -108,8 +108,12 @@ STORED_TYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uin
 
 
 def check_block(block: KVBlock) -> None:
-    """What every store refuses: a block that is not what its fingerprint says (StoreError), NaN or infinity
-    (NumericError)."""
+    """What every store refuses: a block that is not what its fingerprint says or whose name is not Unicode
+    (StoreError), NaN or infinity (NumericError)."""
+    try:
+        f"{block.key}".encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(f"namespace and document must be valid Unicode, got {str(block.key)!r}: {error}") from error
     identity = block.fingerprint
     shape = (block.num_tokens, identity.kv_heads, identity.head_dim)
     dtype = np.dtype(STORED_TYPES[identity.kv_dtype])

@@ -61,8 +61,9 @@ class WindowBuffer:
             f"asked for [{start_token}, {end_token}), the buffer holds [{self.start_token}, {self.end_token})"
         )
         starts = self._arrays["starts"][: self._num_chunks]
+        ends = starts + self._arrays["lengths"][: self._num_chunks]
         first = int(torch.searchsorted(starts, start_token))
-        last = int(torch.searchsorted(starts, end_token))
+        last = max(first, int(torch.searchsorted(ends, end_token, right=True)))
         parts = {name: array.narrow(_CHUNK_AXIS[name], first, last - first) for name, array in self._arrays.items()}
         return MemoryView(**parts, end_token=end_token)
 

@@ -34,7 +34,7 @@ from longmem.sidenet.reading import Reading, read_memory
 class SideNetOutput:
     """Hidden states for the language-model head, and what each row read from its memory."""
 
-    hidden: Float[Tensor, "batch tokens hidden"]
+    hidden: Float[Tensor, "batch tokens head_input"]
     readings: list[Reading | None] = field(default_factory=list)
 
 

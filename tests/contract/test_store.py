@@ -51,7 +51,6 @@ NASTY_NAMES = [
     "ünï\u202ecode",
     "line\nbreak",
     "x" * 5000,
-    "\ud800",
 ]
 
 
@@ -252,6 +251,11 @@ def test_names_of_any_kind_stay_apart(store: AbstractMemoryStore) -> None:
         assert_same(store.read(key, 0, 1)[0], make_block(key, seed=seed))
     store.delete(keys[0])
     assert store.documents() == sorted(keys[1:])
+
+
+def test_a_name_that_is_no_unicode_is_refused(store: AbstractMemoryStore) -> None:
+    with pytest.raises(StoreError, match="Unicode"):
+        store.put(make_block(DocumentKey("n", "\ud800")))
 
 
 def test_the_border_between_namespace_and_name_is_not_lost(store: AbstractMemoryStore) -> None:

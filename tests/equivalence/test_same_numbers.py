@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -241,7 +241,8 @@ def model_of(small_model: Callable[..., LongMem]) -> Callable[..., LongMem]:
     return cache(lambda **settings: small_model("llama", **settings))
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+# no shrinking: each example runs a model, and a simpler schedule is not easier to read
+@settings(max_examples=15, phases=[Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(
     choices=st.randoms(use_true_random=False),
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3),

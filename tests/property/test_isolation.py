@@ -68,7 +68,7 @@ def test_memory_matters_and_texts_differ(model: LongMem, alone: Callable[[int], 
         assert not np.array_equal(unread.logprobs, alone(number).segments[1].logprobs)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(documents=st.dictionaries(keys, text_numbers, min_size=1, max_size=4), data=st.data())
 def test_scores_do_not_depend_on_what_else_is_in_the_store(
     model: LongMem, alone: Callable[[int], TextScores], documents: dict[DocumentKey, int], data: st.DataObject
@@ -82,7 +82,7 @@ def test_scores_do_not_depend_on_what_else_is_in_the_store(
         assert store.documents() == sorted(documents)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(one=keys, other=keys, text=text_numbers)
 def test_deleting_and_forking_others_changes_nothing(
     model: LongMem, alone: Callable[[int], TextScores], one: DocumentKey, other: DocumentKey, text: int
@@ -121,7 +121,7 @@ def test_a_text_that_follows_one_document_reads_that_one(model: LongMem) -> None
 
 def run(executor: InlineExecutor, stage: Stage, segment: Segment) -> Any:
     executor.submit(stage, segment)
-    (completion,) = executor.wait(0)
+    (completion,) = executor.wait(0.0)
     assert isinstance(completion, Completion)
     assert (completion.stage, completion.segment, completion.error) == (stage, segment, None)
     return completion.result
@@ -146,7 +146,7 @@ def ready(
                 yield "score", segment
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     documents=st.dictionaries(keys, text_numbers, min_size=2, max_size=3),
     window_bytes=st.sampled_from([0, 20_000, 2**30]),
@@ -179,9 +179,8 @@ def test_one_reader_of_many_documents_in_any_order(
             assert score.retrieval.chunks_digest == expected.retrieval.chunks_digest
 
 
-def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(
-    model: LongMem, alone: Callable[[int], TextScores]
-) -> None:
+def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(small_model: Callable[..., LongMem]) -> None:
+    model = small_model("llama", segment_tokens=16, memory_tokens=96)  # the whole past, so that nothing falls out
     key = DocumentKey("default", "book")
     with InlineExecutor(model, MemoryStore.open("memory://")) as executor:
         for number in (0, 2):
@@ -192,8 +191,9 @@ def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(
                 scores.append(run(executor, "score", segment))
             executor.forget(key)
             assert executor.stored(key) == []
-            for score, expected in zip(scores, alone(number).segments, strict=True):
-                assert np.array_equal(score.logprobs, expected.logprobs), "keys of the forgotten document were read"
+            expected = model.score(TEXTS[number], MemoryStore.open("memory://").document("book")).segments
+            for score, wanted in zip(scores, expected, strict=True):
+                assert np.array_equal(score.logprobs, wanted.logprobs), "keys of the forgotten document were read"
 
 
 def test_handles_of_one_document_share_nothing_but_the_store(

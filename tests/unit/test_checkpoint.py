@@ -1,4 +1,4 @@
-"""A LongMem on disk: the same numbers after saving and loading, and an error for everything that is not what was saved."""
+"""A LongMem on disk: the same numbers after saving and loading, an error for all that is not what was saved."""
 
 import json
 import shutil

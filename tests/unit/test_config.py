@@ -55,7 +55,7 @@ def test_numbers_that_cannot_work(name: str, value: Any) -> None:
 @pytest.mark.parametrize("value", ["float64", "fp16", "", None, 16])
 @pytest.mark.usefixtures("as_users_run")
 def test_types_that_cannot_be_stored(value: Any) -> None:
-    with pytest.raises(ConfigError, match="kv_dtype.*float16, bfloat16 or float32"):
+    with pytest.raises(ConfigError, match=r"kv_dtype.*float16, bfloat16 or float32"):
         LongMemConfig.from_dict({"kv_dtype": value})
 
 
@@ -124,5 +124,5 @@ def test_memory_layer_as_configured() -> None:
     for wrong in (4, 24, 25):
         with pytest.raises(ConfigError, match=rf"memory_layer.*got {wrong}"):
             LongMemConfig(memory_layer=wrong).resolve_layer(24)
-    with pytest.raises(ConfigError, match="layer_reduction=5.*24"):
+    with pytest.raises(ConfigError, match=r"layer_reduction=5.*24"):
         LongMemConfig(layer_reduction=5).resolve_layer(24)

@@ -27,11 +27,8 @@ def test_every_bit_pattern_survives(name: str, bits: list[int]) -> None:
 
 
 def test_names_are_the_types() -> None:
-    assert TORCH_DTYPES == {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-    }
+    assert all(str(dtype) == f"torch.{name}" for name, dtype in TORCH_DTYPES.items())
+    assert set(TORCH_DTYPES) == set(FLOATS)
 
 
 @every_dtype

@@ -1,4 +1,4 @@
-"""Every family against plain transformers: the same predictions, position-free keys, the right taps, nothing changed."""
+"""Every family against plain transformers: same predictions, position-free keys, the right taps, nothing changed."""
 
 import json
 import shutil

@@ -138,5 +138,5 @@ def test_answers_depend_on_the_arguments_alone_and_carry_no_gradient(engine: str
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(ConfigError, match="torch, faiss.*'hnsw'"):
+    with pytest.raises(ConfigError, match=r"torch, faiss.*'hnsw'"):
         create_search("hnsw")

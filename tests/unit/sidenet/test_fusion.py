@@ -31,7 +31,7 @@ QUERY_AND_STORED = [
 
 def naive_attention(queries: Tensor, chunk_ids: Tensor, view: MemoryView, scale: float) -> Tensor:
     """The formula, token by token and head by head, in float64, over the real tokens of the named chunks only."""
-    num_tokens, heads, head_dim = queries.shape
+    num_tokens, heads, _ = queries.shape
     group = heads // view.keys.shape[0]
     result = torch.empty(queries.shape, dtype=torch.float64)
     for token in range(num_tokens):

@@ -310,8 +310,15 @@ def step_by_step(model: LongMem, tokens: Tensor, view: MemoryView | None, length
     return torch.cat(parts, dim=1)
 
 
-@every_family
-@pytest.mark.parametrize(("reduction", "with_memory"), [(1, True), (2, True), (4, True), (2, False)])
+STEPS = [(family, 2, True) for family in sorted(FAMILIES)] + [
+    # learned positions, ALiBi, and sliding windows in all layers and in some
+    (family, reduction, with_memory)
+    for family in ("gpt2", "bloom", "mistral", "qwen2")
+    for reduction, with_memory in ((1, True), (4, True), (2, False))
+]
+
+
+@pytest.mark.parametrize(("family", "reduction", "with_memory"), STEPS)
 def test_step_by_step_is_the_whole_forward(
     family: str,
     reduction: int,
