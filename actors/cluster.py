@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 
 import ray
@@ -10,6 +11,7 @@ from longmem.errors import ClusterError
 
 LOCAL = "local"
 AUTO = "auto"
+CONNECT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address != LOCAL:
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -62,6 +65,20 @@ def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
     except (ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"cannot start Ray on this machine: {error}; try --address none") from error
     return Connection(owned=True, started_here=True, dashboard_url=_dashboard_url())
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes, and cannot be interrupted meanwhile."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if address in (AUTO, LOCAL) or not separator:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"nothing answers at {address!r} ({error}); check the address with `ray status`, or use --address local to "
+            "start a cluster here, or --address none to run without Ray"
+        ) from error
 
 
 def find_cluster() -> str | None:

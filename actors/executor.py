@@ -51,15 +51,16 @@ class RayExecutor(AbstractExecutor):
             check_capacity(shape.num_cpus, shape.num_gpus)
             self._start(source, store_uri, shape)
         except BaseException:
-            self.close()
+            self._stop()
             raise
 
     def _start(self, source: ModelSource, store_uri: str, shape: ClusterShape) -> None:
-        self._stores = StorePool(store_uri, shape.stores)
-        self._encoders = EncoderPool(source, shape.encoders, shape.threads, shape.encoder_gpus)
+        self._pools["put"] = self._stores = StorePool(store_uri, shape.stores)
+        self._pools["encode"] = self._encoders = EncoderPool(source, shape.encoders, shape.threads, shape.encoder_gpus)
         blocks = RemoteBlockSource(self._stores.names)
-        self._readers = SideNetPool(source, shape.readers, shape.threads, shape.reader_gpus, blocks, shape.window_bytes)
-        self._pools = {"encode": self._encoders, "put": self._stores, "score": self._readers}
+        self._pools["score"] = self._readers = SideNetPool(
+            source, shape.readers, shape.threads, shape.reader_gpus, blocks, shape.window_bytes
+        )
         asked = {stage: pool.ask_ready() for stage, pool in self._pools.items()}
         with translated("starting the workers"):
             outcomes: dict[Stage, list[Outcome]] = {stage: ray.get(refs) for stage, refs in asked.items()}
@@ -119,17 +120,19 @@ class RayExecutor(AbstractExecutor):
         self._stores.delete(key)
 
     def close(self) -> None:
-        if not ray.is_initialized():
+        if not self._pools or not ray.is_initialized():
             return
         try:
-            if self._pools:
-                self._stores.close(CLOSE_S)
+            self._stores.close(CLOSE_S)
         finally:
-            # a cluster of our own ends with all that is in it
-            if not self.connection.started_here:
-                for pool in self._pools.values():
-                    pool.stop()
-            self._pools = {}
-            self._running.clear()
-            self._encoded.clear()
-            self.connection.close()
+            self._stop()
+
+    def _stop(self) -> None:
+        # a cluster of our own ends with all that is in it
+        if not self.connection.started_here:
+            for pool in self._pools.values():
+                pool.stop()
+        self._pools = {}
+        self._running.clear()
+        self._encoded.clear()
+        self.connection.close()

@@ -1,6 +1,6 @@
 """A LongMem on disk: `config.json`, `sidenet.safetensors`, and a `backbone/` folder. Never pickle.
 
-Both digests in `config.json` are checked at load: safetensors itself does not notice a flipped bit.
+All digests in `config.json` are checked at load: safetensors itself does not notice a flipped bit.
 """
 
 import json
@@ -27,7 +27,14 @@ CONFIG_FILE = "config.json"
 SIDENET_FILE = "sidenet.safetensors"
 BACKBONE_FOLDER = "backbone"
 MODEL_TYPE = "longmem"
-DESCRIPTION_FIELDS = {"name": str, "backbone_digest": str, "sidenet_digest": str, "dtype": str, "longmem": dict}
+DESCRIPTION_FIELDS = {
+    "name": str,
+    "backbone_digest": str,
+    "sidenet_digest": str,
+    "tokenizer_digest": str,
+    "dtype": str,
+    "longmem": dict,
+}
 """What config.json must hold, beside `model_type` and the version that wrote it."""
 
 
@@ -50,6 +57,7 @@ def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: To
         "longmem_version": longmem.__version__,
         "backbone_digest": backbone.digest(),
         "sidenet_digest": hash_weights(sidenet),
+        "tokenizer_digest": tokenizer.digest(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "longmem": vars(config),
     }
@@ -71,6 +79,7 @@ def load_parts(
     config = LongMemConfig.from_dict({**description["longmem"], **settings})
     backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
     tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size)
+    _check_digest(folder / BACKBONE_FOLDER / "tokenizer.json", tokenizer.digest(), description["tokenizer_digest"])
     backbone.model.to(device)
     sidenet = SideNet(backbone, config)
     _load_sidenet(folder / SIDENET_FILE, sidenet)

@@ -102,7 +102,8 @@ class LongMem:
 
     @property
     def trained(self) -> bool:
-        return self.config.trained_steps > 0
+        """Whether the SideNet differs from the backbone: with every scale at 0, where training starts, it cannot."""
+        return bool(self.sidenet.scale.detach().any())
 
     def encode(self, segment: Segment) -> EncodedSegment:
         """One backbone forward over the segment alone. Raises NumericError when anything that leaves is not finite."""

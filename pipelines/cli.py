@@ -20,10 +20,6 @@ from rich.markup import escape
 import longmem
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError, LongMemError
-from longmem.model_source import REFERENCE_MODEL, ModelSource
-from pipelines.job import PerplexityJob, run_job
-from pipelines.result import print_result
-from pipelines.scheduler import Limits
 
 EXIT_FAILED_DOCUMENTS = 1
 EXIT_BAD_INPUT = 2
@@ -71,11 +67,11 @@ def perplexity(
         ),
     ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
         ),
-    ] = str(REFERENCE_MODEL),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
     address: Annotated[
@@ -132,15 +128,22 @@ def perplexity(
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
     """
     console = Console(stderr=True)
+    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     workers = 1 if address == "none" else encoders + readers
-    with exit_codes(console, out):
+    with exit_codes(console, folder):
+        # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
+        from longmem.model_source import REFERENCE_MODEL, ModelSource
+        from pipelines.job import PerplexityJob, run_job
+        from pipelines.result import print_result
+        from pipelines.scheduler import Limits
+
         if resume and out is None:
             raise ConfigError("--resume needs --out, the folder of the job to continue")
         if no_memory and memory_tokens:
             raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
-        per_worker = threads or max(1, num_cores() // workers)
+        per_worker = threads or max(1, num_cores() // max(1, workers))
         settings = {
             "segment_tokens": segment_tokens,
             "memory_tokens": 0 if no_memory else memory_tokens,
@@ -149,9 +152,9 @@ def perplexity(
         }
         job = PerplexityJob(
             inputs=tuple(inputs or ()),
-            out=out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
+            out=folder,
             model=ModelSource(
-                local_or_hub(model),
+                local_or_hub(model or str(REFERENCE_MODEL)),
                 dtype=dtype.value,
                 search=search.value,
                 settings={name: value for name, value in settings.items() if value is not None},
@@ -168,7 +171,10 @@ def perplexity(
                 reader_gpus=reader_gpus,
             ),
             threads=per_worker,
-            limits=Limits(max_in_flight_segments or 4 * workers, max_in_flight_bytes),
+            threads_given=threads is not None,
+            limits=Limits(
+                4 * workers if max_in_flight_segments is None else max_in_flight_segments, max_in_flight_bytes
+            ),
             store=store,
             namespace=namespace,
             keep_memory=keep_memory,
@@ -179,7 +185,7 @@ def perplexity(
             command=shlex.join(["longmem", *sys.argv[1:]]),
         )
         summary = run_job(job, console)
-    print_result(Console(), summary, job.out)
+        print_result(Console(), summary, job.out)
     if summary["counts"]["failed_documents"]:
         raise typer.Exit(EXIT_FAILED_DOCUMENTS)
 
@@ -204,7 +210,7 @@ def doctor(
 class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
     """Turns what ends a command into a sentence for the user and an exit code; bugs keep their traceback."""
 
-    def __init__(self, console: Console, out: Path | None) -> None:
+    def __init__(self, console: Console, out: Path) -> None:
         self._console = console
         self._out = out
 
@@ -214,8 +220,8 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
-            hint = f" Continue with the same command and --resume --out {self._out}" if self._out else ""
-            self._console.print(f"[yellow]interrupted.[/] What was scored is kept.{escape(hint)}")
+            text = f"What was scored is kept. Continue with the same command and --resume --out {self._out}"
+            self._console.print(f"[yellow]interrupted.[/] {escape(text)}", soft_wrap=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):
             self._console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)

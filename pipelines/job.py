@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ class PerplexityJob:
     """None runs everything in this process."""
     threads: int
     """Torch threads of each worker, or of this process."""
+    threads_given: bool = True
+    """False where `threads` is only a default: a resumed job then goes on with the number that it began with, because
+    results are equal to the last bit only for equal numbers of threads."""
     limits: Limits
     store: str | None = None
     """Where keys and values go; None for a folder inside `out`."""
@@ -55,6 +58,9 @@ class PerplexityJob:
     command: str = ""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self.limits).items():
+            if value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.limit_documents is not None and self.limit_documents < 1:
             raise ConfigError(f"--limit-documents must be at least 1, got {self.limit_documents}")
         if self.keep_memory and self.store == IN_MEMORY:
@@ -66,7 +72,15 @@ class PerplexityJob:
 
     @property
     def store_uri(self) -> str:
-        return self.store or str(self.out.absolute() / MEMORY_FOLDER)
+        """Absolute where it is a local path, because workers have other working directories."""
+        if self.store is None:
+            return str(self.out.absolute() / MEMORY_FOLDER)
+        return self.store if "://" in self.store else str(Path(self.store).absolute())
+
+    def with_threads(self, threads: int) -> "PerplexityJob":
+        """The same job with other threads for its workers."""
+        cluster = self.cluster and replace(self.cluster, threads=threads)
+        return replace(self, threads=threads, cluster=cluster)
 
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
@@ -76,6 +90,9 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     """
     files = find_files(job.inputs)
     with JobFolder(job.out, job.resume) as folder:
+        begun = folder.stored_identity()
+        if begun is not None and not job.threads_given:
+            job = job.with_threads(begun.get("threads", job.threads))
         with open_executor(job) as executor:
             model = executor.describe()
             job_id = folder.claim(identity(job, files, model))

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from longmem.errors import OutputError
 from pipelines.journal import Journal
 
+JOB_FILE = "job.json"
+
 
 class JobFolder:
     """Takes a folder for a new job, or for a resumed one, and keeps other processes out until it is closed.
@@ -31,7 +33,9 @@ class JobFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            others = sorted(each.name for each in path.iterdir() if each.name != "job.lock")
+            # what a failed write has left (.…part) belongs to nobody
+            names = sorted(each.name for each in path.iterdir())
+            others = [name for name in names if name != "job.lock" and not name.endswith(".part")]
             self._lock = (path / "job.lock").open("w")
         except OSError as error:
             raise OutputError(f"cannot use output folder {path}: {error.strerror}; choose another --out") from error
@@ -44,45 +48,50 @@ class JobFolder:
             ) from error
         if others and not resume:
             self.close()
-            whose = "another job" if "job.json" in others else f"other files ({', '.join(others[:3])})"
+            whose = "another job" if JOB_FILE in others else f"other files ({', '.join(others[:3])})"
             raise OutputError(f"{path} holds {whose}; choose another --out, or continue that job with --resume")
-        if others and "job.json" not in others:
+        if others and JOB_FILE not in others:
             self.close()
             raise OutputError(f"cannot resume in {path}: it holds no job.json, but {', '.join(others[:3])}")
 
+    def stored_identity(self) -> dict[str, Any] | None:
+        """What the job to be resumed is; None for a new one."""
+        return self._read_job()[1] if (self.path / JOB_FILE).exists() else None
+
     def claim(self, identity: dict[str, Any]) -> str:
-        """Write what this job is, or check that it is the job to be resumed; returns the job's own id.
+        """Write what this job is, or check that it is the one to be resumed; returns the job's own id.
 
         Raises OutputError with the differences.
         """
-        path = self.path / "job.json"
-        if not path.exists():
-            job = {"id": secrets.token_hex(8), "identity": identity}
-            self.write_json("job.json", job)
-            return str(job["id"])
-        try:
-            job = json.loads(path.read_text(encoding="utf-8"))
-            stored, job_id = dict(job["identity"]), str(job["id"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
+        if not (self.path / JOB_FILE).exists():
+            job_id = secrets.token_hex(8)
+            self.write_json(JOB_FILE, {"id": job_id, "identity": identity})
+            return job_id
+        job_id, stored = self._read_job()
         # through JSON, so that what is compared is what a file can hold
         offered = json.loads(json.dumps(identity))
         if names := sorted(name for name in {*stored, *offered} if stored.get(name) != offered.get(name)):
-            differences = "; ".join(
-                f"{name}: {_short(stored.get(name))} != {_short(offered.get(name))}" for name in names
-            )
+            pairs = [f"{name}: {_short(stored.get(name))} != {_short(offered.get(name))}" for name in names]
             raise OutputError(
-                f"{self.path} holds another job (its job.json != this command): {differences}; resume with the same "
-                "inputs and settings, or choose another --out"
+                f"{self.path} holds another job (its job.json != this command): {'; '.join(pairs)}; "
+                "resume with the same inputs and settings, or choose another --out"
             )
         return job_id
+
+    def _read_job(self) -> tuple[str, dict[str, Any]]:
+        path = self.path / JOB_FILE
+        try:
+            job = json.loads(path.read_text(encoding="utf-8"))
+            return str(job["id"]), dict(job["identity"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
 
     def open_journal(self) -> Journal:
         return Journal(self.path / "journal.jsonl")
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all. Raises OutputError."""
-        self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all. Raises OutputError."""

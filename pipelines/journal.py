@@ -28,7 +28,7 @@ class Journal:
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = self._load(data)
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
             if whole < len(data):
                 self._file.truncate(whole)
         except OSError as error:
@@ -38,8 +38,10 @@ class Journal:
         """Append one record; when this returns it survives the death of the process."""
         text = json.dumps(encode(record), separators=(",", ":"), allow_nan=False).encode()
         try:
-            self._file.write(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
-            self._file.flush()
+            line = memoryview(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
+            # unbuffered, so that nothing is left to be written when the file is closed; a write may be short
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise OutputError(
                 f"cannot write {self._path}: {error.strerror}; repair that and run again with --resume"

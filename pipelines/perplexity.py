@@ -100,14 +100,18 @@ class PerplexityRun:
         document = prepared.document
         known = self._journal.documents.get(document.id)
         if isinstance(document, UnreadableDocument):
-            self._fail_unread(prepared.order, document.id, document.source, document.error)
+            failed = DocumentRecord(document=document.id, order=prepared.order, source=document.source, status="failed")
+            self._progress.add_total(0)
+            self._record_failure(known or failed, document.error)
             return
         if known is not None and known.text_digest not in (None, document.digest):
             error = ConflictError(
                 f"{document.source} has changed since the job began: its text is another one; restore it, or begin a "
                 "new job in another folder"
             )
-            self._fail_unread(prepared.order, document.id, document.source, error)
+            # the old record with the old digest stays, or the next try would take the new text for the old one
+            self._progress.add_total(0)
+            self._record_failure(known, error)
             return
         if not prepared.segments:
             assert known is not None, f"{document.id}: neither cut into segments nor done before"
@@ -118,7 +122,7 @@ class PerplexityRun:
         self._journal.add(record)
         key = prepared.segments[0].key
         scored = {each.segment for each in self._journal.scored(document.id)}
-        self._progress.add_total(sum(s.num_tokens for s in prepared.segments if s.index not in scored))
+        self._progress.add_total(sum(len(s.targets) for s in prepared.segments if s.index not in scored))
         try:
             stored = stored_segments(self._executor.stored(key), prepared.segments)
         except LongMemError as error:
@@ -140,7 +144,7 @@ class PerplexityRun:
             totals.segments += 1
             totals.tokens += segment.num_tokens
             totals.busy_s += completion.busy_s
-            self._progress.completed(stage, segment.num_tokens, completion.busy_s)
+            self._progress.completed(stage, len(segment.targets), completion.busy_s)
             released = self._scheduler.finish(stage, segment)
         for done in released:
             self._executor.release(done)
@@ -170,14 +174,6 @@ class PerplexityRun:
         self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))
         self._progress.document_done(record.document, failed=True)
         self._progress.note(f"{record.document} failed: {error}")
-
-    def _fail_unread(self, order: int, name: str, source: str, error: LongMemError) -> None:
-        known = self._journal.documents.get(name)
-        if known is not None and known.order != order:
-            # a second document of the same id: the first one's results must not be touched
-            name = f"{name}#{order}"
-        self._progress.add_total(0)
-        self._record_failure(DocumentRecord(document=name, order=order, source=source, status="failed"), error)
 
     def _raise_if_fatal(self, error: LongMemError) -> None:
         if isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingBlockError | CorruptionError):

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.progress import printable
+
 SIDES = ("longmem", "backbone")
 
 
@@ -32,7 +34,10 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         f"in {summary['wall_s']:.1f} s" + ("" if summary["resumed"] else f" ({rate:,.0f} tokens/s)")
     )
     for failure in summary["failures"]:
-        console.print(f"  [red]failed[/] {escape(failure['document'])}: {escape(failure['error'])}", soft_wrap=True)
+        console.print(
+            f"  [red]failed[/] {escape(printable(failure['document']))}: {escape(printable(failure['error']))}",
+            soft_wrap=True,
+        )
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 

@@ -72,8 +72,7 @@ class LanceMemoryStore(AbstractMemoryStore):
 
     def __init__(self, uri: str) -> None:
         self._database = LanceDatabase(uri)
-        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
-        self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
+        self._exists = False
         self._closed = False
         self._change = Lock()
         self._puts = 0
@@ -85,6 +84,8 @@ class LanceMemoryStore(AbstractMemoryStore):
         check_block(block)
         with self._change:
             if self.fingerprint() is None:
+                self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
+                self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
                 value = json.dumps(asdict(block.fingerprint))
                 rows = pa.table({"name": ["fingerprint"], "value": [value]}, schema=IDENTITY_SCHEMA)
                 self._database.insert_missing(IDENTITY, rows, "name")
@@ -113,7 +114,7 @@ class LanceMemoryStore(AbstractMemoryStore):
         if not wanted:
             return []
         condition = f"{_at(key)} AND segment >= {int(first_segment)} AND segment < {int(last_segment)}"
-        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA, condition).sort_by("segment")
+        rows = self._catalogue(condition).sort_by("segment")
         if rows.column("segment").to_pylist() != list(wanted):
             raise missing_blocks(key, wanted, rows.column("segment").to_pylist())
         identity = self.fingerprint()
@@ -136,22 +137,22 @@ class LanceMemoryStore(AbstractMemoryStore):
 
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
         self._check_open()
-        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA, _at(key)).sort_by("segment")
+        rows = self._catalogue(_at(key)).sort_by("segment")
         return [_info(key, entry) for entry in rows.to_pylist()]
 
     def documents(self, namespace: str | None = None) -> list[DocumentKey]:
         self._check_open()
-        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA, columns=["namespace", "document"])
+        rows = self._catalogue(columns=["namespace", "document"])
         keys = {DocumentKey(entry["namespace"], entry["document"]) for entry in rows.to_pylist()}
         return sorted(key for key in keys if namespace in (None, key.namespace))
 
     def fork(self, source: DocumentKey, target: DocumentKey) -> int:
         self._check_open()
         with self._change:
-            rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA, _at(source))
+            rows = self._catalogue(_at(source))
             if not rows.num_rows:
                 raise MissingBlockError(f"cannot fork {source}: the store holds no such document")
-            if self._database.select(CATALOGUE, CATALOGUE_SCHEMA, _at(target), ["segment"]).num_rows:
+            if self._catalogue(_at(target), ["segment"]).num_rows:
                 raise ConflictError(f"cannot fork to {target}: the document exists; delete it or use another name")
             copies = [{**entry, **_names(target, entry["segment"])} for entry in rows.to_pylist()]
             return self._database.insert_missing(
@@ -162,6 +163,8 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._check_open()
         with self._change:
             held = self._payload_tables(_at(key))
+            if not self._is_there():
+                return 0
             removed = self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, _at(key))
             # its own tables, also one that only a killed put has written to, and those it got by a fork
             own = {name for name in self._database.table_names() if name.startswith(f"p-{_place(key)}-")}
@@ -172,7 +175,7 @@ class LanceMemoryStore(AbstractMemoryStore):
     def fingerprint(self) -> Fingerprint | None:
         self._check_open()
         if self._known_identity is None:
-            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
+            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist() if self._is_there() else []
             if rows:
                 self._known_identity = Fingerprint(**json.loads(rows[0]["value"]))
         return self._known_identity
@@ -183,7 +186,7 @@ class LanceMemoryStore(AbstractMemoryStore):
 
     def num_bytes(self) -> int:
         self._check_open()
-        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA, columns=["write", "num_bytes"])
+        rows = self._catalogue(columns=["write", "num_bytes"])
         once = rows.group_by("write").aggregate([("num_bytes", "max")])
         return int(pc.sum(once["num_bytes_max"]).as_py() or 0)
 
@@ -192,12 +195,29 @@ class LanceMemoryStore(AbstractMemoryStore):
             self._closed = True
             self._database.close()
 
+    def _is_there(self) -> bool:
+        """Whether anything was ever stored. Opening a store creates nothing; its first put does."""
+        if not self._exists:
+            names = self._database.table_names()
+            self._exists = CATALOGUE in names and IDENTITY in names
+            if not self._exists and any(name.startswith("p-") for name in names):
+                raise CorruptionError(
+                    f"{self._database.uri} holds blocks but no complete catalogue; "
+                    "restore it from a copy, or write the store again elsewhere"
+                )
+        return self._exists
+
+    def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
+        if not self._is_there():
+            return CATALOGUE_SCHEMA.empty_table()
+        return self._database.select(CATALOGUE, CATALOGUE_SCHEMA, where, columns)
+
     def _payload_tables(self, where: str | None = None) -> set[str]:
-        return set(self._database.select(CATALOGUE, CATALOGUE_SCHEMA, where, ["payload"])["payload"].to_pylist())
+        return set(self._catalogue(where, ["payload"])["payload"].to_pylist())
 
     def _stored(self, block: KVBlock) -> SegmentInfo | None:
         name = _names(block.key, block.segment)["block"]
-        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA, f"block = {quoted(str(name))}").to_pylist()
+        rows = self._catalogue(f"block = {quoted(str(name))}").to_pylist()
         return _info(block.key, rows[0]) if rows else None
 
     def _check_open(self) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import lancedb
@@ -35,26 +35,30 @@ class LanceDatabase:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._tables: dict[str, Any] = {}
-        self._lock = Lock()
-        with _translated(f"opening {uri}", damage=False):
-            if "://" not in uri:
-                Path(uri).mkdir(parents=True, exist_ok=True)
-            self._connection = lancedb.connect(uri, read_consistency_interval=timedelta(0), session=_session())
+        self._lock = RLock()
+        self._connection: Any = None
+        if "://" not in uri and Path(uri).exists() and not Path(uri).is_dir():
+            raise StoreError(f"{uri} is a file; a memory store is a folder: choose another place")
 
     def table_names(self) -> list[str]:
+        """All tables; none where nothing was ever written."""
+        connection = self._connected()
         names: list[str] = []
-        with _translated(f"listing tables of {self.uri}"):
-            page = self._connection.list_tables()
-            names += page.tables
-            while page.page_token:
-                page = self._connection.list_tables(page_token=page.page_token)
+        if connection is not None:
+            with _translated(f"listing tables of {self.uri}"):
+                page = connection.list_tables()
                 names += page.tables
+                while page.page_token:
+                    page = connection.list_tables(page_token=page.page_token)
+                    names += page.tables
         return names
 
     def create_if_absent(self, name: str, schema: pa.Schema) -> None:
-        """Make an empty table; another process may do the same at the same time."""
-        with _translated(f"creating table {name}", damage=False):
-            self._connection.create_table(name, schema=schema, exist_ok=True)
+        """Make an empty table (and the database); another process may do the same at the same time."""
+        with _translated(f"creating table {name} in {self.uri}", damage=False):
+            if "://" not in self.uri:
+                Path(self.uri).mkdir(parents=True, exist_ok=True)
+            self._connected().create_table(name, schema=schema, exist_ok=True)
 
     def append(self, name: str, rows: pa.Table) -> None:
         with _translated(f"appending to table {name}", damage=False):
@@ -90,7 +94,7 @@ class LanceDatabase:
             with self._lock:
                 self._tables.pop(name, None)
             if name in self.table_names():
-                self._connection.drop_table(name)
+                self._connected().drop_table(name)
 
     def compact(self, name: str, schema: pa.Schema) -> bool:
         """Rewrite a narrow table into few files; False when another process changed it meanwhile (nothing is lost,
@@ -111,11 +115,18 @@ class LanceDatabase:
         with self._lock:
             self._tables.clear()
 
+    def _connected(self) -> Any:
+        """The connection; None while the place does not exist, because looking must not create it."""
+        with self._lock, _translated(f"opening {self.uri}", damage=False):
+            if self._connection is None and ("://" in self.uri or Path(self.uri).is_dir()):
+                self._connection = lancedb.connect(self.uri, read_consistency_interval=timedelta(0), session=_session())
+            return self._connection
+
     def _table(self, name: str, schema: pa.Schema) -> Any:
         with self._lock:
             table = self._tables.get(name)
             if table is None:
-                table = self._connection.open_table(name)
+                table = self._connected().open_table(name)
                 if table.schema.names != schema.names:
                     raise CorruptionError(
                         f"table {name} of {self.uri} has columns {table.schema.names}, expected {schema.names}: it is "

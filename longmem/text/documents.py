@@ -12,7 +12,7 @@ place: the job reports it and goes on with the next one.
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,8 @@ from longmem.types import Document
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
-_READ_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException)
-"""What reading a damaged or vanished file raises (a bad gzip file is an OSError)."""
+_READ_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
+"""What reading a damaged or vanished file raises (a bad gzip file is an OSError; a parquet string may not be UTF-8)."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,27 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
 
 
 def read_documents(files: Sequence[InputFile]) -> Iterator[Document | UnreadableDocument]:
-    """Every document of the files. Of two with the same id the first is taken and the second is unreadable."""
+    """Every document of the files, under ids that all differ: of two with the same id the first is taken, the second
+    is unreadable and gets a name of its own."""
     seen: dict[str, str] = {}
     for file in files:
         for document in _read_file(file):
             if document.id in seen:
-                yield _unreadable(
-                    document.id,
-                    document.source,
-                    f"the id {document.id!r} was already used by {seen[document.id]}; ids must differ: rename the file "
-                    "or give another id",
-                )
-                continue
+                document = _duplicate(document, seen)
             seen[document.id] = document.source
             yield document
+
+
+def _duplicate(document: Document | UnreadableDocument, seen: Mapping[str, str]) -> UnreadableDocument:
+    name = f"{document.id} (again, {document.source})"
+    while name in seen:
+        name += "+"
+    return _unreadable(
+        name,
+        document.source,
+        f"the id {document.id!r} was already used by {seen[document.id]}; ids must differ: rename the file or give "
+        "another id",
+    )
 
 
 def _expand(name: str) -> list[InputFile]:
@@ -109,8 +116,13 @@ def _stem(name: str, suffix: str) -> str:
 
 def _read_file(file: InputFile) -> Iterator[Document | UnreadableDocument]:
     read = {".txt": _read_text, ".parquet": _read_parquet}.get(file.suffix, _read_lines)
+    found = False
     try:
-        yield from read(file)
+        for document in read(file):
+            found = True
+            yield document
+        if not found:
+            yield _unreadable(file.id, file.path, f"{file.path} is empty: expected at least one document")
     except _READ_ERRORS as error:
         yield _unreadable(file.id, file.path, f"cannot read {file.path}: {error}")
 
@@ -132,7 +144,7 @@ def _from_line(default_id: str, source: str, line: bytes) -> Document | Unreadab
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return _unreadable(default_id, source, f"{source} is not valid UTF-8: {error.reason} at byte {error.start}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return _unreadable(default_id, source, f'{source} is not valid JSON: {error}; expected {{"text": ...}}')
     if not isinstance(values, dict):
         return _unreadable(default_id, source, f"{source} must be a JSON object, got {type(values).__name__}")
@@ -175,13 +187,13 @@ def _decoded(name: str, source: str, data: bytes) -> Document | UnreadableDocume
 def _checked(document: Document) -> Document | UnreadableDocument:
     if not document.text.strip():
         return _unreadable(document.id, document.source, f"{document.source} is empty: expected some text")
-    try:
-        document.text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # JSON can spell half a surrogate pair, which no tokenizer takes
-        return _unreadable(
-            document.id, document.source, f"{document.source} is not valid Unicode: {error.reason} at {error.start}"
-        )
+    # JSON can spell half a surrogate pair, and a file name can be any bytes: no tokenizer and no table takes those
+    for what, text in (("text", document.text), ("id", document.id), ("path", document.source)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            message = f"{document.source}: the {what} is not valid Unicode: {error.reason} at {error.start}"
+            return _unreadable(document.id, document.source, message)
     return document
 
 
@@ -191,4 +203,5 @@ def _open(file: InputFile) -> Any:
 
 
 def _unreadable(name: str, source: str, message: str) -> UnreadableDocument:
+    name, source, message = (text.encode("utf-8", "replace").decode("utf-8") for text in (name, source, message))
     return UnreadableDocument(name, source, DocumentError(message))

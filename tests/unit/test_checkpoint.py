@@ -220,6 +220,16 @@ def test_missing_tokenizer(saved: Path) -> None:
     refused(saved, "tokenizer", str(saved / "backbone"))
 
 
+def test_another_tokenizer(saved: Path) -> None:
+    """Of the same size: every id fits, and every number would be wrong."""
+    path = saved / "backbone" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    path.write_text(json.dumps(values))
+    refused(saved, str(path), "digest")
+
+
 def test_another_backbone_of_the_same_shape(saved: Path) -> None:
     shutil.rmtree(saved / "backbone")
     save_small_backbone(saved / "backbone", "llama", seed=99)
@@ -273,7 +283,7 @@ def test_a_plain_backbone_says_how_to_open_it(small_backbone: Callable[[str], Pa
     refused(small_backbone("llama"), str(small_backbone("llama")), "from_backbone")
 
 
-@pytest.mark.parametrize("name", ["longmem", "dtype", "backbone_digest", "sidenet_digest"])
+@pytest.mark.parametrize("name", ["longmem", "name", "dtype", "backbone_digest", "sidenet_digest", "tokenizer_digest"])
 def test_configuration_without_a_part_of_it(name: str, saved: Path) -> None:
     rewrite_config(saved, **{name: None})
     refused(saved, str(saved), name)
