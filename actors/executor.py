@@ -118,6 +118,7 @@ class RayExecutor(AbstractExecutor):
 
     def forget(self, key: DocumentKey) -> None:
         self._stores.delete(key)
+        self._readers.forget(key)
 
     def close(self) -> None:
         if not self._pools or not ray.is_initialized():

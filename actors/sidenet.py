@@ -12,7 +12,7 @@ from actors.store import RemoteBlockSource
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
-from longmem.types import Segment, SegmentScore
+from longmem.types import DocumentKey, Segment, SegmentScore
 
 
 @ray.remote
@@ -49,6 +49,11 @@ class SideNetActor:
     def score(self, segment: Segment, taps: np.ndarray) -> Outcome:
         return attempt(lambda: self._score(segment, taps))
 
+    def forget(self, key: DocumentKey) -> None:
+        """Drop the document's window. Runs after the scores that were submitted before it."""
+        if self._opened is not None:
+            self._opened[1].forget(key)
+
     def _score(self, segment: Segment, taps: np.ndarray) -> SegmentScore:
         model, windows = self._loaded()
         return model.score_segment(segment, taps, windows.view(segment.key, segment.index))
@@ -63,6 +68,11 @@ class SideNetPool(ActorPool):
         actor = SideNetActor.options(num_cpus=threads, num_gpus=num_gpus, **RESTART)  # type: ignore[attr-defined]
         placed = source.on_gpu() if num_gpus else source
         super().__init__([actor.remote(placed, rank, threads, store, window_bytes) for rank in range(size)])
+
+    def forget(self, key: DocumentKey) -> None:
+        """Tell every reader; not waited for, because an actor keeps the order in which it is called."""
+        for actor in self.actors:
+            actor.forget.remote(key)
 
     def score(self, segment: Segment, taps: Any) -> tuple[int, Any]:
         """Start scoring with a reference to the taps; returns the actor's index and a reference to the outcome."""

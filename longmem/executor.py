@@ -153,6 +153,7 @@ class InlineExecutor(AbstractExecutor):
 
     def forget(self, key: DocumentKey) -> None:
         self._store.delete(key)
+        self._windows.forget(key)
 
     def close(self) -> None:
         self._encoded.clear()

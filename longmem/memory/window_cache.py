@@ -38,6 +38,10 @@ class WindowCache:
     def num_bytes(self) -> int:
         return sum(buffer.num_bytes for buffer in self._buffers.values())
 
+    def forget(self, key: DocumentKey) -> None:
+        """Drop a document's window, because the store no longer holds the document or will hold another one."""
+        self._buffers.pop(key, None)
+
     def view(self, key: DocumentKey, segment: int) -> MemoryView | None:
         """Exactly the tokens in `[start - memory_tokens, start)` of the segment's document; None when there are none.
 

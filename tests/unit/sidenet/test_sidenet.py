@@ -111,22 +111,30 @@ def causal_mask(length: int, window: int | None = None) -> Tensor:
     return torch.zeros((length, length)).masked_fill(~seen, -1e30)[None, None]
 
 
-def block_of_gpt2(model: PreTrainedModel, length: int) -> Callable[[nn.Module, Tensor], Tensor]:
-    return lambda block, x: block(x, attention_mask=causal_mask(length))
+Block = Callable[[int, Tensor], Tensor]
 
 
-def block_of_rotary(model: PreTrainedModel, length: int) -> Callable[[nn.Module, Tensor], Tensor]:
-    rotary = model.base_model.rotary_emb
-    angles = rotary(torch.zeros((1, length, 1)), torch.arange(length)[None])
-    window = model.config.sliding_window if model.config.model_type == "mistral" else None
-    return lambda block, x: block(x, attention_mask=causal_mask(length, window), position_embeddings=angles)
+def block_of_gpt2(model: PreTrainedModel, blocks: nn.ModuleList, length: int) -> Block:
+    return lambda index, x: blocks[index](x, attention_mask=causal_mask(length))
 
 
-def block_of_bloom(model: PreTrainedModel, length: int) -> Callable[[nn.Module, Tensor], Tensor]:
+def block_of_rotary(model: PreTrainedModel, blocks: nn.ModuleList, length: int) -> Block:
+    angles = model.base_model.rotary_emb(torch.zeros((1, length, 1)), torch.arange(length)[None])
+    everywhere = ["sliding_attention" if model.config.model_type == "mistral" else "full_attention"] * len(blocks)
+    kinds = getattr(model.config, "layer_types", None) or everywhere
+
+    def block(index: int, x: Tensor) -> Tensor:
+        window = model.config.sliding_window if kinds[index] == "sliding_attention" else None
+        return blocks[index](x, attention_mask=causal_mask(length, window), position_embeddings=angles)
+
+    return block
+
+
+def block_of_bloom(model: PreTrainedModel, blocks: nn.ModuleList, length: int) -> Block:
     heads = model.config.n_head
     slopes = torch.tensor([2 ** (-8 * (head + 1) / heads) for head in range(heads)])
     alibi = slopes[:, None, None] * torch.arange(length)
-    return lambda block, x: block(x, alibi=alibi, attention_mask=causal_mask(length))[0]
+    return lambda index, x: blocks[index](x, alibi=alibi, attention_mask=causal_mask(length))[0]
 
 
 NAIVE_BLOCKS = {
@@ -136,6 +144,7 @@ NAIVE_BLOCKS = {
     "llama": block_of_rotary,
     "mistral": block_of_rotary,
     "opt": block_of_gpt2,
+    "qwen2": block_of_rotary,
     "qwen3": block_of_rotary,
 }
 STACKS = {
@@ -152,24 +161,30 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("family", sorted(NAIVE_BLOCKS))
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.3, -0.7)], ids=["paper", "any"])
+SCALES = [(1.0, 1.0), (0.3, -0.7)]
+RECURRENCES = [(family, scale) for family in sorted(NAIVE_BLOCKS) for scale in SCALES] + [
+    ("qwen3, windows in turn", SCALES[0]),
+    ("qwen3, only windows are copied", SCALES[0]),
+]
+
+
+@pytest.mark.parametrize(("name", "scale"), RECURRENCES)
 def test_recurrence_written_out_with_transformers_own_blocks(
-    family: str,
-    scale: tuple[float, float],
-    small_model: Callable[..., LongMem],
-    small_backbone: Callable[[str], Path],
+    name: str, scale: tuple[float, float], tmp_path: Path
 ) -> None:
-    reference = AutoModelForCausalLM.from_pretrained(str(small_backbone(family))).eval().requires_grad_(False)
+    """With a scale of 1 the paper's, with any other one the general form."""
+    family, changes = VARIANTS.get(name, (name, {}))
+    save_small_backbone(tmp_path / "backbone", family, **changes)
+    reference = AutoModelForCausalLM.from_pretrained(str(tmp_path / "backbone")).eval().requires_grad_(False)
     tokens = tokens_of()
     blocks = reference.get_submodule(STACKS.get(family, "model.layers"))
     norm = reference.get_submodule(NORMS.get(family, "model.norm"))
-    block = NAIVE_BLOCKS[family](reference, LENGTH)
+    block = NAIVE_BLOCKS[family](reference, blocks, LENGTH)
 
     # the backbone, block by block: H[0] … H[4]
     hidden = [reference(tokens, output_hidden_states=True).hidden_states[0]]
-    for each in blocks:
-        hidden.append(block(each, hidden[-1]))
+    for index in range(4):
+        hidden.append(block(index, hidden[-1]))
     logits = reference(tokens).logits
     project = reference.model.decoder.project_out if family == "opt" else nn.Identity()
     head = reference.get_output_embeddings()
@@ -177,9 +192,8 @@ def test_recurrence_written_out_with_transformers_own_blocks(
 
     x = hidden[0]
     for index in range(2):
-        layer = blocks[2 * index + 1]
-        x = x + scale[index] * (block(layer, x) - x) + (hidden[2 * index + 2] - hidden[2 * index])
-    model = small_model(family, unsettled=False)
+        x = x + scale[index] * (block(2 * index + 1, x) - x) + (hidden[2 * index + 2] - hidden[2 * index])
+    model = LongMem.from_backbone(tmp_path / "backbone", segment_tokens=48, top_k=16)
     set_scale(model, *scale)
     found = run(model, tokens, [None])
     torch.testing.assert_close(found, project(norm(x)), rtol=0, atol=5e-5)
