@@ -30,6 +30,20 @@ settings.register_profile("default", derandomize=True, deadline=None, print_blob
 settings.load_profile("default")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    default = Path(__file__).parents[2] / "shared" / "data"
+    parser.addoption("--data", type=Path, default=default, help="folder with books_test/, for tests marked `data`")
+
+
+@pytest.fixture(scope="session")
+def data_folder(request: pytest.FixtureRequest) -> Path:
+    """Real books, for tests marked `data`; skips where they are absent."""
+    folder: Path = request.config.getoption("--data")
+    if not (folder / "books_test").is_dir():
+        pytest.skip(f"no books in {folder}; name their folder with --data")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def backbones_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the small backbones of this session are saved, laid out as `small_longmem` expects them."""

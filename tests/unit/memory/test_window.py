@@ -369,3 +369,19 @@ def test_the_document_being_read_stays_however_small_the_cache(naive_view: Naive
     source.reads.clear()
     cache.view(DocumentKey("default", "a"), 7)
     assert len(source.reads) == 7, "a was dropped when b was read"
+
+
+def test_a_forgotten_document_is_read_anew(naive_view: NaiveView) -> None:
+    source = DictSource(segments_of("book", 4, 8, 4))
+    cache = WindowCache(source, 8, 64)
+    held = cache.view(KEY, 3)
+    assert held is not None
+    before = copied(held)
+    cache.forget(KEY)
+    cache.forget(KEY)
+    assert cache.num_bytes == 0
+    # another document of the same name
+    changed = [replace(block, keys=block.keys[::-1], tokens=block.tokens[::-1]) for block in source.blocks.values()]
+    source.blocks = {(block.key, block.segment): block for block in changed}
+    same(cache.view(KEY, 3), naive_view(changed, 0, 24))
+    assert identical(held, before)
