@@ -44,7 +44,7 @@ class EncoderActor:
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
-        receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.block.num_bytes + encoded.taps.nbytes)
+        receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
         return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps
 
 

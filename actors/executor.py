@@ -1,7 +1,7 @@
 """The executor on Ray: an encoder pool that writes, store actors, and a SideNet pool that reads.
 
     driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── SideNetActor ◄──segment── driver
-                              └───────────────taps───────────────────────────┘
+                              └──────────────block, taps─────────────────────┘
 
 Blocks and taps go from worker to worker through Ray's object store; the driver holds only references to them. Actors
 restart by themselves and lost calls are repeated: encoding and scoring are functions of their input, and a put is
@@ -91,7 +91,7 @@ class RayExecutor(AbstractExecutor):
         elif stage == "put":
             actor, outcome = self._stores.put(segment.key, self._encoded[place][0])
         else:
-            actor, outcome = self._readers.score(segment, self._encoded[place][1])
+            actor, outcome = self._readers.score(segment, *self._encoded[place])
         self._running[outcome] = _Task(stage, segment, actor)
 
     def wait(self, timeout_s: float) -> list[Completion]:

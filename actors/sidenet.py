@@ -12,7 +12,7 @@ from actors.store import RemoteBlockSource
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
-from longmem.types import DocumentKey, Segment, SegmentScore
+from longmem.types import DocumentKey, KVBlock, Segment, SegmentScore
 
 
 @ray.remote
@@ -38,7 +38,9 @@ class SideNetActor:
             model = self._source.open()
             model.backbone.drop_layers()
             config, device = model.config, model.backbone.device
-            windows = WindowCache(self._store, config.segment_tokens, config.memory_tokens, self._window_bytes, device)
+            windows = WindowCache(
+                self._store, config.segment_tokens, config.memory_tokens, self._window_bytes, device, model.key_space
+            )
             self._opened = model, windows
         return self._opened
 
@@ -46,17 +48,17 @@ class SideNetActor:
         """Load the model."""
         return attempt(lambda: self._loaded()[0].config)
 
-    def score(self, segment: Segment, taps: np.ndarray) -> Outcome:
-        return attempt(lambda: self._score(segment, taps))
+    def score(self, segment: Segment, block: KVBlock, taps: np.ndarray) -> Outcome:
+        return attempt(lambda: self._score(segment, block, taps))
 
     def forget(self, key: DocumentKey) -> None:
         """Drop the document's window. Runs after the scores that were submitted before it."""
         if self._opened is not None:
             self._opened[1].forget(key)
 
-    def _score(self, segment: Segment, taps: np.ndarray) -> SegmentScore:
+    def _score(self, segment: Segment, block: KVBlock, taps: np.ndarray) -> SegmentScore:
         model, windows = self._loaded()
-        return model.score_segment(segment, taps, windows.view(segment.key, segment.index))
+        return model.score_segment(segment, block.keys, taps, windows.view(segment.key, segment.index))
 
 
 class SideNetPool(ActorPool):
@@ -74,6 +76,6 @@ class SideNetPool(ActorPool):
         for actor in self.actors:
             actor.forget.remote(key)
 
-    def score(self, segment: Segment, taps: Any) -> tuple[int, Any]:
-        """Start scoring with a reference to the taps; returns the actor's index and a reference to the outcome."""
-        return self.send(lambda actor: actor.score.remote(segment, taps))
+    def score(self, segment: Segment, block: Any, taps: Any) -> tuple[int, Any]:
+        """Start scoring with references to block and taps; returns the actor's index and a reference to the outcome."""
+        return self.send(lambda actor: actor.score.remote(segment, block, taps))

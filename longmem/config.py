@@ -1,11 +1,35 @@
 """Settings of one LongMem model, stored as `config.json` beside its weights."""
 
+import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from longmem.errors import ConfigError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+QuerySource = Literal["side", "key_space"]
+KeyForm = Literal["raw", "centred", "unit"]
+ValueForm = Literal["same", "next"]
+Retrieval = Literal["per_head", "joint"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kv_dtype": get_args(Dtype),
+    "query": get_args(QuerySource),
+    "keys": get_args(KeyForm),
+    "values": get_args(ValueForm),
+    "retrieval": get_args(Retrieval),
+}
+"""Fields that take one of a few names."""
+
+PAPER_FORM: dict[str, Any] = {
+    "query": "side",
+    "keys": "raw",
+    "values": "same",
+    "retrieval": "per_head",
+    "copy_head": False,
+    "chunk_tokens": 4,
+}
+"""How the paper reads: the reference that the other ways are measured against."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,26 +45,59 @@ class LongMemConfig:
     """r: the SideNet has one layer for every r backbone layers."""
     segment_tokens: int = 1024
     """Local context: tokens that one backbone forward reads together."""
-    chunk_tokens: int = 4
-    """Tokens that are found and read together; their mean key is the chunk's key."""
+    chunk_tokens: int = 1
+    """Tokens that are found and read together; their mean key is the chunk's key. The paper has 4; 1 measured best."""
     memory_tokens: int = 65_536
     """Past tokens that a segment may read."""
     top_k: int = 64
     """K: retrieved tokens per token and head (`top_k / chunk_tokens` chunks)."""
     kv_dtype: Dtype = "float16"
     """Type in which keys and values are stored."""
+    query: QuerySource = "key_space"
+    """What searches: `side`, the SideNet's own query projection (paper), or `key_space`, a learned map of the reading
+    token's own key, the identity at the start: keys find keys of like context where queries of a layer need not."""
+    keys: KeyForm = "unit"
+    """What is searched: keys as they are (paper), less the mean key of each head, or that scaled to length one."""
+    values: ValueForm = "next"
+    """What an attended position gives: its own value (paper), or that of the token which followed it."""
+    retrieval: Retrieval = "joint"
+    """One search for each head (paper), or one search over the keys of all heads together."""
+    copy_head: bool = True
+    """Mix the tokens that followed the retrieved positions into the output distribution."""
+    copy_match_tokens: int = 4
+    """Longest run of equal tokens, ending at a retrieved position and at the reading token, that the copy head tells
+    apart; 0 makes it blind to token ids."""
+    fusion: bool = True
+    """Mix attention over the retrieved values into the memory layer (paper)."""
+    scale_start: float = 0.0
+    """a_i before training: 0 makes the untrained SideNet its backbone, the paper has 1 throughout."""
+    gate_start: float = 0.0
+    """b_h before training: the memory's share of the fusion is sigmoid(b_h)."""
     trained_steps: int = 0
     """Optimiser steps the SideNet has seen; 0 means that it still equals the backbone."""
 
     def __post_init__(self) -> None:
         for name in ("layer_reduction", "segment_tokens", "chunk_tokens", "top_k"):
             _require_int(name, getattr(self, name), minimum=1)
-        for name in ("memory_tokens", "trained_steps"):
+        for name in ("memory_tokens", "trained_steps", "copy_match_tokens"):
             _require_int(name, getattr(self, name), minimum=0)
         if self.memory_layer is not None:
             _require_int("memory_layer", self.memory_layer, minimum=0)
-        if self.kv_dtype not in ("float32", "float16", "bfloat16"):
-            raise ConfigError(f"kv_dtype must be float16, bfloat16 or float32, got {self.kv_dtype!r}")
+        for name, allowed in CHOICES.items():
+            if (chosen := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {chosen!r}")
+        for name in ("copy_head", "fusion"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {value!r}")
+        for name in ("scale_start", "gate_start"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, got {value!r}")
+        if self.query == "key_space" and self.keys == "raw":
+            raise ConfigError(
+                "query=key_space needs keys=centred or keys=unit, got keys=raw: raw keys share a large common "
+                "direction, so every key would find the same few places"
+            )
         for name in ("segment_tokens", "memory_tokens", "top_k"):
             value = getattr(self, name)
             if value % self.chunk_tokens:

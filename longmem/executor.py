@@ -103,7 +103,12 @@ class InlineExecutor(AbstractExecutor):
         self._model = model
         self._store = store
         self._windows = WindowCache(
-            store, model.config.segment_tokens, model.config.memory_tokens, window_bytes, model.backbone.device
+            store,
+            model.config.segment_tokens,
+            model.config.memory_tokens,
+            window_bytes,
+            model.backbone.device,
+            model.key_space,
         )
         self._queues: dict[Stage, deque[Segment]] = {stage: deque() for stage in STAGES}
         self._encoded: dict[tuple[DocumentKey, int], EncodedSegment] = {}
@@ -134,8 +139,9 @@ class InlineExecutor(AbstractExecutor):
             elif stage == "put":
                 result = self._store.put(self._encoded[segment.key, segment.index].block)
             else:
+                encoded = self._encoded[segment.key, segment.index]
                 view = self._windows.view(segment.key, segment.index)
-                result = self._model.score_segment(segment, self._encoded[segment.key, segment.index].taps, view)
+                result = self._model.score_segment(segment, encoded.block.keys, encoded.taps, view)
         except LongMemError as caught:
             error = caught
         return Completion(stage, segment, result, error, perf_counter() - start)
@@ -143,7 +149,7 @@ class InlineExecutor(AbstractExecutor):
     def _encode(self, segment: Segment) -> EncodeReceipt:
         encoded = self._model.encode(segment)
         self._encoded[segment.key, segment.index] = encoded
-        return EncodeReceipt(encoded.backbone_logprobs, encoded.block.num_bytes + encoded.taps.nbytes)
+        return EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
 
     def release(self, segment: Segment) -> None:
         self._encoded.pop((segment.key, segment.index), None)

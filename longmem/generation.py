@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import ConfigError
 from longmem.memory.handle import DocumentMemory
 from longmem.memory.store import check_fingerprint
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.past import ContinuedPast, text_key
+from longmem.sidenet.sidenet import SideNetInput
 from longmem.types import Segment
 
 
@@ -45,7 +47,7 @@ class Decoder:
     def __init__(self, model: LongMem, memory: DocumentMemory | None) -> None:
         self._model = model
         self._key = text_key(memory)
-        self._past = ContinuedPast(memory, model.config)
+        self._past = ContinuedPast(memory, model.config, model.key_space)
         self._segment = 0
         self._start_segment()
 
@@ -59,7 +61,7 @@ class Decoder:
 
     @torch.no_grad()
     def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
-        """Read one or more tokens; returns the logits of the token that follows them."""
+        """Read one or more tokens; returns the logits (with a copy head: log-probabilities) of the token after them."""
         assert tokens, "there is nothing to feed"
         size = self._model.config.segment_tokens
         logits: Tensor | None = None
@@ -76,12 +78,20 @@ class Decoder:
         output = model.backbone.forward(
             batch, model.sidenet.memory_layer, model.config.layer_reduction, self._backbone_cache
         )
+        given = SideNetInput(
+            tokens=batch,
+            taps=output.taps,
+            keys=output.keys.to(TORCH_DTYPES[model.config.kv_dtype]),
+            views=[self._view],
+            before=torch.tensor([self._tokens], dtype=torch.long),
+        )
         self._tokens += tokens
         self._keys.append(output.keys[0])
         self._values.append(output.values[0])
-        read = model.sidenet(batch, output.taps, [self._view], model.search, self._sidenet_cache)
-        logits: Tensor = model.backbone.logits(read.hidden[0, -1:])[0]
-        return logits
+        read = model.sidenet(given, model.search, self._sidenet_cache)
+        logits = model.backbone.logits(read.hidden[0, -1:])
+        copies = read.copies[0]
+        return (logits if copies is None else copies.last().mix_logits(logits))[0]
 
     def _finish_segment(self) -> None:
         tokens = np.asarray(self._tokens, dtype=np.int32)

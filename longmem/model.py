@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float32, Int, Shaped
 from torch import Tensor
 
 from longmem.backbone.backbone import Backbone
@@ -14,16 +14,23 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES, to_array, to_tensor
 from longmem.errors import NumericError
+from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.search import create_search
 from longmem.sidenet.reading import retrieval_stats
-from longmem.sidenet.sidenet import SideNet
-from longmem.types import EncodedSegment, Fingerprint, KVBlock, Segment, SegmentScore
+from longmem.sidenet.sidenet import SideNet, SideNetInput, SideNetOutput
+from longmem.text.language_reference import language_reference
+from longmem.text.segments import cut_segments
+from longmem.types import DocumentKey, EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
 
 if TYPE_CHECKING:
     from longmem.generation import Sampling
     from longmem.memory.handle import DocumentMemory
     from longmem.scoring import TextScores
+
+
+CALIBRATION_CHARACTERS = 20_000
+"""Length of the text that a new model takes its mean keys from; training takes them from its own data."""
 
 
 class LongMem:
@@ -58,7 +65,10 @@ class LongMem:
         backbone.check_segment_tokens(config.segment_tokens)
         tokenizer = Tokenizer(source, backbone.vocab_size)
         backbone.model.to(device)
-        return cls(backbone, SideNet(backbone, config), tokenizer, config, search)
+        model = cls(backbone, SideNet(backbone, config), tokenizer, config, search)
+        if config.keys != "raw":
+            model.calibrate(language_reference().text[:CALIBRATION_CHARACTERS])
+        return model
 
     @classmethod
     def from_pretrained(
@@ -102,8 +112,24 @@ class LongMem:
 
     @property
     def trained(self) -> bool:
-        """Whether the SideNet differs from the backbone: with every scale at 0, where training starts, it cannot."""
+        """Whether the SideNet's layers differ from the backbone: with every scale at 0, where training starts, they
+        cannot, and only a copy head can make the result another one."""
         return bool(self.sidenet.scale.detach().any())
+
+    @torch.no_grad()
+    def calibrate(self, text: str) -> None:
+        """Set the mean keys that centred and unit keys are measured from, by reading a sample of text."""
+        sequence = self.tokenizer.sequence(text)
+        keys = []
+        for segment in cut_segments(DocumentKey("", ""), sequence, self.config.segment_tokens):
+            tokens = torch.from_numpy(np.array(segment.tokens))[None]
+            keys.append(self.backbone.forward(tokens, self.sidenet.memory_layer, self.config.layer_reduction).keys[0])
+        self.sidenet.reader.calibrate(torch.cat(keys))
+
+    @property
+    def key_space(self) -> KeySpace:
+        """The form of keys that this model's views must have."""
+        return self.sidenet.reader.key_space
 
     def encode(self, segment: Segment) -> EncodedSegment:
         """One backbone forward over the segment alone. Raises NumericError when anything that leaves is not finite."""
@@ -141,25 +167,50 @@ class LongMem:
 
     @torch.no_grad()
     def score_segment(
-        self, segment: Segment, taps: Shaped[np.ndarray, "taps tokens hidden"], view: MemoryView | None
+        self,
+        segment: Segment,
+        keys: KVArray,
+        taps: Shaped[np.ndarray, "taps tokens hidden"],
+        view: MemoryView | None,
     ) -> SegmentScore:
-        """Log-probabilities of the segment's targets, reading `view` and nothing else. Raises NumericError."""
+        """Log-probabilities of the segment's targets, reading `view` and nothing else; `keys` are those of the
+        segment's own block. Raises NumericError."""
         assert view is None or view.end_token == segment.start_token, (
             f"segment {segment.index} starts at {segment.start_token}, its view ends at {view and view.end_token}"
         )
-        tokens = torch.from_numpy(np.array(segment.tokens))[None]
-        hidden = to_tensor(taps, self.backbone.device)[:, None]
-        output = self.sidenet(tokens, hidden, [view], self.search)
-        logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
+        device = self.backbone.device
+        given = SideNetInput(
+            tokens=torch.from_numpy(np.array(segment.tokens))[None],
+            taps=to_tensor(taps, device)[:, None],
+            keys=to_tensor(keys, device)[None],
+            views=[view],
+        )
+        output = self.sidenet(given, self.search)
+        logprobs = self.target_logprobs(output, 0, torch.from_numpy(np.array(segment.targets)))
         _require_finite(
             logprobs, f"{segment.key} segment {segment.index}: the SideNet's log-probabilities", "check its weights"
         )
+        copies = output.copies[0]
         return SegmentScore(
             key=segment.key,
             segment=segment.index,
             logprobs=to_array(logprobs),
-            retrieval=retrieval_stats(output.readings[0], view, self.sidenet.gate.sigmoid(), segment.start_token),
+            retrieval=retrieval_stats(
+                output.readings[0],
+                view,
+                self.sidenet.gate.sigmoid(),
+                None if copies is None else copies.share,
+                segment.start_token,
+            ),
         )
+
+    def target_logprobs(
+        self, output: SideNetOutput, row: int, targets: Int[Tensor, " targets"]
+    ) -> Float32[Tensor, " targets"]:
+        """Natural-log probability of target i after position i of a row, copies mixed in."""
+        logprobs = self.backbone.target_logprobs(output.hidden[row], targets)
+        copies = output.copies[row]
+        return logprobs if copies is None else copies.mix_targets(logprobs, targets)
 
     def score(self, text: str, memory: "DocumentMemory | None" = None) -> "TextScores":
         """Log-probability of every token of a text; see `longmem.scoring.score_text`."""

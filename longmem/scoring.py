@@ -52,16 +52,16 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
     if memory is None or memory.read_only:
         if memory is not None:
             check_fingerprint(memory.store.fingerprint(), model.fingerprint)
-        past = ContinuedPast(memory, model.config)
+        past = ContinuedPast(memory, model.config, model.key_space)
     else:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
         check_own(memory, segments)
-        past = OwnPast(memory, model.config)
+        past = OwnPast(memory, model.config, model.key_space)
     scores, backbone = [], []
     for segment in segments:
         encoded = model.encode(segment)
         placed = replace(segment, start_token=past.offset + segment.start_token)
-        scores.append(model.score_segment(placed, encoded.taps, past.view(segment.index)))
+        scores.append(model.score_segment(placed, encoded.block.keys, encoded.taps, past.view(segment.index)))
         backbone.append(encoded.backbone_logprobs)
         past.accept(encoded.block)
     return TextScores(

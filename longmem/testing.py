@@ -11,6 +11,7 @@ import torch
 
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
+from longmem.config import PAPER_FORM
 from longmem.model import LongMem
 
 __all__ = ["FAMILIES", "SMALL_CONFIGS", "save_small_backbone", "small_longmem", "unsettle"]
@@ -21,6 +22,8 @@ def small_longmem(
 ) -> LongMem:
     """A LongMem on a small backbone of a family, saved under `folder`; `settings` are fields of LongMemConfig.
 
+    It reads in the paper's form unless the settings say otherwise.
+
     `unsettled` gives scale and gate random values, so that memory really moves the result; without it the SideNet
     equals its backbone and a test of memory would pass whatever the memory did.
     """
@@ -28,7 +31,7 @@ def small_longmem(
     if not backbone.exists():
         save_small_backbone(backbone, family, seed=seed)
     model = LongMem.from_backbone(
-        backbone, **{"segment_tokens": 32, "chunk_tokens": 4, "memory_tokens": 96, "top_k": 16, **settings}
+        backbone, **{"segment_tokens": 32, "memory_tokens": 96, "top_k": 16, **PAPER_FORM, **settings}
     )
     return unsettle(model, seed) if unsettled else model
 

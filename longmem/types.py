@@ -178,6 +178,11 @@ class EncodedSegment:
     backbone_logprobs: Float32[np.ndarray, " targets"]
     """Natural-log probability of every target under the backbone alone."""
 
+    @property
+    def num_bytes(self) -> int:
+        """What the segment occupies until it is stored and scored."""
+        return self.block.num_bytes + self.taps.nbytes
+
 
 @dataclass(frozen=True)
 class RetrievalStats:
@@ -187,6 +192,8 @@ class RetrievalStats:
     """Tokens that were visible to the segment."""
     gate_mean: float
     """Mean over heads of g_h; 0.0 when the memory was empty and the gate was not used."""
+    copy_mean: float
+    """Mean over tokens of λ, the copy head's share of the output; 0.0 without memory or copy head."""
     distance_mean: float
     """Mean distance in tokens from the reading token back to the start of the chunk that it read; 0.0 if none."""
     empty_slots: int

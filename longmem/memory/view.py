@@ -14,9 +14,11 @@ class MemoryView:
     contiguous row to gather. Slots of a partial chunk beyond its length hold zeros and are masked, never read.
     """
 
-    chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"]
-    """Mean key of each chunk, over its real tokens."""
+    chunk_keys: Float32[Tensor, "index_heads chunks index_dim"]
+    """Mean key of each chunk, over its real tokens: one matrix for each KV head, or one with all heads side by side
+    (`index_heads` 1, `index_dim` kv_heads · head_dim) where all heads search together."""
     keys: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
+    """Keys in the form that the reader asked for (`longmem.memory.key_space`)."""
     values: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
     tokens: Int32[Tensor, "chunks chunk"]
     starts: Int64[Tensor, " chunks"]
@@ -33,3 +35,8 @@ class MemoryView:
     @property
     def num_tokens(self) -> int:
         return int(self.lengths.sum())
+
+    @property
+    def chunk_size(self) -> int:
+        """Slots of a chunk."""
+        return int(self.tokens.shape[1])

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from longmem.dtypes import to_tensor
+from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.types import KVBlock
+
+RAW_KEYS = KeySpace()
+"""Keys as stored, searched head by head."""
 
 GROWTH = 1.5
 """Capacity over content when new arrays are made: 50% more memory buys a third of the copying."""
@@ -24,8 +28,9 @@ GROWTH = 1.5
 class WindowBuffer:
     """Chunks of consecutive blocks of one document. Not thread-safe: each reader has its own."""
 
-    def __init__(self, retain_tokens: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, retain_tokens: int, device: torch.device | str = "cpu", key_space: KeySpace = RAW_KEYS) -> None:
         self._retain_tokens = retain_tokens
+        self._key_space = key_space
         self._device = device
         self._arrays: dict[str, Tensor] = {}
         self._num_chunks = 0
@@ -43,7 +48,7 @@ class WindowBuffer:
         assert self.end_token in (None, block.start_token), (
             f"{block.key}: expected the block at {self.end_token}, got one at {block.start_token}"
         )
-        chunks = _chunks_of(block, self._device)
+        chunks = _chunks_of(block, self._device, self._key_space)
         added = len(chunks["starts"])
         if not self._arrays or self._num_chunks + added > len(self._arrays["starts"]):
             self._renew(chunks, added, block.end_token)
@@ -97,7 +102,7 @@ class WindowBuffer:
 _CHUNK_AXIS = {"chunk_keys": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
 
 
-def _chunks_of(block: KVBlock, device: torch.device | str) -> dict[str, Tensor]:
+def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:
     """A block in the layout of a view; the last chunk is padded with zeros and its length says so."""
     chunk = block.fingerprint.chunk_tokens
     num_chunks = -(-block.num_tokens // chunk)
@@ -111,10 +116,10 @@ def _chunks_of(block: KVBlock, device: torch.device | str) -> dict[str, Tensor]:
         rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
         return rows.permute(2, 0, 1, 3)
 
-    keys = by_head(to_tensor(block.keys))
+    keys = by_head(key_space.place(to_tensor(block.keys)))
     tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
     parts = {
-        "chunk_keys": keys.float().sum(dim=2) / lengths[None, :, None],
+        "chunk_keys": key_space.searched(keys.float().sum(dim=2) / lengths[None, :, None]),
         "keys": keys,
         "values": by_head(to_tensor(block.values)),
         "tokens": tokens,

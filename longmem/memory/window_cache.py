@@ -4,9 +4,10 @@ from collections import OrderedDict
 
 import torch
 
+from longmem.memory.key_space import KeySpace
 from longmem.memory.store import AbstractBlockSource
 from longmem.memory.view import MemoryView
-from longmem.memory.window import WindowBuffer
+from longmem.memory.window import RAW_KEYS, WindowBuffer
 from longmem.types import DocumentKey
 
 READ_SEGMENTS = 8
@@ -26,12 +27,14 @@ class WindowCache:
         memory_tokens: int,
         max_bytes: int = 2**30,
         device: torch.device | str = "cpu",
+        key_space: KeySpace = RAW_KEYS,
     ) -> None:
         self._source = source
         self._segment_tokens = segment_tokens
         self._memory_tokens = memory_tokens
         self._max_bytes = max_bytes
         self._device = device
+        self._key_space = key_space
         self._buffers: OrderedDict[DocumentKey, WindowBuffer] = OrderedDict()
 
     @property
@@ -54,7 +57,7 @@ class WindowCache:
         buffer = self._buffers.get(key)
         behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
         if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
-            buffer = WindowBuffer(self._memory_tokens, self._device)
+            buffer = WindowBuffer(self._memory_tokens, self._device, self._key_space)
         # out of the cache while it grows: a failed read must not leave a half-filled window behind
         self._buffers.pop(key, None)
         next_segment = (start if buffer.end_token is None else buffer.end_token) // self._segment_tokens

@@ -13,11 +13,11 @@ family's own code. Embeddings, position tables and the language-model head are s
 
 import copy
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -26,23 +26,39 @@ from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced,
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.search import AbstractChunkSearch
+from longmem.sidenet.copy_head import Copies, CopyHead
 from longmem.sidenet.fusion import fuse
-from longmem.sidenet.reading import Reading, read_memory
+from longmem.sidenet.reading import MemoryReader, Reading
+
+
+@dataclass(frozen=True)
+class SideNetInput:
+    """A batch of segments, or of pieces of segments when decoding step by step."""
+
+    tokens: Int[Tensor, "batch tokens"]
+    taps: Float[Tensor, "taps batch tokens hidden"]
+    keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
+    """The backbone's keys of these tokens at the memory layer, as they are stored."""
+    views: list[MemoryView | None]
+    """What row b may read (None: no memory, local attention only)."""
+    before: Int[Tensor, "batch earlier"] | None = None
+    """Tokens of the segment that earlier steps have read."""
 
 
 @dataclass(frozen=True)
 class SideNetOutput:
-    """Hidden states for the language-model head, and what each row read from its memory."""
+    """Hidden states for the language-model head, and what each row read from its memory (None: nothing)."""
 
     hidden: Float[Tensor, "batch tokens head_input"]
-    readings: list[Reading | None] = field(default_factory=list)
+    readings: list[Reading | None]
+    copies: list[Copies | None]
 
 
 class SideNet(nn.Module):
     """Trainable half of LongMem, initialised from the backbone's blocks.
 
-    Parameters beyond the copied ones: `scale` (a_i, one per layer, 0 at the start) and `gate` (b_h, one per query head
-    of the memory layer, 0 at the start: sigmoid 0.5, as in the paper).
+    Parameters beyond the copied ones: `scale` (a_i, one per layer), `gate` (b_h, one per query head of the memory
+    layer; sigmoid 0.5 at the start, as in the paper), and those of the memory reader and the copy head.
     """
 
     def __init__(self, backbone: Backbone, config: LongMemConfig) -> None:
@@ -59,8 +75,14 @@ class SideNet(nn.Module):
                     setattr(module, "layer_idx", index)  # noqa: B010 - mypy takes a module's attributes for tensors
         norm = getattr(backbone.stack, backbone.family.norm)
         self.norm: nn.Module | None = copy.deepcopy(norm)
-        self.scale = nn.Parameter(torch.zeros(len(sources)))
-        self.gate = nn.Parameter(torch.zeros(self._shape.heads))
+        self.scale = nn.Parameter(torch.full((len(sources),), float(config.scale_start)))
+        self.gate = nn.Parameter(torch.full((self._shape.heads,), float(config.gate_start)))
+        attention_scale = self._family.scale_of(self._memory_attention)
+        self.reader = MemoryReader(self._shape, config, attention_scale)
+        head_input = int(backbone.model.get_output_embeddings().weight.shape[1])
+        self.copy_head = (
+            CopyHead(head_input, config, self._shape.kv_heads, attention_scale) if config.copy_head else None
+        )
         # in a list, so that the shared modules are not registered: they are neither saved nor trained
         self._stack = [_shallow_stack(backbone, self.layers, self.norm, r)]
 
@@ -69,46 +91,53 @@ class SideNet(nn.Module):
         """The SideNet layer that reads the memory: the copy of the layer whose keys are stored."""
         return self.memory_layer // self.config.layer_reduction
 
+    @property
+    def _memory_attention(self) -> nn.Module:
+        return self._family.attention_of(self.layers[self.memory_index])
+
     def new_cache(self) -> DynamicCache:
         """An empty cache for `forward`, to decode step by step."""
         return DynamicCache(config=self._stack[0].config)
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch tokens"],
-        taps: Float[Tensor, "taps batch tokens hidden"],
-        views: list[MemoryView | None],
-        search: AbstractChunkSearch,
-        cache: Any = None,
-    ) -> SideNetOutput:
-        """Run the layers with the cross-network residuals; row b reads `views[b]` (None: no memory, local only)."""
-        attention = self._family.attention_of(self.layers[self.memory_index])
-        scale = self._family.scale_of(attention)
+    def forward(self, given: SideNetInput, search: AbstractChunkSearch, cache: Any = None) -> SideNetOutput:
+        """Run the layers with the cross-network residuals; row b reads `views[b]` and nothing else."""
+        attention, taps = self._memory_attention, given.taps
         readings: list[Reading | None] = []
 
-        def fused_with_memory(local: Tensor) -> Tensor:
+        def read_and_fuse(local: Tensor) -> Tensor:
             queries = latest()[0]
             rows = []
-            for row, view in enumerate(views):
-                if view is None or view.num_chunks == 0:
-                    readings.append(None)
-                    rows.append(local[row])
-                    continue
-                reading = read_memory(queries[row], view, search, self.config.num_slots, scale)
+            for row, view in enumerate(given.views):
+                reading = None
+                if view is not None and view.num_chunks:
+                    reading = self.reader.read(queries[row], given.keys[row].to(queries.device), view, search)
                 readings.append(reading)
-                rows.append(fuse(local[row][None], reading.output[None], self.gate)[0])
+                fused = local[row]
+                if reading is not None and reading.attended is not None:
+                    fused = fuse(local[row][None], reading.attended[None], self.gate)[0]
+                rows.append(fused)
             return torch.stack(rows)
 
         with ExitStack() as hooks:
             latest = hooks.enter_context(projected(self._family, attention, self._shape))
-            hooks.enter_context(output_replaced(self._family, attention, self._shape, fused_with_memory))
+            hooks.enter_context(output_replaced(self._family, attention, self._shape, read_and_fuse))
             for index, layer in enumerate(self.layers):
                 hooks.callback(layer.register_forward_hook(self._residual(index, taps), with_kwargs=True).remove)
             hooks.callback(self.layers[0].register_forward_pre_hook(_start_from(taps[0]), with_kwargs=True).remove)
             output = self._stack[0](
-                input_ids=tokens.to(taps.device, torch.long), past_key_values=cache, use_cache=cache is not None
+                input_ids=given.tokens.to(taps.device, torch.long), past_key_values=cache, use_cache=cache is not None
             )
-        return SideNetOutput(output.last_hidden_state, readings)
+        hidden = output.last_hidden_state
+        return SideNetOutput(hidden, readings, self._copies(given, hidden, readings))
+
+    def _copies(self, given: SideNetInput, hidden: Tensor, readings: list[Reading | None]) -> list[Copies | None]:
+        if self.copy_head is None:
+            return [None] * len(readings)
+        context = given.tokens if given.before is None else torch.cat([given.before, given.tokens], dim=1)
+        return [
+            None if reading is None or view is None else self.copy_head(reading, view, hidden[row], context[row])
+            for row, (reading, view) in enumerate(zip(readings, given.views, strict=True))
+        ]
 
     def _residual(self, index: int, taps: Tensor) -> Any:
         """Forward hook of layer `index`: the update of the module docstring."""
