@@ -55,6 +55,8 @@ class SegmentRecord:
     nll_backbone: float
     memory_tokens: int
     gate_mean: float
+    copy_mean: float
+    """Mean share of the copy head in the output, as in `RetrievalStats`."""
     distance_mean: float
     empty_slots: int
     distance_histogram: list[int]
@@ -96,6 +98,7 @@ def score_record(
         nll_backbone=-float(np.sum(backbone_logprobs, dtype=np.float64)),
         memory_tokens=read.memory_tokens,
         gate_mean=read.gate_mean,
+        copy_mean=read.copy_mean,
         distance_mean=read.distance_mean,
         empty_slots=read.empty_slots,
         distance_histogram=read.distance_histogram.tolist(),

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from longmem.errors import OutputError
 from pipelines.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
+from pipelines.summary import copies
 
 REPORT_NAME = "report.html"
 MAX_CHARTS = 12
@@ -46,6 +47,7 @@ class Reading:
     """Segments that had a past to read."""
     reads: int
     gate_mean: float
+    copy_mean: float
     distance_mean: float
     memory_tokens_mean: float
     empty_slots: int
@@ -97,17 +99,24 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """The finding in one sentence."""
+    """The finding in one sentence, and for an untrained model where it comes from."""
     if summary["perplexity"] is None:
         return "No token was scored, so there is no perplexity to report."
-    value, low, high = (summary["change"][part] for part in ("value", "low", "high"))
+    value = summary["change"]["value"]
     if value is None:
         return "The two perplexities are too far apart to compare: see the nats at the end of this page."
     if not summary["model"]["trained"]:
-        return (
-            "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
-            f"and the measured change is {signed_percent(value)}."
-        )
+        if not copies(summary):
+            return (
+                "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
+                f"and the measured change is {signed_percent(value)}."
+            )
+        return f"{_effect(summary)} The SideNet is untrained: the change comes from its untrained copy head alone."
+    return _effect(summary)
+
+
+def _effect(summary: dict[str, Any]) -> str:
+    value, low, high = (summary["change"][part] for part in ("value", "low", "high"))
     subject = "Memory" if summary["settings"].get("memory_tokens", 1) else "The SideNet, with its memory off,"
     effect = f"{subject} {'lowered' if value < 0 else 'raised'} token perplexity by {_percent(abs(value), value)}%"
     if low is None or high is None:
@@ -152,7 +161,8 @@ def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
 def reading(segments: pa.Table) -> Reading | None:
     """Totals and means of the retrieval columns, or None when nothing was read from memory.
 
-    The gate is averaged over tokens, distance over reads, because those are what each segment averaged over.
+    Gate and copy share are averaged over tokens, distance over reads, because that is what each segment averaged
+    over.
     """
     reads_by_distance = total_distances(segments)
     if not len(reads_by_distance):
@@ -164,6 +174,7 @@ def reading(segments: pa.Table) -> Reading | None:
         segments=len(readers),
         reads=int(reads_by_distance.sum()),
         gate_mean=float(np.average(readers["gate_mean"].to_numpy(), weights=tokens)),
+        copy_mean=float(np.average(readers["copy_mean"].to_numpy(), weights=tokens)),
         distance_mean=float(np.average(readers["distance_mean"].to_numpy(), weights=reads)),
         memory_tokens_mean=float(np.average(readers["memory_tokens"].to_numpy(), weights=tokens)),
         empty_slots=int(readers["empty_slots"].to_numpy().sum()),

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.progress import printable
+from pipelines.summary import copies
 
 SIDES = ("longmem", "backbone")
 
@@ -27,7 +28,11 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         console.print(table)
         console.print(f"  change in token perplexity: {_change(summary['change'])}")
         if not summary["model"]["trained"]:
-            console.print("  The SideNet is untrained: it equals its backbone, so no change is expected.")
+            console.print(
+                "  The SideNet is untrained: what changes comes from its untrained copy head alone."
+                if copies(summary)
+                else "  The SideNet is untrained: it equals its backbone, so no change is expected."
+            )
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
     console.print(
         f"  {counts['tokens']:,} tokens of {counts['documents']:,} document{'s' if counts['documents'] != 1 else ''} "

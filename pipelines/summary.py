@@ -74,3 +74,9 @@ def summarise(
             if record.status != "scored"
         ],
     }
+
+
+def copies(summary: dict[str, Any]) -> bool:
+    """Whether the model's copy head had a memory to copy from: without that an untrained SideNet is its backbone."""
+    settings = summary["settings"]
+    return bool(settings["copy_head"] and settings["memory_tokens"])

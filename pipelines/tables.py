@@ -34,12 +34,15 @@ SEGMENT_SCHEMA = pa.schema(
         ("nll_backbone", pa.float64()),
         ("memory_tokens", pa.int64()),
         ("gate_mean", pa.float64()),
+        ("copy_mean", pa.float64()),
         ("distance_mean", pa.float64()),
         ("empty_slots", pa.int64()),
         ("distance_histogram", pa.list_(pa.int64())),
         ("chunks_digest", pa.string()),
     ]
 )
+"""`gate_mean` is the memory's share of the fusion (mean over heads), `copy_mean` the copy head's share of the output
+(mean over tokens); 0 where nothing was read or the model has no such part."""
 
 TOKEN_SCHEMA = pa.schema(
     [

@@ -17,12 +17,15 @@ import torch
 from hypothesis import Phase, settings
 from torch import Tensor
 
+import longmem.model
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.testing import save_small_backbone, small_longmem
 from longmem.types import KVBlock
 
 torch.set_num_threads(1)
+# a byte tokenizer and segments of 32 tokens make hundreds of forwards of the text that suffices for real models
+longmem.model.CALIBRATION_CHARACTERS = 1000
 
 # without the explain phase, which runs a slow failing test hundreds of times to say which lines it ran
 PHASES = (Phase.explicit, Phase.generate, Phase.target, Phase.shrink)

@@ -115,7 +115,8 @@ class MemoryReader(nn.Module):
         placed = self.key_space.place(own_keys).to(side_queries.dtype)
         query_map = self.query_map.to(placed.dtype)
         if self._config.retrieval == "joint":
-            return (placed.flatten(1) @ query_map[0].T).unflatten(1, placed.shape[1:])
+            mapped = placed.flatten(1) @ query_map[0].T
+            return mapped.view(placed.shape)
         return torch.einsum("thi,hoi->tho", placed, query_map)
 
     def _attend(

@@ -133,6 +133,7 @@ class Run:
             assert score.retrieval.chunks_digest == one.retrieval.chunks_digest
             assert score.retrieval.memory_tokens == one.retrieval.memory_tokens
             assert score.retrieval.gate_mean == one.retrieval.gate_mean
+            assert score.retrieval.copy_mean == one.retrieval.copy_mean
 
 
 def drive(executor: AbstractExecutor, model: LongMem, documents: list[list[Segment]]) -> Run:

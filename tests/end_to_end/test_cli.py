@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from longmem.memory.opening import MemoryStore
+from longmem.model_source import REFERENCE_MODEL
 from longmem.testing import small_longmem
 from longmem.types import DocumentKey
 from pipelines.cli import app
@@ -253,15 +254,39 @@ def test_the_baseline_is_the_backbone_in_plain_transformers(
     assert found == pytest.approx(math.exp(nats / num_tokens), rel=1e-4)
 
 
-def test_an_untrained_model_is_its_backbone(models: Path, text: Path, tmp_path: Path) -> None:
-    for name, extra in (("untrained", []), ("backbone", ["--segment-tokens", 32, "--memory-tokens", 96])):
-        out = tmp_path / name
-        outcome = invoke(*arguments(text, models / name, out, "--store", "memory://", *extra))
-        assert outcome.code == 0
-        assert "untrained" in outcome.stdout
-        token = summary_of(out)["perplexity"]["token"]
-        assert token["longmem"]["value"] == pytest.approx(token["backbone"]["value"], rel=1e-6)
-    assert any(row["memory_tokens"] for row in rows(tmp_path / "backbone", "segments"))
+def test_an_untrained_model_without_a_copy_head_is_its_backbone(models: Path, text: Path, tmp_path: Path) -> None:
+    outcome = invoke(*arguments(text, models / "untrained", tmp_path / "out", "--store", "memory://"))
+    assert outcome.code == 0
+    assert "The SideNet is untrained: it equals its backbone" in outcome.stdout
+    token = summary_of(tmp_path / "out")["perplexity"]["token"]
+    assert token["longmem"]["value"] == pytest.approx(token["backbone"]["value"], rel=1e-6)
+    segments = rows(tmp_path / "out", "segments")
+    assert any(row["memory_tokens"] for row in segments)
+    assert {row["copy_mean"] for row in segments} == {0.0}
+
+
+def test_a_backbone_alone_gets_memory_from_an_untrained_copy_head(models: Path, text: Path, tmp_path: Path) -> None:
+    options = ["--store", "memory://", "--segment-tokens", 32, "--memory-tokens", 96]
+    outcome = invoke(*arguments(text, models / "backbone", tmp_path / "out", *options))
+    assert outcome.code == 0
+    assert "untrained copy head alone" in outcome.stdout
+    assert "untrained copy head alone" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    token = summary_of(tmp_path / "out")["perplexity"]["token"]
+    # the text repeats its few words again and again
+    assert token["longmem"]["value"] < 0.99 * token["backbone"]["value"]
+    for row in rows(tmp_path / "out", "segments"):
+        assert (0 < row["copy_mean"] < 1) == (row["memory_tokens"] > 0)
+
+
+def test_the_reference_model_reads_better_with_its_memory(tmp_path: Path) -> None:
+    """What `make demo` shows, on a text that one can read in a second."""
+    book = tmp_path / "book.txt"
+    book.write_text("Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 80)
+    outcome = invoke(*arguments(book, REFERENCE_MODEL, tmp_path / "out", "--store", "memory://"))
+    assert outcome.code == 0
+    token = summary_of(tmp_path / "out")["perplexity"]["token"]
+    assert summary_of(tmp_path / "out")["counts"]["segments"] > 2
+    assert token["longmem"]["value"] < token["backbone"]["value"]
 
 
 def test_how_it_runs_does_not_change_what_comes_out(
@@ -286,7 +311,10 @@ def test_how_it_runs_does_not_change_what_comes_out(
 def test_without_memory_nothing_is_read_or_written(model: Path, text: Path, tmp_path: Path) -> None:
     assert invoke(*arguments(text, model, tmp_path / "out", "--no-memory")).code == 0
     segments = rows(tmp_path / "out", "segments")
-    assert {(row["memory_tokens"], row["gate_mean"], sum(row["distance_histogram"])) for row in segments} == {(0, 0, 0)}
+    read = {
+        (row["memory_tokens"], row["gate_mean"], row["copy_mean"], sum(row["distance_histogram"])) for row in segments
+    }
+    assert read == {(0, 0, 0, 0)}
     assert summary_of(tmp_path / "out")["stages"]["put"]["segments"] == 0
     assert not (tmp_path / "out" / "tokens.parquet").exists()
 

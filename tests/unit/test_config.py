@@ -1,22 +1,24 @@
 """Settings that work, settings that cannot, and the choice of the memory layer."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longmem.config import LongMemConfig
+from longmem.config import CHOICES, PAPER_FORM, LongMemConfig
 from longmem.errors import ConfigError
 
 
-def test_defaults_are_those_of_the_paper() -> None:
-    config = LongMemConfig()
-    assert (config.layer_reduction, config.segment_tokens, config.chunk_tokens) == (2, 1024, 4)
-    assert (config.memory_tokens, config.top_k, config.num_slots) == (65_536, 64, 16)
-    assert config.resolve_layer(24) == 17
-    assert config.trained_steps == 0
+def test_defaults_are_those_of_the_paper_with_another_way_of_reading() -> None:
+    config, paper = LongMemConfig(), LongMemConfig(**PAPER_FORM)
+    assert (paper.layer_reduction, paper.segment_tokens, paper.chunk_tokens) == (2, 1024, 4)
+    assert (paper.memory_tokens, paper.top_k, paper.num_slots) == (65_536, 64, 16)
+    assert paper.resolve_layer(24) == 17
+    assert paper.trained_steps == 0
+    ours = {"query": "key_space", "keys": "unit", "values": "next", "retrieval": "joint", "copy_head": True}
+    assert config == replace(paper, chunk_tokens=1, **ours)
 
 
 @pytest.mark.parametrize(
@@ -27,16 +29,14 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("segment_tokens", 1024.0),
         ("segment_tokens", "1024"),
         ("segment_tokens", None),
-        ("segment_tokens", 1023),
         ("chunk_tokens", 0),
         ("chunk_tokens", True),
         ("chunk_tokens", 3),
         ("chunk_tokens", 2048),
+        ("copy_match_tokens", -1),
+        ("copy_match_tokens", 4.0),
         ("top_k", 0),
-        ("top_k", 63),
-        ("top_k", 2),
         ("memory_tokens", -1),
-        ("memory_tokens", 65_537),
         ("layer_reduction", 0),
         ("layer_reduction", 1.5),
         ("memory_layer", -1),
@@ -52,20 +52,59 @@ def test_numbers_that_cannot_work(name: str, value: Any) -> None:
     assert str(value) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("segment_tokens", 1023), ("top_k", 63), ("top_k", 2), ("memory_tokens", 65_537)]
+)
+def test_numbers_that_are_no_multiples_of_the_chunk(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} must be a multiple of chunk_tokens=4, got {value}"):
+        LongMemConfig(chunk_tokens=4, **{name: value})
+
+
+@pytest.mark.parametrize("name", sorted(CHOICES))
+@pytest.mark.usefixtures("as_users_run")
+def test_names_that_are_none_of_the_choices(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LongMemConfig.from_dict({name: "zork"})
+    for word in (name, "zork", *CHOICES[name]):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["copy_head", "fusion"])
+@pytest.mark.parametrize("value", [1, "yes", None])
+@pytest.mark.usefixtures("as_users_run")
+def test_what_is_neither_true_nor_false(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be true or false, got {value!r}"):
+        LongMemConfig.from_dict({name: value})
+
+
+@pytest.mark.parametrize("name", ["scale_start", "gate_start"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None])
+@pytest.mark.usefixtures("as_users_run")
+def test_starts_that_are_no_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be a finite number, got {value!r}"):
+        LongMemConfig.from_dict({name: value})
+
+
+@pytest.mark.parametrize("retrieval", ["per_head", "joint"])
+def test_queries_of_the_key_space_need_keys_that_can_be_compared(retrieval: Any) -> None:
+    with pytest.raises(ConfigError, match="query=key_space needs keys=centred or keys=unit, got keys=raw"):
+        LongMemConfig(query="key_space", keys="raw", retrieval=retrieval)
+
+
 @pytest.mark.parametrize("value", ["float64", "fp16", "", None, 16])
 @pytest.mark.usefixtures("as_users_run")
 def test_types_that_cannot_be_stored(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"kv_dtype.*float16, bfloat16 or float32"):
+    with pytest.raises(ConfigError, match=r"kv_dtype must be one of float32, float16, bfloat16"):
         LongMemConfig.from_dict({"kv_dtype": value})
 
 
 def test_message_offers_numbers_that_work() -> None:
     with pytest.raises(ConfigError) as caught:
-        LongMemConfig(segment_tokens=1022)
+        LongMemConfig(segment_tokens=1022, chunk_tokens=4)
     assert "1020" in str(caught.value)
     assert "1024" in str(caught.value)
     with pytest.raises(ConfigError, match="try 4 or 4"):
-        LongMemConfig(top_k=3)
+        LongMemConfig(top_k=3, chunk_tokens=4)
 
 
 def test_unknown_names_are_listed_with_the_known_ones() -> None:

@@ -18,6 +18,7 @@ from longmem.memory.store import AbstractMemoryStore
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.types import DocumentKey, KVBlock, Segment
+from tests.inputs import sidenet_input
 
 NaiveView = Callable[[Sequence[KVBlock], int, int], MemoryView | None]
 
@@ -48,10 +49,9 @@ class NaiveDecoder:
                 blocks.append(replace(block, start_token=place))
                 continue
             batch = torch.tensor(part[None])
-            taps = model.backbone.forward(batch, model.sidenet.memory_layer, config.layer_reduction).taps
             view = self.naive_view(blocks, max(0, place - config.memory_tokens), place)
             with torch.no_grad():
-                hidden = model.sidenet(batch, taps, [view], model.search).hidden
+                hidden = model.sidenet(sidenet_input(model, batch, [view]), model.search).hidden
                 return model.backbone.logits(hidden[0, -1:])[0]
         raise AssertionError("no tokens")
 

@@ -38,6 +38,7 @@ def make_segments(documents: dict[str, int], gain: float = 0.03, memory: bool = 
                     "nll_backbone": backbone,
                     "memory_tokens": past if memory else 0,
                     "gate_mean": 0.31 if read else 0.0,
+                    "copy_mean": 0.12 if read else 0.0,
                     "distance_mean": past / 3 if read else 0.0,
                     "empty_slots": 12 if read else 0,
                     "distance_histogram": [int(9 * 1.9**power) for power in range(min(bins, 16))] + [900] * (bins > 16)
@@ -110,7 +111,14 @@ def make_summary(
                 "kv_dtype": "float16",
             },
         },
-        "settings": {"segment_tokens": 1024, "chunk_tokens": 4, "memory_tokens": 65_536, "top_k": 64, "resume": False},
+        "settings": {
+            "segment_tokens": 1024,
+            "chunk_tokens": 4,
+            "memory_tokens": 65_536,
+            "top_k": 64,
+            "copy_head": True,
+            "resume": False,
+        },
         "executor": {"address": "local", "encoders": 1, "readers": 2, "threads": 1},
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.0.0", "ray": "2.52.0"},
         "counts": {
@@ -270,10 +278,19 @@ def test_verdict(change: float, width: float, sentence: str) -> None:
 def test_verdict_of_special_jobs() -> None:
     untrained = make_summary(0.0, 0.0)
     untrained["model"]["trained"] = False
+    untrained["settings"]["copy_head"] = False
     assert verdict(untrained) == (
         "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
         "and the measured change is 0.000%."
     )
+    copying = make_summary()
+    copying["model"]["trained"] = False
+    assert verdict(copying) == (
+        "Memory lowered token perplexity by 3.1% (95% interval 2.8–3.4%). "
+        "The SideNet is untrained: the change comes from its untrained copy head alone."
+    )
+    copying["settings"]["memory_tokens"] = 0
+    assert "equals its backbone" in verdict(copying)
     single = make_summary(relative=NOTHING | {"value": -0.031})
     assert "3.1%, measured on a single segment" in verdict(single)
     off = make_summary()

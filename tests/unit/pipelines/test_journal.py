@@ -34,6 +34,7 @@ def segment(index: int, document: str = "moby-dick", nll: float = 1.5, num_kept:
         nll_backbone=0.1 + 0.2,
         memory_tokens=96,
         gate_mean=0.62,
+        copy_mean=0.07,
         distance_mean=1 / 3,
         empty_slots=3,
         distance_histogram=[0, 5, 7],

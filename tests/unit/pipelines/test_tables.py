@@ -38,6 +38,7 @@ def segment(document: str, index: int) -> SegmentRecord:
         nll_backbone=-float(np.sum(logprobs[1], dtype=np.float64)),
         memory_tokens=start,
         gate_mean=0.5,
+        copy_mean=0.1,
         distance_mean=2.5,
         empty_slots=1,
         distance_histogram=[0, 1, index],

@@ -19,6 +19,7 @@ from longmem.model import LongMem
 from longmem.search import AbstractChunkSearch, ChunkHits, create_search
 from longmem.sidenet import fusion
 from longmem.sidenet.fusion import attend_to_memory, fuse
+from tests.inputs import sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
 QUERY_AND_STORED = [
@@ -303,9 +304,8 @@ def run_and_watch(
         attention.register_forward_pre_hook(entering, with_kwargs=True),
         getattr(attention, OUTPUT.get(family, "o_proj")).register_forward_hook(projected),
     ]
-    taps = model.backbone.forward(tokens, sidenet.memory_layer, 2).taps
     with torch.no_grad():
-        output = sidenet(tokens, taps, [view], search)
+        output = sidenet(sidenet_input(model, tokens, [view]), search)
     for hook in hooks:
         hook.remove()
     return seen["hidden"], seen["given"], output
@@ -333,7 +333,8 @@ def test_the_memory_layer_of_the_sidenet_fuses_by_the_formula(
         queries = own_queries(family, attention, hidden, shape.heads, shape.head_dim)
     asked, searched, num_slots = search.calls[0]
     torch.testing.assert_close(asked, queries, rtol=0, atol=1e-5)
-    assert searched is view.chunk_keys
+    assert torch.equal(searched, view.chunk_keys)
+    assert searched.data_ptr() == view.chunk_keys.data_ptr(), "searched in place"
     assert num_slots == 6
 
     ids = output.readings[0].chunk_ids

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longmem.backbone.families import FAMILIES
+from longmem.config import PAPER_FORM
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.testing import save_small_backbone
+from tests.inputs import sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
 LENGTH = 40  # longer than the sliding windows of the small models
@@ -24,9 +26,8 @@ def tokens_of(batch: int = 1, length: int = LENGTH, seed: int = 0) -> Tensor:
 
 def run(model: LongMem, tokens: Tensor, views: list[MemoryView | None], cache: Any = None) -> Tensor:
     """The SideNet's hidden states; the backbone's forward in front of it starts anew."""
-    taps = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction).taps
     with torch.no_grad():
-        hidden: Tensor = model.sidenet(tokens, taps, views, model.search, cache).hidden
+        hidden: Tensor = model.sidenet(sidenet_input(model, tokens, views), model.search, cache).hidden
     return hidden
 
 
@@ -51,7 +52,7 @@ def test_untrained_is_the_backbone(
     expected = [model.backbone.target_logprobs(backbone.hidden[row], tokens[row, 1:]) for row in range(2)]
     view = view_for(model, random_view)
     with torch.no_grad():
-        output = model.sidenet(tokens, backbone.taps, [None, view], model.search)
+        output = model.sidenet(sidenet_input(model, tokens, [None, view]), model.search)
     assert [reading is None for reading in output.readings] == [True, False]
     torch.testing.assert_close(output.hidden, backbone.hidden, rtol=0, atol=2e-5)
     for row in range(2):
@@ -87,7 +88,7 @@ VARIANTS = {
 def test_variants_of_the_families(variant: str, tmp_path: Path, random_view: Callable[..., MemoryView]) -> None:
     family, changes = VARIANTS[variant]
     save_small_backbone(tmp_path / "backbone", family, **changes)
-    model = LongMem.from_backbone(tmp_path / "backbone", segment_tokens=48, top_k=16)
+    model = LongMem.from_backbone(tmp_path / "backbone", **{**PAPER_FORM, "segment_tokens": 48, "top_k": 16})
     tokens = tokens_of()
     view = view_for(model, random_view)
     expected = model.backbone.forward(tokens, 3, 2).hidden
@@ -193,7 +194,7 @@ def test_recurrence_written_out_with_transformers_own_blocks(
     x = hidden[0]
     for index in range(2):
         x = x + scale[index] * (block(2 * index + 1, x) - x) + (hidden[2 * index + 2] - hidden[2 * index])
-    model = LongMem.from_backbone(tmp_path / "backbone", segment_tokens=48, top_k=16)
+    model = LongMem.from_backbone(tmp_path / "backbone", **{**PAPER_FORM, "segment_tokens": 48, "top_k": 16})
     set_scale(model, *scale)
     found = run(model, tokens, [None])
     torch.testing.assert_close(found, project(norm(x)), rtol=0, atol=5e-5)
@@ -245,8 +246,8 @@ def test_gradients_reach_the_sidenet_and_nothing_else(
         parameter.requires_grad_(True)
     view = view_for(model, random_view)
     tokens = tokens_of()
-    taps = model.backbone.forward(tokens, 3, 2).taps
-    output = model.sidenet(tokens, taps, [view], model.search)
+    given = sidenet_input(model, tokens, [view])
+    output = model.sidenet(given, model.search)
     (-model.backbone.target_logprobs(output.hidden[0], tokens[0, 1:]).mean()).backward()
     for name, parameter in model.sidenet.named_parameters():
         assert parameter.grad is not None, f"{name} receives no gradient"
@@ -255,7 +256,7 @@ def test_gradients_reach_the_sidenet_and_nothing_else(
         if not name.endswith(("k_proj.bias",)):
             assert parameter.grad.abs().max() > 0, f"{name} has a gradient of zero"
     assert all(parameter.grad is None for parameter in model.backbone.model.parameters())
-    assert not any(part.requires_grad for part in (taps, view.keys, view.values, view.chunk_keys))
+    assert not any(part.requires_grad for part in (given.taps, given.keys, view.keys, view.values))
     assert not output.readings[0].chunk_ids.requires_grad
 
 
@@ -266,10 +267,10 @@ def test_gradients_of_gate_and_scale_are_the_slopes(
     model = small_model(family)
     view = view_for(model, random_view)
     tokens = tokens_of()
-    taps = model.backbone.forward(tokens, 3, 2).taps
+    given = sidenet_input(model, tokens, [view])
 
     def loss() -> Tensor:
-        hidden = model.sidenet(tokens, taps, [view], model.search).hidden
+        hidden = model.sidenet(given, model.search).hidden
         return -model.backbone.target_logprobs(hidden[0], tokens[0, 1:]).double().mean()
 
     loss().backward()
@@ -315,12 +316,10 @@ def test_rows_of_a_batch_read_their_own_memory_only(
 
 def step_by_step(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> Tensor:
     caches = model.backbone.new_cache(), model.sidenet.new_cache()
-    layer, every = model.sidenet.memory_layer, model.config.layer_reduction
     parts = []
     for part in tokens.split(lengths, dim=1):
-        taps = model.backbone.forward(part, layer, every, caches[0]).taps
         with torch.no_grad():
-            parts.append(model.sidenet(part, taps, [view], model.search, caches[1]).hidden)
+            parts.append(model.sidenet(sidenet_input(model, part, [view], caches[0]), model.search, caches[1]).hidden)
     return torch.cat(parts, dim=1)
 
 
@@ -354,11 +353,11 @@ def test_a_reader_without_the_backbone_s_blocks_gives_the_same(
 ) -> None:
     model = small_model(family)
     view, tokens = view_for(model, random_view), tokens_of()
-    taps = model.backbone.forward(tokens, 3, 2).taps
+    given = sidenet_input(model, tokens, [view])
     with torch.no_grad():
-        before = model.sidenet(tokens, taps, [view], model.search).hidden
+        before = model.sidenet(given, model.search).hidden
         model.backbone.drop_layers()
-        after = model.sidenet(tokens, taps, [view], model.search).hidden
+        after = model.sidenet(given, model.search).hidden
     assert torch.equal(before, after)
 
 
