@@ -68,7 +68,8 @@ class CurveFiles:
         for axes in (left, right):
             axes.grid(alpha=0.3)
         try:
-            FigureCanvasAgg(figure).print_png(str(self.folder / "curves.png"))
+            FigureCanvasAgg(figure)
+            figure.savefig(self.folder / "curves.png")
         except OSError as error:
             raise OutputError(f"cannot write {self.folder / 'curves.png'}: {error.strerror}") from error
 
