@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.sidenet.places import slots_in_order
-from longmem.sidenet.reading import COSINE_SCALE, Reading
+from longmem.sidenet.reading import Reading
 
 FEATURES = ("best similarity", "mean similarity", "largest share", "expected log share", "longest run")
 """Inputs of λ: of the similarities, of the copy distribution per distinct token, of the runs."""
-FEATURE_WEIGHTS = (1.0, 0.0, 2.0, 0.3, 0.5)
-FEATURE_BIAS = -3.0
-RUN_BIAS = (-1.7, -0.3, 1.0, 1.6, 1.8)
+FEATURE_WEIGHTS = (1.0, 0.25, 1.9, 0.45, 1.0)
+FEATURE_BIAS = -3.05
+COPY_SCALE = 14.0
+"""β on cosines: smaller than in attention without runs, because runs do part of the work."""
+RUN_BIAS = (-2.0, -0.45, 1.15, 1.9, 2.4)
 """m for runs of 0, 1, 2, 3, 4 tokens; longer ones start like the last."""
-AGE = 0.5
+AGE = 0.45
 """γ: what lies twice as far back weighs 0.7 times as much."""
 MLP_WIDTH = 64
 
@@ -90,7 +92,7 @@ class CopyHead(nn.Module):
         self._runs = config.copy_match_tokens
         # a joint product is a mean over heads where attention would have a sum
         products = scale * (kv_heads if config.retrieval == "joint" else 1)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(COSINE_SCALE if config.keys == "unit" else products)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(COPY_SCALE if config.keys == "unit" else products)))
         start = [RUN_BIAS[min(run, len(RUN_BIAS) - 1)] if self._runs else 0.0 for run in range(self._runs + 1)]
         self.run_bias = nn.Parameter(torch.tensor(start))
         self.age = nn.Parameter(torch.tensor(AGE))
