@@ -1,7 +1,6 @@
 """What every baseline must do: give each token of one document its log-probability, once."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -20,7 +19,7 @@ class AbstractBaseline(ABC):
     one place sum to one.
     """
 
-    name: ClassVar[str]
+    name: str
     """Row of the table."""
 
     @property

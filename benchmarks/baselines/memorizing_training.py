@@ -5,6 +5,7 @@ them, so in a long book the oldest are the stalest, as in the paper (section 3.3
 nothing is stale.
 """
 
+import collections.abc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.baselines.base import Sequence
-from benchmarks.baselines.memorizing_transformer import MemorizingTransformer, TokenMemory
+from benchmarks.baselines.memorizing_transformer import MemorizingTransformer
+from benchmarks.baselines.token_memory import TokenMemory
 from longmem.errors import DocumentError
+
+Books = collections.abc.Sequence[Callable[[], Sequence]]
+"""Each gives the sequence of one book, when it is wanted."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class TrainingSettings:
 
 def train(
     model: MemorizingTransformer,
-    books: list[Callable[[], Sequence]],
+    books: Books,
     settings: TrainingSettings,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
@@ -85,7 +90,7 @@ def save(model: MemorizingTransformer, path: Path, settings: TrainingSettings) -
 
 
 def _segments(
-    books: list[Callable[[], Sequence]], settings: TrainingSettings, random: np.random.Generator
+    books: Books, settings: TrainingSettings, random: np.random.Generator
 ) -> Iterator[tuple[Int32[np.ndarray, " tokens"], TokenMemory]]:
     """Whole segments with the token after them, of one book after another, and the book's memory."""
     while True:

@@ -14,55 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
+from benchmarks.baselines.token_memory import TokenMemory
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.hooks import output_replaced, projected
 from longmem.dtypes import to_array
 from longmem.errors import CheckpointError
 from longmem.sidenet.fusion import fuse
-
-
-class TokenMemory:
-    """Keys (unit length) and values of the last `capacity_tokens` tokens of one document, as they were written."""
-
-    def __init__(self, capacity_tokens: int) -> None:
-        self._capacity_tokens = capacity_tokens
-        self._keys: Float[Tensor, "kv_heads tokens head_dim"] | None = None
-        self._values: Float[Tensor, "kv_heads tokens head_dim"] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return 0 if self._keys is None else self._keys.shape[1]
-
-    def append(
-        self, keys: Float[Tensor, "tokens kv_heads head_dim"], values: Float[Tensor, "tokens kv_heads head_dim"]
-    ) -> None:
-        self._keys = self._joined(self._keys, normalize(keys.detach().float(), dim=2))
-        self._values = self._joined(self._values, values.detach().float())
-
-    def read(
-        self, queries: Float[Tensor, "tokens heads head_dim"], temperature: Float[Tensor, " heads"], top_k: int
-    ) -> Float[Tensor, "tokens heads head_dim"]:
-        """Gradients reach queries and temperature, never what is stored. The memory must not be empty."""
-        assert self._keys is not None, "an empty memory has nothing to read"
-        assert self._values is not None, "keys were written without values"
-        heads = queries.shape[1]
-        group = heads // len(self._keys)
-        outputs = []
-        for head, query in enumerate(normalize(queries.float(), dim=2).unbind(1)):
-            keys, values = self._keys[head // group], self._values[head // group]
-            found = (query.detach() @ keys.T).topk(min(top_k, len(keys)), dim=1).indices
-            scores = torch.einsum("td,tkd->tk", query, keys[found]) * temperature[head]
-            outputs.append(torch.einsum("tk,tkd->td", scores.softmax(dim=1), values[found]))
-        return torch.stack(outputs, dim=1)
-
-    def _joined(self, old: Tensor | None, new: Tensor) -> Tensor:
-        rows = new.transpose(0, 1)
-        return (rows if old is None else torch.cat([old, rows], dim=1))[:, -self._capacity_tokens :].contiguous()
 
 
 class MemorizingTransformer(nn.Module):
@@ -105,24 +66,30 @@ class MemorizingTransformer(nn.Module):
             memory.append(keys, values)
         return hidden
 
-    def load(self, path: Path) -> None:
-        """Take the weights that `memorizing_training.save` wrote. Raises CheckpointError when they do not fit."""
-        parameters = dict(self.named_parameters())
+
+def open_memorizing(backbone: Backbone, path: Path) -> MemorizingTransformer:
+    """A model that `memorizing_training.save` wrote, in the dtype of `backbone`, whose weights are replaced.
+
+    Raises CheckpointError when the file is not of such a backbone.
+    """
+    try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
-            if set(file.keys()) != set(parameters):
-                raise CheckpointError(f"{path} does not fit: expected {len(parameters)} weights of this backbone")
-            for name, parameter in parameters.items():
+            settings = file.metadata() or {}
+            model = MemorizingTransformer(backbone, int(settings["layer"]), int(settings["top_k"]))
+            for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(name))
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} does not hold a Memorizing Transformer of {backbone.name}: {error}") from error
+    return model.eval().requires_grad_(False)
 
 
 class MemorizingBaseline(AbstractBaseline):
     """A trained MemorizingTransformer, whose backbone is therefore not the common one any more."""
 
-    name = "Memorizing Transformer"
-
     def __init__(self, model: MemorizingTransformer, segment_tokens: int, memory_tokens: int = 65_536) -> None:
         """`memory_tokens`: 0 reads nothing, which tells what the training alone brought."""
-        self._model = model.eval()
+        self.name = "Memorizing Transformer" + ("" if memory_tokens else ", memory off")
+        self._model = model
         self._segment_tokens = segment_tokens
         self._memory_tokens = memory_tokens
 

@@ -98,7 +98,8 @@ def mix(backbone: LogProbs, counts: PastCounts, weights: CacheWeights) -> LogPro
     cached = (shares * counts.hits / np.maximum(counts.contexts, 1)).sum(axis=0)
     mixture: Float64[np.ndarray, " targets"] = (1 - shares.sum(axis=0)) * np.exp(backbone.astype(np.float64)) + cached
     # a token that the backbone holds for impossible in float32 and that the book has not had yet
-    return np.log(np.maximum(mixture, np.finfo(np.float64).tiny)).astype(np.float32)
+    scores: LogProbs = np.log(np.maximum(mixture, np.finfo(np.float64).tiny)).astype(np.float32)
+    return scores
 
 
 def fit(books: Iterable[tuple[LogProbs, Sequence]]) -> tuple[CacheWeights, float]:
