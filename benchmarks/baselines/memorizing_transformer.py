@@ -108,8 +108,6 @@ class MemorizingBaseline(AbstractBaseline):
         tokens = torch.from_numpy(np.array(sequence)).to(backbone.device, torch.long)
         memory, scores = TokenMemory(self._memory_tokens), []
         for start in range(0, len(tokens) - 1, self._segment_tokens):
-            if not self._memory_tokens:
-                memory = TokenMemory(1)
             segment = tokens[start : start + self._segment_tokens + 1]
             hidden = self._model(segment[None, :-1], [memory])
             scores.append(backbone.target_logprobs(hidden[0], segment[1:]))

@@ -41,5 +41,5 @@ class TokenMemory:
         return torch.stack(outputs, dim=1)
 
     def _joined(self, old: Tensor | None, new: Tensor) -> Tensor:
-        rows = new.transpose(0, 1)
-        return (rows if old is None else torch.cat([old, rows], dim=1))[:, -self._capacity_tokens :].contiguous()
+        joined = new.transpose(0, 1) if old is None else torch.cat([old, new.transpose(0, 1)], dim=1)
+        return joined[:, max(0, joined.shape[1] - self._capacity_tokens) :].contiguous()
