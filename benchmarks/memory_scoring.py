@@ -85,8 +85,8 @@ class OtherBook:
     def __init__(self, model: LongMem, sequence: Sequence) -> None:
         self._model = model
         self._past = empty_past(model)
-        whole = len(sequence) // model.config.segment_tokens * model.config.segment_tokens
-        self._segments = cut_segments(text_key(None), sequence[: max(whole, 1)], model.config.segment_tokens)
+        segments = cut_segments(text_key(None), sequence, model.config.segment_tokens)
+        self._segments = [segment for segment in segments if segment.num_tokens == model.config.segment_tokens]
         self._num_read = 0
 
     def __call__(self, segment: Segment, _view: MemoryView | None) -> MemoryView | None:

@@ -28,7 +28,7 @@ def test_ngram_cache_equals_dictionaries(few_tokens: Backbone, random_sequence: 
     for target, backbone in enumerate(np.exp(frozen.logprobs(sequence).astype(np.float64)), start=1):
         given, cached = 1.0, 0.0
         histories = [(order, tuple(tokens[target - order : target])) for order in (2, 1, 0) if order <= target]
-        for (order, history), weight in zip(histories, weights.order_weights[-len(histories) :], strict=True):
+        for (_, history), weight in zip(histories, weights.order_weights[-len(histories) :], strict=True):
             if count := contexts[history]:
                 share = weight * count / (count + half_count)
                 given -= share

