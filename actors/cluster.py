@@ -28,12 +28,13 @@ class Connection:
             ray.shutdown()
 
 
-def connect(address: str, num_cpus: int, object_store_bytes: int) -> Connection:
+def connect(address: str, num_cpus: int, object_store_bytes: int | None) -> Connection:
     """Join the cluster at `address`, or start one here.
 
     `local` always starts one, `auto` joins a running one and else starts one, anything else is an address to join
-    (`host:port`, `ray://host:port`). `num_cpus` and `object_store_bytes` size a cluster that is started here: it may
-    have more CPU slots than the machine has cores, because workers declare threads and the system shares them.
+    (`host:port`, `ray://host:port`). `num_cpus` and `object_store_bytes` (None: Ray's own choice) size a cluster that
+    is started here: it may have more CPU slots than the machine has cores, because workers declare threads and the
+    system shares them.
     Raises ClusterError when the address cannot be reached.
     """
     if ray.is_initialized():

@@ -1,5 +1,6 @@
 """LongMem: a frozen backbone, a SideNet, and what a pipeline asks of them: encode a segment, score a segment."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class LongMem:
         self.sidenet = sidenet.eval().to(backbone.device)
         self.tokenizer = tokenizer
         self.config = config
+        self.search_engine = search
         self.search = create_search(search)
 
     @classmethod
@@ -88,6 +90,11 @@ class LongMem:
 
         backbone, sidenet, tokenizer, config = load_parts(source, dtype, device, settings)
         return cls(backbone, sidenet, tokenizer, config, search)
+
+    def with_trained_steps(self, steps: int) -> "LongMem":
+        """The same model (sharing all weights) whose configuration says how long it was trained."""
+        config = replace(self.config, trained_steps=steps)
+        return LongMem(self.backbone, self.sidenet, self.tokenizer, config, self.search_engine)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained folder that `from_pretrained` reads. Never overwrites another model's folder."""

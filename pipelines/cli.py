@@ -3,27 +3,28 @@
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
 """
 
-import os
 import shlex
-import signal
 import sys
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 import longmem
 from actors.shape import ClusterShape
-from longmem.errors import ConfigError, LongMemError
-
-EXIT_FAILED_DOCUMENTS = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+from longmem.errors import ConfigError
+from pipelines.command_line import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED_DOCUMENTS,
+    ComputeDtype,
+    exit_codes,
+    local_or_hub,
+    num_cores,
+)
+from pipelines.train_command import train
 
 app = typer.Typer(
     add_completion=False,
@@ -34,18 +35,14 @@ app = typer.Typer(
 )
 
 
-class ComputeDtype(StrEnum):
-    """Type in which the backbone and the SideNet compute."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
 class SearchEngine(StrEnum):
     """What finds chunks in a reader's window."""
 
     TORCH = "torch"
     FAISS = "faiss"
+
+
+app.command()(train)
 
 
 @app.callback(invoke_without_command=True)
@@ -205,41 +202,6 @@ def doctor(
     render(findings, Console())
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(EXIT_BAD_INPUT)
-
-
-class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
-    """Turns what ends a command into a sentence for the user and an exit code; bugs keep their traceback."""
-
-    def __init__(self, console: Console, out: Path) -> None:
-        self._console = console
-        self._out = out
-
-    def __enter__(self) -> None:
-        # a scheduler's polite kill is handled like Ctrl-C: workers stop, nothing scored is lost
-        signal.signal(signal.SIGTERM, _interrupt)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            text = f"What was scored is kept. Continue with the same command and --resume --out {self._out}"
-            self._console.print(f"[yellow]interrupted.[/] {escape(text)}", soft_wrap=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        if isinstance(error, LongMemError):
-            self._console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(EXIT_BAD_INPUT) from None
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def local_or_hub(model: str) -> str:
-    """A local folder as an absolute path, because workers have other working directories; else a hub id."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def main() -> Any:

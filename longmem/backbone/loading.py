@@ -96,9 +96,10 @@ def _unknown_model_type(source: str | Path) -> str | None:
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """XXH3-128 over every parameter's name, shape and bits, in name order."""
+    """XXH3-128 over every parameter's name, shape and value, in name order; as float32, so that it is the same
+    whatever type holds the same numbers."""
     digest = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(to_array(parameter).data)
+        digest.update(to_array(parameter.float()).data)
     return digest.hexdigest()

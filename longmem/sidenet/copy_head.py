@@ -99,9 +99,9 @@ class CopyHead(nn.Module):
         # the same numbers in every worker that opens an untrained model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            first, last = nn.Linear(hidden_size + len(FEATURES), MLP_WIDTH), nn.Linear(MLP_WIDTH, 1, bias=False)
+            last = nn.Linear(MLP_WIDTH, 1, bias=False)
+            self.mlp = nn.Sequential(nn.Linear(hidden_size + len(FEATURES), MLP_WIDTH), nn.GELU(), last)
         nn.init.zeros_(last.weight)
-        self.mlp = nn.Sequential(first, nn.GELU(), last)
 
     def forward(
         self,

@@ -1,0 +1,135 @@
+"""Data-parallel training: every worker reads its own rows, and all apply the sum of their gradients (gloo)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.cluster import check_capacity, connect
+from actors.failures import translated
+from actors.outcome import Outcome, attempt
+from longmem.errors import ConfigError
+from longmem.model_source import ModelDescription
+from longmem.training.trainer import StepResult
+from longmem.training.validation import Validation
+from longmem.training.worker import TrainingTask, TrainingWorker
+
+
+@ray.remote
+class TrainingActor:
+    """One rank. It is not restarted: a run whose worker died goes on from its checkpoint."""
+
+    def __init__(self, task: TrainingTask, rank: int, rows: Sequence[int]) -> None:
+        self._task = task
+        self._rank = rank
+        self._rows = rows
+        self._worker: TrainingWorker | None = None
+
+    def __repr__(self) -> str:
+        return f"Training(rank={self._rank}, rows={len(self._rows)}, model={self._task.model.source})"
+
+    def address(self) -> str:
+        """Where rank 0 listens for the others."""
+        with dist_free_port() as port:
+            return f"tcp://{ray.util.get_node_ip_address()}:{port}"
+
+    def open(self, address: str, size: int) -> Outcome:
+        return attempt(lambda: self._open(address, size))
+
+    def _open(self, address: str, size: int) -> ModelDescription:
+        dist.init_process_group("gloo", init_method=address, rank=self._rank, world_size=size)
+        self._worker = TrainingWorker(self._task, self._rows, _sum_over_workers)
+        return self._worker.describe()
+
+    def call(self, method: str, *arguments: Any) -> Outcome:
+        """Run one method of the worker."""
+        assert self._worker is not None, f"{self!r} was asked to {method} before it was opened"
+        return attempt(lambda: getattr(self._worker, method)(*arguments))
+
+
+def _sum_over_workers(tensor: Tensor) -> None:
+    dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+
+
+class dist_free_port:  # noqa: N801 - reads as a statement: `with dist_free_port() as port`
+    """A free TCP port, held until it is about to be used."""
+
+    def __enter__(self) -> int:
+        import socket
+
+        self._socket = socket.socket()
+        self._socket.bind(("", 0))
+        return int(self._socket.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+class RayTraining:
+    """The same calls as one TrainingWorker, answered by many. Raises ClusterError when a worker is lost."""
+
+    def __init__(self, task: TrainingTask, num_workers: int, address: str) -> None:
+        if task.config.rows % num_workers:
+            raise ConfigError(f"rows={task.config.rows} must be a multiple of the {num_workers} workers")
+        num_cpus = num_workers * task.threads
+        self._connection = connect(address, num_cpus, None)
+        check_capacity(num_cpus, 0)
+        share = task.config.rows // num_workers
+        actor = TrainingActor.options(num_cpus=task.threads)  # type: ignore[attr-defined]
+        self._actors = [
+            actor.remote(task, rank, range(rank * share, (rank + 1) * share)) for rank in range(num_workers)
+        ]
+        with translated("starting the training workers"):
+            meeting = ray.get(self._actors[0].address.remote())
+            outcomes = ray.get([each.open.remote(meeting, num_workers) for each in self._actors])
+        self._description: ModelDescription = _results(outcomes)[0]
+
+    def describe(self) -> ModelDescription:
+        return self._description
+
+    def step(self) -> StepResult:
+        result: StepResult = self._all("step")[0]
+        return result
+
+    def validate(self) -> Validation | None:
+        """By rank 0; the others wait."""
+        result: Validation | None = self._first("validate")
+        return result
+
+    def row_states(self) -> list[dict[str, int]]:
+        return [state for states in self._all("row_states") for state in states]
+
+    def save(self, folder: Path, row_states: list[dict[str, int]]) -> Path:
+        path: Path = self._first("save", folder, row_states)
+        return path
+
+    def load(self, checkpoint: Path) -> int:
+        step: int = self._all("load", checkpoint)[0]
+        return step
+
+    def export(self, folder: Path, trained_steps: int) -> None:
+        self._first("export", folder, trained_steps)
+
+    def close(self) -> None:
+        if not self._connection.started_here:
+            for actor in self._actors:
+                ray.kill(actor)
+        self._connection.close()
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        with translated(f"training ({method})"):
+            return _results(ray.get([actor.call.remote(method, *arguments) for actor in self._actors]))
+
+    def _first(self, method: str, *arguments: Any) -> Any:
+        with translated(f"training ({method})"):
+            return _results([ray.get(self._actors[0].call.remote(method, *arguments))])[0]
+
+
+def _results(outcomes: list[Outcome]) -> list[Any]:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return [outcome.result for outcome in outcomes]

@@ -1,0 +1,26 @@
+"""The mean key of each head, from training text: the point that centred and unit keys are measured from."""
+
+import torch
+
+from longmem.model import LongMem
+from longmem.text.segments import cut_segments
+from longmem.training.stream import TRAINING_NAMESPACE, Sequences
+from longmem.training.trainer import encode_rows
+from longmem.types import DocumentKey
+
+SAMPLED_DOCUMENTS = 16
+SAMPLED_SEGMENTS = 4
+"""Of each sampled document, from its start: some ten thousand tokens in all, far more than a mean needs."""
+
+
+@torch.no_grad()
+def calibrate_on(model: LongMem, documents: Sequences) -> None:
+    """Set the model's mean keys from documents spread evenly over the given ones. Does nothing for raw keys."""
+    if model.config.keys == "raw":
+        return
+    key = DocumentKey(TRAINING_NAMESPACE, "calibration")
+    keys = []
+    for index in range(0, len(documents), max(1, len(documents) // SAMPLED_DOCUMENTS)):
+        for segment in cut_segments(key, documents[index](), model.config.segment_tokens)[:SAMPLED_SEGMENTS]:
+            keys.append(encode_rows(model, [segment]).keys[0])
+    model.sidenet.reader.calibrate(torch.cat(keys))

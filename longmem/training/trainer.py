@@ -1,0 +1,218 @@
+"""Memory-augmented adaptation training (paper, section 3.4): rows stream documents, the SideNet learns to read.
+
+One step reads one segment of every row. A row's memory holds exactly the segments of the same document before it
+(global causality at the level of segments) and is emptied when a document ends. The backbone is frozen; gradients
+reach the SideNet's layers, scale, gate, reader and copy head, never what is stored.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longmem.backbone.backbone import BackboneOutput
+from longmem.dtypes import TORCH_DTYPES
+from longmem.errors import NumericError
+from longmem.memory.view import MemoryView
+from longmem.memory.window import WindowBuffer
+from longmem.model import LongMem
+from longmem.sidenet.sidenet import SideNetInput
+from longmem.training.config import TrainingConfig
+from longmem.training.stream import RowStream, Sequences
+from longmem.types import Segment
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, over the rows of all workers."""
+
+    step: int
+    """Counted from 1."""
+    nats: float
+    """Summed over `tokens`."""
+    tokens: int
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+
+class RowMemory:
+    """The memory of the document that a row is reading."""
+
+    def __init__(self, model: LongMem) -> None:
+        self._model = model
+        self.clear()
+
+    def clear(self) -> None:
+        config = self._model.config
+        self._window = WindowBuffer(config.memory_tokens, self._model.backbone.device, self._model.key_space)
+
+    def view(self, segment: Segment) -> MemoryView | None:
+        """What a segment may read: None for a document's first."""
+        start = max(0, segment.start_token - self._model.config.memory_tokens)
+        return self._window.view(start, segment.start_token) if start < segment.start_token else None
+
+    def append(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
+        """Add a read segment's keys and values [tokens, kv_heads, head_dim]."""
+        if self._model.config.memory_tokens:
+            self._window.append(self._model.block(segment, keys, values))
+
+
+class TrainingRow:
+    """One row of the batch: a stream of documents and the present one's memory."""
+
+    def __init__(self, model: LongMem, stream: RowStream) -> None:
+        self._model = model
+        self._stream = stream
+        self.memory = RowMemory(model)
+
+    def next(self) -> tuple[Segment, MemoryView | None]:
+        """The next segment and what it may read."""
+        segment = self._stream.next()
+        if segment.index == 0:
+            self.memory.clear()
+        return segment, self.memory.view(segment)
+
+    def state(self) -> dict[str, int]:
+        return self._stream.state()
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go to a saved position and read the past again that its memory held."""
+        past = self._stream.restore(state)
+        self.memory.clear()
+        held = -(-self._model.config.memory_tokens // self._model.config.segment_tokens)
+        for segment in past[len(past) - min(held, len(past)) :]:
+            output = encode_rows(self._model, [segment])
+            self.memory.append(segment, output.keys[0], output.values[0])
+
+
+class Trainer:
+    """Optimiser, rows and the step. `rows` are this worker's share of `config.rows`; `reduce` adds a tensor up over all
+    workers in place, so that every worker applies the same gradient."""
+
+    def __init__(
+        self,
+        model: LongMem,
+        documents: Sequences,
+        config: TrainingConfig,
+        rows: Sequence[int] | None = None,
+        reduce: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.step_count = 0
+        # master weights in float32, whatever the backbone computes in
+        model.sidenet.float()
+        self._autocast = model.backbone.dtype == torch.bfloat16
+        self._reduce = reduce
+        own = range(config.rows) if rows is None else rows
+        self.rows = [
+            TrainingRow(model, RowStream(documents, row, config.rows, model.config.segment_tokens, config.seed))
+            for row in own
+        ]
+        self.optimiser = torch.optim.AdamW(parameter_groups(model.sidenet, config), betas=(0.9, 0.98), eps=1e-8)
+        self._peaks = [group["lr"] for group in self.optimiser.param_groups]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
+    def step(self) -> StepResult:
+        """Read one segment of every row and learn from it. Raises NumericError when the loss is not finite: nothing
+        is applied then."""
+        model, config = self.model, self.config
+        rate = config.rate(self.step_count)
+        for group, peak in zip(self.optimiser.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * rate
+        tokens = config.rows * model.config.segment_tokens
+        nats = torch.zeros((), dtype=torch.float64)
+        for first in range(0, len(self.rows), config.micro_rows):
+            nats += self._learn(self.rows[first : first + config.micro_rows], tokens)
+        if self._reduce is not None:
+            self._reduce(nats)
+            self._reduce_gradients(self._reduce)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
+        if not (math.isfinite(float(nats)) and math.isfinite(norm)):
+            raise NumericError(
+                f"step {self.step_count + 1}: expected a finite loss and gradient, got {float(nats) / tokens:g} and "
+                f"{norm:g}; lower learning_rate, or start again from the last checkpoint"
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step_count += 1
+        return StepResult(self.step_count, float(nats), tokens, norm, self._peaks[0] * rate)
+
+    def _learn(self, rows: list[TrainingRow], tokens: int) -> float:
+        model = self.model
+        model.sidenet.train()
+        segments, views = zip(*(row.next() for row in rows), strict=True)
+        output = encode_rows(model, segments)
+        given = training_input(model, segments, output, views)
+        with torch.autocast(model.backbone.device.type, torch.bfloat16, enabled=self._autocast):
+            read = model.sidenet(given, model.search)
+            logprobs = [
+                model.target_logprobs(read, row, torch.from_numpy(np.array(segment.targets)))
+                for row, segment in enumerate(segments)
+            ]
+        loss = -torch.cat(logprobs).sum()
+        (loss / tokens).backward()
+        for row, segment, keys, values in zip(rows, segments, output.keys, output.values, strict=True):
+            row.memory.append(segment, keys, values)
+        return float(loss.detach().double())
+
+    def _reduce_gradients(self, reduce: Callable[[Tensor], None]) -> None:
+        """All gradients as one vector: one exchange per step."""
+        parameters = self.parameters
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        reduce(flat)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+
+def encode_rows(model: LongMem, segments: Sequence[Segment]) -> BackboneOutput:
+    """One backbone forward of equally long segments."""
+    tokens = _stacked([segment.tokens for segment in segments])
+    return model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction)
+
+
+def training_input(
+    model: LongMem, segments: Sequence[Segment], output: BackboneOutput, views: Sequence[MemoryView | None]
+) -> SideNetInput:
+    """What the SideNet reads of freshly encoded segments; keys rounded as the store would."""
+    return SideNetInput(
+        tokens=_stacked([segment.tokens for segment in segments]),
+        taps=output.taps,
+        keys=output.keys.to(TORCH_DTYPES[model.config.kv_dtype]),
+        views=list(views),
+    )
+
+
+def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
+    """Copied matrices decay; new matrices do not; new vectors and numbers learn faster."""
+    copied: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in sidenet.named_parameters():
+        is_copied = name.startswith(("layers.", "norm."))
+        if not parameter.requires_grad or (is_copied and config.frozen_layers):
+            continue
+        (copied if is_copied else matrices if parameter.ndim > 1 else vectors).append(parameter)
+    rate = config.learning_rate
+    return [
+        {"params": copied, "lr": rate, "weight_decay": config.weight_decay},
+        {"params": matrices, "lr": rate, "weight_decay": 0.0},
+        {"params": vectors, "lr": rate * config.vector_factor, "weight_decay": 0.0},
+    ]
+
+
+def _stacked(rows: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,169 @@
+"""One training job from its options to its output folder: steps, curves, checkpoints, the trained model.
+
+out/job.json · curve.csv · validation.csv · curves.png · checkpoints/ · model/ · training.json
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from math import exp
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+from rich.console import Console
+
+import longmem
+from longmem.errors import ConfigError
+from longmem.model_source import ModelDescription
+from longmem.training.checkpoint import checkpoints
+from longmem.training.trainer import StepResult
+from longmem.training.validation import Validation
+from longmem.training.worker import TrainingTask, TrainingWorker
+from pipelines.job_folder import JobFolder
+from pipelines.training_curves import CurveFiles
+
+CHECKPOINT_FOLDER = "checkpoints"
+MODEL_FOLDER = "model"
+PRINT_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What the command line says, checked. Raises ConfigError."""
+
+    task: TrainingTask
+    out: Path
+    workers: int = 1
+    address: str = "none"
+    """`none` trains in this process; anything else is a Ray cluster (see `actors.cluster.connect`)."""
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    resume: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.address == "none" and self.workers > 1:
+            raise ConfigError(f"--workers {self.workers} needs Ray; add --address local")
+
+
+class Training(Protocol):
+    """What a job asks of one worker, or of many that act as one."""
+
+    def describe(self) -> ModelDescription: ...
+    def step(self) -> StepResult: ...
+    def validate(self) -> Validation | None: ...
+    def row_states(self) -> list[dict[str, int]]: ...
+    def save(self, folder: Path, row_states: list[dict[str, int]]) -> Path: ...
+    def load(self, checkpoint: Path) -> int: ...
+    def export(self, folder: Path, trained_steps: int) -> None: ...
+
+
+@contextmanager
+def open_training(job: TrainingJob) -> Iterator[Training]:
+    """Workers here or on Ray, which is imported only for that."""
+    if job.address == "none":
+        yield TrainingWorker(job.task, range(job.task.config.rows))
+        return
+    from actors.training import RayTraining
+
+    training = RayTraining(job.task, job.workers, job.address)
+    try:
+        yield training
+    finally:
+        training.close()
+
+
+def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
+    """Train (or go on training); returns what `training.json` holds. Ctrl-C leaves a checkpoint.
+
+    Raises ConfigError, DocumentError, ModelError, NumericError, OutputError, ClusterError.
+    """
+    config = job.task.config
+    with JobFolder(job.out, job.resume) as folder, open_training(job) as training:
+        model = training.describe()
+        folder.claim(identity(job, model))
+        curves = CurveFiles(job.out)
+        saved = checkpoints(job.out / CHECKPOINT_FOLDER)
+        first = training.load(saved[-1].absolute()) if saved else 0
+        curves.begin(first)
+        console.print(f"{model.name}: {model.num_parameters:,} parameters, steps {first} to {config.steps}")
+        if first == 0:
+            _validate(training, curves, 0, console)
+        step, printed = first, perf_counter()
+        try:
+            while step < config.steps:
+                start = perf_counter()
+                result = training.step()
+                step = result.step
+                curves.add_step(result, perf_counter() - start)
+                if perf_counter() - printed > PRINT_EVERY_S:
+                    printed = perf_counter()
+                    _print_step(console, result, config.steps, perf_counter() - start)
+                if step % job.validate_every == 0 or step == config.steps:
+                    _validate(training, curves, step, console)
+                if step % job.checkpoint_every == 0:
+                    _save(job, training)
+        except KeyboardInterrupt:
+            if step > first:
+                _save(job, training)
+            raise
+        if not saved or step > first:
+            _save(job, training)
+        training.export((job.out / MODEL_FOLDER).absolute(), model.settings["trained_steps"] + config.steps)
+        curves.draw()
+        summary = {
+            "longmem_version": longmem.__version__,
+            "command": job.command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "training": asdict(config),
+            "settings": model.settings,
+            "workers": job.workers,
+            "validation": curves.validations(),
+        }
+        folder.write_json("training.json", summary)
+    return summary
+
+
+def identity(job: TrainingJob, model: ModelDescription) -> dict[str, Any]:
+    """What decides the curve. Where it runs and with how many workers does not."""
+    task = job.task
+    return {
+        "job": "train",
+        "data": list(task.data),
+        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        "settings": model.settings,
+        "training": asdict(task.config),
+        "validation": list(task.validation),
+        "validation_tokens": task.validation_tokens,
+    }
+
+
+def _save(job: TrainingJob, training: Training) -> None:
+    training.save((job.out / CHECKPOINT_FOLDER).absolute(), training.row_states())
+
+
+def _validate(training: Training, curves: CurveFiles, step: int, console: Console) -> None:
+    result = training.validate()
+    if result is None:
+        return
+    curves.add_validation(step, result)
+    curves.draw()
+    console.print(
+        f"step {step}: validation perplexity {exp(result.with_memory):.2f} with memory, "
+        f"{exp(result.without_memory):.2f} without, {exp(result.backbone):.2f} backbone alone "
+        f"({exp(result.with_memory - result.backbone) - 1:+.1%})"
+    )
+
+
+def _print_step(console: Console, result: StepResult, steps: int, seconds: float) -> None:
+    left = (steps - result.step) * seconds
+    console.print(
+        f"step {result.step} of {steps} · loss {result.loss:.4f} · {result.tokens / seconds:,.0f} tokens/s · "
+        f"{left / 60:,.0f} min left",
+        highlight=False,
+    )

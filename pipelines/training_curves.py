@@ -1,0 +1,102 @@
+"""What training did, step by step: two CSV files that grow, and a picture of them."""
+
+import csv
+import io
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from longmem.errors import OutputError
+from longmem.training.trainer import StepResult
+from longmem.training.validation import Validation
+
+STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds")
+VALIDATION_COLUMNS = ("step", "with_memory", "without_memory", "backbone")
+"""The last three are perplexities."""
+SMOOTHING_STEPS = 25
+
+
+@dataclass(frozen=True)
+class CurveFiles:
+    """`curve.csv`, `validation.csv` and `curves.png` of one output folder."""
+
+    folder: Path
+
+    def begin(self, from_step: int) -> None:
+        """Keep what was written up to a step (0: nothing), so that a resumed run's curve has each step once."""
+        for name, columns in (("curve.csv", STEP_COLUMNS), ("validation.csv", VALIDATION_COLUMNS)):
+            rows = [row for row in self._read(name) if int(row["step"]) <= from_step]
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+            self._write(name, text.getvalue(), "w")
+
+    def add_step(self, result: StepResult, seconds: float) -> None:
+        values = (
+            result.step,
+            result.tokens,
+            f"{result.loss:.6f}",
+            f"{result.learning_rate:.6g}",
+            f"{result.gradient_norm:.5g}",
+            f"{seconds:.3f}",
+        )
+        self._write("curve.csv", ",".join(map(str, values)) + "\n", "a")
+
+    def add_validation(self, step: int, result: Validation) -> None:
+        values = (f"{exp(nats):.6g}" for nats in (result.with_memory, result.without_memory, result.backbone))
+        self._write("validation.csv", ",".join([str(step), *values]) + "\n", "a")
+
+    def draw(self) -> None:
+        """Write `curves.png`: training loss, and validation perplexity with memory, without, and of the backbone."""
+        steps, validations = self._read("curve.csv"), self._read("validation.csv")
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        losses = [float(row["loss"]) for row in steps]
+        left.plot([int(row["step"]) for row in steps], _smoothed(losses), color="#1f77b4")
+        left.set(xlabel="step", ylabel="nats per token", title=f"Training loss (mean of {SMOOTHING_STEPS} steps)")
+        labels = {"with_memory": "with memory", "without_memory": "without memory", "backbone": "backbone alone"}
+        for name, label in labels.items():
+            right.plot(
+                [int(row["step"]) for row in validations], [float(row[name]) for row in validations], label=label
+            )
+        right.set(xlabel="step", ylabel="perplexity per token", title="Validation")
+        right.legend(frameon=False)
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+        try:
+            FigureCanvasAgg(figure)
+            figure.savefig(self.folder / "curves.png")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder / 'curves.png'}: {error.strerror}") from error
+
+    def validations(self) -> list[dict[str, float]]:
+        """All rows of `validation.csv`."""
+        return [{name: float(value) for name, value in row.items()} for row in self._read("validation.csv")]
+
+    def _read(self, name: str) -> list[dict[str, str]]:
+        path = self.folder / name
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            # a line torn by a kill lacks columns; its step is computed again
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
+    def _write(self, name: str, text: str, mode: str) -> None:
+        try:
+            with (self.folder / name).open(mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.folder / name}: {error.strerror}; repair that and run again with --resume"
+            ) from error
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    return [
+        sum(values[max(0, end - SMOOTHING_STEPS) : end]) / min(end, SMOOTHING_STEPS)
+        for end in range(1, len(values) + 1)
+    ]
