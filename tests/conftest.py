@@ -18,7 +18,9 @@ from hypothesis import Phase, settings
 from torch import Tensor
 
 import longmem.model
+from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
+from longmem.memory.window import RAW_KEYS
 from longmem.model import LongMem
 from longmem.testing import save_small_backbone, small_longmem
 from longmem.types import KVBlock
@@ -86,8 +88,11 @@ def as_users_run() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def naive_view() -> Callable[[Sequence[KVBlock], int, int], MemoryView | None]:
-    """The memory view by its definition: every chunk of the blocks that lies wholly in [start, end), from scratch."""
+def naive_view() -> Callable[..., MemoryView | None]:
+    """The memory view by its definition: every chunk of the blocks that lies wholly in [start, end), from scratch.
+
+    `naive_view(blocks, start, end, key_space)`; without a key space, keys as stored.
+    """
     return _naive_view
 
 
@@ -95,12 +100,13 @@ def naive_view() -> Callable[[Sequence[KVBlock], int, int], MemoryView | None]:
 def random_view() -> Callable[..., MemoryView]:
     """A view with random content: `random_view(kv_heads, head_dim, chunks=…, chunk=…, dtype=…, seed=…)`.
 
-    One chunk in the middle and the last one are partial, as where blocks ended inside a chunk.
+    One chunk in the middle and the last one are partial, as where blocks ended inside a chunk; or give the `lengths`
+    of all chunks, and the `key_space` of a reader.
     """
     return _random_view
 
 
-def _naive_view(blocks: Sequence[KVBlock], start: int, end: int) -> MemoryView | None:
+def _naive_view(blocks: Sequence[KVBlock], start: int, end: int, key_space: KeySpace = RAW_KEYS) -> MemoryView | None:
     chunks: list[tuple[int, Tensor, Tensor, Tensor]] = []
     for block in blocks:
         size = block.fingerprint.chunk_tokens
@@ -111,7 +117,7 @@ def _naive_view(blocks: Sequence[KVBlock], start: int, end: int) -> MemoryView |
                 chunks.append((block.start_token + first, *parts))
     if not chunks:
         return None
-    return _view_of(chunks, blocks[0].fingerprint.chunk_tokens, end)
+    return _view_of(chunks, blocks[0].fingerprint.chunk_tokens, end, key_space)
 
 
 def _random_view(
@@ -120,34 +126,41 @@ def _random_view(
     *,
     chunks: int = 12,
     chunk: int = 4,
+    lengths: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    key_space: KeySpace = RAW_KEYS,
 ) -> MemoryView:
+    if lengths is None:
+        lengths = [
+            max(1, chunk - 1) if index == chunks // 2 else 1 if index == chunks - 1 else chunk
+            for index in range(chunks)
+        ]
     random = torch.Generator().manual_seed(seed)
     parts = []
     position = 0
-    for index in range(chunks):
-        length = max(1, chunk - 1) if index == chunks // 2 else 1 if index == chunks - 1 else chunk
+    for length in lengths:
         tokens = torch.randint(256, (length,), generator=random).int()
         keys, values = (torch.randn((length, kv_heads, head_dim), generator=random).to(dtype) for _ in range(2))
         parts.append((position, tokens, keys, values))
         position += length
-    return _view_of(parts, chunk, position)
+    return _view_of(parts, chunk, position, key_space)
 
 
-def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: int) -> MemoryView:
+def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: int, key_space: KeySpace) -> MemoryView:
     _, kv_heads, head_dim = chunks[0][2].shape
     keys = torch.zeros((kv_heads, len(chunks), size, head_dim), dtype=chunks[0][2].dtype)
     values, tokens = torch.zeros_like(keys), torch.zeros((len(chunks), size), dtype=torch.int32)
     chunk_keys = torch.empty((kv_heads, len(chunks), head_dim))
-    for index, (_, chunk_tokens, chunk_of_keys, chunk_of_values) in enumerate(chunks):
+    for index, (_, chunk_tokens, stored_keys, chunk_of_values) in enumerate(chunks):
+        chunk_of_keys = key_space.place(stored_keys)
         length = len(chunk_tokens)
         tokens[index, :length] = chunk_tokens
         keys[:, index, :length] = chunk_of_keys.transpose(0, 1)
         values[:, index, :length] = chunk_of_values.transpose(0, 1)
         chunk_keys[:, index] = chunk_of_keys.double().mean(dim=0).float()
     return MemoryView(
-        chunk_keys=chunk_keys,
+        chunk_keys=key_space.searched(chunk_keys),
         keys=keys,
         values=values,
         tokens=tokens,

@@ -1,13 +1,18 @@
-"""What the SideNet is given, made from one backbone forward as `encode` and `score_segment` do it."""
+"""The two ways of reading that tests compare, and what a SideNet is given."""
 
 from typing import Any
 
 from torch import Tensor
 
+from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.sidenet.sidenet import SideNetInput
+
+DEFAULT_FORM: dict[str, Any] = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}
+"""How a model reads when nothing else is said; small models of tests have the paper's form."""
+FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": DEFAULT_FORM}
 
 
 def sidenet_input(
@@ -17,6 +22,9 @@ def sidenet_input(
     cache: Any = None,
     before: Tensor | None = None,
 ) -> SideNetInput:
-    """`cache` and `before`: of the backbone, and the segment's earlier tokens, when decoding step by step."""
+    """From one backbone forward, as `encode` and `score_segment` do it.
+
+    `cache` and `before`: of the backbone, and the segment's earlier tokens, when decoding step by step.
+    """
     output = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction, cache)
     return SideNetInput(tokens, output.taps, output.keys.to(TORCH_DTYPES[model.config.kv_dtype]), views, before)

@@ -119,13 +119,15 @@ class CopyHead(nn.Module):
     def _copies(self, reading: Reading, view: MemoryView, hidden: Tensor, context: Tensor) -> Copies:
         index, valid = reading.places.index, reading.places.valid
         stored = view.tokens.flatten()[slots_in_order(view)].long()
+        # the memory, then the segment that follows it: its first token came after the newest stored one
+        sequence = torch.cat([stored, context.long().to(stored.device)])
         readers = view.num_tokens + len(context) - len(hidden) + torch.arange(len(hidden), device=index.device)
         distances = (readers[:, None, None] - index).clamp(min=1)
-        runs = _runs(stored, context.long().to(stored.device), index, readers, self._runs).where(valid, 0)
+        runs = _runs(sequence, index, readers, self._runs).where(valid, 0)
         logits = self.log_scale.exp() * reading.products + self.run_bias[runs] - self.age * distances.float().log()
         weights = logits.masked_fill(~valid, -torch.inf).softmax(dim=2)
         heads = weights.shape[1]
-        tokens = stored[(index + 1).where(valid, 0)].flatten(1)
+        tokens = sequence[(index + 1).where(valid, 0)].flatten(1)
         weights = weights.flatten(1) / heads
         similarity = reading.products.where(valid, 0.0)
         shares = _shares(tokens, weights)
@@ -144,15 +146,12 @@ class CopyHead(nn.Module):
 
 
 def _runs(
-    stored: Int64[Tensor, " places"],
-    context: Int64[Tensor, " context"],
+    sequence: Int64[Tensor, " sequence"],
     index: Int64[Tensor, "tokens heads retrieved"],
     readers: Int64[Tensor, " tokens"],
     longest: int,
 ) -> Int64[Tensor, "tokens heads retrieved"]:
     """How many tokens ending at each place equal those ending at the reader, counted up to `longest`."""
-    # one sequence: the memory, then the segment that follows it
-    sequence = torch.cat([stored, context])
     runs = torch.zeros_like(index)
     unbroken = torch.ones_like(index, dtype=torch.bool)
     for back in range(longest):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from longmem.dtypes import to_array
 from longmem.errors import MissingBlockError
+from longmem.memory.key_space import KeySpace
 from longmem.memory.store import STORED_TYPES, AbstractBlockSource, missing_blocks
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
@@ -21,7 +22,16 @@ KEY = DocumentKey("default", "book")
 KV_HEADS, HEAD_DIM = 2, 3
 BYTES_PER_TOKEN = 2 * KV_HEADS * HEAD_DIM * 4 + 4  # keys and values in float32, and the token id
 
-NaiveView = Callable[[Sequence[KVBlock], int, int], MemoryView | None]
+NaiveView = Callable[..., MemoryView | None]
+
+MEAN = torch.tensor([[0.5, -1.0, 0.25], [2.0, 0.0, -0.5]])
+KEY_SPACES = {
+    "raw, per head": KeySpace(),
+    "raw, joint": KeySpace("raw", "joint"),
+    "centred, per head": KeySpace("centred", "per_head", MEAN),
+    "unit, per head": KeySpace("unit", "per_head", MEAN),
+    "unit, joint": KeySpace("unit", "joint", MEAN),
+}
 
 
 def block_at(
@@ -101,14 +111,21 @@ def identical(one: MemoryView, other: MemoryView) -> bool:
     chunk=st.integers(1, 5),
     retain_chunks=st.integers(0, 12),
     start_chunks=st.integers(0, 3),
+    key_space=st.sampled_from(list(KEY_SPACES.values())),
     data=st.data(),
 )
 def test_buffer_holds_every_whole_chunk_of_its_window(
-    naive_view: NaiveView, lengths: list[int], chunk: int, retain_chunks: int, start_chunks: int, data: st.DataObject
+    naive_view: NaiveView,
+    lengths: list[int],
+    chunk: int,
+    retain_chunks: int,
+    start_chunks: int,
+    key_space: KeySpace,
+    data: st.DataObject,
 ) -> None:
     retain = retain_chunks * chunk
     blocks = consecutive(lengths, chunk, start_chunks * chunk)
-    buffer = WindowBuffer(retain)
+    buffer = WindowBuffer(retain, key_space=key_space)
     assert buffer.start_token is None
     assert not buffer.covers(0, 0)
     held = []
@@ -120,7 +137,7 @@ def test_buffer_holds_every_whole_chunk_of_its_window(
         oldest = max(block.end_token - retain, past[0].start_token)
         # the window itself: where it begins inside a chunk, that chunk is not in it
         view = buffer.view(max(oldest, buffer.start_token), block.end_token)
-        same(view, naive_view(past, oldest, block.end_token))
+        same(view, naive_view(past, oldest, block.end_token, key_space))
         held.append((view, copied(view)))
         # and any shorter interval that ends where a block ended
         end = data.draw(st.sampled_from([each.end_token for each in past if each.end_token >= buffer.start_token]))
@@ -128,7 +145,7 @@ def test_buffer_holds_every_whole_chunk_of_its_window(
         assert buffer.covers(start, end)
         assert not buffer.covers(start, block.end_token + 1)
         assert not buffer.covers(buffer.start_token - 1, end)
-        same(buffer.view(start, end), naive_view(past, start, end))
+        same(buffer.view(start, end), naive_view(past, start, end, key_space))
     for view, before in held:
         assert identical(view, before), "a view that someone holds has changed"
 
@@ -166,6 +183,25 @@ def test_buffer_refuses_a_gap_and_an_interval_it_does_not_hold() -> None:
         with pytest.raises(AssertionError, match="asked for"):
             buffer.view(*interval)
     assert buffer.view(8, 16).num_tokens == 8
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", KEY_SPACES)
+def test_view_in_any_key_space(name: str, kv_dtype: str, naive_view: NaiveView) -> None:
+    """Only keys and chunk keys are in another form, and what is no token stays zero."""
+    blocks = [block_at(0, 8, 4, kv_dtype=kv_dtype), block_at(8, 6, 4, kv_dtype=kv_dtype)]
+    raw, buffer = WindowBuffer(64), WindowBuffer(64, key_space=KEY_SPACES[name])
+    for block in blocks:
+        raw.append(block)
+        buffer.append(block)
+    view, stored = buffer.view(0, 14), raw.view(0, 14)
+    same(view, naive_view(blocks, 0, 14, KEY_SPACES[name]))
+    for part in ("values", "tokens", "starts", "lengths"):
+        assert torch.equal(getattr(view, part), getattr(stored, part)), part
+    assert view.keys.dtype == stored.keys.dtype
+    assert (view.keys[:, 3, 2:] == 0).all(), "padding holds zeros, not the negative mean"
+    joint = KEY_SPACES[name].retrieval == "joint"
+    assert view.chunk_keys.shape == ((1, 4, KV_HEADS * HEAD_DIM) if joint else (KV_HEADS, 4, HEAD_DIM))
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
@@ -259,6 +295,7 @@ def segments_of(
     memory_chunks=st.integers(0, 14),
     documents=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=3),
     max_bytes=st.sampled_from([0, 3000, 2**30]),
+    key_space=st.sampled_from([KEY_SPACES["raw, per head"], KEY_SPACES["unit, joint"]]),
     data=st.data(),
 )
 def test_cache_gives_the_window_of_any_segment_in_any_order(
@@ -268,6 +305,7 @@ def test_cache_gives_the_window_of_any_segment_in_any_order(
     memory_chunks: int,
     documents: list[tuple[int, bool]],
     max_bytes: int,
+    key_space: KeySpace,
     data: st.DataObject,
 ) -> None:
     segment_tokens, memory_tokens = segment_chunks * chunk, memory_chunks * chunk
@@ -279,7 +317,7 @@ def test_cache_gives_the_window_of_any_segment_in_any_order(
         for index, (count, short) in enumerate(documents)
     }
     source = DictSource([block for blocks in stored.values() for block in blocks])
-    cache = WindowCache(source, segment_tokens, memory_tokens, max_bytes)
+    cache = WindowCache(source, segment_tokens, memory_tokens, max_bytes, key_space=key_space)
     everything = [(key, segment) for key, blocks in stored.items() for segment in range(len(blocks))]
     ascending = data.draw(st.booleans())
     order = everything if ascending else data.draw(st.lists(st.sampled_from(everything), min_size=1, max_size=15))
@@ -287,7 +325,7 @@ def test_cache_gives_the_window_of_any_segment_in_any_order(
     for key, segment in order:
         end = segment * segment_tokens
         view = cache.view(key, segment)
-        same(view, naive_view(stored[key], max(0, end - memory_tokens), end))
+        same(view, naive_view(stored[key], max(0, end - memory_tokens), end, key_space))
         if view is not None:
             assert view.num_tokens == min(end, memory_tokens)
             held.append((view, copied(view)))

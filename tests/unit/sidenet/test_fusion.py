@@ -18,7 +18,8 @@ from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.search import AbstractChunkSearch, ChunkHits, create_search
 from longmem.sidenet import fusion
-from longmem.sidenet.fusion import attend_to_memory, fuse
+from longmem.sidenet.fusion import attend, attend_to_memory, fuse
+from longmem.sidenet.places import Places, num_searchable, places_of
 from tests.inputs import sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -123,7 +124,7 @@ def test_as_exact_as_plain_torch_at_a_real_width(dtype: torch.dtype, random_view
     view = random_view(2, 64, chunks=100, dtype=dtype)
     queries = random_queries(5, 4, 64, dtype) * 2
     ids = random_ids(5, 4, 16, view.num_chunks)
-    found, plain = (attend(queries, ids, view, 0.125) for attend in (attend_to_memory, plain_attention))
+    found, plain = (each(queries, ids, view, 0.125) for each in (attend_to_memory, plain_attention))
     reference = naive_attention(queries, ids, view, 0.125)
     assert error(found, reference) <= 2 * error(plain, reference) + torch.finfo(dtype).eps
 
@@ -201,6 +202,54 @@ def test_chunks_that_no_slot_names_are_not_even_touched(random_view: Callable[..
     assert torch.equal(attend_to_memory(queries, ids, poisoned, 0.35), clean)
 
 
+def naive_continuation(logits: Tensor, places: Places, view: MemoryView) -> Tensor:
+    """Values of the tokens after the places, token by token and head by head, in float64."""
+    in_order = [(chunk, slot) for chunk, length in enumerate(view.lengths.tolist()) for slot in range(length)]
+    num_tokens, heads, _ = logits.shape
+    result = torch.empty((num_tokens, heads, view.values.shape[3]), dtype=torch.float64)
+    for token in range(num_tokens):
+        for head in range(heads):
+            valid = places.valid[token, head]
+            weights = logits[token, head][valid].double().softmax(dim=0)
+            following = [in_order[place + 1] for place in places.index[token, head][valid].tolist()]
+            values = view.values[head // (heads // view.values.shape[0])]
+            result[token, head] = weights @ torch.stack([values[each] for each in following]).double()
+    return result
+
+
+def plain_continuation(logits: Tensor, places: Places, view: MemoryView, dtype: torch.dtype) -> Tensor:
+    """The same with torch alone in `dtype`: every place's value, moved by one, then softmax(logits)V."""
+    heads = logits.shape[1]
+    values = view.values.flatten(1, 2)[:, (torch.arange(view.chunk_size) < view.lengths[:, None]).flatten()]
+    moved = values.roll(-1, dims=1).repeat_interleave(heads // values.shape[0], dim=0).to(dtype)
+    gathered = moved[torch.arange(heads)[None, :, None], places.index]
+    weights = logits.masked_fill(~places.valid, -torch.inf).softmax(dim=2).to(dtype)
+    return torch.einsum("thk,thkd->thd", weights, gathered)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), QUERY_AND_STORED, ids=str)
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_continuations_are_as_exact_as_plain_torch(
+    dtype: torch.dtype, stored: torch.dtype, chunk: int, random_view: Callable[..., MemoryView]
+) -> None:
+    view = random_view(2, 8, chunks=20, chunk=chunk, dtype=stored)
+    ids = random_ids(9, 4, 6, num_searchable(view, continued=True))
+    places = places_of(ids, view, continued=True)
+    logits = 3 * torch.randn(places.index.shape, generator=torch.Generator().manual_seed(4))
+    found = attend(logits, places, view, dtype, continued=True)
+    reference = naive_continuation(logits, places, view)
+    assert found.dtype == dtype
+    plain = plain_continuation(logits, places, view, dtype)
+    assert error(found, reference) <= 2 * error(plain, reference) + torch.finfo(dtype).eps
+
+
+def test_the_newest_token_is_only_read_as_a_continuation(random_view: Callable[..., MemoryView]) -> None:
+    view = random_view(1, 8, chunks=3, chunk=2, lengths=[2, 2])
+    places = places_of(torch.tensor([[[1]]]), view, continued=True)
+    found = attend(torch.zeros((1, 1, 2)), places, view, torch.float32, continued=True)
+    assert torch.equal(found[0, 0], view.values[0, 1, 1])
+
+
 def test_order_of_slots_does_not_matter_and_one_token_is_its_value(random_view: Callable[..., MemoryView]) -> None:
     view = random_view(2, 8, chunks=12)
     queries, ids = random_queries(4, 4, 8, torch.float32), random_ids(4, 4, 6, 12)
@@ -238,9 +287,9 @@ def test_gradients_are_those_of_the_formula(random_view: Callable[..., MemoryVie
     queries, gate = random_queries(5, 4, 8, torch.float32), torch.linspace(-1, 1, 4)
     local, direction = (random_queries(5, 4, 8, torch.float32, seed) for seed in (7, 8))
 
-    def gradients(attend: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+    def gradients(attention: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
         inputs = [part.to(dtype, copy=True).requires_grad_() for part in (queries, gate, local)]
-        mixed = fuse(inputs[2][None], attend(inputs[0], ids, view, 0.35).to(dtype)[None], inputs[1])
+        mixed = fuse(inputs[2][None], attention(inputs[0], ids, view, 0.35).to(dtype)[None], inputs[1])
         (mixed[0] * direction).sum().backward()
         return [part.grad for part in inputs if part.grad is not None]
 
