@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ablations as ablations_benchmark
 from benchmarks import compare as compare_benchmark
 from benchmarks import controls as controls_benchmark
 from benchmarks import growth as growth_benchmark
@@ -119,6 +120,34 @@ def controls(
     figures = controls_benchmark.run(opened, documents)
     table = controls_benchmark.markdown(figures)
     _write(out, {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents), **figures}, table)
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command()
+def ablations(
+    books: Books,
+    model: Model = REFERENCE_MODEL,
+    limit_tokens: LimitTokens = 16_384,
+    only: Annotated[str | None, typer.Option(help="sizes or forms; default: both.")] = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "ablations.json",
+) -> None:
+    """Chunk size, memory size, top-k of one trained model; every form of reading before training."""
+    torch.set_num_threads(threads)
+    if only not in (None, "sizes", "forms"):
+        raise typer.BadParameter(f"expected sizes or forms, got {only!r}", param_hint="--only")
+    documents = list(read_sequences(books, ModelSource(str(model)).open_tokenizer(), limit_tokens).values())
+    settings = {"dtype": dtype, "limit_tokens": limit_tokens, "num_tokens": sum(map(len, documents))}
+    lines: list[ablations_benchmark.Line] = []
+    parts = {"sizes": ablations_benchmark.sizes, "forms": ablations_benchmark.forms}
+    for name, part in parts.items():
+        for line in part(model, documents, _dtype(dtype)) if only in (None, name) else ():
+            lines.append(line)
+            Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.2f} ({line.change:+.1%})")
+            table = ablations_benchmark.markdown(lines)
+            _write(out, settings | {"lines": [vars(each) for each in lines]}, table)
+    ablations_benchmark.draw(lines, out.with_suffix(".png"))
     Console().print(table, markup=False, soft_wrap=True)
 
 

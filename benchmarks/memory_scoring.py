@@ -43,14 +43,16 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
         encoded = model.encode(segment)
         view = past.view(segment.index)
         for name, change in readings.items():
-            scores[name].append(model.score_segment(segment, encoded.taps, change(segment, view)).logprobs)
+            scores[name].append(
+                model.score_segment(segment, encoded.block.keys, encoded.taps, change(segment, view)).logprobs
+            )
         past.accept(encoded.block)
     return {name: np.concatenate(parts) for name, parts in scores.items()}
 
 
 def empty_past(model: LongMem) -> ContinuedPast:
     """A memory in this process that holds nothing yet."""
-    return ContinuedPast(None, model.config)
+    return ContinuedPast(None, model.config, model.key_space)
 
 
 def own_memory(_segment: Segment, view: MemoryView | None) -> MemoryView | None:
