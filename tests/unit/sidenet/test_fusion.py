@@ -20,7 +20,7 @@ from longmem.search import AbstractChunkSearch, ChunkHits, create_search
 from longmem.sidenet import fusion
 from longmem.sidenet.fusion import attend, attend_to_memory, fuse
 from longmem.sidenet.places import Places, num_searchable, places_of
-from tests.inputs import sidenet_input
+from tests.inputs import DEFAULT_FORM, sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
 QUERY_AND_STORED = [
@@ -399,3 +399,33 @@ def test_the_memory_layer_of_the_sidenet_fuses_by_the_formula(
     fused = (1 - gate) * local.reshape(29, shape.heads, shape.head_dim).double() + gate * memory
     assert error(given.reshape(29, shape.heads, shape.head_dim), fused) < 1e-5
     assert (given - local).abs().max() > 0.05
+
+
+@every_family
+def test_the_memory_layer_asks_with_its_own_keys_in_the_default_form(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family, **{**DEFAULT_FORM, "top_k": 6})
+    sidenet, shape = model.sidenet, model.backbone.shape
+    tokens = torch.randint(256, (1, 29), generator=torch.Generator().manual_seed(3))
+    view = random_view(
+        shape.kv_heads, shape.head_dim, chunks=60, chunk=1, dtype=torch.float16, key_space=model.key_space
+    )
+    search = Recording()
+    _, given, output = run_and_watch(model, family, tokens, view, search)
+    _, local, _ = run_and_watch(model, family, tokens, None, search)
+
+    own = sidenet_input(model, tokens, [view]).keys[0].double() - sidenet.reader.key_mean.double()
+    own = (own / own.norm(dim=-1, keepdim=True)).flatten(1)  # all heads side by side; the map starts as the identity
+    ((asked, searched, num_slots),) = search.calls
+    torch.testing.assert_close(asked[:, 0].double(), own, rtol=0, atol=1e-3)  # keys are stored in half precision
+    assert (searched.shape, num_slots) == ((1, 59, shape.kv_heads * shape.head_dim), 6), "the newest is not searched"
+    best = (own @ view.chunk_keys[0, :59].double().T).topk(6).values
+    reading = output.readings[0]
+    found = (own[:, None] * view.chunk_keys[0][reading.chunk_ids[:, 0]].double()).sum(dim=2)
+    torch.testing.assert_close(found.sort(descending=True).values, best, rtol=0, atol=2e-3)
+
+    gate = sidenet.gate.detach().double().sigmoid()[:, None]
+    local = local.reshape(29, shape.heads, shape.head_dim)
+    fused = (1 - gate) * local.double() + gate * reading.attended.double()
+    assert error(given.reshape(local.shape), fused) < 1e-5

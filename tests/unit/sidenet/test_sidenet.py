@@ -13,10 +13,13 @@ from longmem.backbone.families import FAMILIES
 from longmem.config import PAPER_FORM
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
+from longmem.sidenet.copy_head import Copies
+from longmem.sidenet.sidenet import SideNetOutput
 from longmem.testing import save_small_backbone
-from tests.inputs import sidenet_input
+from tests.inputs import DEFAULT_FORM, FORMS, sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 LENGTH = 40  # longer than the sliding windows of the small models
 
 
@@ -33,7 +36,8 @@ def run(model: LongMem, tokens: Tensor, views: list[MemoryView | None], cache: A
 
 def view_for(model: LongMem, random_view: Callable[..., MemoryView], **changes: Any) -> MemoryView:
     shape = model.backbone.shape
-    return random_view(shape.kv_heads, shape.head_dim, **{"chunks": 20, "dtype": torch.float16, **changes})
+    settings = {"chunks": 20, "dtype": torch.float16, "chunk": model.config.chunk_tokens, "key_space": model.key_space}
+    return random_view(shape.kv_heads, shape.head_dim, **settings | changes)
 
 
 def set_scale(model: LongMem, *values: float) -> None:
@@ -58,6 +62,45 @@ def test_untrained_is_the_backbone(
     for row in range(2):
         found = model.backbone.target_logprobs(output.hidden[row], tokens[row, 1:])
         assert (found - expected[row]).abs().max() <= 1e-5
+
+
+@every_family
+def test_untrained_is_the_backbone_however_it_reads(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family, unsettled=False, **{**DEFAULT_FORM, "copy_head": False})
+    tokens = tokens_of(2)
+    given = sidenet_input(model, tokens, [None, view_for(model, random_view)])
+    expected = model.backbone.forward(tokens, model.sidenet.memory_layer, 2).hidden
+    with torch.no_grad():
+        output = model.sidenet(given, model.search)
+    assert [reading is None for reading in output.readings] == [True, False]
+    assert output.copies == [None, None]
+    torch.testing.assert_close(output.hidden, expected, rtol=0, atol=2e-5)
+
+
+@every_family
+def test_every_family_reads_in_the_default_form(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    """Untrained: the hidden states are the backbone's, and the copy head alone makes another distribution of them."""
+    model = small_model(family, unsettled=False, **DEFAULT_FORM)
+    tokens = tokens_of()
+    given = sidenet_input(model, tokens, [view_for(model, random_view)])
+    with torch.no_grad():
+        output = model.sidenet(given, model.search)
+    backbone = model.backbone.forward(tokens, model.sidenet.memory_layer, 2).hidden
+    torch.testing.assert_close(output.hidden, backbone, rtol=0, atol=2e-5)
+    (copies,) = output.copies
+    assert copies is not None
+    assert ((copies.share > 0) & (copies.share < 1)).all()
+    plain = model.backbone.target_logprobs(backbone[0], tokens[0, 1:])
+    mixed = model.target_logprobs(output, 0, tokens[0, 1:])
+    assert mixed.isfinite().all()
+    torch.testing.assert_close(
+        mixed, copies.mix_targets(plain, tokens[0, 1:]), rtol=0, atol=1e-5, msg="the copies of the row are mixed in"
+    )
+    assert (mixed - plain).abs().max() > 0.01
 
 
 VARIANTS = {
@@ -234,22 +277,38 @@ def test_only_the_sidenet_s_own_weights_are_saved_and_trained(family: str, small
     assert names == {"scale", "gate", "layers", "norm"}
 
 
+def test_the_default_form_has_a_reader_and_a_copy_head_of_its_own(small_model: Callable[..., LongMem]) -> None:
+    names = {name.split(".")[0] for name in small_model("llama", **DEFAULT_FORM).sidenet.state_dict()}
+    assert names == {"scale", "gate", "layers", "norm", "reader", "copy_head"}
+
+
 # ---- gradients
 
 
+def trainable(model: LongMem) -> LongMem:
+    """As it is trained, and with a copy head that already looks at hidden states: its last weights start at zero."""
+    for name, parameter in model.sidenet.named_parameters():
+        parameter.requires_grad_(name != "reader.key_mean")
+    if model.sidenet.copy_head is not None:
+        torch.nn.init.normal_(model.sidenet.copy_head.mlp[2].weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
 @every_family
+@every_form
 def test_gradients_reach_the_sidenet_and_nothing_else(
-    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+    family: str, form: dict[str, Any], small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
-    model = small_model(family)
-    for parameter in model.sidenet.parameters():
-        parameter.requires_grad_(True)
+    model = trainable(small_model(family, **form))
     view = view_for(model, random_view)
     tokens = tokens_of()
     given = sidenet_input(model, tokens, [view])
     output = model.sidenet(given, model.search)
-    (-model.backbone.target_logprobs(output.hidden[0], tokens[0, 1:]).mean()).backward()
+    (-model.target_logprobs(output, 0, tokens[0, 1:]).mean()).backward()
     for name, parameter in model.sidenet.named_parameters():
+        if name == "reader.key_mean":
+            assert parameter.grad is None
+            continue
         assert parameter.grad is not None, f"{name} receives no gradient"
         assert parameter.grad.isfinite().all(), name
         # a constant added to every key does not change a softmax
@@ -301,26 +360,38 @@ def test_without_memory_the_gate_is_not_used(small_model: Callable[..., LongMem]
 
 
 @every_family
+@every_form
 def test_rows_of_a_batch_read_their_own_memory_only(
-    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+    family: str, form: dict[str, Any], small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
-    model = small_model(family)
+    model = small_model(family, **form)
     tokens = tokens_of(3)
     views = [view_for(model, random_view), None, view_for(model, random_view, seed=9, chunks=2)]
-    together = run(model, tokens, views)
-    for row in range(3):
-        alone = run(model, tokens[row : row + 1], [views[row]])[0]
-        torch.testing.assert_close(together[row], alone, rtol=0, atol=2e-5)
-    assert (together[0] - run(model, tokens[:1], [None])[0]).abs().max() > 0.01
+    with torch.no_grad():
+        together = model.sidenet(sidenet_input(model, tokens, views), model.search)
+        for row in range(3):
+            given = sidenet_input(model, tokens[row : row + 1], [views[row]])
+            alone = model.sidenet(given, model.search)
+            torch.testing.assert_close(together.hidden[row], alone.hidden[0], rtol=0, atol=2e-5)
+            logprobs = [model.target_logprobs(*of, tokens[row, 1:]) for of in ((together, row), (alone, 0))]
+            torch.testing.assert_close(*logprobs, rtol=0, atol=5e-5)
+    assert (together.hidden[0] - run(model, tokens[:1], [None])[0]).abs().max() > 0.01
+
+
+def pieces(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> list[SideNetOutput]:
+    """The outputs of a segment that is given piece by piece."""
+    caches = model.backbone.new_cache(), model.sidenet.new_cache()
+    outputs, start = [], 0
+    for part in tokens.split(lengths, dim=1):
+        given = sidenet_input(model, part, [view], caches[0], tokens[:, :start])
+        with torch.no_grad():
+            outputs.append(model.sidenet(given, model.search, caches[1]))
+        start += part.shape[1]
+    return outputs
 
 
 def step_by_step(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> Tensor:
-    caches = model.backbone.new_cache(), model.sidenet.new_cache()
-    parts = []
-    for part in tokens.split(lengths, dim=1):
-        with torch.no_grad():
-            parts.append(model.sidenet(sidenet_input(model, part, [view], caches[0]), model.search, caches[1]).hidden)
-    return torch.cat(parts, dim=1)
+    return torch.cat([output.hidden for output in pieces(model, tokens, view, lengths)], dim=1)
 
 
 STEPS = [(family, 2, True) for family in sorted(FAMILIES)] + [
@@ -348,16 +419,40 @@ def test_step_by_step_is_the_whole_forward(
 
 
 @every_family
+def test_step_by_step_copies_what_the_whole_forward_does(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    # float32, because a key that is rounded to half precision can be so to another side in a piece
+    model = small_model(family, kv_dtype="float32", **DEFAULT_FORM)
+    view = view_for(model, random_view, chunks=40)
+    tokens = tokens_of()
+    view.tokens[:40, 0] = tokens[0]  # the segment repeats what is stored, so that runs cross the pieces
+    with torch.no_grad():
+        (whole,) = model.sidenet(sidenet_input(model, tokens, [view]), model.search).copies
+    assert whole is not None
+    first = 0
+    for output in pieces(model, tokens, view, [1, 20, 1, 16, 1, 1]):
+        (piece,) = output.copies
+        assert piece is not None
+        last = first + len(piece.share)
+        logits = model.backbone.logits(output.hidden[0])
+        expected = Copies(whole.tokens[first:last], whole.weights[first:last], whole.share_logits[first:last])
+        torch.testing.assert_close(piece.mix_logits(logits), expected.mix_logits(logits), rtol=0, atol=1e-4)
+        first = last
+    assert first == LENGTH
+
+
+@every_family
 def test_a_reader_without_the_backbone_s_blocks_gives_the_same(
     family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
-    model = small_model(family)
+    model = small_model(family, **DEFAULT_FORM)
     view, tokens = view_for(model, random_view), tokens_of()
     given = sidenet_input(model, tokens, [view])
     with torch.no_grad():
-        before = model.sidenet(given, model.search).hidden
+        before = model.target_logprobs(model.sidenet(given, model.search), 0, tokens[0, 1:])
         model.backbone.drop_layers()
-        after = model.sidenet(given, model.search).hidden
+        after = model.target_logprobs(model.sidenet(given, model.search), 0, tokens[0, 1:])
     assert torch.equal(before, after)
 
 
