@@ -24,6 +24,7 @@ from pipelines.command_line import (
     local_or_hub,
     num_cores,
 )
+from pipelines.pretrain_command import pretrain
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ class SearchEngine(StrEnum):
 
 
 app.command()(train)
+app.command()(pretrain)
 
 
 @app.callback(invoke_without_command=True)

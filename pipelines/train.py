@@ -27,6 +27,8 @@ from pipelines.training_curves import CurveFiles
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 PRINT_EVERY_S = 10.0
+PERPLEXITIES = {"with_memory": "with memory", "without_memory": "without memory", "backbone": "backbone alone"}
+"""Columns of `validation.csv`, named as in `Validation`, and what the picture calls them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
     with JobFolder(job.out, job.resume) as folder, open_training(job) as training:
         model = training.describe()
         folder.claim(identity(job, model))
-        curves = CurveFiles(job.out)
+        curves = CurveFiles(job.out, PERPLEXITIES)
         saved = checkpoints(job.out / CHECKPOINT_FOLDER)
         first = training.load(saved[-1].absolute()) if saved else 0
         curves.begin(first)
@@ -103,7 +105,7 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
                 curves.add_step(result, perf_counter() - start)
                 if perf_counter() - printed > PRINT_EVERY_S:
                     printed = perf_counter()
-                    _print_step(console, result, config.steps, perf_counter() - start)
+                    print_step(console, result, config.steps, perf_counter() - start)
                 if step % job.validate_every == 0 or step == config.steps:
                     _validate(training, curves, step, console)
                 if step % job.checkpoint_every == 0:
@@ -151,7 +153,7 @@ def _validate(training: Training, curves: CurveFiles, step: int, console: Consol
     result = training.validate()
     if result is None:
         return
-    curves.add_validation(step, result)
+    curves.add_validation(step, {name: exp(getattr(result, name)) for name in PERPLEXITIES})
     curves.draw()
     console.print(
         f"step {step}: validation perplexity {exp(result.with_memory):.2f} with memory, "
@@ -160,7 +162,8 @@ def _validate(training: Training, curves: CurveFiles, step: int, console: Consol
     )
 
 
-def _print_step(console: Console, result: StepResult, steps: int, seconds: float) -> None:
+def print_step(console: Console, result: StepResult, steps: int, seconds: float) -> None:
+    """One line of how far training is, judged by the last step's seconds."""
     left = (steps - result.step) * seconds
     console.print(
         f"step {result.step} of {steps} · loss {result.loss:.4f} · {result.tokens / seconds:,.0f} tokens/s · "
