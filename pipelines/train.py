@@ -21,6 +21,7 @@ from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
+from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.training_curves import CurveFiles
 
@@ -96,26 +97,7 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
         console.print(f"{model.name}: {model.num_parameters:,} parameters, steps {first} to {config.steps}")
         if first == 0:
             _validate(training, curves, 0, console)
-        step, printed = first, perf_counter()
-        try:
-            while step < config.steps:
-                start = perf_counter()
-                result = training.step()
-                step = result.step
-                curves.add_step(result, perf_counter() - start)
-                if perf_counter() - printed > PRINT_EVERY_S:
-                    printed = perf_counter()
-                    print_step(console, result, config.steps, perf_counter() - start)
-                if step % job.validate_every == 0 or step == config.steps:
-                    _validate(training, curves, step, console)
-                if step % job.checkpoint_every == 0:
-                    _save(job, training)
-        except KeyboardInterrupt:
-            if step > first:
-                _save(job, training)
-            raise
-        if not saved or step > first:
-            _save(job, training)
+        _train(job, training, curves, first, console)
         training.export((job.out / MODEL_FOLDER).absolute(), model.settings["trained_steps"] + config.steps)
         curves.draw()
         summary = {
@@ -129,6 +111,26 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
         }
         folder.write_json("training.json", summary)
     return summary
+
+
+def _train(job: TrainingJob, training: Training, curves: CurveFiles, first: int, console: Console) -> None:
+    """From step `first` to the last; there is a checkpoint then, also after Ctrl-C, which waits for the step's end."""
+    steps, step, printed = job.task.config.steps, first, perf_counter()
+    with held_interrupts() as is_interrupted:
+        while step < steps:
+            start = perf_counter()
+            result = training.step()
+            step = result.step
+            curves.add_step(result, perf_counter() - start)
+            if perf_counter() - printed > PRINT_EVERY_S:
+                printed = perf_counter()
+                print_step(console, result, steps, perf_counter() - start)
+            if step % job.validate_every == 0 or step == steps:
+                _validate(training, curves, step, console)
+            if is_interrupted() or step % job.checkpoint_every == 0 or step == steps:
+                _save(job, training)
+            if is_interrupted():
+                raise KeyboardInterrupt
 
 
 def identity(job: TrainingJob, model: ModelDescription) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from longmem import LongMem
+from longmem.training.trainer import Trainer
 from pipelines.cli import app
 
 STEPS = 6
@@ -81,6 +83,29 @@ def test_an_interrupted_run_resumes_to_the_same_curve(tmp_path: Path, train: Cal
     assert column(killed / "curve.csv", "step") == list(range(1, STEPS + 1))
     losses = [column(folder / "curve.csv", "loss") for folder in (tmp_path / "whole", killed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_ctrl_c_waits_for_the_step_and_leaves_a_checkpoint(
+    tmp_path: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(tmp_path / "whole")[0] == 0
+    step = Trainer.step
+
+    def interrupted(trainer: Trainer) -> object:
+        if trainer.step_count == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    out = tmp_path / "interrupted"
+    code, output = train(out)
+    assert code == 130
+    assert "--resume" in output
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(out, "--resume")[0] == 0
+    expected = column(tmp_path / "whole" / "curve.csv", "loss")
+    assert column(out / "curve.csv", "loss") == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_longmem_folder_learns_on(tmp_path: Path, books: Path, train: Callable[..., tuple[int, str]]) -> None:
