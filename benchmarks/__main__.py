@@ -1,24 +1,45 @@
-"""`python -m benchmarks [growth]`: run benchmarks and write benchmarks/results/NAME.json."""
+"""`python -m benchmarks [NAME]`: run a benchmark and write benchmarks/results/NAME.json."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ablations as ablations_benchmark
+from benchmarks import compare as compare_benchmark
+from benchmarks import controls as controls_benchmark
 from benchmarks import growth as growth_benchmark
+from benchmarks.baselines import memorizing_training, neural_cache, ngram_cache
+from benchmarks.baselines.base import Sequence
+from benchmarks.baselines.frozen import FrozenBackbone
+from benchmarks.baselines.memorizing_transformer import MemorizingTransformer
 from benchmarks.environment import environment
+from benchmarks.inputs import read_sequences
+from benchmarks.lineup import assemble
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.config import Dtype
+from longmem.model_source import REFERENCE_MODEL, ModelSource
+from longmem.text.documents import InputFile, find_files
 
 RESULTS = Path(__file__).parent / "results"
+
+Books = Annotated[list[str], typer.Argument(metavar="BOOK", help="Text files or folders.")]
+LimitTokens = Annotated[int | None, typer.Option(help="Tokens read of each book; default: all.")]
+Model = Annotated[Path, typer.Option(help="LongMem folder.")]
+ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every row alike.")]
+Threads = Annotated[int, typer.Option(help="Torch threads.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of LongMem.")
 
 
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Without a name: all of them."""
+    """Without a name: all that need neither books nor trained models."""
     if context.invoked_subcommand is None:
         growth()
 
@@ -51,6 +72,145 @@ def growth(
     Console().print(table)
     if not figures["passed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    books: Books,
+    model: Annotated[list[Path] | None, typer.Option(help="LongMem folder; several for several rows.")] = None,
+    control: Annotated[Path | None, typer.Option(help="LongMem folder trained without memory.")] = None,
+    memorizing: Annotated[Path | None, typer.Option(help="What train-memorizing wrote.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Part of a row's name; several for several rows.")] = None,
+    limit_tokens: LimitTokens = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "compare.json",
+) -> None:
+    """Every baseline and LongMem on the same token sequences; a table is written beside the JSON."""
+    torch.set_num_threads(threads)
+    models = model or [REFERENCE_MODEL]
+    lineup = assemble(models, control, memorizing, _dtype(dtype), only or [])
+    documents = read_sequences(books, ModelSource(str(models[0])).open_tokenizer(), limit_tokens)
+    settings = {"dtype": dtype, "limit_tokens": limit_tokens, "num_tokens": sum(map(len, documents.values()))}
+    rows = []
+    for row in compare_benchmark.run(lineup.baselines, lineup.references, documents, lineup.segment_tokens):
+        rows.append(row)
+        # after every row, so that hours of work are never held in memory alone
+        table = compare_benchmark.markdown(rows, lineup.references, compare_benchmark.NOT_RUN)
+        _write(out, settings | compare_benchmark.figures(rows, compare_benchmark.NOT_RUN), table)
+        Console(stderr=True).print(f"{row.name}: {row.perplexity.value:.2f}, {row.tokens_per_s:,.0f} tokens/s")
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command()
+def controls(
+    books: Books,
+    model: Model = REFERENCE_MODEL,
+    limit_tokens: LimitTokens = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "controls.json",
+) -> None:
+    """LongMem with its memory, without, with another book's and with shuffled values; where the memory helps."""
+    torch.set_num_threads(threads)
+    opened = ModelSource(str(model), _dtype(dtype)).open()
+    documents = read_sequences(books, opened.tokenizer, limit_tokens)
+    if len(documents) < 2:
+        raise typer.BadParameter("expected at least two books: each reads the memory of another", param_hint="BOOK")
+    figures = controls_benchmark.run(opened, documents)
+    table = controls_benchmark.markdown(figures)
+    _write(out, {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents), **figures}, table)
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command()
+def ablations(
+    books: Books,
+    model: Model = REFERENCE_MODEL,
+    limit_tokens: LimitTokens = 16_384,
+    only: Annotated[str | None, typer.Option(help="sizes or forms; default: both.")] = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "ablations.json",
+) -> None:
+    """Chunk size, memory size, top-k of one trained model; every form of reading before training."""
+    torch.set_num_threads(threads)
+    if only not in (None, "sizes", "forms"):
+        raise typer.BadParameter(f"expected sizes or forms, got {only!r}", param_hint="--only")
+    documents = list(read_sequences(books, ModelSource(str(model)).open_tokenizer(), limit_tokens).values())
+    settings = {"dtype": dtype, "limit_tokens": limit_tokens, "num_tokens": sum(map(len, documents))}
+    lines: list[ablations_benchmark.Line] = []
+    parts = {"sizes": ablations_benchmark.sizes, "forms": ablations_benchmark.forms}
+    for name, part in parts.items():
+        for line in part(model, documents, _dtype(dtype)) if only in (None, name) else ():
+            lines.append(line)
+            Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.2f} ({line.change:+.1%})")
+            table = ablations_benchmark.markdown(lines)
+            _write(out, settings | {"lines": [vars(each) for each in lines]}, table)
+    ablations_benchmark.draw(lines, out.with_suffix(".png"))
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command()
+def fit_caches(
+    books: Books,
+    model: Model = REFERENCE_MODEL,
+    limit_tokens: LimitTokens = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+) -> None:
+    """Choose the weights of both caches on validation books, by a grid; the best become defaults in the code."""
+    torch.set_num_threads(threads)
+    opened = ModelSource(str(model), _dtype(dtype)).open()
+    documents = read_sequences(books, opened.tokenizer, limit_tokens).values()
+    segment_tokens = opened.config.segment_tokens
+    frozen = FrozenBackbone(opened.backbone, segment_tokens)
+    print(*ngram_cache.fit((frozen.logprobs(each), each) for each in documents))
+    cache = neural_cache.NeuralCache(opened.backbone, segment_tokens, opened.sidenet.memory_layer)
+    print(*neural_cache.fit(retrieved for each in documents for retrieved in cache.retrieve(each)))
+
+
+@app.command()
+def train_memorizing(
+    books: Books,
+    out: Annotated[Path, typer.Option(help="Weights to write, .safetensors.")],
+    model: Annotated[Path, typer.Option(help="LongMem folder whose backbone is trained.")] = REFERENCE_MODEL,
+    steps: int = 300,
+    seed: int = 0,
+    threads: Threads = 1,
+) -> None:
+    """Train the Memorizing Transformer baseline; 300 steps are some ten minutes of one core."""
+    torch.set_num_threads(threads)
+    opened = ModelSource(str(model)).open()
+    files = find_files(books)
+    settings = memorizing_training.TrainingSettings(steps, segment_tokens=opened.config.segment_tokens, seed=seed)
+    memorizing = MemorizingTransformer(opened.backbone, opened.sidenet.memory_layer)
+    console = Console(stderr=True)
+
+    def report(step: int, loss: float) -> None:
+        if step % 10 == 0:
+            console.print(f"step {step}: {loss:.3f} nats per token")
+
+    sequences = [partial(_first_sequence, file, opened.tokenizer) for file in files]
+    memorizing_training.train(memorizing, sequences, settings, report)
+    memorizing_training.save(memorizing, out, settings)
+
+
+def _dtype(name: str) -> Dtype:
+    if name not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"expected float32 or bfloat16, got {name}", param_hint="--dtype")
+    return cast(Dtype, name)
+
+
+def _first_sequence(file: InputFile, tokenizer: Tokenizer) -> Sequence:
+    return next(iter(read_sequences([file.path], tokenizer).values()))
+
+
+def _write(out: Path, figures: dict[str, Any], table: str) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"environment": environment(), **figures}
+    out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

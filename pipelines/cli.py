@@ -24,6 +24,7 @@ from pipelines.command_line import (
     local_or_hub,
     num_cores,
 )
+from pipelines.pretrain_command import pretrain
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ class SearchEngine(StrEnum):
 
 
 app.command()(train)
+app.command()(pretrain)
 
 
 @app.callback(invoke_without_command=True)
@@ -190,11 +192,27 @@ def perplexity(
 @app.command()
 def doctor(
     out: Annotated[Path, typer.Option(help="Folder whose disk to check.")] = Path(),
+    model: Annotated[
+        str | None, typer.Option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="With --model: document to measure on.", show_default="the language reference")
+    ] = None,
 ) -> None:
-    """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them.
+    """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
+    what a backbone's layers are worth as memory.
 
-    **Example:** `longmem doctor`
+    **Examples:** `longmem doctor`, `longmem doctor --model gpt2 --text book.txt`
     """
+    if model is not None:
+        console = Console(stderr=True)
+        with exit_codes(console, out):
+            from pipelines.model_doctor import examine_model, render_probe
+
+            render_probe(examine_model(local_or_hub(model), text), model, Console())
+        return
+    if text is not None:
+        raise typer.BadParameter("needs --model", param_hint="--text")
     from actors.cluster import find_cluster
     from pipelines.doctor import diagnose, render
 

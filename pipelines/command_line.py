@@ -42,7 +42,7 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
-            text = f"What was scored is kept. Continue with the same command and --resume --out {self._out}"
+            text = f"What was done is kept. Continue with the same command and --resume --out {self._out}"
             self._console.print(f"[yellow]interrupted.[/] {escape(text)}", soft_wrap=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):

@@ -21,12 +21,15 @@ from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
+from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.training_curves import CurveFiles
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 PRINT_EVERY_S = 10.0
+PERPLEXITIES = {"with_memory": "with memory", "without_memory": "without memory", "backbone": "backbone alone"}
+"""Columns of `validation.csv`, named as in `Validation`, and what the picture calls them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,33 +90,14 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
     with JobFolder(job.out, job.resume) as folder, open_training(job) as training:
         model = training.describe()
         folder.claim(identity(job, model))
-        curves = CurveFiles(job.out)
+        curves = CurveFiles(job.out, PERPLEXITIES)
         saved = checkpoints(job.out / CHECKPOINT_FOLDER)
         first = training.load(saved[-1].absolute()) if saved else 0
         curves.begin(first)
         console.print(f"{model.name}: {model.num_parameters:,} parameters, steps {first} to {config.steps}")
         if first == 0:
             _validate(training, curves, 0, console)
-        step, printed = first, perf_counter()
-        try:
-            while step < config.steps:
-                start = perf_counter()
-                result = training.step()
-                step = result.step
-                curves.add_step(result, perf_counter() - start)
-                if perf_counter() - printed > PRINT_EVERY_S:
-                    printed = perf_counter()
-                    _print_step(console, result, config.steps, perf_counter() - start)
-                if step % job.validate_every == 0 or step == config.steps:
-                    _validate(training, curves, step, console)
-                if step % job.checkpoint_every == 0:
-                    _save(job, training)
-        except KeyboardInterrupt:
-            if step > first:
-                _save(job, training)
-            raise
-        if not saved or step > first:
-            _save(job, training)
+        _train(job, training, curves, first, console)
         training.export((job.out / MODEL_FOLDER).absolute(), model.settings["trained_steps"] + config.steps)
         curves.draw()
         summary = {
@@ -127,6 +111,26 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
         }
         folder.write_json("training.json", summary)
     return summary
+
+
+def _train(job: TrainingJob, training: Training, curves: CurveFiles, first: int, console: Console) -> None:
+    """From step `first` to the last; there is a checkpoint then, also after Ctrl-C, which waits for the step's end."""
+    steps, step, printed = job.task.config.steps, first, perf_counter()
+    with held_interrupts() as is_interrupted:
+        while step < steps:
+            start = perf_counter()
+            result = training.step()
+            step = result.step
+            curves.add_step(result, perf_counter() - start)
+            if perf_counter() - printed > PRINT_EVERY_S:
+                printed = perf_counter()
+                print_step(console, result, steps, perf_counter() - start)
+            if step % job.validate_every == 0 or step == steps:
+                _validate(training, curves, step, console)
+            if is_interrupted() or step % job.checkpoint_every == 0 or step == steps:
+                _save(job, training)
+            if is_interrupted():
+                raise KeyboardInterrupt
 
 
 def identity(job: TrainingJob, model: ModelDescription) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def _validate(training: Training, curves: CurveFiles, step: int, console: Consol
     result = training.validate()
     if result is None:
         return
-    curves.add_validation(step, result)
+    curves.add_validation(step, {name: exp(getattr(result, name)) for name in PERPLEXITIES})
     curves.draw()
     console.print(
         f"step {step}: validation perplexity {exp(result.with_memory):.2f} with memory, "
@@ -160,7 +164,8 @@ def _validate(training: Training, curves: CurveFiles, step: int, console: Consol
     )
 
 
-def _print_step(console: Console, result: StepResult, steps: int, seconds: float) -> None:
+def print_step(console: Console, result: StepResult, steps: int, seconds: float) -> None:
+    """One line of how far training is, judged by the last step's seconds."""
     left = (steps - result.step) * seconds
     console.print(
         f"step {result.step} of {steps} · loss {result.loss:.4f} · {result.tokens / seconds:,.0f} tokens/s · "

@@ -2,8 +2,8 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,11 +11,8 @@ from matplotlib.figure import Figure
 
 from longmem.errors import OutputError
 from longmem.training.trainer import StepResult
-from longmem.training.validation import Validation
 
 STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds")
-VALIDATION_COLUMNS = ("step", "with_memory", "without_memory", "backbone")
-"""The last three are perplexities."""
 SMOOTHING_STEPS = 25
 
 
@@ -24,10 +21,12 @@ class CurveFiles:
     """`curve.csv`, `validation.csv` and `curves.png` of one output folder."""
 
     folder: Path
+    labels: Mapping[str, str]
+    """What the picture calls each perplexity of `validation.csv`, by its column."""
 
     def begin(self, from_step: int) -> None:
         """Keep what was written up to a step (0: nothing), so that a resumed run's curve has each step once."""
-        for name, columns in (("curve.csv", STEP_COLUMNS), ("validation.csv", VALIDATION_COLUMNS)):
+        for name, columns in (("curve.csv", STEP_COLUMNS), ("validation.csv", ("step", *self.labels))):
             rows = [row for row in self._read(name) if int(row["step"]) <= from_step]
             text = io.StringIO()
             writer = csv.DictWriter(text, columns)
@@ -46,20 +45,20 @@ class CurveFiles:
         )
         self._write("curve.csv", ",".join(map(str, values)) + "\n", "a")
 
-    def add_validation(self, step: int, result: Validation) -> None:
-        values = (f"{exp(nats):.6g}" for nats in (result.with_memory, result.without_memory, result.backbone))
+    def add_validation(self, step: int, perplexities: Mapping[str, float]) -> None:
+        """One perplexity for each label."""
+        values = (f"{perplexities[name]:.6g}" for name in self.labels)
         self._write("validation.csv", ",".join([str(step), *values]) + "\n", "a")
 
     def draw(self) -> None:
-        """Write `curves.png`: training loss, and validation perplexity with memory, without, and of the backbone."""
+        """Write `curves.png`: training loss, and every validation perplexity."""
         steps, validations = self._read("curve.csv"), self._read("validation.csv")
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         losses = [float(row["loss"]) for row in steps]
         left.plot([int(row["step"]) for row in steps], _smoothed(losses), color="#1f77b4")
         left.set(xlabel="step", ylabel="nats per token", title=f"Training loss (mean of {SMOOTHING_STEPS} steps)")
-        labels = {"with_memory": "with memory", "without_memory": "without memory", "backbone": "backbone alone"}
-        for name, label in labels.items():
+        for name, label in self.labels.items():
             right.plot(
                 [int(row["step"]) for row in validations], [float(row[name]) for row in validations], label=label
             )

@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.sidenet.places import slots_in_order
-from longmem.sidenet.reading import COSINE_SCALE, Reading
+from longmem.sidenet.reading import Reading
 
 FEATURES = ("best similarity", "mean similarity", "largest share", "expected log share", "longest run")
 """Inputs of λ: of the similarities, of the copy distribution per distinct token, of the runs."""
-FEATURE_WEIGHTS = (1.0, 0.0, 2.0, 0.3, 0.5)
-FEATURE_BIAS = -3.0
-RUN_BIAS = (-1.7, -0.3, 1.0, 1.6, 1.8)
+FEATURE_WEIGHTS = (1.0, 0.25, 1.9, 0.45, 1.0)
+FEATURE_BIAS = -3.05
+COPY_SCALE = 14.0
+"""β on cosines: smaller than in attention without runs, because runs do part of the work."""
+RUN_BIAS = (-2.0, -0.45, 1.15, 1.9, 2.4)
 """m for runs of 0, 1, 2, 3, 4 tokens; longer ones start like the last."""
-AGE = 0.5
+AGE = 0.45
 """γ: what lies twice as far back weighs 0.7 times as much."""
 MLP_WIDTH = 64
 
@@ -90,7 +92,9 @@ class CopyHead(nn.Module):
         self._runs = config.copy_match_tokens
         # a joint product is a mean over heads where attention would have a sum
         products = scale * (kv_heads if config.retrieval == "joint" else 1)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(COSINE_SCALE if config.keys == "unit" else products)))
+        self._cosines = config.keys == "unit"
+        self._products_scale = products
+        self.log_scale = nn.Parameter(torch.tensor(math.log(COPY_SCALE if self._cosines else products)))
         start = [RUN_BIAS[min(run, len(RUN_BIAS) - 1)] if self._runs else 0.0 for run in range(self._runs + 1)]
         self.run_bias = nn.Parameter(torch.tensor(start))
         self.age = nn.Parameter(torch.tensor(AGE))
@@ -127,12 +131,12 @@ class CopyHead(nn.Module):
         heads = weights.shape[1]
         tokens = sequence[(index + 1).where(valid, 0)].flatten(1)
         weights = weights.flatten(1) / heads
-        similarity = reading.products.where(valid, 0.0)
+        similarity = self._similarity(reading.products)
         shares = _shares(tokens, weights)
         features = torch.stack(
             [
-                reading.products.masked_fill(~valid, -torch.inf).amax(dim=(1, 2)),
-                similarity.sum(dim=(1, 2)) / valid.sum(dim=(1, 2)),
+                similarity.masked_fill(~valid, -torch.inf).amax(dim=(1, 2)),
+                similarity.where(valid, 0.0).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)),
                 shares.amax(dim=1),
                 (weights * shares.clamp(min=1e-9).log()).sum(dim=1),
                 runs.amax(dim=(1, 2)).float() / max(self._runs, 1),
@@ -141,6 +145,12 @@ class CopyHead(nn.Module):
         )
         learned = self.mlp(torch.cat([hidden, features], dim=1))[:, 0]
         return Copies(tokens, weights, self.bias + features @ self.feature_weights + learned)
+
+    def _similarity(self, products: Tensor) -> Tensor:
+        """Cosines as they are. Other products have no bound, and one of a thousand must not decide λ alone."""
+        if self._cosines:
+            return products
+        return (products * (self._products_scale / COPY_SCALE)).tanh()
 
 
 def _runs(

@@ -75,6 +75,10 @@ class SideNet(nn.Module):
                     setattr(module, "layer_idx", index)  # noqa: B010 - mypy takes a module's attributes for tensors
         norm = getattr(backbone.stack, backbone.family.norm)
         self.norm: nn.Module | None = copy.deepcopy(norm)
+        # copies of frozen blocks are frozen too
+        for copied in (self.layers, self.norm):
+            if copied is not None:
+                copied.requires_grad_(True)
         self.scale = nn.Parameter(torch.full((len(sources),), float(config.scale_start)))
         self.gate = nn.Parameter(torch.full((self._shape.heads,), float(config.gate_start)))
         attention_scale = self._family.scale_of(self._memory_attention)

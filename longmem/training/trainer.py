@@ -136,6 +136,10 @@ class Trainer:
         nats = torch.zeros((), dtype=torch.float64)
         for first in range(0, len(self.rows), config.micro_rows):
             nats += self._learn(self.rows[first : first + config.micro_rows], tokens)
+        for parameter in self.parameters:
+            # what no gradient has reached counts as seen by Adam all the same: alone, with others, and after a resume
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if self._reduce is not None:
             self._reduce(nats)
             self._reduce_gradients(self._reduce)
@@ -171,8 +175,7 @@ class Trainer:
     def _reduce_gradients(self, reduce: Callable[[Tensor], None]) -> None:
         """All gradients as one vector: one exchange per step."""
         parameters = self.parameters
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
         reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter).clone()

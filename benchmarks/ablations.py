@@ -1,0 +1,115 @@
+"""What each choice is worth: one trained model read in other ways, and untrained models in every form of reading.
+
+Sizes (chunk, memory, top-k) are settings of reading, so one trained model serves all of them; forms have parameters of
+their own, so each is a new, untrained SideNet on the same backbone: what the training-free start gains.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.baselines.base import Sequence as Tokens
+from longmem.checkpoint import BACKBONE_FOLDER
+from longmem.config import PAPER_FORM, Dtype
+from longmem.model_source import ModelSource
+from longmem.training.validation import validate
+
+SIZES: dict[str, list[int]] = {
+    "chunk_tokens": [1, 2, 4, 8, 16],
+    "memory_tokens": [4_096, 8_192, 16_384, 32_768, 65_536],
+    "top_k": [16, 32, 64, 128],
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper's form": PAPER_FORM,
+    "paper's form, chunk 1": {**PAPER_FORM, "chunk_tokens": 1},
+    "query=side": {"query": "side"},
+    "query=side, keys=raw": {"query": "side", "keys": "raw"},
+    "keys=centred": {"keys": "centred"},
+    "values=same": {"values": "same"},
+    "retrieval=per_head": {"retrieval": "per_head"},
+    "copy_head=false": {"copy_head": False},
+    "copy_match_tokens=0": {"copy_match_tokens": 0},
+    "chunk_tokens=4": {"chunk_tokens": 4},
+    "fusion=false": {"fusion": False},
+}
+"""The default with one choice changed; the paper's form; both untrained."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant on all documents."""
+
+    group: str
+    name: str
+    perplexity: float
+    backbone: float
+    tokens_per_s: float
+
+    @property
+    def change(self) -> float:
+        """Against the backbone alone."""
+        return self.perplexity / self.backbone - 1
+
+
+def sizes(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[Line]:
+    """Every size of SIZES alone, the others as the model has them."""
+    for group, values in SIZES.items():
+        for value in values:
+            yield _measure(group, str(value), ModelSource(str(model), dtype, settings={group: value}), documents)
+
+
+def forms(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[Line]:
+    """Every form of FORMS on the model's backbone, with its segment, memory layer and sizes."""
+    trained = ModelSource(str(model)).open()
+    kept = {
+        "segment_tokens": trained.config.segment_tokens,
+        "memory_layer": trained.sidenet.memory_layer,
+        "memory_tokens": trained.config.memory_tokens,
+        "top_k": trained.config.top_k,
+    }
+    for name, settings in FORMS.items():
+        source = ModelSource(str(model / BACKBONE_FOLDER), dtype, settings={**kept, **settings})
+        yield _measure("untrained form", name, source, documents)
+
+
+def _measure(group: str, name: str, source: ModelSource, documents: Sequence[Tokens]) -> Line:
+    model = source.open()
+    model.sidenet.float()
+    start = perf_counter()
+    result = validate(model, documents)
+    return Line(group, name, exp(result.with_memory), exp(result.backbone), result.tokens / (perf_counter() - start))
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """One table of all lines."""
+    rows = ["| group | variant | perplexity | change | tokens/s |", "|---|---|--:|--:|--:|"]
+    rows += [
+        f"| {line.group} | {line.name} | {line.perplexity:.2f} | {line.change:+.1%} | {line.tokens_per_s:,.0f} |"
+        for line in lines
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def draw(lines: Sequence[Line], path: Path) -> None:
+    """One panel for each size, change of perplexity over its value."""
+    groups = [group for group in SIZES if any(line.group == group for line in lines)]
+    if not groups:
+        return
+    figure = Figure(figsize=(4 * len(groups), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        part = [line for line in lines if line.group == group]
+        axes.plot([int(line.name) for line in part], [100 * line.change for line in part], marker="o")
+        axes.set(xscale="log", xlabel=group, ylabel="change of perplexity, %")
+        axes.set_xticks([int(line.name) for line in part], [line.name for line in part])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure)
+    figure.savefig(path)

@@ -1,0 +1,32 @@
+"""Full causal attention over the longest window that the backbone's positions allow."""
+
+import numpy as np
+import torch
+
+from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
+from benchmarks.baselines.windows import separate_windows_logprobs
+from longmem.backbone.backbone import Backbone
+from longmem.dtypes import to_array
+
+
+class FullAttention(AbstractBaseline):
+    """Longer windows one after the other. A backbone that never saw such distances in training may lose by them."""
+
+    name = "full attention"
+
+    def __init__(self, backbone: Backbone, window_tokens: int, trained_tokens: int) -> None:
+        """`trained_tokens`: window that the backbone was trained on, for the description."""
+        backbone.check_segment_tokens(window_tokens)
+        self._backbone = backbone
+        self._window_tokens = window_tokens
+        self._trained_tokens = trained_tokens
+
+    @property
+    def description(self) -> str:
+        return (
+            f"windows of {self._window_tokens} tokens, each alone; the backbone was trained on {self._trained_tokens}"
+        )
+
+    def logprobs(self, sequence: Sequence) -> LogProbs:
+        tokens = torch.from_numpy(np.array(sequence))
+        return to_array(separate_windows_logprobs(self._backbone, tokens, self._window_tokens))

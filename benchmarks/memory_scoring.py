@@ -1,0 +1,100 @@
+"""LongMem over one document, with what its segments read changed on the way: the only place that calls the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
+from longmem.memory.view import MemoryView
+from longmem.model import LongMem
+from longmem.past import ContinuedPast, text_key
+from longmem.text.segments import cut_segments
+from longmem.types import Segment
+
+ReadingChange = Callable[[Segment, MemoryView | None], MemoryView | None]
+"""What a segment reads instead of the view of its own past."""
+
+
+class LongMemBaseline(AbstractBaseline):
+    """A LongMem as one row among others: its memory is the document's past, gone with the document."""
+
+    def __init__(self, model: LongMem, name: str) -> None:
+        self.name = name
+        self._model = model
+
+    @property
+    def description(self) -> str:
+        config = self._model.config
+        memory = f"memory of {config.memory_tokens:,} tokens, layer {self._model.sidenet.memory_layer}"
+        trained = f"trained for {config.trained_steps:,} steps" if self._model.trained else "not trained"
+        return f"SideNet {trained}; {memory if config.memory_tokens else 'no memory'}"
+
+    def logprobs(self, sequence: Sequence) -> LogProbs:
+        return score_readings(self._model, sequence, {self.name: own_memory})[self.name]
+
+
+def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, ReadingChange]) -> dict[str, LogProbs]:
+    """Log-probabilities of a document's targets under each way of reading; segments are encoded once for all."""
+    past = empty_past(model)
+    scores: dict[str, list[LogProbs]] = {name: [] for name in readings}
+    for segment in cut_segments(text_key(None), sequence, model.config.segment_tokens):
+        encoded = model.encode(segment)
+        view = past.view(segment.index)
+        for name, change in readings.items():
+            scores[name].append(
+                model.score_segment(segment, encoded.block.keys, encoded.taps, change(segment, view)).logprobs
+            )
+        past.accept(encoded.block)
+    return {name: np.concatenate(parts) for name, parts in scores.items()}
+
+
+def empty_past(model: LongMem) -> ContinuedPast:
+    """A memory in this process that holds nothing yet."""
+    return ContinuedPast(None, model.config, model.key_space)
+
+
+def own_memory(_segment: Segment, view: MemoryView | None) -> MemoryView | None:
+    """The document's past as it is."""
+    return view
+
+
+def no_memory(_segment: Segment, _view: MemoryView | None) -> None:
+    """Nothing to read: the SideNet's local attention alone."""
+
+
+def shuffled_values(segment: Segment, view: MemoryView | None) -> MemoryView | None:
+    """The document's own keys, each with the value and the token of another place.
+
+    Search finds the same places as ever; what is read there has nothing to do with them.
+    """
+    if view is None:
+        return None
+    slots = torch.arange(view.tokens.shape[1], device=view.lengths.device)
+    real = (slots < view.lengths[:, None]).flatten().nonzero().squeeze(1)
+    permutation = torch.randperm(len(real), generator=torch.Generator().manual_seed(segment.index)).to(real.device)
+    order = torch.arange(view.tokens.numel(), device=real.device)
+    order[real] = real[permutation]
+    values = view.values.flatten(1, 2)[:, order].reshape(view.values.shape)
+    tokens = view.tokens.flatten()[order].reshape(view.tokens.shape)
+    return replace(view, values=values, tokens=tokens)
+
+
+class OtherBook:
+    """Reads another document's past of the same length, or all of it where that document is shorter."""
+
+    def __init__(self, model: LongMem, sequence: Sequence) -> None:
+        self._model = model
+        self._past = empty_past(model)
+        segments = cut_segments(text_key(None), sequence, model.config.segment_tokens)
+        self._segments = [segment for segment in segments if segment.num_tokens == model.config.segment_tokens]
+        self._num_read = 0
+
+    def __call__(self, segment: Segment, _view: MemoryView | None) -> MemoryView | None:
+        wanted = min(segment.index, len(self._segments))
+        for other in self._segments[self._num_read : wanted]:
+            self._past.accept(self._model.encode(other).block)
+        self._num_read = max(self._num_read, wanted)
+        view = self._past.view(wanted)
+        return None if view is None else replace(view, end_token=segment.start_token)

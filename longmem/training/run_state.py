@@ -1,0 +1,103 @@
+"""A training run on disk: weights and optimiser in safetensors, all else in JSON; a checkpoint is written whole or not.
+
+checkpoints/step-00000200/   <weights>.safetensors · optimiser.safetensors · state.json
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from longmem.errors import CheckpointError, OutputError
+
+OPTIMISER_FILE = "optimiser.safetensors"
+STATE_FILE = "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = 2
+"""Newest checkpoints that stay: one to go on from, and the one before it should that be damaged."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint holds; tensors on the CPU."""
+
+    state: dict[str, Any]
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def write_run_state(
+    folder: Path,
+    weights_file: str,
+    weights: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint; `state` holds `step`. All but the newest go. Raises OutputError."""
+    target = folder / f"step-{state['step']:08d}"
+    scratch = folder / f".{target.name}.{os.getpid()}"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, scratch / weights_file)
+        save_file(_moments(optimiser, parameters), scratch / OPTIMISER_FILE)
+        (scratch / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        for old in checkpoints(folder)[:-KEPT]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {target}: {error}; repair that and run again with --resume") from error
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
+
+
+def read_run_state(path: Path, weights_file: str) -> RunState:
+    """Raises CheckpointError when a file is missing or damaged."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        return RunState(state, load_file(path / weights_file), load_file(path / OPTIMISER_FILE))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; delete it to go on from the one before it") from error
+
+
+def restore_moments(
+    path: Path, saved: RunState, optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Bring an Adam optimiser of these parameters to the saved state. Raises CheckpointError."""
+    for name, parameter in parameters.items():
+        if not all(f"{name}.{moment}" in saved.moments for moment in MOMENTS):
+            raise CheckpointError(f"{path / OPTIMISER_FILE} lacks {name}: it is of a run that trained other parameters")
+        optimiser.state[parameter] = {
+            "step": torch.tensor(float(saved.step)),
+            **{moment: saved.moments[f"{name}.{moment}"].to(parameter.device) for moment in MOMENTS},
+        }
+
+
+def _moments(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Zeros for parameters that no gradient has reached yet, as Adam would start them."""
+    state = optimiser.state
+    return {
+        f"{name}.{moment}": (
+            state[parameter][moment] if parameter in state else torch.zeros_like(parameter)
+        ).contiguous()
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+    }

@@ -1,0 +1,92 @@
+"""`longmem pretrain`: options become one checked job."""
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, num_cores
+
+
+def pretrain(
+    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    out: Annotated[Path, typer.Option(help="Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")],
+    size: Annotated[str, typer.Option(help="8m (the reference model's shape, for a CPU) or 100m (for a GPU).")],
+    valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,
+    valid_tokens: Annotated[int, typer.Option(help="Of each of them, from its start.")] = 4096,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the job in --out, or begin it where --out is empty.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="End this slice after so long, with a checkpoint; --resume goes on.", show_default="no end"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps.", show_default="one pass over the data; four for 100m")
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Of a step.", show_default="the size's")] = None,
+    micro_rows: Annotated[
+        int | None, typer.Option(help="Windows of one forward and backward.", show_default="the size's")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default="the size's")] = None,
+    repeat_share: Annotated[
+        float | None, typer.Option(help="Windows that repeat their beginning, to learn copying.", show_default="0.1")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="First weights and order of the windows.")] = 0,
+    dtype: Annotated[
+        ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")
+    ] = ComputeDtype.BFLOAT16,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of torch and tokenizer.", show_default="cores")] = None,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 200,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+) -> None:
+    """Train a small backbone and its tokenizer from nothing, in slices if need be.
+
+    **Example:** `longmem pretrain --size 8m --data books/train --valid books/valid --out runs/backbone`
+    """
+    console = Console(stderr=True)
+    with exit_codes(console, out):
+        used_threads = threads or num_cores()
+        # read once, when the tokenizer library starts its threads
+        os.environ.setdefault("RAYON_NUM_THREADS", str(used_threads))
+        # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
+        from longmem.pretraining.presets import preset_of
+        from pipelines.pretrain import run_pretraining
+        from pipelines.pretrain_job import PretrainingJob
+
+        preset = preset_of(size)
+        given: dict[str, Any] = {
+            "steps": steps,
+            "batch_tokens": batch_tokens,
+            "micro_rows": micro_rows,
+            "learning_rate": learning_rate,
+            "repeat_share": repeat_share,
+            "seed": seed,
+        }
+        config = replace(preset.config, **{name: value for name, value in given.items() if value is not None})
+        job = PretrainingJob(
+            preset=replace(preset, config=config),
+            data=local_inputs(data),
+            valid=local_inputs(valid or []),
+            out=out,
+            valid_tokens=valid_tokens,
+            device=device,
+            dtype=dtype.value,
+            threads=used_threads,
+            validate_every=validate_every,
+            checkpoint_every=checkpoint_every,
+            max_minutes=max_minutes,
+            resume=resume,
+            command=shlex.join(["longmem", *sys.argv[1:]]),
+        )
+        summary = run_pretraining(job, console)
+        if summary is None:
+            console.print("[yellow]slice over.[/] Continue with the same command and --resume")
+        else:
+            Console().print(f"trained backbone: {out / 'model'}", soft_wrap=True)
