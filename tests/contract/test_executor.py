@@ -28,6 +28,7 @@ from longmem.testing import save_small_backbone, small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
 from pipelines.scheduler import Limits, SegmentScheduler
+from tests.inputs import DEFAULT_FORM
 
 pytest_plugins = ["tests.ray_cluster"]
 
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (token,) = small_longmem(folder).tokenizer.sequence(POISON)[1:]
     weights[name][token] = float("nan")
     save_file(weights, backbone / "model.safetensors", {"format": "pt"})
-    small_longmem(folder).save_pretrained(folder / "checkpoint")
+    small_longmem(folder, **{**DEFAULT_FORM, "chunk_tokens": 4}).save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"
 
 

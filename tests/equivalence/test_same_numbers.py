@@ -28,6 +28,7 @@ from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.job import PerplexityJob, run_job
 from pipelines.scheduler import Limits, SegmentScheduler
+from tests.inputs import FORMS
 
 pytest_plugins = ["tests.ray_cluster"]
 
@@ -37,10 +38,12 @@ LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    small_longmem(folder).save_pretrained(folder / "checkpoint")
-    return folder / "checkpoint"
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model folder for each form."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, form in FORMS.items():
+        small_longmem(folder, **form).save_pretrained(folder / name)
+    return {name: folder / name for name in FORMS}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +62,14 @@ Job = Callable[..., PerplexityJob]
 
 
 @pytest.fixture(scope="module")
-def job(checkpoint: Path, books: Path) -> Job:
+def job(checkpoints: dict[str, Path], books: Path) -> Job:
     """`job(out, encoders=…, …)`; without workers it runs in this process."""
 
-    def make(out: Path, *, resume: bool = False, **workers: int) -> PerplexityJob:
+    def make(out: Path, *, form: str = "default", resume: bool = False, **workers: int) -> PerplexityJob:
         return PerplexityJob(
             inputs=(str(books),),
             out=out,
-            model=ModelSource(str(checkpoint)),
+            model=ModelSource(str(checkpoints[form])),
             cluster=ClusterShape(address="local", **workers) if workers else None,
             threads=1,
             limits=Limits(8, 2**30),
@@ -89,19 +92,25 @@ def tables(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def expected(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process says that does one thing at a time and is never disturbed."""
-    return run(job(tmp_path_factory.mktemp("expected") / "out"))
+def inline(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """What one process says, for each form, that does one thing at a time and is never disturbed."""
+    return {form: run(job(tmp_path_factory.mktemp("inline") / "out", form=form)) for form in FORMS}
+
+
+@pytest.fixture(scope="module")
+def expected(inline: dict[str, dict[str, bytes]]) -> dict[str, bytes]:
+    return inline["default"]
 
 
 # --- whole jobs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", FORMS)
 def test_the_job_says_what_the_plain_loop_says(
-    expected: dict[str, bytes], checkpoint: Path, books: Path, tmp_path: Path
+    form: str, inline: dict[str, dict[str, bytes]], checkpoints: dict[str, Path], books: Path, tmp_path: Path
 ) -> None:
-    model = ModelSource(str(checkpoint)).open()
-    (tmp_path / "tokens.parquet").write_bytes(expected["tokens.parquet"])
+    model = ModelSource(str(checkpoints[form])).open()
+    (tmp_path / "tokens.parquet").write_bytes(inline[form]["tokens.parquet"])
     table = pq.read_table(tmp_path / "tokens.parquet").to_pydict()
     for name in LENGTHS:
         with InMemoryStore() as store:
@@ -117,12 +126,22 @@ def test_the_job_says_what_the_plain_loop_says(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [(1, 1, 1), (2, 3, 2)], ids=["1+1", "2+3 on 2 stores"])
+@pytest.mark.parametrize(
+    ("form", "workers"),
+    [("paper", (1, 1, 1)), ("default", (2, 3, 2))],
+    ids=["paper, 1+1", "default, 2+3 on 2 stores"],
+)
 def test_ray_workers_give_the_same_bytes(
-    ray_cluster: None, workers: tuple[int, int, int], expected: dict[str, bytes], job: Job, tmp_path: Path
+    ray_cluster: None,
+    form: str,
+    workers: tuple[int, int, int],
+    inline: dict[str, dict[str, bytes]],
+    job: Job,
+    tmp_path: Path,
 ) -> None:
     encoders, readers, stores = workers
-    assert run(job(tmp_path / "out", encoders=encoders, readers=readers, stores=stores)) == expected
+    found = run(job(tmp_path / "out", form=form, encoders=encoders, readers=readers, stores=stores))
+    assert found == inline[form]
 
 
 class Interrupted(InlineExecutor):
@@ -242,13 +261,14 @@ def model_of(small_model: Callable[..., LongMem]) -> Callable[..., LongMem]:
 
 
 # no shrinking: each example runs a model, and a simpler schedule is not easier to read
-@settings(max_examples=15, phases=[Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, phases=[Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(
     choices=st.randoms(use_true_random=False),
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3),
     sizes=st.sampled_from([(8, 4, 24), (8, 2, 8), (16, 4, 40), (16, 8, 4096), (32, 4, 0), (8, 8, 48)]),
     slots=st.tuples(*[st.integers(1, 4)] * 3),
     in_flight=st.integers(1, 9),
+    form=st.sampled_from(sorted(FORMS)),
 )
 def test_no_schedule_changes_a_number(
     model_of: Callable[..., LongMem],
@@ -257,10 +277,12 @@ def test_no_schedule_changes_a_number(
     sizes: tuple[int, int, int],
     slots: tuple[int, int, int],
     in_flight: int,
+    form: str,
 ) -> None:
     """`sizes`: tokens of a segment, of a chunk and of the window."""
     segment_tokens, chunk_tokens, memory_tokens = sizes
-    model = model_of(segment_tokens=segment_tokens, chunk_tokens=chunk_tokens, memory_tokens=memory_tokens)
+    windows = {"segment_tokens": segment_tokens, "chunk_tokens": chunk_tokens, "memory_tokens": memory_tokens}
+    model = model_of(**{**FORMS[form], **windows})
     texts = {DocumentKey("n", str(number)): random_text(length, number) for number, length in enumerate(lengths)}
     documents = {key: cut_segments(key, model.tokenizer.sequence(text), segment_tokens) for key, text in texts.items()}
     with Workers(model, dict(zip(STAGES, slots, strict=True)), choices) as workers:
@@ -294,10 +316,12 @@ def test_the_unruly_workers_are_unruly(model_of: Callable[..., LongMem]) -> None
 
 
 def test_a_smaller_window_would_be_noticed(
-    job: Job, expected: dict[str, bytes], tmp_path: Path, checkpoint: Path
+    job: Job, expected: dict[str, bytes], tmp_path: Path, checkpoints: dict[str, Path]
 ) -> None:
     """The comparisons above can fail: one setting that should move the numbers does."""
-    other = replace(job(tmp_path / "out"), model=ModelSource(str(checkpoint), settings={"memory_tokens": 64}))
+    other = replace(
+        job(tmp_path / "out"), model=ModelSource(str(checkpoints["default"]), settings={"memory_tokens": 64})
+    )
     found = run(other)
     assert found["tokens.parquet"] != expected["tokens.parquet"]
     assert found["segments.parquet"] != expected["segments.parquet"]

@@ -12,22 +12,26 @@ from longmem.memory.handle import DocumentMemory
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
 from longmem.scoring import TextScores
+from tests.inputs import FORMS
+
+Shape = tuple[int, int, int, int]
+Models = Callable[[Shape, str], LongMem]
 
 # (segment_tokens, chunk_tokens, memory_tokens, top_k), with windows that are none, one segment, all, and in between
 SHAPES = [(16, 4, 64, 8), (16, 1, 16, 3), (12, 3, 21, 6), (8, 8, 24, 8), (16, 4, 0, 8)]
 MAX_CHARACTERS = 70
 
+forms = st.sampled_from(sorted(FORMS))
 texts = st.text("abcdefgh ", min_size=20, max_size=MAX_CHARACTERS)  # few letters: chunks resemble one another
 
 
 @pytest.fixture(scope="module")
-def models(small_model: Callable[..., LongMem]) -> Callable[[tuple[int, int, int, int]], LongMem]:
+def models(small_model: Callable[..., LongMem]) -> Models:
     @cache
-    def model(shape: tuple[int, int, int, int]) -> LongMem:
+    def model(shape: Shape, form: str) -> LongMem:
         segment, chunk, memory, top_k = shape
-        return small_model(
-            "llama", segment_tokens=segment, chunk_tokens=chunk, memory_tokens=memory, top_k=top_k, kv_dtype="float32"
-        )
+        sizes = {"segment_tokens": segment, "chunk_tokens": chunk, "memory_tokens": memory, "top_k": top_k}
+        return small_model("llama", **{**FORMS[form], **sizes, "kv_dtype": "float32"})
 
     return model
 
@@ -53,35 +57,37 @@ def same_before(one: TextScores, other: TextScores, position: int, segment_token
             assert first.retrieval.chunks_digest == second.retrieval.chunks_digest
 
 
-@settings(max_examples=14)
-@given(text=texts, shape=st.sampled_from(SHAPES), data=st.data())
+@settings(max_examples=20)
+@given(text=texts, shape=st.sampled_from(SHAPES), form=forms, data=st.data())
 def test_changing_the_future_moves_nothing(
-    models: Callable[[tuple[int, int, int, int]], LongMem],
-    shape: tuple[int, int, int, int],
+    models: Models,
+    shape: Shape,
+    form: str,
     text: str,
     data: st.DataObject,
 ) -> None:
     position = data.draw(st.integers(0, len(text) - 1))
     changed = other_letters(text, position)
     assert changed[position:] != text[position:]
-    model = models(shape)
+    model = models(shape, form)
     one, other = (model.score(each, own_memory()) for each in (text, changed))
     assert len(one.logprobs) == len(text)
     same_before(one, other, position, shape[0])
 
 
-@settings(max_examples=8)
-@given(text=texts, shape=st.sampled_from(SHAPES), data=st.data())
-@example(text="a" * 40, shape=SHAPES[0], data=None)
+@settings(max_examples=12)
+@given(text=texts, shape=st.sampled_from(SHAPES), form=forms, data=st.data())
+@example(text="a" * 40, shape=SHAPES[0], form="default", data=None)
 def test_a_document_that_ends_earlier_scores_the_same_so_far(
-    models: Callable[[tuple[int, int, int, int]], LongMem],
-    shape: tuple[int, int, int, int],
+    models: Models,
+    shape: Shape,
+    form: str,
     text: str,
     data: st.DataObject | None,
 ) -> None:
     """To the bit in whole segments; in the cut one the shorter matrices may round differently."""
     length = data.draw(st.integers(1, len(text))) if data else 20
-    model = models(shape)
+    model = models(shape, form)
     whole, part = (model.score(each, own_memory()) for each in (text, text[:length]))
     np.testing.assert_allclose(part.logprobs, whole.logprobs[:length], rtol=0, atol=1e-5)
     exact = (length + 1) // shape[0] * shape[0] - 1  # the last target of whole segments lies in the next one
@@ -89,16 +95,17 @@ def test_a_document_that_ends_earlier_scores_the_same_so_far(
         assert np.array_equal(part.logprobs[:exact], whole.logprobs[:exact])
 
 
-@settings(max_examples=8)
-@given(document=texts, text=texts, shape=st.sampled_from(SHAPES), data=st.data())
+@settings(max_examples=12)
+@given(document=texts, text=texts, shape=st.sampled_from(SHAPES), form=forms, data=st.data())
 def test_a_text_that_follows_a_document_has_no_future_either(
-    models: Callable[[tuple[int, int, int, int]], LongMem],
-    shape: tuple[int, int, int, int],
+    models: Models,
+    shape: Shape,
+    form: str,
     document: str,
     text: str,
     data: st.DataObject,
 ) -> None:
-    model = models(shape)
+    model = models(shape, form)
     memory = own_memory()
     model.score(document, memory)
     position = data.draw(st.integers(0, len(text) - 1))
@@ -110,13 +117,12 @@ LONG = "the cat sat on the mat and the dog sat on the log and the cat ate the ra
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_window_is_exactly_as_long_as_configured(
-    models: Callable[[tuple[int, int, int, int]], LongMem], shape: tuple[int, int, int, int]
-) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_the_window_is_exactly_as_long_as_configured(models: Models, shape: Shape, form: str) -> None:
     """A change before a segment's window does not reach it, a change inside does: or the tests above would also pass
     for a model without any memory."""
     segment, _, memory, _ = shape
-    model = models(shape)
+    model = models(shape, form)
     before = model.score(LONG, own_memory()).segments
     last = len(LONG) // segment - 1
     start = last * segment

@@ -16,6 +16,7 @@ from longmem.model import LongMem
 from longmem.scoring import TextScores
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
+from tests.inputs import FORMS
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log and the cat ate",
@@ -35,9 +36,10 @@ keys = st.builds(DocumentKey, names, names)
 alike_keys = st.builds(DocumentKey, st.sampled_from("ab"), st.sampled_from("ab"))  # of three, two share a name
 
 
-@pytest.fixture(scope="module")
-def model(small_model: Callable[..., LongMem]) -> LongMem:
-    return small_model("llama", segment_tokens=16, chunk_tokens=4, memory_tokens=32, top_k=8)
+@pytest.fixture(scope="module", params=FORMS)
+def model(request: pytest.FixtureRequest, small_model: Callable[..., LongMem]) -> LongMem:
+    sizes = {"segment_tokens": 16, "memory_tokens": 32, "top_k": 8}
+    return small_model("llama", **{**FORMS[request.param], **sizes})
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +183,12 @@ def test_one_reader_of_many_documents_in_any_order(
             assert score.retrieval.chunks_digest == expected.retrieval.chunks_digest
 
 
-def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(small_model: Callable[..., LongMem]) -> None:
-    model = small_model("llama", segment_tokens=16, memory_tokens=96)  # the whole past, so that nothing falls out
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(
+    form: str, small_model: Callable[..., LongMem]
+) -> None:
+    # the whole past, so that nothing falls out
+    model = small_model("llama", **{**FORMS[form], "segment_tokens": 16, "memory_tokens": 96})
     key = DocumentKey("default", "book")
     with InlineExecutor(model, MemoryStore.open("memory://")) as executor:
         for number in (0, 2):

@@ -21,6 +21,7 @@ from longmem.errors import CheckpointError, ConfigError, LongMemError
 from longmem.model import LongMem
 from longmem.sidenet.sidenet import SideNet
 from longmem.testing import save_small_backbone, unsettle
+from tests.inputs import FORMS
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom"  # three segments of 32
 SIDENET = "sidenet.safetensors"
@@ -78,10 +79,11 @@ def refused(folder: Path, *words: str, kind: type[LongMemError] = CheckpointErro
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("form", FORMS)
 def test_scores_of_every_family_survive_to_the_bit(
-    family: str, small_model: Callable[..., LongMem], tmp_path: Path
+    family: str, form: str, small_model: Callable[..., LongMem], tmp_path: Path
 ) -> None:
-    model = trained(small_model(family))
+    model = trained(small_model(family, **FORMS[form]))
     model.save_pretrained(tmp_path / "model")
     loaded = LongMem.from_pretrained(tmp_path / "model")
     assert loaded.config == model.config

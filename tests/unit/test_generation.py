@@ -1,7 +1,8 @@
 """Generating token by token against the definition: every step computed anew from all tokens so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from longmem import generation
 from longmem.backbone.families import FAMILIES
+from longmem.config import PAPER_FORM
 from longmem.errors import ConfigError, DocumentError, FingerprintError, MissingBlockError
 from longmem.generation import Decoder, Sampling, choose, generate
 from longmem.memory.handle import DocumentMemory
@@ -17,14 +19,20 @@ from longmem.memory.opening import MemoryStore
 from longmem.memory.store import AbstractMemoryStore
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-from longmem.types import DocumentKey, KVBlock, Segment
-from tests.inputs import sidenet_input
+from longmem.types import DocumentKey, Segment
+from tests.inputs import DEFAULT_FORM, sidenet_input
 
-NaiveView = Callable[[Sequence[KVBlock], int, int], MemoryView | None]
+NaiveView = Callable[..., MemoryView | None]
 
 DOCUMENT = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse"
 PROMPT = "and nothing particular to interest me on shore, I thought I"  # 59 bytes: 60 tokens, nearly two segments
 KEY = DocumentKey("", "")
+
+DEFAULT = {**DEFAULT_FORM, "kv_dtype": "float32"}
+"""A token asks with its own key: rounded to half precision it may be so to another side when the segment is read in
+pieces, which is enough to move a log-probability by more than float32 does."""
+FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": DEFAULT}
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 class NaiveDecoder:
@@ -49,10 +57,11 @@ class NaiveDecoder:
                 blocks.append(replace(block, start_token=place))
                 continue
             batch = torch.tensor(part[None])
-            view = self.naive_view(blocks, max(0, place - config.memory_tokens), place)
+            view = self.naive_view(blocks, max(0, place - config.memory_tokens), place, model.key_space)
             with torch.no_grad():
-                hidden = model.sidenet(sidenet_input(model, batch, [view]), model.search).hidden
-                return model.backbone.logits(hidden[0, -1:])[0]
+                output = model.sidenet(sidenet_input(model, batch, [view]), model.search)
+                logits, copies = model.backbone.logits(output.hidden[0]), output.copies[0]
+                return (logits if copies is None else copies.mix_logits(logits))[-1]
         raise AssertionError("no tokens")
 
 
@@ -118,9 +127,14 @@ SAMPLED = Sampling(temperature=1.3, top_p=0.9, seed=7)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize(("with_memory", "sampling"), [(True, GREEDY), (False, SAMPLED)], ids=["memory", "prompt"])
+@pytest.mark.parametrize(
+    ("form", "with_memory", "sampling"),
+    [("paper", True, GREEDY), ("paper", False, SAMPLED), ("default", True, SAMPLED)],
+    ids=["paper, memory", "paper, prompt", "default, memory"],
+)
 def test_every_family_generates_what_full_recomputation_gives(
     family: str,
+    form: str,
     with_memory: bool,
     sampling: Sampling,
     small_model: Callable[..., LongMem],
@@ -128,7 +142,7 @@ def test_every_family_generates_what_full_recomputation_gives(
     store: AbstractMemoryStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = small_model(family)
+    model = small_model(family, **FORMS[form])
     memory = remembered(model, store) if with_memory else None
     check_against_naive(model, naive_view, monkeypatch, memory, sampling)
 
@@ -142,11 +156,20 @@ def test_every_family_generates_what_full_recomputation_gives(
         {"chunk_tokens": 8, "top_k": 8},
         {"segment_tokens": 8, "chunk_tokens": 1, "top_k": 3, "memory_tokens": 50},
         {"layer_reduction": 1, "kv_dtype": "float32"},
+        {**DEFAULT, "chunk_tokens": 4},  # the document's last chunk is partial, and the prompt's first is its own
+        {**DEFAULT, "memory_tokens": 40, "segment_tokens": 16},
+        {**DEFAULT, "fusion": False, "copy_match_tokens": 0},
+        {**DEFAULT, "keys": "centred", "retrieval": "per_head", "copy_head": False},
+        {
+            "keys": "unit",
+            "copy_head": True,
+            "kv_dtype": "float32",
+        },  # the newest token can be retrieved, and its continuation copied
     ],
     ids=str,
 )
 def test_any_settings(
-    settings: dict[str, int],
+    settings: dict[str, Any],
     small_model: Callable[..., LongMem],
     naive_view: NaiveView,
     store: AbstractMemoryStore,
@@ -159,18 +182,24 @@ def test_any_settings(
 
 
 @pytest.mark.parametrize("length", [0, 30, 31, 62, 63])
+@every_form
 def test_prompts_that_end_at_the_border_of_a_segment(
-    length: int, small_model: Callable[..., LongMem], naive_view: NaiveView, monkeypatch: pytest.MonkeyPatch
+    length: int,
+    form: dict[str, Any],
+    small_model: Callable[..., LongMem],
+    naive_view: NaiveView,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompt = (DOCUMENT * 2)[: length + 1]
-    check_against_naive(small_model("llama"), naive_view, monkeypatch, None, GREEDY, prompt, max_new_tokens=2)
+    check_against_naive(small_model("llama", **form), naive_view, monkeypatch, None, GREEDY, prompt, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("document", [None, DOCUMENT, DOCUMENT[:9], ""], ids=["none", "long", "short", "empty"])
+@every_form
 def test_log_probabilities_are_those_of_score(
-    document: str | None, small_model: Callable[..., LongMem], store: AbstractMemoryStore
+    document: str | None, form: dict[str, Any], small_model: Callable[..., LongMem], store: AbstractMemoryStore
 ) -> None:
-    model = small_model("qwen2")
+    model = small_model("qwen2", **form)
     memory = None if document is None else store.document("book")
     if memory and document:
         remembered(model, store, document)
@@ -184,12 +213,13 @@ def test_log_probabilities_are_those_of_score(
         assert found == pytest.approx(float(expected[fed - 1]), abs=1e-4)
 
 
-def test_memory_and_gate_matter(small_model: Callable[..., LongMem], store: AbstractMemoryStore) -> None:
+@every_form
+def test_memory_matters(form: dict[str, Any], small_model: Callable[..., LongMem], store: AbstractMemoryStore) -> None:
     """Or every comparison above would pass with a memory that is never read."""
-    model = small_model("llama")
+    model = small_model("llama", **form)
     memory = remembered(model, store)
     tokens = model.tokenizer.sequence(PROMPT).tolist()
-    with_memory, without = (Decoder(model, each).feed(tokens) for each in (memory, None))
+    with_memory, without = (Decoder(model, each).feed(tokens).log_softmax(dim=0) for each in (memory, None))
     assert (with_memory - without).abs().max() > 0.01
 
 
