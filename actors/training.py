@@ -42,6 +42,9 @@ class TrainingActor:
     def _open(self, address: str, size: int) -> ModelDescription:
         dist.init_process_group("gloo", init_method=address, rank=self._rank, world_size=size)
         self._worker = TrainingWorker(self._task, self._rows, _sum_over_workers)
+        # kinds of CPU differ in the last bits of what a new model is calibrated to
+        for parameter in self._worker.model.sidenet.parameters():
+            dist.broadcast(parameter.data, 0)
         return self._worker.describe()
 
     def call(self, method: str, *arguments: Any) -> Outcome:
@@ -75,17 +78,22 @@ class RayTraining:
         if task.config.rows % num_workers:
             raise ConfigError(f"rows={task.config.rows} must be a multiple of the {num_workers} workers")
         num_cpus = num_workers * task.threads
+        num_gpus = num_workers if task.model.device == "cuda" else 0
         self._connection = connect(address, num_cpus, None)
-        check_capacity(num_cpus, 0)
+        check_capacity(num_cpus, num_gpus)
         share = task.config.rows // num_workers
-        actor = TrainingActor.options(num_cpus=task.threads)  # type: ignore[attr-defined]
+        actor = TrainingActor.options(num_cpus=task.threads, num_gpus=num_gpus // num_workers)  # type: ignore[attr-defined]
         self._actors = [
             actor.remote(task, rank, range(rank * share, (rank + 1) * share)) for rank in range(num_workers)
         ]
-        with translated("starting the training workers"):
-            meeting = ray.get(self._actors[0].address.remote())
-            outcomes = ray.get([each.open.remote(meeting, num_workers) for each in self._actors])
-        self._description: ModelDescription = _results(outcomes)[0]
+        try:
+            with translated("starting the training workers"):
+                meeting = ray.get(self._actors[0].address.remote())
+                opened = self._gather([each.open.remote(meeting, num_workers) for each in self._actors])
+        except BaseException:
+            self.close()
+            raise
+        self._description: ModelDescription = opened[0]
 
     def describe(self) -> ModelDescription:
         return self._description
@@ -121,15 +129,21 @@ class RayTraining:
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         with translated(f"training ({method})"):
-            return _results(ray.get([actor.call.remote(method, *arguments) for actor in self._actors]))
+            return self._gather([actor.call.remote(method, *arguments) for actor in self._actors])
 
     def _first(self, method: str, *arguments: Any) -> Any:
         with translated(f"training ({method})"):
-            return _results([ray.get(self._actors[0].call.remote(method, *arguments))])[0]
+            return self._gather([self._actors[0].call.remote(method, *arguments)])[0]
 
-
-def _results(outcomes: list[Outcome]) -> list[Any]:
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-    return [outcome.result for outcome in outcomes]
+    def _gather(self, refs: list[Any]) -> list[Any]:
+        """All results, or the first error as soon as it is there: the others would wait in vain for that worker's
+        part of the sum."""
+        pending = list(refs)
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=1)
+            outcome: Outcome = ray.get(ready[0])
+            if outcome.error is not None:
+                for actor in self._actors:
+                    ray.kill(actor)
+                raise outcome.error
+        return [outcome.result for outcome in ray.get(refs)]

@@ -21,7 +21,7 @@ from longmem.model import LongMem
 from longmem.model_source import ModelSource
 
 WINDOW_SEGMENTS = 4
-"""Length of the longer windows, where the backbone's positions have no limit."""
+"""Longest of the longer windows: full masks of more would not fit."""
 CONTROL = "SideNet without memory"
 
 
@@ -38,7 +38,7 @@ def without_longmem(model: LongMem) -> list[AbstractBaseline]:
     """All that needs no training, on the model's own backbone, segments, memory layer and memory length."""
     backbone, config = model.backbone, model.config
     segment_tokens = config.segment_tokens
-    window_tokens = backbone.max_tokens or WINDOW_SEGMENTS * segment_tokens
+    window_tokens = min(backbone.max_tokens or WINDOW_SEGMENTS * segment_tokens, WINDOW_SEGMENTS * segment_tokens)
     frozen = FrozenBackbone(backbone, segment_tokens)
     return [
         frozen,
@@ -79,7 +79,7 @@ def assemble(
         rows.append(MemorizingBaseline(trained, segment_tokens, 0))
         rows.append(MemorizingBaseline(trained, segment_tokens, memory_tokens))
     for model, folder in zip(opened[: len(models)], models, strict=True):
-        rows.append(LongMemBaseline(model, "LongMem" if len(models) == 1 else f"LongMem, {folder.name}"))
+        rows.append(LongMemBaseline(model, "LongMem" if len(models) == 1 else f"LongMem, {folder}"))
     chosen = [row for row in rows if not only or row.name in references or any(part in row.name for part in only)]
     return Lineup(chosen, references, first.config.segment_tokens)
 

@@ -52,7 +52,7 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
 
 def empty_past(model: LongMem) -> ContinuedPast:
     """A memory in this process that holds nothing yet."""
-    return ContinuedPast(None, model.config, model.key_space)
+    return ContinuedPast(None, model.config, model.key_space, model.backbone.device)
 
 
 def own_memory(_segment: Segment, view: MemoryView | None) -> MemoryView | None:

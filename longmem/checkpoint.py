@@ -20,6 +20,7 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.loading import hash_weights
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
+from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import CheckpointError
 from longmem.sidenet.sidenet import SideNet
 
@@ -41,7 +42,7 @@ DESCRIPTION_FIELDS = {
 def is_checkpoint(source: str | Path) -> bool:
     """Whether a local folder holds a saved LongMem (and not, say, a plain backbone)."""
     path = Path(source) / CONFIG_FILE
-    return path.is_file() and _read_config(Path(source)).get("model_type") == MODEL_TYPE
+    return path.is_file() and read_config(Path(source)).get("model_type") == MODEL_TYPE
 
 
 def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig) -> None:
@@ -69,7 +70,7 @@ def load_parts(
 ) -> tuple[Backbone, SideNet, Tokenizer, LongMemConfig]:
     """Open a folder or hub id. Raises CheckpointError naming the file that is missing or damaged, ConfigError."""
     folder = _local_folder(source)
-    description = _read_config(folder)
+    description = read_config(folder)
     if description.get("model_type") != MODEL_TYPE:
         raise CheckpointError(
             f"{folder} is not a LongMem checkpoint (model_type {description.get('model_type')!r}); "
@@ -83,9 +84,12 @@ def load_parts(
     backbone.model.to(device)
     sidenet = SideNet(backbone, config)
     _load_sidenet(folder / SIDENET_FILE, sidenet)
-    # digests are of the weights as loaded, so they can only be compared in the type they were taken in
-    if description["dtype"] == dtype:
-        _check_digest(folder / BACKBONE_FOLDER, backbone.digest(), description["backbone_digest"])
+    # float32 holds what any type held, so it can be rounded to what the digest was taken of
+    if dtype in ("float32", description["dtype"]):
+        saved = TORCH_DTYPES[description["dtype"]]
+        _check_digest(
+            folder / BACKBONE_FOLDER, hash_weights(backbone.model, rounded_to=saved), description["backbone_digest"]
+        )
         _check_digest(folder / SIDENET_FILE, hash_weights(sidenet), description["sidenet_digest"])
     return backbone, sidenet, tokenizer, config
 
@@ -127,7 +131,8 @@ def _check_digest(path: Path, found: str, expected: str) -> None:
         raise CheckpointError(f"{path} is not what was saved: expected digest {expected}, got {found}; copy it again")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `config.json` of a model folder holds. Raises CheckpointError."""
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -74,7 +74,7 @@ class LongMemConfig:
     gate_start: float = 0.0
     """b_h before training: the memory's share of the fusion is sigmoid(b_h)."""
     trained_steps: int = 0
-    """Optimiser steps the SideNet has seen; 0 means that it still equals the backbone."""
+    """Optimiser steps the SideNet has seen; 0 with scale_start 0 means that its layers still equal the backbone."""
 
     def __post_init__(self) -> None:
         for name in ("layer_reduction", "segment_tokens", "chunk_tokens", "top_k"):

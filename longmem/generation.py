@@ -47,7 +47,7 @@ class Decoder:
     def __init__(self, model: LongMem, memory: DocumentMemory | None) -> None:
         self._model = model
         self._key = text_key(memory)
-        self._past = ContinuedPast(memory, model.config, model.key_space)
+        self._past = ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
         self._segment = 0
         self._start_segment()
 

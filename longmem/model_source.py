@@ -6,13 +6,19 @@ from typing import Any
 
 from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint
+from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
 from longmem.config import Dtype
 from longmem.model import LongMem
 from longmem.types import Fingerprint
 
 REFERENCE_MODEL = Path(__file__).parent / "reference_model"
 """The model that ships with the package."""
+
+
+def reference_settings(*names: str) -> dict[str, Any]:
+    """Fields of the reference model's configuration."""
+    config = read_config(REFERENCE_MODEL)["longmem"]
+    return {name: config[name] for name in names}
 
 
 @dataclass(frozen=True)

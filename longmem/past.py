@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+import torch
+
 from longmem.config import LongMemConfig
 from longmem.errors import ConflictError
 from longmem.memory.handle import DocumentMemory
@@ -31,9 +33,13 @@ class AbstractPast(ABC):
 class OwnPast(AbstractPast):
     """The text *is* the document: its segments are written to the document's memory and read back from it."""
 
-    def __init__(self, memory: DocumentMemory, config: LongMemConfig, key_space: KeySpace) -> None:
+    def __init__(
+        self, memory: DocumentMemory, config: LongMemConfig, key_space: KeySpace, device: torch.device
+    ) -> None:
         self._memory = memory
-        self._cache = WindowCache(memory.store, config.segment_tokens, config.memory_tokens, key_space=key_space)
+        self._cache = WindowCache(
+            memory.store, config.segment_tokens, config.memory_tokens, device=device, key_space=key_space
+        )
 
     def view(self, segment: int) -> MemoryView | None:
         return self._cache.view(self._memory.key, segment)
@@ -45,10 +51,12 @@ class OwnPast(AbstractPast):
 class ContinuedPast(AbstractPast):
     """The text comes after a document that is only read; the text's own segments stay in this process."""
 
-    def __init__(self, memory: DocumentMemory | None, config: LongMemConfig, key_space: KeySpace) -> None:
+    def __init__(
+        self, memory: DocumentMemory | None, config: LongMemConfig, key_space: KeySpace, device: torch.device
+    ) -> None:
         self._memory_tokens = config.memory_tokens
         self._segment_tokens = config.segment_tokens
-        self._buffer = WindowBuffer(config.memory_tokens, key_space=key_space)
+        self._buffer = WindowBuffer(config.memory_tokens, device, key_space)
         if memory is not None and config.memory_tokens:
             infos = memory.segments
             self.offset = infos[-1].end_token if infos else 0

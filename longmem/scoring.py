@@ -52,11 +52,11 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
     if memory is None or memory.read_only:
         if memory is not None:
             check_fingerprint(memory.store.fingerprint(), model.fingerprint)
-        past = ContinuedPast(memory, model.config, model.key_space)
+        past = ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
     else:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
         check_own(memory, segments)
-        past = OwnPast(memory, model.config, model.key_space)
+        past = OwnPast(memory, model.config, model.key_space, model.backbone.device)
     scores, backbone = [], []
     for segment in segments:
         encoded = model.encode(segment)

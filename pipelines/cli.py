@@ -202,7 +202,7 @@ def doctor(
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
     what a backbone's layers are worth as memory.
 
-    **Examples:** `longmem doctor`, `longmem doctor --model gpt2 --text book.txt`
+    **Example:** `longmem doctor`, or `longmem doctor --model gpt2 --text book.txt`
     """
     if model is not None:
         console = Console(stderr=True)

@@ -69,6 +69,16 @@ def local_inputs(inputs: list[str]) -> tuple[str, ...]:
     return tuple(str(Path(each).absolute()) if Path(each).exists() else each for each in inputs)
 
 
+def check_device(device: str) -> None:
+    """Raises ConfigError for a device that torch does not have."""
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; install a CUDA build of torch, or use --device cpu")
+
+
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
     """`NAME=VALUE` options; values are numbers, true or false where they look like it, else words."""
     settings: dict[str, Any] = {}

@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 from longmem.pretraining.presets import Preset
+from pipelines.command_line import check_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +39,7 @@ class PretrainingJob:
             raise ConfigError(f"--max-minutes must be more than 0, got {self.max_minutes:g}")
         if not self.data:
             raise ConfigError("no training data: give files or folders of text with --data")
-        if self.device not in ("cpu", "cuda"):
-            raise ConfigError(f"--device must be cpu or cuda, got {self.device!r}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "--device cuda: torch sees no GPU here; install a CUDA build of torch, or use --device cpu"
-            )
+        check_device(self.device)
 
 
 def identity(job: PretrainingJob) -> dict[str, Any]:

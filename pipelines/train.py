@@ -21,6 +21,7 @@ from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
+from pipelines.command_line import check_device
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.training_curves import CurveFiles
@@ -50,6 +51,7 @@ class TrainingJob:
         for name in ("workers", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_device(self.task.model.device)
         if self.address == "none" and self.workers > 1:
             raise ConfigError(f"--workers {self.workers} needs Ray; add --address local")
 
@@ -141,7 +143,7 @@ def identity(job: TrainingJob, model: ModelDescription) -> dict[str, Any]:
         "data": list(task.data),
         "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
         "settings": model.settings,
-        "training": asdict(task.config),
+        "training": {name: value for name, value in asdict(task.config).items() if name != "micro_rows"},
         "validation": list(task.validation),
         "validation_tokens": task.validation_tokens,
     }

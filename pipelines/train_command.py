@@ -74,7 +74,7 @@ def train(
     console = Console(stderr=True)
     with exit_codes(console, out):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
-        from longmem.model_source import REFERENCE_MODEL, ModelSource
+        from longmem.model_source import REFERENCE_MODEL, ModelSource, reference_settings
         from longmem.training.config import TrainingConfig
         from longmem.training.worker import TrainingTask
         from pipelines.train import TrainingJob, run_training
@@ -92,6 +92,9 @@ def train(
             "scale_start": scale_start,
         }
         settings = parse_settings(setting or []) | {name: value for name, value in named.items() if value is not None}
+        if backbone is None:
+            # the segments and the layer that suit the reference backbone
+            settings = reference_settings("segment_tokens", "memory_layer") | settings
         source = local_or_hub(backbone or str(REFERENCE_MODEL / "backbone"))
         task = TrainingTask(
             model=ModelSource(source, dtype=dtype.value, device=device, settings=settings),

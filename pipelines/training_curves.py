@@ -27,7 +27,7 @@ class CurveFiles:
     def begin(self, from_step: int) -> None:
         """Keep what was written up to a step (0: nothing), so that a resumed run's curve has each step once."""
         for name, columns in (("curve.csv", STEP_COLUMNS), ("validation.csv", ("step", *self.labels))):
-            rows = [row for row in self._read(name) if int(row["step"]) <= from_step]
+            rows = [row for row in self._read(name) if from_step and int(row["step"]) <= from_step]
             text = io.StringIO()
             writer = csv.DictWriter(text, columns)
             writer.writeheader()

@@ -95,11 +95,11 @@ def _unknown_model_type(source: str | Path) -> str | None:
     return model_type if isinstance(model_type, str) else None
 
 
-def hash_weights(model: torch.nn.Module) -> str:
+def hash_weights(model: torch.nn.Module, rounded_to: torch.dtype = torch.float32) -> str:
     """XXH3-128 over every parameter's name, shape and value, in name order; as float32, so that it is the same
     whatever type holds the same numbers."""
     digest = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(to_array(parameter.float()).data)
+        digest.update(to_array(parameter.to(rounded_to).float()).data)
     return digest.hexdigest()

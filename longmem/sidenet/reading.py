@@ -74,7 +74,7 @@ class MemoryReader(nn.Module):
     def calibrate(self, keys: Float[Tensor, "tokens kv_heads head_dim"]) -> None:
         """Take the mean key of each head from a sample of text; does nothing for raw keys.
 
-        Rounded to bfloat16: it is an offset, and so becomes the same on every machine.
+        Rounded to bfloat16, which an offset does not need more of; kinds of CPU can still differ in single entries.
         """
         if self._config.keys != "raw":
             self.key_mean.data.copy_(keys.double().mean(dim=0).bfloat16())

@@ -67,7 +67,8 @@ class RowStream:
         """The row's next segment; one of index 0 begins another document."""
         skipped = 0
         while self._position.segment == len(self._segments):
-            if skipped > len(self._documents):
+            # so many draws have met every document of an epoch, whichever row takes it
+            if skipped > self._rows * len(self._documents):
                 raise DocumentError(
                     f"no training document has {self._segment_tokens + 1} tokens, a full segment and its last target; "
                     "give longer documents or a smaller segment_tokens"

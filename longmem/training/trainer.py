@@ -156,7 +156,8 @@ class Trainer:
 
     def _learn(self, rows: list[TrainingRow], tokens: int) -> float:
         model = self.model
-        model.sidenet.train()
+        # dropout stays off, as in the frozen backbone: a step is a function of weights and text, here and on any worker
+        model.sidenet.eval()
         segments, views = zip(*(row.next() for row in rows), strict=True)
         output = encode_rows(model, segments)
         given = training_input(model, segments, output, views)
@@ -202,17 +203,21 @@ def training_input(
 def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
     """Copied matrices decay; new matrices do not; new vectors and numbers learn faster."""
     copied: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in sidenet.named_parameters():
         is_copied = name.startswith(("layers.", "norm."))
         if not parameter.requires_grad or (is_copied and config.frozen_layers):
             continue
-        (copied if is_copied else matrices if parameter.ndim > 1 else vectors).append(parameter)
+        if is_copied:
+            (copied if parameter.ndim > 1 else norms).append(parameter)
+        else:
+            (matrices if parameter.ndim > 1 else vectors).append(parameter)
     rate = config.learning_rate
     return [
         {"params": copied, "lr": rate, "weight_decay": config.weight_decay},
-        {"params": matrices, "lr": rate, "weight_decay": 0.0},
+        {"params": [*norms, *matrices], "lr": rate, "weight_decay": 0.0},
         {"params": vectors, "lr": rate * config.vector_factor, "weight_decay": 0.0},
     ]
 

@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from longmem import LongMem
+from longmem.errors import CheckpointError
 from longmem.training.trainer import Trainer
 from pipelines.cli import app
 
@@ -108,6 +109,52 @@ def test_ctrl_c_waits_for_the_step_and_leaves_a_checkpoint(
     assert column(out / "curve.csv", "loss") == pytest.approx(expected, rel=1e-4)
 
 
+def test_bfloat16_trains_resumes_and_its_model_is_checked_when_opened(
+    tmp_path: Path, train: Callable[..., tuple[int, str]]
+) -> None:
+    """The default type: the saved model opens in float32 and in bfloat16, and a flipped bit is found in both."""
+    options = ("--dtype", "bfloat16", "--checkpoint-every", 2)
+    assert train(tmp_path / "whole", *options)[0] == 0
+    out = tmp_path / "killed"
+    assert train(out, *options)[0] == 0
+    (out / "training.json").unlink()
+    for path in (out / "checkpoints" / "step-00000006").iterdir():
+        path.unlink()
+    assert train(out, *options, "--resume")[0] == 0
+    expected = column(tmp_path / "whole" / "curve.csv", "loss")
+    # bfloat16 has three digits
+    assert column(out / "curve.csv", "loss") == pytest.approx(expected, rel=1e-2)
+
+    folder = out / "model"
+    for dtype in ("float32", "bfloat16"):
+        assert LongMem.from_pretrained(folder, dtype=dtype).config.trained_steps == STEPS
+    weights = bytearray((folder / "sidenet.safetensors").read_bytes())
+    weights[-7] ^= 1
+    (folder / "sidenet.safetensors").write_bytes(weights)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(CheckpointError, match="is not what was saved"):
+            LongMem.from_pretrained(folder, dtype=dtype)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_its_curves_again(
+    tmp_path: Path, books: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def killed(trainer: Trainer) -> object:
+        if trainer.step_count == 2:
+            raise RuntimeError("killed")
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "out", "--valid", books / "pond.txt")
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(tmp_path / "out", "--valid", books / "pond.txt", "--resume")[0] == 0
+    assert column(tmp_path / "out" / "validation.csv", "step") == [0, STEPS]
+    assert column(tmp_path / "out" / "curve.csv", "step") == list(range(1, STEPS + 1))
+
+
 def test_a_longmem_folder_learns_on(tmp_path: Path, books: Path, train: Callable[..., tuple[int, str]]) -> None:
     assert train(tmp_path / "first")[0] == 0
     code, output = invoke(
@@ -129,6 +176,7 @@ def test_a_longmem_folder_learns_on(tmp_path: Path, books: Path, train: Callable
         (("--set", "keys"), "--set needs NAME=VALUE"),
         (("--memory-layer", 2), "memory_layer must be one of"),
         (("--workers", 2), "needs Ray"),
+        (("--device", "tpu"), "--device must be cpu or cuda"),
         (("--valid", "absent.txt"), "absent.txt"),
         (("--segment-tokens", 4096), "segment_tokens must be at most"),
     ],

@@ -69,6 +69,13 @@ def test_goes_on_from_any_place(steps: int) -> None:
     assert [again.next().tokens.tolist() for _ in range(9)] == [stream.next().tokens.tolist() for _ in range(9)]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_one_long_document_among_many_short_ones_is_found_by_every_row(seed: int) -> None:
+    lengths = [2] * 40 + [9]
+    for row in range(8):
+        assert RowStream(documents(lengths), row, 8, SEGMENT, seed).next().tokens[0] == 40_000
+
+
 def test_documents_without_a_full_segment_are_an_error() -> None:
     with pytest.raises(DocumentError, match="no training document has 5 tokens"):
         RowStream(documents([4, 2]), 0, 1, SEGMENT, seed=0).next()
