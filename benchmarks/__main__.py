@@ -92,12 +92,13 @@ def compare(
     lineup = assemble(models, control, memorizing, _dtype(dtype), only or [])
     documents = read_sequences(books, ModelSource(str(models[0])).open_tokenizer(), limit_tokens)
     settings = {"dtype": dtype, "limit_tokens": limit_tokens, "num_tokens": sum(map(len, documents.values()))}
+    not_run = {**lineup.not_run, **compare_benchmark.NOT_RUN}
     rows = []
     for row in compare_benchmark.run(lineup.baselines, lineup.references, documents, lineup.segment_tokens):
         rows.append(row)
         # after every row, so that hours of work are never held in memory alone
-        table = compare_benchmark.markdown(rows, lineup.references, compare_benchmark.NOT_RUN)
-        _write(out, settings | compare_benchmark.figures(rows, compare_benchmark.NOT_RUN), table)
+        table = compare_benchmark.markdown(rows, lineup.references, not_run)
+        _write(out, settings | compare_benchmark.figures(rows, not_run), table)
         Console(stderr=True).print(f"{row.name}: {row.perplexity.value:.2f}, {row.tokens_per_s:,.0f} tokens/s")
     Console().print(table, markup=False, soft_wrap=True)
 
@@ -127,7 +128,7 @@ def controls(
 def ablations(
     books: Books,
     model: Model = REFERENCE_MODEL,
-    limit_tokens: LimitTokens = 16_384,
+    limit_tokens: LimitTokens = 81_921,
     only: Annotated[str | None, typer.Option(help="sizes or forms; default: both.")] = None,
     dtype: ComputeDtype = "bfloat16",
     threads: Threads = 1,

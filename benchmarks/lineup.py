@@ -32,23 +32,29 @@ class Lineup:
     baselines: list[AbstractBaseline]
     references: list[str]
     segment_tokens: int
+    not_run: dict[str, str]
+    """Rows that this backbone cannot have, and why."""
 
 
-def without_longmem(model: LongMem) -> list[AbstractBaseline]:
-    """All that needs no training, on the model's own backbone, segments, memory layer and memory length."""
+def without_longmem(model: LongMem) -> tuple[list[AbstractBaseline], dict[str, str]]:
+    """All that needs no training, on the model's own backbone, segments, memory layer and memory length; and why
+    some of it cannot run on this backbone."""
     backbone, config = model.backbone, model.config
     segment_tokens = config.segment_tokens
     window_tokens = min(backbone.max_tokens or WINDOW_SEGMENTS * segment_tokens, WINDOW_SEGMENTS * segment_tokens)
-    frozen = FrozenBackbone(backbone, segment_tokens)
-    return [
-        frozen,
-        SlidingWindow(backbone, segment_tokens),
-        TransformerXL(backbone, segment_tokens),
+    rows: list[AbstractBaseline] = [FrozenBackbone(backbone, segment_tokens), SlidingWindow(backbone, segment_tokens)]
+    not_run = {}
+    try:
+        rows.append(TransformerXL(backbone, segment_tokens))
+    except ConfigError as error:
+        not_run[TransformerXL.name] = f"{error}: not run"
+    rows += [
         BigBird(backbone, window_tokens),
         FullAttention(backbone, window_tokens, segment_tokens),
-        NgramCache(frozen),
+        NgramCache(FrozenBackbone(backbone, segment_tokens)),
         NeuralCache(backbone, segment_tokens, model.sidenet.memory_layer, memory_tokens=config.memory_tokens),
     ]
+    return rows, not_run
 
 
 def assemble(
@@ -60,7 +66,7 @@ def assemble(
     """
     opened = [ModelSource(str(folder), dtype).open() for folder in models]
     first = opened[0]
-    rows = without_longmem(first)
+    rows, not_run = without_longmem(first)
     references = [rows[0].name]
     if control is not None:
         # it was trained without memory: the views it would be given mean nothing to it
@@ -81,7 +87,7 @@ def assemble(
     for model, folder in zip(opened[: len(models)], models, strict=True):
         rows.append(LongMemBaseline(model, "LongMem" if len(models) == 1 else f"LongMem, {folder}"))
     chosen = [row for row in rows if not only or row.name in references or any(part in row.name for part in only)]
-    return Lineup(chosen, references, first.config.segment_tokens)
+    return Lineup(chosen, references, first.config.segment_tokens, not_run)
 
 
 def _backbone_folder(model: LongMem) -> Path:

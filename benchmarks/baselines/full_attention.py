@@ -14,18 +14,16 @@ class FullAttention(AbstractBaseline):
 
     name = "full attention"
 
-    def __init__(self, backbone: Backbone, window_tokens: int, trained_tokens: int) -> None:
-        """`trained_tokens`: window that the backbone was trained on, for the description."""
+    def __init__(self, backbone: Backbone, window_tokens: int, segment_tokens: int) -> None:
+        """`segment_tokens`: length of the segments that other rows have, for the description."""
         backbone.check_segment_tokens(window_tokens)
         self._backbone = backbone
         self._window_tokens = window_tokens
-        self._trained_tokens = trained_tokens
+        self._segment_tokens = segment_tokens
 
     @property
     def description(self) -> str:
-        return (
-            f"windows of {self._window_tokens} tokens, each alone; the backbone was trained on {self._trained_tokens}"
-        )
+        return f"windows of {self._window_tokens} tokens, each alone; segments of other rows: {self._segment_tokens}"
 
     def logprobs(self, sequence: Sequence) -> LogProbs:
         tokens = torch.from_numpy(np.array(sequence))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks import compare
 from benchmarks.__main__ import app
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
-from benchmarks.lineup import CONTROL, assemble
+from benchmarks.lineup import CONTROL, assemble, without_longmem
 from benchmarks.memory_scoring import LongMemBaseline
 from benchmarks.paired import compare_scores, nats_difference
 from longmem.errors import ConfigError
@@ -157,3 +157,9 @@ def invoke(arguments: list[str]) -> str:
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_a_backbone_without_rotary_positions_has_all_other_rows(small_model: Callable[..., LongMem]) -> None:
+    rows, not_run = without_longmem(small_model("gpt2", segment_tokens=16))
+    assert "needs rotary positions" in not_run["recurrence"]
+    assert {row.name for row in rows} >= {"frozen backbone", "sliding window", "n-gram cache", "neural cache"}
