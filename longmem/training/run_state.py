@@ -4,7 +4,6 @@ checkpoints/step-00000200/   <weights>.safetensors · optimiser.safetensors · s
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from longmem.errors import CheckpointError, OutputError
 
 OPTIMISER_FILE = "optimiser.safetensors"
 STATE_FILE = "state.json"
+UNFINISHED = ".unfinished"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
 """Newest checkpoints that stay: one to go on from, and the one before it should that be damaged."""
@@ -48,13 +49,15 @@ def write_run_state(
 ) -> Path:
     """Write a checkpoint; `state` holds `step`. All but the newest go. Raises OutputError."""
     target = folder / f"step-{state['step']:08d}"
-    scratch = folder / f".{target.name}.{os.getpid()}"
+    # one process at a time writes here (the job's folder is locked), so what a killed one left is overwritten
+    scratch = folder / UNFINISHED
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, scratch / weights_file)
         save_file(_moments(optimiser, parameters), scratch / OPTIMISER_FILE)
-        (scratch / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        digests = {name: _digest(scratch / name) for name in (weights_file, OPTIMISER_FILE)}
+        (scratch / STATE_FILE).write_text(json.dumps({**state, "digests": digests}) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         for old in checkpoints(folder)[:-KEPT]:
@@ -70,11 +73,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read_run_state(path: Path, weights_file: str) -> RunState:
-    """Raises CheckpointError when a file is missing or damaged."""
+    """Raises CheckpointError when a file is missing or damaged; safetensors itself does not notice a flipped bit."""
     try:
         state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        for name, expected in state["digests"].items():
+            if (found := _digest(path / name)) != expected:
+                raise ValueError(f"{name} is not what was saved (digest {expected}, got {found})")
         return RunState(state, load_file(path / weights_file), load_file(path / OPTIMISER_FILE))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; delete it to go on from the one before it") from error
 
 
@@ -101,3 +107,7 @@ def _moments(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Param
         for name, parameter in parameters.items()
         for moment in MOMENTS
     }
+
+
+def _digest(path: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())

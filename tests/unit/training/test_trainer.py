@@ -158,6 +158,11 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, small_model: Callable[.
     other = Trainer(model, texts(2, 3), TrainingConfig(steps=2, rows=1))
     with pytest.raises(CheckpointError, match="has 2 rows, the run has 1"):
         load_checkpoint(path, other, [0])
+    weights = bytearray((path / "sidenet.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (path / "sidenet.safetensors").write_bytes(weights)
+    with pytest.raises(CheckpointError, match="sidenet.*is not what was saved"):
+        load_checkpoint(path, trainer, [0, 1])
     (path / "optimiser.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="delete it to go on from the one before"):
         load_checkpoint(path, trainer, [0, 1])
