@@ -161,7 +161,7 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, small_model: Callable[.
     weights = bytearray((path / "sidenet.safetensors").read_bytes())
     weights[-5] ^= 1
     (path / "sidenet.safetensors").write_bytes(weights)
-    with pytest.raises(CheckpointError, match="sidenet.*is not what was saved"):
+    with pytest.raises(CheckpointError, match="is not what was saved"):
         load_checkpoint(path, trainer, [0, 1])
     (path / "optimiser.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="delete it to go on from the one before"):
