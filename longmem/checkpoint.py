@@ -45,6 +45,14 @@ def is_checkpoint(source: str | Path) -> bool:
     return path.is_file() and read_config(Path(source)).get("model_type") == MODEL_TYPE
 
 
+def backbone_name(source: str | Path) -> str | None:
+    """What a backbone is called that lies inside a saved LongMem, where its folder has no name of its own."""
+    path = Path(source)
+    if path.name == BACKBONE_FOLDER and is_checkpoint(path.parent):
+        return str(read_config(path.parent)["name"])
+    return None
+
+
 def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig) -> None:
     """Write everything; config.json last, so that a folder that has one is complete."""
     if (folder / CONFIG_FILE).exists() and not is_checkpoint(folder):

@@ -62,8 +62,10 @@ class LongMem:
 
         `settings` are fields of LongMemConfig. Raises ModelError and its kinds, ConfigError.
         """
+        from longmem.checkpoint import backbone_name
+
         config = LongMemConfig.from_dict(settings)
-        backbone = Backbone.load(source, dtype)
+        backbone = Backbone.load(source, dtype, backbone_name(source))
         backbone.check_segment_tokens(config.segment_tokens)
         tokenizer = Tokenizer(source, backbone.vocab_size)
         backbone.model.to(device)

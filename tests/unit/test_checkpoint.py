@@ -306,3 +306,10 @@ def test_settings_that_are_unknown_or_wrong(saved: Path) -> None:
     refused(saved, "top_k", kind=ConfigError)
     rewrite_config(saved, longmem={"layer_reduction": 3})
     refused(saved, "layer_reduction", kind=ConfigError)
+
+
+def test_a_backbone_inside_a_saved_model_keeps_its_name(tmp_path: Path, small_model: Callable[..., LongMem]) -> None:
+    model = small_model("llama")
+    model.save_pretrained(tmp_path / "saved")
+    again = LongMem.from_backbone(tmp_path / "saved" / "backbone", segment_tokens=32)
+    assert again.backbone.name == model.backbone.name
