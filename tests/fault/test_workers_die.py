@@ -40,9 +40,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def alive_actors() -> dict[str, Any]:
     """Living actors by class."""
+    import ray
     from ray.util.state import list_actors
 
-    actors = list_actors(detail=True, filters=[("state", "=", "ALIVE")])
+    # this test's own cluster, whatever else runs on the machine
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address=address, detail=True, filters=[("state", "=", "ALIVE")])
     return {actor.class_name: actor for actor in actors}
 
 
