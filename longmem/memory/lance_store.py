@@ -15,6 +15,7 @@ Payload tables are never compacted (Lance would rewrite all of them each time); 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from secrets import randbits
 from threading import Lock
@@ -65,13 +66,18 @@ PAYLOAD_SEGMENTS = 256
 COMPACT_EVERY = 256
 """Puts between two compactions of the catalogue, each a few milliseconds long."""
 
+STEPS = ("put:begin", "put:payload", "put:catalogue", "compact:end", "delete:catalogue", "delete:end", "fork:end")
+"""Points between commits, in the order of their operation: what a crash test dies at."""
+
 
 class LanceMemoryStore(AbstractMemoryStore):
     """Keeps every promise of AbstractMemoryStore, across processes. One document has one writer at a time; any number
     of processes may read it meanwhile, and other documents may have other writers."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, on_step: Callable[[str], None] = lambda _step: None) -> None:
+        """`on_step` is called with each of STEPS as it is reached."""
         self._database = LanceDatabase(uri)
+        self._on_step = on_step
         self._exists = False
         self._closed = False
         self._change = Lock()
@@ -94,8 +100,11 @@ class LanceMemoryStore(AbstractMemoryStore):
             if (stored := self._stored(block)) is not None:
                 return _replayed(stored, block)
             payload, write = _payload_table(block), randbits(62)
+            self._on_step("put:begin")
+            self._on_step("put:begin")
             self._database.create_if_absent(payload, payload_schema(block.fingerprint))
             self._database.append(payload, to_rows(block, write))
+            self._on_step("put:payload")
             row = {**vars(info), **_names(block.key, block.segment), "payload": payload, "write": write}
             rows = pa.table({name: [row[name]] for name in CATALOGUE_SCHEMA.names}, schema=CATALOGUE_SCHEMA)
             if not self._database.insert_missing(CATALOGUE, rows, "block"):
@@ -103,9 +112,13 @@ class LanceMemoryStore(AbstractMemoryStore):
                 stored = self._stored(block)
                 assert stored is not None, f"{block.key} segment {block.segment}: neither inserted nor there"
                 return _replayed(stored, block)
+            self._on_step("put:catalogue")
+            self._on_step("put:catalogue")
             self._puts += 1
             if self._puts % COMPACT_EVERY == 0:
                 self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
+                self._on_step("compact:end")
+                self._on_step("compact:end")
         return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=False)
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
@@ -155,9 +168,10 @@ class LanceMemoryStore(AbstractMemoryStore):
             if self._catalogue(_at(target), ["segment"]).num_rows:
                 raise ConflictError(f"cannot fork to {target}: the document exists; delete it or use another name")
             copies = [{**entry, **_names(target, entry["segment"])} for entry in rows.to_pylist()]
-            return self._database.insert_missing(
-                CATALOGUE, pa.Table.from_pylist(copies, schema=CATALOGUE_SCHEMA), "block"
-            )
+            rows = pa.Table.from_pylist(copies, schema=CATALOGUE_SCHEMA)
+            inserted = self._database.insert_missing(CATALOGUE, rows, "block")
+            self._on_step("fork:end")
+        return inserted
 
     def delete(self, key: DocumentKey) -> int:
         self._check_open()
@@ -166,10 +180,13 @@ class LanceMemoryStore(AbstractMemoryStore):
             if not self._is_there():
                 return 0
             removed = self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, _at(key))
+            self._on_step("delete:catalogue")
+            self._on_step("delete:catalogue")
             # its own tables, also one that only a killed put has written to, and those it got by a fork
             own = {name for name in self._database.table_names() if name.startswith(f"p-{_place(key)}-")}
             for name in sorted((own | held) - self._payload_tables()):
                 self._database.drop(name)
+            self._on_step("delete:end")
         return removed
 
     def fingerprint(self) -> Fingerprint | None:
