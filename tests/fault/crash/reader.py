@@ -1,0 +1,68 @@
+"""A reader process that looks while writers write and die, and compares with the expected-state file.
+
+    python -m tests.fault.crash.reader URI EXPECTED SEED
+
+Runs until its standard input closes; prints counts as JSON. Ends with 1 and a message at the first broken promise.
+"""
+
+import json
+import select
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from longmem.errors import CorruptionError, MissingBlockError
+from longmem.memory.lance_store import LanceMemoryStore
+from tests.fault.crash.blocks import Content, key_of
+from tests.fault.crash.checker import content_of
+from tests.fault.crash.expected import ExpectedReader, Violation
+
+
+def main() -> None:
+    uri, expected_path, seed = sys.argv[1:]
+    random, counts = Random(int(seed)), Counter[str]()
+    expected = ExpectedReader(Path(expected_path))
+    with LanceMemoryStore(uri) as store:
+        print("ready", flush=True)
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            expected.catch_up()
+            if not expected.possible:
+                continue
+            document = random.choice(sorted(expected.possible))
+            look(store, expected, document, counts)
+    print(json.dumps(counts), flush=True)
+
+
+def look(store: LanceMemoryStore, expected: ExpectedReader, document: str, counts: Counter[str]) -> None:
+    """One reading of a document. What was acknowledged before it must be there, unless a removal came meanwhile."""
+    acknowledged, removals = expected.acknowledged(document), expected.removals[document]
+    found: list[Content] = []
+    error: Exception | None = None
+    key = key_of(document)
+    counts["looks"] += 1
+    try:
+        infos = store.segments(key)
+        for info in infos:
+            (block,) = store.read(key, info.segment, info.segment + 1)
+            expected.catch_up()
+            if info.checksum != block.checksum() and expected.removals[document] == removals:
+                raise Violation(f"{document}: catalogue says {info}, block has checksum {block.checksum()}")
+            found.append(content_of(block, expected, document))
+            counts["blocks"] += 1
+    except (MissingBlockError, CorruptionError) as raised:
+        error = raised
+    expected.catch_up()
+    if expected.removals[document] != removals:
+        counts["raced"] += 1
+        if error is not None:
+            counts[f"raced_{type(error).__name__}"] += 1
+        return
+    if error is not None:
+        raise Violation(f"{document} was readable, nothing was removed, and now: {error}") from error
+    if lost := acknowledged - set(found):
+        raise Violation(f"{document}: acknowledged and not visible to a reader: {sorted(lost)}; visible {found}")
+
+
+if __name__ == "__main__":
+    main()
