@@ -1,4 +1,4 @@
-"""Synthetic blocks that say in every row whose they are, so that foreign or torn bytes are recognised without a list."""
+"""Synthetic blocks that say in every row whose they are, so that foreign or torn bytes are recognised."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """A writer process: one JSON operation per line in, one JSON answer per line out.
 
-    python -m tests.fault.crash.child URI [--die-at STEP --nth N] [--compact-every N]
+python -m tests.fault.crash.child URI [--die-at STEP --nth N] [--compact-every N]
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("uri")
     parser.add_argument("--die-at", default="")
     parser.add_argument("--nth", type=int, default=1)
-    parser.add_argument("--compact-every", type=int, default=16)
+    parser.add_argument("--compact-every", type=int, default=8)
     arguments = parser.parse_args()
     assert hasattr(longmem.memory.lance_store, "COMPACT_EVERY"), "the store's period of compaction has another name now"
     longmem.memory.lance_store.COMPACT_EVERY = arguments.compact_every

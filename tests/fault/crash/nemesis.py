@@ -4,29 +4,37 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from threading import Lock
 from time import sleep
 
 from longmem.memory.lance_store import STEPS
 
+STOP_SHARE = 0.3
 MAX_OPERATIONS = 40
 """Of one life; a step that is not reached by then is counted as missed."""
 OPERATION_S = 0.03
 """About as long as one operation takes: a signal that is sent within it lands anywhere in it."""
 
 
+STEP_SHARE = 3
+"""All but every so many-th life ends at a step of the store; the others by a signal."""
+
+
 @dataclass(frozen=True)
 class Fault:
-    """How one process ends."""
+    """What befalls one process."""
 
-    kind: str
-    """kill, stop (goes on afterwards, killed later), stop_kill, step, or none"""
+    end: str
+    """kill, stop_kill (killed while stopped), step (at a step of the store), or none (told to end)"""
     operation: int
-    """During which of the life's operations."""
-    delay_s: float = 0.0
-    stop_s: float = 0.0
+    """During which of the life's operations it is killed, or from which on it does what reaches the step."""
+    delay_s: float
+    """From sending an operation to the signal."""
+    stop_at: int
+    """During which operation it is stopped, and goes on later; -1 for none."""
+    stop_s: float
     step: str = ""
     nth: int = 1
     max_operations: int = MAX_OPERATIONS
@@ -44,53 +52,56 @@ class Nemesis:
     def __init__(self, random: Random) -> None:
         self.counts: Counter[str] = Counter()
         self.steps: Counter[str] = Counter()
+        """Deaths at steps."""
+        self.missed: Counter[str] = Counter()
+        """Lives that ended without reaching their step."""
+        self._drawn: Counter[str] = Counter()
         self._random = random
         self._lock = Lock()
 
     def draw(self, count: int) -> list[Fault]:
         """Faults of the next `count` lives; steps that were drawn least come first."""
-        random = self._random
-        faults = []
-        drawn: Counter[str] = Counter(self.steps)
-        for _ in range(count):
-            kind = random.choices(("kill", "step", "stop", "stop_kill", "none"), (4, 4, 2, 1, 1))[0]
-            operation = random.randrange(1, 8)
-            if kind == "step":
-                step = min(STEPS, key=lambda each: (drawn[each], random.random()))
-                drawn[step] += 1
-                nth = random.choice((1, 2)) if step.startswith("put") else 1
-                faults.append(Fault(kind, operation, step=step, nth=nth))
-            else:
-                delay_s, stop_s = random.random() * OPERATION_S, random.uniform(0.1, 0.5)
-                faults.append(Fault(kind, operation, delay_s, stop_s, max_operations=operation + random.randrange(2, 8)))
-        return faults
+        return [self._draw(number) for number in range(count)]
 
-    def strike(self, child: "subprocess.Popen[bytes]", fault: Fault) -> None:
-        """Called while an operation is under way."""
-        if fault.kind in ("none", "step"):
-            return
-        sleep(fault.delay_s)
-        if fault.kind != "kill":
-            os.kill(child.pid, signal.SIGSTOP)
-            self._count("stops")
-            sleep(fault.stop_s)
-        if fault.kind == "stop":
+    def _draw(self, number: int) -> Fault:
+        random = self._random
+        operation, delay_s = random.randrange(1, 8), random.random() * OPERATION_S
+        stop_at = random.randrange(operation) if random.random() < STOP_SHARE else -1
+        fault = Fault("kill", operation, delay_s, stop_at, random.uniform(0.1, 0.4))
+        if number % STEP_SHARE:
+            step = min(STEPS, key=lambda each: (self._drawn[each], random.random()))
+            self._drawn[step] += 1
+            return replace(fault, end="step", step=step, nth=random.choice((1, 2)) if step.startswith("put") else 1)
+        end = random.choices(("kill", "stop_kill", "none"), (6, 2, 1))[0]
+        return replace(fault, end=end, max_operations=operation + random.randrange(1, 5))
+
+    def strike(self, child: "subprocess.Popen[bytes]", fault: Fault, number: int) -> None:
+        """Called while the life's operation `number` is under way."""
+        if number == fault.stop_at:
+            sleep(fault.delay_s)
+            self._stop(child, fault)
+            if _is_dead(child):
+                return
             os.kill(child.pid, signal.SIGCONT)
-        else:
+        elif number == fault.operation and fault.end in ("kill", "stop_kill"):
+            sleep(fault.delay_s)
+            if fault.end == "stop_kill":
+                self._stop(child, fault)
             self._kill(child)
 
     def ends(self, child: "subprocess.Popen[bytes]", fault: Fault) -> None:
         """Called when a life has done all its operations."""
-        if fault.step:
-            self._count(f"missed {fault.step}")
-        if fault.kind == "none":
+        if fault.end == "none":
             assert child.stdin is not None
             child.stdin.close()
             if child.wait(timeout=60):
                 raise AssertionError(f"a writer that was told to end left with {child.returncode}")
-            self._count("clean")
-        else:
-            self._kill(child)
+            self._count("clean_ends")
+            return
+        if fault.step:
+            with self._lock:
+                self.missed[fault.step] += 1
+        self._kill(child)
 
     def saw_death(self, code: int, fault: Fault) -> None:
         """Called when a writer died in the middle of an operation."""
@@ -99,6 +110,12 @@ class Nemesis:
             with self._lock:
                 self.steps[fault.step] += 1
 
+    def _stop(self, child: "subprocess.Popen[bytes]", fault: Fault) -> None:
+        if not _is_dead(child):
+            os.kill(child.pid, signal.SIGSTOP)
+            self._count("stops")
+            sleep(fault.stop_s)
+
     def _kill(self, child: "subprocess.Popen[bytes]") -> None:
         os.kill(child.pid, signal.SIGKILL)
         self._count("kills")
@@ -106,3 +123,7 @@ class Nemesis:
     def _count(self, name: str) -> None:
         with self._lock:
             self.counts[name] += 1
+
+
+def _is_dead(child: "subprocess.Popen[bytes]") -> bool:
+    return child.poll() is not None

@@ -11,12 +11,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
+from time import sleep
 
 from longmem.errors import CorruptionError, MissingBlockError
 from longmem.memory.lance_store import LanceMemoryStore
 from tests.fault.crash.blocks import Content, key_of
 from tests.fault.crash.checker import content_of
 from tests.fault.crash.expected import ExpectedReader, Violation
+
+PACE_S = 0.02
+"""Between two looks: the writers need the processor."""
 
 
 def main() -> None:
@@ -31,6 +35,7 @@ def main() -> None:
                 continue
             document = random.choice(sorted(expected.possible))
             look(store, expected, document, counts)
+            sleep(PACE_S)
     print(json.dumps(counts), flush=True)
 
 

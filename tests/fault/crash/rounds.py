@@ -1,6 +1,6 @@
 """Rounds of writers that die, a reader that looks, and a check of the quiet store after each.
 
-    python -m tests.fault.crash.rounds --seed 1 --rounds 5 [--folder DIR]
+python -m tests.fault.crash.rounds --seed 1 --rounds 5 [--folder DIR]
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.fault.crash.nemesis import Fault, Nemesis
 from tests.fault.crash.writer import ROOT, Writer
 
 NUM_WRITERS = 2
-LIVES = 5
+LIVES = 6
 """Of each writer in a round."""
 
 
@@ -68,7 +68,9 @@ class StoreRounds:
                     raise
 
             with ThreadPoolExecutor(len(self._writers)) as pool:
-                for done in [pool.submit(live, writer, mine) for writer, mine in zip(self._writers, faults, strict=True)]:
+                for done in [
+                    pool.submit(live, writer, mine) for writer, mine in zip(self._writers, faults, strict=True)
+                ]:
                     done.result()
             printed, errors = reader.communicate("", timeout=120)
         finally:
@@ -89,11 +91,8 @@ class StoreRounds:
             "stops": self.nemesis.counts["stops"],
             "failpoints": self.nemesis.steps.total(),
             "by_failpoint": dict(sorted(self.nemesis.steps.items())),
-            "missed_failpoints": {
-                name.removeprefix("missed "): count
-                for name, count in sorted(self.nemesis.counts.items())
-                if name.startswith("missed ")
-            },
+            "missed_failpoints": dict(sorted(self.nemesis.missed.items())),
+            "clean_ends": self.nemesis.counts["clean_ends"],
             "operations": dict(sorted(operations.items())),
             "sent": self.expected.num_sent,
             "acknowledged": self.expected.num_acked,
@@ -121,9 +120,9 @@ def main() -> None:
     for number in range(arguments.rounds):
         start = monotonic()
         checked = rounds.run_round(arguments.lives)
-        print(f"round {number}: {monotonic() - start:.1f} s, {checked}", flush=True)  # noqa: T201
-    print(json.dumps(rounds.summary(), indent=2))  # noqa: T201
-    print(rounds.line())  # noqa: T201
+        print(f"round {number}: {monotonic() - start:.1f} s, {checked}", flush=True)
+    print(json.dumps(rounds.summary(), indent=2))
+    print(rounds.line())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import select
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -28,6 +29,49 @@ HANDS_UP = 0.3
 """How often an operation without an answer is given up instead of repeated."""
 
 
+@contextmanager
+def start_writer(uri: str, fault: Fault | None = None) -> "Iterator[subprocess.Popen[bytes]]":
+    """A writer process that has opened the store; it is surely gone afterwards."""
+    arguments = [sys.executable, "-m", "tests.fault.crash.child", uri]
+    if fault is not None and fault.step:
+        arguments += ["--die-at", fault.step, "--nth", str(fault.nth)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as child:
+        try:
+            if answer_of(child) is None:
+                raise Violation(f"a writer ended with {child.wait()} while opening the store")
+            yield child
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+
+def send(child: "subprocess.Popen[bytes]", operation: Operation) -> None:
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(vars(operation)).encode() + b"\n")
+    child.stdin.flush()
+
+
+def answer_of(child: "subprocess.Popen[bytes]") -> dict[str, Any] | None:
+    """The next answer; None when the process is dead. Raises Violation when none comes."""
+    assert child.stdout is not None
+    if not select.select([child.stdout], [], [], ANSWER_S)[0]:
+        raise Violation(f"a writer has not answered for {ANSWER_S:g} s")
+    line = child.stdout.readline()
+    if not line.endswith(b"\n"):
+        return None
+    answer: dict[str, Any] = json.loads(line)
+    return answer_of(child) if "died_at" in answer else answer
+
+
+def tell(child: "subprocess.Popen[bytes]", operation: Operation) -> dict[str, Any]:
+    """Send an operation to a writer that must live, and wait for the answer."""
+    send(child, operation)
+    if (answer := answer_of(child)) is None:
+        raise Violation(f"a writer ended with {child.wait()} during {operation}")
+    return answer
+
+
 class Writer:
     """One writer of its own documents; runs in a thread of the parent."""
 
@@ -42,31 +86,18 @@ class Writer:
 
     def live(self, fault: Fault, stopping: Callable[[], bool]) -> None:
         """Start a process, let it work, end it as the fault says. Raises Violation."""
-        arguments = [sys.executable, "-m", "tests.fault.crash.child", self._uri]
-        if fault.step:
-            arguments += ["--die-at", fault.step, "--nth", str(fault.nth)]
-        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as child:
-            try:
-                self._work(child, fault, stopping)
-            finally:
-                if child.poll() is None:
-                    child.kill()
-                child.wait()
+        with start_writer(self._uri, fault) as child:
+            self._work(child, fault, stopping)
 
     def _work(self, child: "subprocess.Popen[bytes]", fault: Fault, stopping: Callable[[], bool]) -> None:
-        assert child.stdin is not None
-        if self._answer(child) is None:
-            raise Violation(f"writer {self.name} ended with {child.wait()} while opening the store")
         for number in range(fault.max_operations):
             if stopping() and not fault.step:
                 break
             operation = self._next(fault, number)
             self._expected.record_sent(operation)
-            child.stdin.write(json.dumps(vars(operation)).encode() + b"\n")
-            child.stdin.flush()
-            if number == fault.operation:
-                self._nemesis.strike(child, fault)
-            answer = self._answer(child)
+            send(child, operation)
+            self._nemesis.strike(child, fault, number)
+            answer = answer_of(child)
             if answer is None:
                 self._nemesis.saw_death(child.wait(), fault)
                 self._repeat = operation if self._random.random() > HANDS_UP else None
@@ -78,17 +109,6 @@ class Writer:
             self._repeat = None
             self.counts[operation.kind] += 1
         self._nemesis.ends(child, fault)
-
-    def _answer(self, child: "subprocess.Popen[bytes]") -> dict[str, Any] | None:
-        """The next line; None when the process is dead."""
-        assert child.stdout is not None
-        if not select.select([child.stdout], [], [], ANSWER_S)[0]:
-            raise Violation(f"writer {self.name} has not answered for {ANSWER_S:g} s")
-        line = child.stdout.readline()
-        if not line.endswith(b"\n"):
-            return None
-        answer: dict[str, Any] = json.loads(line)
-        return self._answer(child) if "died_at" in answer else answer
 
     def _next(self, fault: Fault, number: int) -> Operation:
         if self._repeat is not None:
