@@ -53,13 +53,18 @@ class Expected:
     """The fold of the file's lines."""
 
     def __init__(self) -> None:
+        self.num_sent = 0
+        self.num_acked = 0
+        self._forget()
+
+    def _forget(self) -> None:
         self.possible: dict[str, set[Contents]] = defaultdict(lambda: {NOTHING})
         self.removals: Counter[str] = Counter()
         """Deletes and trims that were sent, by document."""
+        self.removing: set[str] = set()
+        """Documents with a delete or trim that may still be under way: sent, and nothing was answered or seen since."""
         self.ever_sent: dict[str, set[Content]] = defaultdict(set)
         self.checksums: dict[Content, str] = {}
-        self.num_sent = 0
-        self.num_acked = 0
         self._open: dict[int, tuple[Operation, set[Contents]]] = {}
 
     def acknowledged(self, document: str) -> Contents:
@@ -76,8 +81,11 @@ class Expected:
         elif state == "acked":
             self._acknowledge(int(line["id"]), line["answer"])
         elif state == "seen":
-            contents = frozenset(Content(*each) for each in line["contents"])
-            self.possible[line["document"]] = {contents}
+            contents = {Content(*where): checksum for *where, checksum in line["contents"]}
+            self.possible[line["document"]] = {frozenset(contents)}
+            self.removing.discard(line["document"])
+            self.ever_sent[line["document"]] |= set(contents)
+            self.checksums |= contents
         else:
             assert state == "failed", f"unknown state {state!r}"
 
@@ -93,11 +101,13 @@ class Expected:
             self.ever_sent[document] |= self.sent(operation.document)
         else:
             self.removals[document] += 1
+            self.removing.add(document)
         self.possible[document] = before | {self._after(operation, contents) for contents in before}
 
     def _acknowledge(self, number: int, answer: dict[str, Any]) -> None:
         operation, before = self._open.pop(number)
         self.num_acked += 1
+        self.removing.discard(operation.changes)
         if answer.get("refused"):
             # a fork repeated after a crash: its target is there already
             after = {contents for contents in before if contents}
@@ -150,8 +160,24 @@ class ExpectedFile(Expected):
         self._record({"state": "failed", "id": operation.id, "error": error})
 
     def record_seen(self, document: str, contents: Iterable[Content]) -> None:
-        listed = [[each.segment, each.origin, each.version] for each in sorted(contents)]
+        listed = [[each.segment, each.origin, each.version, self.checksums[each]] for each in sorted(contents)]
         self._record({"state": "seen", "document": document, "contents": listed})
+
+    def forget_past(self) -> None:
+        """Begin a new file with what is there now, so that a run of days needs no more memory than one of minutes.
+
+        Every document must have been seen since its last operation. The old file stays beside the new one, until the
+        next time.
+        """
+        now = {document: self.acknowledged(document) for document in self.possible}
+        assert all(len(each) == 1 for each in self.possible.values()), "a document was not seen"
+        checksums = {content: self.checksums[content] for contents in now.values() for content in contents}
+        self.path.replace(self.path.with_suffix(".old.jsonl"))
+        self.path.touch()
+        self._forget()
+        self.checksums |= checksums
+        for document, contents in now.items():
+            self.record_seen(document, contents)
 
     def _record(self, line: dict[str, Any]) -> None:
         with self._lock:

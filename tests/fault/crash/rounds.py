@@ -83,6 +83,10 @@ class StoreRounds:
         self.checked = check(self.uri, self.expected)
         return self.checked
 
+    def forget_past(self) -> None:
+        """After a round: the expected-state file begins anew with what is there."""
+        self.expected.forget_past()
+
     def summary(self) -> dict[str, int | dict[str, int]]:
         operations = sum((writer.counts for writer in self._writers), Counter[str]())
         return {

@@ -1,0 +1,83 @@
+"""Kills and stops the workers of the jobs of a cluster, at random, until it is told to end."""
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from threading import Event, Thread
+
+import psutil
+from ray.util.state import list_actors
+
+ROLES = ("EncoderActor", "StoreActor", "SideNetActor")
+KILL_SHARE = 0.6
+
+
+@dataclass
+class WorkerNemesis:
+    """A thread that strikes one worker every `every_s` (on average) while it is armed."""
+
+    address: str
+    random: Random
+    every_s: float
+    counts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    """Why the list of workers could not be had."""
+
+    def __post_init__(self) -> None:
+        self._end = Event()
+        self.armed = Event()
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def workers(self) -> list[tuple[str, psutil.Process]]:
+        """Role and process of every living worker."""
+        found = []
+        actors = list_actors(address=self.address, detail=True, filters=[("state", "=", "ALIVE")], limit=1000)
+        for actor in actors:
+            if actor.class_name in ROLES and actor.pid:
+                with suppress(psutil.NoSuchProcess):
+                    found.append((actor.class_name, psutil.Process(actor.pid)))
+        return sorted(found, key=lambda each: each[1].pid)
+
+    def kill_all(self) -> int:
+        """SIGKILL every worker; returns how many."""
+        count = 0
+        for role, process in self.workers():
+            count += self._kill(role, process, "kills_with_driver")
+        return count
+
+    def _run(self) -> None:
+        while not self._end.wait(self.random.uniform(0.5, 1.5) * self.every_s):
+            if not self.armed.is_set():
+                continue
+            try:
+                workers = self.workers()
+            except Exception as error:  # noqa: BLE001 - the dashboard is busy, or the cluster ends; counted
+                self.errors[type(error).__name__] += 1
+                continue
+            if workers:
+                # roles in equal shares, whatever their numbers
+                role = self.random.choice(sorted({role for role, _ in workers}))
+                self._strike(role, self.random.choice([process for each, process in workers if each == role]))
+
+    def _strike(self, role: str, process: psutil.Process) -> None:
+        if self.random.random() < KILL_SHARE:
+            self._kill(role, process, "kills")
+            return
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+            self.counts[f"stops {role}"] += 1
+            self._end.wait(self.random.uniform(1, 6))
+            process.resume()
+
+    def _kill(self, role: str, process: psutil.Process, what: str) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            self.counts[f"{what} {role}"] += 1
+            return True
+        return False
