@@ -56,6 +56,10 @@ class StoreActor:
         return self._store().delete(key)
 
     @ray.method(concurrency_group="write")
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        return self._store().trim(key, first_segment)
+
+    @ray.method(concurrency_group="write")
     def close(self) -> None:
         """Wait for the writes before this one, then let go of the files."""
         self._store().close()
@@ -87,6 +91,10 @@ class StorePool(ActorPool):
     def delete(self, key: DocumentKey) -> None:
         with translated(f"deleting {key}"):
             ray.get(self._shard(key).delete.remote(key))
+
+    def trim(self, key: DocumentKey, first_segment: int) -> None:
+        with translated(f"trimming {key}"):
+            ray.get(self._shard(key).trim.remote(key, first_segment))
 
     def close(self, timeout_s: float) -> None:
         """Let writes that have begun end, then close the files."""

@@ -75,6 +75,12 @@ class AbstractMemoryStore(AbstractBlockSource):
         """Forget a document; returns the number of blocks removed (0 for an unknown document)."""
 
     @abstractmethod
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        """Forget a document's segments below `first_segment`; returns how many were held. Repeating it changes
+        nothing, and no other document or fork is touched. Storage is freed once no document names a whole payload
+        table any more. A document of which nothing is left is no longer listed."""
+
+    @abstractmethod
     def fingerprint(self) -> Fingerprint | None:
         """Fingerprint that the first block fixed; None while the store is empty."""
 
