@@ -14,6 +14,8 @@ from longmem.memory.identity import METADATA_KEY, to_text
 from longmem.memory.store import STORED_TYPES
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
+PAYLOAD_COLUMNS = ["write", "chunk", "tokens", "keys", "values"]
+
 
 def payload_schema(identity: Fingerprint) -> pa.Schema:
     """Columns of a payload table; `write` names the put that wrote the row."""

@@ -271,6 +271,29 @@ class LanceMemoryStore(AbstractMemoryStore):
                 self._compact()
             return self._sweep()
 
+    def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
+        """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
+        self._check_open()
+        damaged = []
+        for row in self._catalogue().to_pylist():
+            try:
+                self._blocks([row])
+            except CorruptionError as error:
+                damaged.append((row, str(error)))
+        return damaged
+
+    def drop_blocks(self, rows: list[dict[str, Any]]) -> None:
+        """Remove catalogue rows, so that their blocks can be written again. Raises StoreError."""
+        with self._change:
+            for row in rows:
+                # a row whose name is damaged is still known by its write
+                name = row["block"].replace("-", "").isalnum()
+                condition = f"block = {quoted(row['block'])}" if name else f"write = {int(row['write'])}"
+                self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+            self._quota.freed()
+            if rows:
+                self._sync(CATALOGUE)
+
     def close(self) -> None:
         with self._change:
             self._closed = True
@@ -281,6 +304,9 @@ class LanceMemoryStore(AbstractMemoryStore):
         folder = self._database.folder
         if folder is not None and janitor.is_due(folder):
             self._sweep()
+        if self._is_there():
+            # who made it may have promised less
+            self._sync(IDENTITY)
 
     def _create(self, fingerprint: Fingerprint) -> None:
         self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)

@@ -83,13 +83,13 @@ class LanceDatabase:
 
     def append(self, name: str, rows: pa.Table) -> None:
         with _translated(f"appending to table {name}", damage=False):
-            self._table(name, rows.schema).add(rows)
+            self._table(name, rows.schema.names).add(rows)
 
     def insert_missing(self, name: str, rows: pa.Table, column: str) -> int:
         """Insert the rows whose `column` is not there yet, as one commit; returns how many."""
 
         def insert() -> int:
-            merge = self._table(name, rows.schema).merge_insert(column).when_not_matched_insert_all()
+            merge = self._table(name, rows.schema.names).merge_insert(column).when_not_matched_insert_all()
             return int(merge.execute(rows).num_inserted_rows)
 
         return self._committed(f"writing to table {name}", name, insert)
@@ -99,7 +99,7 @@ class LanceDatabase:
     ) -> pa.Table:
         """Rows for which an SQL condition holds; values in it must come from `quoted`."""
         with _translated(f"reading table {name}"):
-            query = self._table(name, schema).search()
+            query = self._table(name, schema.names).search()
             if where is not None:
                 query = query.where(where)
             if columns is not None:
@@ -111,14 +111,20 @@ class LanceDatabase:
         """Delete rows as one commit; returns how many."""
 
         def delete() -> int:
-            return int(self._table(name, schema).delete(where).num_deleted_rows)
+            return int(self._table(name, schema.names).delete(where).num_deleted_rows)
 
         return self._committed(f"deleting from table {name}", name, delete)
 
-    def metadata(self, name: str, schema: pa.Schema) -> dict[bytes, bytes]:
+    def check(self, name: str, columns: list[str], read: list[str] | None = None) -> None:
+        """Open a table and read every row of it (of the columns `read`). Raises CorruptionError."""
+        with _translated(f"reading table {name}"):
+            for _ in self._table(name, columns).search().select(read or columns).to_batches():
+                pass
+
+    def metadata(self, name: str, columns: list[str]) -> dict[bytes, bytes]:
         """What a table's schema carries beside its columns."""
         with _translated(f"reading table {name}"):
-            return dict(self._table(name, schema).schema.metadata or {})
+            return dict(self._table(name, columns).schema.metadata or {})
 
     def drop(self, name: str) -> None:
         """Remove a table and its files."""
@@ -155,7 +161,7 @@ class LanceDatabase:
     def _optimize(self, name: str, schema: pa.Schema, cleanup_older_than: timedelta) -> bool:
         try:
             with _translated(f"compacting table {name}", damage=False):
-                self._table(name, schema).optimize(cleanup_older_than=cleanup_older_than)
+                self._table(name, schema.names).optimize(cleanup_older_than=cleanup_older_than)
         except StoreError as error:
             # a handle that lost such a race keeps failing until it is opened again
             self.forget(name)
@@ -186,15 +192,15 @@ class LanceDatabase:
                 self._connection = lancedb.connect(self.uri, read_consistency_interval=timedelta(0), session=_session())
             return self._connection
 
-    def _table(self, name: str, schema: pa.Schema) -> Any:
+    def _table(self, name: str, columns: list[str]) -> Any:
         with self._lock:
             table = self._tables.pop(name, None)
             if table is None:
                 table = self._connected().open_table(name)
                 # a newest manifest of zeros, which a power cut can leave, opens as version 0 without columns
-                if table.version < 1 or table.schema.names != schema.names:
+                if table.version < 1 or table.schema.names != columns:
                     raise CorruptionError(
-                        f"table {name} of {self.uri} has columns {table.schema.names}, expected {schema.names}: it is "
+                        f"table {name} of {self.uri} has columns {table.schema.names}, expected {columns}: it is "
                         f"damaged or was not written by longmem; {REPAIR}"
                     )
             self._tables[name] = table
