@@ -53,9 +53,9 @@ def is_due(folder: Path) -> bool:
     return True
 
 
-def old_tables(folder: Path, is_payload: Callable[[str], bool]) -> dict[str, int]:
-    """Payload tables that nothing has written to for `OLD_S`, with their bytes."""
-    before = time.time() - OLD_S
+def old_tables(folder: Path, is_payload: Callable[[str], bool], old_s: float = OLD_S) -> dict[str, int]:
+    """Payload tables that nothing has written to for `old_s`, with their bytes."""
+    before = time.time() - old_s
     found = {}
     for path in folder.glob("*.lance"):
         if not is_payload(path.stem):
@@ -66,9 +66,9 @@ def old_tables(folder: Path, is_payload: Callable[[str], bool]) -> dict[str, int
     return found
 
 
-def sweep_files(folder: Path) -> Swept:
+def sweep_files(folder: Path, old_s: float = OLD_S) -> Swept:
     """Remove old temporary files and half-dropped tables of a local store."""
-    before = time.time() - OLD_S
+    before = time.time() - old_s
     num_files = num_tables = num_bytes = 0
     with _translated(folder):
         for table in folder.glob("*.lance"):

@@ -260,16 +260,16 @@ class LanceMemoryStore(AbstractMemoryStore):
         once = rows.group_by("write").aggregate([("num_bytes", "max")])
         return int(pc.sum(once["num_bytes_max"]).as_py() or 0)
 
-    def compact(self) -> janitor.Swept:
+    def compact(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
         """Rewrite the catalogue into few files and remove what nothing refers to any more; returns what was freed.
 
-        Safe beside writers and readers: only what is older than `janitor.OLD_S` is removed.
+        Safe beside writers and readers: only what is older than `old_s` is removed (0 only where no writer lives).
         """
         self._check_open()
         with self._change:
             if self._is_there():
                 self._compact()
-            return self._sweep()
+            return self._sweep(old_s)
 
     def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
         """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
@@ -325,16 +325,16 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._sync(CATALOGUE)
         self._on_step("compact:end")
 
-    def _sweep(self) -> janitor.Swept:
+    def _sweep(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
         folder = self._database.folder
         if folder is None or not folder.is_dir():
             return janitor.Swept()
         # named tables after the listing: one that is being written now is listed as young, or named
-        old = janitor.old_tables(folder, is_payload)
+        old = janitor.old_tables(folder, is_payload, old_s)
         doomed = {name: size for name, size in old.items() if name not in self._payload_tables()} if old else {}
         for name in doomed:
             self._drop(name)
-        return janitor.sweep_files(folder).plus_tables(doomed)
+        return janitor.sweep_files(folder, old_s).plus_tables(doomed)
 
     def _drop(self, name: str) -> None:
         try:
