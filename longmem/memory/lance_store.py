@@ -43,6 +43,7 @@ from longmem.memory.durability import Durability, TableSync
 from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, from_identity_rows, identity_rows
 from longmem.memory.lance_table import REPAIR, LanceDatabase, quoted
 from longmem.memory.quota import Quota
+from longmem.memory.self_test import check_conditional_writes
 from longmem.memory.store import (
     AbstractMemoryStore,
     check_block,
@@ -302,7 +303,9 @@ class LanceMemoryStore(AbstractMemoryStore):
     def _before_first_put(self) -> None:
         """What every writer does once."""
         folder = self._database.folder
-        if folder is not None and janitor.is_due(folder):
+        if folder is None:
+            check_conditional_writes(self._database.uri)
+        elif janitor.is_due(folder):
             self._sweep()
         if self._is_there():
             # who made it may have promised less

@@ -224,6 +224,20 @@ def _is_conflict(error: StoreError) -> bool:
     return "commit conflict" in str(error).lower()
 
 
+_NO_ANSWER = (
+    "generic s3 error",
+    "generic gcs error",
+    "generic microsoftazure error",
+    "error sending request",
+    "access denied",
+    "unauthenticated",
+    "credentials",
+    "too many open files",
+    "cannot allocate memory",
+)
+"""Why bytes could not be had although they may be sound."""
+
+
 @contextmanager
 def _translated(doing: str, damage: bool = True) -> Iterator[None]:
     """Raise LanceDB's errors as ours; `damage`: whether an unexplained failure means that stored bytes are bad."""
@@ -239,6 +253,8 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
             raise StoreError(f"{doing}: the disk is full; free some space and run again ({error})") from error
         if any(sign in text for sign in _NO_WRITE):
             raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
+        if any(sign in text for sign in _NO_ANSWER):
+            raise StoreError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
         # what a newest manifest of zeros looks like to a handle that is already open
         if damage or panic or "does not match existing table schema" in text:
             raise CorruptionError(f"{doing}: stored data cannot be read; {REPAIR} ({error})") from error
