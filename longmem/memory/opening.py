@@ -26,6 +26,11 @@ class StoreSettings:
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ConfigError(f"a store's limit must be at least 1 byte, got {self.max_bytes}")
 
+    @staticmethod
+    def of(store: "StoreSettings | str") -> "StoreSettings":
+        """A bare URI with default settings; settings as they are."""
+        return StoreSettings(store) if isinstance(store, str) else store
+
     def open(self) -> AbstractMemoryStore:
         """`memory://` gives an empty store that lives as long as the process; anything else is a LanceDB folder or
         URI (`s3://…`, `gs://…`), created by the first put.
