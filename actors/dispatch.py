@@ -135,6 +135,9 @@ class PooledExecutor(AbstractExecutor):
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
         return self._workers.stores.segments(key, self._patience.recover_s)
 
+    def trim(self, key: DocumentKey, first_segment: int) -> None:
+        self._workers.stores.trim(key, first_segment, self._patience.recover_s)
+
     def forget(self, key: DocumentKey) -> None:
         self._workers.stores.delete(key, self._patience.recover_s)
         for worker in self._homes.pop(key, []):

@@ -19,6 +19,7 @@ from actors.shape import ClusterShape
 from actors.workers import start_workers
 from longmem.errors import ClusterError
 from longmem.executor import Stage
+from longmem.memory.opening import StoreSettings
 from longmem.memory.store import check_fingerprint
 from longmem.model_source import ModelDescription, ModelSource
 from longmem.types import Fingerprint
@@ -37,7 +38,7 @@ class RayExecutor(PooledExecutor):
     StoreError) when they cannot open the model or the store.
     """
 
-    def __init__(self, source: ModelSource, store_uri: str, shape: ClusterShape) -> None:
+    def __init__(self, source: ModelSource, store: StoreSettings | str, shape: ClusterShape) -> None:
         self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes)
         self._description: ModelDescription | None = None
         self._model: Fingerprint | None = None
@@ -45,7 +46,7 @@ class RayExecutor(PooledExecutor):
         self._open = True
         try:
             check_capacity(shape.min_cpus, shape.min_gpus)
-            workers = start_workers(source, store_uri, shape, f"longmem-{token_hex(4)}")
+            workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
             super().__init__(workers, shape.patience, self._accept)
         except BaseException:
             self.connection.close()

@@ -9,7 +9,7 @@ from actors.failures import translated
 from actors.outcome import Outcome, attempt
 from actors.pool import ActorPool, Worker
 from actors.worker import HEALTH, NAMESPACE, UNTIL_DONE, opened
-from longmem.memory.opening import MemoryStore
+from longmem.memory.opening import StoreSettings
 from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
@@ -18,19 +18,19 @@ from longmem.types import DocumentKey, KVBlock, SegmentInfo
 class StoreActor:
     """Writes and reads run in groups of their own, so that a write never waits for a read."""
 
-    def __init__(self, uri: str, shard: int) -> None:
-        self._uri = uri
+    def __init__(self, settings: StoreSettings, shard: int) -> None:
+        self._settings = settings
         self._shard = shard
         self._opening = Lock()
         self._opened: AbstractMemoryStore | None = None
 
     def __repr__(self) -> str:
-        return f"MemoryStore(shard={self._shard}, uri={self._uri})"
+        return f"MemoryStore(shard={self._shard}, uri={self._settings.uri})"
 
     def _store(self) -> AbstractMemoryStore:
         with self._opening:
             if self._opened is None:
-                self._opened = MemoryStore.open(self._uri)
+                self._opened = self._settings.open()
             return self._opened
 
     @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
@@ -58,6 +58,10 @@ class StoreActor:
     def delete(self, key: DocumentKey) -> int:
         return self._store().delete(key)
 
+    @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        return self._store().trim(key, first_segment)
+
     @ray.method(concurrency_group="write")
     def close(self) -> None:
         """Wait for the writes before this one, then let go of the files."""
@@ -78,6 +82,10 @@ class StorePool(ActorPool):
     def delete(self, key: DocumentKey, timeout_s: float) -> None:
         with translated(f"deleting {key}"):
             ray.get(self.shard(key).actor.delete.remote(key), timeout=timeout_s)
+
+    def trim(self, key: DocumentKey, first_segment: int, timeout_s: float) -> None:
+        with translated(f"trimming {key}"):
+            ray.get(self.shard(key).actor.trim.remote(key, first_segment), timeout=timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Let writes that have begun end, then close the files."""

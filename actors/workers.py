@@ -14,6 +14,7 @@ from actors.sidenet import SideNetActor
 from actors.store import RemoteBlockSource, StoreActor, StorePool
 from actors.worker import NAMESPACE, RESTART
 from longmem.executor import Stage
+from longmem.memory.opening import StoreSettings
 from longmem.model_source import ModelSource
 
 
@@ -40,10 +41,11 @@ def names_of(prefix: str, shape: ClusterShape) -> dict[str, list[str]]:
 
 
 def start_workers(
-    source: ModelSource, store_uri: str, shape: ClusterShape, prefix: str, *, detached: bool = False
+    source: ModelSource, store: StoreSettings | str, shape: ClusterShape, prefix: str, *, detached: bool = False
 ) -> Workers:
     """Create all actors; returns at once, while they load. `detached` ones outlive this driver."""
     names = names_of(prefix, shape)
+    settings = StoreSettings.of(store)
 
     def created(kind: str, options: dict[str, Any], actor: Any, arguments: Iterator[tuple[Any, ...]]) -> list[Any]:
         lifetime = "detached" if detached else None
@@ -60,7 +62,7 @@ def start_workers(
         return source.on_gpu() if gpus else source
 
     stores = created(
-        "store", _store_placement(store_uri), StoreActor, ((store_uri, rank) for rank in range(shape.stores))
+        "store", _store_placement(settings.uri), StoreActor, ((settings, rank) for rank in range(shape.stores))
     )
     encoders = created(
         "encoder",

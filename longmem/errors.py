@@ -12,6 +12,7 @@ LongMemError (a ValueError: the user can fix it)
 │   ├── FingerprintError       the store was written by another model or with other settings
 │   ├── ConflictError          the document already holds other tokens at that place
 │   ├── MissingBlockError      a block was asked for that the store does not hold
+│   ├── QuotaError             the store holds as many bytes as it may
 │   └── CorruptionError        stored bytes fail their checksum, or tables are damaged
 ├── OutputError            the output folder cannot be used or written
 └── ClusterError           Ray cannot be reached, or cannot hold the job
@@ -34,6 +35,7 @@ __all__ = [
     "NumericError",
     "OutputError",
     "QuarantineError",
+    "QuotaError",
     "StoreError",
     "UnknownFamilyError",
 ]
@@ -85,6 +87,10 @@ class ConflictError(StoreError):
 
 class MissingBlockError(StoreError):
     """A block was asked for that the store does not hold (never written, or deleted)."""
+
+
+class QuotaError(StoreError):
+    """The store holds as many bytes as its limit allows; the message says how many and what to do."""
 
 
 class CorruptionError(StoreError):

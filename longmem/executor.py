@@ -94,6 +94,11 @@ class AbstractExecutor(ABC):
         """What the store already holds of a document."""
 
     @abstractmethod
+    def trim(self, key: DocumentKey, first_segment: int) -> None:
+        """Remove a document's segments below `first_segment` from the store: no segment that is still to be scored
+        may read them."""
+
+    @abstractmethod
     def forget(self, key: DocumentKey) -> None:
         """Delete a document from the store."""
 
@@ -174,6 +179,9 @@ class InlineExecutor(AbstractExecutor):
 
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
         return self._store.segments(key)
+
+    def trim(self, key: DocumentKey, first_segment: int) -> None:
+        self._store.trim(key, first_segment)
 
     def forget(self, key: DocumentKey) -> None:
         self._store.delete(key)

@@ -25,6 +25,7 @@ from pipelines.command_line import (
     local_or_hub,
     num_cores,
 )
+from pipelines.memory_command import memory
 from pipelines.pretrain_command import pretrain
 from pipelines.train_command import train
 
@@ -44,6 +45,21 @@ class Placement(StrEnum):
     SPREAD = "spread"
 
 
+class Retention(StrEnum):
+    """How long blocks stay in the store."""
+
+    WINDOW = "window"
+    DOCUMENT = "document"
+    FOREVER = "forever"
+
+
+class Durability(StrEnum):
+    """What a stored block survives."""
+
+    PROCESS = "process"
+    POWER = "power"
+
+
 class SearchEngine(StrEnum):
     """What finds chunks in a reader's window."""
 
@@ -53,6 +69,7 @@ class SearchEngine(StrEnum):
 
 app.command()(train)
 app.command()(pretrain)
+app.add_typer(memory, name="memory")
 
 
 @app.callback(invoke_without_command=True)
@@ -132,7 +149,21 @@ def perplexity(
             help="Memory store: LanceDB folder or URI, or memory:// (with --address none).", show_default="inside --out"
         ),
     ] = None,
-    keep_memory: Annotated[bool, typer.Option("--keep-memory", help="Leave the documents in the store.")] = False,
+    retention: Annotated[
+        Retention | None,
+        typer.Option(
+            help="How long the store keeps blocks: while a window may reach them (bounded disk, however long the "
+            "document), while their document is scored, or forever.",
+            show_default="document",
+        ),
+    ] = None,
+    keep_memory: Annotated[bool, typer.Option("--keep-memory", help="The same as --retention forever.")] = False,
+    store_quota_bytes: Annotated[
+        int | None, typer.Option(help="Bytes that the store may hold; the job stops there.", show_default=False)
+    ] = None,
+    durability: Annotated[
+        Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
+    ] = Durability.PROCESS,
     namespace: Annotated[
         str | None, typer.Option(help="Where kept documents are filed.", show_default="default")
     ] = None,
@@ -167,6 +198,9 @@ def perplexity(
             raise ConfigError("--resume needs --out, the folder of the job to continue")
         if no_memory and memory_tokens:
             raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
+        if keep_memory and retention not in (None, Retention.FOREVER):
+            raise ConfigError(f"--keep-memory and --retention {retention} contradict each other; give one of them")
+        kept = Retention.FOREVER if keep_memory else retention or Retention.DOCUMENT
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
         per_worker = threads or max(1, num_cores() // max(1, workers))
@@ -209,9 +243,11 @@ def perplexity(
             ),
             store=store,
             namespace=namespace,
-            keep_memory=keep_memory,
+            retention=kept.value,
+            durability=durability.value,
+            store_quota_bytes=store_quota_bytes,
             keep_tokens=tokens,
-            write_memory=keep_memory or not no_memory,
+            write_memory=kept == Retention.FOREVER or not no_memory,
             limit_documents=limit_documents,
             resume=resume,
             command=shlex.join(["longmem", *sys.argv[1:]]),

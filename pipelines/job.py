@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -13,7 +13,8 @@ from rich.console import Console
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from longmem.executor import AbstractExecutor, InlineExecutor
-from longmem.memory.opening import IN_MEMORY, MemoryStore
+from longmem.memory.durability import Durability
+from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
 from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
 from longmem.text.language_reference import language_reference
@@ -29,6 +30,12 @@ from pipelines.summary import summarise
 from pipelines.tables import documents_table, segments_table, tokens_table
 
 MEMORY_FOLDER = "memory.lance"
+
+Retention = Literal["window", "document", "forever"]
+"""How long blocks stay: while a window may reach them, while their document is scored, or after the job too."""
+
+TRIM_EVERY = 16
+"""With retention `window`: segments removed at a time. Each time costs one commit of the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,9 @@ class PerplexityJob:
     store: str | None = None
     """Where keys and values go; None for a folder inside `out`."""
     namespace: str | None = None
-    keep_memory: bool = False
+    retention: Retention = "document"
+    durability: Durability = "process"
+    store_quota_bytes: int | None = None
     keep_tokens: bool = False
     write_memory: bool = True
     limit_documents: int | None = None
@@ -64,11 +73,17 @@ class PerplexityJob:
         if self.limit_documents is not None and self.limit_documents < 1:
             raise ConfigError(f"--limit-documents must be at least 1, got {self.limit_documents}")
         if self.keep_memory and self.store == IN_MEMORY:
-            raise ConfigError(f"--keep-memory needs a store on disk, {IN_MEMORY} ends with the process")
+            raise ConfigError(f"--retention forever needs a store on disk, {IN_MEMORY} ends with the process")
         if self.cluster is not None and self.store == IN_MEMORY:
             raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
         if self.namespace is not None and not self.keep_memory:
             raise ConfigError("--namespace names documents that are kept; add --keep-memory")
+        if self.store_quota_bytes is not None and self.store_quota_bytes < 1:
+            raise ConfigError(f"--store-quota-bytes must be at least 1, got {self.store_quota_bytes}")
+
+    @property
+    def keep_memory(self) -> bool:
+        return self.retention == "forever"
 
     @property
     def store_uri(self) -> str:
@@ -76,6 +91,11 @@ class PerplexityJob:
         if self.store is None:
             return str(self.out.absolute() / MEMORY_FOLDER)
         return self.store if "://" in self.store else str(Path(self.store).absolute())
+
+    @property
+    def store_settings(self) -> StoreSettings:
+        """How whoever runs the job opens the store."""
+        return StoreSettings(self.store_uri, self.durability, self.store_quota_bytes)
 
     def with_threads(self, threads: int) -> "PerplexityJob":
         """The same job with other threads for its workers."""
@@ -109,10 +129,10 @@ def open_executor(job: PerplexityJob) -> AbstractExecutor:
     """Workers here or on Ray, which is imported only for that."""
     if job.cluster is None:
         torch.set_num_threads(job.threads)
-        return InlineExecutor(job.model.open(), MemoryStore.open(job.store_uri))
+        return InlineExecutor(job.model.open(), job.store_settings.open())
     from actors.executor import RayExecutor
 
-    return RayExecutor(job.model, job.store_uri, job.cluster)
+    return RayExecutor(job.model, job.store_settings, job.cluster)
 
 
 def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:
@@ -144,7 +164,12 @@ def _score(
     # a job that keeps nothing must not meet documents that other jobs put into the same store
     namespace = (job.namespace or DEFAULT_NAMESPACE) if job.keep_memory else f"job-{job_id}"
     scheduler = SegmentScheduler(
-        job.limits, model.segment_bytes, settings["segment_tokens"], settings["memory_tokens"], job.write_memory
+        job.limits,
+        model.segment_bytes,
+        settings["segment_tokens"],
+        settings["memory_tokens"],
+        job.write_memory,
+        job.keep_memory,
     )
     feed = DocumentFeed(
         _documents(job, files),
@@ -164,6 +189,7 @@ def _score(
                 keep_tokens=job.keep_tokens,
                 num_unscored_tokens=0 if tokenizer.start_token is not None else 1,
                 admit_below=2 * (job.cluster.encoders if job.cluster else 1),
+                trim_every=TRIM_EVERY if job.retention == "window" and job.write_memory else None,
             )
             run.run(feed)
     finally:

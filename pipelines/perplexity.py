@@ -61,8 +61,13 @@ class PerplexityRun:
         keep_tokens: bool,
         num_unscored_tokens: int,
         admit_below: int,
+        trim_every: int | None = None,
     ) -> None:
-        """`admit_below`: another document is admitted while fewer segments than this wait for an encoder."""
+        """`admit_below`: another document is admitted while fewer segments than this wait for an encoder.
+
+        `trim_every`: blocks that no segment will read any more are removed when there are so many of them; None keeps
+        them until the document is done.
+        """
         self._executor = executor
         self._scheduler = scheduler
         self._journal = journal
@@ -71,6 +76,8 @@ class PerplexityRun:
         self._keep_tokens = keep_tokens
         self._num_unscored_tokens = num_unscored_tokens
         self._admit_below = admit_below
+        self._trim_every = trim_every
+        self._trimmed: dict[DocumentKey, int] = {}
         self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
         self._errors: dict[DocumentKey, LongMemError] = {}
         self.totals = RunTotals()
@@ -148,9 +155,17 @@ class PerplexityRun:
             totals.busy_s += completion.busy_s
             self._progress.completed(stage, len(segment.targets), completion.busy_s)
             released = self._scheduler.finish(stage, segment)
+            if stage == "score" and self._trim_every is not None:
+                self._trim(segment.key, self._trim_every)
         for done in released:
             self._executor.release(done)
             self._backbone_logprobs.pop((done.key, done.index), None)
+
+    def _trim(self, key: DocumentKey, every: int) -> None:
+        first = self._scheduler.first_needed(key)
+        if first - self._trimmed.get(key, 0) >= every:
+            self._executor.trim(key, first)
+            self._trimmed[key] = first
 
     def _take(self, completion: Completion) -> None:
         segment, result = completion.segment, completion.result
@@ -161,6 +176,7 @@ class PerplexityRun:
             self._journal.add(score_record(segment, result, backbone, self._keep_tokens))
 
     def _finish(self, key: DocumentKey, failed: bool) -> None:
+        self._trimmed.pop(key, None)
         record = self._journal.documents[key.document]
         if failed:
             self._record_failure(record, self._errors.pop(key))

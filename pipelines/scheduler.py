@@ -39,6 +39,8 @@ class _DocumentState:
     """Encoded in this run and still held by the executor."""
     score_queue: deque[int] = field(default_factory=deque)
     put_queue: deque[int] = field(default_factory=deque)
+    lowest: int = 0
+    """No segment below it is still to be scored."""
     failed: bool = False
 
 
@@ -46,14 +48,24 @@ class SegmentScheduler:
     """Decides the next tasks of all admitted documents; the caller runs them and reports back."""
 
     def __init__(
-        self, limits: Limits, segment_bytes: int, segment_tokens: int, memory_tokens: int, write: bool
+        self,
+        limits: Limits,
+        segment_bytes: int,
+        segment_tokens: int,
+        memory_tokens: int,
+        write: bool,
+        keep: bool = True,
     ) -> None:
-        """`write`: whether blocks are put at all (a job without memory that keeps none writes nothing)."""
+        """`write`: whether blocks are put at all (a job without memory that keeps none writes nothing).
+
+        `keep`: whether the whole memory is wanted; else only blocks that a segment still to be scored may read.
+        """
         self._limits = limits
         self._segment_bytes = segment_bytes
         self._segment_tokens = segment_tokens
         self._memory_tokens = memory_tokens
         self._write = write
+        self._keep = keep
         self._documents: dict[DocumentKey, _DocumentState] = {}
 
     def add_document(self, segments: list[Segment], scored: set[int], stored: set[int]) -> bool:
@@ -65,11 +77,21 @@ class SegmentScheduler:
         assert key not in self._documents, f"{key} was admitted twice"
         to_score = {segment.index for segment in segments} - scored
         to_store = {segment.index for segment in segments} - stored if self._write else set()
+        if not self._keep:
+            first = self._window_start(min(to_score)) if to_score else len(segments)
+            to_store = {index for index in to_store if index >= first}
         to_encode = deque(index for index in range(len(segments)) if index in to_score or index in to_store)
         if not to_encode:
             return False
         self._documents[key] = _DocumentState(segments, to_score, set(stored), to_encode)
         return True
+
+    def first_needed(self, key: DocumentKey) -> int:
+        """No segment of an admitted document that is still to be scored reads one below this."""
+        document = self._documents[key]
+        while document.lowest < len(document.segments) and document.lowest not in document.to_score:
+            document.lowest += 1
+        return self._window_start(document.lowest)
 
     @property
     def num_in_flight(self) -> int:
@@ -132,9 +154,12 @@ class SegmentScheduler:
         )
 
     def _past_is_stored(self, document: _DocumentState, index: int) -> bool:
-        start = index * self._segment_tokens
-        first = max(0, start - self._memory_tokens) // self._segment_tokens
+        first = self._window_start(index)
         return self._memory_tokens == 0 or all(past in document.stored for past in range(first, index))
+
+    def _window_start(self, index: int) -> int:
+        """First segment that the window of segment `index` reaches into."""
+        return max(0, index * self._segment_tokens - self._memory_tokens) // self._segment_tokens
 
     def finish(self, stage: Stage, segment: Segment) -> list[Segment]:
         """Report that a task ended well; returns segments whose block and taps are no longer needed."""

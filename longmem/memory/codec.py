@@ -10,8 +10,11 @@ zeros; the catalogue knows how many tokens are real.
 import numpy as np
 import pyarrow as pa
 
+from longmem.memory.identity import METADATA_KEY, to_text
 from longmem.memory.store import STORED_TYPES
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
+
+PAYLOAD_COLUMNS = ["write", "chunk", "tokens", "keys", "values"]
 
 
 def payload_schema(identity: Fingerprint) -> pa.Schema:
@@ -25,7 +28,8 @@ def payload_schema(identity: Fingerprint) -> pa.Schema:
             pa.field("tokens", pa.list_(pa.int32(), identity.chunk_tokens), nullable=False),
             pa.field("keys", pa.list_(bits, width), nullable=False),
             pa.field("values", pa.list_(bits, width), nullable=False),
-        ]
+        ],
+        metadata={METADATA_KEY: to_text(identity)},
     )
 
 

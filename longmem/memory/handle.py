@@ -40,3 +40,7 @@ class DocumentMemory:
     def delete(self) -> int:
         """Forget the document; returns the number of blocks removed."""
         return self.store.delete(self.key)
+
+    def trim(self, first_segment: int) -> int:
+        """Forget the segments below `first_segment`; returns the number of blocks removed."""
+        return self.store.trim(self.key, first_segment)

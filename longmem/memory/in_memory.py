@@ -6,6 +6,7 @@ from threading import RLock
 import numpy as np
 
 from longmem.errors import ConflictError, CorruptionError, MissingBlockError, StoreError
+from longmem.memory.quota import Quota
 from longmem.memory.store import (
     AbstractMemoryStore,
     check_block,
@@ -20,24 +21,27 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt, Segment
 class InMemoryStore(AbstractMemoryStore):
     """Keeps every promise of AbstractMemoryStore for as long as the process lives, and survives nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int | None = None) -> None:
         self._documents: dict[DocumentKey, dict[int, tuple[SegmentInfo, KVBlock]]] = {}
         self._fingerprint: Fingerprint | None = None
         self._lock = RLock()
         self._closed = False
+        self._quota = Quota(max_bytes, self.num_bytes, "the store in memory")
 
     def put(self, block: KVBlock) -> PutReceipt:
         check_block(block)
         with self._lock:
             self._check_open()
             check_fingerprint(self._fingerprint, block.fingerprint)
-            segments = self._documents.setdefault(block.key, {})
+            segments = self._documents.get(block.key, {})
             if block.segment in segments:
                 info = segments[block.segment][0]
                 check_same_tokens(info, block)
                 return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)
+            self._quota.check(block.num_bytes)
             kept = replace(block, tokens=_copy(block.tokens), keys=_copy(block.keys), values=_copy(block.values))
-            segments[block.segment] = describe_block(kept), kept
+            self._documents[block.key] = {**segments, block.segment: (describe_block(kept), kept)}
+            self._quota.added(block.num_bytes)
             self._fingerprint = block.fingerprint
             return PutReceipt(block.key, block.segment, block.num_bytes, duplicate=False)
 
@@ -77,7 +81,20 @@ class InMemoryStore(AbstractMemoryStore):
     def delete(self, key: DocumentKey) -> int:
         with self._lock:
             self._check_open()
+            self._quota.freed()
             return len(self._documents.pop(key, {}))
+
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        with self._lock:
+            self._check_open()
+            segments = self._documents.get(key, {})
+            self._quota.freed()
+            kept = {index: held for index, held in segments.items() if index >= first_segment}
+            if kept:
+                self._documents[key] = kept
+            else:
+                self._documents.pop(key, None)
+            return len(segments) - len(kept)
 
     def fingerprint(self) -> Fingerprint | None:
         with self._lock:

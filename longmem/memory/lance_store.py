@@ -1,32 +1,49 @@
 """The durable store: LanceDB tables on disk (or in a bucket).
 
-    identity    one row: the fingerprint that the first block fixed
+    identity    the fingerprint that the first block fixed
     catalogue   one row per block: whose, where, how long, checksums, and the write that holds its payload
-    p-…         payload: chunk rows of up to 256 segments of one document
+    p-…         payload: chunk rows of up to 64 segments of one document
 
 A put appends the payload first and inserts the catalogue row last, as one commit: a block exists from that commit on,
 whole. A process that dies in between leaves payload rows that nothing names; they are never read.
 
 **What an acknowledged put promises.** When `put` returned, the block survives the death of any process (`kill -9`)
-and is visible to every process that has the store open. LanceDB does not fsync local files, so a power cut or kernel
-crash can lose the last seconds; checksums then tell damage from data.
+and is visible to every process that has the store open. LanceDB does not fsync local files, so with
+`durability="process"` a power cut or kernel crash can lose the last seconds; checksums then tell damage from data.
+With `durability="power"` the block survives that too: `put` returns when the disk has it.
 
 Payload tables are never compacted (Lance would rewrite all of them each time); the catalogue is, now and then.
 """
 
-import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict
-from secrets import randbits
+from secrets import randbits, token_hex
 from threading import Lock
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from longmem.errors import ConflictError, CorruptionError, MissingBlockError, StoreError
+from longmem.memory import janitor
+from longmem.memory.catalogue import (
+    CATALOGUE,
+    CATALOGUE_SCHEMA,
+    at,
+    block_of,
+    info_of,
+    is_payload,
+    key_of,
+    payload_name,
+    row_of,
+    to_table,
+)
 from longmem.memory.codec import from_rows, payload_schema, to_rows
-from longmem.memory.lance_table import LanceDatabase, quoted
+from longmem.memory.durability import Durability, TableSync
+from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, from_identity_rows, identity_rows
+from longmem.memory.lance_table import REPAIR, LanceDatabase, quoted
+from longmem.memory.quota import Quota
+from longmem.memory.self_test import check_conditional_writes
 from longmem.memory.store import (
     AbstractMemoryStore,
     check_block,
@@ -37,44 +54,43 @@ from longmem.memory.store import (
 )
 from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
-IDENTITY = "identity"
-IDENTITY_SCHEMA = pa.schema([("name", pa.string()), ("value", pa.string())])
-
-CATALOGUE = "catalogue"
-CATALOGUE_SCHEMA = pa.schema(
-    [
-        ("block", pa.string()),
-        ("place", pa.string()),
-        ("namespace", pa.string()),
-        ("document", pa.string()),
-        ("segment", pa.int64()),
-        ("start_token", pa.int64()),
-        ("num_tokens", pa.int64()),
-        ("checksum", pa.string()),
-        ("tokens_checksum", pa.string()),
-        ("num_bytes", pa.int64()),
-        ("payload", pa.string()),
-        ("write", pa.int64()),
-    ]
-)
-"""`place` is the hash of (namespace, document), `block` that of the place and the segment: users' texts are never
-part of a table name or of a condition."""
-
-PAYLOAD_SEGMENTS = 256
-"""Segments of one payload table: reading one of them scans the table's `write` column, 0.1 ms per fragment."""
-
 COMPACT_EVERY = 256
 """Puts between two compactions of the catalogue, each a few milliseconds long."""
 
-STEPS = ("put:begin", "put:payload", "put:catalogue", "compact:end", "delete:catalogue", "delete:end", "fork:end")
-"""Points between commits, in the order of their operation: what a crash test dies at."""
+STEPS = (
+    "put:begin",
+    "put:payload",
+    "put:payload-sync",
+    "put:catalogue",
+    "put:catalogue-sync",
+    "compact:commit",
+    "compact:sync",
+    "compact:end",
+    "delete:catalogue",
+    "delete:sync",
+    "delete:end",
+    "trim:catalogue",
+    "trim:sync",
+    "trim:end",
+    "fork:catalogue",
+    "fork:end",
+)
+"""Points between commits, in the order of their operation: what a crash test dies at. `…sync` follows what
+`durability="power"` waits for."""
 
 
 class LanceMemoryStore(AbstractMemoryStore):
     """Keeps every promise of AbstractMemoryStore, across processes. One document has one writer at a time; any number
     of processes may read it meanwhile, and other documents may have other writers."""
 
-    def __init__(self, uri: str, on_step: Callable[[str], None] = lambda _step: None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        on_step: Callable[[str], None] = lambda _step: None,
+        *,
+        durability: Durability = "process",
+        max_bytes: int | None = None,
+    ) -> None:
         """`on_step` is called with each of STEPS as it is reached."""
         self._database = LanceDatabase(uri)
         self._on_step = on_step
@@ -82,43 +98,49 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._closed = False
         self._change = Lock()
         self._puts = 0
+        self._epoch = token_hex(4)
         self._known_identity: Fingerprint | None = None
+        self._quota = Quota(max_bytes, self.num_bytes, uri)
+        folder = self._database.folder
+        # a bucket acknowledges what it has stored
+        self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
         self.fingerprint()
 
     def put(self, block: KVBlock) -> PutReceipt:
         self._check_open()
         check_block(block)
         with self._change:
+            if not self._puts:
+                self._before_first_put()
             if self.fingerprint() is None:
-                self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
-                self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
-                value = json.dumps(asdict(block.fingerprint))
-                rows = pa.table({"name": ["fingerprint"], "value": [value]}, schema=IDENTITY_SCHEMA)
-                self._database.insert_missing(IDENTITY, rows, "name")
+                self._create(block.fingerprint)
             check_fingerprint(self.fingerprint(), block.fingerprint)
             info = describe_block(block)
-            if (stored := self._stored(block)) is not None:
-                return _replayed(stored, block)
-            payload, write = _payload_table(block), randbits(62)
+            if (row := self._stored(block)) is not None:
+                return self._replayed(row, block)
+            self._quota.check(block.num_bytes)
+            payload, write = payload_name(block.key, block.segment, self._epoch), randbits(62)
             self._on_step("put:begin")
-            self._on_step("put:begin")
+            begun = time.time()
             self._database.create_if_absent(payload, payload_schema(block.fingerprint))
             self._database.append(payload, to_rows(block, write))
             self._on_step("put:payload")
-            row = {**vars(info), **_names(block.key, block.segment), "payload": payload, "write": write}
-            rows = pa.table({name: [row[name]] for name in CATALOGUE_SCHEMA.names}, schema=CATALOGUE_SCHEMA)
-            if not self._database.insert_missing(CATALOGUE, rows, "block"):
+            self._sync(payload)
+            self._on_step("put:payload-sync")
+            if not self._database.insert_missing(CATALOGUE, to_table([row_of(info, payload, write)]), "block"):
                 # another process was faster: its block stays, our payload rows are never named
-                stored = self._stored(block)
-                assert stored is not None, f"{block.key} segment {block.segment}: neither inserted nor there"
-                return _replayed(stored, block)
+                row = self._stored(block)
+                assert row is not None, f"{block.key} segment {block.segment}: neither inserted nor there"
+                return self._replayed(row, block)
             self._on_step("put:catalogue")
-            self._on_step("put:catalogue")
+            if time.time() - begun > janitor.OLD_S:
+                self._check_not_swept(block, payload)
+            self._sync(CATALOGUE)
+            self._on_step("put:catalogue-sync")
+            self._quota.added(info.num_bytes)
             self._puts += 1
             if self._puts % COMPACT_EVERY == 0:
-                self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
-                self._on_step("compact:end")
-                self._on_step("compact:end")
+                self._compact()
         return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=False)
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
@@ -126,75 +148,107 @@ class LanceMemoryStore(AbstractMemoryStore):
         wanted = range(first_segment, last_segment)
         if not wanted:
             return []
-        condition = f"{_at(key)} AND segment >= {int(first_segment)} AND segment < {int(last_segment)}"
-        rows = self._catalogue(condition).sort_by("segment")
-        if rows.column("segment").to_pylist() != list(wanted):
-            raise missing_blocks(key, wanted, rows.column("segment").to_pylist())
+        rows = self._entries(key, wanted)
+        try:
+            return self._blocks(rows)
+        except CorruptionError:
+            # deleted or trimmed while it was read, unless it is still named
+            self._entries(key, wanted)
+            raise
+
+    def _entries(self, key: DocumentKey, wanted: range) -> list[dict[str, Any]]:
+        condition = f"{at(key)} AND segment >= {int(wanted.start)} AND segment < {int(wanted.stop)}"
+        rows: list[dict[str, Any]] = self._catalogue(condition).sort_by("segment").to_pylist()
+        if [row["segment"] for row in rows] != list(wanted):
+            raise missing_blocks(key, wanted, [row["segment"] for row in rows])
+        return rows
+
+    def _blocks(self, rows: list[dict[str, Any]]) -> list[KVBlock]:
         identity = self.fingerprint()
         if identity is None:
-            raise CorruptionError(f"{self._database.uri} has blocks but no fingerprint; restore it from a copy")
-        entries = rows.to_pylist()
+            raise CorruptionError(f"{self._database.uri} has blocks but no fingerprint; {REPAIR}")
         blocks: list[KVBlock] = []
-        for payload in dict.fromkeys(entry["payload"] for entry in entries):
-            infos = [(_info(key, entry), int(entry["write"])) for entry in entries if entry["payload"] == payload]
+        for payload in dict.fromkeys(row["payload"] for row in rows):
+            infos = [(info_of(row), int(row["write"])) for row in rows if row["payload"] == payload]
             writes = ", ".join(str(write) for _, write in infos)
             found = self._database.select(payload, payload_schema(identity), f"write IN ({writes})")
-            for (info, _), block in zip(infos, from_rows(found, key, infos, identity), strict=True):
-                if block is None or block.checksum() != info.checksum:
+            for (info, _), block in zip(infos, from_rows(found, infos[0][0].key, infos, identity), strict=True):
+                if block is None or describe_block(block) != info:
                     raise CorruptionError(
-                        f"{key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} do not "
-                        "match the checksum of their write; delete the document and write it again"
+                        f"{info.key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} "
+                        "do not match the checksum of their write; run `longmem memory verify --repair`, or delete "
+                        "the document, and write it again"
                     )
                 blocks.append(block)
-        return blocks
+        return sorted(blocks, key=lambda block: block.segment)
 
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
         self._check_open()
-        rows = self._catalogue(_at(key)).sort_by("segment")
-        return [_info(key, entry) for entry in rows.to_pylist()]
+        return [info_of(row) for row in self._catalogue(at(key)).sort_by("segment").to_pylist()]
 
     def documents(self, namespace: str | None = None) -> list[DocumentKey]:
         self._check_open()
-        rows = self._catalogue(columns=["namespace", "document"])
-        keys = {DocumentKey(entry["namespace"], entry["document"]) for entry in rows.to_pylist()}
-        return sorted(key for key in keys if namespace in (None, key.namespace))
+        rows = self._catalogue(columns=["place", "namespace", "document"])
+        once = rows.group_by(["place", "namespace", "document"]).aggregate([])
+        return sorted(key for row in once.to_pylist() if namespace in (None, (key := key_of(row)).namespace))
 
     def fork(self, source: DocumentKey, target: DocumentKey) -> int:
         self._check_open()
         with self._change:
-            rows = self._catalogue(_at(source))
-            if not rows.num_rows:
+            rows = self._catalogue(at(source)).to_pylist()
+            if not rows:
                 raise MissingBlockError(f"cannot fork {source}: the store holds no such document")
-            if self._catalogue(_at(target), ["segment"]).num_rows:
+            if self._catalogue(at(target), ["segment"]).num_rows:
                 raise ConflictError(f"cannot fork to {target}: the document exists; delete it or use another name")
-            copies = [{**entry, **_names(target, entry["segment"])} for entry in rows.to_pylist()]
-            rows = pa.Table.from_pylist(copies, schema=CATALOGUE_SCHEMA)
-            inserted = self._database.insert_missing(CATALOGUE, rows, "block")
+            infos = [(info_of(row), row) for row in rows]
+            copies = [
+                row_of(SegmentInfo(**{**vars(info), "key": target}), row["payload"], row["write"])
+                for info, row in infos
+            ]
+            inserted = self._database.insert_missing(CATALOGUE, to_table(copies), "block")
+            self._on_step("fork:catalogue")
+            self._sync(CATALOGUE)
+            # who deletes the source looks for other names of its payload: either they see ours, or we see their delete
+            left = set(self._catalogue(at(source), ["write"])["write"].to_pylist())
+            if not left >= {row["write"] for row in rows}:
+                self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, at(target))
+                raise MissingBlockError(f"cannot fork {source}: it was deleted or trimmed meanwhile")
             self._on_step("fork:end")
         return inserted
 
     def delete(self, key: DocumentKey) -> int:
+        return self._remove(key, None, "delete")
+
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        return self._remove(key, first_segment, "trim")
+
+    def _remove(self, key: DocumentKey, below_segment: int | None, operation: str) -> int:
         self._check_open()
+        condition = at(key) if below_segment is None else f"{at(key)} AND segment < {int(below_segment)}"
         with self._change:
-            held = self._payload_tables(_at(key))
             if not self._is_there():
                 return 0
-            removed = self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, _at(key))
-            self._on_step("delete:catalogue")
-            self._on_step("delete:catalogue")
-            # its own tables, also one that only a killed put has written to, and those it got by a fork
-            own = {name for name in self._database.table_names() if name.startswith(f"p-{_place(key)}-")}
+            held = self._payload_tables(condition)
+            removed = 0
+            if held:
+                removed = self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+                self._quota.freed()
+                self._on_step(f"{operation}:catalogue")
+                # or a power cut could bring back a catalogue that names what is dropped now
+                self._sync(CATALOGUE)
+                self._on_step(f"{operation}:sync")
+            # also tables that only a killed put has written to, or that a killed delete has left
+            own = {name for name in self._database.table_names() if is_payload(name, key, below_segment)}
             for name in sorted((own | held) - self._payload_tables()):
-                self._database.drop(name)
-            self._on_step("delete:end")
+                self._drop(name)
+            self._on_step(f"{operation}:end")
         return removed
 
     def fingerprint(self) -> Fingerprint | None:
         self._check_open()
-        if self._known_identity is None:
-            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist() if self._is_there() else []
-            if rows:
-                self._known_identity = Fingerprint(**json.loads(rows[0]["value"]))
+        if self._known_identity is None and self._is_there():
+            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
+            self._known_identity = from_identity_rows(rows, self._database.uri)
         return self._known_identity
 
     def verify(self, key: DocumentKey | None = None) -> int:
@@ -207,21 +261,113 @@ class LanceMemoryStore(AbstractMemoryStore):
         once = rows.group_by("write").aggregate([("num_bytes", "max")])
         return int(pc.sum(once["num_bytes_max"]).as_py() or 0)
 
+    def compact(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
+        """Rewrite the catalogue into few files and remove what nothing refers to any more; returns what was freed.
+
+        Safe beside writers and readers: only what is older than `old_s` is removed (0 only where no writer lives).
+        """
+        self._check_open()
+        with self._change:
+            if self._is_there():
+                self._compact()
+            return self._sweep(old_s)
+
+    def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
+        """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
+        self._check_open()
+        damaged = []
+        for row in self._catalogue().to_pylist():
+            try:
+                self._blocks([row])
+            except CorruptionError as error:
+                damaged.append((row, str(error)))
+        return damaged
+
+    def drop_blocks(self, rows: list[dict[str, Any]]) -> None:
+        """Remove catalogue rows, so that their blocks can be written again. Raises StoreError."""
+        with self._change:
+            for row in rows:
+                # a row whose name is damaged is still known by its write
+                name = row["block"].replace("-", "").isalnum()
+                condition = f"block = {quoted(row['block'])}" if name else f"write = {int(row['write'])}"
+                self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+            self._quota.freed()
+            if rows:
+                self._sync(CATALOGUE)
+
     def close(self) -> None:
         with self._change:
             self._closed = True
             self._database.close()
+
+    def _before_first_put(self) -> None:
+        """What every writer does once."""
+        folder = self._database.folder
+        if folder is None:
+            check_conditional_writes(self._database.uri)
+        elif janitor.is_due(folder):
+            self._sweep()
+        if self._is_there():
+            # who made it may have promised less
+            self._sync(IDENTITY)
+
+    def _create(self, fingerprint: Fingerprint) -> None:
+        self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
+        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
+        self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
+        self._sync(CATALOGUE)
+        self._sync(IDENTITY)
+
+    def _compact(self) -> None:
+        self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
+        self._on_step("compact:commit")
+        self._sync(CATALOGUE)
+        self._on_step("compact:sync")
+        # only now, or a power cut could leave neither the old files nor the new ones
+        self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
+        self._sync(CATALOGUE)
+        self._on_step("compact:end")
+
+    def _sweep(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
+        folder = self._database.folder
+        if folder is None or not folder.is_dir():
+            return janitor.Swept()
+        # named tables after the listing: one that is being written now is listed as young, or named
+        old = janitor.old_tables(folder, is_payload, old_s)
+        doomed = {name: size for name, size in old.items() if name not in self._payload_tables()} if old else {}
+        for name in doomed:
+            self._drop(name)
+        return janitor.sweep_files(folder, old_s).plus_tables(doomed)
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._database.drop(name)
+        except StoreError:
+            # it may be half there: nothing more is appended to it
+            self._epoch = token_hex(4)
+            raise
+
+    def _check_not_swept(self, block: KVBlock, payload: str) -> None:
+        """After a put that stood still for so long that another process may have taken its payload for an orphan."""
+        if payload not in self._database.table_names():
+            name = quoted(block_of(block.key, block.segment))
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"block = {name}")
+            raise StoreError(
+                f"{block.key} segment {block.segment}: the put was interrupted for more than {janitor.OLD_S:.0f} s and "
+                "its payload was removed as an orphan; nothing was stored: put it again"
+            )
+
+    def _sync(self, table: str) -> None:
+        if self._disk is not None:
+            self._disk.table(table)
 
     def _is_there(self) -> bool:
         """Whether anything was ever stored. Opening a store creates nothing; its first put does."""
         if not self._exists:
             names = self._database.table_names()
             self._exists = CATALOGUE in names and IDENTITY in names
-            if not self._exists and any(name.startswith("p-") for name in names):
-                raise CorruptionError(
-                    f"{self._database.uri} holds blocks but no complete catalogue; "
-                    "restore it from a copy, or write the store again elsewhere"
-                )
+            if not self._exists and any(is_payload(name) for name in names):
+                raise CorruptionError(f"{self._database.uri} holds blocks but no complete catalogue; {REPAIR}")
         return self._exists
 
     def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
@@ -232,42 +378,20 @@ class LanceMemoryStore(AbstractMemoryStore):
     def _payload_tables(self, where: str | None = None) -> set[str]:
         return set(self._catalogue(where, ["payload"])["payload"].to_pylist())
 
-    def _stored(self, block: KVBlock) -> SegmentInfo | None:
-        name = _names(block.key, block.segment)["block"]
-        rows = self._catalogue(f"block = {quoted(str(name))}").to_pylist()
-        return _info(block.key, rows[0]) if rows else None
+    def _stored(self, block: KVBlock) -> dict[str, Any] | None:
+        rows: list[dict[str, Any]] = self._catalogue(
+            f"block = {quoted(block_of(block.key, block.segment))}"
+        ).to_pylist()
+        return rows[0] if rows else None
+
+    def _replayed(self, row: dict[str, Any], block: KVBlock) -> PutReceipt:
+        info = info_of(row)
+        check_same_tokens(info, block)
+        # who wrote it may have died before the disk had it
+        self._sync(row["payload"])
+        self._sync(CATALOGUE)
+        return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed; open it again with MemoryStore.open")
-
-
-def _replayed(stored: SegmentInfo, block: KVBlock) -> PutReceipt:
-    check_same_tokens(stored, block)
-    return PutReceipt(block.key, block.segment, stored.num_bytes, duplicate=True)
-
-
-def _names(key: DocumentKey, segment: int) -> dict[str, str | int]:
-    """Columns that say whose block it is."""
-    place = _place(key)
-    block = f"{place}-{segment}"
-    return {"block": block, "place": place, "namespace": key.namespace, "document": key.document, "segment": segment}
-
-
-def _place(key: DocumentKey) -> str:
-    # the length in front keeps ("a", "b/c") and ("a/b", "c") apart
-    name = f"{len(key.namespace)}:{key.namespace}{key.document}"
-    return xxhash.xxh3_128_hexdigest(name.encode("utf-8", "surrogatepass"))
-
-
-def _at(key: DocumentKey) -> str:
-    return f"place = {quoted(_place(key))}"
-
-
-def _payload_table(block: KVBlock) -> str:
-    return f"p-{_place(block.key)}-{block.segment // PAYLOAD_SEGMENTS}"
-
-
-def _info(key: DocumentKey, entry: dict[str, object]) -> SegmentInfo:
-    columns = ("segment", "start_token", "num_tokens", "checksum", "tokens_checksum", "num_bytes")
-    return SegmentInfo(key, *(entry[name] for name in columns))  # type: ignore[arg-type]

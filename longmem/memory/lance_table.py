@@ -5,11 +5,15 @@ stored bytes cannot be read.
 """
 
 import errno
-from collections.abc import Iterator
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from threading import RLock
 from typing import Any
 
@@ -18,12 +22,27 @@ import pyarrow as pa
 
 from longmem.errors import CorruptionError, StoreError
 
+DOOMED_PREFIX = ".dropped-"
+"""Folders of tables that are being removed."""
+
+REPAIR = "run `longmem memory verify --repair`, or restore the store from a copy"
+
 INDEX_CACHE_BYTES = 8 * 2**20
 METADATA_CACHE_BYTES = 16 * 2**20
 """LanceDB's own default is 7 GiB for every connection. Metadata of files that are read once is not worth keeping."""
 
+NEVER = timedelta(days=36500)
+
 KEEP_VERSIONS = timedelta(minutes=10)
 """Old versions of the catalogue stay this long: another process may be in the middle of reading one."""
+
+HANDLES = 128
+"""Open tables per database; each holds its manifest in memory."""
+
+CONFLICT_TRIES = 20
+"""Commits are optimistic: who loses a race against a compaction of another process tries again."""
+
+_FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 _NO_SPACE = ("no space left", "disk quota", f"os error {errno.ENOSPC}")
 _NO_WRITE = ("permission denied", "read-only file system", f"os error {errno.EROFS}", f"os error {errno.EACCES}")
@@ -34,10 +53,12 @@ class LanceDatabase:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._tables: dict[str, Any] = {}
+        self.folder = None if "://" in uri else Path(uri)
+        """Where it is, unless in an object store."""
+        self._tables: OrderedDict[str, Any] = OrderedDict()
         self._lock = RLock()
         self._connection: Any = None
-        if "://" not in uri and Path(uri).exists() and not Path(uri).is_dir():
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{uri} is a file; a memory store is a folder: choose another place")
 
     def table_names(self) -> list[str]:
@@ -56,26 +77,29 @@ class LanceDatabase:
     def create_if_absent(self, name: str, schema: pa.Schema) -> None:
         """Make an empty table (and the database); another process may do the same at the same time."""
         with _translated(f"creating table {name} in {self.uri}", damage=False):
-            if "://" not in self.uri:
-                Path(self.uri).mkdir(parents=True, exist_ok=True)
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._connected().create_table(name, schema=schema, exist_ok=True)
 
     def append(self, name: str, rows: pa.Table) -> None:
         with _translated(f"appending to table {name}", damage=False):
-            self._table(name, rows.schema).add(rows)
+            self._table(name, rows.schema.names).add(rows)
 
     def insert_missing(self, name: str, rows: pa.Table, column: str) -> int:
         """Insert the rows whose `column` is not there yet, as one commit; returns how many."""
-        with _translated(f"writing to table {name}", damage=False):
-            merge = self._table(name, rows.schema).merge_insert(column).when_not_matched_insert_all()
+
+        def insert() -> int:
+            merge = self._table(name, rows.schema.names).merge_insert(column).when_not_matched_insert_all()
             return int(merge.execute(rows).num_inserted_rows)
+
+        return self._committed(f"writing to table {name}", name, insert)
 
     def select(
         self, name: str, schema: pa.Schema, where: str | None = None, columns: list[str] | None = None
     ) -> pa.Table:
         """Rows for which an SQL condition holds; values in it must come from `quoted`."""
         with _translated(f"reading table {name}"):
-            query = self._table(name, schema).search()
+            query = self._table(name, schema.names).search()
             if where is not None:
                 query = query.where(where)
             if columns is not None:
@@ -85,31 +109,77 @@ class LanceDatabase:
 
     def delete(self, name: str, schema: pa.Schema, where: str) -> int:
         """Delete rows as one commit; returns how many."""
-        with _translated(f"deleting from table {name}", damage=False):
-            return int(self._table(name, schema).delete(where).num_deleted_rows)
+
+        def delete() -> int:
+            return int(self._table(name, schema.names).delete(where).num_deleted_rows)
+
+        return self._committed(f"deleting from table {name}", name, delete)
+
+    def check(self, name: str, columns: list[str], read: list[str] | None = None) -> None:
+        """Open a table and read every row of it (of the columns `read`). Raises CorruptionError."""
+        with _translated(f"reading table {name}"):
+            for _ in self._table(name, columns).search().select(read or columns).to_batches():
+                pass
+
+    def metadata(self, name: str, columns: list[str]) -> dict[bytes, bytes]:
+        """What a table's schema carries beside its columns."""
+        with _translated(f"reading table {name}"):
+            return dict(self._table(name, columns).schema.metadata or {})
 
     def drop(self, name: str) -> None:
         """Remove a table and its files."""
         with _translated(f"dropping table {name}", damage=False):
-            with self._lock:
-                self._tables.pop(name, None)
-            if name in self.table_names():
-                self._connected().drop_table(name)
+            self.forget(name)
+            if self.folder is None:
+                if name in self.table_names():
+                    self._connected().drop_table(name)
+                return
+            # renamed first: a death in the middle must not leave half a table
+            doomed = self.folder / f"{DOOMED_PREFIX}{token_hex(8)}"
+            try:
+                (self.folder / f"{name}.lance").rename(doomed)
+            except FileNotFoundError:
+                return
+            # as young as its drop: a janitor leaves it to us
+            os.utime(doomed)
+            shutil.rmtree(doomed)
 
     def compact(self, name: str, schema: pa.Schema) -> bool:
         """Rewrite a narrow table into few files; False when another process changed it meanwhile (nothing is lost,
-        the next call tries again)."""
+        the next call tries again). Old files stay until `clean`."""
+        return self._optimize(name, schema, NEVER)
+
+    def clean(self, name: str, schema: pa.Schema) -> bool:
+        """Remove versions of a table that are older than KEEP_VERSIONS, and their files."""
+        return self._optimize(name, schema, KEEP_VERSIONS)
+
+    def forget(self, name: str) -> None:
+        """Open the table anew next time."""
+        with self._lock:
+            self._tables.pop(name, None)
+
+    def _optimize(self, name: str, schema: pa.Schema, cleanup_older_than: timedelta) -> bool:
         try:
             with _translated(f"compacting table {name}", damage=False):
-                self._table(name, schema).optimize(cleanup_older_than=KEEP_VERSIONS)
+                self._table(name, schema.names).optimize(cleanup_older_than=cleanup_older_than)
         except StoreError as error:
             # a handle that lost such a race keeps failing until it is opened again
-            with self._lock:
-                self._tables.pop(name, None)
-            if "commit conflict" not in str(error).lower():
+            self.forget(name)
+            if not _is_conflict(error):
                 raise
             return False
         return True
+
+    def _committed(self, doing: str, name: str, commit: Callable[[], int]) -> int:
+        for left in reversed(range(CONFLICT_TRIES)):
+            try:
+                with _translated(doing, damage=False):
+                    return commit()
+            except StoreError as error:
+                self.forget(name)
+                if not _is_conflict(error) or not left:
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def close(self) -> None:
         with self._lock:
@@ -118,21 +188,24 @@ class LanceDatabase:
     def _connected(self) -> Any:
         """The connection; None while the place does not exist, because looking must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
-            if self._connection is None and ("://" in self.uri or Path(self.uri).is_dir()):
+            if self._connection is None and (self.folder is None or self.folder.is_dir()):
                 self._connection = lancedb.connect(self.uri, read_consistency_interval=timedelta(0), session=_session())
             return self._connection
 
-    def _table(self, name: str, schema: pa.Schema) -> Any:
+    def _table(self, name: str, columns: list[str]) -> Any:
         with self._lock:
-            table = self._tables.get(name)
+            table = self._tables.pop(name, None)
             if table is None:
                 table = self._connected().open_table(name)
-                if table.schema.names != schema.names:
+                # a newest manifest of zeros, which a power cut can leave, opens as version 0 without columns
+                if table.version < 1 or table.schema.names != columns:
                     raise CorruptionError(
-                        f"table {name} of {self.uri} has columns {table.schema.names}, expected {schema.names}: it is "
-                        "damaged or was not written by longmem; restore it from a copy or write the store again"
+                        f"table {name} of {self.uri} has columns {table.schema.names}, expected {columns}: it is "
+                        f"damaged or was not written by longmem; {REPAIR}"
                     )
-                self._tables[name] = table
+            self._tables[name] = table
+            if len(self._tables) > HANDLES:
+                self._tables.popitem(last=False)
             return table
 
 
@@ -147,22 +220,42 @@ def _session() -> Any:
     return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 
+def _is_conflict(error: StoreError) -> bool:
+    return "commit conflict" in str(error).lower()
+
+
+_NO_ANSWER = (
+    "generic s3 error",
+    "generic gcs error",
+    "generic microsoftazure error",
+    "error sending request",
+    "access denied",
+    "unauthenticated",
+    "credentials",
+    "too many open files",
+    "cannot allocate memory",
+)
+"""Why bytes could not be had although they may be sound."""
+
+
 @contextmanager
 def _translated(doing: str, damage: bool = True) -> Iterator[None]:
     """Raise LanceDB's errors as ours; `damage`: whether an unexplained failure means that stored bytes are bad."""
     try:
         yield
-    except (StoreError, KeyboardInterrupt, SystemExit):
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except BaseException as error:
+        # damaged files can make Lance's Rust code panic, and a panic is no Exception
+        panic = type(error).__name__ == "PanicException"
+        if isinstance(error, StoreError) or not (panic or isinstance(error, _FOREIGN)):
+            raise
         text = str(error).lower()
         if any(sign in text for sign in _NO_SPACE):
             raise StoreError(f"{doing}: the disk is full; free some space and run again ({error})") from error
         if any(sign in text for sign in _NO_WRITE):
             raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
-        # a newest manifest of zeros, which a power cut can leave, opens as an empty table without columns
-        if damage or "does not match existing table schema" in text:
-            raise CorruptionError(
-                f"{doing}: stored data cannot be read; restore it from a copy or write it again ({error})"
-            ) from error
+        if any(sign in text for sign in _NO_ANSWER):
+            raise StoreError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
+        # what a newest manifest of zeros looks like to a handle that is already open
+        if damage or panic or "does not match existing table schema" in text:
+            raise CorruptionError(f"{doing}: stored data cannot be read; {REPAIR} ({error})") from error
         raise StoreError(f"{doing} failed: {error}") from error

@@ -8,6 +8,7 @@ the store and gathered keys back costs about 60 times more bytes than holding ea
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -75,6 +76,12 @@ class AbstractMemoryStore(AbstractBlockSource):
         """Forget a document; returns the number of blocks removed (0 for an unknown document)."""
 
     @abstractmethod
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        """Forget a document's segments below `first_segment`; returns how many were held. Repeating it changes
+        nothing, and no other document or fork is touched. Storage is freed once no document names a whole payload
+        table any more. A document of which nothing is left is no longer listed."""
+
+    @abstractmethod
     def fingerprint(self) -> Fingerprint | None:
         """Fingerprint that the first block fixed; None while the store is empty."""
 
@@ -94,7 +101,7 @@ class AbstractMemoryStore(AbstractBlockSource):
     def close(self) -> None:
         """Release handles and caches; every later call raises StoreError. Closing twice is allowed."""
 
-    def __enter__(self) -> "AbstractMemoryStore":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -16,32 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longmem.errors import (
+    ConfigError,
     ConflictError,
     CorruptionError,
     FingerprintError,
     MissingBlockError,
     NumericError,
+    QuotaError,
     StoreError,
 )
+from longmem.memory.catalogue import PAYLOAD_SEGMENTS
 from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.memory.store import AbstractMemoryStore
-from longmem.types import DocumentKey, Fingerprint, KVBlock
-
-SEGMENT_TOKENS = 16
-IDENTITY = Fingerprint(
-    backbone="b",
-    tokenizer="t",
-    memory_layer=1,
-    kv_heads=2,
-    head_dim=4,
-    chunk_tokens=4,
-    segment_tokens=SEGMENT_TOKENS,
-    compute_dtype="float32",
-    kv_dtype="float16",
-)
-KEY = DocumentKey("default", "moby-dick")
-NUMBERS = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
+from longmem.types import DocumentKey
+from tests.blocks import IDENTITY, KEY, SEGMENT_TOKENS, assert_same, make_block
 
 NASTY_NAMES = [
     "",
@@ -52,34 +41,6 @@ NASTY_NAMES = [
     "line\nbreak",
     "x" * 5000,
 ]
-
-
-def make_block(
-    key: DocumentKey = KEY,
-    segment: int = 0,
-    num_tokens: int = SEGMENT_TOKENS,
-    seed: int = 0,
-    identity: Fingerprint = IDENTITY,
-) -> KVBlock:
-    random = np.random.default_rng([seed, segment, num_tokens])
-    shape = (num_tokens, identity.kv_heads, identity.head_dim)
-    keys, values = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
-    if identity.kv_dtype == "bfloat16":
-        keys, values = ((each.view(np.uint32) >> 16).astype(np.uint16) for each in (keys, values))
-    dtype = NUMBERS[identity.kv_dtype]
-    tokens = random.integers(0, 1000, num_tokens).astype(np.int32)
-    return KVBlock(
-        key, segment, segment * identity.segment_tokens, tokens, keys.astype(dtype), values.astype(dtype), identity
-    )
-
-
-def assert_same(found: KVBlock, expected: KVBlock) -> None:
-    assert (found.key, found.segment, found.start_token) == (expected.key, expected.segment, expected.start_token)
-    assert found.fingerprint == expected.fingerprint
-    for name in ("tokens", "keys", "values"):
-        ours, theirs = getattr(found, name), getattr(expected, name)
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture(params=["memory", "lance"])
@@ -231,6 +192,7 @@ def test_a_closed_store_says_so(store: AbstractMemoryStore) -> None:
         store.num_bytes,
         store.verify,
         lambda: store.delete(KEY),
+        lambda: store.trim(KEY, 1),
         lambda: store.fork(KEY, DocumentKey("a", "b")),
     ]
     for call in calls:
@@ -316,6 +278,98 @@ def test_a_handle_is_a_name_only(store: AbstractMemoryStore) -> None:
     assert memory.delete() == 2
 
 
+def test_trim_forgets_the_past_below_a_segment_and_nothing_else(store: AbstractMemoryStore) -> None:
+    for index in range(5):
+        store.put(make_block(segment=index))
+    other, copy = DocumentKey("default", "other"), DocumentKey("default", "copy")
+    store.put(make_block(other))
+    store.fork(KEY, copy)
+    size = store.num_bytes()
+    assert store.trim(KEY, 0) == 0
+    assert store.trim(KEY, 3) == 3
+    assert store.trim(KEY, 3) == 0
+    assert store.trim(KEY, 2) == 0
+    assert [info.segment for info in store.segments(KEY)] == [3, 4]
+    with pytest.raises(MissingBlockError, match=r"segments \[2\] of \[2, 4\)"):
+        store.read(KEY, 2, 4)
+    assert_same(store.read(KEY, 3, 5)[1], make_block(segment=4))
+    assert_same(store.read(other, 0, 1)[0], make_block(other))
+    assert_same(store.read(copy, 0, 5)[2], make_block(copy, segment=2))
+    assert store.num_bytes() == size
+    assert store.delete(copy) == 5
+    assert store.num_bytes() == 3 * make_block().num_bytes
+    assert store.verify() == 3
+    # what was forgotten may be written again
+    assert not store.put(make_block(segment=0, seed=7)).duplicate
+    assert_same(store.read(KEY, 0, 1)[0], make_block(segment=0, seed=7))
+
+
+def test_a_document_trimmed_to_nothing_is_gone(store: AbstractMemoryStore) -> None:
+    assert store.trim(KEY, 9) == 0
+    store.put(make_block())
+    assert store.trim(KEY, 9) == 1
+    assert store.documents() == []
+    assert store.trim(KEY, 9) == 0
+    assert store.delete(KEY) == 0
+
+
+# --- limits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "lance"])
+def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], AbstractMemoryStore]:
+    """Opens the store under test with a limit in blocks."""
+    uri = IN_MEMORY if request.param == "memory" else str(tmp_path / "memory.lance")
+    return lambda blocks: MemoryStore.open(uri, max_bytes=blocks * make_block().num_bytes)
+
+
+def test_a_full_store_refuses_and_says_what_it_holds(limited: Callable[[int], AbstractMemoryStore]) -> None:
+    size = make_block().num_bytes
+    with limited(3) as store:
+        for index in range(3):
+            store.put(make_block(segment=index))
+        with pytest.raises(QuotaError, match=rf"holds {3 * size:,} bytes of at most {3 * size:,}.*rm"):
+            store.put(make_block(segment=3))
+        assert store.verify() == 3
+        # a replay adds nothing, a fork adds nothing
+        assert store.put(make_block(segment=0)).duplicate
+        assert store.fork(KEY, DocumentKey("default", "copy")) == 3
+        with pytest.raises(QuotaError):
+            store.put(make_block(segment=3))
+        store.delete(DocumentKey("default", "copy"))
+        assert store.trim(KEY, 1) == 1
+        store.put(make_block(segment=3))
+        with pytest.raises(QuotaError):
+            store.put(make_block(segment=4))
+        store.delete(KEY)
+        store.put(make_block(segment=4))
+
+
+def test_a_limit_counts_what_is_there_already_and_what_others_do(uri: str) -> None:
+    size = make_block().num_bytes
+    with MemoryStore.open(uri) as free, MemoryStore.open(uri, max_bytes=20 * size) as limited:
+        for index in range(19):
+            free.put(make_block(segment=index))
+        limited.put(make_block(segment=19))
+        with pytest.raises(QuotaError):
+            limited.put(make_block(segment=20))
+        # another process makes room: nothing here could have counted that
+        free.trim(KEY, 10)
+        for index in range(20, 25):
+            limited.put(make_block(segment=index))
+        for index in range(25, 30):
+            free.put(make_block(segment=index))
+        with pytest.raises(QuotaError):
+            limited.put(make_block(segment=30))
+    with MemoryStore.open(uri, max_bytes=20 * size) as reopened, pytest.raises(QuotaError):
+        reopened.put(make_block(segment=30))
+
+
+def test_a_limit_of_nothing_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="at least 1 byte"):
+        MemoryStore.open(uri, max_bytes=0)
+
+
 # --- concurrency ------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +415,7 @@ KEYS = [DocumentKey("n", "a"), DocumentKey("n", "b"), DocumentKey("m", "a")]
 OPERATIONS = st.one_of(
     st.tuples(st.just("put"), st.sampled_from(KEYS), st.integers(0, 3), st.integers(0, 1)),
     st.tuples(st.just("delete"), st.sampled_from(KEYS)),
+    st.tuples(st.just("trim"), st.sampled_from(KEYS), st.integers(0, 4)),
     st.tuples(st.just("fork"), st.sampled_from(KEYS), st.sampled_from(KEYS)),
 )
 
@@ -399,7 +454,8 @@ def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFac
 WRITER = """
 import sys
 sys.path.insert(0, {folder!r})
-from test_store import *
+from longmem.memory.opening import MemoryStore
+from tests.blocks import make_block
 with MemoryStore.open(sys.argv[1]) as store:
     for index in range(10_000):
         store.put(make_block(segment=index))
@@ -409,7 +465,7 @@ with MemoryStore.open(sys.argv[1]) as store:
 
 @pytest.mark.parametrize("acknowledged", [1, 4, 9])
 def test_acknowledged_puts_survive_kill_9(uri: str, acknowledged: int) -> None:
-    code = WRITER.format(folder=str(Path(__file__).parent))
+    code = WRITER.format(folder=str(Path(__file__).parents[2]))
     with subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         for _ in range(acknowledged):
@@ -446,6 +502,28 @@ def test_a_put_killed_between_payload_and_catalogue_leaves_nothing(uri: str, mon
     assert not list(Path(uri).glob("p-*"))
 
 
+def test_trimming_frees_the_disk_of_whole_tables(uri: str) -> None:
+    copy = DocumentKey("default", "copy")
+    with MemoryStore.open(uri) as store:
+        last = 2 * PAYLOAD_SEGMENTS + 1
+        for index in range(PAYLOAD_SEGMENTS - 2, last):
+            store.put(make_block(segment=index))
+        assert len(payload_tables(uri)) == 3
+        store.trim(KEY, PAYLOAD_SEGMENTS - 1)
+        assert len(payload_tables(uri)) == 3
+        store.trim(KEY, PAYLOAD_SEGMENTS)
+        assert len(payload_tables(uri)) == 2
+        store.fork(KEY, copy)
+        store.trim(KEY, last)
+        assert len(payload_tables(uri)) == 2
+        assert store.verify(copy) == last - PAYLOAD_SEGMENTS
+        store.trim(copy, 2 * PAYLOAD_SEGMENTS)
+        assert len(payload_tables(uri)) == 1
+        store.delete(copy)
+        assert payload_tables(uri) == []
+        assert [path for path in Path(uri).iterdir() if path.name.startswith(".dropped")] == []
+
+
 def _append(uri: str, key: DocumentKey, start: threading.Barrier) -> None:
     with MemoryStore.open(uri) as store:
         start.wait()
@@ -473,6 +551,10 @@ def flip_bit(path: Path, position: int | None = None) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 3 if position is None else position] ^= 1
     path.write_bytes(data)
+
+
+def payload_tables(uri: str) -> list[Path]:
+    return sorted(Path(uri).glob("p-*.lance"))
 
 
 def payload_files(uri: str) -> list[Path]:

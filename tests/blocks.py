@@ -1,0 +1,48 @@
+"""Blocks as a store sees them: small, and different for every seed and segment."""
+
+import numpy as np
+
+from longmem.types import DocumentKey, Fingerprint, KVBlock
+
+SEGMENT_TOKENS = 16
+IDENTITY = Fingerprint(
+    backbone="b",
+    tokenizer="t",
+    memory_layer=1,
+    kv_heads=2,
+    head_dim=4,
+    chunk_tokens=4,
+    segment_tokens=SEGMENT_TOKENS,
+    compute_dtype="float32",
+    kv_dtype="float16",
+)
+KEY = DocumentKey("default", "moby-dick")
+NUMBERS = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
+
+
+def make_block(
+    key: DocumentKey = KEY,
+    segment: int = 0,
+    num_tokens: int = SEGMENT_TOKENS,
+    seed: int = 0,
+    identity: Fingerprint = IDENTITY,
+) -> KVBlock:
+    random = np.random.default_rng([seed, segment, num_tokens])
+    shape = (num_tokens, identity.kv_heads, identity.head_dim)
+    keys, values = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
+    if identity.kv_dtype == "bfloat16":
+        keys, values = ((each.view(np.uint32) >> 16).astype(np.uint16) for each in (keys, values))
+    dtype = NUMBERS[identity.kv_dtype]
+    tokens = random.integers(0, 1000, num_tokens).astype(np.int32)
+    return KVBlock(
+        key, segment, segment * identity.segment_tokens, tokens, keys.astype(dtype), values.astype(dtype), identity
+    )
+
+
+def assert_same(found: KVBlock, expected: KVBlock) -> None:
+    assert (found.key, found.segment, found.start_token) == (expected.key, expected.segment, expected.start_token)
+    assert found.fingerprint == expected.fingerprint
+    for name in ("tokens", "keys", "values"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

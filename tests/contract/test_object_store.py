@@ -1,0 +1,161 @@
+"""The durable store in a bucket: a real S3-compatible server on loopback, the same code, the same promises."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+
+from longmem.errors import CorruptionError, MissingBlockError, StoreError
+from longmem.memory.opening import MemoryStore
+from longmem.types import DocumentKey
+from tests.blocks import KEY, assert_same, make_block
+
+moto_server = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to test against")
+pytest.importorskip("obstore", reason="obstore is not installed: longmem writes to no object store")
+boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: no buckets can be made")
+serving = pytest.importorskip("werkzeug.serving", reason="flask is not installed")
+
+NUMBERS = count()
+
+
+class Quiet(serving.WSGIRequestHandler):  # type: ignore[name-defined,misc]
+    def log(self, *args: object) -> None:
+        pass
+
+
+class Front:
+    """What stands between clients and the server, and may behave badly."""
+
+    def __init__(self) -> None:
+        self.app = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
+        self.ignores_conditions = False
+        self.refuses_reads = False
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if self.ignores_conditions:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+        if self.refuses_reads and environ["REQUEST_METHOD"] == "GET":
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"AccessDenied"]
+        return self.app(environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Front, int]]:
+    front = Front()
+    server = serving.make_server("127.0.0.1", 0, front, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield front, server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def front(served: tuple[Front, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    front, port = served
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    yield front
+    front.ignores_conditions = front.refuses_reads = False
+
+
+@pytest.fixture
+def bucket(front: Front) -> str:
+    # a bucket of one's own: connections to it are kept for as long as the process lives
+    name = f"memory-{next(NUMBERS)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+def objects(bucket: str) -> list[str]:
+    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def test_a_bucket_keeps_what_a_disk_keeps(bucket: str) -> None:
+    uri, copy = f"s3://{bucket}/some/where", DocumentKey("default", "copy")
+    with MemoryStore.open(uri, durability="power", max_bytes=2**20) as store:
+        assert store.documents() == []
+        assert objects(bucket) == []
+        for index in range(4):
+            assert not store.put(make_block(segment=index)).duplicate
+        assert store.put(make_block(segment=2)).duplicate
+    with MemoryStore.open(uri) as store:
+        for index, block in enumerate(store.read(KEY, 0, 4)):
+            assert_same(block, make_block(segment=index))
+        assert store.fork(KEY, copy) == 4
+        assert store.trim(KEY, 3) == 3
+        with pytest.raises(MissingBlockError):
+            store.read(KEY, 0, 4)
+        assert_same(store.read(copy, 1, 2)[0], replace(make_block(segment=1), key=copy))
+        assert store.verify() == 5
+        assert store.delete(KEY) == 1
+        assert store.delete(copy) == 4
+        assert store.documents() == []
+    assert [name for name in objects(bucket) if "/p-" in name or "self-test" in name] == []
+
+
+def test_two_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
+    keys = [DocumentKey("default", name) for name in "ab"]
+    errors: list[BaseException] = []
+
+    def write(key: DocumentKey) -> None:
+        try:
+            with MemoryStore.open(f"s3://{bucket}/x") as store:
+                for index in range(5):
+                    store.put(make_block(key, segment=index))
+        except BaseException as error:  # noqa: BLE001 - a thread's failure must reach the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with MemoryStore.open(f"s3://{bucket}/x") as store:
+        assert store.verify() == 10
+
+
+def test_a_server_without_conditional_writes_is_refused(front: Front, bucket: str) -> None:
+    front.ignores_conditions = True
+    with MemoryStore.open(f"s3://{bucket}/x") as store:
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"lose blocks silently.*local folder"):
+                store.put(make_block())
+    assert objects(bucket) == []
+    front.ignores_conditions = False
+    with MemoryStore.open(f"s3://{bucket}/x") as store:
+        store.put(make_block())
+        assert store.verify() == 1
+
+
+def test_a_bucket_that_is_not_there_is_told(front: Front) -> None:
+    with pytest.raises(StoreError, match="nowhere"), MemoryStore.open("s3://nowhere-at-all/x") as store:
+        store.put(make_block())
+
+
+def test_a_server_that_refuses_is_no_damage(front: Front, bucket: str) -> None:
+    """Or a repair would drop sound blocks, and a job would fail document after document."""
+    with MemoryStore.open(f"s3://{bucket}/x") as store:
+        store.put(make_block())
+    front.refuses_reads = True
+    with pytest.raises(StoreError) as caught, MemoryStore.open(f"s3://{bucket}/x") as store:
+        store.read(KEY, 0, 1)
+    assert not isinstance(caught.value, CorruptionError)
+    front.refuses_reads = False
+    with MemoryStore.open(f"s3://{bucket}/x") as store:
+        assert store.verify() == 1
