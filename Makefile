@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MINUTES ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench clean
+.PHONY: help install demo test lint types bench soak clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,9 @@ types: install ## Check types
 
 bench: install ## Reproduce the numbers of docs/performance.md
 	$(BIN)/python -m benchmarks
+
+soak: install ## Kill, stop and starve store and jobs for MINUTES=120, and look what they hold and lose
+	$(BIN)/python -m tests.fault.crash.soak --minutes $(MINUTES) $(if $(OUT),--out $(OUT))
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

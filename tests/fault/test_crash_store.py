@@ -144,12 +144,7 @@ def test_the_checker_sees(
     with LanceMemoryStore(uri) as store:
         break_it(store)
     with pytest.raises(Violation, match=message):
-        check(uri, read_again(folder))
-
-
-def read_again(folder: Path) -> ExpectedFile:
-    """The expected state in a file of its own, because a check adds to it."""
-    return ExpectedFile(folder / "expected.jsonl")
+        check(uri, ExpectedFile(folder / "expected.jsonl"))
 
 
 def test_half_of_an_operation_is_seen(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Expected:
     def __init__(self) -> None:
         self.num_sent = 0
         self.num_acked = 0
+        self.last_id = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -91,6 +92,7 @@ class Expected:
 
     def _send(self, operation: Operation) -> None:
         document = operation.changes
+        self.last_id = max(self.last_id, operation.id)
         before = set(self.possible[document])
         self.num_sent += 1
         self._open[operation.id] = (operation, before)
@@ -135,14 +137,16 @@ class Expected:
 
 
 class ExpectedFile(Expected):
-    """The file itself: the writing side, shared by the threads of the parent."""
+    """The file itself: the writing side, shared by the threads of the parent. Goes on with a file that is there."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._lock = RLock()
-        self._next = 0
         path.touch()
+        for line in path.read_text(encoding="utf-8").splitlines():
+            self.apply(json.loads(line))
+        self._next = self.last_id
 
     def next_id(self) -> int:
         with self._lock:

@@ -1,5 +1,6 @@
 """Kills and stops the workers of the jobs of a cluster, at random, until it is told to end."""
 
+import subprocess
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,12 +45,11 @@ class WorkerNemesis:
                     found.append((actor.class_name, psutil.Process(actor.pid)))
         return sorted(found, key=lambda each: each[1].pid)
 
-    def kill_all(self) -> int:
-        """SIGKILL every worker; returns how many."""
-        count = 0
-        for role, process in self.workers():
-            count += self._kill(role, process, "kills_with_driver")
-        return count
+    def kill_with_driver(self, driver: "subprocess.Popen[bytes]", workers: list[tuple[str, psutil.Process]]) -> None:
+        """SIGKILL the driver, and at once all of these workers."""
+        driver.kill()
+        for role, process in workers:
+            self._kill(role, process, "kills_with_driver")
 
     def _run(self) -> None:
         while not self._end.wait(self.random.uniform(0.5, 1.5) * self.every_s):
@@ -75,9 +75,7 @@ class WorkerNemesis:
             self._end.wait(self.random.uniform(1, 6))
             process.resume()
 
-    def _kill(self, role: str, process: psutil.Process, what: str) -> bool:
+    def _kill(self, role: str, process: psutil.Process, what: str) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
             self.counts[f"{what} {role}"] += 1
-            return True
-        return False

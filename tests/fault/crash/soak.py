@@ -27,9 +27,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# the forks that it warns of are Ray's, which start other programs at once
-warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
-
 import ray
 
 from actors.cluster import connect
@@ -145,16 +142,16 @@ class Soak:
                 sleep(0.2)
         finally:
             self._nemesis.armed.clear()
+            all_at_once = self._random.random() < WORKERS_TOO_SHARE
+            workers = self._nemesis.workers() if all_at_once and driver.poll() is None else []
             killed = driver.poll() is None
-            driver.kill()
+            self._nemesis.kill_with_driver(driver, workers if killed else [])
             driver.wait()
         if killed and kill_s == JOB_S:
             raise Violation(f"{out} was not done after {JOB_S:g} s")
         if killed:
             self.counts["driver_kills"] += 1
-            if self._random.random() < WORKERS_TOO_SHARE:
-                self.counts["whole_job_kills"] += 1
-                self._nemesis.kill_all()
+            self.counts["whole_job_kills"] += bool(workers)
             return False
         if driver.returncode:
             raise Violation(f"{out} ended with {driver.returncode}; see {out.with_suffix('.log')}")
@@ -196,7 +193,9 @@ class Soak:
 def _object_store_bytes() -> float:
     from ray._private.internal_api import node_stats
 
-    return float(node_stats().store_stats.object_store_bytes_used)
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return float(stats.store_stats.object_store_bytes_used)
 
 
 def main() -> int:
@@ -207,6 +206,8 @@ def main() -> int:
     parser.add_argument("--pause-s", type=float, default=0.0, help="rest between two rounds")
     parser.add_argument("--kill-every-s", type=float, default=6.0, help="between two strikes at workers, on average")
     given = parser.parse_args()
+    # the forks that it warns of are Ray's, which start other programs at once
+    warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     out = given.out or Path(tempfile.mkdtemp(prefix="longmem-soak-"))
     print(f"seed {seed}, results in {out}", flush=True)
