@@ -15,16 +15,21 @@ import ray.exceptions
 from actors.outcome import Outcome
 from actors.policy import Patience
 from actors.pool import ActorPool, Worker
-from actors.worker import kill_process
+from actors.worker import WorkerInfo, kill_process
 from longmem.errors import ClusterError, LongMemError
 from longmem.executor import EventKind, ExecutorEvent, Stage
 
 ASK_EVERY_S = 5.0
 
+AWAY_S = 5.0
+"""A longer time between two checks is taken for a pause of this process."""
+
 
 @dataclass
 class _Question:
     worker: Worker
+    of: WorkerInfo | None
+    """The incarnation that was asked."""
     asked_s: float
     reported: bool = False
     killed: bool = False
@@ -50,8 +55,8 @@ class Supervisor:
         self._clock = clock
         self._starting: dict[Any, tuple[Stage, Worker]] = {}
         self._asked: dict[Any, _Question] = {}
-        self._kills: set[Any] = set()
-        self._last_asked_s = clock()
+        self._kills: dict[Any, WorkerInfo] = {}
+        self._last_asked_s = self._last_checked_s = clock()
         self._unmanned_since_s: dict[Stage, float] = {}
         self._begun = False
         self.events: list[ExecutorEvent] = []
@@ -78,7 +83,7 @@ class Supervisor:
         elif ref in self._asked:
             self._answered(self._asked.pop(ref), ref)
         elif ref in self._kills:
-            self._kills.remove(ref)
+            del self._kills[ref]
             # where the node itself is gone, so is the process: its calls fail
             with suppress(ray.exceptions.RayError):
                 ray.get(ref)
@@ -98,6 +103,8 @@ class Supervisor:
     def check(self) -> None:
         """Ask, report and kill. Raises ClusterError when a stage had no worker for too long."""
         now = self._clock()
+        self._excuse(now - self._last_checked_s)
+        self._last_checked_s = now
         for question in self._asked.values():
             self._judge(question, now)
         for stage, pool in self._pools.items():
@@ -106,13 +113,29 @@ class Supervisor:
                     worker.first_since_s = now
                     self._kill(stage, worker, f"worked on one task for more than {self._patience.task_s:g} s")
             self._check_manned(stage, pool, now)
-        if now - self._last_asked_s >= min(ASK_EVERY_S, self._patience.silent_s / 2):
+        if now - self._last_asked_s >= self._ask_every_s:
             self._last_asked_s = now
             waiting = {id(question.worker) for question in self._asked.values()}
             for pool in self._pools.values():
                 for worker in pool.usable:
                     if id(worker) not in waiting:
-                        self._asked[worker.actor.alive.remote()] = _Question(worker, now)
+                        self._asked[worker.actor.alive.remote()] = _Question(worker, worker.info, now)
+
+    @property
+    def _ask_every_s(self) -> float:
+        return min(ASK_EVERY_S, self._patience.silent_s / 2)
+
+    def _excuse(self, away_s: float) -> None:
+        """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
+        if away_s < max(AWAY_S, self._ask_every_s):
+            return
+        for question in self._asked.values():
+            question.asked_s += away_s
+        for pool in self._pools.values():
+            for worker in pool.workers:
+                worker.first_since_s += away_s
+        for stage in self._unmanned_since_s:
+            self._unmanned_since_s[stage] += away_s
 
     def _await(self, stage: Stage, worker: Worker) -> None:
         self._starting[worker.actor.ready.remote()] = stage, worker
@@ -125,7 +148,7 @@ class Supervisor:
         except ray.exceptions.RayError as error:
             worker.gone = True
             self._say("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
-            if all(other.gone for other in self._pools[stage].workers):
+            if self._pools[stage].ended:
                 raise ClusterError(f"no worker for {stage} is left: {_first_line(error)}") from error
             return
         try:
@@ -133,10 +156,9 @@ class Supervisor:
                 raise outcome.error
             self._accept(stage, outcome.result.result)
         except LongMemError as error:
-            others = [other for other in self._pools[stage].workers if other is not worker and not other.gone]
-            if not self._begun or not others:
-                raise
             worker.gone = True
+            if not self._begun or self._pools[stage].ended:
+                raise
             self._say("lost", stage, worker, f"{worker.name} cannot be used: {error}")
             return
         worker.info = outcome.result
@@ -150,7 +172,8 @@ class Supervisor:
         try:
             ray.get(ref)
         except ray.exceptions.RayError as error:
-            self.lost(stage, worker, error)
+            if worker.info is question.of:
+                self.lost(stage, worker, error)
             return
         if question.reported:
             silent_s = self._clock() - question.asked_s
@@ -158,7 +181,7 @@ class Supervisor:
 
     def _judge(self, question: _Question, now: float) -> None:
         worker, silent_s = question.worker, now - question.asked_s
-        if worker.info is None:
+        if worker.info is None or worker.info is not question.of:
             return
         stage = self._stage_of(worker)
         if silent_s > self._patience.silent_s and not question.reported:
@@ -171,11 +194,13 @@ class Supervisor:
 
     def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
         assert worker.info is not None, f"{worker.name} has no process to kill"
+        if any(info is worker.info for info in self._kills.values()):
+            return
         self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
-        self._kills.add(kill_process(worker.info))
+        self._kills[kill_process(worker.info)] = worker.info
 
     def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
-        if pool.usable:
+        if pool.manned:
             self._unmanned_since_s.pop(stage, None)
             return
         since_s = self._unmanned_since_s.setdefault(stage, now)
