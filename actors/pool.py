@@ -31,6 +31,8 @@ class Worker:
     """Since when (monotonic) the first task is the first."""
     suspect: Any = None
     """The task that was in the actor's hands when it was last lost; the others only waited behind it."""
+    killed: bool = False
+    """This incarnation was killed by us, and its calls have not failed yet."""
     gone: bool = False
     """Ended for good: Ray will not start it again."""
 

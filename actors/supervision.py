@@ -32,7 +32,6 @@ class _Question:
     """The incarnation that was asked."""
     asked_s: float
     reported: bool = False
-    killed: bool = False
 
 
 class Supervisor:
@@ -55,7 +54,7 @@ class Supervisor:
         self._clock = clock
         self._starting: dict[Any, tuple[Stage, Worker]] = {}
         self._asked: dict[Any, _Question] = {}
-        self._kills: dict[Any, WorkerInfo] = {}
+        self._kills: set[Any] = set()
         self._last_asked_s = self._last_checked_s = clock()
         self._unmanned_since_s: dict[Stage, float] = {}
         self._begun = False
@@ -83,7 +82,7 @@ class Supervisor:
         elif ref in self._asked:
             self._answered(self._asked.pop(ref), ref)
         elif ref in self._kills:
-            del self._kills[ref]
+            self._kills.remove(ref)
             # where the node itself is gone, so is the process: its calls fail
             with suppress(ray.exceptions.RayError):
                 ray.get(ref)
@@ -95,7 +94,7 @@ class Supervisor:
         """A call to the worker failed in a way that says that its process is gone."""
         if worker.info is None:
             return
-        worker.info = None
+        worker.info, worker.killed = None, False
         worker.suspect = worker.tasks[0] if worker.tasks else None
         self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
@@ -188,16 +187,16 @@ class Supervisor:
             question.reported = True
             where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
             self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {silent_s:.0f} s")
-        if silent_s > self._patience.kill_s and not question.killed:
-            question.killed = True
+        if silent_s > self._patience.kill_s:
             self._kill(stage, worker, f"did not answer for {silent_s:.0f} s")
 
     def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
         assert worker.info is not None, f"{worker.name} has no process to kill"
-        if any(info is worker.info for info in self._kills.values()):
+        if worker.killed:
             return
+        worker.killed = True
         self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
-        self._kills[kill_process(worker.info)] = worker.info
+        self._kills.add(kill_process(worker.info))
 
     def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
         if pool.manned:
