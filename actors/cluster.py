@@ -106,6 +106,15 @@ def check_capacity(num_cpus: float, num_gpus: float) -> None:
             )
 
 
+def describe_lack(num_cpus: float, num_gpus: float) -> str | None:
+    """What has to become free before there is room, or None when there is room now."""
+    free = ray.available_resources()
+    for name, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
+        if needed > free.get(name, 0):
+            return f"it waits for {needed:g} {name}, the cluster has {free.get(name, 0):g} free"
+    return None
+
+
 def _dashboard_url() -> str | None:
     url = ray.get_runtime_context().gcs_address and getattr(ray._private.worker.global_worker.node, "webui_url", None)
     return f"http://{url}" if url else None

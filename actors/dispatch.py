@@ -16,9 +16,11 @@ import ray.exceptions
 
 from actors.failures import translated
 from actors.outcome import Outcome
+from actors.placing import Placing
 from actors.policy import Patience
 from actors.pool import Worker
 from actors.supervision import Supervisor
+from actors.worker import WorkerInfo
 from actors.workers import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.executor import STAGES, AbstractExecutor, Completion, ExecutorEvent, Stage
@@ -38,10 +40,16 @@ WORKER_LOST = (
     ray.exceptions.OutOfMemoryError,
 )
 
-MAX_HOMES = 1000
-"""Documents whose readers are remembered: forgetting one costs a window that is read twice."""
-
 Place = tuple[DocumentKey, int]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """References to a segment's block and taps, and the node that made them."""
+
+    block: Any
+    taps: Any
+    node_id: str
 
 
 @dataclass(eq=False)
@@ -53,8 +61,10 @@ class _Task:
     tries: int = 0
     """How often it ended its worker, or met a bug."""
     worker: Worker | None = None
-    encoded: tuple[Any, Any] | None = None
-    """References to block and taps, of an encoding that runs."""
+    sent_to: WorkerInfo | None = None
+    """The incarnation of the worker."""
+    encoded: _Encoded | None = None
+    """What a running encoding makes; of other tasks, what they were given."""
 
     @property
     def place(self) -> Place:
@@ -67,18 +77,24 @@ class _Task:
 class PooledExecutor(AbstractExecutor):
     """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
 
-    def __init__(self, workers: Workers, patience: Patience, accept: Callable[[Stage, Any], None]) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        patience: Patience,
+        accept: Callable[[Stage, Any], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._workers = workers
         self._pools = workers.by_stage()
+        self._placing = Placing(workers)
         self._patience = patience
-        self._supervisor = Supervisor(self._pools, patience, accept)
+        self._clock = clock
+        self._supervisor = Supervisor(self._pools, patience, accept, clock)
         self._waiting: dict[Stage, deque[_Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, _Task] = {}
         self._parked: dict[Place, list[_Task]] = {}
-        self._encoded: dict[Place, tuple[Any, Any]] = {}
+        self._encoded: dict[Place, _Encoded] = {}
         self._encoded_again: dict[Place, int] = {}
-        self._homes: dict[DocumentKey, list[Worker]] = {}
-        """Readers that hold a window of the document, the first one to read it first."""
         self._completed: list[Completion] = []
 
     def slots(self, stage: Stage) -> int:
@@ -89,20 +105,20 @@ class PooledExecutor(AbstractExecutor):
         self._send_waiting()
 
     def wait(self, timeout_s: float) -> list[Completion]:
-        deadline_s = monotonic() + timeout_s
+        deadline_s = self._clock() + timeout_s
         while True:
             self._send_waiting()
             self._supervisor.check()
-            if self._running or self._parked or any(self._waiting.values()):
-                self.turn(0 if self._completed else max(0.0, deadline_s - monotonic()))
-                if not self._completed and monotonic() < deadline_s:
-                    continue
-            completed, self._completed = self._completed, []
-            return completed
+            # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
+            busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
+            self.turn(max(0.0, deadline_s - self._clock()) if busy and not self._completed else 0.0)
+            if self._completed or not busy or self._clock() >= deadline_s:
+                completed, self._completed = self._completed, []
+                return completed
 
-    def turn(self, timeout_s: float) -> None:
-        """Deal with what is ready, after waiting for at most `timeout_s`."""
-        refs = [*self._running, *self._supervisor.refs]
+    def turn(self, timeout_s: float, also: Any = None) -> None:
+        """Deal with what is ready, after waiting for at most `timeout_s`, or until `also` is ready."""
+        refs = [*self._running, *self._supervisor.refs, *([] if also is None else [also])]
         if not refs:
             return
         with translated("waiting for the workers"):
@@ -133,64 +149,65 @@ class PooledExecutor(AbstractExecutor):
         self._encoded_again.pop((segment.key, segment.index), None)
 
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
-        return self._workers.stores.segments(key, self._patience.recover_s)
+        shard = self._workers.stores.shard(key)
+        infos: list[SegmentInfo] = self._answer(shard.actor.segments.remote(key), f"listing {key}")
+        return infos
 
     def trim(self, key: DocumentKey, first_segment: int) -> None:
-        self._workers.stores.trim(key, first_segment, self._patience.recover_s)
+        shard = self._workers.stores.shard(key)
+        self._answer(shard.actor.trim.remote(key, first_segment), f"trimming {key}")
 
     def forget(self, key: DocumentKey) -> None:
-        self._workers.stores.delete(key, self._patience.recover_s)
-        for worker in self._homes.pop(key, []):
+        shard = self._workers.stores.shard(key)
+        self._answer(shard.actor.delete.remote(key), f"deleting {key}")
+        for worker in self._placing.forget(key):
             # not waited for, because an actor keeps the order in which it is called
             worker.actor.forget.remote(key)
+
+    def _answer(self, ref: Any, doing: str) -> Any:
+        """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
+        would never be killed. Raises ClusterError after `recover_s`."""
+        deadline_s = self._clock() + self._patience.recover_s
+        with translated(doing):
+            while not ray.wait([ref], timeout=0)[0]:
+                if self._clock() > deadline_s:
+                    raise ClusterError(f"{doing}: no answer for {self._patience.recover_s:g} s; see `ray status`")
+                self._supervisor.check()
+                self.turn(TICK_S, also=ref)
+            return ray.get(ref)
 
     def _send_waiting(self) -> None:
         for waiting in self._waiting.values():
             for task in list(waiting):
-                worker = self._choose(task)
+                made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
+                worker = self._placing.choose(task.stage, task.segment.key, made_on)
                 if worker is not None:
                     waiting.remove(task)
                     self._send(task, worker)
 
-    def _choose(self, task: _Task) -> Worker | None:
-        """An encoder on the node of the document's reader, a reader that holds the document's window or is at least
-        where its taps are: blocks, windows and taps then travel as little as possible."""
-        homes = self._homes.get(task.segment.key, [])
-        nodes = {worker.info.node_id for worker in homes if worker.info}
-
-        def is_far(worker: Worker) -> bool:
-            return worker.info is not None and worker.info.node_id not in nodes
-
-        if task.stage == "put":
-            shard = self._workers.stores.shard(task.segment.key)
-            return shard if shard.info is not None else None
-        if task.stage == "encode":
-            return self._workers.encoders.choose(is_far)
-        return self._workers.readers.choose(lambda worker: (worker not in homes, is_far(worker)))
-
     def _send(self, task: _Task, worker: Worker) -> None:
         actor, segment = worker.actor, task.segment
+        assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
         if task.stage == "encode":
-            outcome, *encoded = actor.encode.options(num_returns=3).remote(segment)
-            task.encoded = encoded[0], encoded[1]
-        elif task.stage == "put":
-            outcome = actor.put.remote(self._encoded[task.place][0])
+            outcome, block, taps = actor.encode.options(num_returns=3).remote(segment)
+            task.encoded = _Encoded(block, taps, worker.info.node_id)
         else:
-            outcome = actor.score.remote(segment, *self._encoded[task.place])
-            homes = self._homes.setdefault(segment.key, [])
-            if worker not in homes:
-                homes.append(worker)
-            if len(self._homes) > MAX_HOMES:
-                del self._homes[next(iter(self._homes))]
+            task.encoded = self._encoded[task.place]
+            if task.stage == "put":
+                outcome = actor.put.remote(task.encoded.block)
+            else:
+                outcome = actor.score.remote(segment, task.encoded.block, task.encoded.taps)
+                self._placing.reads(worker, segment.key)
         if not worker.tasks:
-            worker.first_since_s = monotonic()
+            worker.first_since_s = self._clock()
         worker.tasks.append(task)
-        task.worker = worker
+        task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
     def _ended(self, task: _Task, outcome: Outcome) -> None:
         self._leave(task)
-        if task.encoded is not None and outcome.error is None:
+        if task.stage == "encode" and outcome.error is None:
+            assert task.encoded is not None, f"{task} ended and was never sent"
             self._encoded[task.place] = task.encoded
         if task.reported:
             self._report(task, outcome)
@@ -213,7 +230,9 @@ class PooledExecutor(AbstractExecutor):
             self._leave(task)
             self._encode_again(task)
         elif isinstance(error, WORKER_LOST):
-            self._supervisor.lost(task.stage, worker, error)
+            # by then the worker may be another incarnation, which is well
+            if worker.info is task.sent_to:
+                self._supervisor.lost(task.stage, worker, error)
             blame = worker.suspect is task
             self._leave(task)
             self._try_again(task, error, blame)
@@ -227,8 +246,8 @@ class PooledExecutor(AbstractExecutor):
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
-        worker.first_since_s = monotonic()
-        task.worker = None
+        worker.first_since_s = self._clock()
+        task.worker = task.sent_to = None
 
     def _try_again(self, task: _Task, error: Exception, blame: bool) -> None:
         task.tries += blame
@@ -254,6 +273,10 @@ class PooledExecutor(AbstractExecutor):
 
     def _encode_again(self, task: _Task) -> None:
         """The block or the taps are gone, with the node that held them."""
+        if task.encoded is not self._encoded.get(task.place) and task.stage != "encode":
+            # another task noticed it first, and they have been made again since
+            self._waiting[task.stage].appendleft(task)
+            return
         parked = self._parked.setdefault(task.place, [])
         parked.append(task)
         if len(parked) > 1:

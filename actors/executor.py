@@ -6,6 +6,7 @@
 Blocks and taps go from worker to worker through Ray's object store; the driver holds only references to them.
 """
 
+from collections.abc import Callable
 from math import ceil
 from secrets import token_hex
 from time import monotonic
@@ -13,7 +14,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster import Connection, check_capacity, connect
+from actors.cluster import Connection, check_capacity, connect, describe_lack
 from actors.dispatch import PooledExecutor
 from actors.shape import ClusterShape
 from actors.workers import start_workers
@@ -38,7 +39,14 @@ class RayExecutor(PooledExecutor):
     StoreError) when they cannot open the model or the store.
     """
 
-    def __init__(self, source: ModelSource, store: StoreSettings | str, shape: ClusterShape) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        store: StoreSettings | str,
+        shape: ClusterShape,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        """`tell` gets what an operator should know while the workers start."""
         self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes)
         self._description: ModelDescription | None = None
         self._model: Fingerprint | None = None
@@ -46,6 +54,8 @@ class RayExecutor(PooledExecutor):
         self._open = True
         try:
             check_capacity(shape.min_cpus, shape.min_gpus)
+            if (lack := describe_lack(shape.min_cpus, shape.min_gpus)) is not None:
+                tell(f"the job has no room yet: {lack}")
             workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
             super().__init__(workers, shape.patience, self._accept)
         except BaseException:
@@ -58,13 +68,20 @@ class RayExecutor(PooledExecutor):
             raise
 
     def _begin(self, shape: ClusterShape) -> None:
+        begun_s = monotonic()
         could_begin_s: float | None = None
         while self._supervisor.num_starting:
             self.turn(1.0)
+            if monotonic() - begun_s > shape.patience.recover_s and not shape.elastic:
+                missing = self._supervisor.num_starting / shape.num_workers
+                lack = describe_lack(missing * shape.num_cpus, missing * shape.num_gpus)
+                raise ClusterError(
+                    f"{self._supervisor.num_starting} of {shape.num_workers} workers did not start within "
+                    f"{shape.patience.recover_s:g} s: {lack or 'there is room for them, see `ray status`'}; let other "
+                    "jobs end, use fewer --encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
+                )
             self._supervisor.check()
-            manned = all(pool.usable for pool in self._pools.values())
-            stores = self._workers.stores
-            if shape.elastic and manned and len(stores.usable) == len(stores.workers):
+            if shape.elastic and all(pool.manned for pool in self._pools.values()):
                 could_begin_s = could_begin_s or monotonic()
                 if monotonic() - could_begin_s > LATE_S:
                     break

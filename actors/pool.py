@@ -31,6 +31,8 @@ class Worker:
     """Since when (monotonic) the first task is the first."""
     suspect: Any = None
     """The task that was in the actor's hands when it was last lost; the others only waited behind it."""
+    killed: bool = False
+    """This incarnation was killed by us, and its calls have not failed yet."""
     gone: bool = False
     """Ended for good: Ray will not start it again."""
 
@@ -51,6 +53,16 @@ class ActorPool:
     def slots(self) -> int:
         """Tasks that can be sent before every usable actor has its fill."""
         return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable)
+
+    @property
+    def manned(self) -> bool:
+        """Whether every task could be sent, sooner or later, as things are."""
+        return any(worker.info is not None for worker in self.workers)
+
+    @property
+    def ended(self) -> bool:
+        """Whether some task can never be sent again."""
+        return all(worker.gone for worker in self.workers)
 
     def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0) -> Worker | None:
         """The usable actor with room that has the lowest `rank`, then the least load; None if all are full."""

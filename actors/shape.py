@@ -44,6 +44,11 @@ class ClusterShape:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
+    def num_workers(self) -> int:
+        """Workers that reserve something: stores do not."""
+        return self.encoders + self.readers
+
+    @property
     def num_cpus(self) -> float:
         """CPUs that all workers reserve."""
         return (self.encoders + self.readers) * self.threads * self.cpu_share

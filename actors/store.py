@@ -1,8 +1,10 @@
 """Memory store actors: each is the single writer of the documents of one shard, and what readers fetch blocks from."""
 
+from contextlib import suppress
 from threading import Lock
 
 import ray
+import ray.exceptions
 import xxhash
 
 from actors.failures import translated
@@ -71,26 +73,28 @@ class StoreActor:
 class StorePool(ActorPool):
     """Store actors, by shard: a document's blocks always go to the same one."""
 
+    @property
+    def manned(self) -> bool:
+        return all(worker.info is not None for worker in self.workers)
+
+    @property
+    def ended(self) -> bool:
+        return any(worker.gone for worker in self.workers)
+
     def shard(self, key: DocumentKey) -> Worker:
         return self.workers[shard_of(key, len(self.workers))]
 
-    def segments(self, key: DocumentKey, timeout_s: float) -> list[SegmentInfo]:
-        with translated(f"listing {key}"):
-            infos: list[SegmentInfo] = ray.get(self.shard(key).actor.segments.remote(key), timeout=timeout_s)
-        return infos
-
-    def delete(self, key: DocumentKey, timeout_s: float) -> None:
-        with translated(f"deleting {key}"):
-            ray.get(self.shard(key).actor.delete.remote(key), timeout=timeout_s)
-
-    def trim(self, key: DocumentKey, first_segment: int, timeout_s: float) -> None:
-        with translated(f"trimming {key}"):
-            ray.get(self.shard(key).actor.trim.remote(key, first_segment), timeout=timeout_s)
-
     def close(self, timeout_s: float) -> None:
-        """Let writes that have begun end, then close the files."""
-        with translated("closing the store"):
-            ray.get([worker.actor.close.remote() for worker in self.workers], timeout=timeout_s)
+        """Let writes that have begun end, then close the files. A store that is lost just now, or too slow, holds up
+        nobody: what it has acknowledged is stored, and its files close with its process."""
+        closed, _ = ray.wait(
+            [worker.actor.close.remote() for worker in self.workers],
+            num_returns=len(self.workers),
+            timeout=timeout_s,
+        )
+        for ref in closed:
+            with translated("closing the store"), suppress(ray.exceptions.RayActorError):
+                ray.get(ref)
 
 
 class RemoteBlockSource(AbstractBlockSource):

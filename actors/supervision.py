@@ -15,19 +15,23 @@ import ray.exceptions
 from actors.outcome import Outcome
 from actors.policy import Patience
 from actors.pool import ActorPool, Worker
-from actors.worker import kill_process
+from actors.worker import WorkerInfo, kill_process
 from longmem.errors import ClusterError, LongMemError
 from longmem.executor import EventKind, ExecutorEvent, Stage
 
 ASK_EVERY_S = 5.0
 
+AWAY_S = 5.0
+"""A longer time between two checks is taken for a pause of this process."""
+
 
 @dataclass
 class _Question:
     worker: Worker
+    of: WorkerInfo | None
+    """The incarnation that was asked."""
     asked_s: float
     reported: bool = False
-    killed: bool = False
 
 
 class Supervisor:
@@ -51,7 +55,7 @@ class Supervisor:
         self._starting: dict[Any, tuple[Stage, Worker]] = {}
         self._asked: dict[Any, _Question] = {}
         self._kills: set[Any] = set()
-        self._last_asked_s = clock()
+        self._last_asked_s = self._last_checked_s = clock()
         self._unmanned_since_s: dict[Stage, float] = {}
         self._begun = False
         self.events: list[ExecutorEvent] = []
@@ -90,7 +94,7 @@ class Supervisor:
         """A call to the worker failed in a way that says that its process is gone."""
         if worker.info is None:
             return
-        worker.info = None
+        worker.info, worker.killed = None, False
         worker.suspect = worker.tasks[0] if worker.tasks else None
         self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
@@ -98,6 +102,8 @@ class Supervisor:
     def check(self) -> None:
         """Ask, report and kill. Raises ClusterError when a stage had no worker for too long."""
         now = self._clock()
+        self._excuse(now - self._last_checked_s)
+        self._last_checked_s = now
         for question in self._asked.values():
             self._judge(question, now)
         for stage, pool in self._pools.items():
@@ -106,13 +112,29 @@ class Supervisor:
                     worker.first_since_s = now
                     self._kill(stage, worker, f"worked on one task for more than {self._patience.task_s:g} s")
             self._check_manned(stage, pool, now)
-        if now - self._last_asked_s >= min(ASK_EVERY_S, self._patience.silent_s / 2):
+        if now - self._last_asked_s >= self._ask_every_s:
             self._last_asked_s = now
             waiting = {id(question.worker) for question in self._asked.values()}
             for pool in self._pools.values():
                 for worker in pool.usable:
                     if id(worker) not in waiting:
-                        self._asked[worker.actor.alive.remote()] = _Question(worker, now)
+                        self._asked[worker.actor.alive.remote()] = _Question(worker, worker.info, now)
+
+    @property
+    def _ask_every_s(self) -> float:
+        return min(ASK_EVERY_S, self._patience.silent_s / 2)
+
+    def _excuse(self, away_s: float) -> None:
+        """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
+        if away_s < max(AWAY_S, self._ask_every_s):
+            return
+        for question in self._asked.values():
+            question.asked_s += away_s
+        for pool in self._pools.values():
+            for worker in pool.workers:
+                worker.first_since_s += away_s
+        for stage in self._unmanned_since_s:
+            self._unmanned_since_s[stage] += away_s
 
     def _await(self, stage: Stage, worker: Worker) -> None:
         self._starting[worker.actor.ready.remote()] = stage, worker
@@ -125,7 +147,7 @@ class Supervisor:
         except ray.exceptions.RayError as error:
             worker.gone = True
             self._say("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
-            if all(other.gone for other in self._pools[stage].workers):
+            if self._pools[stage].ended:
                 raise ClusterError(f"no worker for {stage} is left: {_first_line(error)}") from error
             return
         try:
@@ -133,10 +155,9 @@ class Supervisor:
                 raise outcome.error
             self._accept(stage, outcome.result.result)
         except LongMemError as error:
-            others = [other for other in self._pools[stage].workers if other is not worker and not other.gone]
-            if not self._begun or not others:
-                raise
             worker.gone = True
+            if not self._begun or self._pools[stage].ended:
+                raise
             self._say("lost", stage, worker, f"{worker.name} cannot be used: {error}")
             return
         worker.info = outcome.result
@@ -150,7 +171,8 @@ class Supervisor:
         try:
             ray.get(ref)
         except ray.exceptions.RayError as error:
-            self.lost(stage, worker, error)
+            if worker.info is question.of:
+                self.lost(stage, worker, error)
             return
         if question.reported:
             silent_s = self._clock() - question.asked_s
@@ -158,24 +180,26 @@ class Supervisor:
 
     def _judge(self, question: _Question, now: float) -> None:
         worker, silent_s = question.worker, now - question.asked_s
-        if worker.info is None:
+        if worker.info is None or worker.info is not question.of:
             return
         stage = self._stage_of(worker)
         if silent_s > self._patience.silent_s and not question.reported:
             question.reported = True
             where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
             self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {silent_s:.0f} s")
-        if silent_s > self._patience.kill_s and not question.killed:
-            question.killed = True
+        if silent_s > self._patience.kill_s:
             self._kill(stage, worker, f"did not answer for {silent_s:.0f} s")
 
     def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
         assert worker.info is not None, f"{worker.name} has no process to kill"
+        if worker.killed:
+            return
+        worker.killed = True
         self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
         self._kills.add(kill_process(worker.info))
 
     def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
-        if pool.usable:
+        if pool.manned:
             self._unmanned_since_s.pop(stage, None)
             return
         since_s = self._unmanned_since_s.setdefault(stage, now)

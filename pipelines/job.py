@@ -1,7 +1,7 @@
 """One perplexity job from its options to its output folder."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
@@ -113,7 +114,7 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
         begun = folder.stored_identity()
         if begun is not None and not job.threads_given:
             job = job.with_threads(begun.get("threads", job.threads))
-        with open_executor(job) as executor:
+        with open_executor(job, lambda text: console.print(escape(text), soft_wrap=True)) as executor:
             model = executor.describe()
             job_id = folder.claim(identity(job, files, model))
             with folder.open_journal() as journal:
@@ -125,14 +126,14 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     return summary
 
 
-def open_executor(job: PerplexityJob) -> AbstractExecutor:
-    """Workers here or on Ray, which is imported only for that."""
+def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text: None) -> AbstractExecutor:
+    """Workers here or on Ray, which is imported only for that. `tell` gets what the user should know meanwhile."""
     if job.cluster is None:
         torch.set_num_threads(job.threads)
         return InlineExecutor(job.model.open(), job.store_settings.open())
     from actors.executor import RayExecutor
 
-    return RayExecutor(job.model, job.store_settings, job.cluster)
+    return RayExecutor(job.model, job.store_settings, job.cluster, tell)
 
 
 def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class Interrupted(InlineExecutor):
 def interrupted(job: PerplexityJob, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until Ctrl-C."""
 
-    def opening(job: PerplexityJob) -> AbstractExecutor:
+    def opening(job: PerplexityJob, _tell: object) -> AbstractExecutor:
         executor = Interrupted(job.model.open(), MemoryStore.open(job.store_uri))
         executor.after = after
         return executor

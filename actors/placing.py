@@ -1,0 +1,53 @@
+"""Which worker gets a task: near to what the task needs.
+
+Blocks and taps are made on the encoder's node and read by the reader and the store; windows live in readers. A document
+therefore stays with the reader that holds its window, and its segments are encoded on that reader's node.
+"""
+
+from typing import Any
+
+from actors.pool import Worker
+from actors.workers import Workers
+from longmem.executor import Stage
+from longmem.types import DocumentKey
+
+MAX_HOMES = 1000
+"""Documents whose readers are remembered: forgetting one costs a window that is read twice."""
+
+
+class Placing:
+    """Chooses workers, and remembers which readers hold which document."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._homes: dict[DocumentKey, list[Worker]] = {}
+        """Readers that hold a window of the document, the first one to read it first."""
+
+    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None) -> Worker | None:
+        """Who gets a task now; None while nobody can. `made_on`: the node that holds the segment's block."""
+        if stage == "put":
+            shard = self._workers.stores.shard(key)
+            return shard if shard.info is not None else None
+        homes = [worker for worker in self._homes.get(key, []) if worker.info is not None]
+        nodes: set[str | None] = {worker.info.node_id for worker in homes if worker.info}
+        nodes = nodes or {made_on}
+
+        def is_far(worker: Worker) -> bool:
+            assert worker.info is not None, f"{worker.name} is not there"
+            return worker.info.node_id not in nodes
+
+        if stage == "encode":
+            return self._workers.encoders.choose(is_far)
+        return self._workers.readers.choose(lambda worker: (worker not in homes, is_far(worker)))
+
+    def reads(self, worker: Worker, key: DocumentKey) -> None:
+        """`worker` was given a segment of the document to score."""
+        homes = self._homes.setdefault(key, [])
+        if worker not in homes:
+            homes.append(worker)
+        if len(self._homes) > MAX_HOMES:
+            del self._homes[next(iter(self._homes))]
+
+    def forget(self, key: DocumentKey) -> list[Any]:
+        """The workers that hold a window of the document."""
+        return self._homes.pop(key, [])

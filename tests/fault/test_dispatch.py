@@ -1,0 +1,153 @@
+"""What the driver does about workers that die, hang or stop: on real actors without a model."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.policy import Patience
+from longmem.errors import QuarantineError
+from longmem.executor import STAGES
+from longmem.types import DocumentKey
+from tests.scripted_driver import LIMIT_S, Driver, segments_of, start
+
+pytest_plugins = ["tests.ray_cluster"]
+pytestmark = pytest.mark.ray
+
+QUICK = Patience(max_tries=3, silent_s=1.0, kill_s=2.0)
+
+
+@pytest.fixture
+def started(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """`started(patience, deadly=…, encoders=2, …)`: an executor whose workers are all ready."""
+    from tests.scripted_workers import Script
+
+    running = []
+
+    def begin(patience: Patience = QUICK, *, encoders: int = 1, **places: Any) -> Driver:
+        running.append(start(Script(tmp_path, **places), patience, [{}] * encoders))
+        return running[-1]
+
+    yield begin
+    for driver in running:
+        driver.executor.close()
+
+
+# --- tasks that end their worker ---------------------------------------------------------------------------------
+
+
+def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callable[..., Driver]) -> None:
+    driver = started(encoders=2, deadly=frozenset({("encode", "poison", 1)}))
+    poison, other = segments_of("poison", 3), segments_of("other", 5)
+    for segment in [*poison, *other]:
+        driver.executor.submit("encode", segment)
+    driver.until(lambda: len(driver.completions) == 8)
+    errors = {(each.segment.key.document, each.segment.index): each.error for each in driver.completions}
+    assert len(errors) == 8
+    error = errors.pop(("poison", 1))
+    assert isinstance(error, QuarantineError)
+    assert "encode of test/poison segment 1 failed 3 times" in str(error)
+    assert "--resume" in str(error)
+    assert set(errors.values()) == {None}
+    assert len(driver.script.begun("encode", "poison", 1)) == 3
+    blamed = [event for event in driver.events if event.kind in ("retry", "quarantined")]
+    assert [event.kind for event in blamed] == ["retry", "retry", "quarantined"]
+    assert {(event.segment.key.document, event.segment.index) for event in blamed if event.segment} == {("poison", 1)}
+    assert len(driver.kinds("lost")) == 3
+    assert driver.executor.wait(0.0) == []
+
+
+def test_those_who_waited_behind_are_not_blamed(started: Callable[..., Driver]) -> None:
+    """One worker and one try: whoever is blamed once is set aside."""
+    driver = started(Patience(max_tries=1), deadly=frozenset({("encode", "a", 0)}))
+    errors = driver.run("encode", segments_of("a", 4))
+    assert [type(errors[index]) for index in range(4)] == [QuarantineError, type(None), type(None), type(None)]
+    assert driver.kinds("retry", "quarantined") == ["quarantined"]
+
+
+def test_a_bug_is_tried_again_and_then_set_aside(started: Callable[..., Driver]) -> None:
+    driver = started(faulty=frozenset({("score", "a", 0)}))
+    segments = segments_of("a", 2)
+    driver.run("encode", segments)
+    errors = driver.run("score", segments)
+    assert isinstance(errors[0], QuarantineError)
+    assert "a bug of ours" in str(errors[0])
+    assert errors[1] is None
+    assert driver.script.begun("score", "a", 0) == [driver.pid("score")] * 3
+    assert driver.kinds("lost", "back") == []
+
+
+def test_a_task_without_end_costs_its_worker_after_the_deadline(started: Callable[..., Driver]) -> None:
+    driver = started(Patience(max_tries=2, task_s=1.0), endless=frozenset({("encode", "a", 0)}))
+    errors = driver.run("encode", segments_of("a", 2))
+    assert isinstance(errors[0], QuarantineError)
+    assert errors[1] is None
+    assert driver.kinds("killed", "lost") == ["killed", "lost"] * 2
+    assert "more than 1 s" in next(event.message for event in driver.events if event.kind == "killed")
+
+
+# --- workers that die or stop -----------------------------------------------------------------------------------
+
+
+def test_workers_that_die_while_nothing_runs_come_back(started: Callable[..., Driver]) -> None:
+    """No stage has slots meanwhile, so that a caller submits nothing and only waits."""
+    driver = started()
+    first = {stage: driver.pid(stage) for stage in STAGES}
+    for pid in first.values():
+        os.kill(pid, signal.SIGKILL)
+    driver.until(lambda: len(driver.kinds("lost")) == 3)
+    assert [driver.executor.slots(stage) for stage in STAGES] == [0, 0, 0]
+    driver.until(lambda: all(driver.executor.slots(stage) == 2 for stage in STAGES))
+    assert sorted(driver.kinds("lost", "back")) == ["back"] * 3 + ["lost"] * 3
+    assert all(driver.pid(stage) != first[stage] for stage in STAGES)
+    for stage in STAGES:
+        assert driver.run(stage, segments_of("a", 2)) == {0: None, 1: None}
+
+
+def test_a_stopped_worker_is_told_once_and_killed(started: Callable[..., Driver]) -> None:
+    driver = started()
+    segments = segments_of("a", 2)
+    driver.run("encode", segments)
+    first = {stage: driver.pid(stage) for stage in STAGES}
+    for pid in first.values():
+        os.kill(pid, signal.SIGSTOP)
+    for stage in STAGES:
+        for segment in segments:
+            driver.executor.submit(stage, segment)
+    driver.until(lambda: len(driver.completions) == 8 and len(driver.kinds("back")) == 3)
+    assert all(each.error is None for each in driver.completions)
+    for stage in STAGES:
+        mine = [event for event in driver.events if event.stage == stage and event.segment is None]
+        assert [event.kind for event in mine] == ["stalled", "killed", "lost", "back"]
+        assert f"process {first[stage]}" in mine[0].message
+        assert {event.worker for event in mine} == {driver.workers.by_stage()[stage].workers[0].name}
+        assert driver.pid(stage) != first[stage]
+
+
+def test_a_worker_that_goes_on_in_time_is_not_killed(started: Callable[..., Driver]) -> None:
+    driver = started(Patience(silent_s=1.0, kill_s=LIMIT_S))
+    first = driver.pid("encode")
+    os.kill(first, signal.SIGSTOP)
+    (segment,) = segments_of("a", 1)
+    driver.executor.submit("encode", segment)
+    driver.until(lambda: driver.kinds("stalled") == ["stalled"])
+    os.kill(first, signal.SIGCONT)
+    driver.until(lambda: driver.kinds("back") == ["back"] and len(driver.completions) == 1)
+    assert driver.kinds("stalled", "killed", "lost", "back") == ["stalled", "back"]
+    assert "answers again" in driver.events[-1].message
+    assert driver.pid("encode") == first
+
+
+def test_a_store_that_stops_while_it_is_asked_is_killed(started: Callable[..., Driver]) -> None:
+    """What a document holds is asked in the middle of a job, and the driver watches while it waits for the answer."""
+    driver = started()
+    os.kill(driver.pid("put"), signal.SIGSTOP)
+    key = DocumentKey("test", "a")
+    assert driver.executor.stored(key) == []
+    os.kill(driver.pid("put"), signal.SIGSTOP)
+    driver.executor.forget(key)
+    driver.until(lambda: len(driver.kinds("back")) == 2)
+    assert driver.kinds("killed", "back") == ["killed", "back"] * 2

@@ -1,0 +1,94 @@
+"""An executor on scripted actors, and all that it has said: what tests of the driver's side drive."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from actors.policy import Patience
+from longmem.errors import LongMemError
+from longmem.executor import Completion, ExecutorEvent, Stage
+from longmem.types import DocumentKey, Segment
+
+LIMIT_S = 60.0
+"""When a test gives up."""
+
+
+def segments_of(document: str, count: int) -> list[Segment]:
+    tokens = np.arange(4, dtype=np.int32)
+    return [Segment(DocumentKey("test", document), index, 4 * index, tokens, tokens) for index in range(count)]
+
+
+@dataclass
+class Driver:
+    """An executor on scripted actors, and all that it has said."""
+
+    executor: Any
+    workers: Any
+    script: Any
+    completions: list[Completion] = field(default_factory=list)
+    events: list[ExecutorEvent] = field(default_factory=list)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        deadline = monotonic() + LIMIT_S
+        while not done():
+            assert monotonic() < deadline, f"stuck after {self.events}"
+            self.completions += self.executor.wait(0.2)
+            self.events += self.executor.events()
+
+    def run(self, stage: Stage, segments: list[Segment]) -> dict[int, LongMemError | None]:
+        """Submit all, also beyond the slots; returns errors by segment."""
+        for segment in segments:
+            self.executor.submit(stage, segment)
+        wanted = len(self.completions) + len(segments)
+        self.until(lambda: len(self.completions) >= wanted)
+        mine = self.completions[wanted - len(segments) :]
+        assert Counter((each.stage, each.segment.index) for each in mine) == Counter(
+            (stage, segment.index) for segment in segments
+        )
+        return {each.segment.index: each.error for each in mine}
+
+    def pid(self, stage: Stage) -> int:
+        pid: int = self.workers.by_stage()[stage].workers[0].info.pid
+        return pid
+
+    def kinds(self, *kinds: str) -> list[str]:
+        return [event.kind for event in self.events if event.kind in kinds]
+
+
+def start(script: Any, patience: Patience, encoders: list[dict[str, Any]]) -> Driver:
+    """One store, one reader, and an encoder for each of `encoders`, which are Ray's options; waits until all are
+    ready. Ray must be running."""
+    from actors.dispatch import PooledExecutor
+    from actors.pool import ActorPool
+    from actors.store import StorePool
+    from actors.worker import NAMESPACE, RESTART
+    from actors.workers import Workers
+    from tests.scripted_workers import ScriptedEncoder, ScriptedReader, ScriptedStore
+
+    class Executor(PooledExecutor):
+        def describe(self) -> Any:
+            raise NotImplementedError
+
+        def close(self) -> None:
+            self._workers.stop()
+
+    def pool(kind: Any, actor: Any, each: list[dict[str, Any]]) -> Any:
+        common = {"namespace": NAMESPACE, "num_cpus": 0, **RESTART}
+        made = [actor.options(**common, **options).remote(script) for options in each]
+        return kind(made, [f"{kind.__name__}-{rank}" for rank in range(len(each))])
+
+    workers = Workers(
+        pool(ActorPool, ScriptedEncoder, encoders),
+        pool(StorePool, ScriptedStore, [{}]),
+        pool(ActorPool, ScriptedReader, [{}]),
+    )
+    executor = Executor(workers, patience, lambda _stage, _opened: None)
+    driver = Driver(executor, workers, script)
+    supervisor = vars(executor)["_supervisor"]
+    driver.until(lambda: supervisor.num_starting == 0)
+    supervisor.begin()
+    return driver

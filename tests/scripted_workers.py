@@ -1,0 +1,103 @@
+"""Real Ray actors without a model, which do what a script says with a segment: for tests of the driver's side.
+
+They have the methods that the pools call and nothing else; what they send is as large as what real ones send, so that
+it lies in Ray's object store.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from actors.outcome import Outcome
+from actors.worker import HEALTH, UNTIL_DONE, opened
+from longmem.types import DocumentKey, Segment, SegmentInfo
+
+if TYPE_CHECKING:
+    # loads torch, without which these actors start in a tenth of the time
+    from longmem.executor import Stage
+
+BLOCK_BYTES = 200_000
+"""Above Ray's limit for what travels inside a message."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What happens at (stage, document, segment); anything else simply succeeds."""
+
+    folder: Path
+    """Where actors leave a file for every task that they begin, so that a test can wait for it."""
+    deadly: frozenset[tuple[str, str, int]] = frozenset()
+    """The process ends."""
+    faulty: frozenset[tuple[str, str, int]] = frozenset()
+    """An exception that is nobody's but ours."""
+    endless: frozenset[tuple[str, str, int]] = frozenset()
+    """The task never ends, while the process lives."""
+
+    def begin(self, stage: "Stage", segment: Segment) -> None:
+        place = stage, segment.key.document, segment.index
+        with (self.folder / "-".join(map(str, place))).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if place in self.deadly:
+            os._exit(1)
+        if place in self.faulty:
+            raise RuntimeError("a bug of ours")
+        if place in self.endless:
+            Event().wait()
+
+    def begun(self, stage: "Stage", document: str, index: int) -> list[int]:
+        """Processes that began the task, in order."""
+        file = self.folder / f"{stage}-{document}-{index}"
+        return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+class _Scripted:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    @ray.method(max_task_retries=UNTIL_DONE)
+    def ready(self) -> Outcome:
+        return opened(lambda: None)
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        pass
+
+    def begin(self, stage: "Stage", segment: Segment) -> Outcome:
+        self._script.begin(stage, segment)
+        return Outcome(None, None, 0.001)
+
+
+@ray.remote(concurrency_groups=HEALTH)
+class ScriptedEncoder(_Scripted):
+    def encode(self, segment: Segment) -> tuple[Outcome, Any, Any]:
+        outcome = self.begin("encode", segment)
+        return outcome, (segment, np.zeros(BLOCK_BYTES, np.uint8)), np.zeros(BLOCK_BYTES, np.uint8)
+
+
+@ray.remote(concurrency_groups={"read": 1, **HEALTH})
+class ScriptedStore(_Scripted):
+    def put(self, block: Any) -> Outcome:
+        return self.begin("put", block[0])
+
+    @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        return []
+
+    @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
+    def delete(self, key: DocumentKey) -> int:
+        return 0
+
+
+@ray.remote(concurrency_groups=HEALTH)
+class ScriptedReader(_Scripted):
+    def score(self, segment: Segment, block: Any, taps: Any) -> Outcome:
+        assert block[0].index == segment.index
+        return self.begin("score", segment)
+
+    def forget(self, key: DocumentKey) -> None:
+        pass
