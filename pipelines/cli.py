@@ -159,9 +159,9 @@ def perplexity(
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource
+        from longmem.scheduler import Limits
         from pipelines.job import PerplexityJob, run_job
         from pipelines.result import print_result
-        from pipelines.scheduler import Limits
 
         if resume and out is None:
             raise ConfigError("--resume needs --out, the folder of the job to continue")

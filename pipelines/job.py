@@ -15,6 +15,7 @@ from longmem.errors import ConfigError
 from longmem.executor import AbstractExecutor, InlineExecutor
 from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.model_source import ModelDescription, ModelSource
+from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
@@ -24,7 +25,6 @@ from pipelines.journal import Journal
 from pipelines.perplexity import PerplexityRun, RunTotals
 from pipelines.progress import Progress
 from pipelines.report import write_report
-from pipelines.scheduler import Limits, SegmentScheduler
 from pipelines.summary import summarise
 from pipelines.tables import documents_table, segments_table, tokens_table
 
