@@ -6,7 +6,6 @@ nothing. Every task is reported once.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from actors.acceptance import Acceptance
 from actors.failures import translated
 from actors.outcome import Outcome
 from actors.policy import Patience
@@ -22,10 +22,14 @@ from actors.supervision import Supervisor
 from actors.workers import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.executor import STAGES, AbstractExecutor, Completion, ExecutorEvent, Stage
+from longmem.model_source import ModelDescription
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
 """How often silence and deadlines are looked at while nothing else happens."""
+
+LATE_S = 10.0
+"""How long an elastic job waits for the rest of its workers once it could begin."""
 
 MAX_ENCODED_AGAIN = 10
 """A block that is lost this often is not lost by chance."""
@@ -45,7 +49,9 @@ Place = tuple[DocumentKey, int]
 
 
 @dataclass(eq=False)
-class _Task:
+class Task:
+    """One piece of work on its way through the pools."""
+
     stage: Stage
     segment: Segment
     reported: bool = True
@@ -67,25 +73,49 @@ class _Task:
 class PooledExecutor(AbstractExecutor):
     """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
 
-    def __init__(self, workers: Workers, patience: Patience, accept: Callable[[Stage, Any], None]) -> None:
+    after_quarantine = "the document is set aside, --resume tries it again"
+    """What is said to whoever asked for a task that failed too often."""
+
+    def __init__(self, workers: Workers, patience: Patience) -> None:
         self._workers = workers
         self._pools = workers.by_stage()
         self._patience = patience
-        self._supervisor = Supervisor(self._pools, patience, accept)
-        self._waiting: dict[Stage, deque[_Task]] = {stage: deque() for stage in STAGES}
-        self._running: dict[Any, _Task] = {}
-        self._parked: dict[Place, list[_Task]] = {}
+        self._acceptance = Acceptance()
+        self._supervisor = Supervisor(self._pools, patience, self._acceptance)
+        self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
+        self._running: dict[Any, Task] = {}
+        self._parked: dict[Place, list[Task]] = {}
         self._encoded: dict[Place, tuple[Any, Any]] = {}
         self._encoded_again: dict[Place, int] = {}
         self._homes: dict[DocumentKey, list[Worker]] = {}
         """Readers that hold a window of the document, the first one to read it first."""
         self._completed: list[Completion] = []
 
+    def begin(self, elastic: bool) -> None:
+        """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
+
+        Raises what a worker that cannot be used says, and ClusterError when none comes.
+        """
+        could_begin_s: float | None = None
+        while self._supervisor.num_starting:
+            self.turn(TICK_S)
+            self._supervisor.check()
+            manned = all(pool.usable for pool in self._pools.values())
+            stores = self._workers.stores
+            if elastic and manned and len(stores.usable) == len(stores.workers):
+                could_begin_s = could_begin_s or monotonic()
+                if monotonic() - could_begin_s > LATE_S:
+                    break
+        self._supervisor.begin()
+
+    def describe(self) -> ModelDescription:
+        return self._acceptance.describe()
+
     def slots(self, stage: Stage) -> int:
         return self._pools[stage].slots - len(self._waiting[stage])
 
     def submit(self, stage: Stage, segment: Segment) -> None:
-        self._waiting[stage].append(_Task(stage, segment))
+        self._waiting[stage].append(Task(stage, segment))
         self._send_waiting()
 
     def wait(self, timeout_s: float) -> list[Completion]:
@@ -109,7 +139,7 @@ class PooledExecutor(AbstractExecutor):
             ready, _ = ray.wait(refs, num_returns=1, timeout=min(timeout_s, TICK_S))
             if ready:
                 ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        failed: list[tuple[_Task, ray.exceptions.RayError]] = []
+        failed: list[tuple[Task, ray.exceptions.RayError]] = []
         for ref in [ref for ref in ready if ref in self._running]:
             task = self._running.pop(ref)
             try:
@@ -141,6 +171,14 @@ class PooledExecutor(AbstractExecutor):
             # not waited for, because an actor keeps the order in which it is called
             worker.actor.forget.remote(key)
 
+    def close(self) -> None:
+        """Let go of all work. What was sent and not ended is finished by the workers, and its result dropped."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+        self._running.clear()
+        self._parked.clear()
+        self._encoded.clear()
+
     def _send_waiting(self) -> None:
         for waiting in self._waiting.values():
             for task in list(waiting):
@@ -149,7 +187,7 @@ class PooledExecutor(AbstractExecutor):
                     waiting.remove(task)
                     self._send(task, worker)
 
-    def _choose(self, task: _Task) -> Worker | None:
+    def _choose(self, task: Task) -> Worker | None:
         """An encoder on the node of the document's reader, a reader that holds the document's window or is at least
         where its taps are: blocks, windows and taps then travel as little as possible."""
         homes = self._homes.get(task.segment.key, [])
@@ -165,7 +203,7 @@ class PooledExecutor(AbstractExecutor):
             return self._workers.encoders.choose(is_far)
         return self._workers.readers.choose(lambda worker: (worker not in homes, is_far(worker)))
 
-    def _send(self, task: _Task, worker: Worker) -> None:
+    def _send(self, task: Task, worker: Worker) -> None:
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
             outcome, *encoded = actor.encode.options(num_returns=3).remote(segment)
@@ -179,13 +217,16 @@ class PooledExecutor(AbstractExecutor):
                 homes.append(worker)
             if len(self._homes) > MAX_HOMES:
                 del self._homes[next(iter(self._homes))]
+        self._sent(task, worker, outcome)
+
+    def _sent(self, task: Task, worker: Worker, outcome: Any) -> None:
         if not worker.tasks:
             worker.first_since_s = monotonic()
         worker.tasks.append(task)
         task.worker = worker
         self._running[outcome] = task
 
-    def _ended(self, task: _Task, outcome: Outcome) -> None:
+    def _ended(self, task: Task, outcome: Outcome) -> None:
         self._leave(task)
         if task.encoded is not None and outcome.error is None:
             self._encoded[task.place] = task.encoded
@@ -198,17 +239,17 @@ class PooledExecutor(AbstractExecutor):
             else:
                 self._report(each, outcome)
 
-    def _report(self, task: _Task, outcome: Outcome) -> None:
+    def _report(self, task: Task, outcome: Outcome) -> None:
         completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
         self._completed.append(completion)
 
-    def _failed(self, task: _Task, error: ray.exceptions.RayError) -> None:
+    def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
         worker = task.worker
         assert worker is not None, f"{task} failed and was never sent"
         cause = getattr(error, "cause", None)
         if isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause, ray.exceptions.ObjectLostError):
             self._leave(task)
-            self._encode_again(task)
+            self._lost_objects(task, error)
         elif isinstance(error, WORKER_LOST):
             self._supervisor.lost(task.stage, worker, error)
             blame = worker.suspect is task
@@ -220,14 +261,14 @@ class PooledExecutor(AbstractExecutor):
         else:
             raise ClusterError(f"{task}: {error}") from error
 
-    def _leave(self, task: _Task) -> None:
+    def _leave(self, task: Task) -> None:
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
         worker.first_since_s = monotonic()
         task.worker = None
 
-    def _try_again(self, task: _Task, error: Exception, blame: bool) -> None:
+    def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
         task.tries += blame
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         if task.tries < self._patience.max_tries:
@@ -239,9 +280,9 @@ class PooledExecutor(AbstractExecutor):
             return
         text = f"{task} failed {task.tries} times, the last time with: {reason}"
         self._say("quarantined", task, text)
-        self._ended_in_quarantine(task, QuarantineError(f"{text}; the document is set aside, --resume tries it again"))
+        self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
 
-    def _ended_in_quarantine(self, task: _Task, error: QuarantineError) -> None:
+    def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
         outcome = Outcome(None, error, 0.0)
         if task.reported:
             self._report(task, outcome)
@@ -249,7 +290,7 @@ class PooledExecutor(AbstractExecutor):
             for each in self._parked.pop(task.place, []):
                 self._report(each, outcome)
 
-    def _encode_again(self, task: _Task) -> None:
+    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:  # noqa: ARG002 - for subclasses
         """The block or the taps are gone, with the node that held them."""
         parked = self._parked.setdefault(task.place, [])
         parked.append(task)
@@ -259,7 +300,7 @@ class PooledExecutor(AbstractExecutor):
         if times > MAX_ENCODED_AGAIN:
             raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
         self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
-        self._waiting["encode"].appendleft(_Task("encode", task.segment, reported=False))
+        self._waiting["encode"].appendleft(Task("encode", task.segment, reported=False))
 
-    def _say(self, kind: Any, task: _Task, message: str) -> None:
+    def _say(self, kind: Any, task: Task, message: str) -> None:
         self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, task.segment))

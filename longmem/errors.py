@@ -15,6 +15,7 @@ LongMemError (a ValueError: the user can fix it)
 │   └── CorruptionError        stored bytes fail their checksum, or tables are damaged
 ├── OutputError            the output folder cannot be used or written
 └── ClusterError           Ray cannot be reached, or cannot hold the job
+    └── RequestTimeoutError    a service did not answer a request in time
 
 Broken invariants of our own are `assert`s with a message, never one of these. Exceptions of other
 libraries are translated in the one file that imports the library.
@@ -34,6 +35,7 @@ __all__ = [
     "NumericError",
     "OutputError",
     "QuarantineError",
+    "RequestTimeoutError",
     "StoreError",
     "UnknownFamilyError",
 ]
@@ -97,3 +99,7 @@ class OutputError(LongMemError):
 
 class ClusterError(LongMemError):
     """Ray cannot be reached, or the cluster cannot hold the requested pools."""
+
+
+class RequestTimeoutError(ClusterError, TimeoutError):
+    """A service did not answer a request in time; what it had begun of it is given up."""
