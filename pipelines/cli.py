@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted
 import shlex
 import sys
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +20,15 @@ from pipelines.command_line import (
     EXIT_BAD_INPUT,
     EXIT_FAILED_DOCUMENTS,
     ComputeDtype,
+    Placement,
+    SearchEngine,
     exit_codes,
     local_or_hub,
     num_cores,
+    refuse_options,
 )
 from pipelines.pretrain_command import pretrain
+from pipelines.service_command import app as service_app
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -37,22 +40,16 @@ app = typer.Typer(
 )
 
 
-class Placement(StrEnum):
-    """How workers are spread over nodes."""
-
-    PACK = "pack"
-    SPREAD = "spread"
-
-
-class SearchEngine(StrEnum):
-    """What finds chunks in a reader's window."""
-
-    TORCH = "torch"
-    FAISS = "faiss"
-
+OF_THE_SERVICE = (
+    *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
+    *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "no_memory"),
+    *("store", "dtype", "search"),
+)
+"""Options that a job on a service cannot choose."""
 
 app.command()(train)
 app.command()(pretrain)
+app.add_typer(service_app, name="service")
 
 
 @app.callback(invoke_without_command=True)
@@ -64,6 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def perplexity(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -88,6 +86,10 @@ def perplexity(
             "start one), or a cluster address."
         ),
     ] = "auto",
+    service: Annotated[
+        str | None,
+        typer.Option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
+    ] = None,
     encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
     readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
     stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
@@ -162,6 +164,7 @@ def perplexity(
         from longmem.scheduler import Limits
         from pipelines.job import PerplexityJob, run_job
         from pipelines.result import print_result
+        from pipelines.service_job import ServiceChoice
 
         if resume and out is None:
             raise ConfigError("--resume needs --out, the folder of the job to continue")
@@ -169,6 +172,8 @@ def perplexity(
             raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
+        if service is not None:
+            refuse_options(context, OF_THE_SERVICE, f"service {service!r} decides that, for all its jobs; leave it out")
         per_worker = threads or max(1, num_cores() // max(1, workers))
         settings = {
             "segment_tokens": segment_tokens,
@@ -176,14 +181,23 @@ def perplexity(
             "top_k": top_k,
             "chunk_tokens": chunk_tokens,
         }
+        source = ModelSource(
+            local_or_hub(model or str(REFERENCE_MODEL)),
+            dtype=dtype.value,
+            search=search.value,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )
         job = PerplexityJob(
             inputs=tuple(inputs or ()),
             out=folder,
-            model=ModelSource(
-                local_or_hub(model or str(REFERENCE_MODEL)),
-                dtype=dtype.value,
-                search=search.value,
-                settings={name: value for name, value in settings.items() if value is not None},
+            model=source,
+            service=None
+            if service is None
+            else ServiceChoice(
+                name=service,
+                address=address,
+                offered=source if model else None,
+                limits_given=max_in_flight_segments is not None,
             ),
             cluster=None
             if address == "none"

@@ -25,6 +25,7 @@ from pipelines.journal import Journal
 from pipelines.perplexity import PerplexityRun, RunTotals
 from pipelines.progress import Progress
 from pipelines.report import write_report
+from pipelines.service_job import ServiceChoice, attach_to, on_service
 from pipelines.summary import summarise
 from pipelines.tables import documents_table, segments_table, tokens_table
 
@@ -41,6 +42,8 @@ class PerplexityJob:
     model: ModelSource
     cluster: ClusterShape | None
     """None runs everything in this process."""
+    service: ServiceChoice | None = None
+    """A running service whose model, store and pools take the place of those that are given here."""
     threads: int
     """Torch threads of each worker, or of this process."""
     threads_given: bool = True
@@ -89,6 +92,8 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     Raises ConfigError, OutputError, ModelError, StoreError, ClusterError.
     """
     files = find_files(job.inputs)
+    if job.service is not None:
+        job = on_service(job, job.service)
     with JobFolder(job.out, job.resume) as folder:
         begun = folder.stored_identity()
         if begun is not None and not job.threads_given:
@@ -107,6 +112,8 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
 
 def open_executor(job: PerplexityJob) -> AbstractExecutor:
     """Workers here or on Ray, which is imported only for that."""
+    if job.service is not None:
+        return attach_to(job.service, job)
     if job.cluster is None:
         torch.set_num_threads(job.threads)
         return InlineExecutor(job.model.open(), MemoryStore.open(job.store_uri))
@@ -198,6 +205,7 @@ def _write_results(
         model=model,
         executor={
             "address": cluster.address if cluster else "none",
+            "service": job.service.name if job.service else None,
             "encoders": cluster.encoders if cluster else 0,
             "readers": cluster.readers if cluster else 0,
             "stores": cluster.stores if cluster else 0,
