@@ -3,7 +3,9 @@
 import logging
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 
 import ray
 
@@ -12,6 +14,8 @@ from longmem.errors import ClusterError
 LOCAL = "local"
 AUTO = "auto"
 CONNECT_S = 5.0
+_JOINING = Lock()
+"""Ray's connection belongs to the process: two clients in two threads must not make it twice."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,12 @@ def connect(address: str, num_cpus: int, object_store_bytes: int | None) -> Conn
     system shares them.
     Raises ClusterError when the address cannot be reached.
     """
-    if ray.is_initialized():
-        return Connection(owned=False, started_here=False, dashboard_url=_dashboard_url())
-    # before the first daemon starts: no usage pings, and no change of CUDA_VISIBLE_DEVICES for CPU workers
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address != LOCAL:
-        _check_reachable(address)
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            if address != AUTO:
-                raise ClusterError(
-                    f"cannot join a Ray cluster at {address!r}: {error}; check the address with `ray status`, "
-                    "or use --address local to start one here, or --address none to run without Ray"
-                ) from error
-        else:
-            return Connection(owned=True, started_here=False, dashboard_url=_dashboard_url())
+    if ray.is_initialized() or address not in (AUTO, LOCAL):
+        return join(address)
+    if address == AUTO:
+        with suppress(ClusterError):
+            return join(AUTO)
+    _prepare()
     try:
         ray.init(
             address=LOCAL,
@@ -66,6 +59,40 @@ def connect(address: str, num_cpus: int, object_store_bytes: int | None) -> Conn
     except (ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"cannot start Ray on this machine: {error}; try --address none") from error
     return Connection(owned=True, started_here=True, dashboard_url=_dashboard_url())
+
+
+def join(address: str) -> Connection:
+    """Join a cluster that runs, and never start one; `auto` is one that runs on this machine.
+
+    Raises ClusterError when there is none.
+    """
+    with _JOINING:
+        return _join(address)
+
+
+def _join(address: str) -> Connection:
+    if ray.is_initialized():
+        return Connection(owned=False, started_here=False, dashboard_url=_dashboard_url())
+    _prepare()
+    _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address == AUTO:
+            raise ClusterError(
+                "no Ray cluster runs on this machine; start one with `ray start --head`, or name one with --address"
+            ) from error
+        raise ClusterError(
+            f"cannot join a Ray cluster at {address!r}: {error}; check the address with `ray status`, "
+            "or use --address local to start one here, or --address none to run without Ray"
+        ) from error
+    return Connection(owned=True, started_here=False, dashboard_url=_dashboard_url())
+
+
+def _prepare() -> None:
+    """Before the first daemon starts: no usage pings, and no change of CUDA_VISIBLE_DEVICES for CPU workers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def _check_reachable(address: str) -> None:

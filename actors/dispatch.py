@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from actors.acceptance import Acceptance
 from actors.failures import translated
 from actors.outcome import Outcome
 from actors.placing import Placing
@@ -24,10 +25,14 @@ from actors.worker import WorkerInfo
 from actors.workers import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.executor import STAGES, AbstractExecutor, Completion, ExecutorEvent, Stage
+from longmem.model_source import ModelDescription
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
 """How often silence and deadlines are looked at while nothing else happens."""
+
+LATE_S = 10.0
+"""How long an elastic job waits for the rest of its workers once it could begin."""
 
 MAX_ENCODED_AGAIN = 10
 """A block that is lost this often is not lost by chance."""
@@ -53,7 +58,9 @@ class _Encoded:
 
 
 @dataclass(eq=False)
-class _Task:
+class Task:
+    """One piece of work on its way through the pools."""
+
     stage: Stage
     segment: Segment
     reported: bool = True
@@ -77,31 +84,54 @@ class _Task:
 class PooledExecutor(AbstractExecutor):
     """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        patience: Patience,
-        accept: Callable[[Stage, Any], None],
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
+    after_quarantine = "the document is set aside, --resume tries it again"
+    """What is said to whoever asked for a task that failed too often."""
+
+    def __init__(self, workers: Workers, patience: Patience, clock: Callable[[], float] = monotonic) -> None:
         self._workers = workers
         self._pools = workers.by_stage()
         self._placing = Placing(workers)
         self._patience = patience
         self._clock = clock
-        self._supervisor = Supervisor(self._pools, patience, accept, clock)
-        self._waiting: dict[Stage, deque[_Task]] = {stage: deque() for stage in STAGES}
-        self._running: dict[Any, _Task] = {}
-        self._parked: dict[Place, list[_Task]] = {}
+        self._acceptance = Acceptance()
+        self._supervisor = Supervisor(self._pools, patience, self._acceptance, clock)
+        self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
+        self._running: dict[Any, Task] = {}
+        self._parked: dict[Place, list[Task]] = {}
         self._encoded: dict[Place, _Encoded] = {}
         self._encoded_again: dict[Place, int] = {}
         self._completed: list[Completion] = []
+
+    def begin(self, elastic: bool, explain: Callable[[int], str] = lambda _num_missing: "see `ray status`") -> None:
+        """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
+
+        Raises what a worker that cannot be used says, and ClusterError when some do not start within `recover_s`, with
+        what `explain` says of that many.
+        """
+        begun_s = self._clock()
+        could_begin_s: float | None = None
+        while self._supervisor.num_starting:
+            self.turn(TICK_S)
+            if not elastic and self._clock() - begun_s > self._patience.recover_s:
+                missing = self._supervisor.num_starting
+                raise ClusterError(
+                    f"{missing} workers did not start within {self._patience.recover_s:g} s: {explain(missing)}"
+                )
+            self._supervisor.check()
+            if elastic and all(pool.manned for pool in self._pools.values()):
+                could_begin_s = could_begin_s or self._clock()
+                if self._clock() - could_begin_s > LATE_S:
+                    break
+        self._supervisor.begin()
+
+    def describe(self) -> ModelDescription:
+        return self._acceptance.describe()
 
     def slots(self, stage: Stage) -> int:
         return self._pools[stage].slots - len(self._waiting[stage])
 
     def submit(self, stage: Stage, segment: Segment) -> None:
-        self._waiting[stage].append(_Task(stage, segment))
+        self._waiting[stage].append(Task(stage, segment))
         self._send_waiting()
 
     def wait(self, timeout_s: float) -> list[Completion]:
@@ -125,7 +155,7 @@ class PooledExecutor(AbstractExecutor):
             ready, _ = ray.wait(refs, num_returns=1, timeout=min(timeout_s, TICK_S))
             if ready:
                 ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        failed: list[tuple[_Task, ray.exceptions.RayError]] = []
+        failed: list[tuple[Task, ray.exceptions.RayError]] = []
         for ref in [ref for ref in ready if ref in self._running]:
             task = self._running.pop(ref)
             try:
@@ -164,6 +194,14 @@ class PooledExecutor(AbstractExecutor):
             # not waited for, because an actor keeps the order in which it is called
             worker.actor.forget.remote(key)
 
+    def close(self) -> None:
+        """Let go of all work. What was sent and not ended is finished by the workers, and its result dropped."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+        self._running.clear()
+        self._parked.clear()
+        self._encoded.clear()
+
     def _answer(self, ref: Any, doing: str) -> Any:
         """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
         would never be killed. Raises ClusterError after `recover_s`."""
@@ -185,7 +223,7 @@ class PooledExecutor(AbstractExecutor):
                     waiting.remove(task)
                     self._send(task, worker)
 
-    def _send(self, task: _Task, worker: Worker) -> None:
+    def _send(self, task: Task, worker: Worker) -> None:
         actor, segment = worker.actor, task.segment
         assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
         if task.stage == "encode":
@@ -198,13 +236,16 @@ class PooledExecutor(AbstractExecutor):
             else:
                 outcome = actor.score.remote(segment, task.encoded.block, task.encoded.taps)
                 self._placing.reads(worker, segment.key)
+        self._sent(task, worker, outcome)
+
+    def _sent(self, task: Task, worker: Worker, outcome: Any) -> None:
         if not worker.tasks:
             worker.first_since_s = self._clock()
         worker.tasks.append(task)
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
-    def _ended(self, task: _Task, outcome: Outcome) -> None:
+    def _ended(self, task: Task, outcome: Outcome) -> None:
         self._leave(task)
         if task.stage == "encode" and outcome.error is None:
             assert task.encoded is not None, f"{task} ended and was never sent"
@@ -218,17 +259,17 @@ class PooledExecutor(AbstractExecutor):
             else:
                 self._report(each, outcome)
 
-    def _report(self, task: _Task, outcome: Outcome) -> None:
+    def _report(self, task: Task, outcome: Outcome) -> None:
         completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
         self._completed.append(completion)
 
-    def _failed(self, task: _Task, error: ray.exceptions.RayError) -> None:
+    def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
         worker = task.worker
         assert worker is not None, f"{task} failed and was never sent"
         cause = getattr(error, "cause", None)
         if isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause, ray.exceptions.ObjectLostError):
             self._leave(task)
-            self._encode_again(task)
+            self._lost_objects(task, error)
         elif isinstance(error, WORKER_LOST):
             # by then the worker may be another incarnation, which is well
             if worker.info is task.sent_to:
@@ -242,14 +283,14 @@ class PooledExecutor(AbstractExecutor):
         else:
             raise ClusterError(f"{task}: {error}") from error
 
-    def _leave(self, task: _Task) -> None:
+    def _leave(self, task: Task) -> None:
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
         worker.first_since_s = self._clock()
         task.worker = task.sent_to = None
 
-    def _try_again(self, task: _Task, error: Exception, blame: bool) -> None:
+    def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
         task.tries += blame
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         if task.tries < self._patience.max_tries:
@@ -261,9 +302,9 @@ class PooledExecutor(AbstractExecutor):
             return
         text = f"{task} failed {task.tries} times, the last time with: {reason}"
         self._say("quarantined", task, text)
-        self._ended_in_quarantine(task, QuarantineError(f"{text}; the document is set aside, --resume tries it again"))
+        self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
 
-    def _ended_in_quarantine(self, task: _Task, error: QuarantineError) -> None:
+    def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
         outcome = Outcome(None, error, 0.0)
         if task.reported:
             self._report(task, outcome)
@@ -271,7 +312,7 @@ class PooledExecutor(AbstractExecutor):
             for each in self._parked.pop(task.place, []):
                 self._report(each, outcome)
 
-    def _encode_again(self, task: _Task) -> None:
+    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:  # noqa: ARG002 - for subclasses
         """The block or the taps are gone, with the node that held them."""
         if task.encoded is not self._encoded.get(task.place) and task.stage != "encode":
             # another task noticed it first, and they have been made again since
@@ -285,7 +326,7 @@ class PooledExecutor(AbstractExecutor):
         if times > MAX_ENCODED_AGAIN:
             raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
         self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
-        self._waiting["encode"].appendleft(_Task("encode", task.segment, reported=False))
+        self._waiting["encode"].appendleft(Task("encode", task.segment, reported=False))
 
-    def _say(self, kind: Any, task: _Task, message: str) -> None:
+    def _say(self, kind: Any, task: Task, message: str) -> None:
         self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, task.segment))

@@ -1,17 +1,36 @@
-"""The encoder pool: actors that hold a model and turn segments into blocks and taps, with no state between segments."""
+"""The encoder pool: actors that hold a model and turn segments into blocks and taps, with no state between segments.
 
+For a service's clients they also answer requests that need the whole model, and turn text into tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
 import ray
 import torch
+from jaxtyping import Int32
 
 from actors.outcome import Outcome, attempt
+from actors.reading import TextRequest
+from actors.store import RemoteBlockSource
 from actors.worker import HEALTH, UNTIL_DONE, opened
+from longmem.backbone.tokenizer import Tokenizer
 from longmem.executor import EncodeReceipt
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
 from longmem.types import EncodedSegment, KVBlock, Segment
 
 
-@ray.remote(concurrency_groups=HEALTH)
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text's sequence, which begins with the start token where there is one."""
+
+    sequence: Int32[np.ndarray, " tokens"]
+    num_unscored_tokens: int
+    """1 when there is no start token to predict the first token from."""
+
+
+@ray.remote(concurrency_groups={"text": 1, **HEALTH})
 class EncoderActor:
     """One replica of the encoder pool."""
 
@@ -21,6 +40,7 @@ class EncoderActor:
         self._rank = rank
         self._threads = threads
         self._model: LongMem | None = None
+        self._tokenizer: Tokenizer | None = None
 
     def __repr__(self) -> str:
         return f"Encoder(rank={self._rank}, model={self._source.source}, threads={self._threads})"
@@ -49,3 +69,17 @@ class EncoderActor:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
         return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps
+
+    def answer(self, request: TextRequest, store: RemoteBlockSource) -> Outcome:
+        return attempt(lambda: request.answer(self._loaded(), store))
+
+    @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
+    def tokenize(self, text: str) -> Outcome:
+        """Without waiting for the model's work, and with a tokenizer of its own, because neither is thread-safe. The
+        result is a TokenizedText."""
+        return attempt(lambda: self._tokenize(text))
+
+    def _tokenize(self, text: str) -> TokenizedText:
+        if self._tokenizer is None:
+            self._tokenizer = self._source.open_tokenizer()
+        return TokenizedText(self._tokenizer.sequence(text), int(self._tokenizer.start_token is None))

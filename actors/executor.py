@@ -9,8 +9,6 @@ Blocks and taps go from worker to worker through Ray's object store; the driver 
 from collections.abc import Callable
 from math import ceil
 from secrets import token_hex
-from time import monotonic
-from typing import Any
 
 import ray
 
@@ -18,18 +16,11 @@ from actors.cluster import Connection, check_capacity, connect, describe_lack
 from actors.dispatch import PooledExecutor
 from actors.shape import ClusterShape
 from actors.workers import start_workers
-from longmem.errors import ClusterError
-from longmem.executor import Stage
 from longmem.memory.opening import StoreSettings
-from longmem.memory.store import check_fingerprint
-from longmem.model_source import ModelDescription, ModelSource
-from longmem.types import Fingerprint
+from longmem.model_source import ModelSource
 
 CLOSE_S = 60.0
 """How long closing waits for writes that have begun."""
-
-LATE_S = 10.0
-"""How long an elastic job waits for the rest of its workers once it could begin."""
 
 
 class RayExecutor(PooledExecutor):
@@ -48,65 +39,21 @@ class RayExecutor(PooledExecutor):
     ) -> None:
         """`tell` gets what an operator should know while the workers start."""
         self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes)
-        self._description: ModelDescription | None = None
-        self._model: Fingerprint | None = None
-        self._stored: Fingerprint | None = None
         self._open = True
         try:
             check_capacity(shape.min_cpus, shape.min_gpus)
             if (lack := describe_lack(shape.min_cpus, shape.min_gpus)) is not None:
                 tell(f"the job has no room yet: {lack}")
             workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
-            super().__init__(workers, shape.patience, self._accept)
+            super().__init__(workers, shape.patience)
         except BaseException:
             self.connection.close()
             raise
         try:
-            self._begin(shape)
+            self.begin(shape.elastic, lambda num_missing: _explain(shape, num_missing))
         except BaseException:
             self._stop()
             raise
-
-    def _begin(self, shape: ClusterShape) -> None:
-        begun_s = monotonic()
-        could_begin_s: float | None = None
-        while self._supervisor.num_starting:
-            self.turn(1.0)
-            if monotonic() - begun_s > shape.patience.recover_s and not shape.elastic:
-                missing = self._supervisor.num_starting / shape.num_workers
-                lack = describe_lack(missing * shape.num_cpus, missing * shape.num_gpus)
-                raise ClusterError(
-                    f"{self._supervisor.num_starting} of {shape.num_workers} workers did not start within "
-                    f"{shape.patience.recover_s:g} s: {lack or 'there is room for them, see `ray status`'}; let other "
-                    "jobs end, use fewer --encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
-                )
-            self._supervisor.check()
-            if shape.elastic and all(pool.manned for pool in self._pools.values()):
-                could_begin_s = could_begin_s or monotonic()
-                if monotonic() - could_begin_s > LATE_S:
-                    break
-        self._supervisor.begin()
-
-    def _accept(self, stage: Stage, opened: Any) -> None:
-        """All workers must hold the same model, which must be the one that wrote the store."""
-        fingerprint: Fingerprint | None = opened.fingerprint if stage == "encode" else opened
-        if stage == "encode":
-            self._description = self._description or opened
-        if stage == "put":
-            self._stored = fingerprint
-        elif self._model is None:
-            self._model = fingerprint
-        elif fingerprint is not None and fingerprint != self._model:
-            raise ClusterError(
-                "the workers hold different models (one worker != another): "
-                f"{self._model.differences(fingerprint)}; put the same model on every node"
-            )
-        if self._model is not None:
-            check_fingerprint(self._stored, self._model)
-
-    def describe(self) -> ModelDescription:
-        assert self._description is not None, "no encoder was ever ready"
-        return self._description
 
     def close(self) -> None:
         if not self._open or not ray.is_initialized():
@@ -121,6 +68,14 @@ class RayExecutor(PooledExecutor):
         # a cluster of our own ends with all that is in it
         if not self.connection.started_here:
             self._workers.stop()
-        self._running.clear()
-        self._encoded.clear()
+        super().close()
         self.connection.close()
+
+
+def _explain(shape: ClusterShape, num_missing: int) -> str:
+    share = num_missing / shape.num_workers
+    lack = describe_lack(share * shape.num_cpus, share * shape.num_gpus)
+    return (
+        f"{lack or 'there is room for them, see `ray status`'}; let other jobs end, use fewer --encoders, --readers or "
+        "--threads, a smaller --cpu-share, or --elastic"
+    )

@@ -55,6 +55,7 @@ class SideNetActor:
     def score(self, segment: Segment, block: KVBlock, taps: np.ndarray) -> Outcome:
         return attempt(lambda: self._score(segment, block, taps))
 
+    @ray.method(max_task_retries=UNTIL_DONE)
     def forget(self, key: DocumentKey) -> None:
         """Drop the document's window. Runs after the scores that were submitted before it."""
         if self._opened is not None:

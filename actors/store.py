@@ -13,7 +13,7 @@ from actors.pool import ActorPool, Worker
 from actors.worker import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from longmem.memory.opening import StoreSettings
 from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore
-from longmem.types import DocumentKey, KVBlock, SegmentInfo
+from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
@@ -55,6 +55,14 @@ class StoreActor:
     @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
         return self._store().segments(key)
+
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
+    def documents(self, namespace: str | None) -> list[DocumentKey]:
+        return self._store().documents(namespace)
+
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
+    def fingerprint(self) -> Fingerprint | None:
+        return self._store().fingerprint()
 
     @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
     def delete(self, key: DocumentKey) -> int:
@@ -110,11 +118,27 @@ class RemoteBlockSource(AbstractBlockSource):
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
         with translated(f"reading blocks of {key}"):
-            if not self._shards:
-                self._shards = [ray.get_actor(name, namespace=NAMESPACE) for name in self._names]
-            shard = self._shards[shard_of(key, len(self._shards))]
-            blocks: list[KVBlock] = ray.get(shard.read.remote(key, first_segment, last_segment))
+            blocks: list[KVBlock] = ray.get(self._shard(key).read.remote(key, first_segment, last_segment))
         return blocks
+
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        with translated(f"listing {key}"):
+            infos: list[SegmentInfo] = ray.get(self._shard(key).segments.remote(key))
+        return infos
+
+    def fingerprint(self) -> Fingerprint | None:
+        with translated("asking the store for its fingerprint"):
+            prints: list[Fingerprint | None] = ray.get([shard.fingerprint.remote() for shard in self._actors()])
+        return next((each for each in prints if each is not None), None)
+
+    def _actors(self) -> list[ray.actor.ActorHandle]:
+        if not self._shards:
+            self._shards = [ray.get_actor(name, namespace=NAMESPACE) for name in self._names]
+        return self._shards
+
+    def _shard(self, key: DocumentKey) -> ray.actor.ActorHandle:
+        shards = self._actors()
+        return shards[shard_of(key, len(shards))]
 
 
 def shard_of(key: DocumentKey, num_shards: int) -> int:

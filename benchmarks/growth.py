@@ -18,6 +18,7 @@ from rich.console import Console
 from longmem.executor import Completion, InlineExecutor
 from longmem.memory.opening import MemoryStore
 from longmem.model_source import REFERENCE_MODEL, ModelSource
+from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.documents import find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
@@ -25,7 +26,6 @@ from pipelines.feed import DocumentFeed
 from pipelines.journal import Journal
 from pipelines.perplexity import PerplexityRun
 from pipelines.progress import Progress
-from pipelines.scheduler import Limits, SegmentScheduler
 
 SPAN_TOKENS = 100_000
 MAX_SLOWDOWN = 1.10

@@ -16,6 +16,7 @@ LongMemError (a ValueError: the user can fix it)
 │   └── CorruptionError        stored bytes fail their checksum, or tables are damaged
 ├── OutputError            the output folder cannot be used or written
 └── ClusterError           Ray cannot be reached, or cannot hold the job
+    └── RequestTimeoutError    a service did not answer a request in time
 
 Broken invariants of our own are `assert`s with a message, never one of these. Exceptions of other
 libraries are translated in the one file that imports the library.
@@ -36,6 +37,7 @@ __all__ = [
     "OutputError",
     "QuarantineError",
     "QuotaError",
+    "RequestTimeoutError",
     "StoreError",
     "UnknownFamilyError",
 ]
@@ -103,3 +105,7 @@ class OutputError(LongMemError):
 
 class ClusterError(LongMemError):
     """Ray cannot be reached, or the cluster cannot hold the requested pools."""
+
+
+class RequestTimeoutError(ClusterError, TimeoutError):
+    """A service did not answer a request in time; what it had begun of it is given up."""

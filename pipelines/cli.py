@@ -21,12 +21,16 @@ from pipelines.command_line import (
     EXIT_BAD_INPUT,
     EXIT_FAILED_DOCUMENTS,
     ComputeDtype,
+    Placement,
+    SearchEngine,
     exit_codes,
     local_or_hub,
     num_cores,
+    refuse_options,
 )
 from pipelines.memory_command import memory
 from pipelines.pretrain_command import pretrain
+from pipelines.service_command import app as service_app
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -36,13 +40,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="LongMem: score long documents with a frozen language model, a memory of all it has read, and a SideNet.",
 )
-
-
-class Placement(StrEnum):
-    """How workers are spread over nodes."""
-
-    PACK = "pack"
-    SPREAD = "spread"
 
 
 class Retention(StrEnum):
@@ -60,16 +57,17 @@ class Durability(StrEnum):
     POWER = "power"
 
 
-class SearchEngine(StrEnum):
-    """What finds chunks in a reader's window."""
-
-    TORCH = "torch"
-    FAISS = "faiss"
-
+OF_THE_SERVICE = (
+    *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
+    *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "no_memory"),
+    *("store", "durability", "store_quota_bytes", "dtype", "search"),
+)
+"""Options that a job on a service cannot choose."""
 
 app.command()(train)
 app.command()(pretrain)
 app.add_typer(memory, name="memory")
+app.add_typer(service_app, name="service")
 
 
 @app.callback(invoke_without_command=True)
@@ -81,6 +79,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def perplexity(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -105,6 +104,10 @@ def perplexity(
             "start one), or a cluster address."
         ),
     ] = "auto",
+    service: Annotated[
+        str | None,
+        typer.Option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
+    ] = None,
     encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
     readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
     stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
@@ -190,9 +193,10 @@ def perplexity(
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource
+        from longmem.scheduler import Limits
         from pipelines.job import PerplexityJob, run_job
         from pipelines.result import print_result
-        from pipelines.scheduler import Limits
+        from pipelines.service_job import ServiceChoice
 
         if resume and out is None:
             raise ConfigError("--resume needs --out, the folder of the job to continue")
@@ -203,6 +207,8 @@ def perplexity(
         kept = Retention.FOREVER if keep_memory else retention or Retention.DOCUMENT
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
+        if service is not None:
+            refuse_options(context, OF_THE_SERVICE, f"service {service!r} decides that, for all its jobs; leave it out")
         per_worker = threads or max(1, num_cores() // max(1, workers))
         settings = {
             "segment_tokens": segment_tokens,
@@ -210,14 +216,23 @@ def perplexity(
             "top_k": top_k,
             "chunk_tokens": chunk_tokens,
         }
+        source = ModelSource(
+            local_or_hub(model or str(REFERENCE_MODEL)),
+            dtype=dtype.value,
+            search=search.value,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )
         job = PerplexityJob(
             inputs=tuple(inputs or ()),
             out=folder,
-            model=ModelSource(
-                local_or_hub(model or str(REFERENCE_MODEL)),
-                dtype=dtype.value,
-                search=search.value,
-                settings={name: value for name, value in settings.items() if value is not None},
+            model=source,
+            service=None
+            if service is None
+            else ServiceChoice(
+                name=service,
+                address=address,
+                offered=source if model else None,
+                limits_given=max_in_flight_segments is not None,
             ),
             cluster=None
             if address == "none"

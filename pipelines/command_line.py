@@ -29,10 +29,25 @@ class ComputeDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Placement(StrEnum):
+    """How workers are spread over nodes."""
+
+    PACK = "pack"
+    SPREAD = "spread"
+
+
+class SearchEngine(StrEnum):
+    """What finds chunks in a reader's window."""
+
+    TORCH = "torch"
+    FAISS = "faiss"
+
+
 class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
     """Turns what ends a command into a sentence for the user and an exit code; bugs keep their traceback."""
 
-    def __init__(self, console: Console, out: Path) -> None:
+    def __init__(self, console: Console, out: Path | None = None) -> None:
+        """`out`: folder of a job that can be continued after an interruption."""
         self._console = console
         self._out = out
 
@@ -42,8 +57,8 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
-            text = f"What was done is kept. Continue with the same command and --resume --out {self._out}"
-            self._console.print(f"[yellow]interrupted.[/] {escape(text)}", soft_wrap=True)
+            again = f"What was done is kept. Continue with the same command and --resume --out {self._out}"
+            self._console.print(f"[yellow]interrupted.[/] {escape(again if self._out else '')}", soft_wrap=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):
             self._console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -67,6 +82,15 @@ def local_or_hub(model: str) -> str:
 def local_inputs(inputs: list[str]) -> tuple[str, ...]:
     """Local inputs as absolute paths, because workers have other working directories; URIs as they are."""
     return tuple(str(Path(each).absolute()) if Path(each).exists() else each for each in inputs)
+
+
+def refuse_options(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
+    """Raises ConfigError when the user gave any of these options."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{options}: {reason}")
 
 
 def check_device(device: str) -> None:

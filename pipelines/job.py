@@ -17,6 +17,7 @@ from longmem.executor import AbstractExecutor, InlineExecutor
 from longmem.memory.durability import Durability
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
+from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
@@ -26,7 +27,7 @@ from pipelines.journal import Journal
 from pipelines.perplexity import PerplexityRun, RunTotals
 from pipelines.progress import Progress
 from pipelines.report import write_report
-from pipelines.scheduler import Limits, SegmentScheduler
+from pipelines.service_job import ServiceChoice, attach_to, on_service
 from pipelines.summary import summarise
 from pipelines.tables import documents_table, segments_table, tokens_table
 
@@ -49,6 +50,8 @@ class PerplexityJob:
     model: ModelSource
     cluster: ClusterShape | None
     """None runs everything in this process."""
+    service: ServiceChoice | None = None
+    """A running service whose model, store and pools take the place of those that are given here."""
     threads: int
     """Torch threads of each worker, or of this process."""
     threads_given: bool = True
@@ -110,6 +113,8 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     Raises ConfigError, OutputError, ModelError, StoreError, ClusterError.
     """
     files = find_files(job.inputs)
+    if job.service is not None:
+        job = on_service(job, job.service)
     with JobFolder(job.out, job.resume) as folder:
         begun = folder.stored_identity()
         if begun is not None and not job.threads_given:
@@ -128,6 +133,8 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
 
 def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text: None) -> AbstractExecutor:
     """Workers here or on Ray, which is imported only for that. `tell` gets what the user should know meanwhile."""
+    if job.service is not None:
+        return attach_to(job.service, job)
     if job.cluster is None:
         torch.set_num_threads(job.threads)
         return InlineExecutor(job.model.open(), job.store_settings.open())
@@ -225,6 +232,7 @@ def _write_results(
         model=model,
         executor={
             "address": cluster.address if cluster else "none",
+            "service": job.service.name if job.service else None,
             "encoders": cluster.encoders if cluster else 0,
             "readers": cluster.readers if cluster else 0,
             "stores": cluster.stores if cluster else 0,

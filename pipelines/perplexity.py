@@ -17,13 +17,13 @@ from longmem.errors import (
     StoreError,
 )
 from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, Stage
+from longmem.scheduler import SegmentScheduler, stored_segments
 from longmem.text.documents import UnreadableDocument
-from longmem.types import DocumentKey, Segment, SegmentInfo, SegmentScore
+from longmem.types import DocumentKey, SegmentScore
 from pipelines.feed import DocumentFeed, Prepared
 from pipelines.journal import Journal
 from pipelines.progress import Progress
 from pipelines.records import DocumentRecord, score_record, start_record
-from pipelines.scheduler import SegmentScheduler
 
 WAIT_S = 0.2
 """How long the loop waits for a completion before it looks at the display and at Ctrl-C again."""
@@ -196,17 +196,3 @@ class PerplexityRun:
     def _raise_if_fatal(self, error: LongMemError) -> None:
         if isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingBlockError | CorruptionError):
             raise error
-
-
-def stored_segments(infos: list[SegmentInfo], segments: list[Segment]) -> set[int]:
-    """Segments that the store already holds, from a kept memory or an interrupted job.
-
-    Raises ConflictError when what it holds under this name is not this text.
-    """
-    for info in infos:
-        if info.segment >= len(segments) or info.tokens_checksum != segments[info.segment].tokens_checksum():
-            raise ConflictError(
-                f"the store already holds another text as {info.key}: segment {info.segment} has other tokens; use "
-                "another --namespace or --store, or delete that document"
-            )
-    return {info.segment for info in infos}

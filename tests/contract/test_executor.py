@@ -23,11 +23,11 @@ from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
+from longmem.scheduler import Limits, SegmentScheduler
 from longmem.scoring import TextScores, score_text
 from longmem.testing import save_small_backbone, small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
-from pipelines.scheduler import Limits, SegmentScheduler
 from tests.inputs import DEFAULT_FORM
 
 pytest_plugins = ["tests.ray_cluster"]

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from pipelines.job import PerplexityJob, run_job
-from pipelines.scheduler import Limits
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
 

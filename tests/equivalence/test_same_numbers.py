@@ -22,12 +22,12 @@ from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits, SegmentScheduler
 from longmem.scoring import score_text
 from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.job import PerplexityJob, run_job
-from pipelines.scheduler import Limits, SegmentScheduler
 from tests.inputs import FORMS
 
 pytest_plugins = ["tests.ray_cluster"]

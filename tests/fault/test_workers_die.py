@@ -18,10 +18,10 @@ from actors.shape import ClusterShape
 from longmem.errors import CheckpointError, ClusterError, ModelError
 from longmem.executor import Completion, Stage
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from longmem.testing import small_longmem
 from longmem.types import Segment
 from pipelines.job import PerplexityJob, run_job
-from pipelines.scheduler import Limits
 
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray

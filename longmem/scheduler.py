@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from longmem.errors import ConflictError
 from longmem.executor import STAGES, Stage
-from longmem.types import DocumentKey, Segment
+from longmem.types import DocumentKey, Segment, SegmentInfo
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,12 @@ class SegmentScheduler:
 
     def fail(self, stage: Stage, segment: Segment) -> list[Segment]:
         """Report that a task ended with an error: nothing more of its document is started."""
-        document = self._documents[segment.key]
-        document.running.remove((stage, segment.index))
+        self._documents[segment.key].running.remove((stage, segment.index))
+        return self.cancel(segment.key)
+
+    def cancel(self, key: DocumentKey) -> list[Segment]:
+        """Start nothing more of a document, which then counts as failed; what runs is still to be reported."""
+        document = self._documents[key]
         document.failed = True
         document.to_encode.clear()
         document.put_queue.clear()
@@ -204,3 +209,17 @@ class SegmentScheduler:
         for key, _ in done:
             del self._documents[key]
         return done
+
+
+def stored_segments(infos: list[SegmentInfo], segments: list[Segment]) -> set[int]:
+    """Segments that the store already holds, from a kept memory or an interrupted job.
+
+    Raises ConflictError when what it holds under this name is not this text.
+    """
+    for info in infos:
+        if info.segment >= len(segments) or info.tokens_checksum != segments[info.segment].tokens_checksum():
+            raise ConflictError(
+                f"the store already holds another text as {info.key}: segment {info.segment} has other tokens; use "
+                "another document name, namespace or store, or delete that document"
+            )
+    return {info.segment for info in infos}

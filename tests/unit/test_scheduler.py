@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.executor import STAGES, Stage
+from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment
-from pipelines.scheduler import Limits, SegmentScheduler
 
 SEGMENT_BYTES = 100
 Place = tuple[DocumentKey, int]

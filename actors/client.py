@@ -1,0 +1,238 @@
+"""An asyncio client of a service: write, score, generate.
+
+    async with connect("auto", service="longmem") as client:
+        await client.write("moby-dick", text)
+        scores = await client.score(next_chapter, "moby-dick", follows=True)
+        print(scores.perplexity, scores.backbone_perplexity)
+        print(await client.generate("Call me", "moby-dick", max_new_tokens=50))
+
+The client itself is the driver of its requests, as a job is: there is no server between it and the pools that could
+be lost. It needs to reach the Ray cluster, and neither the model's files nor the store's.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeVar
+
+import numpy as np
+
+from actors.attached import AttachedExecutor, attach
+from actors.cluster import AUTO
+from actors.encoder import TokenizedText
+from actors.failures import translated
+from actors.outcome import Outcome
+from actors.pump import Pump, Reading, ReadingResult
+from actors.reading import GenerateRequest, ScoreRequest
+from actors.service import DEFAULT_NAME
+from longmem.errors import ClusterError, ConfigError, RequestTimeoutError
+from longmem.generation import Sampling
+from longmem.model_source import ModelDescription
+from longmem.scheduler import Limits, stored_segments
+from longmem.scoring import TextScores
+from longmem.text.segments import cut_segments
+from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Segment, SegmentInfo
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class WriteReceipt:
+    """What the memory holds of a document after a write."""
+
+    key: DocumentKey
+    num_tokens: int
+    num_segments: int
+    num_new_segments: int
+    """Segments that were not stored before: 0 when the same text is written again."""
+    num_bytes: int
+
+
+@asynccontextmanager
+async def connect(
+    address: str = AUTO,
+    service: str = DEFAULT_NAME,
+    *,
+    timeout_s: float = 600.0,
+    max_in_flight: int = 16,
+    max_in_flight_bytes: int = 2**30,
+    model: ModelDescription | None = None,
+) -> AsyncIterator["MemoryClient"]:
+    """Attach to a running service.
+
+        async with connect(service="longmem", timeout_s=60) as client:
+            await client.write("moby-dick", text)
+            scores = await client.score(text, "moby-dick")
+
+    `address` is that of a running Ray cluster, `auto` the one on this machine. Each request may take `timeout_s`. At
+    most `max_in_flight` segments (and `max_in_flight_bytes`) of all requests of this client are in the service at
+    once; a request that finds no room waits its turn, and so does whoever awaits it. With `model` the service must
+    hold that very model. Leaving the block drops what still runs; the process stays joined to Ray until it ends,
+    because other clients of it may go on.
+
+    Raises ClusterError when there is no cluster or no such service, FingerprintError when it holds another model,
+    RequestTimeoutError, ConfigError.
+    """
+    for name, value in (("timeout_s", timeout_s), ("max_in_flight", max_in_flight)):
+        if not value > 0:
+            raise ConfigError(f"{name} must be greater than 0, got {value}")
+    pump = Pump(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
+    try:
+        executor = await _within(timeout_s, f"attaching to service {service!r}", asyncio.wrap_future(pump.started))
+        yield MemoryClient(executor, pump, timeout_s)
+    finally:
+        # waits for the thread, which may be within a call to Ray: not in the event loop
+        await asyncio.to_thread(pump.close)
+
+
+class MemoryClient:
+    """Requests to one service. Any number may run at once; those for one document run one after the other.
+
+    Every method raises RequestTimeoutError when it takes too long and ClusterError when the service is lost. A request
+    whose await is cancelled, or takes too long, starts nothing more: what the workers have in hand they finish, blocks
+    that are stored stay stored, and the same request can be made again.
+    """
+
+    def __init__(self, executor: AttachedExecutor, pump: Pump, timeout_s: float) -> None:
+        self._executor = executor
+        self._pump = pump
+        self._timeout_s = timeout_s
+        self._turns = count()
+
+    @property
+    def in_flight(self) -> int:
+        """Segments and texts of this client that are in the service now."""
+        return self._pump.in_flight
+
+    @property
+    def model(self) -> ModelDescription:
+        """The model that the service holds."""
+        return self._executor.describe()
+
+    async def write(self, document: str, text: str, *, namespace: str = DEFAULT_NAMESPACE) -> WriteReceipt:
+        """Store a document's keys and values; nothing is written twice.
+
+        Raises ConflictError when the document holds another text, DocumentError (no tokens), NumericError, StoreError.
+        """
+        key = DocumentKey(namespace, document)
+        return await _within(self._timeout_s, f"writing {key}", self._write(key, text))
+
+    async def score(
+        self, text: str, document: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, follows: bool = False
+    ) -> TextScores:
+        """Log-probabilities of a text's tokens, with memory and without: the numbers of `LongMem.score`.
+
+        With `document` the text is that document: it is written, segment by segment, and read back; many workers share
+        it. With `follows=True` the text comes after the stored document, and without a document it stands alone: then
+        nothing is written, and one worker reads the whole text.
+
+        Raises what `write` raises, and MissingBlockError when the text shall follow a document that is not stored.
+        """
+        if follows and document is None:
+            raise ConfigError("follows=True needs the name of the document that the text follows")
+        key = None if document is None else DocumentKey(namespace, document)
+        if key is None or follows:
+            request = ScoreRequest(text, key)
+            return await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._pump.text(request)))
+        return await _within(self._timeout_s, f"scoring {key}", self._score(key, text))
+
+    async def generate(
+        self,
+        prompt: str,
+        document: str | None = None,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        max_new_tokens: int = 50,
+        sampling: Sampling | None = None,
+    ) -> str:
+        """The text that follows the prompt, which follows the stored document: what `LongMem.generate` says.
+
+        Raises ConfigError, DocumentError (an empty prompt), MissingBlockError when the document is not stored.
+        """
+        key = None if document is None else DocumentKey(namespace, document)
+        request = GenerateRequest(prompt, key, max_new_tokens, sampling or Sampling())
+        text: str = await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._pump.text(request)))
+        return text
+
+    async def documents(self, namespace: str | None = None) -> list[DocumentKey]:
+        """Every stored document, sorted; of all namespaces when none is given."""
+        stores = self._executor.workers.stores.workers
+        asked = [_answer("listing documents", store.actor.documents.remote(namespace)) for store in stores]
+        found = await _within(self._timeout_s, "listing documents", asyncio.gather(*asked))
+        return sorted({key for keys in found for key in keys})
+
+    async def delete(self, document: str, *, namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Forget a document, once its requests have ended; returns the number of blocks removed (0 for an unknown
+        document)."""
+        key = DocumentKey(namespace, document)
+        return await _within(self._timeout_s, f"deleting {key}", self._delete(key))
+
+    async def _write(self, key: DocumentKey, text: str) -> WriteReceipt:
+        _, segments, infos = await self._prepared(key, text)
+        result = await self._read(segments, infos, scored=False)
+        new = [receipt for receipt in result.receipts.values() if not receipt.duplicate]
+        held = {info.segment: info.num_bytes for info in infos}
+        held |= {receipt.segment: receipt.num_bytes for receipt in result.receipts.values()}
+        return WriteReceipt(key, segments[-1].end_token, len(segments), len(new), sum(held.values()))
+
+    async def _score(self, key: DocumentKey, text: str) -> TextScores:
+        tokenized, segments, infos = await self._prepared(key, text)
+        result = await self._read(segments, infos, scored=True)
+        scores = [result.scores[segment.index] for segment in segments]
+        return TextScores(
+            logprobs=np.concatenate([score.logprobs for score in scores]),
+            backbone_logprobs=np.concatenate([result.backbone_logprobs[segment.index] for segment in segments]),
+            num_unscored_tokens=tokenized.num_unscored_tokens,
+            segments=scores,
+        )
+
+    async def _prepared(self, key: DocumentKey, text: str) -> tuple[TokenizedText, list[Segment], list[SegmentInfo]]:
+        """The text's segments, and what the store holds of the document. By actors: only they surely reach the
+        tokenizer's files."""
+        encoders = self._executor.workers.encoders
+        workers = encoders.usable or encoders.workers
+        worker = workers[next(self._turns) % len(workers)]
+        outcome: Outcome = await _answer(f"tokenizing {key}", worker.actor.tokenize.remote(text))
+        if outcome.error is not None:
+            raise outcome.error
+        tokenized: TokenizedText = outcome.result
+        segments = cut_segments(key, tokenized.sequence, self.model.settings["segment_tokens"])
+        shard = self._executor.workers.stores.shard(key)
+        infos: list[SegmentInfo] = await _answer(f"listing {key}", shard.actor.segments.remote(key))
+        return tokenized, segments, infos
+
+    async def _read(self, segments: list[Segment], infos: list[SegmentInfo], *, scored: bool) -> ReadingResult:
+        reading = Reading(segments, stored_segments(infos, segments), scored)
+        return await asyncio.wrap_future(self._pump.read(reading))
+
+    async def _delete(self, key: DocumentKey) -> int:
+        # windows first and last: any reader may hold one, of any client's requests, and one that outlived the
+        # document would be read for the next document of that name
+        await self._forget_windows(key)
+        shard = self._executor.workers.stores.shard(key)
+        removed: int = await _answer(f"deleting {key}", shard.actor.delete.remote(key))
+        await self._forget_windows(key)
+        return removed
+
+    async def _forget_windows(self, key: DocumentKey) -> None:
+        readers = [worker for worker in self._executor.workers.readers.workers if not worker.gone]
+        await asyncio.gather(*(_answer(f"forgetting {key}", each.actor.forget.remote(key)) for each in readers))
+
+
+async def _answer(doing: str, ref: Any) -> Any:
+    with translated(doing):
+        return await ref
+
+
+async def _within(timeout_s: float, doing: str, work: Awaitable[Result]) -> Result:
+    try:
+        async with asyncio.timeout(timeout_s) as timeout:
+            return await work
+    except TimeoutError as error:
+        if not timeout.expired() or isinstance(error, ClusterError):
+            raise
+        raise RequestTimeoutError(
+            f"{doing} took more than {timeout_s:g} s and was given up; try again, or connect with a longer timeout_s"
+        ) from error

@@ -1,0 +1,60 @@
+"""Requests that one worker answers as a whole: a text that follows a document, and text that is generated.
+
+Their own tokens stay in that worker, as in `LongMem.score` and `LongMem.generate`: nothing is written.
+"""
+
+from dataclasses import dataclass
+
+from actors.remote_memory import RemoteMemory
+from actors.store import RemoteBlockSource
+from longmem.errors import MissingBlockError
+from longmem.generation import Sampling
+from longmem.memory.handle import DocumentMemory
+from longmem.model import LongMem
+from longmem.scoring import TextScores
+from longmem.types import DocumentKey
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score a text that follows a stored document, or nothing."""
+
+    text: str
+    after: DocumentKey | None
+
+    def answer(self, model: LongMem, source: RemoteBlockSource) -> TextScores:
+        """Raises what `score_text` raises, and MissingBlockError for a document that is not stored."""
+        return model.score(self.text, _memory(self.after, source))
+
+    def __str__(self) -> str:
+        return f"score of a text after {self.after or 'nothing'}"
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Continue a prompt that follows a stored document, or nothing."""
+
+    prompt: str
+    after: DocumentKey | None
+    max_new_tokens: int
+    sampling: Sampling
+
+    def answer(self, model: LongMem, source: RemoteBlockSource) -> str:
+        """Raises what `generate` raises, and MissingBlockError for a document that is not stored."""
+        memory = _memory(self.after, source)
+        return model.generate(self.prompt, memory, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
+
+    def __str__(self) -> str:
+        return f"text generated after {self.after or 'nothing'}"
+
+
+TextRequest = ScoreRequest | GenerateRequest
+
+
+def _memory(key: DocumentKey | None, source: RemoteBlockSource) -> DocumentMemory | None:
+    if key is None:
+        return None
+    memory = DocumentMemory(RemoteMemory(source), key, read_only=True)
+    if not memory.segments:
+        raise MissingBlockError(f"{key} is not stored: write it first, or name a document that is")
+    return memory

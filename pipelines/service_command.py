@@ -1,0 +1,197 @@
+"""`longmem service up|status|down`: pools that outlive a command, and that many jobs and clients share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.shape import ClusterShape
+from longmem.errors import ConfigError
+from pipelines.command_line import ComputeDtype, Placement, SearchEngine, exit_codes, local_or_hub, num_cores
+
+if TYPE_CHECKING:
+    from actors.service import ServiceState
+
+STORE = "longmem-memory.lance"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="A long-lived service on a running Ray cluster: many jobs and clients share its workers and its memory.",
+)
+
+Name = Annotated[str, typer.Option(help="Name of the service.")]
+Address = Annotated[str, typer.Option(help="A running Ray cluster: auto (the one on this machine), or its address.")]
+
+
+@app.command()
+def up(
+    name: Name = "longmem",
+    address: Address = "auto",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
+        ),
+    ] = None,
+    store: Annotated[
+        str, typer.Option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
+    ] = STORE,
+    encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
+    readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
+    stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
+    ] = None,
+    encoder_gpus: Annotated[float, typer.Option(help="GPU share of each encoder.")] = 0.0,
+    reader_gpus: Annotated[float, typer.Option(help="GPU share of each reader.")] = 0.0,
+    placement: Annotated[
+        Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")
+    ] = Placement.PACK,
+    cpu_share: Annotated[
+        float, typer.Option(help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.")
+    ] = 1.0,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
+    ] = False,
+    window_bytes: Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")] = 2**30,
+    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
+    ] = None,
+    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
+    search: Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")] = SearchEngine.TORCH,
+) -> None:
+    """Start a service, and wait until its workers are ready. It ends with `longmem service down`.
+
+    **Example:** `ray start --head`, then `longmem service up --store memory.lance --encoders 2 --readers 2`
+    """
+    console = Console(stderr=True)
+    with exit_codes(console):
+        from actors.service import Service, start_service
+        from longmem.model_source import REFERENCE_MODEL, ModelSource
+
+        settings = {
+            "segment_tokens": segment_tokens,
+            "memory_tokens": memory_tokens,
+            "top_k": top_k,
+            "chunk_tokens": chunk_tokens,
+        }
+        if threads is not None and threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {threads}")
+        service = Service(
+            name=name,
+            source=ModelSource(
+                local_or_hub(model or str(REFERENCE_MODEL)),
+                dtype=dtype.value,
+                search=search.value,
+                settings={key: value for key, value in settings.items() if value is not None},
+            ),
+            store_uri=store if "://" in store else str(Path(store).absolute()),
+            shape=ClusterShape(
+                address=address,
+                encoders=encoders,
+                readers=readers,
+                stores=stores,
+                threads=threads or max(1, num_cores() // max(1, encoders + readers)),
+                encoder_gpus=encoder_gpus,
+                reader_gpus=reader_gpus,
+                window_bytes=window_bytes,
+                placement=placement.value,
+                cpu_share=cpu_share,
+                elastic=elastic,
+            ),
+        )
+        with _joined(address):
+            running, started = start_service(service)
+        state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
+        Console().print(
+            f"service {name} {state}: {service.source.source}, memory in {service.store_uri}", soft_wrap=True
+        )
+        Console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Option(help="Only this service.", show_default="all")] = None,
+    address: Address = "auto",
+) -> None:
+    """The services of a cluster, what they hold, and which of their workers give no sign of life.
+
+    **Example:** `longmem service status`
+    """
+    with exit_codes(Console(stderr=True)):
+        from actors.service import list_services, service_state
+
+        with _joined(address):
+            states = list_services() if name is None else [service_state(name)]
+        if not states:
+            Console().print("no service runs on this cluster; start one with `longmem service up`")
+        for state in states:
+            Console().print(_described(state))
+
+
+@app.command()
+def down(name: Name = "longmem", address: Address = "auto") -> None:
+    """End a service: writes that have begun end, the store closes, all workers stop. What was stored stays.
+
+    **Example:** `longmem service down --name longmem`
+    """
+    with exit_codes(Console(stderr=True)):
+        from actors.service import stop_service
+
+        with _joined(address):
+            ended = stop_service(name)
+        Console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Within a running cluster; this command never starts one, because it would end with the command."""
+    from actors.cluster import join
+
+    if address in ("none", "local"):
+        raise ConfigError(
+            f"a service needs a Ray cluster that outlives this command, not --address {address}; start one with "
+            "`ray start --head`"
+        )
+    connection = join(address)
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def _described(state: "ServiceState") -> Table:
+    table = Table(title=f"service {state.name}", title_justify="left", show_header=False)
+    service = state.service
+    if service is None:
+        table.add_row("state", "its start was interrupted, or goes on: nothing describes it")
+    else:
+        shape = service.shape
+        table.add_row("state", f"up since {_moment(service.since_s)}")
+        table.add_row("model", f"{service.source.source} ({service.source.dtype})")
+        table.add_row("store", service.store_uri)
+        table.add_row(
+            "pools",
+            f"{shape.encoders} encoders, {shape.stores} stores, {shape.readers} readers, {shape.threads} threads each",
+        )
+    table.add_row(
+        "workers", "\n".join(f"{each}: {'silent' if each in state.silent else 'ready'}" for each in state.workers)
+    )
+    return table
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
