@@ -25,6 +25,7 @@ from pipelines.command_line import (
     num_cores,
 )
 from pipelines.pretrain_command import pretrain
+from pipelines.status_command import status
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ class SearchEngine(StrEnum):
 
 app.command()(train)
 app.command()(pretrain)
+app.command()(status)
 
 
 @app.callback(invoke_without_command=True)
