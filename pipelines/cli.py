@@ -24,6 +24,7 @@ from pipelines.command_line import (
     local_or_hub,
     num_cores,
 )
+from pipelines.monitoring_command import app as monitoring
 from pipelines.pretrain_command import pretrain
 from pipelines.status_command import status
 from pipelines.train_command import train
@@ -47,6 +48,7 @@ class SearchEngine(StrEnum):
 app.command()(train)
 app.command()(pretrain)
 app.command()(status)
+app.add_typer(monitoring, name="monitoring")
 
 
 @app.callback(invoke_without_command=True)
