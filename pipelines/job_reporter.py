@@ -36,12 +36,13 @@ class JobReporter(Observers):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_cluster`: Ray is initialised, and the job's monitor is started there."""
+        # before the log, whose file would stay open if there is no monitor
+        self._line = _open_line(job_id, folder.path.name) if on_cluster else None
         self.state = JobState(job_id, folder.path, store_limit_bytes=store_limit_bytes, clock=clock)
         self.log = EventLog(folder.path / LOG_FILE, job_id)
         super().__init__([self.state, self.log])
         self._folder = folder
         self._clock = clock
-        self._line = _open_line(job_id, folder.path.name) if on_cluster else None
         self._last_status = clock()
         self._publish("running")
 
