@@ -107,6 +107,11 @@ class SegmentScheduler:
         return self.num_in_flight * self._segment_bytes
 
     @property
+    def lag_segments(self) -> int:
+        """Segments that are encoded and not scored yet: how far readers are behind encoders."""
+        return sum(len(document.encoded & document.to_score) for document in self._documents.values())
+
+    @property
     def num_waiting(self) -> int:
         """Segments of admitted documents whose encoding has not begun."""
         return sum(len(document.to_encode) for document in self._documents.values())

@@ -29,8 +29,10 @@ from pipelines.command_line import (
     refuse_options,
 )
 from pipelines.memory_command import memory
+from pipelines.monitoring_command import app as monitoring
 from pipelines.pretrain_command import pretrain
 from pipelines.service_command import app as service_app
+from pipelines.status_command import status
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -68,6 +70,8 @@ app.command()(train)
 app.command()(pretrain)
 app.add_typer(memory, name="memory")
 app.add_typer(service_app, name="service")
+app.command()(status)
+app.add_typer(monitoring, name="monitoring")
 
 
 @app.callback(invoke_without_command=True)

@@ -23,7 +23,9 @@ from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
 from pipelines.feed import DocumentFeed
 from pipelines.job_folder import JobFolder
+from pipelines.job_reporter import JobReporter
 from pipelines.journal import Journal
+from pipelines.observer import Observers
 from pipelines.perplexity import PerplexityRun, RunTotals
 from pipelines.progress import Progress
 from pipelines.report import write_report
@@ -122,9 +124,13 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
         with open_executor(job, lambda text: console.print(escape(text), soft_wrap=True)) as executor:
             model = executor.describe()
             job_id = folder.claim(identity(job, files, model))
-            with folder.open_journal() as journal:
+            with (
+                folder.open_journal() as journal,
+                JobReporter(folder, job_id, on_cluster=bool(job.cluster)) as reporter,
+            ):
                 resumed = bool(journal.documents)
-                totals = _score(job, files, executor, model, journal, job_id, console)
+                reporter.log.started(job.command, resumed)
+                totals = _score(job, files, executor, model, journal, job_id, reporter, console)
                 summary = _write_results(job, folder, journal, model, totals, resumed)
         if not job.keep_memory and job.store is None:
             shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
@@ -165,6 +171,7 @@ def _score(
     model: ModelDescription,
     journal: Journal,
     job_id: str,
+    reporter: JobReporter,
     console: Console,
 ) -> RunTotals:
     settings = model.settings
@@ -192,7 +199,7 @@ def _score(
                 executor,
                 scheduler,
                 journal,
-                progress,
+                Observers([progress, reporter]),
                 keep_memory=job.keep_memory,
                 keep_tokens=job.keep_tokens,
                 num_unscored_tokens=0 if tokenizer.start_token is not None else 1,

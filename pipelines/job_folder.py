@@ -3,6 +3,8 @@
 job.json           what decides the results: inputs, model, settings. A job is resumed only with the same ones
 job.lock           held by the process that runs the job
 journal.jsonl      results as they came
+status.json        how far the job is, every 2 s
+log.jsonl          what happened to it
 memory.lance/      the memory store, unless another one was named
 summary.json  documents.parquet  segments.parquet  tokens.parquet  report.html
 """
@@ -21,6 +23,7 @@ from longmem.errors import OutputError
 from pipelines.journal import Journal
 
 JOB_FILE = "job.json"
+LOCK_FILE = "job.lock"
 
 
 class JobFolder:
@@ -35,8 +38,8 @@ class JobFolder:
             path.mkdir(parents=True, exist_ok=True)
             # what a failed write has left (.…part) belongs to nobody
             names = sorted(each.name for each in path.iterdir())
-            others = [name for name in names if name != "job.lock" and not name.endswith(".part")]
-            self._lock = (path / "job.lock").open("w")
+            others = [name for name in names if name != LOCK_FILE and not name.endswith(".part")]
+            self._lock = (path / LOCK_FILE).open("w")
         except OSError as error:
             raise OutputError(f"cannot use output folder {path}: {error.strerror}; choose another --out") from error
         try:

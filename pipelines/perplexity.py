@@ -22,7 +22,7 @@ from longmem.text.documents import UnreadableDocument
 from longmem.types import DocumentKey, SegmentScore
 from pipelines.feed import DocumentFeed, Prepared
 from pipelines.journal import Journal
-from pipelines.progress import Progress
+from pipelines.observer import JobObserver
 from pipelines.records import DocumentRecord, score_record, start_record
 
 WAIT_S = 0.2
@@ -55,7 +55,7 @@ class PerplexityRun:
         executor: AbstractExecutor,
         scheduler: SegmentScheduler,
         journal: Journal,
-        progress: Progress,
+        observer: JobObserver,
         *,
         keep_memory: bool,
         keep_tokens: bool,
@@ -71,7 +71,7 @@ class PerplexityRun:
         self._executor = executor
         self._scheduler = scheduler
         self._journal = journal
-        self._progress = progress
+        self._observer = observer
         self._keep_memory = keep_memory
         self._keep_tokens = keep_tokens
         self._num_unscored_tokens = num_unscored_tokens
@@ -100,8 +100,10 @@ class PerplexityRun:
                 self._progress.note(event.message)
             for key, failed in self._scheduler.remove_finished():
                 self._finish(key, failed)
-            self._progress.queues(
-                {stage: self._scheduler.queue_depth(stage) for stage in STAGES}, self._scheduler.in_flight_bytes
+            self._observer.levels(
+                {stage: self._scheduler.queue_depth(stage) for stage in STAGES},
+                self._scheduler.in_flight_bytes,
+                self._scheduler.lag_segments,
             )
         self.totals.wall_s = perf_counter() - start
 
@@ -110,7 +112,7 @@ class PerplexityRun:
         known = self._journal.documents.get(document.id)
         if isinstance(document, UnreadableDocument):
             failed = DocumentRecord(document=document.id, order=prepared.order, source=document.source, status="failed")
-            self._progress.add_total(0)
+            self._observer.admitted(document.id, 0, 0)
             self._record_failure(known or failed, document.error)
             return
         if known is not None and known.text_digest not in (None, document.digest):
@@ -119,31 +121,35 @@ class PerplexityRun:
                 "new job in another folder"
             )
             # the old record with the old digest stays, or the next try would take the new text for the old one
-            self._progress.add_total(0)
+            self._observer.admitted(document.id, 0, 0)
             self._record_failure(known, error)
             return
         if not prepared.segments:
             assert known is not None, f"{document.id}: neither cut into segments nor done before"
-            self._progress.add_total(0)
-            self._progress.document_done(document.id, failed=False)
+            self._observer.admitted(document.id, 0, 0)
+            self._observer.document_ended(document.id, None, self._keep_memory)
             return
         record = start_record(document, prepared.order, prepared.segments, self._num_unscored_tokens)
         self._journal.add(record)
         key = prepared.segments[0].key
         scored = {each.segment for each in self._journal.scored(document.id)}
-        self._progress.add_total(sum(len(s.targets) for s in prepared.segments if s.index not in scored))
+        left = [segment for segment in prepared.segments if segment.index not in scored]
+        self._observer.admitted(document.id, sum(len(segment.targets) for segment in left), len(left))
         try:
-            stored = stored_segments(self._executor.stored(key), prepared.segments)
+            infos = self._executor.stored(key)
+            stored = stored_segments(infos, prepared.segments)
         except LongMemError as error:
             self._raise_if_fatal(error)
             self._record_failure(record, error)
             return
+        self._observer.found_stored(document.id, sum(info.num_bytes for info in infos))
         if not self._scheduler.add_document(prepared.segments, scored, stored):
             self._finish(key, failed=False)
 
     def _complete(self, completion: Completion) -> None:
         stage, segment = completion.stage, completion.segment
         if completion.error is not None:
+            self._observer.task_ended(completion)
             self._raise_if_fatal(completion.error)
             self._errors.setdefault(segment.key, completion.error)
             released = self._scheduler.fail(stage, segment)
@@ -153,7 +159,7 @@ class PerplexityRun:
             totals.segments += 1
             totals.tokens += segment.num_tokens
             totals.busy_s += completion.busy_s
-            self._progress.completed(stage, len(segment.targets), completion.busy_s)
+            self._observer.task_ended(completion)
             released = self._scheduler.finish(stage, segment)
             if stage == "score" and self._trim_every is not None:
                 self._trim(segment.key, self._trim_every)
@@ -184,14 +190,13 @@ class PerplexityRun:
             found = len(self._journal.scored(key.document))
             assert found == record.num_segments, f"{key}: {found} of {record.num_segments} segments were scored"
             self._journal.add(DocumentRecord(**{**vars(record), "status": "scored"}))
-            self._progress.document_done(key.document, failed=False)
+            self._observer.document_ended(key.document, None, self._keep_memory)
         if not self._keep_memory:
             self._executor.forget(key)
 
     def _record_failure(self, record: DocumentRecord, error: LongMemError) -> None:
         self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))
-        self._progress.document_done(record.document, failed=True)
-        self._progress.note(f"{record.document} failed: {error}")
+        self._observer.document_ended(record.document, error, self._keep_memory)
 
     def _raise_if_fatal(self, error: LongMemError) -> None:
         if isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingBlockError | CorruptionError):

@@ -6,7 +6,6 @@ control characters, which a terminal would obey.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -17,15 +16,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from longmem.executor import STAGES, Stage
+from longmem.errors import LongMemError
+from longmem.executor import STAGES, Completion, Stage
+from pipelines.observer import JobObserver, WorkerEvent
+from pipelines.rate import TokenRate
 
-WINDOW_S = 10.0
-"""Rates are averages over this long: steady to read, yet a stall shows."""
 REFRESH_S = 0.25
 LINE_S = 5.0
 
 
-class Progress:
+class Progress(JobObserver):
     """Context manager that shows how far a job is.
 
     `console` should write to stderr, so that results on stdout can be piped. `total_tokens` is None when documents
@@ -43,7 +43,7 @@ class Progress:
         self._start = self._last_shown = clock()
         self._tokens: dict[Stage, int] = dict.fromkeys(STAGES, 0)
         self._busy_s: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
-        self._rates = {stage: _Rate(clock) for stage in STAGES}
+        self._rates = {stage: TokenRate(clock) for stage in STAGES}
         self._depths: dict[Stage, int] = dict.fromkeys(STAGES, 0)
         self._in_flight_bytes = 0
         self._num_done = 0
@@ -74,9 +74,8 @@ class Progress:
         self._total_tokens = (self._total_tokens or 0) + tokens
         self._num_admitted += 1
 
-    def document_total(self, n: int) -> None:
-        """The job has `n` documents."""
-        self._total_documents = n
+    def document_total(self, num_documents: int) -> None:
+        self._total_documents = num_documents
 
     def completed(self, stage: Stage, tokens: int, busy_s: float) -> None:
         """A worker finished one segment of `tokens` in `busy_s` seconds."""
@@ -98,6 +97,24 @@ class Progress:
         self._in_flight_bytes = in_flight_bytes
         self._show()
 
+    def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:  # noqa: ARG002
+        self.add_total(num_tokens)
+
+    def task_ended(self, completion: Completion) -> None:
+        if completion.error is None:
+            self.completed(completion.stage, len(completion.segment.targets), completion.busy_s)
+
+    def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:  # noqa: ARG002
+        self.document_done(document, failed=error is not None)
+        if error is not None:
+            self.note(f"{document} failed: {error}")
+
+    def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
+        self.queues(queue_depths, in_flight_bytes)
+
+    def worker_event(self, event: WorkerEvent) -> None:
+        self.note(event.message)
+
     def note(self, text: str) -> None:
         """Print a line that stays, above the display."""
         self._console.print(Text(printable(text)), soft_wrap=True)
@@ -118,7 +135,7 @@ class Progress:
     def _line(self) -> str:
         busy = ", ".join(f"{stage} {self._depths[stage]}" for stage in STAGES if self._depths[stage])
         parts = [
-            _duration(self._clock() - self._start),
+            duration(self._clock() - self._start),
             f"scored {self._of_total()} tokens",
             f"{self._rates['score'].per_second():,.0f} tokens/s",
             self._documents(),
@@ -133,7 +150,7 @@ class Progress:
         head.add_row(
             ProgressBar(self._total_tokens or 1, self._tokens["score"], width=32),
             Text(f"{self._of_total()} tokens"),
-            Text(_duration(self._clock() - self._start), style="dim"),
+            Text(duration(self._clock() - self._start), style="dim"),
             Text(self._remaining(), style="bold"),
         )
         stages = Table(box=None, padding=(0, 2), header_style="dim")
@@ -145,7 +162,7 @@ class Progress:
                 stage,
                 f"{self._rates[stage].per_second():,.0f}",
                 f"{self._tokens[stage]:,}",
-                _duration(self._busy_s[stage]),
+                duration(self._busy_s[stage]),
                 f"{self._depths[stage]:,}",
             )
         foot = Text(f"{self._documents()} · {self._in_flight_bytes / 1e6:,.0f} MB in flight", overflow="ellipsis")
@@ -174,29 +191,8 @@ class Progress:
         left = max(0, self._total_tokens - self._tokens["score"])
         # documents that nobody has opened yet have no length to count
         more_to_come = 0 < self._num_admitted < (self._total_documents or 0)
-        duration = _duration(left * elapsed / self._tokens["score"])
-        return f"{'at least ' if more_to_come else ''}{duration} left" if left else ""
-
-
-class _Rate:
-    """Tokens per wall-clock second over the last `WINDOW_S` seconds."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._start = clock()
-        self._events: deque[tuple[float, int]] = deque()
-        self._sum = 0
-
-    def add(self, tokens: int) -> None:
-        self._events.append((self._clock(), tokens))
-        self._sum += tokens
-
-    def per_second(self) -> float:
-        now = self._clock()
-        while self._events and self._events[0][0] <= now - WINDOW_S:
-            self._sum -= self._events.popleft()[1]
-        elapsed = min(WINDOW_S, now - self._start)
-        return self._sum / elapsed if elapsed > 0 else 0.0
+        time_left = duration(left * elapsed / self._tokens["score"])
+        return f"{'at least ' if more_to_come else ''}{time_left} left" if left else ""
 
 
 def printable(text: str) -> str:
@@ -204,7 +200,8 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As h:mm:ss."""
     minutes, whole = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{whole:02}"

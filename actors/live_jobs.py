@@ -1,0 +1,66 @@
+"""The jobs that run on a cluster, asked from outside: what `longmem status` shows."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import ray.exceptions
+import ray.util
+
+from actors.cluster import AUTO, Connection, connect, find_cluster
+from actors.monitor import NAME_PREFIX, NAMESPACE
+from actors.snapshot import JobSnapshot
+
+ANSWER_S = 5.0
+
+
+class LiveJobs:
+    """A connection to a cluster, to ask again and again. Raises ClusterError when `address` cannot be reached."""
+
+    def __init__(self, address: str) -> None:
+        found = find_cluster() if address == AUTO else address
+        self._connection: Connection | None = None
+        if found is not None:
+            self._connection = connect(found, num_cpus=1, object_store_bytes=None)
+
+    @property
+    def connected(self) -> bool:
+        """False when the address was `auto` and no cluster runs."""
+        return self._connection is not None
+
+    def snapshots(self) -> list[JobSnapshot]:
+        """The last snapshot of every job, oldest job first; a monitor that does not answer is left out."""
+        if not self.connected:
+            return []
+        asked = [actor.latest.remote() for actor in _monitors()]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+        snapshots = [snapshot for reference in answered if (snapshot := _answer(reference)) is not None]
+        return sorted(snapshots, key=lambda each: each.started)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _monitors() -> list["ray.actor.ActorHandle"]:
+    actors = []
+    for each in ray.util.list_named_actors(all_namespaces=True):
+        if each["namespace"] == NAMESPACE and each["name"].startswith(NAME_PREFIX):
+            try:
+                actors.append(ray.get_actor(each["name"], namespace=NAMESPACE))
+            except ValueError:
+                continue  # its job ended after it was listed
+    return actors
+
+
+def _answer(reference: Any) -> JobSnapshot | None:
+    try:
+        snapshot: JobSnapshot | None = ray.get(reference)
+    except ray.exceptions.RayActorError:
+        return None  # its job ended after it was asked
+    return snapshot

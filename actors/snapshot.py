@@ -1,0 +1,93 @@
+"""What is known of a live job at one moment: the message from the job to its monitor, and the content of status.json.
+
+Free of Ray, so that a command can read it without loading Ray. Sums only grow while a process runs a job; a resumed
+job begins at zero again, as `summary.json` does.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from longmem.errors import OutputError
+from longmem.executor import STAGES, Stage
+
+State = Literal["running", "finished", "failed", "interrupted"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSnapshot:
+    """One stage. `segments`, `tokens` and `busy_s` are those of `summary.json`."""
+
+    segments: int = 0
+    tokens: int = 0
+    num_bytes: int = 0
+    """Bytes of encoded blocks and taps (encode), or of blocks that the store acknowledged (put)."""
+    busy_s: float = 0.0
+    failed_tasks: int = 0
+    retries: int = 0
+    stalls: int = 0
+    lost_workers: int = 0
+    queue_depth: int = 0
+    """Tasks that run or could run now."""
+    tokens_per_s: float = 0.0
+    """Over the last seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSnapshot:
+    """Everything an operator may ask of a live job. Times are Unix seconds."""
+
+    job: str
+    """Id of the job, as in job.json."""
+    name: str
+    """Name of the output folder."""
+    out: str
+    state: State
+    started: float
+    """When this process began or resumed the job."""
+    updated: float
+    pid: int
+    host: str
+    total_documents: int | None
+    """None while the inputs are still being read."""
+    admitted_documents: int
+    scored_documents: int
+    failed_documents: int
+    stages: dict[Stage, StageSnapshot]
+    in_flight_bytes: int
+    """Bytes of encoded segments that wait for the store or a reader."""
+    lag_segments: int
+    """Segments that are encoded and not scored yet: how far readers are behind encoders."""
+    tokens_left: int
+    """Tokens of admitted documents that are not scored yet."""
+    eta_s: float | None
+    """Time left for them at the average pace of this run; None before the first segment is scored."""
+    checksum_failures: int
+    duplicate_puts: int
+    store_recoveries: int
+    gate_mean: float | None
+    """Mean gate of the last segments that had a memory; None if there was none."""
+    copy_mean: float | None
+    store_bytes: int
+    """Bytes of blocks that the store holds for this job's documents."""
+    store_limit_bytes: int | None
+    """Quota of the store, where there is one."""
+    recent_failures: tuple[str, ...] = ()
+    """`document: error` of the last failed documents."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "JobSnapshot":
+        """The inverse of `to_json`. Raises OutputError for what another version wrote."""
+        try:
+            stages = {stage: StageSnapshot(**values["stages"][stage]) for stage in STAGES}
+            snapshot = cls(**{**values, "stages": stages, "recent_failures": tuple(values["recent_failures"])})
+        except (KeyError, TypeError) as error:
+            raise OutputError(
+                f"this is not the status of a job of this version of longmem ({error}); use the version that runs it"
+            ) from error
+        if snapshot.state not in STATES:
+            raise OutputError(f"the state of a job is one of {', '.join(STATES)}, got {snapshot.state!r}")
+        return snapshot

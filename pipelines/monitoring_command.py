@@ -1,0 +1,32 @@
+"""`longmem monitoring`: what Prometheus and Grafana need to watch LongMem."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines.command_line import exit_codes
+
+app = typer.Typer(no_args_is_help=True, help="Files for Prometheus and Grafana.")
+
+
+@app.callback()
+def _group() -> None:
+    """Files for Prometheus and Grafana."""
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into; made if it is absent.")],
+    ray_folder: Annotated[str, typer.Option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
+) -> None:
+    """Write a Grafana dashboard, Prometheus alert rules, a scrape configuration and a README.
+
+    **Example:** `longmem monitoring export monitoring`
+    """
+    with exit_codes(Console(stderr=True), folder):
+        from pipelines.monitoring_export import export_monitoring
+
+        for path in export_monitoring(folder, ray_folder):
+            typer.echo(path)

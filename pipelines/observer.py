@@ -1,0 +1,80 @@
+"""What a running job tells whoever wants to know: the display, the log, the status file, the metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from longmem.errors import LongMemError
+from longmem.executor import Completion, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerEvent:
+    """Something that happened to a worker or to the store, and that the job survived."""
+
+    kind: str
+    """`retry`, `stall`, `worker_lost`, `store_recovery`, or another one that is only logged."""
+    message: str
+    stage: Stage | None = None
+    document: str | None = None
+    segment: int | None = None
+    worker: str | None = None
+
+
+class JobObserver:
+    """Called in the job's own thread, so an observer needs no lock and must not wait. Every call may be ignored."""
+
+    def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
+        """A document is begun; `num_tokens` and `num_segments` are still to be scored."""
+
+    def found_stored(self, document: str, num_bytes: int) -> None:
+        """The store already holds so much of a document."""
+
+    def task_ended(self, completion: Completion) -> None:
+        """A task gave a result or an error."""
+
+    def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
+        """A document is scored, or given up because of `error`; `kept`: its blocks stay in the store."""
+
+    def document_total(self, num_documents: int) -> None:
+        """The job has so many documents."""
+
+    def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
+        """Called several times a second: how full everything is now."""
+
+    def worker_event(self, event: WorkerEvent) -> None:
+        """A retry, a stall, a lost worker, a recovery."""
+
+
+class Observers(JobObserver):
+    """Passes every call on to several observers, in order."""
+
+    def __init__(self, observers: Sequence[JobObserver]) -> None:
+        self._observers = tuple(observers)
+
+    def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
+        for each in self._observers:
+            each.admitted(document, num_tokens, num_segments)
+
+    def found_stored(self, document: str, num_bytes: int) -> None:
+        for each in self._observers:
+            each.found_stored(document, num_bytes)
+
+    def task_ended(self, completion: Completion) -> None:
+        for each in self._observers:
+            each.task_ended(completion)
+
+    def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
+        for each in self._observers:
+            each.document_ended(document, error, kept)
+
+    def document_total(self, num_documents: int) -> None:
+        for each in self._observers:
+            each.document_total(num_documents)
+
+    def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
+        for each in self._observers:
+            each.levels(queue_depths, in_flight_bytes, lag_segments)
+
+    def worker_event(self, event: WorkerEvent) -> None:
+        for each in self._observers:
+            each.worker_event(event)

@@ -1,0 +1,28 @@
+"""Tokens per second over the last seconds."""
+
+from collections import deque
+from collections.abc import Callable
+
+WINDOW_S = 10.0
+"""Rates are averages over this long: steady to read, yet a stall shows."""
+
+
+class TokenRate:
+    """Tokens per wall-clock second over the last `WINDOW_S` seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._events: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, tokens: int) -> None:
+        self._events.append((self._clock(), tokens))
+        self._sum += tokens
+
+    def per_second(self) -> float:
+        now = self._clock()
+        while self._events and self._events[0][0] <= now - WINDOW_S:
+            self._sum -= self._events.popleft()[1]
+        elapsed = min(WINDOW_S, now - self._start)
+        return self._sum / elapsed if elapsed > 0 else 0.0

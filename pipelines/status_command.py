@@ -1,0 +1,84 @@
+"""`longmem status`: how far live jobs are."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from longmem.errors import ConfigError
+from pipelines.command_line import exit_codes
+
+if TYPE_CHECKING:
+    from pipelines.status import JobStatus
+
+WATCH_S = 2.0
+
+NO_CLUSTER = "No Ray cluster runs here. A job of --address none is seen through its folder: longmem status --out DIR"
+NO_JOBS = "No job runs on this cluster."
+
+
+def status(
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder of a job, running or not.", show_default="the running cluster")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Cluster whose jobs to show.", show_default="auto: the one that runs here")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a list of jobs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 s until Ctrl-C.")] = False,
+) -> None:
+    """Documents, tokens per second, lag, time left and failures of live jobs.
+
+    **Example:** `longmem status --out runs/moby --watch`
+    """
+    console = Console(stderr=True)
+    with exit_codes(console, out or Path()):
+        from pipelines.status import read_status, status_of
+
+        if out is not None and address is not None:
+            raise ConfigError("--out reads a folder and --address asks a cluster; give one of them")
+        if as_json and watch:
+            raise ConfigError("--json prints once and --watch never ends; give one of them")
+        if out is not None:
+            folder = out
+
+            def ask() -> list["JobStatus"]:
+                return [read_status(folder)]
+
+            _show(ask, NO_JOBS, as_json, watch)
+            return
+        from actors.live_jobs import LiveJobs
+
+        with LiveJobs(address or "auto") as live:
+
+            def ask() -> list["JobStatus"]:
+                return [status_of(each, alive=None) for each in live.snapshots()]
+
+            _show(ask, NO_JOBS if live.connected else NO_CLUSTER, as_json, watch and live.connected)
+
+
+def _show(ask: Callable[[], list["JobStatus"]], nothing: str, as_json: bool, watch: bool) -> None:
+    from pipelines.status import render
+
+    jobs = ask()
+    console = Console()
+    if as_json:
+        typer.echo(json.dumps([each.to_json() for each in jobs], indent=2))
+        return
+    if not watch:
+        console.print(render(jobs) if jobs else Text(nothing))
+        return
+    try:
+        with Live(console=console, auto_refresh=False) as display:
+            while True:
+                display.update(render(jobs) if jobs else Text(nothing), refresh=True)
+                time.sleep(WATCH_S)
+                jobs = ask()
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,99 @@
+"""`longmem status`: what it says of folders, and of nothing."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from longmem.errors import OutputError
+from pipelines.cli import app
+from pipelines.job_folder import JobFolder
+from pipelines.job_reporter import STATUS_FILE, JobReporter
+from pipelines.status import SILENT_S, read_status, render
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[JobReporter]:
+    """A job that runs in `tmp_path`."""
+    with JobFolder(tmp_path, resume=False) as folder, JobReporter(folder, "1f", on_cluster=False) as reporter:
+        yield reporter
+
+
+def shown(folder: Path, later_s: float = 0.0) -> str:
+    console = Console(width=80, record=True)
+    updated = json.loads((folder / STATUS_FILE).read_text())["updated"]
+    console.print(render([read_status(folder, lambda: updated + later_s)]))
+    return console.export_text()
+
+
+def test_a_running_job(running: JobReporter, tmp_path: Path) -> None:
+    assert read_status(tmp_path).verdict == "running"
+    assert read_status(tmp_path).alive is True
+    text = shown(tmp_path, 3)
+    assert "running, as of 3 s ago" in text
+    assert "job 1f" in text
+    for words in ("tokens/s", "queued", "retries", "segments behind", "documents: 0 begun"):
+        assert words in text
+    assert "…" not in text, "everything fits 80 columns"
+
+
+def test_a_job_that_hangs_is_told_from_one_that_is_gone(tmp_path: Path) -> None:
+    with JobFolder(tmp_path, resume=False) as folder, JobReporter(folder, "1f", on_cluster=False):
+        text = shown(tmp_path, SILENT_S + 1)
+        assert "silent" in text
+        assert "hangs" in text
+        alive = (tmp_path / STATUS_FILE).read_bytes()
+    assert "finished" in shown(tmp_path, 9999)
+    (tmp_path / STATUS_FILE).write_bytes(alive)  # as kill -9 leaves it
+    assert read_status(tmp_path).verdict == "killed"
+    assert "--resume" in shown(tmp_path)
+
+
+def test_looking_does_not_take_the_folder(running: JobReporter, tmp_path: Path) -> None:
+    for _ in range(3):
+        read_status(tmp_path)
+    with pytest.raises(OutputError, match="another process"):
+        JobFolder(tmp_path, resume=True)
+
+
+def test_foreign_names_are_shown_harmlessly(running: JobReporter, tmp_path: Path) -> None:
+    from longmem.errors import DocumentError
+
+    running.document_ended("[bold]x\x1b[2J", DocumentError("no"), kept=False)
+    running._publish("running")
+    text = shown(tmp_path)
+    assert "[bold]x\ufffd[2J: no" in text
+    assert "\x1b" not in text
+    assert "1 failed" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is not the output folder of a job"), ("{", "damaged"), ("[]", "version"), ('{"state": "x"}', "version")],
+)
+def test_a_folder_without_a_status(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / STATUS_FILE).write_text(content)
+    with pytest.raises(OutputError, match=message):
+        read_status(tmp_path)
+    result = CliRunner().invoke(app, ["status", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr)
+
+
+def test_json_is_a_list_of_jobs(running: JobReporter, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["status", "--out", str(tmp_path), "--json"])
+    assert result.exit_code == 0
+    (job,) = json.loads(result.stdout)
+    assert (job["verdict"], job["alive"], job["job"], job["stages"]["put"]["tokens"]) == ("running", True, "1f", 0)
+
+
+@pytest.mark.parametrize("options", [["--out", "x", "--address", "auto"], ["--json", "--watch"]])
+def test_options_that_contradict_each_other(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["status", *options])
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
