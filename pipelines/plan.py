@@ -1,0 +1,329 @@
+"""What a job will take, computed from unit costs before it starts: time, memory, disk and network on N nodes.
+
+A pure calculation. Stages run side by side and buffer only a few segments between them, so a segment takes as long as
+its slowest stage: encoders, stores, readers, the driver, or all cores together. That is summed over segments, because
+scoring gets dearer while a document's window fills. In one process the stages follow each other and add up instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from longmem.errors import ConfigError
+from pipelines.plan_costs import UnitCosts
+
+Retention = Literal["window", "document", "forever"]
+Limit = Literal["encode", "put", "score", "driver", "cores"]
+
+OPEN_DOCUMENTS = 2
+"""Documents that are in the store at once: the one being scored, and the next, which is being encoded meanwhile."""
+IN_FLIGHT_PER_WORKER = 4
+"""Encoded segments that may wait, as `longmem perplexity` has it by default."""
+READ_SEGMENTS = 8
+"""Blocks that a reader fetches at a time, at most."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Documents by their number of tokens, and what the store keeps of them. Raises ConfigError."""
+
+    document_tokens: tuple[int, ...]
+    retention: Retention = "document"
+
+    def __post_init__(self) -> None:
+        if not self.document_tokens or min(self.document_tokens) < 1:
+            raise ConfigError("a plan needs documents of at least one token each")
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.document_tokens)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the job would run. Raises ConfigError."""
+
+    nodes: int = 1
+    cores_per_node: float = 1
+    encoders: int = 1
+    readers: int = 1
+    stores: int = 1
+    threads: int = 1
+    """Torch threads of each worker, for which the costs were measured."""
+    in_process: bool = False
+    """`--address none`: no pools, one thing after the other."""
+    window_cap_bytes: int = 2**30
+    """Windows that a reader keeps."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "encoders", "readers", "stores", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.cores_per_node <= 0:
+            raise ConfigError(f"--cores-per-node must be positive, got {self.cores_per_node:g}")
+        if self.in_process and self.nodes > 1:
+            raise ConfigError(f"--address none runs in one process: it cannot use {self.nodes} nodes")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage over the whole job."""
+
+    busy_s: float
+    """Seconds of all its workers together."""
+    workers: int
+    tokens_per_s: float
+    """What the stage alone would reach."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job takes."""
+
+    workload: Workload
+    cluster: Cluster
+    num_segments: int
+    wall_s: float
+    """From the first segment to the last result: `wall_s` of a job's summary."""
+    start_s: float
+    """Before that: Ray, workers, models."""
+    cpu_s: float
+    """Of all processes."""
+    stages: dict[str, StagePlan]
+    limited_s: dict[Limit, float]
+    """Seconds of `wall_s` in which each of these was the slowest."""
+    ram_bytes_per_node: int
+    object_store_bytes: int
+    """In the whole cluster at once."""
+    disk_bytes: int
+    """Of the memory store at its largest."""
+    result_bytes: int
+    network_bytes: dict[str, int]
+    """Between nodes, in the whole job, by what travels."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.workload.num_tokens / self.wall_s
+
+    @property
+    def bottleneck(self) -> Limit:
+        """What is the slowest for most of the time."""
+        return max(self.limited_s, key=lambda name: self.limited_s[name])
+
+    @property
+    def network_bytes_per_node(self) -> int:
+        """Sent by each node on average."""
+        return sum(self.network_bytes.values()) // self.cluster.nodes
+
+    @property
+    def network_mb_per_s(self) -> float:
+        """Sent by each node on average while the job runs, in 10⁶ bytes."""
+        return self.network_bytes_per_node / self.wall_s / 1e6
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Kinds of segments: all with as many tokens in the window and of the same length count once."""
+
+    window_tokens: np.ndarray
+    share: np.ndarray
+    """Their length over that of a full segment."""
+    count: np.ndarray
+
+    @property
+    def total(self) -> int:
+        return int(self.count.sum())
+
+    @property
+    def full(self) -> float:
+        """As many full segments have as many tokens."""
+        return float((self.count * self.share).sum())
+
+
+def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
+    """The plan of a job with these workers.
+
+    Raises ConfigError for a plan on Ray from costs without Ray.
+    """
+    if not cluster.in_process and costs.ray is None:
+        raise ConfigError("these costs were measured without Ray; measure again with --address local")
+    segments = _segments(costs, workload)
+    wall, cpu = _per_segment(costs, segments, cluster)
+    busy = {name: float((seconds * segments.count).sum()) for name, seconds in wall.items()}
+    documents = len(workload.document_tokens)
+    workers = {"encode": cluster.encoders, "put": min(cluster.stores, documents), "score": cluster.readers, "driver": 1}
+    if cluster.in_process:
+        workers = dict.fromkeys(workers, 1)
+    cores = cluster.nodes * cluster.cores_per_node
+    limits = {name: seconds / workers[name] for name, seconds in wall.items()}
+    if cluster.in_process:
+        # one after the other: the whole time belongs to the stages, in their shares
+        slowest = sum(limits.values())
+        limited = busy
+    else:
+        limits["cores"] = sum(cpu.values()) / cores
+        table = np.stack(list(limits.values()))
+        slowest = table.max(axis=0)
+        first = table.argmax(axis=0)
+        spent = slowest * segments.count
+        limited = {name: float(spent[first == row].sum()) for row, name in enumerate(limits)}
+    run_s = float((slowest * segments.count).sum())
+    cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
+    cpu_s += costs.forget.cpu_s * documents + costs.tokenise_s * workload.num_tokens
+    return Plan(
+        workload=workload,
+        cluster=cluster,
+        num_segments=segments.total,
+        wall_s=run_s + _edges_s(costs, workload, cluster),
+        start_s=costs.load_s if cluster.in_process or costs.ray is None else costs.ray.start_s,
+        cpu_s=cpu_s,
+        stages={
+            name: StagePlan(busy[name], workers[name], workload.num_tokens * workers[name] / busy[name])
+            for name in busy
+        },
+        limited_s={name: limited[name] for name in limited},  # type: ignore[misc]
+        ram_bytes_per_node=_ram_bytes(costs, workload, cluster),
+        object_store_bytes=_object_store_bytes(costs, cluster, segments),
+        disk_bytes=_disk_bytes(costs, workload),
+        result_bytes=costs.record_bytes * segments.total,
+        network_bytes=_network_bytes(costs, cluster, segments),
+    )
+
+
+def suggest(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Cluster:
+    """The same cluster with the numbers of encoders and readers that finish first; of equals, the fewest.
+
+    As many workers as the cores carry, at most.
+    """
+    if cluster.in_process:
+        return cluster
+    places = max(2, int(cluster.nodes * cluster.cores_per_node / cluster.threads))
+    best: tuple[float, int, Cluster] | None = None
+    for encoders in range(1, places):
+        for readers in _readers_to_try(places - encoders):
+            tried = replace(cluster, encoders=encoders, readers=readers)
+            rank = (round(predict(costs, workload, tried).wall_s, 6), encoders + readers)
+            if best is None or rank < best[:2]:
+                best = (*rank, tried)
+    assert best is not None, "there is always room for one encoder and one reader"
+    return best[2]
+
+
+def _readers_to_try(most: int) -> Sequence[int]:
+    """All of them for a few; for hundreds, steps of a tenth."""
+    tried = [most]
+    while tried[-1] > 1:
+        tried.append(min(tried[-1] - 1, int(tried[-1] * 0.9)))
+    return tried
+
+
+def _segments(costs: UnitCosts, workload: Workload) -> _Segments:
+    size, memory = costs.segment_tokens, costs.memory_tokens
+    full = np.array([tokens // size for tokens in workload.document_tokens])
+    rest = np.array([tokens % size for tokens in workload.document_tokens])
+    level = -(-memory // size)
+    """From this index on the window is full."""
+    levels = np.arange(level + 1)
+    # documents that have more full segments than so: as many segments with that index
+    count = np.array([(full > index).sum() for index in levels])
+    count[level] = np.maximum(full - level, 0).sum()
+    ends = rest > 0
+    window = np.concatenate([levels, np.minimum(full[ends], level)]) * size
+    share = np.concatenate([np.ones(len(levels)), rest[ends] / size])
+    counts = np.concatenate([count, np.ones(int(ends.sum()), dtype=count.dtype)])
+    kept = counts > 0
+    return _Segments(np.minimum(window, memory)[kept], share[kept], counts[kept])
+
+
+def _per_segment(
+    costs: UnitCosts, segments: _Segments, cluster: Cluster
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Wall and CPU seconds of one segment of each kind, by stage."""
+    window, share = segments.window_tokens, segments.share
+    some = window > 0
+    ones = np.ones(len(window))
+    # readers take turns in a document, and each of them needs every block of it
+    more = 0 if cluster.in_process else cluster.readers - 1
+    score = costs.score
+    read = some * (costs.read.wall_s + more * costs.read_more.wall_s)
+    wall = {
+        "encode": costs.encode.wall_s * share,
+        "put": costs.put.wall_s * ones,
+        "score": np.where(some, score.wall.at(window), score.empty.wall_s) * share + read,
+        "driver": costs.record.wall_s * ones,
+    }
+    read = some * (costs.read.cpu_s + more * costs.read_more.cpu_s)
+    cpu = {
+        "encode": costs.encode.cpu_s * share,
+        "put": costs.put.cpu_s * ones,
+        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read,
+        "driver": costs.record.cpu_s * ones,
+    }
+    if costs.ray is not None and not cluster.in_process:
+        cpu["ray"] = costs.ray.call.cpu_s * share
+    return wall, cpu
+
+
+def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
+    """Before every stage has work and after the first has none; and the deletion of documents."""
+    first_text = costs.tokenise_s * workload.document_tokens[0]
+    forget = costs.forget.wall_s * len(workload.document_tokens) * (workload.retention != "forever")
+    if cluster.in_process or costs.ray is None:
+        return first_text + forget
+    # the first segment has the encoder to itself, the last one the reader
+    last = min(workload.document_tokens[-1], costs.memory_tokens)
+    score = float(costs.score.wall.at(np.array(last)))
+    return first_text + forget + costs.encode.wall_s + score + costs.ray.call.wall_s
+
+
+def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster) -> int:
+    documents = min(OPEN_DOCUMENTS, len(workload.document_tokens))
+    filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
+    window = costs.window_bytes * filled
+    # the window that is being read stays, whatever the cap
+    windows = int(max(window, min(documents * window, cluster.window_cap_bytes)))
+    if cluster.in_process or costs.ray is None:
+        return costs.process_bytes + windows
+    encoders, readers, stores = (
+        -(-count // cluster.nodes) for count in (cluster.encoders, cluster.readers, cluster.stores)
+    )
+    objects = _object_store_bytes(costs, cluster, _segments(costs, workload))
+    return (
+        encoders * costs.ray.encoder_bytes
+        + readers * (costs.ray.reader_bytes + windows)
+        + stores * costs.ray.store_bytes
+        + costs.ray.daemon_bytes
+        + -(-objects // cluster.nodes)
+    )
+
+
+def _object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> int:
+    if cluster.in_process:
+        return 0
+    waiting = min(IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers), segments.total)
+    fetched = min(READ_SEGMENTS, cluster.readers) * cluster.readers * (costs.memory_tokens > 0)
+    return waiting * costs.segment_bytes + fetched * costs.block_bytes
+
+
+def _disk_bytes(costs: UnitCosts, workload: Workload) -> int:
+    if not costs.memory_tokens:
+        return 0
+    tokens = sorted(workload.document_tokens, reverse=True)
+    if workload.retention != "forever":
+        tokens = tokens[:OPEN_DOCUMENTS]
+    if workload.retention == "window":
+        tokens = [min(each, costs.memory_tokens + costs.segment_tokens) for each in tokens]
+    return int(sum(tokens) / costs.segment_tokens * costs.block_bytes * costs.store_overhead)
+
+
+def _network_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> dict[str, int]:
+    """Workers are spread evenly and take any segment, so a given other worker is elsewhere with (N - 1)/N."""
+    elsewhere = (cluster.nodes - 1) / cluster.nodes
+    stored = segments.full * (costs.memory_tokens > 0)
+    return {
+        "taps and block to a reader": int(elsewhere * segments.full * costs.segment_bytes),
+        "block to the store": int(elsewhere * stored * costs.block_bytes),
+        "blocks from the store": int(elsewhere * stored * costs.block_bytes * cluster.readers),
+    }
