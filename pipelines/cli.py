@@ -24,6 +24,7 @@ from pipelines.command_line import (
     local_or_hub,
     num_cores,
 )
+from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
 from pipelines.train_command import train
 
@@ -45,6 +46,7 @@ class SearchEngine(StrEnum):
 
 app.command()(train)
 app.command()(pretrain)
+app.command()(plan)
 
 
 @app.callback(invoke_without_command=True)

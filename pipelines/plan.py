@@ -15,7 +15,6 @@ from longmem.errors import ConfigError
 from pipelines.plan_costs import UnitCosts
 
 Retention = Literal["window", "document", "forever"]
-Limit = Literal["encode", "put", "score", "driver", "cores"]
 
 OPEN_DOCUMENTS = 2
 """Documents that are in the store at once: the one being scored, and the next, which is being encoded meanwhile."""
@@ -73,7 +72,8 @@ class StagePlan:
 
     busy_s: float
     """Seconds of all its workers together."""
-    workers: int
+    workers: float
+    """Those that can work at the same time; on average, so not always whole."""
     tokens_per_s: float
     """What the stage alone would reach."""
 
@@ -92,8 +92,8 @@ class Plan:
     cpu_s: float
     """Of all processes."""
     stages: dict[str, StagePlan]
-    limited_s: dict[Limit, float]
-    """Seconds of `wall_s` in which each of these was the slowest."""
+    limited_s: dict[str, float]
+    """Seconds of `wall_s` in which each was the slowest: `encode`, `put`, `score`, `driver`, or all `cores`."""
     ram_bytes_per_node: int
     object_store_bytes: int
     """In the whole cluster at once."""
@@ -108,7 +108,7 @@ class Plan:
         return self.workload.num_tokens / self.wall_s
 
     @property
-    def bottleneck(self) -> Limit:
+    def bottleneck(self) -> str:
         """What is the slowest for most of the time."""
         return max(self.limited_s, key=lambda name: self.limited_s[name])
 
@@ -150,41 +150,22 @@ def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
     if not cluster.in_process and costs.ray is None:
         raise ConfigError("these costs were measured without Ray; measure again with --address local")
     segments = _segments(costs, workload)
-    wall, cpu = _per_segment(costs, segments, cluster)
-    busy = {name: float((seconds * segments.count).sum()) for name, seconds in wall.items()}
-    documents = len(workload.document_tokens)
-    workers = {"encode": cluster.encoders, "put": min(cluster.stores, documents), "score": cluster.readers, "driver": 1}
-    if cluster.in_process:
-        workers = dict.fromkeys(workers, 1)
-    cores = cluster.nodes * cluster.cores_per_node
-    limits = {name: seconds / workers[name] for name, seconds in wall.items()}
-    if cluster.in_process:
-        # one after the other: the whole time belongs to the stages, in their shares
-        slowest = sum(limits.values())
-        limited = busy
-    else:
-        limits["cores"] = sum(cpu.values()) / cores
-        table = np.stack(list(limits.values()))
-        slowest = table.max(axis=0)
-        first = table.argmax(axis=0)
-        spent = slowest * segments.count
-        limited = {name: float(spent[first == row].sum()) for row, name in enumerate(limits)}
-    run_s = float((slowest * segments.count).sum())
-    cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
-    cpu_s += costs.forget.cpu_s * documents + costs.tokenise_s * workload.num_tokens
+    times = _times(costs, workload, segments, cluster)
+    cpu_s = times.cpu_s + costs.tokenise_s * workload.num_tokens
+    cpu_s += costs.forget.cpu_s * _forgotten(workload)
     return Plan(
         workload=workload,
         cluster=cluster,
         num_segments=segments.total,
-        wall_s=run_s + _edges_s(costs, workload, cluster),
+        wall_s=times.wall_s + _edges_s(costs, workload, cluster),
         start_s=costs.load_s if cluster.in_process or costs.ray is None else costs.ray.start_s,
         cpu_s=cpu_s,
         stages={
-            name: StagePlan(busy[name], workers[name], workload.num_tokens * workers[name] / busy[name])
-            for name in busy
+            stage: StagePlan(busy_s, times.workers[stage], _rate(workload.num_tokens * times.workers[stage], busy_s))
+            for stage, busy_s in times.busy_s.items()
         },
-        limited_s={name: limited[name] for name in limited},  # type: ignore[misc]
-        ram_bytes_per_node=_ram_bytes(costs, workload, cluster),
+        limited_s=times.limited_s,
+        ram_bytes_per_node=_ram_bytes(costs, workload, cluster, segments),
         object_store_bytes=_object_store_bytes(costs, cluster, segments),
         disk_bytes=_disk_bytes(costs, workload),
         result_bytes=costs.record_bytes * segments.total,
@@ -192,31 +173,88 @@ def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
     )
 
 
-def suggest(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Cluster:
-    """The same cluster with the numbers of encoders and readers that finish first; of equals, the fewest.
-
-    As many workers as the cores carry, at most.
+def suggest(
+    costs: UnitCosts,
+    workload: Workload,
+    cluster: Cluster,
+    *,
+    encoders: int | None = None,
+    readers: int | None = None,
+    stores: int | None = None,
+) -> Cluster:
+    """The same cluster with the numbers of workers that finish first; of equals, the fewest. Numbers that are given
+    stay; the others are such that the cores carry all encoders and readers, or one of each.
     """
     if cluster.in_process:
         return cluster
-    places = max(2, int(cluster.nodes * cluster.cores_per_node / cluster.threads))
-    best: tuple[float, int, Cluster] | None = None
-    for encoders in range(1, places):
-        for readers in _readers_to_try(places - encoders):
-            tried = replace(cluster, encoders=encoders, readers=readers)
-            rank = (round(predict(costs, workload, tried).wall_s, 6), encoders + readers)
-            if best is None or rank < best[:2]:
-                best = (*rank, tried)
+    places = int(cluster.nodes * cluster.cores_per_node / cluster.threads)
+    segments = _segments(costs, workload)
+    best: tuple[tuple[float, int], Cluster] | None = None
+    for num_encoders in [encoders] if encoders else _numbers(max(1, places - (readers or 1))):
+        for num_readers in [readers] if readers else _numbers(max(1, places - num_encoders)):
+            for num_stores in [stores] if stores else range(1, OPEN_DOCUMENTS + 1):
+                tried = replace(cluster, encoders=num_encoders, readers=num_readers, stores=num_stores)
+                wall_s = _times(costs, workload, segments, tried).wall_s
+                rank = (round(wall_s, 6), num_encoders + num_readers + num_stores)
+                if best is None or rank < best[0]:
+                    best = (rank, tried)
     assert best is not None, "there is always room for one encoder and one reader"
-    return best[2]
+    return best[1]
 
 
-def _readers_to_try(most: int) -> Sequence[int]:
-    """All of them for a few; for hundreds, steps of a tenth."""
+def _numbers(most: int) -> Sequence[int]:
+    """From `most` down to 1: all of the small ones, then in steps of a tenth."""
     tried = [most]
     while tried[-1] > 1:
         tried.append(min(tried[-1] - 1, int(tried[-1] * 0.9)))
     return tried
+
+
+@dataclass(frozen=True)
+class _Times:
+    wall_s: float
+    """Of the work itself, without its beginning and end."""
+    cpu_s: float
+    busy_s: dict[str, float]
+    workers: dict[str, float]
+    limited_s: dict[str, float]
+
+
+def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: Cluster) -> _Times:
+    wall, cpu = _per_segment(costs, segments, cluster)
+    busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
+    cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
+    if cluster.in_process:
+        # one after the other: the whole time belongs to the stages, in their shares
+        return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
+    # a document belongs to one store: others work only while segments of other documents wait too
+    overlapping = 1 + min(_waiting(cluster), segments.total) / (segments.total / len(workload.document_tokens))
+    workers = {
+        "encode": float(cluster.encoders),
+        "put": min(cluster.stores, len(workload.document_tokens), overlapping),
+        "score": float(cluster.readers),
+        "driver": 1.0,
+    }
+    limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
+    limits["cores"] = sum(cpu.values()) / (cluster.nodes * cluster.cores_per_node)
+    table = np.stack(list(limits.values()))
+    spent = table.max(axis=0) * segments.count
+    slowest = table.argmax(axis=0)
+    limited = {name: float(spent[slowest == row].sum()) for row, name in enumerate(limits)}
+    return _Times(float(spent.sum()), cpu_s, busy, workers, limited)
+
+
+def _waiting(cluster: Cluster) -> int:
+    return IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers)
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds else float("inf")
+
+
+def _forgotten(workload: Workload) -> int:
+    """Documents that are deleted from the store."""
+    return 0 if workload.retention == "forever" else len(workload.document_tokens)
 
 
 def _segments(costs: UnitCosts, workload: Workload) -> _Segments:
@@ -269,7 +307,7 @@ def _per_segment(
 def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
     """Before every stage has work and after the first has none; and the deletion of documents."""
     first_text = costs.tokenise_s * workload.document_tokens[0]
-    forget = costs.forget.wall_s * len(workload.document_tokens) * (workload.retention != "forever")
+    forget = costs.forget.wall_s * _forgotten(workload)
     if cluster.in_process or costs.ray is None:
         return first_text + forget
     # the first segment has the encoder to itself, the last one the reader
@@ -278,7 +316,7 @@ def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
     return first_text + forget + costs.encode.wall_s + score + costs.ray.call.wall_s
 
 
-def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster) -> int:
+def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
     documents = min(OPEN_DOCUMENTS, len(workload.document_tokens))
     filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
     window = costs.window_bytes * filled
@@ -289,7 +327,7 @@ def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster) -> int:
     encoders, readers, stores = (
         -(-count // cluster.nodes) for count in (cluster.encoders, cluster.readers, cluster.stores)
     )
-    objects = _object_store_bytes(costs, cluster, _segments(costs, workload))
+    objects = _object_store_bytes(costs, cluster, segments)
     return (
         encoders * costs.ray.encoder_bytes
         + readers * (costs.ray.reader_bytes + windows)
@@ -302,7 +340,7 @@ def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster) -> int:
 def _object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> int:
     if cluster.in_process:
         return 0
-    waiting = min(IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers), segments.total)
+    waiting = min(_waiting(cluster), segments.total)
     fetched = min(READ_SEGMENTS, cluster.readers) * cluster.readers * (costs.memory_tokens > 0)
     return waiting * costs.segment_bytes + fetched * costs.block_bytes
 

@@ -154,9 +154,7 @@ def _decode(values: dict[str, Any]) -> UnitCosts:
     costs = {name: Cost(**values[name]) for name in ("encode", "put", "read", "read_more", "record", "forget")}
     score = values["score"]
     levels = tuple((int(tokens), Cost(**cost)) for tokens, cost in score["levels"])
-    measured = ScoreCost(
-        Cost(**score["empty"]), Line(**score["wall"]), Line(**score["cpu"]), score["residual"], levels
-    )
+    measured = ScoreCost(Cost(**score["empty"]), Line(**score["wall"]), Line(**score["cpu"]), score["residual"], levels)
     ray = values["ray"] and RayCost(**{**values["ray"], "call": Cost(**values["ray"]["call"])})
     return UnitCosts(**{**values, **costs, "score": measured, "ray": ray})
 

@@ -26,6 +26,7 @@ from longmem.text.segments import cut_segments
 from longmem.types import Document, DocumentKey, EncodedSegment, Segment, SegmentScore
 from pipelines.journal import Journal
 from pipelines.plan_costs import Cost, Line, ScoreCost, UnitCosts
+from pipelines.processes import folder_bytes
 from pipelines.records import score_record, start_record
 from pipelines.summary import LIBRARIES
 
@@ -119,18 +120,6 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
-
-
-def folder_bytes(folder: Path) -> int:
-    """Sizes of all files below; a file that another process removes meanwhile counts as gone."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += (Path(parent) / name).stat().st_size
-            except FileNotFoundError:
-                continue
-    return total
 
 
 @dataclass
