@@ -7,6 +7,7 @@ scoring gets dearer while a document's window fills. In one process the stages f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ from pipelines.plan_costs import UnitCosts
 
 Retention = Literal["window", "document", "forever"]
 
-OPEN_DOCUMENTS = 2
-"""Documents that are in the store at once: the one being scored, and the next, which is being encoded meanwhile."""
+MOST_STORES = 4
+"""That are suggested: documents follow each other, so more stores would rarely all have work."""
 IN_FLIGHT_PER_WORKER = 4
 """Encoded segments that may wait, as `longmem perplexity` has it by default."""
 READ_SEGMENTS = 8
@@ -167,7 +168,7 @@ def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
         limited_s=times.limited_s,
         ram_bytes_per_node=_ram_bytes(costs, workload, cluster, segments),
         object_store_bytes=_object_store_bytes(costs, cluster, segments),
-        disk_bytes=_disk_bytes(costs, workload),
+        disk_bytes=_disk_bytes(costs, workload, cluster, segments),
         result_bytes=costs.record_bytes * segments.total,
         network_bytes=_network_bytes(costs, cluster, segments),
     )
@@ -192,7 +193,7 @@ def suggest(
     best: tuple[tuple[float, int], Cluster] | None = None
     for num_encoders in [encoders] if encoders else _numbers(max(1, places - (readers or 1))):
         for num_readers in [readers] if readers else _numbers(max(1, places - num_encoders)):
-            for num_stores in [stores] if stores else range(1, OPEN_DOCUMENTS + 1):
+            for num_stores in [stores] if stores else range(1, MOST_STORES + 1):
                 tried = replace(cluster, encoders=num_encoders, readers=num_readers, stores=num_stores)
                 wall_s = _times(costs, workload, segments, tried).wall_s
                 rank = (round(wall_s, 6), num_encoders + num_readers + num_stores)
@@ -203,10 +204,10 @@ def suggest(
 
 
 def _numbers(most: int) -> Sequence[int]:
-    """From `most` down to 1: all of the small ones, then in steps of a tenth."""
-    tried = [most]
-    while tried[-1] > 1:
-        tried.append(min(tried[-1] - 1, int(tried[-1] * 0.9)))
+    """1, 2, 3, … and from ten on in steps of a tenth, up to `most`; what is tried for few is tried for more, too."""
+    tried = [1]
+    while (following := max(tried[-1] + 1, int(tried[-1] * 1.1))) <= most:
+        tried.append(following)
     return tried
 
 
@@ -227,11 +228,10 @@ def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: C
     if cluster.in_process:
         # one after the other: the whole time belongs to the stages, in their shares
         return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
-    # a document belongs to one store: others work only while segments of other documents wait too
-    overlapping = 1 + min(_waiting(cluster), segments.total) / (segments.total / len(workload.document_tokens))
     workers = {
         "encode": float(cluster.encoders),
-        "put": min(cluster.stores, len(workload.document_tokens), overlapping),
+        # a document belongs to one store: others work only while segments of other documents wait too
+        "put": min(float(cluster.stores), _open_documents(workload, cluster, segments)),
         "score": float(cluster.readers),
         "driver": 1.0,
     }
@@ -246,6 +246,14 @@ def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: C
 
 def _waiting(cluster: Cluster) -> int:
     return IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers)
+
+
+def _open_documents(workload: Workload, cluster: Cluster, segments: _Segments) -> float:
+    """Documents of which segments are in work at once, on average: one, and those whose segments wait meanwhile."""
+    if cluster.in_process:
+        return 1.0
+    documents = len(workload.document_tokens)
+    return min(float(documents), 1.0 + _waiting(cluster) * documents / segments.total)
 
 
 def _rate(amount: float, seconds: float) -> float:
@@ -286,17 +294,17 @@ def _per_segment(
     more = 0 if cluster.in_process else cluster.readers - 1
     score = costs.score
     read = some * (costs.read.wall_s + more * costs.read_more.wall_s)
-    wall = {
+    wall: dict[str, np.ndarray] = {
         "encode": costs.encode.wall_s * share,
         "put": costs.put.wall_s * ones,
         "score": np.where(some, score.wall.at(window), score.empty.wall_s) * share + read,
         "driver": costs.record.wall_s * ones,
     }
-    read = some * (costs.read.cpu_s + more * costs.read_more.cpu_s)
-    cpu = {
+    read_cpu = some * (costs.read.cpu_s + more * costs.read_more.cpu_s)
+    cpu: dict[str, np.ndarray] = {
         "encode": costs.encode.cpu_s * share,
         "put": costs.put.cpu_s * ones,
-        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read,
+        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read_cpu,
         "driver": costs.record.cpu_s * ones,
     }
     if costs.ray is not None and not cluster.in_process:
@@ -317,7 +325,7 @@ def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
 
 
 def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
-    documents = min(OPEN_DOCUMENTS, len(workload.document_tokens))
+    documents = ceil(_open_documents(workload, cluster, segments))
     filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
     window = costs.window_bytes * filled
     # the window that is being read stays, whatever the cap
@@ -345,19 +353,24 @@ def _object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments)
     return waiting * costs.segment_bytes + fetched * costs.block_bytes
 
 
-def _disk_bytes(costs: UnitCosts, workload: Workload) -> int:
+def _disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
     if not costs.memory_tokens:
         return 0
     tokens = sorted(workload.document_tokens, reverse=True)
-    if workload.retention != "forever":
-        tokens = tokens[:OPEN_DOCUMENTS]
     if workload.retention == "window":
         tokens = [min(each, costs.memory_tokens + costs.segment_tokens) for each in tokens]
+    if workload.retention != "forever":
+        # the longest, and of the one after it what is encoded ahead
+        open_documents = _open_documents(workload, cluster, segments)
+        whole = int(open_documents)
+        last = int(tokens[whole] * (open_documents - whole)) if whole < len(tokens) else 0
+        tokens = [*tokens[:whole], last]
     return int(sum(tokens) / costs.segment_tokens * costs.block_bytes * costs.store_overhead)
 
 
 def _network_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> dict[str, int]:
-    """Workers are spread evenly and take any segment, so a given other worker is elsewhere with (N - 1)/N."""
+    """At most: as if workers, spread evenly, took segments whatever node their data is on, so that they are elsewhere
+    with (N - 1)/N, and every reader read every document."""
     elsewhere = (cluster.nodes - 1) / cluster.nodes
     stored = segments.full * (costs.memory_tokens > 0)
     return {

@@ -1,7 +1,7 @@
 """A plan against the truth: the same job is run for real, and every figure is put beside what was predicted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,12 +13,16 @@ from longmem.errors import ConfigError
 from longmem.model_source import ModelSource
 from pipelines.job import MEMORY_FOLDER, PerplexityJob, run_job
 from pipelines.plan import IN_FLIGHT_PER_WORKER, Cluster, Plan, Workload, predict
-from pipelines.plan_costs import UnitCosts
+from pipelines.plan_costs import UnitCosts, without_waiting
 from pipelines.plan_measure import measure_costs
 from pipelines.processes import Watch
 from pipelines.scheduler import Limits
 
 TOLERANCE = 0.25
+SHARED = 0.1
+"""Share of the cores from which on it is worth telling that others use them."""
+THROUGHPUT = "throughput"
+THROUGHPUT_LEFT = "  on the cores that others left"
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,22 @@ class Comparison:
     figures: tuple[Figure, ...]
     drift: dict[str, float] = field(default_factory=dict)
     """Costs measured after the run over those before it: what the machine itself did meanwhile."""
+    foreign_cores: float = 0.0
+    """Cores that other programs kept busy during the run."""
     tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
-        """Whether throughput was predicted well enough."""
-        throughput = next(figure for figure in self.figures if figure.name == "throughput")
-        return throughput.error is not None and abs(throughput.error) <= self.tolerance
+        """Whether throughput was predicted well enough; where others took cores, on those that they left."""
+        return self._is_close(THROUGHPUT) or (self.was_shared and self._is_close(THROUGHPUT_LEFT))
+
+    @property
+    def was_shared(self) -> bool:
+        return any(figure.name == THROUGHPUT_LEFT for figure in self.figures)
+
+    def _is_close(self, name: str) -> bool:
+        errors = [figure.error for figure in self.figures if figure.name == name]
+        return any(error is not None and abs(error) <= self.tolerance for error in errors)
 
 
 def check_plan(
@@ -70,7 +83,22 @@ def check_plan(
     keep_memory = workload.retention == "forever"
     summary, watch = run_for_real(inputs, source, cluster, limit_documents, keep_memory, console)
     after = measure_costs(source, cluster.threads, budget_s / 2, lambda _: None)
-    return compare(predicted, summary, watch, drift_of(costs, after))
+    comparison = compare(predicted, summary, watch, drift_of(costs, after))
+    if watch.foreign_cores <= SHARED * cluster.cores_per_node:
+        return comparison
+    left = predict_on_left_cores(costs, workload, cluster, watch.foreign_cores)
+    measured = workload.num_tokens / summary["wall_s"]
+    figures = list(comparison.figures)
+    figures.insert(2, Figure(THROUGHPUT_LEFT, "tokens/s", left, measured))
+    return replace(comparison, figures=tuple(figures))
+
+
+def predict_on_left_cores(costs: UnitCosts, workload: Workload, cluster: Cluster, foreign_cores: float) -> float:
+    """Tokens/s of the job while other programs keep some cores busy, from what things cost when nobody disturbs."""
+    left = max(0.01, cluster.cores_per_node - foreign_cores)
+    plan = predict(without_waiting(costs), workload, replace(cluster, cores_per_node=left))
+    # one process uses one core for each thread; what is missing of that it waits for
+    return plan.tokens_per_s * min(1.0, left / cluster.threads) if cluster.in_process else plan.tokens_per_s
 
 
 def run_for_real(
@@ -118,7 +146,7 @@ def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, 
     wall_s = summary["wall_s"]
     figures = [
         Figure("wall time", "s", plan.wall_s, wall_s),
-        Figure("throughput", "tokens/s", plan.tokens_per_s, plan.workload.num_tokens / wall_s),
+        Figure(THROUGHPUT, "tokens/s", plan.tokens_per_s, plan.workload.num_tokens / wall_s),
     ]
     for stage, totals in summary["stages"].items():
         figures.append(Figure(f"{stage}, busy", "s", plan.stages[stage].busy_s, totals["busy_s"]))
@@ -127,7 +155,7 @@ def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, 
         Figure("RAM at most", "bytes", plan.ram_bytes_per_node, watch.resident_bytes),
         Figure("disk at most", "bytes", plan.disk_bytes, watch.folder_bytes),
     ]
-    return Comparison(tuple(figures), drift)
+    return Comparison(tuple(figures), drift, watch.foreign_cores)
 
 
 def drift_of(before: UnitCosts, after: UnitCosts) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What one segment costs on one machine: the numbers that a plan multiplies, measured once and kept in a file."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,22 @@ class UnitCosts:
     @property
     def segment_bytes(self) -> int:
         return self.block_bytes + self.tap_bytes
+
+
+def without_waiting(costs: UnitCosts) -> UnitCosts:
+    """The costs of a machine that does nothing else: with one thread, no operation takes longer than it computes.
+
+    With more threads wall and CPU seconds do not compare, and the costs stay as they were measured.
+    """
+    if costs.identity["threads"] != 1:
+        return costs
+
+    def quiet(cost: Cost) -> Cost:
+        return replace(cost, wall_s=min(cost.wall_s, cost.cpu_s))
+
+    names = ("encode", "put", "read", "read_more", "record", "forget")
+    score = replace(costs.score, empty=quiet(costs.score.empty), wall=costs.score.cpu)
+    return replace(costs, score=score, **{name: quiet(getattr(costs, name)) for name in names})
 
 
 def save_costs(costs: UnitCosts, path: Path) -> None:

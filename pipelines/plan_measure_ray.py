@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from actors.shape import ClusterShape
-from longmem.executor import STAGES, AbstractExecutor, Stage
+from longmem.executor import STAGES, AbstractExecutor, Completion, Stage
 from longmem.model_source import ModelSource
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
@@ -19,6 +19,7 @@ from longmem.types import DocumentKey, Segment
 from pipelines.plan_costs import Cost, RayCost, UnitCosts
 from pipelines.processes import Role, Usage, total_cpu_s, usage_by_role
 
+DAEMONS: tuple[Role, ...] = ("driver", "daemon")
 WARM_SEGMENTS = 3
 MIN_SEGMENTS = 6
 MAX_SEGMENTS = 30
@@ -54,7 +55,7 @@ def with_ray_costs(
             encoder_bytes=_each(usage, "encoder"),
             reader_bytes=_each(usage, "reader"),
             store_bytes=_each(usage, "store"),
-            daemon_bytes=sum(usage[role].resident_bytes for role in ("driver", "daemon") if role in usage),  # type: ignore[index]
+            daemon_bytes=sum(usage[role].resident_bytes for role in DAEMONS if role in usage),
         ),
     )
 
@@ -83,7 +84,7 @@ def _pass(executor: AbstractExecutor, stages: tuple[Stage, ...], segment: Segmen
     start, busy_s = perf_counter(), 0.0
     for stage in stages:
         executor.submit(stage, segment)
-        completions = []
+        completions: list[Completion] = []
         while not completions:
             completions = executor.wait(1.0)
         for completion in completions:

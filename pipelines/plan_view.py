@@ -114,6 +114,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     if comparison.drift:
         drifts = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in comparison.drift.items())
         console.print(f"  The machine, measured again after the run: {drifts}.", style="dim")
+    console.print(f"  Other programs kept {comparison.foreign_cores:.2g} cores busy during the run.", style="dim")
     verdict = "[green]within[/]" if comparison.passed else "[bold red]off by more than[/]"
     console.print(f"  Throughput is {verdict} {comparison.tolerance:.0%}.")
 
@@ -129,6 +130,7 @@ def as_json(plan: Plan, best: Plan, costs: UnitCosts, comparison: Comparison | N
             "passed": comparison.passed,
             "figures": [{**asdict(figure), "error": figure.error} for figure in comparison.figures],
             "drift": comparison.drift,
+            "foreign_cores": comparison.foreign_cores,
         },
     }
 

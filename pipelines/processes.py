@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
+from time import perf_counter
 from types import TracebackType
 from typing import Literal, Self
 
@@ -14,7 +15,7 @@ Role = Literal["driver", "encoder", "reader", "store", "daemon"]
 
 ROLES: Mapping[str, Role] = {"Encoder": "encoder", "SideNet": "reader", "Store": "store"}
 """How an actor's process title names it, and what we call it."""
-SAMPLE_S = 0.5
+SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,19 @@ class Watch:
         self._stop = Event()
         self._thread = Thread(target=self._watch, name="plan-watch", daemon=True)
         self._start_cpu_s = 0.0
+        self._start_busy_s = 0.0
+        self._start_s = 0.0
         self.cpu_s = 0.0
-        """Used since the watch began, until the last look."""
+        """Used by ours since the watch began, until the last look."""
+        self.foreign_cores = 0.0
+        """Cores of this machine that others kept busy meanwhile, on average."""
         self.resident_bytes = 0
         """Largest sum over all processes."""
         self.folder_bytes = 0
         """Largest size of the folder."""
 
     def __enter__(self) -> Self:
-        self._start_cpu_s = total_cpu_s()
+        self._start_cpu_s, self._start_busy_s, self._start_s = total_cpu_s(), _machine_busy_s(), perf_counter()
         self._thread.start()
         return self
 
@@ -94,8 +99,16 @@ class Watch:
             usages = usage_by_role().values()
             # processes that have ended took their seconds with them
             self.cpu_s = max(self.cpu_s, sum(usage.cpu_s for usage in usages) - self._start_cpu_s)
+            others_s = _machine_busy_s() - self._start_busy_s - self.cpu_s
+            self.foreign_cores = max(0.0, others_s / (perf_counter() - self._start_s))
             self.resident_bytes = max(self.resident_bytes, sum(usage.resident_bytes for usage in usages))
             self.folder_bytes = max(self.folder_bytes, folder_bytes(self._folder))
+
+
+def _machine_busy_s() -> float:
+    """Core seconds that the whole machine has worked."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def folder_bytes(folder: Path) -> int:
