@@ -236,8 +236,8 @@ def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: C
         "driver": 1.0,
     }
     limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
-    limits["cores"] = sum(cpu.values()) / (cluster.nodes * cluster.cores_per_node)
-    table = np.stack(list(limits.values()))
+    limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / (cluster.nodes * cluster.cores_per_node)
+    table: np.ndarray = np.stack(list(limits.values()))
     spent = table.max(axis=0) * segments.count
     slowest = table.argmax(axis=0)
     limited = {name: float(spent[slowest == row].sum()) for row, name in enumerate(limits)}

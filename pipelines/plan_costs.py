@@ -123,8 +123,9 @@ def without_waiting(costs: UnitCosts) -> UnitCosts:
         return replace(cost, wall_s=min(cost.wall_s, cost.cpu_s))
 
     names = ("encode", "put", "read", "read_more", "record", "forget")
+    quietened: dict[str, Any] = {name: quiet(getattr(costs, name)) for name in names}
     score = replace(costs.score, empty=quiet(costs.score.empty), wall=costs.score.cpu)
-    return replace(costs, score=score, **{name: quiet(getattr(costs, name)) for name in names})
+    return replace(costs, score=score, **quietened)
 
 
 def save_costs(costs: UnitCosts, path: Path) -> None:
