@@ -14,7 +14,7 @@ from longmem.model_source import ModelSource
 from pipelines.job import MEMORY_FOLDER, PerplexityJob, run_job
 from pipelines.plan import IN_FLIGHT_PER_WORKER, Cluster, Plan, Workload, predict
 from pipelines.plan_costs import UnitCosts, without_waiting
-from pipelines.plan_measure import measure_costs
+from pipelines.plan_measure import measure_apart
 from pipelines.processes import Watch
 from pipelines.scheduler import Limits
 
@@ -82,7 +82,7 @@ def check_plan(
     predicted = predict(costs, workload, cluster)
     keep_memory = workload.retention == "forever"
     summary, watch = run_for_real(inputs, source, cluster, limit_documents, keep_memory, console)
-    after = measure_costs(source, cluster.threads, budget_s / 2, lambda _: None)
+    after = measure_apart(source, cluster.threads, budget_s / 2)
     comparison = compare(predicted, summary, watch, drift_of(costs, after))
     if watch.foreign_cores <= SHARED * cluster.cores_per_node:
         return comparison

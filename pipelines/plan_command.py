@@ -166,18 +166,15 @@ def _costs(
 ) -> "UnitCosts":
     from longmem.model_source import describe
     from pipelines.plan_costs import load_costs
-    from pipelines.plan_measure import identity_of, measure_costs
+    from pipelines.plan_measure import identity_of, measure_apart
 
     if saved is not None:
         return load_costs(saved, identity_of(describe(source.open()), source, threads), with_ray=not in_process)
-    with console.status("measuring") as status:
-
-        def note(text: str) -> None:
-            status.update(f"measuring: {text}")
-
-        costs = measure_costs(source, threads, seconds, note)
+    with console.status("measuring what one segment costs") as status:
+        costs = measure_apart(source, threads, seconds)
         if not in_process:
             from pipelines.plan_measure_ray import with_ray_costs
 
-            costs = with_ray_costs(costs, source, threads, seconds / 3, note)
+            status.update("measuring what Ray adds")
+            costs = with_ray_costs(costs, source, threads, seconds / 3)
     return costs

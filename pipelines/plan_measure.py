@@ -2,11 +2,13 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -52,14 +54,23 @@ def identity_of(model: ModelDescription, source: ModelSource, threads: int) -> d
     }
 
 
-def measure_costs(source: ModelSource, threads: int, budget_s: float, note: Callable[[str], None]) -> UnitCosts:
+def measure_apart(source: ModelSource, threads: int, budget_s: float) -> UnitCosts:
+    """`measure_costs` in a process of its own: its memory is that of a worker, and LanceDB, which does not like to be
+    forked, is not loaded into a process that may start Ray later.
+
+    Raises as `measure_costs` does.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+        return child.submit(measure_costs, source, threads, budget_s).result()
+
+
+def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCosts:
     """Unit costs of a model in this process. Takes about `budget_s`, more where a few repetitions of the slowest
-    operations need more. Sets torch's number of threads. `note` is told what is being measured.
+    operations need more. Sets torch's number of threads.
 
     Raises ModelError, ConfigError, StoreError (no room in the temporary folder).
     """
     torch.set_num_threads(threads)
-    note("opening the model")
     start = perf_counter()
     model = source.open()
     load_s = perf_counter() - start
@@ -68,21 +79,17 @@ def measure_costs(source: ModelSource, threads: int, budget_s: float, note: Call
     tokenise_s = (perf_counter() - start) / len(sequence)
     size, memory = model.config.segment_tokens, model.config.memory_tokens
     segments = [each for each in cut_segments(KEY, sequence, size) if each.num_tokens == size]
-    note("encoding")
     encoded, encode = _encode(model, segments, budget_s / 4)
     with TemporaryDirectory(prefix="longmem-plan-") as folder, MemoryStore.open(Path(folder) / "memory.lance") as store:
-        note("writing to the store")
         full = -(-memory // size)
         repetitions = MAX_REPETITIONS if encode.wall_s * 6 * MAX_REPETITIONS < budget_s / 2 else MIN_REPETITIONS
         stored, put = _put(store, encoded, max(MIN_PUTS, full + repetitions), budget_s / 2)
         overhead = folder_bytes(Path(folder)) / (stored * encoded[0].block.num_bytes)
         process_bytes = psutil.Process().memory_info().rss
-        note("scoring")
         scores = _Scores(model, store, segments, encoded)
         scores.measure(min(full, stored), repetitions)
         if memory:
             scores.fetch_beyond(stored)
-        note("results")
         record, record_bytes = _record(scores.last, Path(folder) / "journal.jsonl")
         forget = _Timer()
         with forget.timed():

@@ -1,6 +1,5 @@
 """Measuring what Ray adds to the same work: one encoder, one reader and one store, one segment after the other."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,9 +25,7 @@ MAX_SEGMENTS = 30
 KEY = DocumentKey("plan", "measured")
 
 
-def with_ray_costs(
-    costs: UnitCosts, source: ModelSource, threads: int, budget_s: float, note: Callable[[str], None]
-) -> UnitCosts:
+def with_ray_costs(costs: UnitCosts, source: ModelSource, threads: int, budget_s: float) -> UnitCosts:
     """The same costs, and what Ray adds to them; starts a cluster on this machine and stops it.
 
     Raises ClusterError and what the workers raise.
@@ -38,13 +35,11 @@ def with_ray_costs(
     tokenizer = source.open_tokenizer()
     segments = cut_segments(KEY, tokenizer.sequence(language_reference().text), costs.segment_tokens)
     segments = [segment for segment in segments if segment.num_tokens == costs.segment_tokens]
-    note("starting Ray")
     start = perf_counter()
     with TemporaryDirectory(prefix="longmem-plan-") as folder:
         shape = ClusterShape(address="local", encoders=1, readers=1, stores=1, threads=threads)
         with RayExecutor(source, str(Path(folder) / "memory.lance"), shape) as executor:
             start_s = perf_counter() - start
-            note("one segment after the other on Ray")
             call = _call(executor, segments, costs, budget_s)
             usage = usage_by_role()
     return replace(

@@ -1,6 +1,7 @@
 """The prediction by what must hold for any plan, and by an example that is computed by hand."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -187,7 +188,7 @@ def test_more_nodes_are_never_slower(
     for nodes in (1, 2, 3, 5):
         cluster = on_ray(encoders, readers, nodes=nodes, cores=4)
         walls.append((predict(given_costs, workload, cluster).wall_s, best(given_costs, workload, cluster).wall_s))
-    for given_wall, best_wall in zip(walls, walls[1:], strict=False):
+    for given_wall, best_wall in pairwise(walls):
         assert best_wall[0] <= given_wall[0] * (1 + 1e-9)
         assert best_wall[1] <= given_wall[1] * (1 + 1e-6) + 1e-5
 
