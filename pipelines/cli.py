@@ -30,6 +30,7 @@ from pipelines.command_line import (
 )
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
+from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
 from pipelines.service_command import app as service_app
 from pipelines.status_command import status
@@ -72,6 +73,7 @@ app.add_typer(memory, name="memory")
 app.add_typer(service_app, name="service")
 app.command()(status)
 app.add_typer(monitoring, name="monitoring")
+app.command()(plan)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,6 +1,6 @@
 """`log.jsonl`: what happened to a job, one JSON object a line, for people with `jq` and for log collectors.
 
-    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_lost", "job": "3f…", "document": "moby",
+    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "lost", "job": "3f…", "document": "moby",
      "segment": 17, "stage": "score", "worker": "reader-1", "message": "…"}
 
 Fields that an event has no value for are left out. A resumed job goes on in the same file. Everything is ASCII, so a
@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import longmem
 from longmem.errors import LongMemError, OutputError
-from longmem.executor import Completion
-from pipelines.observer import JobObserver, WorkerEvent
+from longmem.executor import Completion, ExecutorEvent
+from pipelines.observer import JobObserver
 from pipelines.redaction import redacted
 
 LOG_FILE = "log.jsonl"
@@ -84,15 +84,15 @@ class EventLog(JobObserver):
         else:
             self.event("document_failed", str(error), "error", document=document)
 
-    def worker_event(self, event: WorkerEvent) -> None:
+    def worker_event(self, event: ExecutorEvent) -> None:
         self.event(
             event.kind,
             event.message,
             "warning",
-            document=event.document,
-            segment=event.segment,
+            document=event.segment.key.document if event.segment else None,
+            segment=event.segment.index if event.segment else None,
             stage=event.stage,
-            worker=event.worker,
+            worker=event.worker or None,
         )
 
     def close(self) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from actors.snapshot import JobSnapshot, StageSnapshot, State
 from longmem.errors import CorruptionError, LongMemError
-from longmem.executor import STAGES, Completion, EncodeReceipt, Stage
+from longmem.executor import STAGES, Completion, EncodeReceipt, ExecutorEvent, Stage
 from longmem.types import PutReceipt, SegmentScore
-from pipelines.observer import JobObserver, WorkerEvent
+from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
 from pipelines.redaction import redacted
 
@@ -20,7 +20,7 @@ RECENT_SEGMENTS = 64
 """Gate and copy head are averaged over so many segments: the trend of a job, not its history."""
 RECENT_FAILURES = 10
 
-_COUNTED = {"retry": "retries", "stall": "stalls", "worker_lost": "lost_workers"}
+_COUNTED = {"retry": "retries", "stalled": "stalls", "lost": "lost_workers"}
 
 
 class JobState(JobObserver):
@@ -107,10 +107,8 @@ class JobState(JobObserver):
         self._in_flight_bytes = in_flight_bytes
         self._lag_segments = lag_segments
 
-    def worker_event(self, event: WorkerEvent) -> None:
-        if event.kind == "store_recovery":
-            self._counts["store_recoveries"] += 1
-        elif event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
+    def worker_event(self, event: ExecutorEvent) -> None:
+        if event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
             stage = self._stages[event.stage]
             self._stages[event.stage] = replace(stage, **{counted: getattr(stage, counted) + 1})
 

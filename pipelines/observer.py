@@ -1,23 +1,9 @@
 """What a running job tells whoever wants to know: the display, the log, the status file, the metrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from longmem.errors import LongMemError
-from longmem.executor import Completion, Stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerEvent:
-    """Something that happened to a worker or to the store, and that the job survived."""
-
-    kind: str
-    """`retry`, `stall`, `worker_lost`, `store_recovery`, or another one that is only logged."""
-    message: str
-    stage: Stage | None = None
-    document: str | None = None
-    segment: int | None = None
-    worker: str | None = None
+from longmem.executor import Completion, ExecutorEvent, Stage
 
 
 class JobObserver:
@@ -41,8 +27,8 @@ class JobObserver:
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         """Called several times a second: how full everything is now."""
 
-    def worker_event(self, event: WorkerEvent) -> None:
-        """A retry, a stall, a lost worker, a recovery."""
+    def worker_event(self, event: ExecutorEvent) -> None:
+        """Something happened to a worker, and the job goes on."""
 
 
 class Observers(JobObserver):
@@ -75,6 +61,6 @@ class Observers(JobObserver):
         for each in self._observers:
             each.levels(queue_depths, in_flight_bytes, lag_segments)
 
-    def worker_event(self, event: WorkerEvent) -> None:
+    def worker_event(self, event: ExecutorEvent) -> None:
         for each in self._observers:
             each.worker_event(event)

@@ -97,7 +97,7 @@ class PerplexityRun:
             for completion in self._executor.wait(WAIT_S):
                 self._complete(completion)
             for event in self._executor.events():
-                self._progress.note(event.message)
+                self._observer.worker_event(event)
             for key, failed in self._scheduler.remove_finished():
                 self._finish(key, failed)
             self._observer.levels(

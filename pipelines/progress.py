@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from longmem.errors import LongMemError
-from longmem.executor import STAGES, Completion, Stage
-from pipelines.observer import JobObserver, WorkerEvent
+from longmem.executor import STAGES, Completion, ExecutorEvent, Stage
+from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
 
 REFRESH_S = 0.25
@@ -112,7 +112,7 @@ class Progress(JobObserver):
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
         self.queues(queue_depths, in_flight_bytes)
 
-    def worker_event(self, event: WorkerEvent) -> None:
+    def worker_event(self, event: ExecutorEvent) -> None:
         self.note(event.message)
 
     def note(self, text: str) -> None:

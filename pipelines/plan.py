@@ -1,0 +1,380 @@
+"""What a job will take, computed from unit costs before it starts: time, memory, disk and network on N nodes.
+
+A pure calculation. Stages run side by side and buffer only a few segments between them, so a segment takes as long as
+its slowest stage: encoders, stores, readers, the driver, or all cores together. That is summed over segments, because
+scoring gets dearer while a document's window fills. In one process the stages follow each other and add up instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from longmem.errors import ConfigError
+from pipelines.plan_costs import UnitCosts
+
+Retention = Literal["window", "document", "forever"]
+
+MOST_STORES = 4
+"""That are suggested: documents follow each other, so more stores would rarely all have work."""
+IN_FLIGHT_PER_WORKER = 4
+"""Encoded segments that may wait, as `longmem perplexity` has it by default."""
+READ_SEGMENTS = 8
+"""Blocks that a reader fetches at a time, at most."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Documents by their number of tokens, and what the store keeps of them. Raises ConfigError."""
+
+    document_tokens: tuple[int, ...]
+    retention: Retention = "document"
+
+    def __post_init__(self) -> None:
+        if not self.document_tokens or min(self.document_tokens) < 1:
+            raise ConfigError("a plan needs documents of at least one token each")
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.document_tokens)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the job would run. Raises ConfigError."""
+
+    nodes: int = 1
+    cores_per_node: float = 1
+    encoders: int = 1
+    readers: int = 1
+    stores: int = 1
+    threads: int = 1
+    """Torch threads of each worker, for which the costs were measured."""
+    in_process: bool = False
+    """`--address none`: no pools, one thing after the other."""
+    window_cap_bytes: int = 2**30
+    """Windows that a reader keeps."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "encoders", "readers", "stores", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.cores_per_node <= 0:
+            raise ConfigError(f"--cores-per-node must be positive, got {self.cores_per_node:g}")
+        if self.in_process and self.nodes > 1:
+            raise ConfigError(f"--address none runs in one process: it cannot use {self.nodes} nodes")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage over the whole job."""
+
+    busy_s: float
+    """Seconds of all its workers together."""
+    workers: float
+    """Those that can work at the same time; on average, so not always whole."""
+    tokens_per_s: float
+    """What the stage alone would reach."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job takes."""
+
+    workload: Workload
+    cluster: Cluster
+    num_segments: int
+    wall_s: float
+    """From the first segment to the last result: `wall_s` of a job's summary."""
+    start_s: float
+    """Before that: Ray, workers, models."""
+    cpu_s: float
+    """Of all processes."""
+    stages: dict[str, StagePlan]
+    limited_s: dict[str, float]
+    """Seconds of `wall_s` in which each was the slowest: `encode`, `put`, `score`, `driver`, or all `cores`."""
+    ram_bytes_per_node: int
+    object_store_bytes: int
+    """In the whole cluster at once."""
+    disk_bytes: int
+    """Of the memory store at its largest."""
+    result_bytes: int
+    network_bytes: dict[str, int]
+    """Between nodes, in the whole job, by what travels."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.workload.num_tokens / self.wall_s
+
+    @property
+    def bottleneck(self) -> str:
+        """What is the slowest for most of the time."""
+        return max(self.limited_s, key=lambda name: self.limited_s[name])
+
+    @property
+    def network_bytes_per_node(self) -> int:
+        """Sent by each node on average."""
+        return sum(self.network_bytes.values()) // self.cluster.nodes
+
+    @property
+    def network_mb_per_s(self) -> float:
+        """Sent by each node on average while the job runs, in 10⁶ bytes."""
+        return self.network_bytes_per_node / self.wall_s / 1e6
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Kinds of segments: all with as many tokens in the window and of the same length count once."""
+
+    window_tokens: np.ndarray
+    share: np.ndarray
+    """Their length over that of a full segment."""
+    count: np.ndarray
+
+    @property
+    def total(self) -> int:
+        return int(self.count.sum())
+
+    @property
+    def full(self) -> float:
+        """As many full segments have as many tokens."""
+        return float((self.count * self.share).sum())
+
+
+def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
+    """The plan of a job with these workers.
+
+    Raises ConfigError for a plan on Ray from costs without Ray.
+    """
+    if not cluster.in_process and costs.ray is None:
+        raise ConfigError("these costs were measured without Ray; measure again with --address local")
+    segments = _segments(costs, workload)
+    times = _times(costs, workload, segments, cluster)
+    cpu_s = times.cpu_s + costs.tokenise_s * workload.num_tokens
+    cpu_s += costs.forget.cpu_s * _forgotten(workload)
+    return Plan(
+        workload=workload,
+        cluster=cluster,
+        num_segments=segments.total,
+        wall_s=times.wall_s + _edges_s(costs, workload, cluster),
+        start_s=costs.load_s if cluster.in_process or costs.ray is None else costs.ray.start_s,
+        cpu_s=cpu_s,
+        stages={
+            stage: StagePlan(busy_s, times.workers[stage], _rate(workload.num_tokens * times.workers[stage], busy_s))
+            for stage, busy_s in times.busy_s.items()
+        },
+        limited_s=times.limited_s,
+        ram_bytes_per_node=_ram_bytes(costs, workload, cluster, segments),
+        object_store_bytes=_object_store_bytes(costs, cluster, segments),
+        disk_bytes=_disk_bytes(costs, workload, cluster, segments),
+        result_bytes=costs.record_bytes * segments.total,
+        network_bytes=_network_bytes(costs, cluster, segments),
+    )
+
+
+def suggest(
+    costs: UnitCosts,
+    workload: Workload,
+    cluster: Cluster,
+    *,
+    encoders: int | None = None,
+    readers: int | None = None,
+    stores: int | None = None,
+) -> Cluster:
+    """The same cluster with the numbers of workers that finish first; of equals, the fewest. Numbers that are given
+    stay; the others are such that the cores carry all encoders and readers, or one of each.
+    """
+    if cluster.in_process:
+        return cluster
+    places = int(cluster.nodes * cluster.cores_per_node / cluster.threads)
+    segments = _segments(costs, workload)
+    best: tuple[tuple[float, int], Cluster] | None = None
+    for num_encoders in [encoders] if encoders else _numbers(max(1, places - (readers or 1))):
+        for num_readers in [readers] if readers else _numbers(max(1, places - num_encoders)):
+            for num_stores in [stores] if stores else range(1, MOST_STORES + 1):
+                tried = replace(cluster, encoders=num_encoders, readers=num_readers, stores=num_stores)
+                wall_s = _times(costs, workload, segments, tried).wall_s
+                rank = (round(wall_s, 6), num_encoders + num_readers + num_stores)
+                if best is None or rank < best[0]:
+                    best = (rank, tried)
+    assert best is not None, "there is always room for one encoder and one reader"
+    return best[1]
+
+
+def _numbers(most: int) -> Sequence[int]:
+    """1, 2, 3, … and from ten on in steps of a tenth, up to `most`; what is tried for few is tried for more, too."""
+    tried = [1]
+    while (following := max(tried[-1] + 1, int(tried[-1] * 1.1))) <= most:
+        tried.append(following)
+    return tried
+
+
+@dataclass(frozen=True)
+class _Times:
+    wall_s: float
+    """Of the work itself, without its beginning and end."""
+    cpu_s: float
+    busy_s: dict[str, float]
+    workers: dict[str, float]
+    limited_s: dict[str, float]
+
+
+def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: Cluster) -> _Times:
+    wall, cpu = _per_segment(costs, segments, cluster)
+    busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
+    cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
+    if cluster.in_process:
+        # one after the other: the whole time belongs to the stages, in their shares
+        return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
+    workers = {
+        "encode": float(cluster.encoders),
+        # a document belongs to one store: others work only while segments of other documents wait too
+        "put": min(float(cluster.stores), _open_documents(workload, cluster, segments)),
+        "score": float(cluster.readers),
+        "driver": 1.0,
+    }
+    limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
+    limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / (cluster.nodes * cluster.cores_per_node)
+    table: np.ndarray = np.stack(list(limits.values()))
+    spent = table.max(axis=0) * segments.count
+    slowest = table.argmax(axis=0)
+    limited = {name: float(spent[slowest == row].sum()) for row, name in enumerate(limits)}
+    return _Times(float(spent.sum()), cpu_s, busy, workers, limited)
+
+
+def _waiting(cluster: Cluster) -> int:
+    return IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers)
+
+
+def _open_documents(workload: Workload, cluster: Cluster, segments: _Segments) -> float:
+    """Documents of which segments are in work at once, on average: one, and those whose segments wait meanwhile."""
+    if cluster.in_process:
+        return 1.0
+    documents = len(workload.document_tokens)
+    return min(float(documents), 1.0 + _waiting(cluster) * documents / segments.total)
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds else float("inf")
+
+
+def _forgotten(workload: Workload) -> int:
+    """Documents that are deleted from the store."""
+    return 0 if workload.retention == "forever" else len(workload.document_tokens)
+
+
+def _segments(costs: UnitCosts, workload: Workload) -> _Segments:
+    size, memory = costs.segment_tokens, costs.memory_tokens
+    full = np.array([tokens // size for tokens in workload.document_tokens])
+    rest = np.array([tokens % size for tokens in workload.document_tokens])
+    level = -(-memory // size)
+    """From this index on the window is full."""
+    levels = np.arange(level + 1)
+    # documents that have more full segments than so: as many segments with that index
+    count = np.array([(full > index).sum() for index in levels])
+    count[level] = np.maximum(full - level, 0).sum()
+    ends = rest > 0
+    window = np.concatenate([levels, np.minimum(full[ends], level)]) * size
+    share = np.concatenate([np.ones(len(levels)), rest[ends] / size])
+    counts = np.concatenate([count, np.ones(int(ends.sum()), dtype=count.dtype)])
+    kept = counts > 0
+    return _Segments(np.minimum(window, memory)[kept], share[kept], counts[kept])
+
+
+def _per_segment(
+    costs: UnitCosts, segments: _Segments, cluster: Cluster
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Wall and CPU seconds of one segment of each kind, by stage."""
+    window, share = segments.window_tokens, segments.share
+    some = window > 0
+    ones = np.ones(len(window))
+    # readers take turns in a document, and each of them needs every block of it
+    more = 0 if cluster.in_process else cluster.readers - 1
+    score = costs.score
+    read = some * (costs.read.wall_s + more * costs.read_more.wall_s)
+    wall: dict[str, np.ndarray] = {
+        "encode": costs.encode.wall_s * share,
+        "put": costs.put.wall_s * ones,
+        "score": np.where(some, score.wall.at(window), score.empty.wall_s) * share + read,
+        "driver": costs.record.wall_s * ones,
+    }
+    read_cpu = some * (costs.read.cpu_s + more * costs.read_more.cpu_s)
+    cpu: dict[str, np.ndarray] = {
+        "encode": costs.encode.cpu_s * share,
+        "put": costs.put.cpu_s * ones,
+        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read_cpu,
+        "driver": costs.record.cpu_s * ones,
+    }
+    if costs.ray is not None and not cluster.in_process:
+        cpu["ray"] = costs.ray.call.cpu_s * share
+    return wall, cpu
+
+
+def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
+    """Before every stage has work and after the first has none; and the deletion of documents."""
+    first_text = costs.tokenise_s * workload.document_tokens[0]
+    forget = costs.forget.wall_s * _forgotten(workload)
+    if cluster.in_process or costs.ray is None:
+        return first_text + forget
+    # the first segment has the encoder to itself, the last one the reader
+    last = min(workload.document_tokens[-1], costs.memory_tokens)
+    score = float(costs.score.wall.at(np.array(last)))
+    return first_text + forget + costs.encode.wall_s + score + costs.ray.call.wall_s
+
+
+def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
+    documents = ceil(_open_documents(workload, cluster, segments))
+    filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
+    window = costs.window_bytes * filled
+    # the window that is being read stays, whatever the cap
+    windows = int(max(window, min(documents * window, cluster.window_cap_bytes)))
+    if cluster.in_process or costs.ray is None:
+        return costs.process_bytes + windows
+    encoders, readers, stores = (
+        -(-count // cluster.nodes) for count in (cluster.encoders, cluster.readers, cluster.stores)
+    )
+    objects = _object_store_bytes(costs, cluster, segments)
+    return (
+        encoders * costs.ray.encoder_bytes
+        + readers * (costs.ray.reader_bytes + windows)
+        + stores * costs.ray.store_bytes
+        + costs.ray.daemon_bytes
+        + -(-objects // cluster.nodes)
+    )
+
+
+def _object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> int:
+    if cluster.in_process:
+        return 0
+    waiting = min(_waiting(cluster), segments.total)
+    fetched = min(READ_SEGMENTS, cluster.readers) * cluster.readers * (costs.memory_tokens > 0)
+    return waiting * costs.segment_bytes + fetched * costs.block_bytes
+
+
+def _disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
+    if not costs.memory_tokens:
+        return 0
+    tokens = sorted(workload.document_tokens, reverse=True)
+    if workload.retention == "window":
+        tokens = [min(each, costs.memory_tokens + costs.segment_tokens) for each in tokens]
+    if workload.retention != "forever":
+        # the longest, and of the one after it what is encoded ahead
+        open_documents = _open_documents(workload, cluster, segments)
+        whole = int(open_documents)
+        last = int(tokens[whole] * (open_documents - whole)) if whole < len(tokens) else 0
+        tokens = [*tokens[:whole], last]
+    return int(sum(tokens) / costs.segment_tokens * costs.block_bytes * costs.store_overhead)
+
+
+def _network_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> dict[str, int]:
+    """At most: as if workers, spread evenly, took segments whatever node their data is on, so that they are elsewhere
+    with (N - 1)/N, and every reader read every document."""
+    elsewhere = (cluster.nodes - 1) / cluster.nodes
+    stored = segments.full * (costs.memory_tokens > 0)
+    return {
+        "taps and block to a reader": int(elsewhere * segments.full * costs.segment_bytes),
+        "block to the store": int(elsewhere * stored * costs.block_bytes),
+        "blocks from the store": int(elsewhere * stored * costs.block_bytes * cluster.readers),
+    }

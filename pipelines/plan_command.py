@@ -1,0 +1,180 @@
+"""`longmem plan`: options become a workload and a cluster; costs are measured or read; the plan is printed."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from longmem.errors import ConfigError
+from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, num_cores
+
+if TYPE_CHECKING:
+    from longmem.model_source import ModelSource
+    from pipelines.plan_costs import UnitCosts
+
+EXIT_OFF = 1
+"""The check found throughput off by more than a quarter."""
+
+
+class KeptMemory(StrEnum):
+    """What the store keeps of a document that is scored."""
+
+    WINDOW = "window"
+    DOCUMENT = "document"
+    FOREVER = "forever"
+
+
+class Engine(StrEnum):
+    """What finds chunks in a reader's window."""
+
+    TORCH = "torch"
+    FAISS = "faiss"
+
+
+def plan(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT", show_default=False, help="Documents, as in `longmem perplexity`; or give --tokens."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Instead of INPUT: tokens of each document.", show_default=False)
+    ] = None,
+    documents: Annotated[int, typer.Option(help="With --tokens: how many documents.")] = 1,
+    limit_documents: Annotated[int | None, typer.Option(help="Only the first N documents.", show_default=False)] = None,
+    nodes: Annotated[int, typer.Option(help="Machines like this one.")] = 1,
+    cores_per_node: Annotated[float | None, typer.Option(help="Cores of each.", show_default="this machine's")] = None,
+    encoders: Annotated[int | None, typer.Option(help="Encoder actors.", show_default="the best number")] = None,
+    readers: Annotated[int | None, typer.Option(help="SideNet actors.", show_default="the best number")] = None,
+    stores: Annotated[int | None, typer.Option(help="Store actors.", show_default="the best number")] = None,
+    retention: Annotated[
+        KeptMemory, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
+    ] = KeptMemory.DOCUMENT,
+    address: Annotated[str, typer.Option(help="local (pools on Ray) or none (one process).")] = "local",
+    model: Annotated[
+        str | None, typer.Option(help="LongMem folder, or a Hugging Face backbone.", show_default="reference model")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Torch threads of each worker.", show_default="1, all cores with --address none")
+    ] = None,
+    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
+    memory_tokens: Annotated[int | None, typer.Option(help="Past tokens to read.", show_default="the model's")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Tokens retrieved per token.", show_default="the model's")] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Tokens found and read together.", show_default="the model's")
+    ] = None,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Local context only.")] = False,
+    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
+    search: Annotated[Engine, typer.Option(help="Search engine for chunks.")] = Engine.TORCH,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 40.0,
+    costs: Annotated[
+        Path | None, typer.Option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
+    ] = None,
+    save_costs: Annotated[Path | None, typer.Option(help="Write the measured costs there.", show_default=False)] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also run the job on this machine and compare; exit code 1 if off by 25%.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.
+
+    **Example:** `longmem plan books/ --nodes 4 --cores-per-node 16`, or `longmem plan --tokens 100000 --documents 5000`
+    """
+    console = Console(stderr=True)
+    with exit_codes(console, Path()):
+        if address not in ("none", "local"):
+            raise ConfigError(f"--address must be local or none, got {address!r}: a plan is measured on this machine")
+        if (tokens is None) == (not inputs):
+            raise ConfigError("a plan needs documents: give INPUT, or --tokens (and --documents), and not both")
+        if check and not inputs:
+            raise ConfigError("--check runs the job, so it needs INPUT instead of --tokens")
+        if no_memory and memory_tokens:
+            raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
+        for name, value in (("--seconds", seconds), ("--threads", threads), ("--tokens", tokens)):
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        if documents < 1:
+            raise ConfigError(f"--documents must be at least 1, got {documents}")
+        # torch and transformers take seconds to load: not for --help
+        from longmem.model_source import REFERENCE_MODEL, ModelSource
+        from pipelines import plan_view
+        from pipelines.doctor import usable_cores
+        from pipelines.plan import Cluster, Workload, predict, suggest
+        from pipelines.plan_input import document_tokens
+
+        in_process = address == "none"
+        given = {
+            "segment_tokens": segment_tokens,
+            "memory_tokens": 0 if no_memory else memory_tokens,
+            "top_k": top_k,
+            "chunk_tokens": chunk_tokens,
+        }
+        source = ModelSource(
+            local_or_hub(model or str(REFERENCE_MODEL)),
+            dtype=dtype.value,
+            search=search.value,
+            settings={name: value for name, value in given.items() if value is not None},
+        )
+        here = Cluster(
+            cores_per_node=usable_cores(),
+            threads=threads or (num_cores() if in_process else 1),
+            in_process=in_process,
+        )
+        cluster = Cluster(
+            nodes=nodes,
+            cores_per_node=here.cores_per_node if cores_per_node is None else cores_per_node,
+            threads=here.threads,
+            in_process=in_process,
+        )
+        if inputs:
+            lengths = document_tokens(local_inputs(inputs), source, limit_documents)
+        else:
+            lengths = (tokens or 0,) * min(documents, limit_documents or documents)
+        workload = Workload(lengths, retention.value)
+        unit_costs = _costs(source, here.threads, in_process, seconds, costs, console)
+        if save_costs is not None:
+            from pipelines.plan_costs import save_costs as save
+
+            save(unit_costs, save_costs)
+        best = suggest(unit_costs, workload, cluster)
+        chosen = suggest(unit_costs, workload, cluster, encoders=encoders, readers=readers, stores=stores)
+        planned, suggested = predict(unit_costs, workload, chosen), predict(unit_costs, workload, best)
+        comparison = None
+        if not as_json:
+            plan_view.print_plan(Console(), planned, suggested, unit_costs)
+        if check:
+            from pipelines.plan_check import check_plan
+
+            tried = suggest(unit_costs, workload, here, encoders=encoders, readers=readers, stores=stores)
+            comparison = check_plan(
+                local_inputs(inputs or []), source, workload, tried, unit_costs, limit_documents, seconds, console
+            )
+            if not as_json:
+                plan_view.print_comparison(Console(), comparison)
+        if as_json:
+            typer.echo(json.dumps(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2))
+    if comparison is not None and not comparison.passed:
+        raise typer.Exit(EXIT_OFF)
+
+
+def _costs(
+    source: "ModelSource", threads: int, in_process: bool, seconds: float, saved: Path | None, console: Console
+) -> "UnitCosts":
+    from longmem.model_source import describe
+    from pipelines.plan_costs import load_costs
+    from pipelines.plan_measure import identity_of, measure_apart
+
+    if saved is not None:
+        return load_costs(saved, identity_of(describe(source.open()), source, threads), with_ray=not in_process)
+    with console.status("measuring what one segment costs") as status:
+        costs = measure_apart(source, threads, seconds)
+        if not in_process:
+            from pipelines.plan_measure_ray import with_ray_costs
+
+            status.update("measuring what Ray adds")
+            costs = with_ray_costs(costs, source, threads, seconds / 3)
+    return costs

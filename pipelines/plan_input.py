@@ -1,0 +1,33 @@
+"""How long the documents of a job are, in tokens."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from longmem.errors import ConfigError
+from longmem.model_source import ModelSource
+from longmem.text.documents import UnreadableDocument, find_files, read_documents
+
+EXACT_DOCUMENTS = 50
+"""Documents that are tokenised. Of those after them only the bytes are counted: a plan must not take an hour."""
+
+
+def document_tokens(inputs: Sequence[str], source: ModelSource, limit: int | None) -> tuple[int, ...]:
+    """Tokens of every document that can be read, in their order; beyond EXACT_DOCUMENTS estimated from the bytes.
+
+    Raises ConfigError for inputs that do not exist, or hold no readable document.
+    """
+    tokenizer = source.open_tokenizer()
+    lengths: list[int] = []
+    tokens = num_bytes = 0
+    for document in islice(read_documents(find_files(inputs)), limit):
+        if isinstance(document, UnreadableDocument) or not document.text:
+            continue
+        if len(lengths) < EXACT_DOCUMENTS:
+            lengths.append(len(tokenizer.sequence(document.text)))
+            tokens += lengths[-1]
+            num_bytes += document.num_bytes
+        else:
+            lengths.append(max(1, round(document.num_bytes * tokens / num_bytes)))
+    if not lengths:
+        raise ConfigError(f"no readable document in {', '.join(inputs)}")
+    return tuple(lengths)
