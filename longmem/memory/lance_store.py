@@ -106,6 +106,9 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
         self.fingerprint()
 
+    def __enter__(self) -> "LanceMemoryStore":
+        return self
+
     def put(self, block: KVBlock) -> PutReceipt:
         self._check_open()
         check_block(block)

@@ -8,7 +8,6 @@ the store and gathered keys back costs about 60 times more bytes than holding ea
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -101,7 +100,7 @@ class AbstractMemoryStore(AbstractBlockSource):
     def close(self) -> None:
         """Release handles and caches; every later call raises StoreError. Closing twice is allowed."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "AbstractMemoryStore":
         return self
 
     def __exit__(

@@ -188,6 +188,94 @@ def test_a_job_that_was_stopped_and_resumed_gives_the_same_bytes(
     assert kept > 0 or after == [1]
 
 
+# --- how long the memory is kept --------------------------------------------------------------------------------
+
+WINDOW_SEGMENTS = 3
+
+
+@pytest.fixture(scope="module")
+def short_window(job: Job, checkpoints: dict[str, Path]) -> Job:
+    """Jobs whose windows are much shorter than the longest text."""
+    source = ModelSource(str(checkpoints["default"]), settings={"memory_tokens": WINDOW_SEGMENTS * 32})
+    return lambda *args, retention="document", durability="process", **kwargs: replace(
+        job(*args, **kwargs), model=source, retention=retention, durability=durability
+    )
+
+
+@pytest.fixture(scope="module")
+def with_short_window(short_window: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return run(short_window(tmp_path_factory.mktemp("inline") / "out"))
+
+
+class Watched(InlineExecutor):
+    """Counts the most blocks that were ever in the store at once, and all that were written."""
+
+    most: int = 0
+    written: int = 0
+
+    def wait(self, timeout_s: float) -> list[Completion]:
+        completions = super().wait(timeout_s)
+        for each in completions:
+            self.most = max(self.most, len(self.stored(each.segment.key)))
+            self.written += each.stage == "put"
+        return completions
+
+
+@pytest.mark.parametrize("retention", ["window", "forever"])
+def test_retention_changes_no_byte(
+    retention: str,
+    with_short_window: dict[str, bytes],
+    short_window: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And with `window`, what is stored is bounded by it, however long the document; the quota can be so too."""
+    opened: list[Watched] = []
+
+    def opening(job: PerplexityJob) -> AbstractExecutor:
+        opened.append(Watched(job.model.open(), job.store_settings.open()))
+        return opened[-1]
+
+    monkeypatch.setattr(pipelines.job, "open_executor", opening)
+    monkeypatch.setattr(pipelines.job, "TRIM_EVERY", 2)
+    assert run(short_window(tmp_path / "out", retention=retention)) == with_short_window
+    num_segments = -(-LENGTHS["b-long"] // 32)
+    if retention == "forever":
+        assert opened[0].most == num_segments
+        return
+    bound = WINDOW_SEGMENTS + 2 + Limits(8, 1).max_in_flight_segments
+    assert opened[0].most <= bound < num_segments
+
+
+def test_a_resumed_job_does_not_write_again_what_no_window_reaches(
+    with_short_window: dict[str, bytes], short_window: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.job, "TRIM_EVERY", 2)
+    out = tmp_path / "out"
+    # in the middle of the long text
+    interrupted(short_window(out, retention="window"), 45, monkeypatch)
+    scored = segments_in_journal(out)
+    opened: list[Watched] = []
+
+    def opening(job: PerplexityJob) -> AbstractExecutor:
+        opened.append(Watched(job.model.open(), job.store_settings.open()))
+        return opened[-1]
+
+    monkeypatch.setattr(pipelines.job, "open_executor", opening)
+    assert run(short_window(out, resume=True, retention="window")) == with_short_window
+    total = pq.read_metadata(out / "segments.parquet").num_rows
+    assert 5 < scored < total
+    assert opened[0].written <= total - scored
+
+
+@pytest.mark.ray
+def test_ray_workers_trim_and_wait_for_the_disk(
+    ray_cluster: None, with_short_window: dict[str, bytes], short_window: Job, tmp_path: Path
+) -> None:
+    one = short_window(tmp_path / "out", encoders=1, readers=1, stores=2, retention="window", durability="power")
+    assert run(one) == with_short_window
+
+
 def segments_in_journal(out: Path) -> int:
     return (out / "journal.jsonl").read_bytes().count(b'"kind":"segment"')
 

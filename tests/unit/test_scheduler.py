@@ -5,7 +5,7 @@ step what must always hold.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -46,6 +46,8 @@ class Job:
     slots: dict[Stage, int]
     write: bool
     seed: int
+    keep: bool = True
+    """False: whatever no segment needs any more is removed at once."""
 
 
 @dataclass
@@ -63,7 +65,9 @@ class Driver:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.scheduler = SegmentScheduler(job.limits, SEGMENT_BYTES, job.segment_tokens, job.memory_tokens, job.write)
+        self.scheduler = SegmentScheduler(
+            job.limits, SEGMENT_BYTES, job.segment_tokens, job.memory_tokens, job.write, job.keep
+        )
         self.running: list[tuple[Stage, Segment]] = []
 
     def run(self) -> "Driver":
@@ -133,11 +137,17 @@ class Driver:
             elif stage == "put":
                 self.stored.add((segment.key, segment.index))
             released = self.scheduler.finish(stage, segment)
+            if stage == "score" and not self.job.keep:
+                self.trim(segment.key)
         for each in released:
             place = (each.key, each.index)
             assert place in self.encoded
             assert not any((each.key, each.index) == (other.key, other.index) for _, other in self.running)
             self.released[place] += 1
+
+    def trim(self, key: DocumentKey) -> None:
+        first = self.scheduler.first_needed(key)
+        self.stored = {place for place in self.stored if place[0] != key or place[1] >= first}
 
     def of(self, stage: Stage, number: int) -> dict[int, int]:
         """How often each segment of a document was started."""
@@ -214,6 +224,22 @@ def test_a_resumed_job_does_only_what_is_left(job: Job) -> None:
         assert driver.of("put", number) == once(to_store)
         assert driver.of("encode", number) == once(to_score | to_store)
     assert driver.released == Counter(dict.fromkeys(driver.encoded, 1))
+
+
+@given(job=jobs(resumed=True))
+@settings(max_examples=300)
+def test_what_is_not_kept_is_stored_only_for_who_will_read_it(job: Job) -> None:
+    """And what no window reaches any more can be removed at any time: the driver checks it with every score."""
+    driver = Driver(replace(job, keep=False)).run()
+    assert driver.ended == {key_of(number): False for number in range(len(job.books))}
+    for number, book in enumerate(job.books):
+        everything = set(range(book.num_segments(job.segment_tokens)))
+        to_score = everything - book.scored
+        assert driver.of("score", number) == once(to_score)
+        first = max(0, min(to_score, default=0) * job.segment_tokens - job.memory_tokens) // job.segment_tokens
+        to_store = {index for index in everything - book.stored if index >= first} if to_score and job.write else set()
+        assert driver.of("put", number) == once(to_store)
+        assert driver.of("encode", number) == once(to_score | to_store)
 
 
 @given(job=jobs(resumed=True, failing=True))
