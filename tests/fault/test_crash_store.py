@@ -89,6 +89,7 @@ def assert_told(store: Path, folder: Path, seed: int, count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_many_rounds_lose_nothing(tmp_path: Path) -> None:
     """90 s: more rounds on one store, a death at every step, and damage to the store that came through them."""
     found = run_rounds(tmp_path / "rounds", 11, num_rounds=6, lives=6).summary()
