@@ -114,10 +114,10 @@ class Supervisor:
             self._check_manned(stage, pool, now)
         if now - self._last_asked_s >= self._ask_every_s:
             self._last_asked_s = now
-            waiting = {id(question.worker) for question in self._asked.values()}
+            waiting = {id(question.of) for question in self._asked.values()}
             for pool in self._pools.values():
                 for worker in pool.usable:
-                    if id(worker) not in waiting:
+                    if id(worker.info) not in waiting:
                         self._asked[worker.actor.alive.remote()] = _Question(worker, worker.info, now)
 
     @property

@@ -1,0 +1,149 @@
+"""Deadlines of the supervisor on a clock of the test's own; nothing here needs a running Ray.
+
+What needs real processes that die or stop is in tests/fault/test_dispatch.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import actors.supervision
+from actors.policy import Patience
+from actors.pool import ActorPool, Worker
+from actors.store import StorePool
+from actors.supervision import Supervisor
+from actors.worker import WorkerInfo
+from longmem.errors import ClusterError, ConfigError
+from longmem.executor import Stage
+
+
+class Call:
+    """A method of an actor that never answers."""
+
+    def remote(self) -> object:
+        return object()
+
+
+class Silent:
+    """An actor that never answers."""
+
+    ready = alive = Call()
+
+
+@dataclass
+class Watch:
+    """A supervisor of `sizes` workers that are all ready, and its clock."""
+
+    supervisor: Supervisor
+    pools: dict[Stage, ActorPool]
+    killed: list[WorkerInfo]
+    now: list[float] = field(default_factory=lambda: [100.0])
+
+    def worker(self, stage: Stage = "encode", rank: int = 0) -> Worker:
+        return self.pools[stage].workers[rank]
+
+    def after(self, seconds: float, step: float = 1.0) -> list[str]:
+        """Kinds of events while `check` is called every `step` seconds."""
+        for _ in range(round(seconds / step)):
+            self.now[0] += step
+            self.supervisor.check()
+        kinds = [event.kind for event in self.supervisor.events]
+        self.supervisor.events.clear()
+        return kinds
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, patience: Patience, encoders: int = 1, stores: int = 1) -> Watch:
+    killed: list[WorkerInfo] = []
+
+    def kill(info: WorkerInfo) -> object:
+        killed.append(info)
+        return object()
+
+    monkeypatch.setattr(actors.supervision, "kill_process", kill)
+    sizes: list[tuple[Stage, Any, int]] = [("encode", ActorPool, encoders), ("put", StorePool, stores)]
+    pools = {
+        stage: kind([Silent()] * size, [f"{stage}-{rank}" for rank in range(size)]) for stage, kind, size in sizes
+    }
+    now = [100.0]
+    supervisor = Supervisor(pools, patience, lambda _stage, _result: None, lambda: now[0])
+    watching = Watch(supervisor, pools, killed, now)
+    for pool in pools.values():
+        for worker in pool.workers:
+            worker.info = WorkerInfo(pid=1, created_s=0.0, node_id="node", result=worker.name)
+    return watching
+
+
+def test_silence_is_told_once_and_then_killed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch, Patience(silent_s=10, kill_s=20), encoders=2)
+    assert seen.after(5) == []
+    # asked after 5 s, and silent since
+    assert seen.after(10) == []
+    assert seen.after(1) == ["stalled"] * 3
+    assert seen.after(9) == []
+    assert seen.after(1) == ["killed"] * 3
+    assert seen.after(60) == []
+    assert [info.result for info in seen.killed] == ["encode-0", "encode-1", "put-0"]
+
+
+def test_a_worker_that_starts_again_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked of its last incarnation says nothing of the new one, which is asked itself."""
+    seen = watch(monkeypatch, Patience(silent_s=10, kill_s=20, recover_s=1000))
+    seen.after(6)
+    for pool in seen.pools.values():
+        for worker in pool.workers:
+            worker.info = WorkerInfo(pid=2, created_s=1.0, node_id="node", result=worker.name)
+    assert seen.after(13) == []
+    assert seen.after(10) == ["stalled"] * 2
+    assert seen.killed == []
+
+
+def test_nobody_is_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that was stopped for an hour finds its questions an hour old."""
+    seen = watch(monkeypatch, Patience(silent_s=10, kill_s=20, task_s=30, recover_s=60))
+    seen.worker().tasks.append(object())
+    seen.worker().first_since_s = 100.0
+    seen.after(6)
+    assert seen.after(3600, step=3600) == []
+    assert seen.after(9) == []
+    assert seen.after(1) == ["stalled"] * 2
+
+
+def test_a_task_has_a_deadline_and_a_worker_without_tasks_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch, Patience(task_s=30, silent_s=1e6, kill_s=1e6), encoders=2)
+    seen.worker(rank=1).tasks.append(object())
+    seen.worker(rank=1).first_since_s = 100.0
+    assert seen.after(30) == []
+    assert seen.after(1) == ["killed"]
+    assert seen.after(100) == []
+    assert [info.result for info in seen.killed] == ["encode-1"]
+
+
+def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch, Patience(recover_s=60, silent_s=1e6, kill_s=1e6), encoders=2)
+    seen.worker(rank=0).info = None
+    seen.after(100)
+    info, seen.worker(rank=1).info = seen.worker(rank=1).info, None
+    seen.after(50)
+    seen.worker(rank=1).info = info
+    seen.after(1)
+    seen.worker(rank=1).info = None
+    seen.after(60)
+    with pytest.raises(ClusterError, match=r"no worker for encode for 60 s.*--resume"):
+        seen.after(2)
+
+
+def test_every_store_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document belongs to one of them, and the others cannot take its place."""
+    seen = watch(monkeypatch, Patience(recover_s=60, silent_s=1e6, kill_s=1e6), stores=2)
+    seen.worker("put", 1).info = None
+    with pytest.raises(ClusterError, match="no worker for put for 60 s"):
+        seen.after(63)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tries": 0}, {"task_s": -1.0}, {"silent_s": 10.0, "kill_s": 9.0}, {"recover_s": 0.0}]
+)
+def test_patience_is_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Patience(**wrong)
