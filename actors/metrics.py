@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from actors.snapshot import JobSnapshot
-from longmem.executor import STAGES, Stage
+from longmem.stages import STAGES, Stage
 
 Kind = Literal["counter", "gauge", "histogram"]
 Series = tuple[str, tuple[tuple[str, str], ...]]

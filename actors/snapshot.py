@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from longmem.errors import OutputError
-from longmem.executor import STAGES, Stage
+from longmem.stages import STAGES, Stage
 
 State = Literal["running", "finished", "failed", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from longmem.errors import LongMemError
-from longmem.executor import Completion, Stage
+from longmem.stages import Stage
+
+if TYPE_CHECKING:
+    from longmem.executor import Completion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class JobObserver:
     def found_stored(self, document: str, num_bytes: int) -> None:
         """The store already holds so much of a document."""
 
-    def task_ended(self, completion: Completion) -> None:
+    def task_ended(self, completion: "Completion") -> None:
         """A task gave a result or an error."""
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
@@ -59,7 +63,7 @@ class Observers(JobObserver):
         for each in self._observers:
             each.found_stored(document, num_bytes)
 
-    def task_ended(self, completion: Completion) -> None:
+    def task_ended(self, completion: "Completion") -> None:
         for each in self._observers:
             each.task_ended(completion)
 
