@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from actors.snapshot import JobSnapshot
-from longmem.executor import STAGES, Stage
+from longmem.stages import STAGES, Stage
 
 Kind = Literal["counter", "gauge", "histogram"]
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -52,7 +52,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("longmem_documents", "counter", "Documents that ended", ("outcome",)),
     Metric("longmem_checksum_failures", "counter", "Stored or read blocks that were damaged"),
     Metric("longmem_duplicate_puts", "counter", "Blocks that the store already held"),
-    Metric("longmem_store_recoveries", "counter", "Times that the store went back to its last good state"),
+    Metric("longmem_blocks_encoded_again", "counter", "Blocks that were lost with a node, and encoded again"),
     Metric(
         TASK_SECONDS,
         "histogram",
@@ -97,7 +97,7 @@ def sums(snapshot: JobSnapshot) -> dict[Series, float]:
     values["longmem_documents", (("outcome", "failed"),)] = snapshot.failed_documents
     values["longmem_checksum_failures", ()] = snapshot.checksum_failures
     values["longmem_duplicate_puts", ()] = snapshot.duplicate_puts
-    values["longmem_store_recoveries", ()] = snapshot.store_recoveries
+    values["longmem_blocks_encoded_again", ()] = snapshot.blocks_encoded_again
     return values
 
 

@@ -24,7 +24,7 @@ from actors.metrics import (
 )
 from actors.snapshot import JobSnapshot
 from longmem.errors import ClusterError
-from longmem.executor import Stage
+from longmem.stages import Stage
 
 NAMESPACE = "longmem"
 NAME_PREFIX = "longmem-job-"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from longmem.errors import OutputError
-from longmem.executor import STAGES, Stage
+from longmem.stages import STAGES, Stage
 
 State = Literal["running", "finished", "failed", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)
@@ -64,7 +64,7 @@ class JobSnapshot:
     """Time left for them at the average pace of this run; None before the first segment is scored."""
     checksum_failures: int
     duplicate_puts: int
-    store_recoveries: int
+    blocks_encoded_again: int
     gate_mean: float | None
     """Mean gate of the last segments that had a memory; None if there was none."""
     copy_mean: float | None

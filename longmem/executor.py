@@ -20,10 +20,10 @@ from longmem.memory.store import AbstractMemoryStore, check_fingerprint
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelDescription, describe
+from longmem.stages import STAGES, Stage
 from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
 
-Stage = Literal["encode", "put", "score"]
-STAGES: tuple[Stage, ...] = ("encode", "put", "score")
+__all__ = ["STAGES", "AbstractExecutor", "Completion", "EncodeReceipt", "InlineExecutor", "Stage"]
 
 
 @dataclass(frozen=True)

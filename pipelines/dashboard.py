@@ -102,7 +102,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (
                 (_increase("checksum_failures"), "checksum failures"),
                 (_increase("duplicate_puts"), "duplicate puts"),
-                (_increase("store_recoveries"), "recoveries"),
+                (_increase("blocks_encoded_again"), "lost with a node"),
             ),
         ),
     ),

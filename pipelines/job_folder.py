@@ -24,6 +24,7 @@ from pipelines.journal import Journal
 
 JOB_FILE = "job.json"
 LOCK_FILE = "job.lock"
+STATUS_FILE = "status.json"
 
 
 class JobFolder:

@@ -12,14 +12,13 @@ from actors.snapshot import State
 from longmem.errors import OutputError
 from longmem.executor import Completion, Stage
 from pipelines.event_log import LOG_FILE, EventLog
-from pipelines.job_folder import JobFolder
+from pipelines.job_folder import STATUS_FILE, JobFolder
 from pipelines.job_state import JobState
 from pipelines.observer import Observers
 
 if TYPE_CHECKING:
     from actors.monitor import MonitorLine
 
-STATUS_FILE = "status.json"
 STATUS_S = 2.0
 
 

@@ -108,7 +108,9 @@ class JobState(JobObserver):
         self._lag_segments = lag_segments
 
     def worker_event(self, event: ExecutorEvent) -> None:
-        if event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
+        if event.kind == "encoded again":
+            self._counts[event.kind] += 1
+        elif event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
             stage = self._stages[event.stage]
             self._stages[event.stage] = replace(stage, **{counted: getattr(stage, counted) + 1})
 
@@ -141,7 +143,7 @@ class JobState(JobObserver):
             eta_s=tokens_left * elapsed_s / scored_tokens if scored_tokens else None,
             checksum_failures=self._counts["checksum_failures"],
             duplicate_puts=self._counts["duplicate_puts"],
-            store_recoveries=self._counts["store_recoveries"],
+            blocks_encoded_again=self._counts["encoded again"],
             gate_mean=sum(gates) / len(gates) if gates else None,
             copy_mean=sum(copies) / len(copies) if copies else None,
             store_bytes=self._stored.total(),

@@ -1,9 +1,13 @@
 """What a running job tells whoever wants to know: the display, the log, the status file, the metrics."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from longmem.errors import LongMemError
-from longmem.executor import Completion, ExecutorEvent, Stage
+from longmem.stages import Stage
+
+if TYPE_CHECKING:
+    from longmem.executor import Completion, ExecutorEvent
 
 
 class JobObserver:
@@ -15,7 +19,7 @@ class JobObserver:
     def found_stored(self, document: str, num_bytes: int) -> None:
         """The store already holds so much of a document."""
 
-    def task_ended(self, completion: Completion) -> None:
+    def task_ended(self, completion: "Completion") -> None:
         """A task gave a result or an error."""
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
@@ -27,7 +31,7 @@ class JobObserver:
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         """Called several times a second: how full everything is now."""
 
-    def worker_event(self, event: ExecutorEvent) -> None:
+    def worker_event(self, event: "ExecutorEvent") -> None:
         """Something happened to a worker, and the job goes on."""
 
 
@@ -45,7 +49,7 @@ class Observers(JobObserver):
         for each in self._observers:
             each.found_stored(document, num_bytes)
 
-    def task_ended(self, completion: Completion) -> None:
+    def task_ended(self, completion: "Completion") -> None:
         for each in self._observers:
             each.task_ended(completion)
 
@@ -61,6 +65,6 @@ class Observers(JobObserver):
         for each in self._observers:
             each.levels(queue_depths, in_flight_bytes, lag_segments)
 
-    def worker_event(self, event: ExecutorEvent) -> None:
+    def worker_event(self, event: "ExecutorEvent") -> None:
         for each in self._observers:
             each.worker_event(event)

@@ -11,12 +11,12 @@ from rich.console import Console
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from pipelines.job import MEMORY_FOLDER, PerplexityJob, run_job
 from pipelines.plan import IN_FLIGHT_PER_WORKER, Cluster, Plan, Workload, predict
 from pipelines.plan_costs import UnitCosts, without_waiting
 from pipelines.plan_measure import measure_apart
 from pipelines.processes import Watch
-from pipelines.scheduler import Limits
 
 TOLERANCE = 0.25
 SHARED = 0.1
@@ -130,7 +130,7 @@ def run_for_real(
             threads=cluster.threads,
             limits=Limits(IN_FLIGHT_PER_WORKER * workers, 2**30),
             limit_documents=limit_documents,
-            keep_memory=keep_memory,
+            retention="forever" if keep_memory else "document",
             write_memory=keep_memory or source.settings.get("memory_tokens") != 0,
         )
         with Watch(job.out / MEMORY_FOLDER) as watch:

@@ -8,7 +8,7 @@ control characters, which a terminal would obey.
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,9 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from longmem.errors import LongMemError
-from longmem.executor import STAGES, Completion, ExecutorEvent, Stage
+from longmem.stages import STAGES, Stage
 from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
+
+if TYPE_CHECKING:
+    from longmem.executor import Completion, ExecutorEvent
 
 REFRESH_S = 0.25
 LINE_S = 5.0
@@ -100,7 +103,7 @@ class Progress(JobObserver):
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:  # noqa: ARG002
         self.add_total(num_tokens)
 
-    def task_ended(self, completion: Completion) -> None:
+    def task_ended(self, completion: "Completion") -> None:
         if completion.error is None:
             self.completed(completion.stage, len(completion.segment.targets), completion.busy_s)
 
@@ -112,7 +115,7 @@ class Progress(JobObserver):
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
         self.queues(queue_depths, in_flight_bytes)
 
-    def worker_event(self, event: ExecutorEvent) -> None:
+    def worker_event(self, event: "ExecutorEvent") -> None:
         self.note(event.message)
 
     def note(self, text: str) -> None:

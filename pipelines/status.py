@@ -14,9 +14,8 @@ from rich.text import Text
 
 from actors.snapshot import JobSnapshot
 from longmem.errors import OutputError
-from longmem.executor import STAGES
-from pipelines.job_folder import JOB_FILE, LOCK_FILE
-from pipelines.job_reporter import STATUS_FILE
+from longmem.stages import STAGES
+from pipelines.job_folder import JOB_FILE, LOCK_FILE, STATUS_FILE
 from pipelines.progress import duration, printable
 
 SILENT_S = 30.0

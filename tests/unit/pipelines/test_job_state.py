@@ -8,10 +8,9 @@ import pytest
 
 from actors.snapshot import JobSnapshot
 from longmem.errors import CorruptionError, DocumentError, LongMemError, OutputError
-from longmem.executor import Completion, EncodeReceipt, Stage
+from longmem.executor import Completion, EncodeReceipt, ExecutorEvent, Stage
 from longmem.types import DocumentKey, PutReceipt, RetrievalStats, Segment, SegmentScore
 from pipelines.job_state import RECENT_FAILURES, JobState
-from pipelines.observer import WorkerEvent
 
 KEY = DocumentKey("job-1", "moby")
 
@@ -112,11 +111,11 @@ def test_failures_are_counted_and_the_last_ones_named(state: JobState) -> None:
 
 
 def test_worker_events_are_counted_by_kind(state: JobState) -> None:
-    for kind in ("retry", "retry", "stall", "worker_lost", "store_recovery", "something_new"):
-        state.worker_event(WorkerEvent(kind=kind, stage="encode", message="…"))
+    for kind in ("retry", "retry", "stalled", "lost", "encoded again", "quarantined"):
+        state.worker_event(ExecutorEvent(kind, "…", stage="encode"))
     snapshot = state.snapshot("running")
     encode = snapshot.stages["encode"]
-    assert (encode.retries, encode.stalls, encode.lost_workers, snapshot.store_recoveries) == (2, 1, 1, 1)
+    assert (encode.retries, encode.stalls, encode.lost_workers, snapshot.blocks_encoded_again) == (2, 1, 1, 1)
 
 
 def test_a_snapshot_survives_json(state: JobState) -> None:

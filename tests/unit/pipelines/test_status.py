@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from longmem.errors import OutputError
 from pipelines.cli import app
-from pipelines.job_folder import JobFolder
-from pipelines.job_reporter import STATUS_FILE, JobReporter
+from pipelines.job_folder import STATUS_FILE, JobFolder
+from pipelines.job_reporter import JobReporter
 from pipelines.status import SILENT_S, read_status, render
 
 

@@ -1,0 +1,18 @@
+"""What watches a job costs little: no torch in a monitor's process, nor in a status command."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "lancedb", "faiss")
+
+
+@pytest.mark.parametrize(
+    "module", ["actors.monitor", "actors.live_jobs", "pipelines.status", "pipelines.monitoring_export"]
+)
+def test_watching_loads_no_model(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == []
