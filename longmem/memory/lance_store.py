@@ -21,10 +21,7 @@ from secrets import randbits, token_hex
 from threading import Lock
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from longmem.errors import ConflictError, CorruptionError, MissingBlockError, StoreError
+from longmem.errors import ConflictError, MissingBlockError, StoreError
 from longmem.memory import janitor
 from longmem.memory.catalogue import (
     CATALOGUE,
@@ -33,24 +30,22 @@ from longmem.memory.catalogue import (
     block_of,
     info_of,
     is_payload,
-    key_of,
     payload_name,
     row_of,
     to_table,
 )
-from longmem.memory.codec import from_rows, payload_schema, to_rows
+from longmem.memory.codec import payload_schema, to_rows
 from longmem.memory.durability import Durability, TableSync
-from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, from_identity_rows, identity_rows
-from longmem.memory.lance_table import REPAIR, LanceDatabase, quoted
+from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, identity_rows
+from longmem.memory.lance_reader import LanceReader
+from longmem.memory.lance_table import quoted
 from longmem.memory.quota import Quota
 from longmem.memory.self_test import check_conditional_writes
 from longmem.memory.store import (
-    AbstractMemoryStore,
     check_block,
     check_fingerprint,
     check_same_tokens,
     describe_block,
-    missing_blocks,
 )
 from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
@@ -79,7 +74,7 @@ STEPS = (
 `durability="power"` waits for."""
 
 
-class LanceMemoryStore(AbstractMemoryStore):
+class LanceMemoryStore(LanceReader):
     """Keeps every promise of AbstractMemoryStore, across processes. One document has one writer at a time; any number
     of processes may read it meanwhile, and other documents may have other writers."""
 
@@ -92,19 +87,15 @@ class LanceMemoryStore(AbstractMemoryStore):
         max_bytes: int | None = None,
     ) -> None:
         """`on_step` is called with each of STEPS as it is reached."""
-        self._database = LanceDatabase(uri)
+        super().__init__(uri)
         self._on_step = on_step
-        self._exists = False
-        self._closed = False
         self._change = Lock()
         self._puts = 0
         self._epoch = token_hex(4)
-        self._known_identity: Fingerprint | None = None
         self._quota = Quota(max_bytes, self.num_bytes, uri)
         folder = self._database.folder
         # a bucket acknowledges what it has stored
         self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
-        self.fingerprint()
 
     def __enter__(self) -> "LanceMemoryStore":
         return self
@@ -146,55 +137,6 @@ class LanceMemoryStore(AbstractMemoryStore):
                 self._compact()
         return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=False)
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
-        self._check_open()
-        wanted = range(first_segment, last_segment)
-        if not wanted:
-            return []
-        rows = self._entries(key, wanted)
-        try:
-            return self._blocks(rows)
-        except CorruptionError:
-            # deleted or trimmed while it was read, unless it is still named
-            self._entries(key, wanted)
-            raise
-
-    def _entries(self, key: DocumentKey, wanted: range) -> list[dict[str, Any]]:
-        condition = f"{at(key)} AND segment >= {int(wanted.start)} AND segment < {int(wanted.stop)}"
-        rows: list[dict[str, Any]] = self._catalogue(condition).sort_by("segment").to_pylist()
-        if [row["segment"] for row in rows] != list(wanted):
-            raise missing_blocks(key, wanted, [row["segment"] for row in rows])
-        return rows
-
-    def _blocks(self, rows: list[dict[str, Any]]) -> list[KVBlock]:
-        identity = self.fingerprint()
-        if identity is None:
-            raise CorruptionError(f"{self._database.uri} has blocks but no fingerprint; {REPAIR}")
-        blocks: list[KVBlock] = []
-        for payload in dict.fromkeys(row["payload"] for row in rows):
-            infos = [(info_of(row), int(row["write"])) for row in rows if row["payload"] == payload]
-            writes = ", ".join(str(write) for _, write in infos)
-            found = self._database.select(payload, payload_schema(identity), f"write IN ({writes})")
-            for (info, _), block in zip(infos, from_rows(found, infos[0][0].key, infos, identity), strict=True):
-                if block is None or describe_block(block) != info:
-                    raise CorruptionError(
-                        f"{info.key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} "
-                        "do not match the checksum of their write; run `longmem memory verify --repair`, or delete "
-                        "the document, and write it again"
-                    )
-                blocks.append(block)
-        return sorted(blocks, key=lambda block: block.segment)
-
-    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
-        self._check_open()
-        return [info_of(row) for row in self._catalogue(at(key)).sort_by("segment").to_pylist()]
-
-    def documents(self, namespace: str | None = None) -> list[DocumentKey]:
-        self._check_open()
-        rows = self._catalogue(columns=["place", "namespace", "document"])
-        once = rows.group_by(["place", "namespace", "document"]).aggregate([])
-        return sorted(key for row in once.to_pylist() if namespace in (None, (key := key_of(row)).namespace))
-
     def fork(self, source: DocumentKey, target: DocumentKey) -> int:
         self._check_open()
         with self._change:
@@ -208,6 +150,9 @@ class LanceMemoryStore(AbstractMemoryStore):
                 row_of(SegmentInfo(**{**vars(info), "key": target}), row["payload"], row["write"])
                 for info, row in infos
             ]
+            for payload in {row["payload"] for row in rows}:
+                # who wrote it may have promised less
+                self._sync(payload)
             inserted = self._database.insert_missing(CATALOGUE, to_table(copies), "block")
             self._on_step("fork:catalogue")
             self._sync(CATALOGUE)
@@ -247,23 +192,6 @@ class LanceMemoryStore(AbstractMemoryStore):
             self._on_step(f"{operation}:end")
         return removed
 
-    def fingerprint(self) -> Fingerprint | None:
-        self._check_open()
-        if self._known_identity is None and self._is_there():
-            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
-            self._known_identity = from_identity_rows(rows, self._database.uri)
-        return self._known_identity
-
-    def verify(self, key: DocumentKey | None = None) -> int:
-        keys = self.documents() if key is None else [key]
-        return sum(len(self.read(key, info.segment, info.segment + 1)) for key in keys for info in self.segments(key))
-
-    def num_bytes(self) -> int:
-        self._check_open()
-        rows = self._catalogue(columns=["write", "num_bytes"])
-        once = rows.group_by("write").aggregate([("num_bytes", "max")])
-        return int(pc.sum(once["num_bytes_max"]).as_py() or 0)
-
     def compact(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
         """Rewrite the catalogue into few files and remove what nothing refers to any more; returns what was freed.
 
@@ -271,28 +199,16 @@ class LanceMemoryStore(AbstractMemoryStore):
         """
         self._check_open()
         with self._change:
-            if self._is_there():
-                self._compact()
-            return self._sweep(old_s)
-
-    def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
-        """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
-        self._check_open()
-        damaged = []
-        for row in self._catalogue().to_pylist():
-            try:
-                self._blocks([row])
-            except CorruptionError as error:
-                damaged.append((row, str(error)))
-        return damaged
+            return self._tidy(old_s)
 
     def drop_blocks(self, rows: list[dict[str, Any]]) -> None:
         """Remove catalogue rows, so that their blocks can be written again. Raises StoreError."""
         with self._change:
             for row in rows:
                 # a row whose name is damaged is still known by its write
-                name = row["block"].replace("-", "").isalnum()
-                condition = f"block = {quoted(row['block'])}" if name else f"write = {int(row['write'])}"
+                name = str(row["block"])
+                intact = name.replace("-", "").isalnum()
+                condition = f"block = {quoted(name)}" if intact else f"write = {int(row['write'])}"
                 self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
             self._quota.freed()
             if rows:
@@ -309,7 +225,8 @@ class LanceMemoryStore(AbstractMemoryStore):
         if folder is None:
             check_conditional_writes(self._database.uri)
         elif janitor.is_due(folder):
-            self._sweep()
+            # compaction too: writers that die often never come to their own
+            self._tidy(janitor.OLD_S)
         if self._is_there():
             # who made it may have promised less
             self._sync(IDENTITY)
@@ -321,6 +238,11 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._sync(CATALOGUE)
         self._sync(IDENTITY)
 
+    def _tidy(self, old_s: float) -> janitor.Swept:
+        if self._is_there():
+            self._compact()
+        return self._sweep(old_s)
+
     def _compact(self) -> None:
         self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
         self._on_step("compact:commit")
@@ -331,13 +253,14 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._sync(CATALOGUE)
         self._on_step("compact:end")
 
-    def _sweep(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
+    def _sweep(self, old_s: float) -> janitor.Swept:
         folder = self._database.folder
         if folder is None or not folder.is_dir():
             return janitor.Swept()
-        # named tables after the listing: one that is being written now is listed as young, or named
+        # names after ages: a table that is being written is young, or named by now
         old = janitor.old_tables(folder, is_payload, old_s)
-        doomed = {name: size for name, size in old.items() if name not in self._payload_tables()} if old else {}
+        named = self._payload_tables() if old else set()
+        doomed = {name: size for name, size in old.items() if name not in named}
         for name in doomed:
             self._drop(name)
         return janitor.sweep_files(folder, old_s).plus_tables(doomed)
@@ -364,23 +287,6 @@ class LanceMemoryStore(AbstractMemoryStore):
         if self._disk is not None:
             self._disk.table(table)
 
-    def _is_there(self) -> bool:
-        """Whether anything was ever stored. Opening a store creates nothing; its first put does."""
-        if not self._exists:
-            names = self._database.table_names()
-            self._exists = CATALOGUE in names and IDENTITY in names
-            if not self._exists and any(is_payload(name) for name in names):
-                raise CorruptionError(f"{self._database.uri} holds blocks but no complete catalogue; {REPAIR}")
-        return self._exists
-
-    def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
-        if not self._is_there():
-            return CATALOGUE_SCHEMA.empty_table()
-        return self._database.select(CATALOGUE, CATALOGUE_SCHEMA, where, columns)
-
-    def _payload_tables(self, where: str | None = None) -> set[str]:
-        return set(self._catalogue(where, ["payload"])["payload"].to_pylist())
-
     def _stored(self, block: KVBlock) -> dict[str, Any] | None:
         rows: list[dict[str, Any]] = self._catalogue(
             f"block = {quoted(block_of(block.key, block.segment))}"
@@ -394,7 +300,3 @@ class LanceMemoryStore(AbstractMemoryStore):
         self._sync(row["payload"])
         self._sync(CATALOGUE)
         return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError("the store is closed; open it again with MemoryStore.open")

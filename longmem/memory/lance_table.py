@@ -160,7 +160,7 @@ class LanceDatabase:
 
     def _optimize(self, name: str, schema: pa.Schema, cleanup_older_than: timedelta) -> bool:
         try:
-            with _translated(f"compacting table {name}", damage=False):
+            with _translated(f"compacting table {name}"):
                 self._table(name, schema.names).optimize(cleanup_older_than=cleanup_older_than)
         except StoreError as error:
             # a handle that lost such a race keeps failing until it is opened again
@@ -196,7 +196,9 @@ class LanceDatabase:
         with self._lock:
             table = self._tables.pop(name, None)
             if table is None:
-                table = self._connected().open_table(name)
+                # whatever it is opened for: a table that does not open is damaged
+                with _translated(f"opening table {name}"):
+                    table = self._connected().open_table(name)
                 # a newest manifest of zeros, which a power cut can leave, opens as version 0 without columns
                 if table.version < 1 or table.schema.names != columns:
                     raise CorruptionError(
@@ -255,6 +257,8 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
             raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
         if any(sign in text for sign in _NO_ANSWER):
             raise StoreError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
+        if "commit conflict" in text:
+            raise StoreError(f"{doing}: another process was faster ({error})") from error
         # what a newest manifest of zeros looks like to a handle that is already open
         if damage or panic or "does not match existing table schema" in text:
             raise CorruptionError(f"{doing}: stored data cannot be read; {REPAIR} ({error})") from error

@@ -1,0 +1,123 @@
+"""The reading half of the durable store: what its tables say, checked."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longmem.errors import CorruptionError, StoreError
+from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA, at, info_of, is_payload, key_of
+from longmem.memory.codec import from_rows, payload_schema
+from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, from_identity_rows
+from longmem.memory.lance_table import REPAIR, LanceDatabase
+from longmem.memory.store import AbstractMemoryStore, describe_block, missing_blocks
+from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
+
+
+class LanceReader(AbstractMemoryStore):
+    """Reads catalogue and payload; every row and block is compared with its checksums and hashes."""
+
+    def __init__(self, uri: str) -> None:
+        self._database = LanceDatabase(uri)
+        self._exists = False
+        self._closed = False
+        self._known_identity: Fingerprint | None = None
+        self.fingerprint()
+
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+        self._check_open()
+        wanted = range(first_segment, last_segment)
+        if not wanted:
+            return []
+        rows = self._entries(key, wanted)
+        try:
+            return self._blocks(rows)
+        except CorruptionError:
+            # deleted or trimmed while it was read, unless it is still named
+            self._entries(key, wanted)
+            raise
+
+    def _entries(self, key: DocumentKey, wanted: range) -> list[dict[str, Any]]:
+        condition = f"{at(key)} AND segment >= {int(wanted.start)} AND segment < {int(wanted.stop)}"
+        rows: list[dict[str, Any]] = self._catalogue(condition).sort_by("segment").to_pylist()
+        if [row["segment"] for row in rows] != list(wanted):
+            raise missing_blocks(key, wanted, [row["segment"] for row in rows])
+        return rows
+
+    def _blocks(self, rows: list[dict[str, Any]]) -> list[KVBlock]:
+        identity = self.fingerprint()
+        if identity is None:
+            raise CorruptionError(f"{self._database.uri} has blocks but no fingerprint; {REPAIR}")
+        blocks: list[KVBlock] = []
+        for payload in dict.fromkeys(row["payload"] for row in rows):
+            infos = [(info_of(row), int(row["write"])) for row in rows if row["payload"] == payload]
+            writes = ", ".join(str(write) for _, write in infos)
+            found = self._database.select(payload, payload_schema(identity), f"write IN ({writes})")
+            for (info, _), block in zip(infos, from_rows(found, infos[0][0].key, infos, identity), strict=True):
+                if block is None or describe_block(block) != info:
+                    raise CorruptionError(
+                        f"{info.key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} "
+                        "do not match the checksum of their write; run `longmem memory verify --repair`, or delete "
+                        "the document, and write it again"
+                    )
+                blocks.append(block)
+        return sorted(blocks, key=lambda block: block.segment)
+
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        self._check_open()
+        return [info_of(row) for row in self._catalogue(at(key)).sort_by("segment").to_pylist()]
+
+    def documents(self, namespace: str | None = None) -> list[DocumentKey]:
+        self._check_open()
+        rows = self._catalogue(columns=["place", "namespace", "document"])
+        once = rows.group_by(["place", "namespace", "document"]).aggregate([])
+        return sorted(key for row in once.to_pylist() if namespace in (None, (key := key_of(row)).namespace))
+
+    def fingerprint(self) -> Fingerprint | None:
+        self._check_open()
+        if self._known_identity is None and self._is_there():
+            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
+            self._known_identity = from_identity_rows(rows, self._database.uri)
+        return self._known_identity
+
+    def verify(self, key: DocumentKey | None = None) -> int:
+        keys = self.documents() if key is None else [key]
+        return sum(len(self.read(key, info.segment, info.segment + 1)) for key in keys for info in self.segments(key))
+
+    def num_bytes(self) -> int:
+        self._check_open()
+        rows = self._catalogue(columns=["write", "num_bytes"])
+        once = rows.group_by("write").aggregate([("num_bytes", "max")])
+        return int(pc.sum(once["num_bytes_max"]).as_py() or 0)
+
+    def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
+        """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
+        self._check_open()
+        damaged = []
+        for row in self._catalogue().to_pylist():
+            try:
+                self._blocks([row])
+            except CorruptionError as error:
+                damaged.append((row, str(error)))
+        return damaged
+
+    def _is_there(self) -> bool:
+        """Whether anything was ever stored. Opening a store creates nothing; its first put does."""
+        if not self._exists:
+            names = self._database.table_names()
+            self._exists = CATALOGUE in names and IDENTITY in names
+            if not self._exists and any(is_payload(name) for name in names):
+                raise CorruptionError(f"{self._database.uri} holds blocks but no complete catalogue; {REPAIR}")
+        return self._exists
+
+    def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
+        if not self._is_there():
+            return CATALOGUE_SCHEMA.empty_table()
+        return self._database.select(CATALOGUE, CATALOGUE_SCHEMA, where, columns)
+
+    def _payload_tables(self, where: str | None = None) -> set[str]:
+        return set(self._catalogue(where, ["payload"])["payload"].to_pylist())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed; open it again with MemoryStore.open")
