@@ -7,64 +7,16 @@ scoring gets dearer while a document's window fills. In one process the stages f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
-from typing import Literal
 
 import numpy as np
 
 from longmem.errors import ConfigError
 from pipelines.plan_costs import UnitCosts
-
-Retention = Literal["window", "document", "forever"]
+from pipelines.plan_resources import disk_bytes, network_bytes, object_store_bytes, open_documents, ram_bytes
+from pipelines.plan_workload import Cluster, Segments, Workload, kinds_of_segments
 
 MOST_STORES = 4
 """That are suggested: documents follow each other, so more stores would rarely all have work."""
-IN_FLIGHT_PER_WORKER = 4
-"""Encoded segments that may wait, as `longmem perplexity` has it by default."""
-READ_SEGMENTS = 8
-"""Blocks that a reader fetches at a time, at most."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Documents by their number of tokens, and what the store keeps of them. Raises ConfigError."""
-
-    document_tokens: tuple[int, ...]
-    retention: Retention = "document"
-
-    def __post_init__(self) -> None:
-        if not self.document_tokens or min(self.document_tokens) < 1:
-            raise ConfigError("a plan needs documents of at least one token each")
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.document_tokens)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the job would run. Raises ConfigError."""
-
-    nodes: int = 1
-    cores_per_node: float = 1
-    encoders: int = 1
-    readers: int = 1
-    stores: int = 1
-    threads: int = 1
-    """Torch threads of each worker, for which the costs were measured."""
-    in_process: bool = False
-    """`--address none`: no pools, one thing after the other."""
-    window_cap_bytes: int = 2**30
-    """Windows that a reader keeps."""
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "encoders", "readers", "stores", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.cores_per_node <= 0:
-            raise ConfigError(f"--cores-per-node must be positive, got {self.cores_per_node:g}")
-        if self.in_process and self.nodes > 1:
-            raise ConfigError(f"--address none runs in one process: it cannot use {self.nodes} nodes")
 
 
 @dataclass(frozen=True)
@@ -124,25 +76,6 @@ class Plan:
         return self.network_bytes_per_node / self.wall_s / 1e6
 
 
-@dataclass(frozen=True)
-class _Segments:
-    """Kinds of segments: all with as many tokens in the window and of the same length count once."""
-
-    window_tokens: np.ndarray
-    share: np.ndarray
-    """Their length over that of a full segment."""
-    count: np.ndarray
-
-    @property
-    def total(self) -> int:
-        return int(self.count.sum())
-
-    @property
-    def full(self) -> float:
-        """As many full segments have as many tokens."""
-        return float((self.count * self.share).sum())
-
-
 def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
     """The plan of a job with these workers.
 
@@ -150,7 +83,7 @@ def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
     """
     if not cluster.in_process and costs.ray is None:
         raise ConfigError("these costs were measured without Ray; measure again with --address local")
-    segments = _segments(costs, workload)
+    segments = kinds_of_segments(costs, workload)
     times = _times(costs, workload, segments, cluster)
     cpu_s = times.cpu_s + costs.tokenise_s * workload.num_tokens
     cpu_s += costs.forget.cpu_s * _forgotten(workload)
@@ -166,11 +99,11 @@ def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
             for stage, busy_s in times.busy_s.items()
         },
         limited_s=times.limited_s,
-        ram_bytes_per_node=_ram_bytes(costs, workload, cluster, segments),
-        object_store_bytes=_object_store_bytes(costs, cluster, segments),
-        disk_bytes=_disk_bytes(costs, workload, cluster, segments),
+        ram_bytes_per_node=ram_bytes(costs, workload, cluster, segments),
+        object_store_bytes=object_store_bytes(costs, cluster, segments),
+        disk_bytes=disk_bytes(costs, workload, cluster, segments),
         result_bytes=costs.record_bytes * segments.total,
-        network_bytes=_network_bytes(costs, cluster, segments),
+        network_bytes=network_bytes(costs, cluster, segments),
     )
 
 
@@ -189,7 +122,7 @@ def suggest(
     if cluster.in_process:
         return cluster
     places = int(cluster.nodes * cluster.cores_per_node / cluster.threads)
-    segments = _segments(costs, workload)
+    segments = kinds_of_segments(costs, workload)
     best: tuple[tuple[float, int], Cluster] | None = None
     for num_encoders in [encoders] if encoders else _numbers(max(1, places - (readers or 1))):
         for num_readers in [readers] if readers else _numbers(max(1, places - num_encoders)):
@@ -221,7 +154,7 @@ class _Times:
     limited_s: dict[str, float]
 
 
-def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: Cluster) -> _Times:
+def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cluster) -> _Times:
     wall, cpu = _per_segment(costs, segments, cluster)
     busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
     cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
@@ -231,7 +164,7 @@ def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: C
     workers = {
         "encode": float(cluster.encoders),
         # a document belongs to one store: others work only while segments of other documents wait too
-        "put": min(float(cluster.stores), _open_documents(workload, cluster, segments)),
+        "put": min(float(cluster.stores), open_documents(workload, cluster, segments)),
         "score": float(cluster.readers),
         "driver": 1.0,
     }
@@ -244,18 +177,6 @@ def _times(costs: UnitCosts, workload: Workload, segments: _Segments, cluster: C
     return _Times(float(spent.sum()), cpu_s, busy, workers, limited)
 
 
-def _waiting(cluster: Cluster) -> int:
-    return IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers)
-
-
-def _open_documents(workload: Workload, cluster: Cluster, segments: _Segments) -> float:
-    """Documents of which segments are in work at once, on average: one, and those whose segments wait meanwhile."""
-    if cluster.in_process:
-        return 1.0
-    documents = len(workload.document_tokens)
-    return min(float(documents), 1.0 + _waiting(cluster) * documents / segments.total)
-
-
 def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds else float("inf")
 
@@ -265,26 +186,8 @@ def _forgotten(workload: Workload) -> int:
     return 0 if workload.retention == "forever" else len(workload.document_tokens)
 
 
-def _segments(costs: UnitCosts, workload: Workload) -> _Segments:
-    size, memory = costs.segment_tokens, costs.memory_tokens
-    full = np.array([tokens // size for tokens in workload.document_tokens])
-    rest = np.array([tokens % size for tokens in workload.document_tokens])
-    level = -(-memory // size)
-    """From this index on the window is full."""
-    levels = np.arange(level + 1)
-    # documents that have more full segments than so: as many segments with that index
-    count = np.array([(full > index).sum() for index in levels])
-    count[level] = np.maximum(full - level, 0).sum()
-    ends = rest > 0
-    window = np.concatenate([levels, np.minimum(full[ends], level)]) * size
-    share = np.concatenate([np.ones(len(levels)), rest[ends] / size])
-    counts = np.concatenate([count, np.ones(int(ends.sum()), dtype=count.dtype)])
-    kept = counts > 0
-    return _Segments(np.minimum(window, memory)[kept], share[kept], counts[kept])
-
-
 def _per_segment(
-    costs: UnitCosts, segments: _Segments, cluster: Cluster
+    costs: UnitCosts, segments: Segments, cluster: Cluster
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Wall and CPU seconds of one segment of each kind, by stage."""
     window, share = segments.window_tokens, segments.share
@@ -322,59 +225,3 @@ def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
     last = min(workload.document_tokens[-1], costs.memory_tokens)
     score = float(costs.score.wall.at(np.array(last)))
     return first_text + forget + costs.encode.wall_s + score + costs.ray.call.wall_s
-
-
-def _ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
-    documents = ceil(_open_documents(workload, cluster, segments))
-    filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
-    window = costs.window_bytes * filled
-    # the window that is being read stays, whatever the cap
-    windows = int(max(window, min(documents * window, cluster.window_cap_bytes)))
-    if cluster.in_process or costs.ray is None:
-        return costs.process_bytes + windows
-    encoders, readers, stores = (
-        -(-count // cluster.nodes) for count in (cluster.encoders, cluster.readers, cluster.stores)
-    )
-    objects = _object_store_bytes(costs, cluster, segments)
-    return (
-        encoders * costs.ray.encoder_bytes
-        + readers * (costs.ray.reader_bytes + windows)
-        + stores * costs.ray.store_bytes
-        + costs.ray.daemon_bytes
-        + -(-objects // cluster.nodes)
-    )
-
-
-def _object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> int:
-    if cluster.in_process:
-        return 0
-    waiting = min(_waiting(cluster), segments.total)
-    fetched = min(READ_SEGMENTS, cluster.readers) * cluster.readers * (costs.memory_tokens > 0)
-    return waiting * costs.segment_bytes + fetched * costs.block_bytes
-
-
-def _disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: _Segments) -> int:
-    if not costs.memory_tokens:
-        return 0
-    tokens = sorted(workload.document_tokens, reverse=True)
-    if workload.retention == "window":
-        tokens = [min(each, costs.memory_tokens + costs.segment_tokens) for each in tokens]
-    if workload.retention != "forever":
-        # the longest, and of the one after it what is encoded ahead
-        open_documents = _open_documents(workload, cluster, segments)
-        whole = int(open_documents)
-        last = int(tokens[whole] * (open_documents - whole)) if whole < len(tokens) else 0
-        tokens = [*tokens[:whole], last]
-    return int(sum(tokens) / costs.segment_tokens * costs.block_bytes * costs.store_overhead)
-
-
-def _network_bytes(costs: UnitCosts, cluster: Cluster, segments: _Segments) -> dict[str, int]:
-    """At most: as if workers, spread evenly, took segments whatever node their data is on, so that they are elsewhere
-    with (N - 1)/N, and every reader read every document."""
-    elsewhere = (cluster.nodes - 1) / cluster.nodes
-    stored = segments.full * (costs.memory_tokens > 0)
-    return {
-        "taps and block to a reader": int(elsewhere * segments.full * costs.segment_bytes),
-        "block to the store": int(elsewhere * stored * costs.block_bytes),
-        "blocks from the store": int(elsewhere * stored * costs.block_bytes * cluster.readers),
-    }

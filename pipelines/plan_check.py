@@ -13,9 +13,11 @@ from longmem.errors import ConfigError
 from longmem.model_source import ModelSource
 from longmem.scheduler import Limits
 from pipelines.job import MEMORY_FOLDER, PerplexityJob, run_job
-from pipelines.plan import IN_FLIGHT_PER_WORKER, Cluster, Plan, Workload, predict
+from pipelines.plan import Plan, predict
 from pipelines.plan_costs import UnitCosts, without_waiting
 from pipelines.plan_measure import measure_apart
+from pipelines.plan_resources import IN_FLIGHT_PER_WORKER
+from pipelines.plan_workload import Cluster, Workload
 from pipelines.processes import Watch
 
 TOLERANCE = 0.25

@@ -103,8 +103,9 @@ def plan(
         from longmem.model_source import REFERENCE_MODEL, ModelSource
         from pipelines import plan_view
         from pipelines.doctor import usable_cores
-        from pipelines.plan import Cluster, Workload, predict, suggest
+        from pipelines.plan import predict, suggest
         from pipelines.plan_input import document_tokens
+        from pipelines.plan_workload import Cluster, Workload
 
         in_process = address == "none"
         given = {

@@ -7,9 +7,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.plan import Cluster, Plan
+from pipelines.plan import Plan
 from pipelines.plan_check import Comparison
 from pipelines.plan_costs import Cost, UnitCosts
+from pipelines.plan_workload import Cluster
 
 NOISY = 0.2
 """Spread of repetitions above which a figure is called noisy."""

@@ -4,12 +4,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.errors import ConfigError
-from pipelines.plan import Cluster, Plan, Workload, predict, suggest
+from pipelines.plan import Plan, predict, suggest
 from pipelines.plan_costs import Cost, Line, RayCost, ScoreCost, UnitCosts, without_waiting
+from pipelines.plan_workload import Cluster, Workload
 
 SIZE, MEMORY = 100, 300
 
@@ -179,6 +180,7 @@ documents = st.lists(st.integers(1, 5000), min_size=1, max_size=6).map(tuple)
 seconds = st.floats(0.001, 2.0)
 
 
+@settings(max_examples=25)
 @given(documents, seconds, seconds, st.integers(1, 8), st.integers(1, 8))
 def test_more_nodes_are_never_slower(
     lengths: tuple[int, ...], encode: float, score: float, encoders: int, readers: int
