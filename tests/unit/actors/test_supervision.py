@@ -62,9 +62,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, patience: Patience, encoders: int = 1
 
     monkeypatch.setattr(actors.supervision, "kill_process", kill)
     sizes: list[tuple[Stage, Any, int]] = [("encode", ActorPool, encoders), ("put", StorePool, stores)]
-    pools = {
-        stage: kind([Silent()] * size, [f"{stage}-{rank}" for rank in range(size)]) for stage, kind, size in sizes
-    }
+    pools = {stage: kind([Silent()] * size, [f"{stage}-{rank}" for rank in range(size)]) for stage, kind, size in sizes}
     now = [100.0]
     supervisor = Supervisor(pools, patience, lambda _stage, _result: None, lambda: now[0])
     watching = Watch(supervisor, pools, killed, now)
