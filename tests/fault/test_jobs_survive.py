@@ -1,0 +1,272 @@
+"""Whole jobs whose workers or driver die or stop: the same bytes, and what is not the same is named."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from actors.policy import Patience
+from actors.shape import ClusterShape
+from longmem.executor import Completion
+from longmem.model_source import ModelSource
+from longmem.testing import small_longmem
+from pipelines.job import PerplexityJob, run_job
+from pipelines.scheduler import Limits
+from tests.poison import POISON, PoisonedSource
+
+pytest_plugins = ["tests.ray_cluster"]
+pytestmark = pytest.mark.ray
+
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+OUR_WORKERS = ("ray::Encoder", "ray::SideNet", "ray::MemoryStore", "ray::Store")
+LIMIT_S = 120.0
+SENTENCES = ("Call me Ishmael. ", "Some years ago, never mind how long precisely. ", "Having little or no money. ")
+
+
+def prose(seed: int, sentences: int) -> str:
+    return "".join(random.Random(seed).choices(SENTENCES, k=sentences))
+
+
+def table_bytes(out: Path) -> dict[str, bytes]:
+    return {table: (out / table).read_bytes() for table in TABLES}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_longmem(folder).save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("books")
+    for number in range(3):
+        (folder / f"{number}.txt").write_text(prose(number, 40), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, books: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    job = job_of(checkpoint, books, tmp_path_factory.mktemp("undisturbed") / "out", cluster=None)
+    assert run_job(job, Console(file=StringIO()))["failures"] == []
+    return table_bytes(job.out)
+
+
+def job_of(checkpoint: Path, inputs: Path, out: Path, cluster: ClusterShape | None) -> PerplexityJob:
+    return PerplexityJob(
+        inputs=(str(inputs),),
+        out=out,
+        model=ModelSource(str(checkpoint)),
+        cluster=cluster,
+        threads=1,
+        limits=Limits(4, 2**30),
+        keep_tokens=True,
+    )
+
+
+# --- stopped ------------------------------------------------------------------------------------------------------
+
+
+def test_workers_that_stop_are_told_and_replaced(
+    ray_cluster: None,
+    checkpoint: Path,
+    books: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SIGSTOP of encoder, store and reader in the middle of a job: what a process that hangs looks like."""
+    import actors.executor
+
+    class Stopping(actors.executor.RayExecutor):
+        completed = 0
+
+        def wait(self, timeout_s: float) -> list[Completion]:
+            completions = super().wait(timeout_s)
+            before, self.completed = self.completed, self.completed + len(completions)
+            if before < 20 <= self.completed:
+                for pool in self._pools.values():
+                    (worker,) = pool.usable
+                    assert worker.info is not None
+                    os.kill(worker.info.pid, signal.SIGSTOP)
+            return completions
+
+    monkeypatch.setattr(actors.executor, "RayExecutor", Stopping)
+    shape = ClusterShape(address="local", patience=Patience(silent_s=1, kill_s=3))
+    console = Console(file=StringIO(), width=200)
+    job = job_of(checkpoint, books, tmp_path / "out", shape)
+    summary = run_job(job, console)
+    assert summary["failures"] == []
+    assert table_bytes(job.out) == undisturbed
+    assert isinstance(console.file, StringIO)
+    said = console.file.getvalue()
+    for kind in ("encoder", "store", "sidenet"):
+        for what in ("has not answered for 1 s", "killed, it starts again", "was lost and starts again", "is ready"):
+            assert any(f"{kind}-0" in line and what in line for line in said.splitlines()), (kind, what, said)
+
+
+# --- poison -------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_that_ends_its_workers_is_set_aside(
+    ray_cluster: None,
+    checkpoint: Path,
+    books: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import longmem.model_source
+    from pipelines.cli import app
+
+    poisoned = tmp_path / "books"
+    poisoned.mkdir()
+    for book in books.iterdir():
+        (poisoned / book.name).write_bytes(book.read_bytes())
+    (poisoned / "poison.txt").write_text(prose(9, 6) + POISON + prose(10, 6), "utf-8")
+    monkeypatch.setattr(longmem.model_source, "ModelSource", PoisonedSource)
+    out = tmp_path / "out"
+    options = ["--model", str(checkpoint), "--threads", "1", "--address", "local", "--max-tries", "2", "--tokens"]
+    outcome = CliRunner().invoke(app, ["perplexity", str(poisoned), *options, "--out", str(out)])
+    assert outcome.exit_code == 1, outcome.output
+    (failure,) = json.loads((out / "summary.json").read_text())["failures"]
+    assert failure["document"] == "poison"
+    assert "failed 2 times" in failure["error"]
+    assert "set aside" in failure["error"]
+    assert "--resume" in failure["error"]
+    # innocents that waited behind it are not blamed
+    blamed = [line for line in outcome.stderr.splitlines() if "is tried again" in line]
+    assert blamed
+    assert all("/poison segment" in line for line in blamed)
+    for table in ("segments.parquet", "tokens.parquet"):
+        assert (out / table).read_bytes() == undisturbed[table]
+    documents = {row["document"]: row for row in pq.read_table(out / "documents.parquet").to_pylist()}
+    assert documents.pop(failure["document"])["status"] == "failed"
+    assert {row["status"] for row in documents.values()} == {"scored"}
+
+
+# --- killed -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def driver(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a process of its own; nothing of it is left afterwards."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        )
+    try:
+        yield process
+    finally:
+        family = descendants(process.pid)
+        process.kill()
+        process.wait()
+        # Ray's own processes end when they notice
+        for each in psutil.wait_procs(family, timeout=20)[1]:
+            each.kill()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_one(pid: int, choose: random.Random) -> bool:
+    """SIGKILL a random worker of the job; False while there is none."""
+    workers = []
+    for process in descendants(pid):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith(OUR_WORKERS):
+            workers.append(process)
+    if not workers:
+        return False
+    victim = choose.choice(sorted(workers, key=lambda process: process.pid))
+    victim.kill()
+    return True
+
+
+def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -> list[str]:
+    """Run a job to its end, with `kills` ("worker" or "driver") at random moments of its progress; returns those that
+    were done. A killed driver is started again with --resume."""
+    choose = random.Random(seed)
+    journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []
+    resumed = False
+    while True:
+        with driver([*arguments, *(["--resume"] if resumed else [])], log) as process:
+            goal = lines_of(journal) + choose.randint(2, 6)
+            deadline = time.monotonic() + LIMIT_S
+            while process.poll() is None:
+                assert time.monotonic() < deadline, f"no progress in {LIMIT_S:g} s, {left} are left"
+                if left and lines_of(journal) >= goal:
+                    if left[0] == "driver":
+                        done.append(left.pop(0))
+                        break
+                    if kill_one(process.pid, choose):
+                        done.append(left.pop(0))
+                        goal = lines_of(journal) + choose.randint(2, 6)
+                        deadline = time.monotonic() + LIMIT_S
+                time.sleep(0.01)
+            else:
+                assert process.returncode == 0, log.read_text("utf-8")
+                return done
+        resumed = True
+
+
+def lines_of(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def test_random_kills_change_nothing(
+    checkpoint: Path, books: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["perplexity", str(books), "--model", str(checkpoint), "--threads", "1", "--tokens"]
+    kills = ["worker"] * 2 + ["driver"] + ["worker"] * 3
+    done = run_and_kill([*arguments, "--address", "local", "--out", str(out)], out, 1, kills)
+    assert done == kills
+    assert table_bytes(out) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", [1])
+def test_twenty_kills_and_five_of_the_whole_job(data_folder: Path, tmp_path: Path, seed: int) -> None:
+    """Three real books, the reference model."""
+    books = tmp_path / "books"
+    books.mkdir()
+    for book in sorted((data_folder / "books_test").glob("*.txt"))[:3]:
+        (books / book.name).write_text(book.read_text("utf-8")[:120_000], "utf-8")
+    arguments = ["perplexity", str(books), "--threads", "1", "--tokens"]
+    log = tmp_path / "undisturbed.log"
+    with driver([*arguments, "--address", "none", "--out", str(tmp_path / "undisturbed")], log) as process:
+        assert process.wait() == 0, log.read_text("utf-8")
+    kills = ["worker"] * 20 + ["driver"] * 5
+    random.Random(seed).shuffle(kills)
+    out = tmp_path / "out"
+    pools = ["--encoders", "2", "--readers", "2", "--stores", "2"]
+    done = run_and_kill([*arguments, *pools, "--address", "local", "--out", str(out)], out, seed, kills)
+    assert done == kills
+    assert table_bytes(out) == table_bytes(tmp_path / "undisturbed")

@@ -1,0 +1,62 @@
+"""A driver for tests of several nodes: a job in a process of its own, which says what it sent where.
+
+`python -m tests.job_on_nodes OUT SHAPE` with the fields of a ClusterShape as JSON; books are in OUT/../books, the model
+in OUT/../checkpoint. Writes OUT.json, {"sent": [[stage, document, segment, worker, node], …], "events": [[s, kind,
+message], …], "wall_s"}.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+
+import actors.executor
+from actors.policy import Patience
+from actors.shape import ClusterShape
+from longmem.executor import ExecutorEvent
+from longmem.model_source import ModelSource
+from pipelines.job import PerplexityJob, run_job
+from pipelines.scheduler import Limits
+
+sent: list[list[Any]] = []
+said: list[list[Any]] = []
+start_s = monotonic()
+
+
+class Recording(actors.executor.RayExecutor):
+    """Remembers who got what, and what was said."""
+
+    def _send(self, task: Any, worker: Any) -> None:
+        super()._send(task, worker)
+        sent.append([task.stage, task.segment.key.document, task.segment.index, worker.name, worker.info.node_id])
+
+    def events(self) -> list[ExecutorEvent]:
+        events = super().events()
+        said.extend([monotonic() - start_s, event.kind, event.message] for event in events)
+        return events
+
+
+def main(out: Path, shape: dict[str, Any]) -> None:
+    actors.executor.RayExecutor = Recording  # type: ignore[misc]
+    patience = Patience(**shape.pop("patience", {}))
+    cluster = ClusterShape(**shape) if shape else None
+    job = PerplexityJob(
+        inputs=(str(out.parent / "books"),),
+        out=out,
+        model=ModelSource(str(out.parent / "checkpoint")),
+        cluster=cluster and replace(cluster, patience=patience),
+        threads=1,
+        limits=Limits(8, 2**30),
+        keep_tokens=True,
+    )
+    summary = run_job(job, Console(stderr=True, width=200))
+    assert summary["failures"] == []
+    out.with_suffix(".json").write_text(json.dumps({"sent": sent, "events": said, "wall_s": summary["wall_s"]}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
