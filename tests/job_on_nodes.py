@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from pipelines.scheduler import Limits
 from rich.console import Console
 
 import actors.executor
@@ -20,7 +21,6 @@ from actors.shape import ClusterShape
 from longmem.executor import ExecutorEvent
 from longmem.model_source import ModelSource
 from pipelines.job import PerplexityJob, run_job
-from pipelines.scheduler import Limits
 
 sent: list[list[Any]] = []
 said: list[list[Any]] = []

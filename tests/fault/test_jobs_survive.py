@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from pipelines.scheduler import Limits
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,7 +25,6 @@ from longmem.executor import Completion
 from longmem.model_source import ModelSource
 from longmem.testing import small_longmem
 from pipelines.job import PerplexityJob, run_job
-from pipelines.scheduler import Limits
 from tests.poison import POISON, PoisonedSource
 
 pytest_plugins = ["tests.ray_cluster"]

@@ -183,11 +183,11 @@ class Soak:
             "nemesis_errors": dict(self._nemesis.errors),
             "samples": len(self._sampler.samples),
             "sample_errors": dict(Counter(self._sampler.errors)),
-            "growth": growth(self._sampler.samples),
+            "growth": growth(list(self._sampler.samples)),
         }
         (self._out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         if self._sampler.samples:
-            plot(self._sampler.samples, self._out / "soak.png")
+            plot(list(self._sampler.samples), self._out / "soak.png")
 
 
 def _object_store_bytes() -> float:
