@@ -23,6 +23,8 @@ from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.lance_table import LanceDatabase
 from longmem.types import Fingerprint
 
+REBUILT = "rebuilt"
+
 DAMAGED_FOLDER = "damaged"
 
 
@@ -41,6 +43,7 @@ def recover(uri: str) -> RecoveryReport:
     """Repair a store that nobody else has open. Running it on a sound store only verifies it.
 
     - a table whose newest version cannot be read goes back to the newest one that can;
+    - a catalogue that can be read but not compacted (an old version is damaged) is written anew;
     - a lost fingerprint is restored from the payload tables;
     - catalogue entries whose block does not verify are dropped;
     - with no readable catalogue, every table is moved aside and the store is empty.
@@ -72,6 +75,10 @@ class _Repair:
         self._aside = folder / DAMAGED_FOLDER / time.strftime("%Y%m%d-%H%M%S")
 
     def run(self) -> None:
+        rebuilt, catalogue = (self._folder / f"{name}.lance" for name in (REBUILT, CATALOGUE))
+        if rebuilt.is_dir() and not catalogue.exists():
+            rebuilt.rename(catalogue)
+            self._report.actions.append("finished a repair that was interrupted: the catalogue is back")
         names = self._database.table_names()
         payloads = sorted(name for name in names if is_payload(name))
         has_catalogue = self._roll_back(CATALOGUE, CATALOGUE_SCHEMA.names)
@@ -87,6 +94,24 @@ class _Repair:
             for name in (*payloads, CATALOGUE, IDENTITY):
                 self._move_aside(self._folder / f"{name}.lance", f"the store has lost its {lost}")
             self._report.actions.append(f"the {lost} could not be restored: the store is empty now")
+            return
+        self._check_old_versions()
+
+    def _check_old_versions(self) -> None:
+        try:
+            self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
+            self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
+        except CorruptionError as error:
+            self._report.actions.append(f"an old version of the catalogue is damaged: {error}")
+            rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA)
+            rebuilt = self._folder / f"{REBUILT}.lance"
+            self._move_aside(rebuilt, "it was left by a repair that was interrupted")
+            self._database.create_if_absent(REBUILT, CATALOGUE_SCHEMA)
+            self._database.append(REBUILT, rows)
+            self._move_aside(self._folder / f"{CATALOGUE}.lance", f"its {rows.num_rows} rows were written anew")
+            rebuilt.rename(self._folder / f"{CATALOGUE}.lance")
+            for name in (CATALOGUE, REBUILT):
+                self._database.forget(name)
 
     def _roll_back(self, name: str, columns: list[str], read: list[str] | None = None) -> bool:
         """Move newest versions aside until one can be read; False (and the table aside) when there is none."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,8 +26,9 @@ from longmem.errors import (
     QuotaError,
     StoreError,
 )
-from longmem.memory.catalogue import PAYLOAD_SEGMENTS
+from longmem.memory.catalogue import PAYLOAD_SEGMENTS, at
 from longmem.memory.in_memory import InMemoryStore
+from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.memory.store import AbstractMemoryStore
 from longmem.types import DocumentKey
@@ -522,6 +524,41 @@ def test_trimming_frees_the_disk_of_whole_tables(uri: str) -> None:
         store.delete(copy)
         assert payload_tables(uri) == []
         assert [path for path in Path(uri).iterdir() if path.name.startswith(".dropped")] == []
+
+
+@pytest.mark.parametrize("removal", ["delete", "trim"])
+def test_a_fork_whose_source_goes_meanwhile_names_nothing_that_is_gone(uri: str, removal: str) -> None:
+    """Whoever removes the source looks whether somebody else names its payload, and cannot see a fork to come."""
+    copy = DocumentKey("default", "copy")
+    with LanceMemoryStore(uri) as store:
+        for index in range(2):
+            store.put(make_block(segment=index))
+
+    class Racing(LanceMemoryStore):
+        def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
+            rows = super()._catalogue(where, columns)
+            if where == at(copy):
+                # after the fork has read its source, before it writes
+                with LanceMemoryStore(uri) as other:
+                    _ = other.delete(KEY) if removal == "delete" else other.trim(KEY, 1)
+            return rows
+
+    with Racing(uri) as racing, pytest.raises(MissingBlockError, match="meanwhile"):
+        racing.fork(KEY, copy)
+    with LanceMemoryStore(uri) as store:
+        assert store.segments(copy) == []
+        assert store.verify() == (0 if removal == "delete" else 1)
+
+
+def test_what_another_process_writes_anew_is_read_anew(uri: str) -> None:
+    with MemoryStore.open(uri) as reader, MemoryStore.open(uri) as writer:
+        for seed in range(3):
+            for index in range(3 - seed):
+                writer.put(make_block(segment=index, seed=seed))
+            assert_same(reader.read(KEY, 0, 3 - seed)[0], make_block(seed=seed))
+            writer.delete(KEY)
+            with pytest.raises(MissingBlockError):
+                reader.read(KEY, 0, 1)
 
 
 def _append(uri: str, key: DocumentKey, start: threading.Barrier) -> None:

@@ -331,6 +331,18 @@ def test_limit_documents_takes_the_first_ones(
     assert rows(out, "segments") == [row for row in everything if row["document"] in ("a-long", "b-one-character")]
 
 
+def test_a_full_store_stops_the_job_and_a_larger_one_continues_it(model: Path, text: Path, tmp_path: Path) -> None:
+    assert (
+        invoke(*arguments(text, model, tmp_path / "free", "--retention", "window", "--durability", "power")).code == 0
+    )
+    out = tmp_path / "out"
+    full = invoke(*arguments(text, model, out, "--store-quota-bytes", 10_000))
+    assert full.code == 2
+    assert "bytes of at most 10,000" in full.stderr
+    assert invoke(*arguments(text, model, out, "--resume", "--store-quota-bytes", 10**9)).code == 0
+    assert table_bytes(out) == table_bytes(tmp_path / "free")
+
+
 def test_a_kept_memory_is_used_again(model: Path, text: Path, tmp_path: Path) -> None:
     store = tmp_path / "library.lance"
     keep = ["--keep-memory", "--store", store, "--namespace", "library"]
@@ -427,6 +439,9 @@ def test_a_missing_file_ends_the_process_with_code_2(model: Path, tmp_path: Path
         (["--limit-documents", 0], "--limit-documents must be at least 1"),
         (["--namespace", "x"], "add --keep-memory"),
         (["--keep-memory", "--store", "memory://"], "needs a store on disk"),
+        (["--retention", "forever", "--store", "memory://"], "needs a store on disk"),
+        (["--keep-memory", "--retention", "window"], "contradict each other"),
+        (["--store-quota-bytes", 0], "--store-quota-bytes must be at least 1"),
         (["--threads", 0], "--threads must be at least 1"),
         (["--dtype", "int3"], "int3"),
         (["--zork"], "--zork"),
