@@ -1,19 +1,17 @@
 """The encoder pool: actors that hold a model and turn segments into blocks and taps, with no state between segments."""
 
-from typing import Any
-
 import ray
 import torch
 
 from actors.outcome import Outcome, attempt
-from actors.pool import RESTART, ActorPool
+from actors.worker import HEALTH, UNTIL_DONE, opened
 from longmem.executor import EncodeReceipt
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
 from longmem.types import EncodedSegment, KVBlock, Segment
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class EncoderActor:
     """One replica of the encoder pool."""
 
@@ -34,9 +32,14 @@ class EncoderActor:
             self._model = self._source.open()
         return self._model
 
+    @ray.method(max_task_retries=UNTIL_DONE)
     def ready(self) -> Outcome:
-        """Load the model; the outcome's result is its ModelDescription."""
-        return attempt(lambda: describe(self._loaded()))
+        """Load the model; the result is a WorkerInfo with the ModelDescription."""
+        return opened(lambda: describe(self._loaded()))
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Answers unless the process is stopped or gone."""
 
     def encode(self, segment: Segment) -> tuple[Outcome, KVBlock | None, object]:
         """Returned as three objects: the receipt goes to the driver, block and taps only to who needs them."""
@@ -46,16 +49,3 @@ class EncoderActor:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
         return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps
-
-
-class EncoderPool(ActorPool):
-    """Encoders: any of them may take any segment."""
-
-    def __init__(self, source: ModelSource, size: int, threads: int, num_gpus: float) -> None:
-        actor = EncoderActor.options(num_cpus=threads, num_gpus=num_gpus, **RESTART)  # type: ignore[attr-defined]
-        placed = source.on_gpu() if num_gpus else source
-        super().__init__([actor.remote(placed, rank, threads) for rank in range(size)])
-
-    def encode(self, segment: Segment) -> tuple[int, tuple[Any, Any, Any]]:
-        """Start encoding; returns the actor's index and references to outcome, block and taps."""
-        return self.send(lambda actor: actor.encode.options(num_returns=3).remote(segment))

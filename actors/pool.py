@@ -4,48 +4,60 @@ Not `ray.util.ActorPool`: that one loses the task and shrinks when an actor dies
 that each worker idles for a round trip after every task.
 """
 
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-TASKS_PER_ACTOR = 2
-"""One running and one waiting: hides the round trip, and bounds what a slow worker can hold back."""
+from actors.worker import WorkerInfo
 
-RESTART = {"max_restarts": -1, "max_task_retries": -1}
-"""Finite retries are used up within seconds, while a lost node takes 15 s to be noticed."""
+TASKS_PER_ACTOR = 2
+"""One running and one waiting: hides the round trip, and bounds what a slow worker can hold back. Since every job keeps
+to it, jobs that share a pool get equal numbers of tasks through it: each actor works in the order of arrival."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One actor as the driver sees it."""
+
+    actor: Any
+    name: str
+    info: WorkerInfo | None = None
+    """None while it starts, or starts again."""
+    tasks: list[Any] = field(default_factory=list)
+    """Sent and not ended, in order: the first one is in the actor's hands."""
+    first_since_s: float = 0.0
+    """Since when (monotonic) the first task is the first."""
+    suspect: Any = None
+    """The task that was in the actor's hands when it was last lost; the others only waited behind it."""
+    gone: bool = False
+    """Ended for good: Ray will not start it again."""
 
 
 class ActorPool:
-    """Sends each task to the least loaded actor; the order of tasks is kept within an actor."""
+    """Chooses who gets a task; the order of tasks is kept within an actor."""
 
-    def __init__(self, actors: list["ray.actor.ActorHandle"]) -> None:
+    def __init__(self, actors: list[Any], names: list[str]) -> None:
         assert actors, "a pool needs at least one actor"
-        self.actors = actors
-        self._load: Counter[int] = Counter()
+        assert len(actors) == len(names), f"{len(actors)} actors, {len(names)} names"
+        self.workers = [Worker(actor, name) for actor, name in zip(actors, names, strict=True)]
+
+    @property
+    def usable(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.info is not None]
 
     @property
     def slots(self) -> int:
-        """Tasks that can be sent before every actor has its fill."""
-        return TASKS_PER_ACTOR * len(self.actors) - self._load.total()
+        """Tasks that can be sent before every usable actor has its fill."""
+        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable)
 
-    def send(self, call: Callable[["ray.actor.ActorHandle"], Any], choose: int | None = None) -> tuple[int, Any]:
-        """Start a task on the least loaded actor (or on actor `choose`); returns the actor's index and the refs."""
-        index = min(range(len(self.actors)), key=lambda i: (self._load[i], i)) if choose is None else choose
-        self._load[index] += 1
-        return index, call(self.actors[index])
-
-    def ask_ready(self) -> list[Any]:
-        """References to every actor's `ready()`: they load what they need, all at the same time."""
-        return [actor.ready.remote() for actor in self.actors]
+    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0) -> Worker | None:
+        """The usable actor with room that has the lowest `rank`, then the least load; None if all are full."""
+        free = [worker for worker in self.usable if len(worker.tasks) < TASKS_PER_ACTOR]
+        return min(free, key=lambda worker: (rank(worker), len(worker.tasks)), default=None)
 
     def stop(self) -> None:
         """End the actors without waiting for their tasks."""
-        for actor in self.actors:
-            ray.kill(actor)
-
-    def done(self, index: int) -> None:
-        """Say that a task of actor `index` has ended."""
-        assert self._load[index] > 0, f"actor {index} had no task"
-        self._load[index] -= 1
+        for worker in self.workers:
+            ray.kill(worker.actor)

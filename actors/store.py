@@ -1,21 +1,20 @@
 """Memory store actors: each is the single writer of the documents of one shard, and what readers fetch blocks from."""
 
-from secrets import token_hex
 from threading import Lock
-from typing import Any
 
 import ray
 import xxhash
 
 from actors.failures import translated
 from actors.outcome import Outcome, attempt
-from actors.pool import RESTART, ActorPool
+from actors.pool import ActorPool, Worker
+from actors.worker import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from longmem.memory.opening import MemoryStore
 from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 
-@ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1})
+@ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class StoreActor:
     """Writes and reads run in groups of their own, so that a write never waits for a read."""
 
@@ -34,24 +33,28 @@ class StoreActor:
                 self._opened = MemoryStore.open(self._uri)
             return self._opened
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
     def ready(self) -> Outcome:
-        """Open the store."""
-        return attempt(lambda: self._store().fingerprint())
+        """Open the store; the result is a WorkerInfo with the store's fingerprint."""
+        return opened(lambda: self._store().fingerprint())
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Answers unless the process is stopped or gone."""
 
     @ray.method(concurrency_group="write")
     def put(self, block: KVBlock) -> Outcome:
         return attempt(lambda: self._store().put(block))
 
-    @ray.method(concurrency_group="read")
+    @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
         return self._store().read(key, first_segment, last_segment)
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
         return self._store().segments(key)
 
-    @ray.method(concurrency_group="write")
+    @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
     def delete(self, key: DocumentKey) -> int:
         return self._store().delete(key)
 
@@ -64,37 +67,22 @@ class StoreActor:
 class StorePool(ActorPool):
     """Store actors, by shard: a document's blocks always go to the same one."""
 
-    def __init__(self, uri: str, size: int) -> None:
-        # named, so that a restarted reader finds them again
-        run = token_hex(4)
-        self.names = [f"longmem-store-{run}-{shard}" for shard in range(size)]
-        super().__init__(
-            [
-                StoreActor.options(num_cpus=0, name=name, **RESTART).remote(uri, shard)  # type: ignore[attr-defined]
-                for shard, name in enumerate(self.names)
-            ]
-        )
+    def shard(self, key: DocumentKey) -> Worker:
+        return self.workers[shard_of(key, len(self.workers))]
 
-    def put(self, key: DocumentKey, block: Any) -> tuple[int, Any]:
-        """Start writing the referenced block; returns the actor's index and a reference to the outcome."""
-        return self.send(lambda actor: actor.put.remote(block), choose=shard_of(key, len(self.actors)))
-
-    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+    def segments(self, key: DocumentKey, timeout_s: float) -> list[SegmentInfo]:
         with translated(f"listing {key}"):
-            infos: list[SegmentInfo] = ray.get(self._shard(key).segments.remote(key))
+            infos: list[SegmentInfo] = ray.get(self.shard(key).actor.segments.remote(key), timeout=timeout_s)
         return infos
 
-    def delete(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey, timeout_s: float) -> None:
         with translated(f"deleting {key}"):
-            ray.get(self._shard(key).delete.remote(key))
+            ray.get(self.shard(key).actor.delete.remote(key), timeout=timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Let writes that have begun end, then close the files."""
         with translated("closing the store"):
-            ray.get([actor.close.remote() for actor in self.actors], timeout=timeout_s)
-
-    def _shard(self, key: DocumentKey) -> Any:
-        return self.actors[shard_of(key, len(self.actors))]
+            ray.get([worker.actor.close.remote() for worker in self.workers], timeout=timeout_s)
 
 
 class RemoteBlockSource(AbstractBlockSource):
@@ -111,7 +99,7 @@ class RemoteBlockSource(AbstractBlockSource):
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
         with translated(f"reading blocks of {key}"):
             if not self._shards:
-                self._shards = [ray.get_actor(name) for name in self._names]
+                self._shards = [ray.get_actor(name, namespace=NAMESPACE) for name in self._names]
             shard = self._shards[shard_of(key, len(self._shards))]
             blocks: list[KVBlock] = ray.get(shard.read.remote(key, first_segment, last_segment))
         return blocks

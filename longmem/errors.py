@@ -3,6 +3,7 @@
 LongMemError (a ValueError: the user can fix it)
 ├── ConfigError            a setting that cannot work, alone or with another one
 ├── DocumentError          one input document cannot be used; the other documents go on
+│   └── QuarantineError        work on the document failed again and again; it is set aside
 ├── ModelError             a model folder cannot be loaded
 │   ├── UnknownFamilyError     the backbone's architecture is not supported
 │   └── CheckpointError        weights are missing, corrupt, or belong to something else
@@ -32,6 +33,7 @@ __all__ = [
     "ModelError",
     "NumericError",
     "OutputError",
+    "QuarantineError",
     "StoreError",
     "UnknownFamilyError",
 ]
@@ -47,6 +49,10 @@ class ConfigError(LongMemError):
 
 class DocumentError(LongMemError):
     """One input document cannot be used. A job reports it and goes on with the others."""
+
+
+class QuarantineError(DocumentError):
+    """Work on the document failed again and again (its worker died, or met a bug); it is set aside."""
 
 
 class ModelError(LongMemError):

@@ -45,6 +45,20 @@ class Completion:
     """Seconds that a worker computed, without queueing."""
 
 
+EventKind = Literal["lost", "back", "retry", "stalled", "killed", "encoded again", "quarantined"]
+
+
+@dataclass(frozen=True)
+class ExecutorEvent:
+    """Something that an operator should know of, and that changes no result."""
+
+    kind: EventKind
+    message: str
+    worker: str = ""
+    stage: Stage | None = None
+    segment: Segment | None = None
+
+
 class AbstractExecutor(ABC):
     """Runs tasks at most `slots(stage)` ahead; completions come in any order, each task exactly once."""
 
@@ -65,6 +79,10 @@ class AbstractExecutor(ABC):
     def wait(self, timeout_s: float) -> list[Completion]:
         """Completions, at least one unless nothing is running or the time is over. Errors of one task are in its
         completion; an error of the executor itself (ClusterError) is raised."""
+
+    def events(self) -> list[ExecutorEvent]:
+        """What happened to workers since the last call."""
+        return []
 
     @abstractmethod
     def release(self, segment: Segment) -> None:

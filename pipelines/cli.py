@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 import longmem
+from actors.policy import Patience
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from pipelines.command_line import (
@@ -36,6 +37,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="LongMem: score long documents with a frozen language model, a memory of all it has read, and a SideNet.",
 )
+
+
+class Placement(StrEnum):
+    """How workers are spread over nodes."""
+
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class SearchEngine(StrEnum):
@@ -92,6 +100,25 @@ def perplexity(
     ] = None,
     encoder_gpus: Annotated[float, typer.Option(help="GPU share of each encoder.")] = 0.0,
     reader_gpus: Annotated[float, typer.Option(help="GPU share of each reader.")] = 0.0,
+    placement: Annotated[
+        Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")
+    ] = Placement.PACK,
+    cpu_share: Annotated[
+        float,
+        typer.Option(help="CPUs that a worker reserves, per thread: below 1, several jobs fit on the same cores."),
+    ] = 1.0,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
+    ] = False,
+    max_tries: Annotated[
+        int, typer.Option(help="Set a document aside when one of its segments has ended its worker this often.")
+    ] = 5,
+    task_deadline_s: Annotated[
+        float, typer.Option(help="Seconds one segment may take; then its worker is killed and it is tried again.")
+    ] = 1800.0,
+    window_bytes: Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")] = 2**30,
+    object_store_bytes: Annotated[int, typer.Option(help="Bytes of Ray's object store, where Ray is started here.")] = 2
+    ** 30,
     segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
     memory_tokens: Annotated[
         int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
@@ -172,6 +199,12 @@ def perplexity(
                 threads=per_worker,
                 encoder_gpus=encoder_gpus,
                 reader_gpus=reader_gpus,
+                window_bytes=window_bytes,
+                object_store_bytes=object_store_bytes,
+                placement=placement.value,
+                cpu_share=cpu_share,
+                elastic=elastic,
+                patience=Patience(max_tries=max_tries, task_s=task_deadline_s),
             ),
             threads=per_worker,
             threads_given=threads is not None,

@@ -89,6 +89,8 @@ class PerplexityRun:
                 self._executor.submit(stage, segment)
             for completion in self._executor.wait(WAIT_S):
                 self._complete(completion)
+            for event in self._executor.events():
+                self._progress.note(event.message)
             for key, failed in self._scheduler.remove_finished():
                 self._finish(key, failed)
             self._observer.levels(

@@ -1,31 +1,40 @@
-"""ActorPool counts the tasks of each actor; nothing here needs a running Ray, actors are only handed to the call."""
+"""ActorPool chooses among actors; nothing here needs a running Ray."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pool import RESTART, TASKS_PER_ACTOR, ActorPool
+from actors.pool import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.worker import RESTART, WorkerInfo
 
 
-def pool_of(names: str) -> ActorPool:
-    return ActorPool(list(names))
+def pool_of(names: str, usable: str | None = None) -> ActorPool:
+    pool = ActorPool(list(names), list(names))
+    for worker in pool.workers:
+        if usable is None or worker.name in usable:
+            worker.info = WorkerInfo(pid=1, created_s=0.0, node_id="node", result=None)
+    return pool
 
 
-def send(pool: ActorPool, choose: int | None = None) -> str:
-    """The actor that got the task."""
-    index, actor = pool.send(lambda actor: actor, choose)
-    assert actor == pool.actors[index]
-    return str(actor)
+def send(pool: ActorPool, **options: Any) -> str:
+    """Name of the actor that got a task; `-` when all are full."""
+    worker = pool.choose(**options)
+    if worker is None:
+        return "-"
+    worker.tasks.append(object())
+    return worker.name
 
 
 def test_a_pool_needs_an_actor() -> None:
     with pytest.raises(AssertionError, match="at least one actor"):
-        ActorPool([])
+        ActorPool([], [])
 
 
-def test_tasks_go_round() -> None:
+def test_tasks_go_round_until_every_actor_has_its_fill() -> None:
     pool = pool_of("abc")
-    assert "".join(send(pool) for _ in range(6)) == "abcabc"
+    assert "".join(send(pool) for _ in range(7)) == "abcabc-"
     assert pool.slots == 0
 
 
@@ -33,66 +42,46 @@ def test_the_least_loaded_actor_is_next() -> None:
     pool = pool_of("abc")
     for _ in range(6):
         send(pool)
-    pool.done(1)
+    pool.workers[1].tasks.pop()
     assert send(pool) == "b"
-    pool.done(2)
-    pool.done(2)
-    pool.done(0)
+    pool.workers[2].tasks.clear()
     assert send(pool) == "c"
-    assert pool.slots == 2
+    assert pool.slots == 1
 
 
-def test_a_chosen_actor_gets_it_whatever_its_load() -> None:
-    pool = pool_of("ab")
-    assert [send(pool, choose=1) for _ in range(3)] == ["b"] * 3
-    assert pool.slots == 2 * TASKS_PER_ACTOR - 3
-    assert send(pool) == "a"
-
-
-def test_slots_count_every_task_of_every_actor() -> None:
+def test_rank_goes_before_load() -> None:
     pool = pool_of("abc")
-    assert pool.slots == 3 * TASKS_PER_ACTOR
-    send(pool)
-    send(pool, choose=0)
-    assert pool.slots == 3 * TASKS_PER_ACTOR - 2
-    pool.done(0)
-    assert pool.slots == 3 * TASKS_PER_ACTOR - 1
+    wanted = [send(pool, rank=lambda worker: worker.name != "c") for _ in range(3)]
+    assert wanted == ["c", "c", "a"]
 
 
-def test_the_result_of_the_call_comes_back() -> None:
-    pool = pool_of("ab")
-    assert pool.send(lambda actor: (actor, "outcome", "block")) == (0, ("a", "outcome", "block"))
+def test_an_actor_that_is_starting_gets_nothing() -> None:
+    pool = pool_of("abc", usable="b")
+    assert pool.slots == TASKS_PER_ACTOR
+    assert "".join(send(pool) for _ in range(3)) == "bb-"
+    assert pool.usable == [pool.workers[1]]
 
 
-def test_a_task_cannot_end_twice() -> None:
-    pool = pool_of("ab")
-    send(pool)
-    pool.done(0)
-    for index in (0, 1):
-        with pytest.raises(AssertionError, match=f"actor {index} had no task"):
-            pool.done(index)
-    assert pool.slots == 2 * TASKS_PER_ACTOR
-
-
-def test_actors_restart_and_calls_are_repeated_for_ever() -> None:
-    assert RESTART == {"max_restarts": -1, "max_task_retries": -1}
+def test_actors_restart_for_ever_and_calls_are_repeated_by_the_driver() -> None:
+    assert RESTART == {"max_restarts": -1, "max_task_retries": 0}
 
 
 @given(
-    size=st.integers(1, 5),
-    steps=st.lists(st.one_of(st.none(), st.integers(0, 4), st.tuples(st.integers(0, 4))), max_size=40),
+    names=st.sets(st.sampled_from("abcde"), min_size=1),
+    lost=st.sets(st.sampled_from("abcde")),
+    num_tasks=st.integers(0, 12),
 )
-def test_load_is_counted_whatever_happens(size: int, steps: list[int | tuple[int] | None]) -> None:
-    """None sends to any actor, (n,) to actor n, n ends a task of actor n."""
-    pool, load = ActorPool(list(range(size))), [0] * size
-    for step in steps:
-        if isinstance(step, int):
-            if load[step % size]:
-                pool.done(step % size)
-                load[step % size] -= 1
-        else:
-            chosen = None if step is None else step[0] % size
-            index, actor = pool.send(lambda actor: actor, chosen)
-            assert index == actor == (load.index(min(load)) if chosen is None else chosen)
-            load[index] += 1
-        assert pool.slots == size * TASKS_PER_ACTOR - sum(load)
+def test_no_actor_gets_more_than_its_fill(names: set[str], lost: set[str], num_tasks: int) -> None:
+    pool = pool_of("".join(sorted(names)), usable="".join(names - lost))
+    room = TASKS_PER_ACTOR * len(names - lost)
+    sent = [send(pool) for _ in range(num_tasks)]
+    assert sent.count("-") == max(0, num_tasks - room)
+    loads = {worker.name: len(worker.tasks) for worker in pool.workers}
+    assert all(loads[name] <= (0 if name in lost else TASKS_PER_ACTOR) for name in names)
+    usable = [loads[name] for name in names - lost]
+    assert not usable or max(usable) - min(usable) <= 1
+    assert pool.slots == room - sum(usable)
+
+
+def test_workers_are_compared_by_identity() -> None:
+    assert Worker("actor", "name") != Worker("actor", "name")

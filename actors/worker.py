@@ -1,0 +1,63 @@
+"""What all actors of the pools have in common: where they run, that they live, and that one at a time can be ended."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.outcome import Outcome, attempt
+
+NAMESPACE = "longmem"
+"""Ray namespace of every named actor of the project, so that any job can find those of a service."""
+
+RESTART = {"max_restarts": -1, "max_task_retries": 0}
+"""Ray starts a lost actor again, for ever: it notices a lost node only after 15 s, when finite restarts are used up.
+Lost tasks are repeated by the driver, which can send them to another actor and knows when a document is to blame."""
+
+HEALTH = {"health": 1}
+"""A concurrency group of its own, so that the answer to `alive` never waits for work."""
+
+UNTIL_DONE = -1
+"""For calls that may be repeated at will: Ray repeats them itself while the actor starts again."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """One incarnation of an actor."""
+
+    pid: int
+    created_s: float
+    """When the process began: pids are used again."""
+    node_id: str
+    result: Any
+    """What the actor says of what it has opened."""
+
+
+def here(result: Any) -> WorkerInfo:
+    process = psutil.Process()
+    return WorkerInfo(process.pid, process.create_time(), ray.get_runtime_context().get_node_id(), result)
+
+
+def opened(work: Callable[[], Any]) -> Outcome:
+    """Outcome of an actor's `ready`: where it is, with what `work` returned."""
+    return attempt(lambda: here(work()))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _kill(pid: int, created_s: float) -> None:
+    try:
+        if psutil.Process(pid).create_time() == created_s:
+            os.kill(pid, 9)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        pass  # it has ended by itself
+
+
+def kill_process(info: WorkerInfo) -> Any:
+    """SIGKILL the process on its own node; returns a reference that resolves when that is done. `ray.kill` would ask
+    the process itself, and a stopped one does not listen."""
+    strategy = NodeAffinitySchedulingStrategy(info.node_id, soft=False)
+    return _kill.options(scheduling_strategy=strategy).remote(info.pid, info.created_s)
