@@ -295,24 +295,31 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
     from ray.util.state import list_actors
 
     import actors.monitor
+    from actors.monitor import NAME_PREFIX, NAMESPACE
+
+    def is_monitor(actor: dict[str, str]) -> bool:
+        return actor["namespace"] == NAMESPACE and actor["name"].startswith(NAME_PREFIX)
 
     before = set(scraped())
     counted: list[JobSnapshot] = []
 
     def kill(stage: Stage, segment: Segment) -> None:
-        if stage != "score" or segment.index < 8 or counted:
+        if stage != "score" or counted:
             return
-        address = ray.get_runtime_context().gcs_address
+        (name,) = (each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if is_monitor(each))
+        known = ray.get(ray.get_actor(name, namespace=NAMESPACE).latest.remote())
+        if known is None or known.stages["encode"].segments < 4:
+            return
         filters = [("class_name", "=", "JobMonitor"), ("state", "=", "ALIVE")]
+        address = ray.get_runtime_context().gcs_address
         (monitor,) = list_actors(address=address, detail=True, filters=filters)
-        counted.append(ray.get(ray.get_actor(monitor.name, namespace=monitor.ray_namespace).latest.remote()))
+        counted.append(known)
         os.kill(monitor.pid, signal.SIGKILL)
 
     monkeypatch.setattr(actors.monitor, "PUSH_S", 0.0)
     summary, _ = watched_job(checkpoint, tmp_path, kill, monkeypatch)
     assert summary["counts"]["documents"] == 1
     (last,) = counted
-    assert last.stages["encode"].segments > 0
 
     def ended(found: dict[str, Values]) -> list[Values]:
         """The monitor that was told the end: the second one."""
