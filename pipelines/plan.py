@@ -85,13 +85,15 @@ def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
         raise ConfigError("these costs were measured without Ray; measure again with --address local")
     segments = kinds_of_segments(costs, workload)
     times = _times(costs, workload, segments, cluster)
-    cpu_s = times.cpu_s + costs.tokenise_s * workload.num_tokens
+    wall_s = times.wall_s + _edges_s(costs, workload, cluster)
+    idle_cores = 0.0 if cluster.in_process or costs.ray is None else cluster.nodes * costs.ray.idle_cores
+    cpu_s = times.cpu_s + costs.tokenise_s * workload.num_tokens + idle_cores * wall_s
     cpu_s += costs.forget.cpu_s * _forgotten(workload)
     return Plan(
         workload=workload,
         cluster=cluster,
         num_segments=segments.total,
-        wall_s=times.wall_s + _edges_s(costs, workload, cluster),
+        wall_s=wall_s,
         start_s=costs.load_s if cluster.in_process or costs.ray is None else costs.ray.start_s,
         cpu_s=cpu_s,
         stages={
@@ -169,12 +171,18 @@ def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cl
         "driver": 1.0,
     }
     limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
-    limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / (cluster.nodes * cluster.cores_per_node)
+    limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / _free_cores(costs, cluster)
     table: np.ndarray = np.stack(list(limits.values()))
     spent = table.max(axis=0) * segments.count
     slowest = table.argmax(axis=0)
     limited = {name: float(spent[slowest == row].sum()) for row, name in enumerate(limits)}
     return _Times(float(spent.sum()), cpu_s, busy, workers, limited)
+
+
+def _free_cores(costs: UnitCosts, cluster: Cluster) -> float:
+    """Cores of all nodes that Ray leaves; some work is always done, however small a share is free."""
+    idle = costs.ray.idle_cores if costs.ray is not None else 0.0
+    return cluster.nodes * max(cluster.cores_per_node - idle, 0.05 * cluster.cores_per_node)
 
 
 def _rate(amount: float, seconds: float) -> float:

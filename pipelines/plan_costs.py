@@ -65,6 +65,8 @@ class RayCost:
     store_bytes: int
     daemon_bytes: int
     """Of Ray's own processes on one node."""
+    idle_cores: float = 0.0
+    """What Ray's processes on one node keep busy while no task runs."""
 
 
 @dataclass(frozen=True)

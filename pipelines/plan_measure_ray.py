@@ -1,11 +1,10 @@
 """Measuring what Ray adds to the same work: one encoder, one reader and one store, one segment after the other."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from pipelines.processes import Role, Usage, total_cpu_s, usage_by_role
 DAEMONS: tuple[Role, ...] = ("driver", "daemon")
 WARM_SEGMENTS = 3
 MIN_SEGMENTS = 6
+IDLE_S = 2.0
 MAX_SEGMENTS = 30
 KEY = DocumentKey("plan", "measured")
 
@@ -40,7 +40,12 @@ def with_ray_costs(costs: UnitCosts, source: ModelSource, threads: int, budget_s
         shape = ClusterShape(address="local", encoders=1, readers=1, stores=1, threads=threads)
         with RayExecutor(source, str(Path(folder) / "memory.lance"), shape) as executor:
             start_s = perf_counter() - start
-            call = _call(executor, segments, costs, budget_s)
+            stages = STAGES if costs.memory_tokens else tuple(stage for stage in STAGES if stage != "put")
+            for segment in segments[:WARM_SEGMENTS]:
+                _pass(executor, stages, segment)
+            idle_cores = _idle_cores()
+            measured = segments[WARM_SEGMENTS : WARM_SEGMENTS + MAX_SEGMENTS]
+            call = _call(executor, stages, measured, costs, budget_s, idle_cores)
             usage = usage_by_role()
     return replace(
         costs,
@@ -50,24 +55,35 @@ def with_ray_costs(costs: UnitCosts, source: ModelSource, threads: int, budget_s
             encoder_bytes=_each(usage, "encoder"),
             reader_bytes=_each(usage, "reader"),
             store_bytes=_each(usage, "store"),
+            idle_cores=idle_cores,
             daemon_bytes=sum(usage[role].resident_bytes for role in DAEMONS if role in usage),
         ),
     )
 
 
-def _call(executor: AbstractExecutor, segments: list[Segment], costs: UnitCosts, budget_s: float) -> Cost:
+def _idle_cores() -> float:
+    """What all processes keep busy while nobody asks them for anything."""
+    start, cpu_s = perf_counter(), total_cpu_s()
+    sleep(IDLE_S)
+    return max(0.0, (total_cpu_s() - cpu_s) / (perf_counter() - start))
+
+
+def _call(
+    executor: AbstractExecutor,
+    stages: tuple[Stage, ...],
+    segments: list[Segment],
+    costs: UnitCosts,
+    budget_s: float,
+    idle_cores: float,
+) -> Cost:
     """What one segment takes beyond the seconds in which its workers computed."""
-    stages = STAGES if costs.memory_tokens else tuple(stage for stage in STAGES if stage != "put")
-    for segment in islice(segments, WARM_SEGMENTS):
-        _pass(executor, stages, segment)
     latencies, begun, cpu_s = [], perf_counter(), total_cpu_s()
-    measured = segments[WARM_SEGMENTS : WARM_SEGMENTS + MAX_SEGMENTS]
-    for segment in measured:
+    for segment in segments:
         latencies.append(_pass(executor, stages, segment))
         if len(latencies) >= MIN_SEGMENTS and perf_counter() - begun > budget_s:
             break
-    cpu_s = (total_cpu_s() - cpu_s) / len(latencies)
-    windows = np.minimum([segment.start_token for segment in measured[: len(latencies)]], costs.memory_tokens)
+    cpu_s = (total_cpu_s() - cpu_s - idle_cores * (perf_counter() - begun)) / len(latencies)
+    windows = np.minimum([segment.start_token for segment in segments[: len(latencies)]], costs.memory_tokens)
     plain_s = costs.encode.cpu_s + costs.put.cpu_s + costs.read.cpu_s + float(np.mean(costs.score.cpu.at(windows)))
     low, high = np.quantile(latencies, [0.25, 0.75])
     middle = median(latencies)

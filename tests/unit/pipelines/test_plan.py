@@ -151,6 +151,17 @@ def test_cores_limit_workers_that_outnumber_them() -> None:
     assert few.limited_s["cores"] == pytest.approx(work / 4)
 
 
+def test_what_ray_does_by_itself_is_no_core_of_the_job() -> None:
+    base = costs()
+    assert base.ray is not None
+    busy = replace(base, ray=replace(base.ray, idle_cores=1.0))
+    plan, more = (predict(busy, Workload((50_000,)), on_ray(8, 24, cores=cores)) for cores in (4, 5))
+    free = predict(base, Workload((50_000,)), on_ray(8, 24, cores=4))
+    assert more.wall_s == pytest.approx(free.wall_s)
+    assert more.cpu_s == pytest.approx(free.cpu_s + more.wall_s)
+    assert plan.wall_s > free.wall_s
+
+
 def test_stores_work_together_only_as_far_as_documents_overlap() -> None:
     slow = costs(put=5.0)
     one = predict(slow, Workload((100_000,) * 4), on_ray(2, 2, stores=1))
