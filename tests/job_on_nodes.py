@@ -12,7 +12,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pipelines.scheduler import Limits
 from rich.console import Console
 
 import actors.executor
@@ -20,6 +19,7 @@ from actors.policy import Patience
 from actors.shape import ClusterShape
 from longmem.executor import ExecutorEvent
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from pipelines.job import PerplexityJob, run_job
 
 sent: list[list[Any]] = []

@@ -17,7 +17,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from pipelines.scheduler import Limits
 from rich.console import Console
 
 from actors.metrics import METRICS, TASK_SECONDS
@@ -25,6 +24,7 @@ from actors.shape import ClusterShape
 from actors.snapshot import JobSnapshot
 from longmem.executor import STAGES, Stage
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from longmem.testing import small_longmem
 from longmem.types import Segment
 from pipelines.job import PerplexityJob, run_job

@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from pipelines.scheduler import Limits
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -23,6 +22,7 @@ from actors.policy import Patience
 from actors.shape import ClusterShape
 from longmem.executor import Completion
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from longmem.testing import small_longmem
 from pipelines.job import PerplexityJob, run_job
 from tests.poison import POISON, PoisonedSource

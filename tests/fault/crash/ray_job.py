@@ -17,9 +17,9 @@ from rich.console import Console
 from actors.policy import Patience
 from actors.shape import ClusterShape
 from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
 from longmem.testing import small_longmem
 from pipelines.job import PerplexityJob, run_job
-from pipelines.scheduler import Limits
 
 ROOT = Path(__file__).parents[3]
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
