@@ -1,7 +1,7 @@
 """`log.jsonl`: what happened to a job, one JSON object a line, for people with `jq` and for log collectors.
 
-    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_lost", "job": "3f…", "document": "moby",
-     "segment": 17, "stage": "score", "worker": "reader-1", "message": "…"}
+    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_retry", "job": "3f…", "document": "moby",
+     "segment": 17, "stage": "score", "message": "…"}
 
 Fields that an event has no value for are left out. A resumed job goes on in the same file. Everything is ASCII, so a
 document's name can neither end a line nor reach a terminal as a control character.
@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import longmem
 from longmem.errors import LongMemError, OutputError
-from longmem.executor import Completion
-from pipelines.observer import JobObserver, WorkerEvent
+from longmem.executor import Completion, ExecutorEvent
+from pipelines.observer import JobObserver
 from pipelines.redaction import redacted
 
 LOG_FILE = "log.jsonl"
@@ -84,16 +84,20 @@ class EventLog(JobObserver):
         else:
             self.event("document_failed", str(error), "error", document=document)
 
-    def worker_event(self, event: WorkerEvent) -> None:
+    def worker_event(self, event: ExecutorEvent) -> None:
+        segment = event.segment
         self.event(
-            event.kind,
+            f"worker_{event.kind.replace(' ', '_')}",
             event.message,
-            "warning",
-            document=event.document,
-            segment=event.segment,
+            "info" if event.kind == "back" else "warning",
+            document=None if segment is None else segment.key.document,
+            segment=None if segment is None else segment.index,
             stage=event.stage,
-            worker=event.worker,
+            worker=event.worker or None,
         )
+
+    def store_recovered(self, message: str) -> None:
+        self.event("store_recovered", message, "warning")
 
     def close(self) -> None:
         self._file.close()

@@ -1,27 +1,13 @@
 """What a running job tells whoever wants to know: the display, the log, the status file, the metrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longmem.errors import LongMemError
 from longmem.stages import Stage
 
 if TYPE_CHECKING:
-    from longmem.executor import Completion
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerEvent:
-    """Something that happened to a worker or to the store, and that the job survived."""
-
-    kind: str
-    """`retry`, `stall`, `worker_lost`, `store_recovery`, or another one that is only logged."""
-    message: str
-    stage: Stage | None = None
-    document: str | None = None
-    segment: int | None = None
-    worker: str | None = None
+    from longmem.executor import Completion, ExecutorEvent
 
 
 class JobObserver:
@@ -30,8 +16,11 @@ class JobObserver:
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
         """A document is begun; `num_tokens` and `num_segments` are still to be scored."""
 
-    def found_stored(self, document: str, num_bytes: int) -> None:
-        """The store already holds so much of a document."""
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
+        """The store already holds these segments of a document, in bytes."""
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        """The store no longer holds a document's segments below this one."""
 
     def task_ended(self, completion: "Completion") -> None:
         """A task gave a result or an error."""
@@ -45,8 +34,11 @@ class JobObserver:
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         """Called several times a second: how full everything is now."""
 
-    def worker_event(self, event: WorkerEvent) -> None:
-        """A retry, a stall, a lost worker, a recovery."""
+    def worker_event(self, event: "ExecutorEvent") -> None:
+        """Something happened to a worker, and the job goes on: a retry, a stall, a loss."""
+
+    def store_recovered(self, message: str) -> None:
+        """The store went back to its last good state."""
 
 
 class Observers(JobObserver):
@@ -59,9 +51,13 @@ class Observers(JobObserver):
         for each in self._observers:
             each.admitted(document, num_tokens, num_segments)
 
-    def found_stored(self, document: str, num_bytes: int) -> None:
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
         for each in self._observers:
-            each.found_stored(document, num_bytes)
+            each.found_stored(document, segment_bytes)
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        for each in self._observers:
+            each.trimmed(document, first_segment)
 
     def task_ended(self, completion: "Completion") -> None:
         for each in self._observers:
@@ -79,6 +75,10 @@ class Observers(JobObserver):
         for each in self._observers:
             each.levels(queue_depths, in_flight_bytes, lag_segments)
 
-    def worker_event(self, event: WorkerEvent) -> None:
+    def worker_event(self, event: "ExecutorEvent") -> None:
         for each in self._observers:
             each.worker_event(event)
+
+    def store_recovered(self, message: str) -> None:
+        for each in self._observers:
+            each.store_recovered(message)

@@ -90,7 +90,7 @@ class PerplexityRun:
             for completion in self._executor.wait(WAIT_S):
                 self._complete(completion)
             for event in self._executor.events():
-                self._progress.note(event.message)
+                self._observer.worker_event(event)
             for key, failed in self._scheduler.remove_finished():
                 self._finish(key, failed)
             self._observer.levels(
@@ -135,7 +135,7 @@ class PerplexityRun:
             self._raise_if_fatal(error)
             self._record_failure(record, error)
             return
-        self._observer.found_stored(document.id, sum(info.num_bytes for info in infos))
+        self._observer.found_stored(document.id, {info.segment: info.num_bytes for info in infos})
         if not self._scheduler.add_document(prepared.segments, scored, stored):
             self._finish(key, failed=False)
 

@@ -18,11 +18,11 @@ from rich.text import Text
 
 from longmem.errors import LongMemError
 from longmem.stages import STAGES, Stage
-from pipelines.observer import JobObserver, WorkerEvent
+from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
 
 if TYPE_CHECKING:
-    from longmem.executor import Completion
+    from longmem.executor import Completion, ExecutorEvent
 
 REFRESH_S = 0.25
 LINE_S = 5.0
@@ -115,8 +115,11 @@ class Progress(JobObserver):
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
         self.queues(queue_depths, in_flight_bytes)
 
-    def worker_event(self, event: WorkerEvent) -> None:
+    def worker_event(self, event: "ExecutorEvent") -> None:
         self.note(event.message)
+
+    def store_recovered(self, message: str) -> None:
+        self.note(message)
 
     def note(self, text: str) -> None:
         """Print a line that stays, above the display."""
