@@ -8,8 +8,9 @@ import ray.exceptions
 import ray.util
 
 from actors.cluster import AUTO, Connection, connect, find_cluster
-from actors.monitor import NAME_PREFIX, NAMESPACE
+from actors.monitor import NAME
 from actors.snapshot import JobSnapshot
+from actors.worker import NAMESPACE
 
 ANSWER_S = 5.0
 
@@ -50,7 +51,7 @@ class LiveJobs:
 def _monitors() -> list["ray.actor.ActorHandle"]:
     actors = []
     for each in ray.util.list_named_actors(all_namespaces=True):
-        if each["namespace"] == NAMESPACE and each["name"].startswith(NAME_PREFIX):
+        if each["namespace"] == NAMESPACE and NAME.fullmatch(each["name"]):
             try:
                 actors.append(ray.get_actor(each["name"], namespace=NAMESPACE))
             except ValueError:

@@ -7,6 +7,7 @@ that an actor that was restarted needs no memory. A message whose fate is unknow
 lost to the counters, as is what a killed actor had not exported yet (Ray exports every 10 s).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from time import monotonic, sleep
 from typing import Any
@@ -23,11 +24,12 @@ from actors.metrics import (
     levels,
 )
 from actors.snapshot import JobSnapshot
+from actors.worker import NAMESPACE
 from longmem.errors import ClusterError
 from longmem.stages import Stage
 
-NAMESPACE = "longmem"
-NAME_PREFIX = "longmem-job-"
+NAME = re.compile("longmem-job-[0-9a-f]+")
+"""Of a monitor; workers of a job have more behind it."""
 PUSH_S = 1.0
 """At most one message in this time."""
 END_S = 5.0
@@ -39,7 +41,7 @@ TaskSeconds = Mapping[Stage, Sequence[float]]
 
 
 def actor_name(job_id: str) -> str:
-    return f"{NAME_PREFIX}{job_id}"
+    return f"longmem-job-{job_id}"
 
 
 @ray.remote(num_cpus=0)

@@ -23,7 +23,16 @@ from longmem.model_source import ModelDescription, describe
 from longmem.stages import STAGES, Stage
 from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
 
-__all__ = ["STAGES", "AbstractExecutor", "Completion", "EncodeReceipt", "InlineExecutor", "Stage"]
+__all__ = [
+    "STAGES",
+    "AbstractExecutor",
+    "Completion",
+    "EncodeReceipt",
+    "EventKind",
+    "ExecutorEvent",
+    "InlineExecutor",
+    "Stage",
+]
 
 
 @dataclass(frozen=True)

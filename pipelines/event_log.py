@@ -1,7 +1,7 @@
 """`log.jsonl`: what happened to a job, one JSON object a line, for people with `jq` and for log collectors.
 
-    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "lost", "job": "3f…", "document": "moby",
-     "segment": 17, "stage": "score", "worker": "reader-1", "message": "…"}
+    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_retry", "job": "3f…", "document": "moby",
+     "segment": 17, "stage": "score", "message": "…"}
 
 Fields that an event has no value for are left out. A resumed job goes on in the same file. Everything is ASCII, so a
 document's name can neither end a line nor reach a terminal as a control character.
@@ -85,12 +85,13 @@ class EventLog(JobObserver):
             self.event("document_failed", str(error), "error", document=document)
 
     def worker_event(self, event: ExecutorEvent) -> None:
+        segment = event.segment
         self.event(
-            event.kind,
+            f"worker_{event.kind.replace(' ', '_')}",
             event.message,
-            "warning",
-            document=event.segment.key.document if event.segment else None,
-            segment=event.segment.index if event.segment else None,
+            "info" if event.kind == "back" else "warning",
+            document=None if segment is None else segment.key.document,
+            segment=None if segment is None else segment.index,
             stage=event.stage,
             worker=event.worker or None,
         )

@@ -28,6 +28,7 @@ from pipelines.journal import Journal
 from pipelines.observer import Observers
 from pipelines.perplexity import PerplexityRun, RunTotals
 from pipelines.progress import Progress
+from pipelines.redaction import redacted
 from pipelines.report import write_report
 from pipelines.service_job import ServiceChoice, attach_to, on_service
 from pipelines.summary import summarise
@@ -153,7 +154,7 @@ def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription
     """What decides the results of a job. Where it runs and with how many workers does not."""
     return {
         "job": "perplexity",
-        "inputs": [file.path for file in files],
+        "inputs": [redacted(file.path) for file in files],
         "limit_documents": job.limit_documents,
         "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
         "settings": model.settings,
@@ -235,7 +236,7 @@ def _write_results(
     segments = [segment for record in scored for segment in journal.scored(record.document)]
     cluster = job.cluster
     summary = summarise(
-        command=job.command,
+        command=redacted(job.command),
         model=model,
         executor={
             "address": cluster.address if cluster else "none",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actors.snapshot import JobSnapshot, StageSnapshot, State
 from longmem.errors import CorruptionError, LongMemError
-from longmem.executor import STAGES, Completion, EncodeReceipt, ExecutorEvent, Stage
+from longmem.executor import STAGES, Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
 from longmem.types import PutReceipt, SegmentScore
 from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
@@ -20,7 +20,13 @@ RECENT_SEGMENTS = 64
 """Gate and copy head are averaged over so many segments: the trend of a job, not its history."""
 RECENT_FAILURES = 10
 
-_COUNTED = {"retry": "retries", "stalled": "stalls", "lost": "lost_workers"}
+_COUNTED: dict[EventKind, str] = {
+    "retry": "retries",
+    "encoded again": "retries",
+    "stalled": "stalls",
+    # a worker that is killed is lost next
+    "lost": "lost_workers",
+}
 
 
 class JobState(JobObserver):
@@ -48,7 +54,8 @@ class JobState(JobObserver):
         self._total_documents: int | None = None
         self._tokens_to_score = 0
         self._left: dict[str, int] = {}
-        self._stored: Counter[str] = Counter()
+        self._stored: dict[str, dict[int, int]] = {}
+        self._stored_bytes = 0
         self._counts: Counter[str] = Counter()
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_SEGMENTS)
         self._failures: deque[str] = deque(maxlen=RECENT_FAILURES)
@@ -59,8 +66,14 @@ class JobState(JobObserver):
         self._documents["admitted"] += 1
         self._left[document] = num_tokens
 
-    def found_stored(self, document: str, num_bytes: int) -> None:
-        self._stored[document] += num_bytes
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
+        for segment, num_bytes in segment_bytes.items():
+            self._keep(document, segment, num_bytes)
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        segments = self._stored.get(document, {})
+        for segment in [each for each in segments if each < first_segment]:
+            self._stored_bytes -= segments.pop(segment)
 
     def task_ended(self, completion: Completion) -> None:
         stage, segment, result = completion.stage, completion.segment, completion.result
@@ -73,8 +86,7 @@ class JobState(JobObserver):
         elif isinstance(result, PutReceipt):
             num_bytes = result.num_bytes
             self._counts["duplicate_puts"] += result.duplicate
-            if not result.duplicate:
-                self._stored[segment.key.document] += num_bytes
+            self._keep(segment.key.document, segment.index, num_bytes)
         elif isinstance(result, SegmentScore):
             self._left[segment.key.document] -= len(segment.targets)
             if result.retrieval.memory_tokens:
@@ -92,8 +104,9 @@ class JobState(JobObserver):
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
         self._documents["scored" if error is None else "failed"] += 1
         self._left.pop(document, None)
+        segments = self._stored.pop(document, {})
         if not kept:
-            self._stored.pop(document, None)
+            self._stored_bytes -= sum(segments.values())
         if error is not None:
             self._counts["checksum_failures"] += isinstance(error, CorruptionError)
             self._failures.append(redacted(f"{document}: {error}"))
@@ -110,9 +123,14 @@ class JobState(JobObserver):
     def worker_event(self, event: ExecutorEvent) -> None:
         if event.kind == "encoded again":
             self._counts[event.kind] += 1
-        elif event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
+        if event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
             stage = self._stages[event.stage]
             self._stages[event.stage] = replace(stage, **{counted: getattr(stage, counted) + 1})
+
+    def _keep(self, document: str, segment: int, num_bytes: int) -> None:
+        segments = self._stored.setdefault(document, {})
+        self._stored_bytes += num_bytes - segments.get(segment, 0)
+        segments[segment] = num_bytes
 
     def snapshot(self, state: State) -> JobSnapshot:
         """How far the job is now."""
@@ -146,7 +164,7 @@ class JobState(JobObserver):
             blocks_encoded_again=self._counts["encoded again"],
             gate_mean=sum(gates) / len(gates) if gates else None,
             copy_mean=sum(copies) / len(copies) if copies else None,
-            store_bytes=self._stored.total(),
+            store_bytes=self._stored_bytes,
             store_limit_bytes=self._store_limit_bytes,
             recent_failures=tuple(self._failures),
         )

@@ -16,8 +16,11 @@ class JobObserver:
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
         """A document is begun; `num_tokens` and `num_segments` are still to be scored."""
 
-    def found_stored(self, document: str, num_bytes: int) -> None:
-        """The store already holds so much of a document."""
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
+        """The store already holds these segments of a document, in bytes."""
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        """The store no longer holds a document's segments below this one."""
 
     def task_ended(self, completion: "Completion") -> None:
         """A task gave a result or an error."""
@@ -32,7 +35,7 @@ class JobObserver:
         """Called several times a second: how full everything is now."""
 
     def worker_event(self, event: "ExecutorEvent") -> None:
-        """Something happened to a worker, and the job goes on."""
+        """Something happened to a worker, and the job goes on: a retry, a stall, a loss."""
 
 
 class Observers(JobObserver):
@@ -45,9 +48,13 @@ class Observers(JobObserver):
         for each in self._observers:
             each.admitted(document, num_tokens, num_segments)
 
-    def found_stored(self, document: str, num_bytes: int) -> None:
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
         for each in self._observers:
-            each.found_stored(document, num_bytes)
+            each.found_stored(document, segment_bytes)
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        for each in self._observers:
+            each.trimmed(document, first_segment)
 
     def task_ended(self, completion: "Completion") -> None:
         for each in self._observers:

@@ -142,7 +142,7 @@ class PerplexityRun:
             self._raise_if_fatal(error)
             self._record_failure(record, error)
             return
-        self._observer.found_stored(document.id, sum(info.num_bytes for info in infos))
+        self._observer.found_stored(document.id, {info.segment: info.num_bytes for info in infos})
         if not self._scheduler.add_document(prepared.segments, scored, stored):
             self._finish(key, failed=False)
 

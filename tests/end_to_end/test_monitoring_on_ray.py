@@ -295,10 +295,11 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
     from ray.util.state import list_actors
 
     import actors.monitor
-    from actors.monitor import NAME_PREFIX, NAMESPACE
+    from actors.monitor import NAME
+    from actors.worker import NAMESPACE
 
     def is_monitor(actor: dict[str, str]) -> bool:
-        return actor["namespace"] == NAMESPACE and actor["name"].startswith(NAME_PREFIX)
+        return actor["namespace"] == NAMESPACE and NAME.fullmatch(actor["name"]) is not None
 
     before = set(scraped())
     counted: list[JobSnapshot] = []
@@ -338,7 +339,8 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
 def test_a_resumed_job_takes_its_name_back_from_a_dead_one(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
-    from actors.monitor import NAMESPACE, JobMonitor, MonitorLine, actor_name
+    from actors.monitor import JobMonitor, MonitorLine, actor_name
+    from actors.worker import NAMESPACE
 
     left = JobMonitor.options(name=actor_name("f00"), namespace=NAMESPACE, lifetime="detached").remote("f00", "old")
     assert ray.get(left.latest.remote()) is None

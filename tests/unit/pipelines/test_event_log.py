@@ -31,7 +31,8 @@ def test_every_event_is_one_line_with_its_fields(log: EventLog, tmp_path: Path) 
     log.started("longmem perplexity", resumed=False)
     log.admitted("moby", 100, 4)
     log.task_ended(Completion("put", segment, None, DocumentError("disk"), 0.1))
-    log.worker_event(ExecutorEvent("stalled", "silent", "reader-1", "score", segment))
+    log.worker_event(ExecutorEvent("stalled", "silent", "reader-1", "score"))
+    log.worker_event(ExecutorEvent("encoded again", "lost", "", "put", segment))
     log.document_ended("moby", None, kept=False)
     log.document_ended("emma", DocumentError("no text"), kept=False)
     log.close()
@@ -40,7 +41,8 @@ def test_every_event_is_one_line_with_its_fields(log: EventLog, tmp_path: Path) 
         "job_started",
         "document_admitted",
         "task_failed",
-        "stalled",
+        "worker_stalled",
+        "worker_encoded_again",
         "document_scored",
         "document_failed",
     ]
@@ -55,7 +57,9 @@ def test_every_event_is_one_line_with_its_fields(log: EventLog, tmp_path: Path) 
     }
     assert found[3]["worker"] == "reader-1"
     assert found[3]["level"] == "warning"
-    assert (found[3]["document"], found[3]["segment"]) == ("moby", 7)
+    assert "document" not in found[3]
+    assert (found[4]["document"], found[4]["segment"]) == ("moby", 7)
+    assert "worker" not in found[4]
 
 
 def test_a_task_that_ends_well_is_no_event(log: EventLog, tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_other_text_is_left_alone(text: str) -> None:
 def test_what_is_logged_is_redacted(log: EventLog, tmp_path: Path) -> None:
     log.started("longmem perplexity s3://key:secret@bucket/books?token=t0p", resumed=False)
     log.document_ended("moby", DocumentError("cannot read s3://key:secret@bucket"), kept=False)
-    log.worker_event(ExecutorEvent("retry", "s3://key:secret@bucket", stage="put"))
+    log.worker_event(ExecutorEvent("retry", "s3://key:secret@bucket", "", "put"))
     data = (tmp_path / "log.jsonl").read_text()
     assert "secret" not in data
     assert "t0p" not in data

@@ -8,7 +8,7 @@ import pytest
 
 from actors.snapshot import JobSnapshot
 from longmem.errors import CorruptionError, DocumentError, LongMemError, OutputError
-from longmem.executor import Completion, EncodeReceipt, ExecutorEvent, Stage
+from longmem.executor import Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
 from longmem.types import DocumentKey, PutReceipt, RetrievalStats, Segment, SegmentScore
 from pipelines.job_state import RECENT_FAILURES, JobState
 
@@ -72,7 +72,19 @@ def test_stages_are_summed(state: JobState, clock: Clock) -> None:
     assert (snapshot.in_flight_bytes, snapshot.lag_segments, snapshot.duplicate_puts) == (2100, 3, 1)
     assert snapshot.tokens_left == 16
     assert snapshot.eta_s == pytest.approx(2.0), "16 tokens took 2 s, and 16 are left"
-    assert snapshot.store_bytes == 800, "a duplicate takes no room"
+    assert snapshot.store_bytes == 1200
+
+
+def test_a_block_takes_room_once_and_until_it_is_removed(state: JobState) -> None:
+    state.admitted("moby", 32, 4)
+    state.found_stored("moby", {0: 400, 1: 400})
+    for index in (1, 2, 3):
+        state.task_ended(ended("put", index))
+    assert state.snapshot("running").store_bytes == 1600
+    state.trimmed("moby", 3)
+    assert state.snapshot("running").store_bytes == 400
+    state.document_ended("moby", None, kept=False)
+    assert state.snapshot("running").store_bytes == 0
 
 
 def test_only_segments_with_a_memory_tell_of_the_gate(state: JobState) -> None:
@@ -88,7 +100,7 @@ def test_only_segments_with_a_memory_tell_of_the_gate(state: JobState) -> None:
 def test_documents_come_and_go(state: JobState) -> None:
     for name in ("moby", "emma", "jane"):
         state.admitted(name, 100, 10)
-        state.found_stored(name, 50)
+        state.found_stored(name, {0: 20, 1: 30})
     state.document_ended("moby", None, kept=True)
     state.document_ended("emma", CorruptionError("segment 3 is damaged"), kept=False)
     snapshot = state.snapshot("failed")
@@ -111,7 +123,8 @@ def test_failures_are_counted_and_the_last_ones_named(state: JobState) -> None:
 
 
 def test_worker_events_are_counted_by_kind(state: JobState) -> None:
-    for kind in ("retry", "retry", "stalled", "lost", "encoded again", "quarantined"):
+    kinds: list[EventKind] = ["retry", "encoded again", "stalled", "killed", "lost", "back", "quarantined"]
+    for kind in kinds:
         state.worker_event(ExecutorEvent(kind, "…", stage="encode"))
     snapshot = state.snapshot("running")
     encode = snapshot.stages["encode"]
