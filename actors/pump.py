@@ -110,6 +110,7 @@ class Pump:
         except Exception as error:  # noqa: BLE001 - raised where `started` is waited for
             _resolve(self.started, error=error)
             return
+        executor.after_quarantine = "the request is given up; the service and its other requests go on"
         self._executor = executor
         model = executor.describe()
         self._scheduler = SegmentScheduler(
@@ -153,14 +154,16 @@ class Pump:
         if self._busy:
             for completion in self._executor.wait(BUSY_S):
                 self._complete(completion)
-        for answer in self._executor.answers():
-            future = self._texts.pop(answer.number)
-            _resolve(future, answer.outcome.result, answer.outcome.error)
         for event in self._executor.events():
             logger.warning("%s", event.message)
-        for key, _ in self._scheduler.remove_finished():
-            self._finish(key)
+        answers = [(self._texts.pop(each.number), each.outcome) for each in self._executor.answers()]
+        finished = self._scheduler.remove_finished()
+        # before anybody hears that a request has ended
         self._count()
+        for future, outcome in answers:
+            _resolve(future, outcome.result, outcome.error)
+        for key, _ in finished:
+            self._finish(key)
 
     def _slots(self, stage: Stage) -> int:
         full = stage == "encode" and self._texts and self._held() >= self._limits.max_in_flight_segments

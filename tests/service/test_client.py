@@ -227,6 +227,18 @@ async def test_a_cancelled_request_starts_nothing_more(service: str, client: "Me
     assert written.num_new_segments >= written.num_segments - 4 > 0
 
 
+@pytest.mark.asyncio
+async def test_a_closed_client_ends_what_runs(service: str, client: "MemoryClient") -> None:
+    from actors.client import connect
+
+    with stopped(client, "readers"):
+        async with connect(service=service) as other:
+            request = asyncio.create_task(other.score(LONG, "long", namespace="closed"))
+            await until(lambda: other.in_flight > 0)
+        with pytest.raises(ClusterError, match="client was closed"):
+            await request
+
+
 # --- many clients, and workers that die ---------------------------------------------------------------------------
 
 VICTIM = """
@@ -321,15 +333,3 @@ async def test_a_service_that_is_missing_or_holds_another_model_is_refused(
     with pytest.raises(ConfigError, match="max_in_flight must be greater than 0"):
         async with connect(service=service, max_in_flight=0):
             pytest.fail("attached with a limit of nothing")
-
-
-@pytest.mark.asyncio
-async def test_a_closed_client_ends_what_runs(service: str, client: "MemoryClient") -> None:
-    from actors.client import connect
-
-    with stopped(client, "readers"):
-        async with connect(service=service) as other:
-            request = asyncio.create_task(other.score(LONG, "long", namespace="closed"))
-            await until(lambda: other.in_flight > 0)
-        with pytest.raises(ClusterError, match="client was closed"):
-            await request

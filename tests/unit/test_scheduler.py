@@ -322,6 +322,24 @@ def test_a_score_waits_for_the_last_missing_block_of_its_window_only() -> None:
     assert startable("score") == [3], "although segment 3 itself is not stored yet"
 
 
+def test_a_cancelled_document_starts_nothing_more_and_ends_with_what_ran() -> None:
+    scheduler = SegmentScheduler(Limits(4, 1000), SEGMENT_BYTES, 4, 8, True)
+    first, second = (
+        cut_segments(DocumentKey("", name), np.arange(40, dtype=np.int32), 4) for name in ("first", "second")
+    )
+    scheduler.add_document(first, set(), set())
+    started = list(scheduler.start(lambda _stage: 4))
+    assert [(stage, segment.index) for stage, segment in started] == [("encode", index) for index in range(4)]
+    assert scheduler.finish(*started[0]) == []
+    assert scheduler.cancel(first[0].key) == [first[0]]
+    assert list(scheduler.start(lambda _stage: 4)) == []
+    scheduler.add_document(second, set(), set())
+    assert [segment.key.document for _, segment in scheduler.start(lambda _stage: 4)] == ["second"]
+    assert [scheduler.finish(*each) for each in started[1:]] == [[segment] for _, segment in started[1:]]
+    assert scheduler.remove_finished() == [(first[0].key, True)]
+    assert scheduler.num_in_flight == 1
+
+
 def test_nothing_left_is_not_admitted() -> None:
     scheduler = SegmentScheduler(Limits(1, 1), SEGMENT_BYTES, 4, 8, write=True)
     assert not scheduler.add_document(cut(0, Book(12), 4), {0, 1, 2}, {0, 1, 2})
