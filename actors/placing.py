@@ -29,16 +29,20 @@ class Placing:
             shard = self._workers.stores.shard(key)
             return shard if shard.info is not None else None
         homes = [worker for worker in self._homes.get(key, []) if worker.info is not None]
-        nodes: set[str | None] = {worker.info.node_id for worker in homes if worker.info}
-        nodes = nodes or {made_on}
+        nodes = {worker.info.node_id for worker in homes if worker.info}
 
         def is_far(worker: Worker) -> bool:
             assert worker.info is not None, f"{worker.name} is not there"
             return worker.info.node_id not in nodes
 
+        def is_off(worker: Worker) -> bool:
+            assert worker.info is not None, f"{worker.name} is not there"
+            return worker.info.node_id != made_on
+
         if stage == "encode":
             return self._workers.encoders.choose(is_far)
-        return self._workers.readers.choose(lambda worker: (worker not in homes, is_far(worker)))
+        # a window is many blocks, and worth more than this one
+        return self._workers.readers.choose(lambda worker: (worker not in homes, is_off(worker)))
 
     def reads(self, worker: Worker, key: DocumentKey) -> None:
         """`worker` was given a segment of the document to score."""

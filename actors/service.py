@@ -25,7 +25,7 @@ from actors.store import StorePool
 from actors.worker import NAMESPACE
 from actors.workers import Workers, names_of, start_workers
 from longmem.errors import ClusterError, ConfigError
-from longmem.memory.opening import IN_MEMORY
+from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelSource
 
 DEFAULT_NAME = "longmem"
@@ -46,15 +46,15 @@ class Service:
 
     name: str
     source: ModelSource
-    store_uri: str
-    """Absolute where it is a folder, which is on the node where the service was started."""
+    store: StoreSettings
+    """Its place is absolute where it is a folder, which is on the node where the service was started."""
     shape: ClusterShape
     since_s: float = 0.0
     """Seconds since 1970 at which it was complete."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.store_uri == IN_MEMORY:
+        if self.store.uri == IN_MEMORY:
             raise ConfigError(
                 f"a service cannot keep its memory in {IN_MEMORY}, which ends with a process; name a folder"
             )
@@ -134,7 +134,7 @@ def start_service(service: Service) -> tuple[Service, bool]:
         raise _half_started(service.name, left)
     check_capacity(service.shape.min_cpus, service.shape.min_gpus)
     try:
-        workers = start_workers(service.source, service.store_uri, service.shape, PREFIX + service.name, detached=True)
+        workers = start_workers(service.source, service.store, service.shape, PREFIX + service.name, detached=True)
     except ValueError as error:
         # Ray's word for a name that is taken; a store is the first of all, so nothing of ours was created
         raise ClusterError(f"service {service.name!r} is being started by somebody else: {error}") from error
@@ -264,4 +264,4 @@ def _half_started(name: str, left: list[str]) -> ClusterError:
 
 def _settings(service: Service) -> dict[str, object]:
     shape = replace(service.shape, address="auto", object_store_bytes=0, patience=Patience())
-    return {"model": service.source, "store": service.store_uri, **vars(shape)}
+    return {"model": service.source, "store": service.store, **vars(shape)}

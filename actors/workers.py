@@ -1,6 +1,5 @@
 """Starting the three pools, and where their actors are placed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,43 +45,38 @@ def start_workers(
     """Create all actors; returns at once, while they load. `detached` ones outlive this driver."""
     names = names_of(prefix, shape)
     settings = StoreSettings.of(store)
-
-    def created(kind: str, options: dict[str, Any], actor: Any, arguments: Iterator[tuple[Any, ...]]) -> list[Any]:
-        lifetime = "detached" if detached else None
-        return [
-            actor.options(name=name, namespace=NAMESPACE, lifetime=lifetime, **RESTART, **options).remote(*each)
-            for name, each in zip(names[kind], arguments, strict=True)
-        ]
-
-    def placed(gpus: float) -> dict[str, Any]:
-        options: dict[str, Any] = {"num_cpus": shape.threads * shape.cpu_share, "num_gpus": gpus}
-        return options | ({"scheduling_strategy": "SPREAD"} if shape.placement == "spread" else {})
-
-    def model(gpus: float) -> ModelSource:
-        return source.on_gpu() if gpus else source
-
-    stores = created(
-        "store", _store_placement(settings.uri), StoreActor, ((settings, rank) for rank in range(shape.stores))
-    )
-    encoders = created(
-        "encoder",
-        placed(shape.encoder_gpus),
-        EncoderActor,
-        ((model(shape.encoder_gpus), rank, shape.threads) for rank in range(shape.encoders)),
-    )
+    lifetime = "detached" if detached else None
+    on_encoder, on_reader = _placement(shape, shape.encoder_gpus), _placement(shape, shape.reader_gpus)
+    encoder_model = source.on_gpu() if shape.encoder_gpus else source
+    reader_model = source.on_gpu() if shape.reader_gpus else source
+    on_store = _store_placement(settings.uri)
     # by name, because an actor whose constructor was given handles cannot be started again once the driver is gone
     blocks = RemoteBlockSource(names["store"])
-    readers = created(
-        "sidenet",
-        placed(shape.reader_gpus),
-        SideNetActor,
-        ((model(shape.reader_gpus), rank, shape.threads, blocks, shape.window_bytes) for rank in range(shape.readers)),
-    )
+    made: dict[str, list[Any]] = {kind: [] for kind in names}
+
+    def create(kind: str, actor: Any, options: dict[str, Any], *arguments: Any) -> None:
+        name = names[kind][len(made[kind])]
+        options = {"name": name, "namespace": NAMESPACE, "lifetime": lifetime, **RESTART, **options}
+        made[kind].append(actor.options(**options).remote(*arguments))
+
+    for rank in range(shape.stores):
+        create("store", StoreActor, on_store, settings, rank)
+    # in turns: where there is room for a part of them only, that part can begin
+    for rank in range(max(shape.encoders, shape.readers)):
+        if rank < shape.encoders:
+            create("encoder", EncoderActor, on_encoder, encoder_model, rank, shape.threads)
+        if rank < shape.readers:
+            create("sidenet", SideNetActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
     return Workers(
-        ActorPool(encoders, names["encoder"]),
-        StorePool(stores, names["store"]),
-        ActorPool(readers, names["sidenet"]),
+        ActorPool(made["encoder"], names["encoder"]),
+        StorePool(made["store"], names["store"]),
+        ActorPool(made["sidenet"], names["sidenet"]),
     )
+
+
+def _placement(shape: ClusterShape, gpus: float) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": shape.threads * shape.cpu_share, "num_gpus": gpus}
+    return options | ({"scheduling_strategy": "SPREAD"} if shape.placement == "spread" else {})
 
 
 def _store_placement(store_uri: str) -> dict[str, Any]:

@@ -36,6 +36,21 @@ class Placement(StrEnum):
     SPREAD = "spread"
 
 
+class Retention(StrEnum):
+    """How long blocks stay in the store."""
+
+    WINDOW = "window"
+    DOCUMENT = "document"
+    FOREVER = "forever"
+
+
+class Durability(StrEnum):
+    """What a stored block survives."""
+
+    PROCESS = "process"
+    POWER = "power"
+
+
 class SearchEngine(StrEnum):
     """What finds chunks in a reader's window."""
 

@@ -12,7 +12,15 @@ from rich.table import Table
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, Placement, SearchEngine, exit_codes, local_or_hub, num_cores
+from pipelines.command_line import (
+    ComputeDtype,
+    Durability,
+    Placement,
+    SearchEngine,
+    exit_codes,
+    local_or_hub,
+    num_cores,
+)
 
 if TYPE_CHECKING:
     from actors.service import ServiceState
@@ -42,6 +50,12 @@ def up(
     store: Annotated[
         str, typer.Option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
     ] = STORE,
+    store_quota_bytes: Annotated[
+        int | None, typer.Option(help="Bytes that the store may hold.", show_default="no limit")
+    ] = None,
+    durability: Annotated[
+        Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
+    ] = Durability.PROCESS,
     encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
     readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
     stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
@@ -80,6 +94,7 @@ def up(
     console = Console(stderr=True)
     with exit_codes(console):
         from actors.service import Service, start_service
+        from longmem.memory.opening import StoreSettings
         from longmem.model_source import REFERENCE_MODEL, ModelSource
 
         settings = {
@@ -98,7 +113,9 @@ def up(
                 search=search.value,
                 settings={key: value for key, value in settings.items() if value is not None},
             ),
-            store_uri=store if "://" in store else str(Path(store).absolute()),
+            store=StoreSettings(
+                store if "://" in store else str(Path(store).absolute()), durability.value, store_quota_bytes
+            ),
             shape=ClusterShape(
                 address=address,
                 encoders=encoders,
@@ -117,7 +134,7 @@ def up(
             running, started = start_service(service)
         state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
         Console().print(
-            f"service {name} {state}: {service.source.source}, memory in {service.store_uri}", soft_wrap=True
+            f"service {name} {state}: {service.source.source}, memory in {service.store.uri}", soft_wrap=True
         )
         Console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
 
@@ -182,7 +199,7 @@ def _described(state: "ServiceState") -> Table:
         shape = service.shape
         table.add_row("state", f"up since {_moment(service.since_s)}")
         table.add_row("model", f"{service.source.source} ({service.source.dtype})")
-        table.add_row("store", service.store_uri)
+        table.add_row("store", service.store.uri)
         table.add_row(
             "pools",
             f"{shape.encoders} encoders, {shape.stores} stores, {shape.readers} readers, {shape.threads} threads each",

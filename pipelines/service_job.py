@@ -47,7 +47,9 @@ def on_service(job: "PerplexityJob", choice: ServiceChoice) -> "PerplexityJob":
     return replace(
         job,
         model=service.source,
-        store=service.store_uri,
+        store=service.store.uri,
+        durability=service.store.durability,
+        store_quota_bytes=service.store.max_bytes,
         cluster=shape,
         threads=shape.threads,
         threads_given=True,

@@ -59,9 +59,11 @@ class Driver:
         return [event.kind for event in self.events if event.kind in kinds]
 
 
-def start(script: Any, patience: Patience, encoders: list[dict[str, Any]]) -> Driver:
-    """One store, one reader, and an encoder for each of `encoders`, which are Ray's options; waits until all are
-    ready. Ray must be running."""
+def start(
+    script: Any, patience: Patience, encoders: list[dict[str, Any]], others: dict[str, Any] | None = None
+) -> Driver:
+    """An encoder for each of `encoders`, one store and one reader, as Ray's options; waits until all are ready. Ray must
+    be running."""
     from actors.dispatch import PooledExecutor
     from actors.pool import ActorPool
     from actors.store import StorePool
@@ -83,8 +85,8 @@ def start(script: Any, patience: Patience, encoders: list[dict[str, Any]]) -> Dr
 
     workers = Workers(
         pool(ActorPool, ScriptedEncoder, encoders),
-        pool(StorePool, ScriptedStore, [{}]),
-        pool(ActorPool, ScriptedReader, [{}]),
+        pool(StorePool, ScriptedStore, [others or {}]),
+        pool(ActorPool, ScriptedReader, [others or {}]),
     )
     executor = Executor(workers, patience, lambda _stage, _opened: None)
     driver = Driver(executor, workers, script)

@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from actors.shape import ClusterShape
+from longmem.memory.opening import StoreSettings
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
 from longmem.testing import small_longmem
@@ -37,7 +38,7 @@ def service(ray_cluster: None, source: ModelSource, tmp_path_factory: pytest.Tem
 
     store = str(tmp_path_factory.mktemp("store") / "memory.lance")
     shape = ClusterShape(encoders=2, readers=2, stores=2)
-    start_service(Service(name=NAME, source=source, store_uri=store, shape=shape))
+    start_service(Service(name=NAME, source=source, store=StoreSettings(store), shape=shape))
     yield NAME
     stop_service(NAME)
 

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from actors.shape import ClusterShape
 from longmem.errors import ClusterError, ConfigError, ModelError
+from longmem.memory.opening import StoreSettings
 from longmem.model_source import ModelSource
 from pipelines.cli import app
 
@@ -70,8 +71,8 @@ def test_a_start_that_was_interrupted_is_recognised_and_can_be_taken_down(
     from actors.service import Service, find_service, list_services, start_service, stop_service
     from actors.workers import start_workers
 
-    service = Service(name="half", source=source, store_uri=str(tmp_path / "m"), shape=ClusterShape())
-    start_workers(source, service.store_uri, service.shape, "longmem-service-half", detached=True)
+    service = Service(name="half", source=source, store=StoreSettings(str(tmp_path / "m")), shape=ClusterShape())
+    start_workers(source, service.store, service.shape, "longmem-service-half", detached=True)
     for ask in (lambda: start_service(service), lambda: find_service("half")):
         with pytest.raises(ClusterError, match=r"its start was interrupted.*longmem service down --name half"):
             ask()
@@ -85,12 +86,12 @@ def test_a_start_that_fails_leaves_nothing(ray_cluster: None, tmp_path: Path) ->
     from actors.service import Service, start_service
 
     source = ModelSource(str(tmp_path / "no-such-model"))
-    service = Service(name="failing", source=source, store_uri=str(tmp_path / "m"), shape=ClusterShape())
+    service = Service(name="failing", source=source, store=StoreSettings(str(tmp_path / "m")), shape=ClusterShape())
     with pytest.raises(ModelError, match="no-such-model"):
         start_service(service)
     assert named("longmem-service-failing") == []
     with pytest.raises(ClusterError, match="needs 100 CPU"):
-        start_service(Service(name="failing", source=source, store_uri="m", shape=ClusterShape(encoders=99)))
+        start_service(Service(name="failing", source=source, store=StoreSettings("m"), shape=ClusterShape(encoders=99)))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "-a", "a b", "x-encoder-0"])
@@ -98,7 +99,7 @@ def test_names_that_cannot_be_one(name: str, source: ModelSource) -> None:
     from actors.service import Service
 
     with pytest.raises(ConfigError, match="name must be"):
-        Service(name=name, source=source, store_uri="m", shape=ClusterShape())
+        Service(name=name, source=source, store=StoreSettings("m"), shape=ClusterShape())
 
 
 @pytest.mark.parametrize("command", ["up", "status", "down"])

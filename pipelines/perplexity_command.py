@@ -1,0 +1,228 @@
+"""`longmem perplexity`: options become one checked job."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from actors.policy import Patience
+from actors.shape import ClusterShape
+from longmem.errors import ConfigError
+from pipelines.command_line import (
+    EXIT_FAILED_DOCUMENTS,
+    ComputeDtype,
+    Durability,
+    Placement,
+    Retention,
+    SearchEngine,
+    exit_codes,
+    local_or_hub,
+    num_cores,
+    refuse_options,
+)
+
+OF_THE_SERVICE = (
+    *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
+    *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "no_memory"),
+    *("store", "durability", "store_quota_bytes", "dtype", "search"),
+)
+"""Options that a job on a service cannot choose."""
+
+
+def perplexity(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT",
+            show_default=False,
+            help=".txt, .jsonl, .jsonl.gz (`text`, optional `id`), .parquet, or a folder; local or an fsspec URI. "
+            "Without any: the Python language reference.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
+            "start one), or a cluster address."
+        ),
+    ] = "auto",
+    service: Annotated[
+        str | None,
+        typer.Option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
+    ] = None,
+    encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
+    readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
+    stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
+    ] = None,
+    encoder_gpus: Annotated[float, typer.Option(help="GPU share of each encoder.")] = 0.0,
+    reader_gpus: Annotated[float, typer.Option(help="GPU share of each reader.")] = 0.0,
+    placement: Annotated[
+        Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")
+    ] = Placement.PACK,
+    cpu_share: Annotated[
+        float,
+        typer.Option(help="CPUs that a worker reserves, per thread: below 1, several jobs fit on the same cores."),
+    ] = 1.0,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
+    ] = False,
+    max_tries: Annotated[
+        int, typer.Option(help="Set a document aside when one of its segments has ended its worker this often.")
+    ] = 5,
+    task_deadline_s: Annotated[
+        float, typer.Option(help="Seconds one segment may take; then its worker is killed and it is tried again.")
+    ] = 1800.0,
+    window_bytes: Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")] = 2**30,
+    object_store_bytes: Annotated[int, typer.Option(help="Bytes of Ray's object store, where Ray is started here.")] = 2
+    ** 30,
+    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
+    ] = None,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Local context only.")] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory store: LanceDB folder or URI, or memory:// (with --address none).", show_default="inside --out"
+        ),
+    ] = None,
+    retention: Annotated[
+        Retention | None,
+        typer.Option(
+            help="How long the store keeps blocks: while a window may reach them (bounded disk, however long the "
+            "document), while their document is scored, or forever.",
+            show_default="document",
+        ),
+    ] = None,
+    keep_memory: Annotated[bool, typer.Option("--keep-memory", help="The same as --retention forever.")] = False,
+    store_quota_bytes: Annotated[
+        int | None, typer.Option(help="Bytes that the store may hold; the job stops there.", show_default=False)
+    ] = None,
+    durability: Annotated[
+        Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
+    ] = Durability.PROCESS,
+    namespace: Annotated[
+        str | None, typer.Option(help="Where kept documents are filed.", show_default="default")
+    ] = None,
+    limit_documents: Annotated[
+        int | None, typer.Option(help="Score only the first N documents.", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
+    ] = False,
+    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
+    search: Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")] = SearchEngine.TORCH,
+    max_in_flight_segments: Annotated[
+        int | None, typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker")
+    ] = None,
+    max_in_flight_bytes: Annotated[int, typer.Option(help="Bytes of them.")] = 2**30,
+) -> None:
+    """Perplexity of long documents, with memory and without.
+
+    **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
+    """
+    console = Console(stderr=True)
+    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    workers = 1 if address == "none" else encoders + readers
+    with exit_codes(console, folder):
+        # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
+        from longmem.model_source import REFERENCE_MODEL, ModelSource
+        from longmem.scheduler import Limits
+        from pipelines.job import PerplexityJob, run_job
+        from pipelines.result import print_result
+        from pipelines.service_job import ServiceChoice
+
+        if resume and out is None:
+            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        if no_memory and memory_tokens:
+            raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
+        if keep_memory and retention not in (None, Retention.FOREVER):
+            raise ConfigError(f"--keep-memory and --retention {retention} contradict each other; give one of them")
+        kept = Retention.FOREVER if keep_memory else retention or Retention.DOCUMENT
+        if threads is not None and threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {threads}")
+        if service is not None:
+            refuse_options(context, OF_THE_SERVICE, f"service {service!r} decides that, for all its jobs; leave it out")
+        per_worker = threads or max(1, num_cores() // max(1, workers))
+        settings = {
+            "segment_tokens": segment_tokens,
+            "memory_tokens": 0 if no_memory else memory_tokens,
+            "top_k": top_k,
+            "chunk_tokens": chunk_tokens,
+        }
+        source = ModelSource(
+            local_or_hub(model or str(REFERENCE_MODEL)),
+            dtype=dtype.value,
+            search=search.value,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )
+        job = PerplexityJob(
+            inputs=tuple(inputs or ()),
+            out=folder,
+            model=source,
+            service=None
+            if service is None
+            else ServiceChoice(
+                name=service,
+                address=address,
+                offered=source if model else None,
+                limits_given=max_in_flight_segments is not None,
+            ),
+            cluster=None
+            if address == "none"
+            else ClusterShape(
+                address=address,
+                encoders=encoders,
+                readers=readers,
+                stores=stores,
+                threads=per_worker,
+                encoder_gpus=encoder_gpus,
+                reader_gpus=reader_gpus,
+                window_bytes=window_bytes,
+                object_store_bytes=object_store_bytes,
+                placement=placement.value,
+                cpu_share=cpu_share,
+                elastic=elastic,
+                patience=Patience(max_tries=max_tries, task_s=task_deadline_s),
+            ),
+            threads=per_worker,
+            threads_given=threads is not None,
+            limits=Limits(
+                4 * workers if max_in_flight_segments is None else max_in_flight_segments, max_in_flight_bytes
+            ),
+            store=store,
+            namespace=namespace,
+            retention=kept.value,
+            durability=durability.value,
+            store_quota_bytes=store_quota_bytes,
+            keep_tokens=tokens,
+            write_memory=kept == Retention.FOREVER or not no_memory,
+            limit_documents=limit_documents,
+            resume=resume,
+            command=shlex.join(["longmem", *sys.argv[1:]]),
+        )
+        summary = run_job(job, console)
+        print_result(Console(), summary, job.out)
+    if summary["counts"]["failed_documents"]:
+        raise typer.Exit(EXIT_FAILED_DOCUMENTS)
