@@ -303,6 +303,9 @@ def test_stored_and_forget(executor: AbstractExecutor, model: LongMem, key: Docu
         (key, s.index, s.start_token, s.num_tokens) for s in segments
     ]
     assert [info.tokens_checksum for info in infos] == [s.tokens_checksum() for s in segments]
+    executor.trim(key, 1)
+    executor.trim(key, 1)
+    assert [info.segment for info in executor.stored(key)] == [s.index for s in segments[1:]]
     executor.forget(key)
     assert executor.stored(key) == []
     assert len(executor.stored(other)) == 1
