@@ -9,10 +9,12 @@ lost to the counters, as is what a killed actor had not exported yet (Ray export
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.metrics import (
@@ -128,12 +130,14 @@ class MonitorLine:
 
     def close(self, snapshot: JobSnapshot) -> None:
         """Send the last snapshot and end the actor, which exports what it has before it goes."""
-        if self._on_its_way():
-            ray.wait([self._pending], timeout=END_S)
-        if not self._on_its_way():
-            self.push(snapshot)
-            ray.wait([self._pending], timeout=END_S)
-        ray.kill(self._actor)
+        # a lost cluster has no monitor left to tell, and why the job ended matters more than that
+        with suppress(ray.exceptions.RayError, ConnectionError):
+            if self._on_its_way():
+                ray.wait([self._pending], timeout=END_S)
+            if not self._on_its_way():
+                self.push(snapshot)
+                ray.wait([self._pending], timeout=END_S)
+            ray.kill(self._actor)
 
     def _on_its_way(self) -> bool:
         return self._pending is not None and not ray.wait([self._pending], timeout=0)[0]

@@ -59,6 +59,7 @@ class JobState(JobObserver):
         self._counts: Counter[str] = Counter()
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_SEGMENTS)
         self._failures: deque[str] = deque(maxlen=RECENT_FAILURES)
+        self._queue_depths: Mapping[Stage, int] = {}
         self._in_flight_bytes = 0
         self._lag_segments = 0
 
@@ -115,8 +116,7 @@ class JobState(JobObserver):
         self._total_documents = num_documents
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
-        for stage, depth in queue_depths.items():
-            self._stages[stage] = replace(self._stages[stage], queue_depth=depth)
+        self._queue_depths = queue_depths
         self._in_flight_bytes = in_flight_bytes
         self._lag_segments = lag_segments
 
@@ -152,7 +152,11 @@ class JobState(JobObserver):
             scored_documents=self._documents["scored"],
             failed_documents=self._documents["failed"],
             stages={
-                stage: replace(each, tokens_per_s=self._rates[stage].per_second())
+                stage: replace(
+                    each,
+                    tokens_per_s=self._rates[stage].per_second(),
+                    queue_depth=self._queue_depths.get(stage, 0),
+                )
                 for stage, each in self._stages.items()
             },
             in_flight_bytes=self._in_flight_bytes,
