@@ -1,0 +1,21 @@
+"""The verdict of a check: by throughput as it was, with the share that others took only as an explanation."""
+
+import pytest
+
+from pipelines.plan_check import THROUGHPUT, THROUGHPUT_LEFT, Comparison, Figure
+
+
+@pytest.mark.parametrize(("predicted", "passed"), [(76, True), (124, True), (74, False), (126, False)])
+def test_a_quarter_is_the_limit_on_both_sides(predicted: float, passed: bool) -> None:
+    assert Comparison((Figure(THROUGHPUT, "tokens/s", predicted, 100),)).passed == passed
+
+
+def test_a_busy_machine_explains_a_miss_and_does_not_excuse_it() -> None:
+    figures = (Figure(THROUGHPUT, "tokens/s", 160, 100), Figure(THROUGHPUT_LEFT, "tokens/s", 105, 100))
+    comparison = Comparison(figures, foreign_cores=1.2)
+    assert comparison.passed_on_left_cores
+    assert not comparison.passed
+
+
+def test_nothing_measured_is_no_success() -> None:
+    assert not Comparison((Figure(THROUGHPUT, "tokens/s", 160, 0),)).passed
