@@ -32,7 +32,7 @@ DEFAULT_NAME = "longmem"
 PREFIX = "longmem-service-"
 ANSWER_S = 30.0
 """How long the actor that describes a service may take; it may be starting again."""
-ALIVE_S = 5.0
+ALIVE_S = 15.0
 """How long a worker may take to say that it lives."""
 ENDED_S = 30.0
 """How long actors may take to be gone after they were killed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
@@ -156,7 +156,7 @@ def status(
         if not states:
             Console().print("no service runs on this cluster; start one with `longmem service up`")
         for state in states:
-            Console().print(_described(state))
+            Console().print(escape(_described(state)), soft_wrap=True)
 
 
 @app.command()
@@ -190,24 +190,21 @@ def _joined(address: str) -> Iterator[None]:
         connection.close()
 
 
-def _described(state: "ServiceState") -> Table:
-    table = Table(title=f"service {state.name}", title_justify="left", show_header=False)
+def _described(state: "ServiceState") -> str:
     service = state.service
     if service is None:
-        table.add_row("state", "its start was interrupted, or goes on: nothing describes it")
+        lines = ["its start was interrupted, or goes on: nothing describes it"]
     else:
         shape = service.shape
-        table.add_row("state", f"up since {_moment(service.since_s)}")
-        table.add_row("model", f"{service.source.source} ({service.source.dtype})")
-        table.add_row("store", service.store.uri)
-        table.add_row(
-            "pools",
-            f"{shape.encoders} encoders, {shape.stores} stores, {shape.readers} readers, {shape.threads} threads each",
-        )
-    table.add_row(
-        "workers", "\n".join(f"{each}: {'silent' if each in state.silent else 'ready'}" for each in state.workers)
-    )
-    return table
+        pools = f"{shape.encoders} encoders, {shape.stores} stores, {shape.readers} readers"
+        lines = [
+            f"up since {_moment(service.since_s)}",
+            f"model: {service.source.source} ({service.source.dtype})",
+            f"store: {service.store.uri}",
+            f"pools: {pools}, {shape.threads} threads each",
+        ]
+    lines += [f"{each}: {'silent' if each in state.silent else 'alive'}" for each in state.workers]
+    return "\n  ".join([f"service {state.name}", *lines])
 
 
 def _moment(seconds: float) -> str:

@@ -231,12 +231,13 @@ async def test_a_cancelled_request_starts_nothing_more(service: str, client: "Me
 async def test_a_closed_client_ends_what_runs(service: str, client: "MemoryClient") -> None:
     from actors.client import connect
 
-    with stopped(client, "readers"):
-        async with connect(service=service) as other:
+    async with connect(service=service) as other:
+        with stopped(client, "readers"):
             request = asyncio.create_task(other.score(LONG, "long", namespace="closed"))
             await until(lambda: other.in_flight > 0)
-        with pytest.raises(ClusterError, match="client was closed"):
-            await request
+            other._pump.close()
+            with pytest.raises(ClusterError, match="client was closed"):
+                await request
 
 
 # --- many clients, and workers that die ---------------------------------------------------------------------------
