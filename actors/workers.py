@@ -61,12 +61,15 @@ def start_workers(
 
     for rank in range(shape.stores):
         create("store", StoreActor, on_store, settings, rank)
-    # in turns: where there is room for a part of them only, that part can begin
-    for rank in range(max(shape.encoders, shape.readers)):
-        if rank < shape.encoders:
-            create("encoder", EncoderActor, on_encoder, encoder_model, rank, shape.threads)
-        if rank < shape.readers:
-            create("sidenet", SideNetActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
+    # Ray gives out room, and nodes in turn, in this order: one of each kind can begin where there is room for two, and
+    # every kind is on every node
+    sizes = {"encoder": shape.encoders, "sidenet": shape.readers}
+    order = [(rank, kind) for kind, size in sizes.items() for rank in range(size)]
+    for rank, kind in sorted(order, key=lambda each: shape.elastic and each[0] > 0):
+        if kind == "encoder":
+            create(kind, EncoderActor, on_encoder, encoder_model, rank, shape.threads)
+        else:
+            create(kind, SideNetActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
     return Workers(
         ActorPool(made["encoder"], names["encoder"]),
         StorePool(made["store"], names["store"]),
