@@ -127,7 +127,9 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
             job_id = folder.claim(identity(job, files, model))
             with (
                 folder.open_journal() as journal,
-                JobReporter(folder, job_id, on_cluster=bool(job.cluster)) as reporter,
+                JobReporter(
+                    folder, job_id, on_cluster=bool(job.cluster), store_limit_bytes=job.store_quota_bytes
+                ) as reporter,
             ):
                 resumed = bool(journal.documents)
                 reporter.log.started(job.command, resumed)

@@ -171,6 +171,7 @@ class PerplexityRun:
         first = self._scheduler.first_needed(key)
         if first - self._trimmed.get(key, 0) >= every:
             self._executor.trim(key, first)
+            self._observer.trimmed(key.document, first)
             self._trimmed[key] = first
 
     def _take(self, completion: Completion) -> None:
