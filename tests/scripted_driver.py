@@ -62,8 +62,8 @@ class Driver:
 def start(
     script: Any, patience: Patience, encoders: list[dict[str, Any]], others: dict[str, Any] | None = None
 ) -> Driver:
-    """An encoder for each of `encoders`, one store and one reader, as Ray's options; waits until all are ready. Needs a
-    running Ray."""
+    """An encoder for each of `encoders`, one store and one reader, with Ray's options; waits until all are ready. Ray
+    must be running."""
     from actors.dispatch import PooledExecutor
     from actors.pool import ActorPool
     from actors.store import StorePool

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from actors.policy import Patience
 from actors.shape import ClusterShape
 from longmem.errors import CheckpointError, ClusterError, ModelError
 from longmem.executor import Completion, Stage
@@ -157,6 +158,35 @@ def test_a_cluster_that_is_too_small_says_what_is_missing(
         RayExecutor(ModelSource(str(checkpoint)), str(tmp_path / "memory.lance"), ClusterShape(**shape))
     assert monotonic() - start < 5
     assert ray.is_initialized()
+
+
+def test_a_job_without_room_says_what_it_waits_for_and_ends(
+    ray_cluster: None, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Other jobs hold all CPUs but one, which is not enough for an encoder and a reader."""
+    import ray
+
+    from actors.executor import RayExecutor
+    from tests.ray_cluster import NUM_CPUS
+    from tests.scripted_workers import Script, ScriptedReader
+
+    other = ScriptedReader.options(num_cpus=NUM_CPUS - 1).remote(Script(tmp_path))
+    ray.get(other.alive.remote())
+    told: list[tuple[float, str]] = []
+    shape = ClusterShape(address="local", patience=Patience(recover_s=4))
+    begun = monotonic()
+    with pytest.raises(ClusterError, match=r"of 2 workers did not start within 4 s.*--cpu-share"):
+        RayExecutor(
+            ModelSource(str(checkpoint)),
+            str(tmp_path / "memory.lance"),
+            shape,
+            lambda text: told.append((monotonic() - begun, text)),
+        )
+    assert monotonic() - begun < 20
+    ((told_s, text),) = told
+    assert told_s < 2
+    assert "it waits for 2 CPU, the cluster has 1 free" in text
+    ray.kill(other)
 
 
 def test_a_model_that_workers_cannot_open_keeps_its_error_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:

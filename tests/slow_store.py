@@ -1,0 +1,21 @@
+"""A store actor on a slow disk: each write takes its time, everything else is the real one."""
+
+import time
+
+import ray
+
+from actors.outcome import Outcome
+from actors.store import StoreActor
+from actors.worker import HEALTH
+from longmem.types import KVBlock
+
+PUT_S = 0.15
+
+
+@ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
+class SlowStoreActor(StoreActor.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
+    @ray.method(concurrency_group="write")
+    def put(self, block: KVBlock) -> Outcome:
+        time.sleep(PUT_S)
+        outcome: Outcome = super().put(block)
+        return outcome
