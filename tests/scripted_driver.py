@@ -88,7 +88,7 @@ def start(
         pool(StorePool, ScriptedStore, [others or {}]),
         pool(ActorPool, ScriptedReader, [others or {}]),
     )
-    executor = Executor(workers, patience, lambda _stage, _opened: None)
+    executor = Executor(workers, patience)
     driver = Driver(executor, workers, script)
     supervisor = vars(executor)["_supervisor"]
     driver.until(lambda: supervisor.num_starting == 0)

@@ -55,13 +55,22 @@ class Script:
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
 
+@dataclass(frozen=True)
+class NoModel:
+    """What a scripted encoder says that it holds."""
+
+    fingerprint: None = None
+
+
 class _Scripted:
+    description: NoModel | None = None
+
     def __init__(self, script: Script) -> None:
         self._script = script
 
     @ray.method(max_task_retries=UNTIL_DONE)
     def ready(self) -> Outcome:
-        return opened(lambda: None)
+        return opened(lambda: self.description)
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
@@ -74,6 +83,8 @@ class _Scripted:
 
 @ray.remote(concurrency_groups=HEALTH)
 class ScriptedEncoder(_Scripted):
+    description = NoModel()
+
     def encode(self, segment: Segment) -> tuple[Outcome, Any, Any]:
         outcome = self.begin("encode", segment)
         return outcome, (segment, np.zeros(BLOCK_BYTES, np.uint8)), np.zeros(BLOCK_BYTES, np.uint8)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from longmem.testing import small_longmem
+from tests.ray_cluster import rays_own_leaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -90,9 +91,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             "dashboard_host": "127.0.0.1",
             "dashboard_port": free_port(),
         }
-        cluster = Cluster(initialize_head=True, head_node_args=arguments)
+        with rays_own_leaks():
+            cluster = Cluster(initialize_head=True, head_node_args=arguments)
         yield cluster
-        cluster.shutdown()
+        with rays_own_leaks():
+            cluster.shutdown()
 
 
 def client_port(head: Any) -> int:

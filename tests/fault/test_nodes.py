@@ -14,6 +14,7 @@ import pytest
 
 from longmem.model_source import REFERENCE_MODEL
 from tests.fault.test_jobs_survive import lines_of, prose, table_bytes
+from tests.ray_cluster import rays_own_leaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -47,9 +48,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     for name, value in QUICK_HEALTH.items():
         monkeypatch.setenv(name, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**27})
+    with rays_own_leaks():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**27})
     yield cluster
-    cluster.shutdown()
+    with rays_own_leaks():
+        cluster.shutdown()
 
 
 def add_node(cluster: Any, num_cpus: int, **options: Any) -> Any:
