@@ -3,19 +3,19 @@ may talk to a cluster that a job starts."""
 
 import json
 import os
-import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from longmem.testing import small_longmem
-from tests.ray_cluster import rays_own_leaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -63,10 +63,11 @@ def start(folder: Path, address: str, name: str, *more: str) -> "subprocess.Pope
 
 def finish(process: "subprocess.Popen[str]") -> str:
     """Output of a process that ends well."""
-    try:
-        output, _ = process.communicate(timeout=LIMIT_S)
-    finally:
-        process.kill()
+    with process:
+        try:
+            output, _ = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
     assert process.returncode == 0, output
     return output
 
@@ -76,41 +77,59 @@ def assert_same(folder: Path, name: str) -> None:
         assert (folder / name / table).read_bytes() == (folder / "none" / table).read_bytes(), table
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head node with two CPUs, and the ports where it listens."""
+
+    gcs: int
+    client: int
+    dashboard: int
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A head node with two CPUs, as `ray start --head` makes it."""
-    from ray.cluster_utils import Cluster
+def head() -> Iterator[Head]:
+    head = Head(free_port(), free_port(), free_port())
+    # a short path, because it becomes the name of a Unix socket
+    temporary = tempfile.mkdtemp(prefix="lm-", dir="/tmp")
+    ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    ports = [f"--port={head.gcs}", f"--ray-client-server-port={head.client}", f"--dashboard-port={head.dashboard}"]
+    size = ["--num-cpus=2", f"--object-store-memory={2**27}", "--dashboard-host=127.0.0.1"]
+    log = Path(temporary) / "start.log"
+    with log.open("wb") as output:
+        # --block: it ends with its own processes, where `ray stop` would end those of every cluster on the machine
+        process = subprocess.Popen(
+            [*ray_start, *ports, *size, f"--temp-dir={temporary}"],
+            env=environment(),
+            stdout=output,
+            stderr=output,
+            cwd="/",
+        )
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while not all(listens(port) for port in (head.gcs, head.client, head.dashboard)):
+            assert process.poll() is None, log.read_text("utf-8")
+            assert time.monotonic() < deadline, log.read_text("utf-8")
+            time.sleep(0.1)
+        yield head
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        arguments = {
-            "num_cpus": 2,
-            "object_store_memory": 2**27,
-            "ray_client_server_port": free_port(),
-            "include_dashboard": True,
-            "dashboard_host": "127.0.0.1",
-            "dashboard_port": free_port(),
-        }
-        with rays_own_leaks():
-            cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        yield cluster
-        with rays_own_leaks():
-            cluster.shutdown()
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def client_port(head: Any) -> int:
-    port: int = head.head_node.ray_params.ray_client_server_port
-    return port
-
-
-def test_a_job_through_rays_client(head: Any, folder: Path) -> None:
-    finish(start(folder, f"ray://127.0.0.1:{client_port(head)}", "client"))
+def test_a_job_through_rays_client(head: Head, folder: Path) -> None:
+    finish(start(folder, f"ray://127.0.0.1:{head.client}", "client"))
     assert_same(folder, "client")
 
 
-def test_two_jobs_at_once_share_the_cores(head: Any, folder: Path) -> None:
+def test_two_jobs_at_once_share_the_cores(head: Head, folder: Path) -> None:
     """Each reserves one of the two CPUs for two workers, and neither waits for the other."""
-    jobs = {name: start(folder, head.address, name, "--cpu-share", "0.5") for name in ("first", "second")}
+    jobs = {name: start(folder, f"127.0.0.1:{head.gcs}", name, "--cpu-share", "0.5") for name in ("first", "second")}
     deadline = time.monotonic() + LIMIT_S
     while not all(num_lines(folder / name / "journal.jsonl") >= 3 for name in jobs):
         for name, process in jobs.items():
@@ -127,11 +146,11 @@ def num_lines(journal: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_submitted_job(head: Any, folder: Path) -> None:
+def test_a_submitted_job(head: Head, folder: Path) -> None:
     """`ray job submit -- longmem perplexity …`: the driver then runs on the cluster."""
-    entry = shlex.join([*LONGMEM, *options(folder, "auto", "submitted")])
-    address = f"http://{head.head_node.webui_url}"
-    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--", entry]
+    entry = [*LONGMEM, *options(folder, "auto", "submitted")]
+    address = f"http://127.0.0.1:{head.dashboard}"
+    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--", *entry]
     process = subprocess.Popen(
         submit, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
     )

@@ -107,7 +107,7 @@ def test_two_jobs_at_once_take_turns_and_say_what_one_alone_says(
 def test_what_one_job_wrote_another_reads(
     service: str, job: Job, inline: dict[str, bytes], tmp_path: Path, books: Path
 ) -> None:
-    fields: dict[str, Any] = {"keep_memory": True, "namespace": "kept"}
+    fields: dict[str, Any] = {"retention": "forever", "namespace": "kept"}
     first, tables = run(job(tmp_path / "first", service, **fields))
     second, again = run(job(tmp_path / "second", service, **fields))
     assert tables == again == inline
