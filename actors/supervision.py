@@ -94,8 +94,9 @@ class Supervisor:
         """A call to the worker failed in a way that says that its process is gone."""
         if worker.info is None:
             return
+        # tasks that were sent to an earlier incarnation may not have failed yet
+        worker.suspect = next((task for task in worker.tasks if task.sent_to is worker.info), None)
         worker.info, worker.killed = None, False
-        worker.suspect = worker.tasks[0] if worker.tasks else None
         self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
 
