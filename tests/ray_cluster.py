@@ -1,13 +1,10 @@
 """One Ray cluster for every test of a session that asks for it: `pytest_plugins = ["tests.ray_cluster"]`."""
 
-import gc
 import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 # before Ray is imported anywhere: no usage pings, no token file in the home folder, no GPU environment for CPU workers
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -18,15 +15,6 @@ import pytest
 
 NUM_CPUS = 8
 """Slots, not cores: enough for the largest pools of these tests."""
-
-
-@contextmanager
-def rays_own_leaks() -> Iterator[None]:
-    """For starting and ending `ray.cluster_utils.Cluster`, which leaves log files open and processes unwaited for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

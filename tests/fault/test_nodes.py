@@ -1,10 +1,12 @@
 """Several nodes on one machine: one is lost with workers and blocks, one joins, and segments stay on their node."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,6 @@ import pytest
 
 from longmem.model_source import REFERENCE_MODEL
 from tests.fault.test_jobs_survive import lines_of, prose, table_bytes
-from tests.ray_cluster import rays_own_leaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -48,15 +49,25 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     for name, value in QUICK_HEALTH.items():
         monkeypatch.setenv(name, value)
-    with rays_own_leaks():
+    with rays_leaks():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**27})
     yield cluster
-    with rays_own_leaks():
+    with rays_leaks():
         cluster.shutdown()
 
 
 def add_node(cluster: Any, num_cpus: int, **options: Any) -> Any:
-    return cluster.add_node(num_cpus=num_cpus, object_store_memory=2**27, **options)
+    with rays_leaks():
+        return cluster.add_node(num_cpus=num_cpus, object_store_memory=2**27, **options)
+
+
+@contextmanager
+def rays_leaks() -> Iterator[None]:
+    """Ray's test cluster leaves sockets and log files to the garbage collector, which warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 @contextmanager
