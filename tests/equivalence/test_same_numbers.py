@@ -232,7 +232,7 @@ def test_retention_changes_no_byte(
     """And with `window`, what is stored is bounded by it, however long the document; the quota can be so too."""
     opened: list[Watched] = []
 
-    def opening(job: PerplexityJob) -> AbstractExecutor:
+    def opening(job: PerplexityJob, _tell: object) -> AbstractExecutor:
         opened.append(Watched(job.model.open(), job.store_settings.open()))
         return opened[-1]
 
@@ -257,7 +257,7 @@ def test_a_resumed_job_does_not_write_again_what_no_window_reaches(
     scored = segments_in_journal(out)
     opened: list[Watched] = []
 
-    def opening(job: PerplexityJob) -> AbstractExecutor:
+    def opening(job: PerplexityJob, _tell: object) -> AbstractExecutor:
         opened.append(Watched(job.model.open(), job.store_settings.open()))
         return opened[-1]
 
