@@ -73,7 +73,8 @@ class RayExecutor(PooledExecutor):
 
 
 def _explain(shape: ClusterShape, num_missing: int) -> str:
-    share = num_missing / shape.num_workers
+    # stores may be missing too, and need no room
+    share = min(1.0, num_missing / shape.num_workers)
     lack = describe_lack(share * shape.num_cpus, share * shape.num_gpus)
     return (
         f"{lack or 'there is room for them, see `ray status`'}; let other jobs end, use fewer --encoders, --readers or "
