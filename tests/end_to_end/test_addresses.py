@@ -122,6 +122,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_a_job_through_rays_client(head: Head, folder: Path) -> None:
     finish(start(folder, f"ray://127.0.0.1:{head.client}", "client"))
     assert_same(folder, "client")

@@ -17,7 +17,7 @@ import pytest
 from longmem.model_source import REFERENCE_MODEL
 from tests.fault.test_jobs_survive import lines_of, prose, table_bytes
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIMIT_S = 240.0
 QUICK_HEALTH = {

@@ -176,7 +176,7 @@ def test_a_job_without_room_says_what_it_waits_for_and_ends(
     told: list[tuple[float, str]] = []
     shape = ClusterShape(address="local", patience=Patience(recover_s=4))
     begun = monotonic()
-    with pytest.raises(ClusterError, match=r"3 workers did not start within 4 s.*--cpu-share"):
+    with pytest.raises(ClusterError, match=r"\d workers did not start within 4 s.*--cpu-share"):
         RayExecutor(
             ModelSource(str(checkpoint)),
             str(tmp_path / "memory.lance"),
