@@ -17,7 +17,7 @@ import pytest
 
 from longmem.testing import small_longmem
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIMIT_S = 240.0
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
