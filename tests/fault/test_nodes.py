@@ -1,12 +1,11 @@
 """Several nodes on one machine: one is lost with workers and blocks, one joins, and segments stay on their node."""
 
-import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,25 +48,21 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     for name, value in QUICK_HEALTH.items():
         monkeypatch.setenv(name, value)
-    with rays_leaks():
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**27})
+    arguments = {"num_cpus": 0, "object_store_memory": 2**27, "include_dashboard": False, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
     yield cluster
-    with rays_leaks():
-        cluster.shutdown()
+    cluster.shutdown()
 
 
 def add_node(cluster: Any, num_cpus: int, **options: Any) -> Any:
-    with rays_leaks():
-        return cluster.add_node(num_cpus=num_cpus, object_store_memory=2**27, **options)
+    return cluster.add_node(num_cpus=num_cpus, object_store_memory=2**27, **options)
 
 
-@contextmanager
-def rays_leaks() -> Iterator[None]:
-    """Ray's test cluster leaves sockets and log files to the garbage collector, which warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager
