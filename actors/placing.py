@@ -1,7 +1,8 @@
 """Which worker gets a task: near to what the task needs.
 
 Blocks and taps are made on the encoder's node and read by the reader and the store; windows live in readers. A document
-therefore stays with the reader that holds its window, and its segments are encoded on that reader's node.
+is therefore encoded on the nodes of readers that hold its window, and each segment is read where it was encoded, by such
+a reader if there is one.
 """
 
 from typing import Any
@@ -41,8 +42,8 @@ class Placing:
 
         if stage == "encode":
             return self._workers.encoders.choose(is_far)
-        # a window is many blocks, and worth more than this one
-        return self._workers.readers.choose(lambda worker: (worker not in homes, is_off(worker)))
+        # taps are several times as large as the block, which is all that a second window costs per segment
+        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in homes))
 
     def reads(self, worker: Worker, key: DocumentKey) -> None:
         """`worker` was given a segment of the document to score."""

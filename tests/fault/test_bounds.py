@@ -26,7 +26,7 @@ PAUSE_WAITS = 10
 """Waits of the driver, a fifth of a second each at most, for which a reader is stopped."""
 
 
-@pytest.mark.parametrize("slow", ["reader", "store"])
+@pytest.mark.parametrize("slow", ["store", pytest.param("reader", marks=pytest.mark.slow)])
 def test_a_slow_worker_slows_the_encoders(
     ray_cluster: None,
     checkpoint: Path,

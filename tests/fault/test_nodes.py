@@ -133,6 +133,7 @@ def test_a_job_loses_a_node(cluster: Any, folder: Path) -> None:
     assert record["wall_s"] < calm["wall_s"] + 60, record["events"]
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_is_used(cluster: Any, folder: Path) -> None:
     add_node(cluster, 2)
     out = folder / "joined"
