@@ -1,8 +1,8 @@
 """Which worker gets a task: near to what the task needs.
 
 Blocks and taps are made on the encoder's node and read by the reader and the store; windows live in readers. A document
-is therefore encoded on the nodes of readers that hold its window, and each segment is read where it was encoded, by such
-a reader if there is one.
+is therefore encoded on the nodes of readers that hold its window, and each segment is read where it was encoded, there
+by a reader that holds the window if one does.
 """
 
 from typing import Any
