@@ -20,9 +20,31 @@ from pipelines.command_line import (
     Retention,
     SearchEngine,
     exit_codes,
-    local_or_hub,
     num_cores,
     refuse_options,
+)
+from pipelines.options import (
+    ChunkTokens,
+    CpuShare,
+    Dtype,
+    Durable,
+    Elastic,
+    EncoderGpus,
+    Encoders,
+    MemoryTokens,
+    Model,
+    NoMemory,
+    Placed,
+    ReaderGpus,
+    Readers,
+    Search,
+    SegmentTokens,
+    StoreQuotaBytes,
+    Stores,
+    Threads,
+    TopK,
+    WindowBytes,
+    model_source,
 )
 
 OF_THE_SERVICE = (
@@ -44,12 +66,7 @@ def perplexity(
             "Without any: the Python language reference.",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
-        ),
-    ] = None,
+    model: Model = None,
     out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
     address: Annotated[
@@ -63,44 +80,29 @@ def perplexity(
         str | None,
         typer.Option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
     ] = None,
-    encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
-    readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
-    stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
-    ] = None,
-    encoder_gpus: Annotated[float, typer.Option(help="GPU share of each encoder.")] = 0.0,
-    reader_gpus: Annotated[float, typer.Option(help="GPU share of each reader.")] = 0.0,
-    placement: Annotated[
-        Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")
-    ] = Placement.PACK,
-    cpu_share: Annotated[
-        float,
-        typer.Option(help="CPUs that a worker reserves, per thread: below 1, several jobs fit on the same cores."),
-    ] = 1.0,
-    elastic: Annotated[
-        bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
-    ] = False,
+    encoders: Encoders = 1,
+    readers: Readers = 1,
+    stores: Stores = 1,
+    threads: Threads = None,
+    encoder_gpus: EncoderGpus = 0.0,
+    reader_gpus: ReaderGpus = 0.0,
+    placement: Placed = Placement.PACK,
+    cpu_share: CpuShare = 1.0,
+    elastic: Elastic = False,
     max_tries: Annotated[
         int, typer.Option(help="Set a document aside when one of its segments has ended its worker this often.")
     ] = 5,
     task_deadline_s: Annotated[
         float, typer.Option(help="Seconds one segment may take; then its worker is killed and it is tried again.")
     ] = 1800.0,
-    window_bytes: Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")] = 2**30,
+    window_bytes: WindowBytes = 2**30,
     object_store_bytes: Annotated[int, typer.Option(help="Bytes of Ray's object store, where Ray is started here.")] = 2
     ** 30,
-    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
-    memory_tokens: Annotated[
-        int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")
-    ] = None,
-    chunk_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
-    ] = None,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Local context only.")] = False,
+    segment_tokens: SegmentTokens = None,
+    memory_tokens: MemoryTokens = None,
+    top_k: TopK = None,
+    chunk_tokens: ChunkTokens = None,
+    no_memory: NoMemory = False,
     store: Annotated[
         str | None,
         typer.Option(
@@ -116,12 +118,8 @@ def perplexity(
         ),
     ] = None,
     keep_memory: Annotated[bool, typer.Option("--keep-memory", help="The same as --retention forever.")] = False,
-    store_quota_bytes: Annotated[
-        int | None, typer.Option(help="Bytes that the store may hold; the job stops there.", show_default=False)
-    ] = None,
-    durability: Annotated[
-        Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
-    ] = Durability.PROCESS,
+    store_quota_bytes: StoreQuotaBytes = None,
+    durability: Durable = Durability.PROCESS,
     namespace: Annotated[
         str | None, typer.Option(help="Where kept documents are filed.", show_default="default")
     ] = None,
@@ -131,8 +129,8 @@ def perplexity(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
     ] = False,
-    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
-    search: Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")] = SearchEngine.TORCH,
+    dtype: Dtype = ComputeDtype.FLOAT32,
+    search: Search = SearchEngine.TORCH,
     max_in_flight_segments: Annotated[
         int | None, typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker")
     ] = None,
@@ -147,7 +145,6 @@ def perplexity(
     workers = 1 if address == "none" else encoders + readers
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
-        from longmem.model_source import REFERENCE_MODEL, ModelSource
         from longmem.scheduler import Limits
         from pipelines.job import PerplexityJob, run_job
         from pipelines.result import print_result
@@ -155,8 +152,6 @@ def perplexity(
 
         if resume and out is None:
             raise ConfigError("--resume needs --out, the folder of the job to continue")
-        if no_memory and memory_tokens:
-            raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
         if keep_memory and retention not in (None, Retention.FOREVER):
             raise ConfigError(f"--keep-memory and --retention {retention} contradict each other; give one of them")
         kept = Retention.FOREVER if keep_memory else retention or Retention.DOCUMENT
@@ -165,17 +160,15 @@ def perplexity(
         if service is not None:
             refuse_options(context, OF_THE_SERVICE, f"service {service!r} decides that, for all its jobs; leave it out")
         per_worker = threads or max(1, num_cores() // max(1, workers))
-        settings = {
-            "segment_tokens": segment_tokens,
-            "memory_tokens": 0 if no_memory else memory_tokens,
-            "top_k": top_k,
-            "chunk_tokens": chunk_tokens,
-        }
-        source = ModelSource(
-            local_or_hub(model or str(REFERENCE_MODEL)),
-            dtype=dtype.value,
-            search=search.value,
-            settings={name: value for name, value in settings.items() if value is not None},
+        source = model_source(
+            model,
+            dtype,
+            search,
+            no_memory=no_memory,
+            segment_tokens=segment_tokens,
+            memory_tokens=memory_tokens,
+            top_k=top_k,
+            chunk_tokens=chunk_tokens,
         )
         job = PerplexityJob(
             inputs=tuple(inputs or ()),

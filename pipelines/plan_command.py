@@ -1,7 +1,6 @@
 """`longmem plan`: options become a workload and a cluster; costs are measured or read; the plan is printed."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,25 @@ import typer
 from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, num_cores
+from pipelines.command_line import (
+    ComputeDtype,
+    Retention,
+    SearchEngine,
+    exit_codes,
+    local_inputs,
+    num_cores,
+)
+from pipelines.options import (
+    ChunkTokens,
+    Dtype,
+    MemoryTokens,
+    Model,
+    NoMemory,
+    Search,
+    SegmentTokens,
+    TopK,
+    model_source,
+)
 
 if TYPE_CHECKING:
     from longmem.model_source import ModelSource
@@ -17,21 +34,6 @@ if TYPE_CHECKING:
 
 EXIT_OFF = 1
 """The check found throughput off by more than a quarter."""
-
-
-class KeptMemory(StrEnum):
-    """What the store keeps of a document that is scored."""
-
-    WINDOW = "window"
-    DOCUMENT = "document"
-    FOREVER = "forever"
-
-
-class Engine(StrEnum):
-    """What finds chunks in a reader's window."""
-
-    TORCH = "torch"
-    FAISS = "faiss"
 
 
 def plan(
@@ -52,24 +54,20 @@ def plan(
     readers: Annotated[int | None, typer.Option(help="SideNet actors.", show_default="the best number")] = None,
     stores: Annotated[int | None, typer.Option(help="Store actors.", show_default="the best number")] = None,
     retention: Annotated[
-        KeptMemory, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
-    ] = KeptMemory.DOCUMENT,
+        Retention, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
+    ] = Retention.DOCUMENT,
     address: Annotated[str, typer.Option(help="local (pools on Ray) or none (one process).")] = "local",
-    model: Annotated[
-        str | None, typer.Option(help="LongMem folder, or a Hugging Face backbone.", show_default="reference model")
-    ] = None,
+    model: Model = None,
     threads: Annotated[
         int | None, typer.Option(help="Torch threads of each worker.", show_default="1, all cores with --address none")
     ] = None,
-    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
-    memory_tokens: Annotated[int | None, typer.Option(help="Past tokens to read.", show_default="the model's")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Tokens retrieved per token.", show_default="the model's")] = None,
-    chunk_tokens: Annotated[
-        int | None, typer.Option(help="Tokens found and read together.", show_default="the model's")
-    ] = None,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Local context only.")] = False,
-    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
-    search: Annotated[Engine, typer.Option(help="Search engine for chunks.")] = Engine.TORCH,
+    segment_tokens: SegmentTokens = None,
+    memory_tokens: MemoryTokens = None,
+    top_k: TopK = None,
+    chunk_tokens: ChunkTokens = None,
+    no_memory: NoMemory = False,
+    dtype: Dtype = ComputeDtype.FLOAT32,
+    search: Search = SearchEngine.TORCH,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 40.0,
     costs: Annotated[
         Path | None, typer.Option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
@@ -85,22 +83,19 @@ def plan(
     **Example:** `longmem plan books/ --nodes 4 --cores-per-node 16`, or `longmem plan --tokens 100000 --documents 5000`
     """
     console = Console(stderr=True)
-    with exit_codes(console, Path()):
+    with exit_codes(console):
         if address not in ("none", "local"):
             raise ConfigError(f"--address must be local or none, got {address!r}: a plan is measured on this machine")
         if (tokens is None) == (not inputs):
             raise ConfigError("a plan needs documents: give INPUT, or --tokens (and --documents), and not both")
         if check and not inputs:
             raise ConfigError("--check runs the job, so it needs INPUT instead of --tokens")
-        if no_memory and memory_tokens:
-            raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
         for name, value in (("--seconds", seconds), ("--threads", threads), ("--tokens", tokens)):
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
         if documents < 1:
             raise ConfigError(f"--documents must be at least 1, got {documents}")
         # torch and transformers take seconds to load: not for --help
-        from longmem.model_source import REFERENCE_MODEL, ModelSource
         from pipelines import plan_view
         from pipelines.doctor import usable_cores
         from pipelines.plan import predict, suggest
@@ -108,17 +103,15 @@ def plan(
         from pipelines.plan_workload import Cluster, Workload
 
         in_process = address == "none"
-        given = {
-            "segment_tokens": segment_tokens,
-            "memory_tokens": 0 if no_memory else memory_tokens,
-            "top_k": top_k,
-            "chunk_tokens": chunk_tokens,
-        }
-        source = ModelSource(
-            local_or_hub(model or str(REFERENCE_MODEL)),
-            dtype=dtype.value,
-            search=search.value,
-            settings={name: value for name, value in given.items() if value is not None},
+        source = model_source(
+            model,
+            dtype,
+            search,
+            no_memory=no_memory,
+            segment_tokens=segment_tokens,
+            memory_tokens=memory_tokens,
+            top_k=top_k,
+            chunk_tokens=chunk_tokens,
         )
         here = Cluster(
             cores_per_node=usable_cores(),

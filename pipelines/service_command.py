@@ -18,8 +18,29 @@ from pipelines.command_line import (
     Placement,
     SearchEngine,
     exit_codes,
-    local_or_hub,
     num_cores,
+)
+from pipelines.options import (
+    ChunkTokens,
+    CpuShare,
+    Dtype,
+    Durable,
+    Elastic,
+    EncoderGpus,
+    Encoders,
+    MemoryTokens,
+    Model,
+    Placed,
+    ReaderGpus,
+    Readers,
+    Search,
+    SegmentTokens,
+    StoreQuotaBytes,
+    Stores,
+    Threads,
+    TopK,
+    WindowBytes,
+    model_source,
 )
 
 if TYPE_CHECKING:
@@ -41,51 +62,28 @@ Address = Annotated[str, typer.Option(help="A running Ray cluster: auto (the one
 def up(
     name: Name = "longmem",
     address: Address = "auto",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
-        ),
-    ] = None,
+    model: Model = None,
     store: Annotated[
         str, typer.Option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
     ] = STORE,
-    store_quota_bytes: Annotated[
-        int | None, typer.Option(help="Bytes that the store may hold.", show_default="no limit")
-    ] = None,
-    durability: Annotated[
-        Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
-    ] = Durability.PROCESS,
-    encoders: Annotated[int, typer.Option(help="Encoder actors (writers).")] = 1,
-    readers: Annotated[int, typer.Option(help="SideNet actors (readers).")] = 1,
-    stores: Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
-    ] = None,
-    encoder_gpus: Annotated[float, typer.Option(help="GPU share of each encoder.")] = 0.0,
-    reader_gpus: Annotated[float, typer.Option(help="GPU share of each reader.")] = 0.0,
-    placement: Annotated[
-        Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")
-    ] = Placement.PACK,
-    cpu_share: Annotated[
-        float, typer.Option(help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.")
-    ] = 1.0,
-    elastic: Annotated[
-        bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
-    ] = False,
-    window_bytes: Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")] = 2**30,
-    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")] = None,
-    memory_tokens: Annotated[
-        int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")
-    ] = None,
-    chunk_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
-    ] = None,
-    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type.")] = ComputeDtype.FLOAT32,
-    search: Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")] = SearchEngine.TORCH,
+    store_quota_bytes: StoreQuotaBytes = None,
+    durability: Durable = Durability.PROCESS,
+    encoders: Encoders = 1,
+    readers: Readers = 1,
+    stores: Stores = 1,
+    threads: Threads = None,
+    encoder_gpus: EncoderGpus = 0.0,
+    reader_gpus: ReaderGpus = 0.0,
+    placement: Placed = Placement.PACK,
+    cpu_share: CpuShare = 1.0,
+    elastic: Elastic = False,
+    window_bytes: WindowBytes = 2**30,
+    segment_tokens: SegmentTokens = None,
+    memory_tokens: MemoryTokens = None,
+    top_k: TopK = None,
+    chunk_tokens: ChunkTokens = None,
+    dtype: Dtype = ComputeDtype.FLOAT32,
+    search: Search = SearchEngine.TORCH,
 ) -> None:
     """Start a service, and wait until its workers are ready. It ends with `longmem service down`.
 
@@ -95,23 +93,19 @@ def up(
     with exit_codes(console):
         from actors.service import Service, start_service
         from longmem.memory.opening import StoreSettings
-        from longmem.model_source import REFERENCE_MODEL, ModelSource
 
-        settings = {
-            "segment_tokens": segment_tokens,
-            "memory_tokens": memory_tokens,
-            "top_k": top_k,
-            "chunk_tokens": chunk_tokens,
-        }
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
         service = Service(
             name=name,
-            source=ModelSource(
-                local_or_hub(model or str(REFERENCE_MODEL)),
-                dtype=dtype.value,
-                search=search.value,
-                settings={key: value for key, value in settings.items() if value is not None},
+            source=model_source(
+                model,
+                dtype,
+                search,
+                segment_tokens=segment_tokens,
+                memory_tokens=memory_tokens,
+                top_k=top_k,
+                chunk_tokens=chunk_tokens,
             ),
             store=StoreSettings(
                 store if "://" in store else str(Path(store).absolute()), durability.value, store_quota_bytes

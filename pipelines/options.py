@@ -1,0 +1,82 @@
+"""Options that several commands share, so that they read alike everywhere."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longmem.errors import ConfigError
+from pipelines.command_line import ComputeDtype, Durability, Placement, SearchEngine, local_or_hub
+
+if TYPE_CHECKING:
+    # loads torch
+    from longmem.model_source import ModelSource
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
+]
+SegmentTokens = Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")]
+MemoryTokens = Annotated[
+    int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
+]
+TopK = Annotated[int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")]
+ChunkTokens = Annotated[
+    int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
+]
+NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.")]
+Dtype = Annotated[ComputeDtype, typer.Option(help="Compute type.")]
+Search = Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")]
+
+Encoders = Annotated[int, typer.Option(help="Encoder actors (writers).")]
+Readers = Annotated[int, typer.Option(help="SideNet actors (readers).")]
+Stores = Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
+]
+EncoderGpus = Annotated[float, typer.Option(help="GPU share of each encoder.")]
+ReaderGpus = Annotated[float, typer.Option(help="GPU share of each reader.")]
+Placed = Annotated[Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")]
+CpuShare = Annotated[
+    float, typer.Option(help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.")
+]
+Elastic = Annotated[
+    bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
+]
+WindowBytes = Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")]
+
+StoreQuotaBytes = Annotated[
+    int | None, typer.Option(help="Bytes that the store may hold; a job stops there.", show_default="no limit")
+]
+Durable = Annotated[
+    Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
+]
+
+
+def model_source(
+    model: str | None,
+    dtype: ComputeDtype,
+    search: SearchEngine,
+    *,
+    no_memory: bool = False,
+    segment_tokens: int | None,
+    memory_tokens: int | None,
+    top_k: int | None,
+    chunk_tokens: int | None,
+) -> "ModelSource":
+    """The model that the options name. Raises ConfigError for options that contradict each other."""
+    from longmem.model_source import REFERENCE_MODEL, ModelSource
+
+    if no_memory and memory_tokens:
+        raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
+    settings = {
+        "segment_tokens": segment_tokens,
+        "memory_tokens": 0 if no_memory else memory_tokens,
+        "top_k": top_k,
+        "chunk_tokens": chunk_tokens,
+    }
+    return ModelSource(
+        local_or_hub(model or str(REFERENCE_MODEL)),
+        dtype=dtype.value,
+        search=search.value,
+        settings={name: value for name, value in settings.items() if value is not None},
+    )
