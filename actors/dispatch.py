@@ -67,6 +67,8 @@ class Task:
     """False for an encoding that the caller did not ask for, because a block was lost."""
     tries: int = 0
     """How often it ended its worker, or met a bug."""
+    alone: bool = False
+    """It was lost with its worker: from now on it is tried alone, so that it is known whether it is to blame."""
     worker: Worker | None = None
     sent_to: WorkerInfo | None = None
     """The incarnation of the worker."""
@@ -164,7 +166,7 @@ class PooledExecutor(AbstractExecutor):
                 failed.append((task, error))
             else:
                 self._ended(task, outcome)
-        # successes first, so that the first task left of a lost worker is the one that it had in its hands
+        # successes first, so that only tasks that were lost are looked at when the guilty one is searched
         for task, failure in failed:
             self._failed(task, failure)
         for ref in ready:
@@ -218,10 +220,13 @@ class PooledExecutor(AbstractExecutor):
         for waiting in self._waiting.values():
             for task in list(waiting):
                 made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
-                worker = self._placing.choose(task.stage, task.segment.key, made_on)
+                worker = self._placing.choose(task.stage, task.segment.key, made_on, task.alone)
                 if worker is not None:
                     waiting.remove(task)
                     self._send(task, worker)
+                elif task.alone:
+                    # or those behind it would keep every worker busy
+                    break
 
     def _send(self, task: Task, worker: Worker) -> None:
         actor, segment = worker.actor, task.segment
@@ -242,6 +247,7 @@ class PooledExecutor(AbstractExecutor):
         if not worker.tasks:
             worker.first_since_s = self._clock()
         worker.tasks.append(task)
+        worker.alone = task.alone
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
@@ -274,7 +280,8 @@ class PooledExecutor(AbstractExecutor):
             # by then the worker may be another incarnation, which is well
             if worker.info is task.sent_to:
                 self._supervisor.lost(task.stage, worker, error)
-            blame = worker.suspect is task
+            blame = worker.guilty is task
+            task.alone = True
             self._leave(task)
             self._try_again(task, error, blame)
         elif isinstance(error, ray.exceptions.RayTaskError):
@@ -287,6 +294,7 @@ class PooledExecutor(AbstractExecutor):
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
+        worker.alone = False
         worker.first_since_s = self._clock()
         task.worker = task.sent_to = None
 

@@ -24,11 +24,12 @@ class Placing:
         self._homes: dict[DocumentKey, list[Worker]] = {}
         """Readers that hold a window of the document, the first one to read it first."""
 
-    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None) -> Worker | None:
-        """Who gets a task now; None while nobody can. `made_on`: the node that holds the segment's block."""
+    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, alone: bool = False) -> Worker | None:
+        """Who gets a task now; None while nobody can. `made_on`: the node that holds the segment's block; `alone`: the
+        task must have its worker for itself."""
         if stage == "put":
             shard = self._workers.stores.shard(key)
-            return shard if shard.info is not None else None
+            return None if shard.info is None or shard.alone or (alone and shard.tasks) else shard
         homes = [worker for worker in self._homes.get(key, []) if worker.info is not None]
         nodes = {worker.info.node_id for worker in homes if worker.info}
 
@@ -41,9 +42,9 @@ class Placing:
             return worker.info.node_id != made_on
 
         if stage == "encode":
-            return self._workers.encoders.choose(is_far)
+            return self._workers.encoders.choose(is_far, alone)
         # taps are several times as large as the block, which is all that a second window costs per segment
-        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in homes))
+        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in homes), alone)
 
     def reads(self, worker: Worker, key: DocumentKey) -> None:
         """`worker` was given a segment of the document to score."""

@@ -27,10 +27,14 @@ class Worker:
     """None while it starts, or starts again."""
     tasks: list[Any] = field(default_factory=list)
     """Sent and not ended, in order: the first one is in the actor's hands."""
+    alone: bool = False
+    """Its task must have no company, so that it is known who ended the actor if it ends."""
     first_since_s: float = 0.0
     """Since when (monotonic) the first task is the first."""
-    suspect: Any = None
-    """The task that was in the actor's hands when it was last lost; the others only waited behind it."""
+    guilty: Any = None
+    """The task that ended the actor when it was last lost; None if it had several, of which any may be to blame."""
+    overdue: bool = False
+    """This incarnation is killed because its first task takes too long."""
     killed: bool = False
     """This incarnation was killed by us, and its calls have not failed yet."""
     gone: bool = False
@@ -52,7 +56,7 @@ class ActorPool:
     @property
     def slots(self) -> int:
         """Tasks that can be sent before every usable actor has its fill."""
-        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable)
+        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable if not worker.alone)
 
     @property
     def manned(self) -> bool:
@@ -64,9 +68,11 @@ class ActorPool:
         """Whether some task can never be sent again."""
         return all(worker.gone for worker in self.workers)
 
-    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0) -> Worker | None:
-        """The usable actor with room that has the lowest `rank`, then the least load; None if all are full."""
-        free = [worker for worker in self.usable if len(worker.tasks) < TASKS_PER_ACTOR]
+    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0, alone: bool = False) -> Worker | None:
+        """The usable actor with room that has the lowest `rank`, then the least load; None if all are full. A task that
+        must be `alone` gets an idle one."""
+        most = 0 if alone else TASKS_PER_ACTOR - 1
+        free = [worker for worker in self.usable if len(worker.tasks) <= most and not worker.alone]
         return min(free, key=lambda worker: (rank(worker), len(worker.tasks)), default=None)
 
     def stop(self) -> None:

@@ -95,8 +95,9 @@ class Supervisor:
         if worker.info is None:
             return
         # tasks that were sent to an earlier incarnation may not have failed yet
-        worker.suspect = next((task for task in worker.tasks if task.sent_to is worker.info), None)
-        worker.info, worker.killed = None, False
+        had = [task for task in worker.tasks if task.sent_to is worker.info]
+        worker.guilty = had[0] if had and (len(had) == 1 or worker.overdue) else None
+        worker.info, worker.killed, worker.overdue = None, False, False
         self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
 
@@ -111,6 +112,7 @@ class Supervisor:
             for worker in pool.usable:
                 if worker.tasks and now - worker.first_since_s > self._patience.task_s:
                     worker.first_since_s = now
+                    worker.overdue = True
                     self._kill(stage, worker, f"worked on one task for more than {self._patience.task_s:g} s")
             self._check_manned(stage, pool, now)
         if now - self._last_asked_s >= self._ask_every_s:

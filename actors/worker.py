@@ -1,7 +1,9 @@
 """What all actors of the pools have in common: where they run, that they live, and that one at a time can be ended."""
 
 import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +51,10 @@ def opened(work: Callable[[], Any]) -> Outcome:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _kill(pid: int, created_s: float) -> None:
-    try:
+    # one that has ended by itself is what was wanted
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
         if psutil.Process(pid).create_time() == created_s:
-            os.kill(pid, 9)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        pass  # it has ended by itself
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_process(info: WorkerInfo) -> Any:

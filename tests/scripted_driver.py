@@ -72,9 +72,6 @@ def start(
     from tests.scripted_workers import ScriptedEncoder, ScriptedReader, ScriptedStore
 
     class Executor(PooledExecutor):
-        def describe(self) -> Any:
-            raise NotImplementedError
-
         def close(self) -> None:
             self._workers.stop()
 

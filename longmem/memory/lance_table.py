@@ -246,8 +246,9 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # damaged files can make Lance's Rust code panic, and a panic is no Exception
-        panic = type(error).__name__ == "PanicException"
+        # damaged files can make Lance's Rust code panic, in its own threads or in its runtime's: one of these is no
+        # Exception, and neither can be imported
+        panic = type(error).__name__ in ("PanicException", "RustPanic")
         if isinstance(error, StoreError) or not (panic or isinstance(error, _FOREIGN)):
             raise
         text = str(error).lower()

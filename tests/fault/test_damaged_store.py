@@ -191,3 +191,13 @@ def test_any_flipped_bit_gives_the_right_bytes_or_an_error(folder: Path, seed: i
         for index in range(NUM_BLOCKS):
             store.put(make_block(segment=index))
         assert check() == NUM_BLOCKS
+
+
+@pytest.mark.parametrize(("name", "kind"), [("PanicException", BaseException), ("RustPanic", Exception)])
+def test_a_panic_of_lance_is_damage(name: str, kind: type[BaseException]) -> None:
+    """Which of the two a damaged file gives depends on the thread that meets it."""
+    from longmem.memory.lance_table import _translated
+
+    panic = type(name, (kind,), {})
+    with pytest.raises(CorruptionError, match="repair"), _translated("reading table x"):
+        raise panic("rust future panicked")

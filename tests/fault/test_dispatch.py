@@ -52,11 +52,13 @@ def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callab
     assert "encode of test/poison segment 1 failed 3 times" in str(error)
     assert "--resume" in str(error)
     assert set(errors.values()) == {None}
-    assert len(driver.script.begun("encode", "poison", 1)) == 3
+    # once with company, when it could have been either of them, then alone
+    deaths = len(driver.script.begun("encode", "poison", 1))
+    assert deaths in (3, 4)
     blamed = [event for event in driver.events if event.kind in ("retry", "quarantined")]
     assert [event.kind for event in blamed] == ["retry", "retry", "quarantined"]
     assert {(event.segment.key.document, event.segment.index) for event in blamed if event.segment} == {("poison", 1)}
-    assert len(driver.kinds("lost")) == 3
+    assert len(driver.kinds("lost")) == deaths
     assert driver.executor.wait(0.0) == []
 
 

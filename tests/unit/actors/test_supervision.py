@@ -4,6 +4,7 @@ What needs real processes that die or stop is in tests/fault/test_dispatch.py.
 """
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,3 +146,21 @@ def test_every_store_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_patience_is_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Patience(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "overdue", "guilty"), [(0, False, None), (1, False, 0), (2, False, None), (2, True, 0)]
+)
+def test_who_ended_a_worker_is_known_only_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, num_tasks: int, overdue: bool, guilty: int | None
+) -> None:
+    """With two tasks in its hands it may have been either, unless it was killed for the time that the first one took."""
+    seen = watch(monkeypatch, Patience())
+    worker = seen.worker()
+    tasks = [SimpleNamespace(sent_to=worker.info) for _ in range(num_tasks)]
+    # one that was sent to an earlier incarnation, and whose failure has not come yet
+    worker.tasks = [SimpleNamespace(sent_to=None), *tasks]
+    worker.overdue = overdue
+    seen.supervisor.lost("encode", worker, RuntimeError("died"))
+    assert worker.guilty is (None if guilty is None else tasks[guilty])
+    assert not worker.overdue
