@@ -154,7 +154,7 @@ def test_patience_is_checked(wrong: dict[str, Any]) -> None:
 def test_who_ended_a_worker_is_known_only_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, num_tasks: int, overdue: bool, guilty: int | None
 ) -> None:
-    """With two tasks in its hands it may have been either, unless it was killed for the time that the first one took."""
+    """With two tasks it may have been either, unless it was killed for the time that the first one took."""
     seen = watch(monkeypatch, Patience())
     worker = seen.worker()
     tasks = [SimpleNamespace(sent_to=worker.info) for _ in range(num_tasks)]
