@@ -13,6 +13,7 @@ from actors.pool import ActorPool, Worker
 from actors.worker import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from longmem.memory.opening import StoreSettings
 from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore
+from longmem.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 
@@ -27,7 +28,7 @@ class StoreActor:
         self._opened: AbstractMemoryStore | None = None
 
     def __repr__(self) -> str:
-        return f"MemoryStore(shard={self._shard}, uri={self._settings.uri})"
+        return f"MemoryStore(shard={self._shard}, uri={redacted(self._settings.uri)})"
 
     def _store(self) -> AbstractMemoryStore:
         with self._opening:

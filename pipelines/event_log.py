@@ -18,8 +18,8 @@ from typing import Any, Literal
 import longmem
 from longmem.errors import LongMemError, OutputError
 from longmem.executor import Completion, ExecutorEvent
+from longmem.redaction import redacted
 from pipelines.observer import JobObserver
-from pipelines.redaction import redacted
 
 LOG_FILE = "log.jsonl"
 

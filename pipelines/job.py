@@ -17,6 +17,7 @@ from longmem.executor import AbstractExecutor, InlineExecutor
 from longmem.memory.durability import Durability
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
+from longmem.redaction import redacted
 from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
 from longmem.text.language_reference import language_reference
@@ -28,7 +29,6 @@ from pipelines.journal import Journal
 from pipelines.observer import Observers
 from pipelines.perplexity import PerplexityRun, RunTotals
 from pipelines.progress import Progress
-from pipelines.redaction import redacted
 from pipelines.report import write_report
 from pipelines.service_job import ServiceChoice, attach_to, on_service
 from pipelines.summary import summarise

@@ -11,10 +11,10 @@ from pathlib import Path
 from actors.snapshot import JobSnapshot, StageSnapshot, State
 from longmem.errors import CorruptionError, LongMemError
 from longmem.executor import STAGES, Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
+from longmem.redaction import redacted
 from longmem.types import PutReceipt, SegmentScore
 from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
-from pipelines.redaction import redacted
 
 RECENT_SEGMENTS = 64
 """Gate and copy head are averaged over so many segments: the trend of a job, not its history."""

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
+from longmem.redaction import redacted
 from pipelines.command_line import (
     ComputeDtype,
     Durability,
@@ -128,7 +129,7 @@ def up(
             running, started = start_service(service)
         state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
         Console().print(
-            f"service {name} {state}: {service.source.source}, memory in {service.store.uri}", soft_wrap=True
+            f"service {name} {state}: {service.source.source}, memory in {redacted(service.store.uri)}", soft_wrap=True
         )
         Console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
 
@@ -194,7 +195,7 @@ def _described(state: "ServiceState") -> str:
         lines = [
             f"up since {_moment(service.since_s)}",
             f"model: {service.source.source} ({service.source.dtype})",
-            f"store: {service.store.uri}",
+            f"store: {redacted(service.store.uri)}",
             f"pools: {pools}, {shape.threads} threads each",
         ]
     lines += [f"{each}: {'silent' if each in state.silent else 'alive'}" for each in state.workers]

@@ -10,9 +10,9 @@ import pytest
 
 from longmem.errors import DocumentError, OutputError
 from longmem.executor import Completion, ExecutorEvent
+from longmem.redaction import redacted
 from longmem.types import DocumentKey, Segment
 from pipelines.event_log import EventLog
-from pipelines.redaction import redacted
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
