@@ -1,0 +1,10 @@
+"""What a store actor shows of itself in Ray's dashboard."""
+
+from actors.store import StoreActor
+from longmem.memory.opening import StoreSettings
+
+
+def test_its_title_has_no_secret() -> None:
+    kind = StoreActor.__ray_metadata__.modified_class
+    store = kind(StoreSettings("s3://key:hidden@bucket/memory?token=hidden"), 3)
+    assert repr(store) == "MemoryStore(shard=3, uri=s3://***@bucket/memory?token=***)"
