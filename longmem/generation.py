@@ -91,7 +91,7 @@ class Decoder:
         read = model.sidenet(given, model.search, self._sidenet_cache)
         logits = model.backbone.logits(read.hidden[0, -1:])
         copies = read.copies[0]
-        return (logits if copies is None else copies.last().mix_logits(logits))[0]
+        return (logits if copies is None else copies.rows(slice(-1, None)).mix_logits(logits))[0]
 
     def _finish_segment(self) -> None:
         tokens = np.asarray(self._tokens, dtype=np.int32)

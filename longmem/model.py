@@ -146,7 +146,7 @@ class LongMem:
         output = self.backbone.forward(tokens, self.sidenet.memory_layer, self.config.layer_reduction)
         logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
         where = f"{segment.key} segment {segment.index}"
-        _require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
+        require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
         return EncodedSegment(
             block=self.block(segment, output.keys[0], output.values[0]),
             taps=to_array(output.taps[:, 0]),
@@ -158,9 +158,9 @@ class LongMem:
         stored = []
         for name, tensor in (("keys", keys), ("values", values)):
             where = f"{segment.key} segment {segment.index}: {name} of layer {self.sidenet.memory_layer}"
-            _require_finite(tensor, where, "check the backbone's weights")
+            require_finite(tensor, where, "check the backbone's weights")
             tensor = tensor.to(TORCH_DTYPES[self.config.kv_dtype])
-            _require_finite(
+            require_finite(
                 tensor, f"{where} stored as {self.config.kv_dtype}", "they are too large for it: use kv_dtype=bfloat16"
             )
             stored.append(to_array(tensor))
@@ -196,7 +196,7 @@ class LongMem:
         )
         output = self.sidenet(given, self.search)
         logprobs = self.target_logprobs(output, 0, torch.from_numpy(np.array(segment.targets)))
-        _require_finite(
+        require_finite(
             logprobs, f"{segment.key} segment {segment.index}: the SideNet's log-probabilities", "check its weights"
         )
         copies = output.copies[0]
@@ -241,7 +241,7 @@ class LongMem:
         return generate(self, prompt, memory, max_new_tokens=max_new_tokens, sampling=sampling)
 
 
-def _require_finite(tensor: Tensor, what: str, advice: str) -> None:
+def require_finite(tensor: Tensor, what: str, advice: str) -> None:
     if not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
         raise NumericError(

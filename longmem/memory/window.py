@@ -38,14 +38,17 @@ class WindowBuffer:
         """Position of the oldest token kept; None while empty."""
         self.end_token: int | None = None
         """Position after the newest token."""
+        self._next_start: int | None = None
+        """Where the next segment begins; beyond `end_token` after a block that did not fill its segment."""
 
     @property
     def num_bytes(self) -> int:
         return sum(array.nbytes for array in self._arrays.values())
 
     def append(self, block: KVBlock) -> None:
-        """Add the block that follows the last one."""
-        assert self.end_token in (None, block.start_token), (
+        """Add the block of the next segment. A block may be shorter than its segment: what is stored in whole examples
+        leaves positions free, and the next token stored is the next token read."""
+        assert self.end_token is None or block.start_token in (self.end_token, self._next_start), (
             f"{block.key}: expected the block at {self.end_token}, got one at {block.start_token}"
         )
         chunks = _chunks_of(block, self._device, self._key_space)
@@ -57,6 +60,7 @@ class WindowBuffer:
             array.narrow(axis, self._num_chunks, added).copy_(chunks[name])
         self._num_chunks += added
         self.end_token = block.end_token
+        self._next_start = block.start_token + block.fingerprint.segment_tokens
         if self.start_token is None:
             self.start_token = block.start_token
 

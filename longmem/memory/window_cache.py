@@ -8,7 +8,7 @@ from longmem.memory.key_space import KeySpace
 from longmem.memory.store import AbstractBlockSource
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
-from longmem.types import DocumentKey
+from longmem.types import DocumentKey, SegmentInfo
 
 READ_SEGMENTS = 8
 """Blocks fetched from the store at a time, so that catching up with a long past never holds it twice."""
@@ -58,13 +58,33 @@ class WindowCache:
         behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
         if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
             buffer = WindowBuffer(self._memory_tokens, self._device, self._key_space)
+        next_segment = (start if buffer.end_token is None else buffer.end_token) // self._segment_tokens
+        self._fill(key, buffer, range(next_segment, segment))
+        return buffer.view(start, end)
+
+    def whole(self, key: DocumentKey, infos: list[SegmentInfo]) -> MemoryView | None:
+        """All of a stored document, for a text that comes after it: the newest `memory_tokens` positions at most; None
+        when there are none. `infos` are its catalogue entries; the document must have ended, later blocks are not seen.
+
+        Raises as `view` does.
+        """
+        end = infos[-1].end_token if infos else 0
+        start = max(0, end - self._memory_tokens)
+        if start == end:
+            return None
+        buffer = self._buffers.get(key)
+        if buffer is None or not buffer.covers(start, end):
+            buffer = WindowBuffer(self._memory_tokens, self._device, self._key_space)
+            self._fill(key, buffer, range(start // self._segment_tokens, infos[-1].segment + 1))
+        self._buffers.move_to_end(key)
+        return buffer.view(start, end)
+
+    def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range) -> None:
         # out of the cache while it grows: a failed read must not leave a half-filled window behind
         self._buffers.pop(key, None)
-        next_segment = (start if buffer.end_token is None else buffer.end_token) // self._segment_tokens
-        for first in range(next_segment, segment, READ_SEGMENTS):
-            for block in self._source.read(key, first, min(first + READ_SEGMENTS, segment)):
+        for first in range(segments.start, segments.stop, READ_SEGMENTS):
+            for block in self._source.read(key, first, min(first + READ_SEGMENTS, segments.stop)):
                 buffer.append(block)
         self._buffers[key] = buffer
         while self.num_bytes > self._max_bytes and len(self._buffers) > 1:
             self._buffers.popitem(last=False)
-        return buffer.view(start, end)

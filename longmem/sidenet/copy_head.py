@@ -69,9 +69,9 @@ class Copies:
         copied = torch.zeros_like(logits).scatter_add_(1, self.tokens, self.weights)
         return self._mix(logits.log_softmax(dim=1), copied, self.share_logits[:, None])
 
-    def last(self) -> "Copies":
-        """Of the last token alone."""
-        return Copies(self.tokens[-1:], self.weights[-1:], self.share_logits[-1:])
+    def rows(self, rows: slice) -> "Copies":
+        """Of some of the tokens."""
+        return Copies(self.tokens[rows], self.weights[rows], self.share_logits[rows])
 
     @staticmethod
     def _mix(logprobs: Tensor, copied: Tensor, share_logits: Tensor) -> Tensor:

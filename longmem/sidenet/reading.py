@@ -8,6 +8,7 @@ W starts as the identity: a token then finds the places whose keys are most like
 
 import math
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import xxhash
@@ -44,6 +45,20 @@ class Reading:
     """Inner products of query and key for the same heads; their mean over heads where all searched together."""
     attended: Float[Tensor, "tokens heads head_dim"] | None
     """The memory branch of the fusion; None without fusion."""
+
+    def split(self, num_tokens: int) -> "list[Reading]":
+        """Readings of consecutive runs of so many tokens."""
+        return [
+            Reading(ids, Places(index, valid), products, attended)
+            for ids, index, valid, products, attended in zip(
+                self.chunk_ids.split(num_tokens),
+                self.places.index.split(num_tokens),
+                self.places.valid.split(num_tokens),
+                self.products.split(num_tokens),
+                repeat(None) if self.attended is None else self.attended.split(num_tokens),
+                strict=False,
+            )
+        ]
 
 
 class MemoryReader(nn.Module):

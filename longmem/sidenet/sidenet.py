@@ -109,17 +109,13 @@ class SideNet(nn.Module):
         readings: list[Reading | None] = []
 
         def read_and_fuse(local: Tensor) -> Tensor:
-            queries = latest()[0]
-            rows = []
-            for row, view in enumerate(given.views):
-                reading = None
-                if view is not None and view.num_chunks:
-                    reading = self.reader.read(queries[row], given.keys[row].to(queries.device), view, search)
-                readings.append(reading)
-                fused = local[row]
-                if reading is not None and reading.attended is not None:
-                    fused = fuse(local[row][None], reading.attended[None], self.gate)[0]
-                rows.append(fused)
+            readings.extend(self._read(latest()[0], given, search))
+            rows = [
+                row
+                if reading is None or reading.attended is None
+                else fuse(row[None], reading.attended[None], self.gate)[0]
+                for row, reading in zip(local, readings, strict=True)
+            ]
             return torch.stack(rows)
 
         with ExitStack() as hooks:
@@ -133,6 +129,25 @@ class SideNet(nn.Module):
             )
         hidden = output.last_hidden_state
         return SideNetOutput(hidden, readings, self._copies(given, hidden, readings))
+
+    def _read(
+        self, queries: Float[Tensor, "batch tokens heads head_dim"], given: SideNetInput, search: AbstractChunkSearch
+    ) -> list[Reading | None]:
+        """What each row finds. Rows of one view search it together: a token's reading depends on no other token."""
+        rows_of: dict[int, list[int]] = {}
+        for row, view in enumerate(given.views):
+            if view is not None and view.num_chunks:
+                rows_of.setdefault(id(view), []).append(row)
+        readings: list[Reading | None] = [None] * len(given.views)
+        for rows in rows_of.values():
+            view = given.views[rows[0]]
+            assert view is not None, "only rows with a view were collected"
+            own = given.keys[rows].to(queries.device).flatten(0, 1)
+            joined = self.reader.read(queries[rows].flatten(0, 1), own, view, search)
+            if joined is not None:
+                for row, reading in zip(rows, joined.split(queries.shape[1]), strict=True):
+                    readings[row] = reading
+        return readings
 
     def _copies(self, given: SideNetInput, hidden: Tensor, readings: list[Reading | None]) -> list[Copies | None]:
         if self.copy_head is None:

@@ -17,6 +17,7 @@ from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
 from longmem.types import DocumentKey, Fingerprint, KVBlock
+from tests.blocks import make_block
 
 KEY = DocumentKey("default", "book")
 KV_HEADS, HEAD_DIM = 2, 3
@@ -183,6 +184,20 @@ def test_buffer_refuses_a_gap_and_an_interval_it_does_not_hold() -> None:
         with pytest.raises(AssertionError, match="asked for"):
             buffer.view(*interval)
     assert buffer.view(8, 16).num_tokens == 8
+
+
+def test_a_block_may_leave_the_end_of_its_segment_free(naive_view: NaiveView) -> None:
+    """Whole examples rarely fill a segment; the token after the last of one block is the first of the next."""
+    size = make_block().fingerprint.segment_tokens
+    blocks = [make_block(segment=index, num_tokens=count) for index, count in enumerate((size, 5, size - 1, 2))]
+    buffer = WindowBuffer(64 * size)
+    for block in blocks:
+        buffer.append(block)
+    view = buffer.view(0, blocks[-1].end_token)
+    same(view, naive_view(blocks, 0, blocks[-1].end_token))
+    assert view.num_tokens == size + 5 + size - 1 + 2
+    with pytest.raises(AssertionError, match="expected the block at"):
+        buffer.append(make_block(segment=5))
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])

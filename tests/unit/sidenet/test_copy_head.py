@@ -221,7 +221,7 @@ def test_targets_have_the_probability_that_the_whole_mixture_gives_them(
 
 def test_the_last_token_alone_is_mixed_like_the_last_of_all(random_view: RandomView) -> None:
     copies, logits = case_of(random_view).copies(), random_logits()
-    assert torch.equal(copies.last().mix_logits(logits[-1:])[0], copies.mix_logits(logits)[-1])
+    assert torch.equal(copies.rows(slice(-1, None)).mix_logits(logits[-1:])[0], copies.mix_logits(logits)[-1])
 
 
 def test_a_piece_of_a_segment_copies_what_the_whole_segment_does(random_view: RandomView) -> None:

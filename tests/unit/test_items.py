@@ -1,0 +1,133 @@
+"""Items in batches against the plain ways: `score` of one text, decoding step by step, and plain transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from longmem.config import PAPER_FORM
+from longmem.errors import DocumentError
+from longmem.generation import Decoder
+from longmem.items import Item, score_items
+from longmem.memory.opening import MemoryStore
+from longmem.memory.store import AbstractMemoryStore
+from longmem.memory.window_cache import WindowCache
+from longmem.model import LongMem
+from tests.inputs import DEFAULT_FORM
+
+FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": {**DEFAULT_FORM, "kv_dtype": "float32"}}
+DOCUMENT = "Call me Ishmael. Some years ago, never mind how long precisely, having little money in my purse"
+TEXTS = ("Call me", "having little money", "years ago, never mind", "x", "Some years ago, never", "purse purse purse")
+TOLERANCE = 1e-5
+"""Nats; the promise of the issue for any order and any batch, and of design §5.3."""
+
+
+@pytest.fixture(params=FORMS, ids=list(FORMS))
+def model(request: pytest.FixtureRequest, small_model: Callable[..., LongMem]) -> LongMem:
+    return small_model(**FORMS[request.param])
+
+
+@pytest.fixture
+def store(model: LongMem) -> AbstractMemoryStore:
+    store = MemoryStore.open("memory://")
+    model.score(DOCUMENT, store.document("book"))
+    return store
+
+
+def items_of(model: LongMem) -> list[Item]:
+    return [Item(text, model.tokenizer.sequence(text), 1) for text in TEXTS]
+
+
+def whole(model: LongMem, store: AbstractMemoryStore) -> Any:
+    config, memory = model.config, store.document("book")
+    cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
+    return cache.whole(memory.key, memory.segments)
+
+
+def test_items_are_scored_like_texts_that_follow_the_document(model: LongMem, store: AbstractMemoryStore) -> None:
+    view = whole(model, store)
+    memory = store.document("book").as_read_only()
+    for item, score in zip(items_of(model), score_items(model, items_of(model), [view] * len(TEXTS)), strict=True):
+        expected = model.score(item.name, memory)
+        assert score.name == item.name
+        np.testing.assert_allclose(score.longmem.logprobs, expected.logprobs, atol=TOLERANCE)
+        np.testing.assert_allclose(score.backbone.logprobs, expected.backbone_logprobs, atol=TOLERANCE)
+
+
+def test_only_the_targets_are_scored(model: LongMem, store: AbstractMemoryStore) -> None:
+    view = whole(model, store)
+    tokens = model.tokenizer.sequence(TEXTS[1])
+    everything = score_items(model, [Item("all", tokens, 1)], [view])[0]
+    for first in (2, len(tokens) - 1):
+        part = score_items(model, [Item("part", tokens, first)], [view])[0]
+        np.testing.assert_allclose(part.longmem.logprobs, everything.longmem.logprobs[first - 1 :], atol=TOLERANCE)
+        np.testing.assert_array_equal(part.longmem.greedy, everything.longmem.greedy[first - 1 :])
+        np.testing.assert_array_equal(part.reads, everything.reads[first - 1 :])
+
+
+def test_batch_size_and_order_change_nothing(model: LongMem, store: AbstractMemoryStore) -> None:
+    view = whole(model, store)
+    items = items_of(model)
+    views = [view if index % 3 else None for index in range(len(items))]
+    alone = score_items(model, items, views, batch_tokens=1)
+    order = [3, 0, 5, 1, 4, 2]
+    mixed = score_items(model, [items[i] for i in order], [views[i] for i in order])
+    for index, score in zip(order, mixed, strict=True):
+        np.testing.assert_allclose(score.longmem.logprobs, alone[index].longmem.logprobs, atol=TOLERANCE)
+        np.testing.assert_array_equal(score.longmem.greedy, alone[index].longmem.greedy)
+        np.testing.assert_array_equal(score.reads, alone[index].reads)
+        assert score.reads.shape[1] == 0 or views[index] is not None
+
+
+def test_greedy_is_the_token_that_decoding_would_choose(model: LongMem, store: AbstractMemoryStore) -> None:
+    decoder = Decoder(model, store.document("book"))
+    tokens = model.tokenizer.sequence("Some years ").tolist()
+    chosen = []
+    logits = decoder.feed(tokens)
+    for _ in range(4):
+        chosen.append(int(logits.argmax()))
+        logits = decoder.feed(chosen[-1:])
+    item = Item("greedy", np.asarray(tokens + chosen, dtype=np.int32), len(tokens))
+    wrong = Item("wrong", np.asarray([*tokens, *chosen[:3], (chosen[3] + 1) % 256], dtype=np.int32), len(tokens))
+    view = whole(model, store)
+    scores = score_items(model, [item, wrong], [view, view])
+    assert scores[0].longmem.greedy.tolist() == [True] * 4
+    assert scores[1].longmem.greedy.tolist() == [True] * 3 + [False]
+
+
+def test_backbone_is_plain_transformers(model: LongMem, small_backbone: Callable[[str], Any]) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(small_backbone("llama")).eval()
+    for item, score in zip(items_of(model), score_items(model, items_of(model), [None] * len(TEXTS)), strict=True):
+        tokens = torch.from_numpy(item.tokens.astype(np.int64))
+        with torch.no_grad():
+            logits = plain(tokens[None, :-1]).logits[0].log_softmax(dim=1)
+        expected = logits.gather(1, tokens[1:, None])[:, 0]
+        np.testing.assert_allclose(score.backbone.logprobs, expected.numpy(), atol=TOLERANCE)
+        np.testing.assert_array_equal(score.backbone.greedy, (logits.argmax(1) == tokens[1:]).numpy())
+
+
+def test_reads_are_positions_of_the_document(model: LongMem, store: AbstractMemoryStore) -> None:
+    item = items_of(model)[1]
+    score = score_items(model, [item], [whole(model, store)])[0]
+    end = store.document("book").segments[-1].end_token
+    assert score.reads.shape[0] == item.num_targets
+    assert score.reads.min() >= 0
+    assert score.reads.max() < end
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "first_target", "message"),
+    [
+        (34, 33, "33 tokens are read, but the local context holds 32"),
+        (5, 0, "at least one token to read and one to predict"),
+        (5, 5, "at least one token to read and one to predict"),
+        (1, 1, "at least one token to read and one to predict"),
+    ],
+)
+def test_items_that_cannot_be_scored(model: LongMem, num_tokens: int, first_target: int, message: str) -> None:
+    item = Item("odd", np.zeros(num_tokens, dtype=np.int32), first_target)
+    with pytest.raises(DocumentError, match=f"item odd: .*{message}"):
+        score_items(model, [item], [None])
