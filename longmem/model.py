@@ -17,7 +17,7 @@ from longmem.dtypes import TORCH_DTYPES, to_array, to_tensor
 from longmem.errors import NumericError
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.search import create_search
+from longmem.search import choose_engine, create_search
 from longmem.sidenet.reading import retrieval_stats
 from longmem.sidenet.sidenet import SideNet, SideNetInput, SideNetOutput
 from longmem.text.language_reference import language_reference
@@ -38,15 +38,15 @@ class LongMem:
     """One model, ready to encode (backbone) and to score (SideNet). Not thread-safe: one per worker."""
 
     def __init__(
-        self, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig, search: str = "torch"
+        self, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig, search: str = "auto"
     ) -> None:
         backbone.check_segment_tokens(config.segment_tokens)
         self.backbone = backbone
         self.sidenet = sidenet.eval().to(backbone.device)
         self.tokenizer = tokenizer
         self.config = config
-        self.search_engine = search
-        self.search = create_search(search)
+        self.search_engine = choose_engine(search, backbone.device.type)
+        self.search = create_search(self.search_engine)
 
     @classmethod
     def from_backbone(
@@ -55,7 +55,7 @@ class LongMem:
         *,
         dtype: Dtype = "float32",
         device: str = "cpu",
-        search: str = "torch",
+        search: str = "auto",
         **settings: Any,
     ) -> "LongMem":
         """A new, untrained SideNet on a frozen Hugging Face causal LM (folder or hub id).
@@ -81,7 +81,7 @@ class LongMem:
         *,
         dtype: Dtype = "float32",
         device: str = "cpu",
-        search: str = "torch",
+        search: str = "auto",
         **settings: Any,
     ) -> "LongMem":
         """A saved LongMem (folder or hub id): `config.json`, `sidenet.safetensors`, and its backbone.
@@ -138,7 +138,7 @@ class LongMem:
     @property
     def key_space(self) -> KeySpace:
         """The form of keys that this model's views must have."""
-        return self.sidenet.reader.key_space
+        return replace(self.sidenet.reader.key_space, sketched=self.search.reads_sketches)
 
     def encode(self, segment: Segment) -> EncodedSegment:
         """One backbone forward over the segment alone. Raises NumericError when anything that leaves is not finite."""

@@ -46,7 +46,8 @@ class ModelSource:
     source: str
     dtype: Dtype = "float32"
     device: str = "cpu"
-    search: str = "torch"
+    search: str = "auto"
+    """Search engine; a job that runs on several machines names one, so that all of them use it."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of LongMemConfig to set or replace."""
 

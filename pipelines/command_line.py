@@ -54,6 +54,8 @@ class Durability(StrEnum):
 class SearchEngine(StrEnum):
     """What finds chunks in a reader's window."""
 
+    AUTO = "auto"
+    NATIVE = "native"
     TORCH = "torch"
     FAISS = "faiss"
 

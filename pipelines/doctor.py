@@ -148,8 +148,24 @@ def _torch() -> Iterator[Finding]:
         "this CPU emulates bfloat16: compute in float32" if slow else None,
         "warning" if slow else "ok",
     )
+    yield _search()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("GPU", ", ".join(gpus) or "none, jobs run on the CPU")
+
+
+def _search() -> Finding:
+    from longmem.errors import ConfigError
+    from longmem.search import choose_engine, create_search
+
+    engine = choose_engine("auto", "cpu")
+    if engine != "native":
+        problem = "no C compiler (cc, gcc or clang) on PATH: searches take several times as long; install one"
+        return Finding("search", engine, problem, "warning")
+    try:
+        create_search(engine)
+    except ConfigError as error:
+        return Finding("search", engine, str(error), "error")
+    return Finding("search", f"{engine}, compiled here")
 
 
 def usable_cores() -> float:

@@ -247,6 +247,7 @@ def _write_results(
             "readers": cluster.readers if cluster else 0,
             "stores": cluster.stores if cluster else 0,
             "threads": job.threads,
+            "search": job.model.search,
         },
         totals=totals,
         resumed=resumed,

@@ -25,7 +25,13 @@ ChunkTokens = Annotated[
 ]
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.")]
 Dtype = Annotated[ComputeDtype, typer.Option(help="Compute type.")]
-Search = Annotated[SearchEngine, typer.Option(help="Search engine for chunks.")]
+Search = Annotated[
+    SearchEngine,
+    typer.Option(
+        help="Search engine for chunks, all of them exact. auto: native where this machine has a C compiler and "
+        "readers have no GPU, else torch."
+    ),
+]
 
 Encoders = Annotated[int, typer.Option(help="Encoder actors (writers).")]
 Readers = Annotated[int, typer.Option(help="SideNet actors (readers).")]
@@ -57,6 +63,7 @@ def model_source(
     dtype: ComputeDtype,
     search: SearchEngine,
     *,
+    on_gpu: bool = False,
     no_memory: bool = False,
     segment_tokens: int | None,
     memory_tokens: int | None,
@@ -65,6 +72,7 @@ def model_source(
 ) -> "ModelSource":
     """The model that the options name. Raises ConfigError for options that contradict each other."""
     from longmem.model_source import REFERENCE_MODEL, ModelSource
+    from longmem.search import choose_engine
 
     if no_memory and memory_tokens:
         raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
@@ -77,6 +85,6 @@ def model_source(
     return ModelSource(
         local_or_hub(model or str(REFERENCE_MODEL)),
         dtype=dtype.value,
-        search=search.value,
+        search=choose_engine(search.value, "cuda" if on_gpu else "cpu"),
         settings={name: value for name, value in settings.items() if value is not None},
     )

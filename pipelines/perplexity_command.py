@@ -130,7 +130,7 @@ def perplexity(
         bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
     ] = False,
     dtype: Dtype = ComputeDtype.FLOAT32,
-    search: Search = SearchEngine.TORCH,
+    search: Search = SearchEngine.AUTO,
     max_in_flight_segments: Annotated[
         int | None, typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker")
     ] = None,
@@ -164,6 +164,7 @@ def perplexity(
             model,
             dtype,
             search,
+            on_gpu=reader_gpus > 0,
             no_memory=no_memory,
             segment_tokens=segment_tokens,
             memory_tokens=memory_tokens,

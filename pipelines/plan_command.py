@@ -67,7 +67,7 @@ def plan(
     chunk_tokens: ChunkTokens = None,
     no_memory: NoMemory = False,
     dtype: Dtype = ComputeDtype.FLOAT32,
-    search: Search = SearchEngine.TORCH,
+    search: Search = SearchEngine.AUTO,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 40.0,
     costs: Annotated[
         Path | None, typer.Option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)

@@ -84,7 +84,7 @@ def up(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     dtype: Dtype = ComputeDtype.FLOAT32,
-    search: Search = SearchEngine.TORCH,
+    search: Search = SearchEngine.AUTO,
 ) -> None:
     """Start a service, and wait until its workers are ready. It ends with `longmem service down`.
 
@@ -103,6 +103,7 @@ def up(
                 model,
                 dtype,
                 search,
+                on_gpu=reader_gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,
                 top_k=top_k,

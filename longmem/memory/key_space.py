@@ -22,6 +22,10 @@ class KeySpace:
     retrieval: Retrieval = "per_head"
     mean: Float32[Tensor, "kv_heads head_dim"] | None = None
     """μ; needed for every form but raw."""
+    query_map: Float32[Tensor, "index_heads index_dim index_dim"] | None = None
+    """W: a token whose key is k asks with W k. None where tokens ask with something else."""
+    sketched: bool = False
+    """Whether views bring sketches of their chunk keys, for a search that reads them."""
 
     def __post_init__(self) -> None:
         assert self.form == "raw" or self.mean is not None, f"keys={self.form} needs the mean key of each head"
@@ -42,3 +46,11 @@ class KeySpace:
         if self.retrieval == "per_head":
             return chunk_keys
         return chunk_keys.transpose(0, 1).flatten(1)[None]
+
+    def asked(
+        self, searched: Float32[Tensor, "index_heads chunks index_dim"]
+    ) -> Float32[Tensor, "index_heads chunks index_dim"]:
+        """What tokens with such keys ask with, as far as that is known: what a sketch of the keys is fitted to."""
+        if self.query_map is None:
+            return searched
+        return torch.einsum("hci,hoi->hco", searched, self.query_map.to(searched))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float32, Int32, Int64, Shaped
 from torch import Tensor
 
+from longmem.search.sketch import KeySketch
+
 
 @dataclass(frozen=True)
 class MemoryView:
@@ -25,6 +27,8 @@ class MemoryView:
     """Position in the document of each chunk's first token."""
     lengths: Int64[Tensor, " chunks"]
     """Real tokens of each chunk; less than `chunk` only where a block ended inside one."""
+    sketch: KeySketch | None
+    """Of the chunk keys, where the memory is long enough to gain by it and the search reads it."""
     end_token: int
     """Position of the reading segment's first token: everything here lies before it."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from longmem.dtypes import to_tensor
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
+from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
 from longmem.types import KVBlock
 
 RAW_KEYS = KeySpace()
@@ -23,6 +24,12 @@ RAW_KEYS = KeySpace()
 
 GROWTH = 1.5
 """Capacity over content when new arrays are made: 50% more memory buys a third of the copying."""
+
+SKETCHED_CHUNKS = 2048
+"""Memories shorter than this are not sketched: searching them costs little, and they are few to fit a basis to."""
+
+FITTED_CHUNKS = 4096
+"""A basis is fitted to at most so many of them, spread over the memory; and so many are placed at a time."""
 
 
 class WindowBuffer:
@@ -33,6 +40,7 @@ class WindowBuffer:
         self._key_space = key_space
         self._device = device
         self._arrays: dict[str, Tensor] = {}
+        self._basis: SketchBasis | None = None
         self._num_chunks = 0
         self.start_token: int | None = None
         """Position of the oldest token kept; None while empty."""
@@ -55,6 +63,8 @@ class WindowBuffer:
         added = len(chunks["starts"])
         if not self._arrays or self._num_chunks + added > len(self._arrays["starts"]):
             self._renew(chunks, added, block.end_token)
+        if self._basis is not None:
+            chunks["sketch"] = self._basis.place_keys(chunks["chunk_keys"])
         for name, array in self._arrays.items():
             axis = _CHUNK_AXIS[name]
             array.narrow(axis, self._num_chunks, added).copy_(chunks[name])
@@ -74,7 +84,9 @@ class WindowBuffer:
         first = int(torch.searchsorted(starts, start_token))
         last = max(first, int(torch.searchsorted(ends, end_token, right=True)))
         parts = {name: array.narrow(_CHUNK_AXIS[name], first, last - first) for name, array in self._arrays.items()}
-        return MemoryView(**parts, end_token=end_token)
+        rows = parts.pop("sketch", None)
+        sketch = None if self._basis is None or rows is None else KeySketch(self._basis, rows)
+        return MemoryView(**parts, sketch=sketch, end_token=end_token)
 
     def covers(self, start_token: int, end_token: int) -> bool:
         """Whether every stored token of the interval is here."""
@@ -98,12 +110,23 @@ class WindowBuffer:
             fresh[name] = torch.zeros(size, dtype=like.dtype, device=like.device)
             if kept:
                 fresh[name].narrow(axis, 0, kept).copy_(self._arrays[name].narrow(axis, kept_from, kept))
+        self._basis = None
+        if self._key_space.sketched and kept >= SKETCHED_CHUNKS:
+            # fitted anew, because a longer past says better what the keys are like
+            searched = fresh["chunk_keys"][:, :kept]
+            sample = searched[:, :: -(-kept // FITTED_CHUNKS)]
+            self._basis = fit_basis(sample, self._key_space.asked(sample))
+            if self._basis is not None:
+                fresh["sketch"] = searched.new_zeros((len(searched), capacity, self._basis.columns))
+                for first in range(0, kept, FITTED_CHUNKS):
+                    part = searched[:, first : first + FITTED_CHUNKS]
+                    fresh["sketch"][:, first : first + part.shape[1]] = self._basis.place_keys(part)
         self._arrays = fresh
         self._num_chunks = kept
         self.start_token = int(fresh["starts"][0]) if kept else None
 
 
-_CHUNK_AXIS = {"chunk_keys": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
+_CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
 
 
 def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:

@@ -2,14 +2,28 @@
 
 from longmem.errors import ConfigError
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.native.build import find_compiler
 
-SEARCH_ENGINES = ("torch", "faiss")
+SEARCH_ENGINES = ("native", "torch", "faiss")
 
-__all__ = ["SEARCH_ENGINES", "AbstractChunkSearch", "ChunkHits", "create_search"]
+__all__ = ["SEARCH_ENGINES", "AbstractChunkSearch", "ChunkHits", "choose_engine", "create_search"]
+
+
+def choose_engine(name: str, device: str) -> str:
+    """What `auto` stands for on this machine and device type: `native` on a CPU with a C compiler, else `torch`. Any
+    other name stays. All engines find the same chunks, up to the rounding of scores that are almost equal."""
+    if name != "auto":
+        return name
+    return "native" if device == "cpu" and find_compiler() is not None else "torch"
 
 
 def create_search(name: str) -> AbstractChunkSearch:
-    """The engine of that name; FAISS is imported only when asked for. Raises ConfigError for an unknown name."""
+    """The engine of that name; FAISS is imported, and the native one built, only when asked for. Raises ConfigError for
+    an unknown name, and where the native one cannot be built."""
+    if name == "native":
+        from longmem.search.native_search import NativeSearch
+
+        return NativeSearch()
     if name == "torch":
         from longmem.search.torch_search import TorchSearch
 

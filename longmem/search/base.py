@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from longmem.search.sketch import KeySketch
+
 
 @dataclass(frozen=True)
 class ChunkHits:
@@ -24,11 +26,18 @@ class AbstractChunkSearch(ABC):
     function of its arguments alone: engines keep no state between calls, so views can change freely.
     """
 
+    reads_sketches: bool = False
+    """Whether sketches make it faster; they never change what it finds."""
+
     @abstractmethod
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
+        sketch: KeySketch | None = None,
     ) -> ChunkHits:
-        """Top `num_slots` chunks per token and head; a slot without a chunk has id -1, never an invented one."""
+        """Top `num_slots` chunks per token and head; a slot without a chunk has id -1, never an invented one.
+
+        `sketch`: of the same keys, if there is one.
+        """

@@ -7,6 +7,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.sketch import KeySketch
 
 
 class FaissSearch(AbstractChunkSearch):
@@ -19,6 +20,7 @@ class FaissSearch(AbstractChunkSearch):
         queries: Float32[Tensor, "tokens heads head_dim"],
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
+        sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
     ) -> ChunkHits:
         num_tokens, heads, _ = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape

@@ -5,6 +5,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.sketch import KeySketch
 
 SCORE_BYTES = 16 * 2**20
 """Scores held at a time. The whole matrix of 1,024 tokens and 16,384 chunks would be 64 MB for each head, and
@@ -20,6 +21,7 @@ class TorchSearch(AbstractChunkSearch):
         queries: Float32[Tensor, "tokens heads head_dim"],
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
+        sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
     ) -> ChunkHits:
         num_tokens, heads, _ = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape

@@ -84,7 +84,8 @@ class MemoryReader(nn.Module):
     def key_space(self) -> KeySpace:
         """How this reader wants its views laid out."""
         mean = None if self._config.keys == "raw" else self.key_mean.detach()
-        return KeySpace(self._config.keys, self._config.retrieval, mean)
+        query_map = self.query_map.detach() if self._config.query == "key_space" else None
+        return KeySpace(self._config.keys, self._config.retrieval, mean, query_map)
 
     def calibrate(self, keys: Float[Tensor, "tokens kv_heads head_dim"]) -> None:
         """Take the mean key of each head from a sample of text; does nothing for raw keys.
@@ -114,7 +115,12 @@ class MemoryReader(nn.Module):
         asked = queries
         if joint:
             asked = queries.unflatten(1, (self._shape.kv_heads, -1)).sum(dim=2).flatten(1)[:, None]
-        hits = search.search(asked.detach().float(), view.chunk_keys[:, :searchable], self._config.num_slots)
+        hits = search.search(
+            asked.detach().float(),
+            view.chunk_keys[:, :searchable],
+            self._config.num_slots,
+            None if view.sketch is None else view.sketch.narrow(0, searchable),
+        )
         ids_by_head = hits.ids.expand(-1, heads, -1) if joint else hits.ids
         products = memory_products(queries, ids_by_head, view)
         places = places_of(hits.ids, view, self._continued)

@@ -1,0 +1,108 @@
+"""Exact search in one pass over the keys, in C (`native/top_k.c`).
+
+Brute force makes every score and then throws nearly all of them away: on real keys the product and the selection cost
+about the same. Here an upper bound is made of every score from sketches a fifth as long (`longmem.search.sketch`), and
+only keys whose bound reaches the best k so far are looked at in full. Nothing is approximate: what a bound lets go
+cannot be among the best k, and the best k are chosen by double-precision products.
+
+Without a sketch the bound is the float32 product itself, and the gain is that selection reads no score from memory.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from longmem.errors import ConfigError
+from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.native.build import native_library
+from longmem.search.sketch import KeySketch
+
+UNIT_ROUNDOFF = 2.0**-24
+
+
+class NativeSearch(AbstractChunkSearch):
+    """Exact in double precision; equal scores go to the older chunk. On the CPU only.
+
+    Raises ConfigError where it cannot be built (no C compiler).
+    """
+
+    reads_sketches = True
+
+    def __init__(self) -> None:
+        self._library = native_library()
+
+    @torch.no_grad()
+    def search(
+        self,
+        queries: Float32[Tensor, "tokens heads head_dim"],
+        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        num_slots: int,
+        sketch: KeySketch | None = None,
+    ) -> ChunkHits:
+        if queries.device.type != "cpu":
+            raise ConfigError(f"search=native runs on the CPU, the model is on {queries.device}: use search=torch")
+        num_tokens, heads, dim = queries.shape
+        kv_heads, num_chunks, _ = chunk_keys.shape
+        ids = torch.full((heads, num_tokens, num_slots), -1, dtype=torch.int64)
+        scores = torch.full((heads, num_tokens, num_slots), -torch.inf)
+        if num_tokens and num_chunks:
+            asked = queries.transpose(0, 1).contiguous()
+            group = heads // kv_heads
+            for kv_head in range(kv_heads):
+                of_group = slice(kv_head * group, (kv_head + 1) * group)
+                self._search_head(
+                    asked[of_group].view(-1, dim),
+                    chunk_keys[kv_head],
+                    None if sketch is None else sketch.of_head(kv_head),
+                    ids[of_group].view(-1, num_slots),
+                    scores[of_group].view(-1, num_slots),
+                )
+        return ChunkHits(ids.transpose(0, 1).contiguous(), scores.transpose(0, 1).contiguous())
+
+    def _search_head(
+        self,
+        queries: Float32[Tensor, "rows dim"],
+        keys: Float32[Tensor, "chunks dim"],
+        sketch: KeySketch | None,
+        ids: Tensor,
+        scores: Tensor,
+    ) -> None:
+        """Fill `ids` and `scores` [rows, slots], which must be contiguous."""
+        keys = keys if keys.stride(1) == 1 else keys.contiguous()
+        num_rows, dim = queries.shape
+        if sketch is None:
+            asked, rows, width = queries, keys, dim
+            largest = keys.norm(dim=1).amax()
+        else:
+            asked, rows, width = sketch.basis.place_queries(queries[None])[0], sketch.rows[0], sketch.basis.width
+            largest = rows[:, -1].amax()
+        margins = _margins(torch.maximum(queries.norm(dim=1), asked.norm(dim=1)) * largest, max(width, dim))
+        asked = asked.contiguous()
+
+        def search_rows(first: int, last: int) -> int:
+            # the interpreter's lock is free while C runs
+            failed: int = self._library.longmem_top_k(
+                *(queries[first].data_ptr(), asked[first].data_ptr(), margins[first].data_ptr(), last - first),
+                *(keys.data_ptr(), keys.stride(0), rows.data_ptr(), rows.stride(0)),
+                *(len(keys), dim, width, min(ids.shape[1], len(keys)), ids.shape[1]),
+                *(ids[first].data_ptr(), scores[first].data_ptr()),
+            )
+            return failed
+
+        threads = min(torch.get_num_threads(), num_rows)
+        cuts = [num_rows * part // threads for part in range(threads + 1)]
+        if threads == 1:
+            failed = search_rows(0, num_rows)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                failed = any(pool.map(search_rows, cuts[:-1], cuts[1:]))
+        if failed:
+            raise MemoryError(f"search of {num_rows} queries for {ids.shape[1]} chunks each: no memory for their heaps")
+
+
+def _margins(products: Float32[Tensor, " rows"], num_terms: int) -> Float32[Tensor, " rows"]:
+    """By how much a float32 sum of so many terms, whose vectors have norms with that product, can be too low; with
+    the rounding of the vectors themselves and of the sum's own comparison."""
+    return ((num_terms + 8) * UNIT_ROUNDOFF * products).contiguous()

@@ -1,0 +1,218 @@
+"""The native engine: bounds that hold, results that sketches do not change, and every way that building it can fail."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longmem.errors import ConfigError
+from longmem.memory.key_space import KeySpace
+from longmem.memory.window import SKETCHED_CHUNKS, WindowBuffer
+from longmem.search import choose_engine, create_search
+from longmem.search.native import build
+from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
+from tests.blocks import IDENTITY, make_block
+
+
+def decaying(rows: int, dim: int, seed: int, decay: float = 0.8) -> Tensor:
+    """Vectors whose directions matter less and less, as those of real keys do."""
+    random = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn((dim, dim), generator=random)).Q
+    return torch.randn((rows, dim), generator=random) * decay ** torch.arange(dim) @ directions.T
+
+
+def sketch_of(keys: Tensor, queries: Tensor) -> KeySketch:
+    basis = fit_basis(keys, queries)
+    assert basis is not None, "these keys can be sketched"
+    return KeySketch(basis, basis.place_keys(keys))
+
+
+def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Double-precision scores, best first, of equal ones the older chunk first."""
+    scores = queries.double() @ keys.double().T
+    order = scores.sort(dim=1, descending=True, stable=True)
+    return order.indices[:, :k], order.values[:, :k]
+
+
+@given(
+    num_keys=st.integers(1, 60),
+    dim=st.sampled_from([16, 31, 64]),
+    heads=st.integers(1, 2),
+    decay=st.sampled_from([0.5, 0.8]),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    seed=st.integers(0, 10_000),
+)
+def test_a_bound_is_never_below_the_product(
+    num_keys: int, dim: int, heads: int, decay: float, scale: float, seed: int
+) -> None:
+    """For keys and queries unlike those that the basis was fitted to as well."""
+    fitted = torch.stack([decaying(200, dim, head, decay) for head in range(heads)])
+    basis = fit_basis(fitted, fitted.flip(1))
+    assert basis is not None
+    random = torch.Generator().manual_seed(seed)
+    keys = torch.randn((heads, num_keys, dim), generator=random) * scale
+    queries = torch.randn((heads, 7, dim), generator=random)
+    rows = basis.place_keys(keys)
+    bounds = basis.place_queries(queries).double() @ rows[..., : basis.width].double().transpose(1, 2)
+    products = queries.double() @ keys.double().transpose(1, 2)
+    # sketches are rounded to float32 once
+    slack = 2**-22 * basis.place_queries(queries).double().norm(dim=2)[..., None] * rows[..., -1].double()[:, None]
+    assert bool((bounds + slack >= products).all())
+    assert bool((rows[..., -1] >= keys.norm(dim=2) * (1 - 1e-6)).all())
+
+
+@pytest.mark.parametrize("num_keys", [300, 5000])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_found_is_the_best_of_double_precision(num_keys: int, threads: int) -> None:
+    keys, queries = decaying(num_keys, 64, 1), decaying(50, 64, 2)
+    expected_ids, expected = brute_force(queries, keys, 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for sketch in (None, sketch_of(keys[None], queries[None])):
+            hits = create_search("native").search(queries[:, None], keys[None], 8, sketch)
+            assert torch.equal(hits.ids[:, 0], expected_ids)
+            torch.testing.assert_close(hits.scores[:, 0].double(), expected, rtol=1e-6, atol=1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_sample_that_promises_too_much() -> None:
+    """The sampled panels hold all the good keys: fewer than k others reach the guess, and the search starts again."""
+    keys = decaying(20_000, 64, 3)
+    queries = decaying(20, 64, 4)
+    # sixteen keys are more than any kind of processor has in a panel, and every panel that could be sampled is good
+    sampled = (torch.arange(20_000) // 8) % 8 == 0
+    keys[~sampled] *= 0.1
+    few = keys.clone()
+    few[sampled.nonzero()[40:, 0]] *= 0.1
+    for case in (keys, few):
+        hits = create_search("native").search(queries[:, None], case[None], 32)
+        assert torch.equal(hits.ids[:, 0], brute_force(queries, case, 32)[0])
+
+
+def test_equal_scores_go_to_the_older_chunk() -> None:
+    hits = create_search("native").search(torch.ones(3, 1, 8), torch.ones(1, 700, 8), 5)
+    assert hits.ids[:, 0].tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_what_is_not_a_number_finds_nothing() -> None:
+    """As with FAISS; the model reports the number itself."""
+    queries = torch.ones(2, 1, 8)
+    queries[1, 0, 3] = torch.nan
+    hits = create_search("native").search(queries, torch.ones(1, 9, 8), 3)
+    assert hits.ids[:, 0].tolist() == [[0, 1, 2], [-1, -1, -1]]
+    assert hits.scores[1].tolist() == [[-torch.inf] * 3]
+
+
+def test_keys_that_fill_all_directions_alike_are_not_sketched() -> None:
+    keys = torch.randn((1, 4000, 32), generator=torch.Generator().manual_seed(0))
+    assert fit_basis(keys, keys) is None
+
+
+def test_few_or_equal_keys_can_be_fitted() -> None:
+    for keys in (torch.zeros(1, 5, 16), torch.ones(1, 5, 16), decaying(2, 16, 0)[None]):
+        basis = fit_basis(keys, keys)
+        assert basis is None or bool(basis.place_keys(keys).isfinite().all())
+
+
+@pytest.mark.parametrize("retrieval", ["joint", "per_head"])
+def test_views_bring_the_sketch_of_their_own_chunks(retrieval: str) -> None:
+    """Through growth and renewal, of any slice; and only where it is asked for."""
+    identity = replace(IDENTITY, head_dim=24)
+    mean = torch.zeros(2, identity.head_dim)
+    key_space = KeySpace("centred", retrieval, mean, sketched=True)  # type: ignore[arg-type]
+    sketched, plain = WindowBuffer(2**20, key_space=key_space), WindowBuffer(2**20)
+    scale = (0.7 ** torch.arange(identity.head_dim)).half().numpy()
+    num_segments = 3 * SKETCHED_CHUNKS * IDENTITY.chunk_tokens // IDENTITY.segment_tokens
+    for segment in range(num_segments):
+        block = make_block(segment=segment, identity=identity)
+        block.keys[:] *= scale
+        sketched.append(block)
+        plain.append(block)
+    end = num_segments * IDENTITY.segment_tokens
+    for start in (0, 32, end // 2):
+        view = sketched.view(start, end)
+        assert plain.view(start, end).sketch is None
+        assert view.sketch is not None
+        basis: SketchBasis = view.sketch.basis
+        torch.testing.assert_close(view.sketch.rows, basis.place_keys(view.chunk_keys))
+        queries = view.chunk_keys[:, :40].transpose(0, 1).contiguous()
+        with_it = create_search("native").search(queries, view.chunk_keys, 5, view.sketch)
+        assert torch.equal(with_it.ids, create_search("native").search(queries, view.chunk_keys, 5).ids)
+
+
+@pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    build.native_library.cache_clear()
+    yield tmp_path / "longmem"
+    build.native_library.cache_clear()
+
+
+def test_it_is_built_once_and_kept(cache_folder: Path) -> None:
+    build.native_library()
+    (built,) = cache_folder.iterdir()
+    before = built.stat().st_mtime_ns
+    build.native_library.cache_clear()
+    build.native_library()
+    assert [path.stat().st_mtime_ns for path in cache_folder.iterdir()] == [before]
+
+
+def fake_compiler(folder: Path, script: str) -> str:
+    path = folder / "cc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+MAKES_NO_LIBRARY = """
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then echo no library > "$2"; fi
+    shift
+done
+"""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "needs a C compiler .* none is on PATH: install one, or use search=torch"),
+        (lambda folder: fake_compiler(folder, "echo broken >&2; exit 1"), "failed with 'broken'; use another compiler"),
+        (lambda folder: fake_compiler(folder, MAKES_NO_LIBRARY), "cannot use .*; make its folder writable"),
+    ],
+    ids=["none", "fails", "makes no library"],
+)
+def test_compilers_that_cannot_be_used(
+    prepare: Callable[[Path], str | None],
+    message: str,
+    cache_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiler = prepare(tmp_path)
+    monkeypatch.setattr(build, "find_compiler", lambda: compiler)
+    with pytest.raises(ConfigError, match=f"search=native.*{message}"):
+        create_search("native")
+
+
+def test_a_cache_that_cannot_be_written(cache_folder: Path) -> None:
+    cache_folder.write_text("a file where the folder should be")
+    with pytest.raises(ConfigError, match=r"cannot use .*; make its folder writable, or use search=torch"):
+        create_search("native")
+
+
+def test_auto_is_native_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_engine("auto", "cpu") == "native"
+    assert choose_engine("auto", "cuda") == "torch"
+    assert choose_engine("faiss", "cpu") == "faiss"
+    monkeypatch.setenv("PATH", os.devnull)
+    assert choose_engine("auto", "cpu") == "torch"
