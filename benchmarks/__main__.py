@@ -21,6 +21,7 @@ from benchmarks.baselines.memorizing_transformer import MemorizingTransformer
 from benchmarks.environment import environment
 from benchmarks.inputs import read_sequences
 from benchmarks.lineup import assemble
+from benchmarks.speed import commands as speed_commands
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype
 from longmem.model_source import REFERENCE_MODEL, ModelSource
@@ -35,6 +36,7 @@ ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every 
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of LongMem.")
+app.registered_commands += speed_commands.app.registered_commands
 
 
 @app.callback(invoke_without_command=True)
@@ -42,6 +44,9 @@ def everything(context: typer.Context) -> None:
     """Without a name: all that need neither books nor trained models."""
     if context.invoked_subcommand is None:
         growth()
+        for command in speed_commands.app.registered_commands:
+            assert command.callback is not None, "every command has a function"
+            command.callback()
 
 
 @app.command()

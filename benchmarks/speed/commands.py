@@ -1,0 +1,99 @@
+"""The speed benchmarks as commands: each writes NAME.json, NAME.md and NAME.png, and prints its tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.speed.table import SpeedTable, write_tables
+from benchmarks.speed.timing import REPEATS
+from longmem.model_source import REFERENCE_MODEL, ModelSource
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Text; default: the language reference.")]
+Model = Annotated[Path, typer.Option(help="LongMem folder.")]
+Threads = Annotated[int, typer.Option(help="Torch threads.")]
+Repeats = Annotated[int, typer.Option(help="Rounds; each runs every case once.", min=2)]
+Out = Annotated[Path, typer.Option(help="Folder for results.")]
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def retrieval(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Exact search against FAISS and the matrix product alone, on Gaussian and on real keys."""
+    from benchmarks.speed import retrieval as benchmark
+    from benchmarks.speed.real_memory import real_memory
+
+    torch.set_num_threads(threads)
+    memory = real_memory(ModelSource(str(model)), inputs or [])
+    _finish(out / "retrieval", [benchmark.gaussian(repeats), benchmark.real(memory, repeats)])
+
+
+@app.command()
+def pipeline(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    threads: Threads = 1,
+    job_threads: Annotated[int, typer.Option(help="Cores for whole jobs.")] = 2,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """What memory adds to the models alone, and whole jobs in process, on disk and on Ray."""
+    from benchmarks.speed import pipeline as benchmark
+    from benchmarks.speed.real_memory import real_memory
+
+    torch.set_num_threads(threads)
+    source = ModelSource(str(model))
+    stages = benchmark.segment(real_memory(source, inputs or []), f"one segment of {model.name}", repeats)
+    whole = benchmark.jobs(source, inputs or [], job_threads, repeats, Console(stderr=True, quiet=True))
+    _finish(out / "pipeline", [stages, whole])
+
+
+@app.command()
+def store(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Writing and reading blocks against plain files."""
+    from benchmarks.speed import store as benchmark
+    from benchmarks.speed.real_memory import real_memory
+
+    torch.set_num_threads(1)
+    _finish(out / "store", benchmark.store(real_memory(ModelSource(str(model)), inputs or []), repeats))
+
+
+@app.command()
+def peers(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    threads: Threads = 1,
+    context_tokens: Annotated[list[int] | None, typer.Option(help="Lengths; several for several tables.")] = None,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Other ways to read a long text, at equal width and depth."""
+    from benchmarks.speed import peers as benchmark
+    from benchmarks.speed.real_memory import real_memory
+
+    torch.set_num_threads(threads)
+    memory = real_memory(ModelSource(str(model)), inputs or [])
+    tables = [benchmark.segment_with_memory(memory, repeats)]
+    for num_tokens in context_tokens or (8_192, 16_384, 32_768):
+        tables.append(benchmark.long_context(memory, num_tokens, benchmark.repeats_for(num_tokens, repeats)))
+    _finish(out / "peers", tables)
+
+
+def _finish(out: Path, tables: list[SpeedTable]) -> None:
+    Console().print(write_tables(out, tables), markup=False, soft_wrap=True)

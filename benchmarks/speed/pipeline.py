@@ -1,0 +1,134 @@
+"""What memory costs beside the models: one segment with a full window against the floor, and whole jobs.
+
+The floor is one forward of the backbone and one of the SideNet without memory. Memory adds the write to the store, the
+reader's copy of the block, the search, gathering and fusion, and the copy head's work.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+
+from actors.shape import ClusterShape
+from benchmarks.growth import long_document
+from benchmarks.speed.real_memory import KEY, RealMemory
+from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.timing import Timing, take_turns
+from longmem.memory.key_space import KeySpace
+from longmem.memory.opening import MemoryStore
+from longmem.memory.window import WindowBuffer
+from longmem.model_source import ModelSource
+from longmem.scheduler import Limits
+from longmem.types import KVBlock
+from pipelines.job import PerplexityJob, run_job
+
+JOB_TOKENS = 120_000
+"""Nearly two windows: half of the segments read a full one."""
+
+
+def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
+    """One segment of `memory`, stage by stage."""
+    model, encoded, last = memory.model, memory.encoded, memory.segment
+    keys, taps = encoded.block.keys, encoded.taps
+    with (
+        TemporaryDirectory(prefix="longmem-speed-") as folder,
+        MemoryStore.open(Path(folder) / "memory.lance") as store,
+    ):
+        writer, window = _Writer(encoded.block, store.put), _Window(encoded.block, model.key_space)
+        cases: dict[str, Callable[[], object]] = {
+            "backbone forward (encode)": lambda: model.encode(last),
+            "SideNet forward, memory off": lambda: model.score_segment(last, keys, taps, None),
+            "SideNet forward, full window": lambda: model.score_segment(last, keys, taps, memory.view),
+            "write to LanceDB (put)": writer.next,
+            "reader's copy of the block": window.next,
+        }
+        timings = take_turns(cases, repeats)
+    encode, off, full, put, copied = (timings[name] for name in cases)
+    floor = _together([encode, off])
+    everything = _together([encode, full, put, copied])
+    added = everything.median_s / floor.median_s - 1
+    lines = [Line("floor: encode + SideNet without memory", floor), Line("all with memory", everything)]
+    lines += [Line(name, timing) for name, timing in timings.items()]
+    settings = {
+        "threads": torch.get_num_threads(),
+        "memory_tokens": memory.view.num_tokens,
+        "memory_adds": added,
+        "search": model.search_engine,
+    }
+    return SpeedTable(f"{title}: memory adds {added:.0%} to the floor", lines, settings)
+
+
+def jobs(source: ModelSource, inputs: list[str], threads: int, repeats: int, console: Console) -> SpeedTable:
+    """Whole perplexity jobs on one document: in memory, on disk, on Ray. Start-up is left out."""
+    document = long_document(JOB_TOKENS, inputs, source)
+    with TemporaryDirectory(prefix="longmem-speed-") as folder:
+        text = Path(folder) / "document.txt"
+        text.write_text(document.text, encoding="utf-8")
+        cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
+        shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
+            "in process, memory://": ("memory://", None, threads),
+            "in process, LanceDB": (None, None, threads),
+            "in process, LanceDB, one thread": (None, None, 1),
+            "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
+        }
+        times: dict[str, list[float]] = {name: [] for name in shapes}
+        tokens = 0
+        for turn in range(repeats):
+            for number, (name, (store, shape, job_threads)) in enumerate(shapes.items()):
+                summary = run_job(
+                    PerplexityJob(
+                        inputs=(str(text),),
+                        out=Path(folder) / f"{turn}-{number}",
+                        model=source,
+                        cluster=shape,
+                        threads=job_threads,
+                        limits=Limits(8, 2**30),
+                        store=store,
+                    ),
+                    console,
+                )
+                times[name].append(summary["wall_s"])
+                tokens = summary["counts"]["tokens"]
+    lines = []
+    for name, walls in times.items():
+        timing = Timing(tuple(walls), tuple(walls))
+        lines.append(Line(name, timing, {"tokens/s": f"{tokens / timing.median_s:,.0f}"}))
+    return SpeedTable(f"perplexity of {tokens:,} tokens", lines, {"threads": threads, "repeats": repeats})
+
+
+def _together(parts: list[Timing]) -> Timing:
+    """Stages one after the other, round by round."""
+    return Timing(
+        tuple(map(sum, zip(*(part.wall_s for part in parts), strict=True))),
+        tuple(map(sum, zip(*(part.cpu_s for part in parts), strict=True))),
+    )
+
+
+class _Writer:
+    """Puts the same block as one segment after another."""
+
+    def __init__(self, block: KVBlock, put: Callable[[KVBlock], object]) -> None:
+        self._block, self._put, self._segment = block, put, 0
+
+    def next(self) -> None:
+        self._put(_moved(self._block, self._segment))
+        self._segment += 1
+
+
+class _Window:
+    """Appends the same block to a reader's window again and again."""
+
+    def __init__(self, block: KVBlock, key_space: KeySpace) -> None:
+        self._block, self._segment = block, 0
+        self._buffer = WindowBuffer(2 * block.num_tokens, key_space=key_space)
+
+    def next(self) -> None:
+        self._buffer.append(_moved(self._block, self._segment))
+        self._segment += 1
+
+
+def _moved(block: KVBlock, segment: int) -> KVBlock:
+    start = segment * block.fingerprint.segment_tokens
+    return KVBlock(KEY, segment, start, block.tokens, block.keys, block.values, block.fingerprint)

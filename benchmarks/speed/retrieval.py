@@ -1,0 +1,116 @@
+"""Exact search: this project's engines, FAISS and the matrix product alone, and what approximate indexes lose.
+
+Two shapes. Sixteen heads of 64 with Gaussian keys, where nothing can be spared, and the keys of a real text under the
+reference model, all heads in one search, as the default form has them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.speed.real_memory import RealMemory
+from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.timing import take_turns
+from longmem.search import create_search
+from longmem.search.sketch import KeySketch
+
+HEADS, HEAD_DIM, NUM_KEYS, NUM_QUERIES, TOP_K = 16, 64, 16_384, 1_024, 16
+MIN_BF16_SPEEDUP = 1.5
+"""Below this the processor emulates bfloat16, and its product is no ceiling."""
+
+
+def gaussian(repeats: int) -> SpeedTable:
+    """The shape of a GPT-2-medium layer with chunks of four tokens in a window of 65,536."""
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn((NUM_QUERIES, HEADS, HEAD_DIM), generator=random)
+    keys = torch.randn((HEADS, NUM_KEYS, HEAD_DIM), generator=random)
+    title = f"{HEADS} heads × {NUM_KEYS:,} Gaussian keys of {HEAD_DIM}, {NUM_QUERIES:,} queries, top {TOP_K}"
+    return _compare(title, queries, keys, TOP_K, None, repeats)
+
+
+def real(memory: RealMemory, repeats: int) -> SpeedTable:
+    """The default form of the reference model, in a full window of real text."""
+    keys, queries = memory.view.chunk_keys, memory.queries
+    top_k = memory.model.config.num_slots
+    title = (
+        f"{queries.shape[1]} search × {keys.shape[1]:,} keys of {keys.shape[2]} of a real text, {len(queries):,} "
+        f"queries, top {top_k}"
+    )
+    return _compare(title, queries, keys, top_k, memory.view.sketch, repeats)
+
+
+def _compare(
+    title: str, queries: Tensor, keys: Tensor, top_k: int, sketch: KeySketch | None, repeats: int
+) -> SpeedTable:
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    by_head = [np.ascontiguousarray(queries[:, head].numpy()) for head in range(len(keys))]
+    flat = [_filled(faiss.IndexFlatIP(keys.shape[2]), head) for head in keys]
+    graph = [_filled(faiss.IndexHNSWFlat(keys.shape[2], 32, faiss.METRIC_INNER_PRODUCT), head) for head in keys]
+    product = torch.empty((len(queries), keys.shape[1]))
+    half = torch.empty_like(product, dtype=torch.bfloat16)
+    half_queries, half_keys = queries.bfloat16(), keys.bfloat16()
+
+    def searched(indexes: list[Any]) -> Tensor:
+        found = [index.search(asked, top_k)[1] for index, asked in zip(indexes, by_head, strict=True)]
+        return torch.from_numpy(np.stack(found, axis=1))
+
+    def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+        for head in range(len(keys)):
+            torch.mm(left[:, head], right[head].T, out=out)
+
+    cases: dict[str, Callable[[], Tensor | None]] = {
+        f"{len(keys)} × IndexFlatIP": lambda: searched(flat),
+        "faiss.knn (search=faiss)": lambda: create_search("faiss").search(queries, keys, top_k).ids,
+        "torch (search=torch)": lambda: create_search("torch").search(queries, keys, top_k).ids,
+        "native (search=native)": lambda: create_search("native").search(queries, keys, top_k, sketch).ids,
+        "float32 product alone": lambda: multiply(queries, keys, product),
+        f"{len(keys)} × HNSW32, approximate": lambda: searched(graph),
+    }
+    if sketch is not None:
+        cases["native without sketch"] = lambda: create_search("native").search(queries, keys, top_k).ids
+    not_run = {}
+    if _bf16_speedup() >= MIN_BF16_SPEEDUP:
+        cases["bfloat16 product alone"] = lambda: multiply(half_queries, half_keys, half)
+    else:
+        not_run["bfloat16 product alone"] = "this processor emulates bfloat16"
+    best = _exact(queries, keys, top_k)
+    recalls = {name: _recall(found, best) for name, case in cases.items() if (found := case()) is not None}
+    timings = take_turns(cases, repeats)
+    return SpeedTable(
+        title,
+        [
+            Line(name, timing, {"recall": f"{recalls[name]:.4f}"} if name in recalls else {})
+            for name, timing in timings.items()
+        ],
+        {"threads": torch.get_num_threads(), "sketch_width": sketch.basis.width if sketch else None},
+        not_run,
+    )
+
+
+def _filled(index: Any, keys: Tensor) -> Any:
+    index.add(np.ascontiguousarray(keys.numpy()))
+    return index
+
+
+def _exact(queries: Tensor, keys: Tensor, top_k: int) -> Tensor:
+    """The best chunks in double precision."""
+    return torch.stack(
+        [(queries[:, head].double() @ keys[head].double().T).topk(top_k, dim=1).indices for head in range(len(keys))],
+        dim=1,
+    )
+
+
+def _recall(found: Tensor, best: Tensor) -> float:
+    hits = (found[..., :, None] == best[..., None, :]).any(dim=-1)
+    return float(hits.double().mean())
+
+
+def _bf16_speedup() -> float:
+    matrix = torch.ones((512, 512))
+    half = matrix.bfloat16()
+    timings = take_turns({"float32": lambda: matrix @ matrix, "bfloat16": lambda: half @ half})
+    return timings["float32"].median_s / timings["bfloat16"].median_s

@@ -1,0 +1,52 @@
+"""Times that can be compared: the cases take turns, so that whatever else the machine does meets all of them alike."""
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+from time import perf_counter, process_time
+from typing import Any
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeated runs of one case, in seconds."""
+
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    """Of all threads of this process."""
+
+    @property
+    def median_s(self) -> float:
+        return median(self.wall_s)
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles over the median."""
+        low, _, high = quantiles(self.wall_s, n=4)
+        return (high - low) / self.median_s
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "median_s": self.median_s,
+            "spread": self.spread,
+            "cpu_median_s": median(self.cpu_s),
+            "wall_s": list(self.wall_s),
+            "cpu_s": list(self.cpu_s),
+        }
+
+
+def take_turns(cases: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, Timing]:
+    """Every case once to warm up, then `repeats` rounds of all of them."""
+    for case in cases.values():
+        case()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, case in cases.items():
+            gc.collect()
+            wall_s, cpu_s = perf_counter(), process_time()
+            case()
+            times[name].append((perf_counter() - wall_s, process_time() - cpu_s))
+    return {name: Timing(*zip(*runs, strict=True)) for name, runs in times.items()}
