@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from longmem.search.gather import TORCH_GATHER, AbstractGather
 from longmem.search.sketch import KeySketch
 
 
@@ -28,6 +29,9 @@ class AbstractChunkSearch(ABC):
 
     reads_sketches: bool = False
     """Whether sketches make it faster; they never change what it finds."""
+
+    gather: AbstractGather = TORCH_GATHER
+    """How what was found is read."""
 
     @abstractmethod
     def search(

@@ -8,8 +8,6 @@ cannot be among the best k, and the best k are chosen by double-precision produc
 Without a sketch the bound is the float32 product itself, and the gain is that selection reads no score from memory.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from jaxtyping import Float32
 from torch import Tensor
@@ -17,6 +15,8 @@ from torch import Tensor
 from longmem.errors import ConfigError
 from longmem.search.base import AbstractChunkSearch, ChunkHits
 from longmem.search.native.build import native_library
+from longmem.search.native.threads import in_threads
+from longmem.search.native_gather import NativeGather
 from longmem.search.sketch import KeySketch
 
 UNIT_ROUNDOFF = 2.0**-24
@@ -32,6 +32,7 @@ class NativeSearch(AbstractChunkSearch):
 
     def __init__(self) -> None:
         self._library = native_library()
+        self.gather = NativeGather()
 
     @torch.no_grad()
     def search(
@@ -82,7 +83,6 @@ class NativeSearch(AbstractChunkSearch):
         asked = asked.contiguous()
 
         def search_rows(first: int, last: int) -> int:
-            # the interpreter's lock is free while C runs
             failed: int = self._library.longmem_top_k(
                 *(queries[first].data_ptr(), asked[first].data_ptr(), margins[first].data_ptr(), last - first),
                 *(keys.data_ptr(), keys.stride(0), rows.data_ptr(), rows.stride(0)),
@@ -91,14 +91,7 @@ class NativeSearch(AbstractChunkSearch):
             )
             return failed
 
-        threads = min(torch.get_num_threads(), num_rows)
-        cuts = [num_rows * part // threads for part in range(threads + 1)]
-        if threads == 1:
-            failed = search_rows(0, num_rows)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                failed = any(pool.map(search_rows, cuts[:-1], cuts[1:]))
-        if failed:
+        if any(in_threads(search_rows, num_rows)):
             raise MemoryError(f"search of {num_rows} queries for {ids.shape[1]} chunks each: no memory for their heaps")
 
 

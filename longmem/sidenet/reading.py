@@ -21,6 +21,7 @@ from longmem.dtypes import to_array
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.search import AbstractChunkSearch
+from longmem.search.gather import AbstractGather
 from longmem.sidenet.fusion import attend, memory_products
 from longmem.sidenet.places import Places, num_searchable, places_of
 from longmem.types import RetrievalStats
@@ -122,11 +123,11 @@ class MemoryReader(nn.Module):
             None if view.sketch is None else view.sketch.narrow(0, searchable),
         )
         ids_by_head = hits.ids.expand(-1, heads, -1) if joint else hits.ids
-        products = memory_products(queries, ids_by_head, view)
+        products = memory_products(queries, ids_by_head, view, search.gather)
         places = places_of(hits.ids, view, self._continued)
         attended = None
         if self._config.fusion:
-            attended = self._attend(products, places, view, side_queries)
+            attended = self._attend(products, places, view, side_queries, search.gather)
         return Reading(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
 
     def _queries(self, side_queries: Tensor, own_keys: Tensor) -> Float[Tensor, "tokens query_heads head_dim"]:
@@ -141,14 +142,14 @@ class MemoryReader(nn.Module):
         return torch.einsum("thi,hoi->tho", placed, query_map)
 
     def _attend(
-        self, products: Tensor, places: Places, view: MemoryView, side_queries: Tensor
+        self, products: Tensor, places: Places, view: MemoryView, side_queries: Tensor, gather: AbstractGather
     ) -> Float[Tensor, "tokens heads head_dim"]:
         heads = self._shape.heads
         group = heads // products.shape[1]
         by_head = products.repeat_interleave(group, dim=1)
         scale = self._scale if self._config.keys == "raw" else self.log_scale.exp()[:, None]
         everywhere = Places(*(_for_heads(part, heads) for part in (places.index, places.valid)))
-        return attend(by_head * scale, everywhere, view, side_queries.dtype, self._continued)
+        return attend(by_head * scale, everywhere, view, side_queries.dtype, self._continued, gather)
 
 
 def _for_heads(part: Tensor, heads: int) -> Tensor:

@@ -17,7 +17,7 @@ import xxhash
 
 from longmem.errors import ConfigError
 
-SOURCE = Path(__file__).with_name("top_k.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("top_k.c", "gather.c"))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_S = 120.0
@@ -47,20 +47,24 @@ def native_library() -> ctypes.CDLL:
         raise ConfigError(
             f"search=native cannot use {path}: {error}; make its folder writable, or use search=torch"
         ) from error
+    number, address = ctypes.c_int64, ctypes.c_void_p
     library.longmem_top_k.argtypes = [
-        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
-        *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
-        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
-        *(ctypes.c_void_p, ctypes.c_void_p),
+        *(address, address, address, number),
+        *(address, number, address, number),
+        *(number,) * 5,
+        *(address, address),
     ]
     library.longmem_top_k.restype = ctypes.c_int
+    for function in (library.longmem_products, library.longmem_mixtures):
+        function.argtypes = [*(address,) * 3, *(number,) * 6, ctypes.c_int, address]
+        function.restype = None
     return library
 
 
 def _library_path(compiler: str, folder: Path) -> Path:
     macros = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    digest = xxhash.xxh3_64_hexdigest(SOURCE.read_bytes() + macros.encode())
-    return folder / f"top_k-{digest}.so"
+    sources = b"".join(source.read_bytes() for source in SOURCES)
+    return folder / f"native-{xxhash.xxh3_64_hexdigest(sources + macros.encode())}.so"
 
 
 def _compile(compiler: str, path: Path) -> None:
@@ -68,7 +72,7 @@ def _compile(compiler: str, path: Path) -> None:
     # beside the target, so that the last step is one rename, whoever else compiles at the same time
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        _run([compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"])
+        _run([compiler, *FLAGS, "-o", str(built), *map(str, SOURCES), "-lm"])
         built.replace(path)
 
 
