@@ -88,7 +88,7 @@ def test_gradients_go_the_way_of_torch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_compute_types_go_the_way_of_torch(dtype: torch.dtype) -> None:
-    queries, weights, ids, rows = case(4, 2, 2, 6, 10, 8, torch.float16)
+    queries, _, ids, rows = case(4, 2, 2, 6, 10, 8, torch.float16)
     found = NativeGather().products(queries.to(dtype), ids, rows)
     assert found.dtype == dtype
     assert torch.equal(found, TORCH_GATHER.products(queries.to(dtype), ids, rows))

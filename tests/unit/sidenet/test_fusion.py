@@ -16,9 +16,8 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-from longmem.search import AbstractChunkSearch, ChunkHits, create_search
+from longmem.search import AbstractChunkSearch, ChunkHits, create_search, gather
 from longmem.search.sketch import KeySketch
-from longmem.sidenet import fusion
 from longmem.sidenet.fusion import attend, attend_to_memory, fuse
 from longmem.sidenet.places import Places, num_searchable, places_of
 from tests.inputs import DEFAULT_FORM, sidenet_input
@@ -157,7 +156,7 @@ def test_any_shape(
     queries = random_queries(num_tokens, kv_heads * group, head_dim, torch.float32, seed)
     ids = random_ids(num_tokens, kv_heads * group, slots, chunks, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion, "GATHER_BYTES", gather_bytes)
+        patch.setattr(gather, "GATHER_BYTES", gather_bytes)
         found = attend_to_memory(queries, ids, view, 0.7)
     assert error(found, naive_attention(queries, ids, view, 0.7)) < 1e-5
 
@@ -170,7 +169,7 @@ def test_tiles_give_what_one_piece_gives(
     whole = attend_to_memory(queries, ids, view, 0.35)
     bytes_per_token = 5 * 4 * 8 * 4
     for rows in (1, 2, 7, 22, 23):
-        monkeypatch.setattr(fusion, "GATHER_BYTES", rows * bytes_per_token)
+        monkeypatch.setattr(gather, "GATHER_BYTES", rows * bytes_per_token)
         assert error(attend_to_memory(queries, ids, view, 0.35), whole.double()) <= 2e-6, rows
 
 
