@@ -60,6 +60,17 @@ def pipeline(
 
 
 @app.command()
+def pipeline_medium(threads: Threads = 1, repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
+    """What memory adds to the models alone at GPT-2-medium's shape."""
+    from benchmarks.speed import pipeline as benchmark
+    from benchmarks.speed.real_memory import medium_memory
+
+    torch.set_num_threads(threads)
+    stages = benchmark.segment(medium_memory(), "one segment of GPT-2-medium's shape", repeats)
+    _finish(out / "pipeline-medium", [stages])
+
+
+@app.command()
 def store(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,

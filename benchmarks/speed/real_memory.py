@@ -1,22 +1,31 @@
 """A full window of real text, with the queries of the segment that reads it: what every speed is measured on."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from benchmarks.growth import long_document
+from longmem.backbone.small import save_small_backbone
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
 from longmem.search.base import AbstractChunkSearch, ChunkHits
 from longmem.search.sketch import KeySketch
+from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
-from longmem.types import DocumentKey, EncodedSegment, Segment
+from longmem.types import DocumentKey, EncodedSegment, KVBlock, Segment
 
 KEY = DocumentKey("benchmarks", "speed")
+
+ENCODED_SEGMENTS = 4
+"""Segments that fill the window of the larger shape."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,51 @@ def real_memory(source: ModelSource, inputs: list[str]) -> RealMemory:
     config = model.config
     text = long_document(config.memory_tokens + config.segment_tokens, inputs, source).text
     sequence = model.tokenizer.sequence(text)[: config.memory_tokens + config.segment_tokens]
-    window = WindowBuffer(config.memory_tokens, key_space=model.key_space)
     *past, last = cut_segments(KEY, sequence, config.segment_tokens)
-    for segment in past:
-        window.append(model.encode(segment).block)
+    return _read(model, (model.encode(segment).block for segment in past), last)
+
+
+def medium_memory() -> RealMemory:
+    """A full window at GPT-2-medium's shape, with random weights: its numbers mean nothing, its times do.
+
+    Encoding a whole window would take minutes, so it holds the blocks of a few segments again and again, each time with
+    noise of half their size. Chunks are of four tokens, as in the paper.
+    """
+    with TemporaryDirectory(prefix="longmem-speed-") as folder:
+        save_small_backbone(
+            Path(folder), "gpt2", n_embd=1024, n_layer=24, n_head=16, n_positions=1024, vocab_size=50_257
+        )
+        model = LongMem.from_backbone(folder, chunk_tokens=4)
+    config = model.config
+    num_segments = config.memory_tokens // config.segment_tokens
+    sequence = model.tokenizer.sequence(language_reference().text)[: config.memory_tokens + config.segment_tokens]
+    *past, last = cut_segments(KEY, sequence, config.segment_tokens)
+    encoded = [model.encode(segment).block for segment in past[:ENCODED_SEGMENTS]]
+
+    def blocks() -> Iterator[KVBlock]:
+        random = np.random.default_rng(0)
+        for index in range(num_segments):
+            like = encoded[index % ENCODED_SEGMENTS]
+            keys, values = (
+                (array + 0.5 * array.std() * random.standard_normal(array.shape)).astype(array.dtype)
+                for array in (like.keys.astype(np.float32), like.values.astype(np.float32))
+            )
+            stored = like.keys.dtype
+            yield replace(
+                like,
+                segment=index,
+                start_token=index * config.segment_tokens,
+                keys=keys.astype(stored),
+                values=values.astype(stored),
+            )
+
+    return _read(model, blocks(), last)
+
+
+def _read(model: LongMem, past: Iterable[KVBlock], last: Segment) -> RealMemory:
+    window = WindowBuffer(model.config.memory_tokens, key_space=model.key_space)
+    for block in past:
+        window.append(block)
     view = window.view(0, last.start_token)
     encoded = model.encode(last)
     listening = _Listening(model.search)
