@@ -23,6 +23,10 @@ class Timing:
         return median(self.wall_s)
 
     @property
+    def cpu_median_s(self) -> float:
+        return median(self.cpu_s)
+
+    @property
     def spread(self) -> float:
         """Distance of the quartiles over the median."""
         low, _, high = quantiles(self.wall_s, n=4)
@@ -32,7 +36,7 @@ class Timing:
         return {
             "median_s": self.median_s,
             "spread": self.spread,
-            "cpu_median_s": median(self.cpu_s),
+            "cpu_median_s": self.cpu_median_s,
             "wall_s": list(self.wall_s),
             "cpu_s": list(self.cpu_s),
         }
