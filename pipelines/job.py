@@ -83,6 +83,8 @@ class PerplexityJob:
             raise ConfigError(f"--retention forever needs a store on disk, {IN_MEMORY} ends with the process")
         if self.cluster is not None and self.store == IN_MEMORY:
             raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
+        if self.cluster is not None and self.cluster.readers < 1:
+            raise ConfigError(f"readers must be at least 1, got {self.cluster.readers}: they score the segments")
         if self.namespace is not None and not self.keep_memory:
             raise ConfigError("--namespace names documents that are kept; add --keep-memory")
         if self.store_quota_bytes is not None and self.store_quota_bytes < 1:

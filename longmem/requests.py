@@ -1,0 +1,59 @@
+"""Requests that one worker with the whole model answers at once: it reads stored documents and writes nothing."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from longmem.items import Item, ItemScore, score_items
+from longmem.memory.store import AbstractBlockSource
+from longmem.memory.view import MemoryView
+from longmem.memory.window_cache import WindowCache
+from longmem.model import LongMem
+from longmem.types import DocumentKey, SegmentInfo
+
+
+class Memories:
+    """Stored documents as one worker reads them: a document's blocks are fetched once, for all requests."""
+
+    def __init__(self, source: AbstractBlockSource, windows: WindowCache) -> None:
+        self.source = source
+        self._windows = windows
+        self._checksums: dict[DocumentKey, str] = {}
+
+    def whole(self, last: SegmentInfo | None) -> MemoryView | None:
+        """All of the document that ends with this block, its newest `memory_tokens` positions at most.
+
+        Raises MissingBlockError when the store lacks a block, CorruptionError when one is damaged.
+        """
+        if last is None:
+            return None
+        if self._checksums.get(last.key) != last.checksum:
+            # deleted and written again since it was read
+            self._windows.forget(last.key)
+        view = self._windows.whole(last.key, [last])
+        self._checksums[last.key] = last.checksum
+        return view
+
+
+class Request(ABC):
+    """Travels to a worker; `str` says what it is, for messages."""
+
+    @abstractmethod
+    def answer(self, model: LongMem, memories: Memories) -> Any:
+        """Raises LongMemError for what the user can fix."""
+
+
+@dataclass(frozen=True)
+class ItemsRequest(Request):
+    """Score items that all follow the same memory."""
+
+    memory: SegmentInfo | None
+    """The last block of the document that is read; None for no memory."""
+    items: tuple[Item, ...]
+
+    def answer(self, model: LongMem, memories: Memories) -> list[ItemScore]:
+        """Raises what `score_items` and `Memories.whole` raise."""
+        return score_items(model, self.items, [memories.whole(self.memory)] * len(self.items))
+
+    def __str__(self) -> str:
+        return f"scores of {len(self.items)} items after {self.memory.key if self.memory else 'nothing'}"
