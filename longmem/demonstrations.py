@@ -64,16 +64,11 @@ def segments_of(key: DocumentKey, packed: Sequence[Tokens], segment_tokens: int)
     return segments
 
 
-def tokens_needed(packed: Sequence[Tokens], segment_tokens: int) -> int:
-    """Positions that a memory must reach back to hold all of it."""
-    return (len(packed) - 1) * segment_tokens + len(packed[-1]) if packed else 0
-
-
-def check_fits(packed: Sequence[Tokens], segment_tokens: int, memory_tokens: int, what: str) -> None:
-    """Raises ConfigError when a memory of `memory_tokens` would not reach the first demonstration."""
-    needed = tokens_needed(packed, segment_tokens)
+def check_fits(segments: Sequence[Segment], memory_tokens: int, what: str) -> None:
+    """Raises ConfigError when a memory of `memory_tokens` would not reach the first of packed demonstrations."""
+    needed = segments[-1].end_token
     if needed > memory_tokens:
         raise ConfigError(
-            f"{what}: packed whole they need a memory of {needed:,} tokens, it has {memory_tokens:,}: use fewer "
+            f"{what}: packed whole they take {needed:,} positions, the memory has {memory_tokens:,}: use fewer "
             f"demonstrations in memory, or --memory-tokens {needed}"
         )

@@ -4,6 +4,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
+from longmem.generation import complete
 from longmem.items import Item, ItemScore, score_items
 from longmem.memory.store import AbstractBlockSource
 from longmem.memory.view import MemoryView
@@ -57,3 +61,22 @@ class ItemsRequest(Request):
 
     def __str__(self) -> str:
         return f"scores of {len(self.items)} items after {self.memory.key if self.memory else 'nothing'}"
+
+
+@dataclass(frozen=True)
+class CompletionsRequest(Request):
+    """Continue prompts that all follow the same memory, each within one segment, with the most probable tokens."""
+
+    memory: SegmentInfo | None
+    prompts: tuple[Int32[np.ndarray, " tokens"], ...]
+    max_new_tokens: int
+    until: str
+    """Text at which a continuation ends."""
+
+    def answer(self, model: LongMem, memories: Memories) -> list[str]:
+        """Raises what `complete` and `Memories.whole` raise."""
+        view = memories.whole(self.memory)
+        return [complete(model, prompt, view, self.max_new_tokens, self.until) for prompt in self.prompts]
+
+    def __str__(self) -> str:
+        return f"{len(self.prompts)} completions after {self.memory.key if self.memory else 'nothing'}"
