@@ -16,7 +16,8 @@ from jaxtyping import Int32
 from longmem.errors import ConfigError, DocumentError
 from longmem.types import DocumentKey, Segment
 
-Tokens = Int32[np.ndarray, " tokens"]
+Tokens = Int32[np.ndarray, "_"]
+"""Of one example or segment; each has its own length."""
 
 
 def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | None) -> list[Tokens]:

@@ -95,9 +95,7 @@ def run_icl(job: IclJob, console: Console) -> dict[str, Any]:
 
     job, tasks = prepare(job)
     with JobFolder(job.out, job.resume) as folder:
-        with start_executor(
-            job.model, StoreSettings(job.store_uri), job.cluster, job.threads, tell
-        ) as executor:
+        with start_executor(job.model, StoreSettings(job.store_uri), job.cluster, job.threads, tell) as executor:
             model = executor.describe()
             folder.claim(identity(job, tasks, model))
             with IclJournal(folder.path / "journal.jsonl") as journal, Shown(console, job, tasks) as shown:

@@ -1,5 +1,7 @@
 """Demonstrations are packed whole, in their order, and named by what they hold."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,7 +34,7 @@ def test_every_example_is_whole_in_one_segment_and_in_order(lengths: list[int], 
 @given(LENGTHS)
 def test_a_segment_ends_only_where_the_next_example_does_not_fit(lengths: list[int]) -> None:
     packed = pack(examples(lengths), SEGMENT, None)
-    for part, following in zip(packed, packed[1:], strict=False):
+    for part, following in pairwise(packed):
         assert len(part) + int((following == following[0]).sum()) > SEGMENT
 
 
@@ -84,7 +86,5 @@ def test_the_name_changes_with_tokens_order_and_borders() -> None:
 def test_demonstrations_larger_than_memory_say_what_would_hold_them() -> None:
     segments = segments_of(KEY, pack(examples([9, 9, 4]), SEGMENT, None), SEGMENT)
     check_fits(segments, 28, "three demonstrations")
-    with pytest.raises(
-        ConfigError, match=r"three demonstrations: .* 28 positions, the memory has 27.*--memory-tokens 28"
-    ):
+    with pytest.raises(ConfigError, match=r"three .* 28 positions, the memory has 27.*--memory-tokens 28"):
         check_fits(segments, 27, "three demonstrations")
