@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from longmem.errors import ConfigError, DocumentError
 from longmem.types import DocumentKey, Segment
 
-Tokens = Int32[np.ndarray, "_"]
+Tokens = Int32[np.ndarray, "..."]
 """Of one example or segment; each has its own length."""
 
 

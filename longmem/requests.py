@@ -68,7 +68,7 @@ class CompletionsRequest(Request):
     """Continue prompts that all follow the same memory, each within one segment, with the most probable tokens."""
 
     memory: SegmentInfo | None
-    prompts: tuple[Int32[np.ndarray, "_"], ...]
+    prompts: tuple[Int32[np.ndarray, "..."], ...]
     max_new_tokens: int
     until: str
     """Text at which a continuation ends."""

@@ -77,7 +77,7 @@ def icl(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     dtype: Dtype = ComputeDtype.FLOAT32,
-    search: Search = SearchEngine.TORCH,
+    search: Search = SearchEngine.AUTO,
 ) -> None:
     """Many-shot in-context learning: demonstrations in context, in memory, and both.
 
@@ -106,6 +106,7 @@ def icl(
                 model,
                 dtype,
                 search,
+                on_gpu=gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,
                 top_k=top_k,
