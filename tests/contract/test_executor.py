@@ -21,9 +21,10 @@ from longmem.errors import (
     StoreError,
 )
 from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
-from longmem.items import Item
+from longmem.items import Item, score_items
 from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.opening import MemoryStore
+from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
 from longmem.requests import ItemsRequest, Request
@@ -348,10 +349,13 @@ def test_items_get_the_same_scores_in_any_order_and_batch(
     items = items_of(model)
     with InMemoryStore() as store:
         score_text(model, TEXTS["long"], store.document("long"))
-        after = {
-            item.name: score_text(model, item.name, store.document("long").as_read_only()).logprobs for item in items
-        }
-    alone = {item.name: score_text(model, item.name).logprobs for item in items}
+        config, infos = model.config, store.segments(store.document("long").key)
+        cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
+        view = cache.whole(infos[-1].key, infos)
+    after, alone = (
+        {item.name: score_items(model, [item], [each])[0].longmem.logprobs for item in items} for each in (view, None)
+    )
+    assert max(np.abs(after[name] - alone[name]).max() for name in after) > 0.01
     for order in (items, items[::-1]):
         parts = [tuple(order[first : first + batch]) for first in range(0, len(order), batch)]
         requests: list[Request] = [ItemsRequest(memory, part) for part in parts for memory in (last, None)]
