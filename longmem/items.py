@@ -136,8 +136,8 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
         tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
     config, backbone = model.config, model.backbone
     encoded = backbone.forward(tokens, model.sidenet.memory_layer, config.layer_reduction)
-    # not rounded to the stored type, as nothing is stored: rounding would make of the last bit of a sum, which depends on
-    # the batch, a difference of 1e-4 nats
+    # not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which depends
+    # on the batch, into a difference of 1e-4 nats
     read = model.sidenet(SideNetInput(tokens, encoded.taps, encoded.keys, views), model.search)
     scores = []
     for row, item in enumerate(items):
