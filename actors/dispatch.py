@@ -7,7 +7,6 @@ nothing. Every task is reported once.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -21,11 +20,13 @@ from actors.placing import Placing
 from actors.policy import Patience
 from actors.pool import Worker
 from actors.supervision import Supervisor
+from actors.tasks import Encoded, Place, RequestTask, SegmentTask, Task
 from actors.worker import WorkerInfo
 from actors.workers import Workers
 from longmem.errors import ClusterError, QuarantineError
-from longmem.executor import STAGES, AbstractExecutor, Completion, ExecutorEvent, Stage
+from longmem.executor import STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
 from longmem.model_source import ModelDescription
+from longmem.requests import Request
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
@@ -45,43 +46,6 @@ WORKER_LOST = (
     ray.exceptions.OutOfMemoryError,
 )
 
-Place = tuple[DocumentKey, int]
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """References to a segment's block and taps, and the node that made them."""
-
-    block: Any
-    taps: Any
-    node_id: str
-
-
-@dataclass(eq=False)
-class Task:
-    """One piece of work on its way through the pools."""
-
-    stage: Stage
-    segment: Segment
-    reported: bool = True
-    """False for an encoding that the caller did not ask for, because a block was lost."""
-    tries: int = 0
-    """How often it ended its worker, or met a bug."""
-    alone: bool = False
-    """It was lost with its worker: from now on it is tried alone, so that it is known whether it is to blame."""
-    worker: Worker | None = None
-    sent_to: WorkerInfo | None = None
-    """The incarnation of the worker."""
-    encoded: _Encoded | None = None
-    """What a running encoding makes; of other tasks, what they were given."""
-
-    @property
-    def place(self) -> Place:
-        return self.segment.key, self.segment.index
-
-    def __str__(self) -> str:
-        return f"{self.stage} of {self.segment.key} segment {self.segment.index}"
-
 
 class PooledExecutor(AbstractExecutor):
     """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
@@ -99,10 +63,12 @@ class PooledExecutor(AbstractExecutor):
         self._supervisor = Supervisor(self._pools, patience, self._acceptance, clock)
         self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, Task] = {}
-        self._parked: dict[Place, list[Task]] = {}
-        self._encoded: dict[Place, _Encoded] = {}
+        self._parked: dict[Place, list[SegmentTask]] = {}
+        self._encoded: dict[Place, Encoded] = {}
         self._encoded_again: dict[Place, int] = {}
         self._completed: list[Completion] = []
+        self._num_requests = 0
+        self._answers: list[Answer] = []
 
     def begin(self, elastic: bool, explain: Callable[[int], str] = lambda _num_missing: "see `ray status`") -> None:
         """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
@@ -130,11 +96,21 @@ class PooledExecutor(AbstractExecutor):
         return self._acceptance.describe()
 
     def slots(self, stage: Stage) -> int:
-        return self._pools[stage].slots - len(self._waiting[stage])
+        return self._pools[stage].slots - len(self._waiting[stage]) if stage in self._pools else 0
 
     def submit(self, stage: Stage, segment: Segment) -> None:
-        self._waiting[stage].append(Task(stage, segment))
+        self._waiting[stage].append(SegmentTask(stage, segment))
         self._send_waiting()
+
+    def ask(self, request: Request) -> int:
+        self._num_requests += 1
+        self._waiting["encode"].append(RequestTask("encode", self._num_requests, request))
+        self._send_waiting()
+        return self._num_requests
+
+    def answers(self) -> list[Answer]:
+        answers, self._answers = self._answers, []
+        return answers
 
     def wait(self, timeout_s: float) -> list[Completion]:
         deadline_s = self._clock() + timeout_s
@@ -143,8 +119,9 @@ class PooledExecutor(AbstractExecutor):
             self._supervisor.check()
             # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
             busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
-            self.turn(max(0.0, deadline_s - self._clock()) if busy and not self._completed else 0.0)
-            if self._completed or not busy or self._clock() >= deadline_s:
+            ended = self._completed or self._answers
+            self.turn(max(0.0, deadline_s - self._clock()) if busy and not ended else 0.0)
+            if self._completed or self._answers or not busy or self._clock() >= deadline_s:
                 completed, self._completed = self._completed, []
                 return completed
 
@@ -219,8 +196,11 @@ class PooledExecutor(AbstractExecutor):
     def _send_waiting(self) -> None:
         for waiting in self._waiting.values():
             for task in list(waiting):
-                made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
-                worker = self._placing.choose(task.stage, task.segment.key, made_on, task.alone)
+                if isinstance(task, SegmentTask):
+                    made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
+                    worker = self._placing.choose(task.stage, task.segment.key, made_on, task.alone)
+                else:
+                    worker = self._workers.encoders.choose(alone=task.alone)
                 if worker is not None:
                     waiting.remove(task)
                     self._send(task, worker)
@@ -229,21 +209,12 @@ class PooledExecutor(AbstractExecutor):
                     break
 
     def _send(self, task: Task, worker: Worker) -> None:
-        actor, segment = worker.actor, task.segment
         assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
-        if task.stage == "encode":
-            outcome, block, taps = actor.encode.options(num_returns=3).remote(segment)
-            task.encoded = _Encoded(block, taps, worker.info.node_id)
+        if isinstance(task, SegmentTask):
+            outcome = self._send_segment(task, worker, worker.info)
         else:
-            task.encoded = self._encoded[task.place]
-            if task.stage == "put":
-                outcome = actor.put.remote(task.encoded.block)
-            else:
-                outcome = actor.score.remote(segment, task.encoded.block, task.encoded.taps)
-                self._placing.reads(worker, segment.key)
-        self._sent(task, worker, outcome)
-
-    def _sent(self, task: Task, worker: Worker, outcome: Any) -> None:
+            assert isinstance(task, RequestTask), f"{task} is neither of a segment nor a request"
+            outcome = worker.actor.answer.remote(task.request)
         if not worker.tasks:
             worker.first_since_s = self._clock()
         worker.tasks.append(task)
@@ -251,23 +222,39 @@ class PooledExecutor(AbstractExecutor):
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
+    def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
+        """Returns the reference of the outcome."""
+        actor, segment = worker.actor, task.segment
+        if task.stage == "encode":
+            outcome, block, taps = actor.encode.options(num_returns=3).remote(segment)
+            task.encoded = Encoded(block, taps, info.node_id)
+            return outcome
+        task.encoded = self._encoded[task.place]
+        if task.stage == "put":
+            return actor.put.remote(task.encoded.block)
+        self._placing.reads(worker, segment.key)
+        return actor.score.remote(segment, task.encoded.block, task.encoded.taps)
+
     def _ended(self, task: Task, outcome: Outcome) -> None:
         self._leave(task)
-        # what a subclass has encoders do may leave no block
-        if task.stage == "encode" and task.encoded is not None and outcome.error is None:
+        self._report(task, outcome)
+        if not isinstance(task, SegmentTask) or task.stage != "encode":
+            return
+        if outcome.error is None:
+            assert task.encoded is not None, f"{task} ended and was never sent"
             self._encoded[task.place] = task.encoded
-        if task.reported:
-            self._report(task, outcome)
-        parked = self._parked.pop(task.place, []) if task.stage == "encode" else []
-        for each in reversed(parked):
+        for each in reversed(self._parked.pop(task.place, [])):
             if outcome.error is None:
                 self._waiting[each.stage].appendleft(each)
             else:
                 self._report(each, outcome)
 
     def _report(self, task: Task, outcome: Outcome) -> None:
-        completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
-        self._completed.append(completion)
+        if isinstance(task, RequestTask):
+            self._answers.append(Answer(task.number, outcome.result, outcome.error, outcome.busy_s))
+        elif isinstance(task, SegmentTask) and task.reported:
+            completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
+            self._completed.append(completion)
 
     def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
         worker = task.worker
@@ -314,14 +301,16 @@ class PooledExecutor(AbstractExecutor):
 
     def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
         outcome = Outcome(None, error, 0.0)
-        if task.reported:
-            self._report(task, outcome)
-        if task.stage == "encode":
+        self._report(task, outcome)
+        if isinstance(task, SegmentTask) and task.stage == "encode":
             for each in self._parked.pop(task.place, []):
                 self._report(each, outcome)
 
-    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:  # noqa: ARG002 - for subclasses
-        """The block or the taps are gone, with the node that held them."""
+    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
+        """The block or the taps are gone, with the node that held them; or what a request or its answer lay in."""
+        if not isinstance(task, SegmentTask):
+            self._try_again(task, error, blame=False)
+            return
         if task.encoded is not self._encoded.get(task.place) and task.stage != "encode":
             # another task noticed it first, and they have been made again since
             self._waiting[task.stage].appendleft(task)
@@ -334,7 +323,8 @@ class PooledExecutor(AbstractExecutor):
         if times > MAX_ENCODED_AGAIN:
             raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
         self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
-        self._waiting["encode"].appendleft(Task("encode", task.segment, reported=False))
+        self._waiting["encode"].appendleft(SegmentTask("encode", task.segment, reported=False))
 
     def _say(self, kind: Any, task: Task, message: str) -> None:
-        self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, task.segment))
+        segment = task.segment if isinstance(task, SegmentTask) else None
+        self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, segment))

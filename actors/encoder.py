@@ -1,9 +1,10 @@
 """The encoder pool: actors that hold a model and turn segments into blocks and taps, with no state between segments.
 
-For a service's clients they also answer requests that need the whole model, and turn text into tokens.
+They also answer requests that need the whole model, and for a service's clients they turn text into tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -11,13 +12,14 @@ import torch
 from jaxtyping import Int32
 
 from actors.outcome import Outcome, attempt
-from actors.reading import TextRequest
 from actors.store import RemoteBlockSource
 from actors.worker import HEALTH, UNTIL_DONE, opened
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.executor import EncodeReceipt
+from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
+from longmem.requests import Memories, Request
 from longmem.types import EncodedSegment, KVBlock, Segment
 
 
@@ -32,14 +34,19 @@ class TokenizedText:
 
 @ray.remote(concurrency_groups={"text": 1, **HEALTH})
 class EncoderActor:
-    """One replica of the encoder pool."""
+    """One replica of the encoder pool. Its windows are a cache of the store: losing them costs time only."""
 
-    def __init__(self, source: ModelSource, rank: int, threads: int) -> None:
+    def __init__(
+        self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
+    ) -> None:
         torch.set_num_threads(threads)
         self._source = source
         self._rank = rank
         self._threads = threads
+        self._store = store
+        self._window_bytes = window_bytes
         self._model: LongMem | None = None
+        self._memories: Memories | None = None
         self._tokenizer: Tokenizer | None = None
 
     def __repr__(self) -> str:
@@ -70,8 +77,22 @@ class EncoderActor:
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
         return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps
 
-    def answer(self, request: TextRequest, store: RemoteBlockSource) -> Outcome:
-        return attempt(lambda: request.answer(self._loaded(), store))
+    def answer(self, request: Request) -> Outcome:
+        return attempt(lambda: self._answer(request))
+
+    def _answer(self, request: Request) -> Any:
+        model = self._loaded()
+        if self._memories is None:
+            windows = WindowCache(
+                self._store,
+                model.config.segment_tokens,
+                model.config.memory_tokens,
+                self._window_bytes,
+                model.backbone.device,
+                model.key_space,
+            )
+            self._memories = Memories(self._store, windows)
+        return request.answer(model, self._memories)
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
     def tokenize(self, text: str) -> Outcome:

@@ -45,7 +45,6 @@ class ActorPool:
     """Chooses who gets a task; the order of tasks is kept within an actor."""
 
     def __init__(self, actors: list[Any], names: list[str]) -> None:
-        assert actors, "a pool needs at least one actor"
         assert len(actors) == len(names), f"{len(actors)} actors, {len(names)} names"
         self.workers = [Worker(actor, name) for actor, name in zip(actors, names, strict=True)]
 

@@ -156,12 +156,12 @@ class Pump:
                 self._complete(completion)
         for event in self._executor.events():
             logger.warning("%s", event.message)
-        answers = [(self._texts.pop(each.number), each.outcome) for each in self._executor.answers()]
+        answers = [(self._texts.pop(each.number), each) for each in self._executor.answers()]
         finished = self._scheduler.remove_finished()
         # before anybody hears that a request has ended
         self._count()
-        for future, outcome in answers:
-            _resolve(future, outcome.result, outcome.error)
+        for future, answer in answers:
+            _resolve(future, answer.result, answer.error)
         for key, _ in finished:
             self._finish(key)
 
@@ -182,7 +182,7 @@ class Pump:
         room = self._held() < self._limits.max_in_flight_segments and self._executor.slots("encode") > 0
         if self._waiting_texts and room:
             request, future = self._waiting_texts.popleft()
-            self._texts[self._executor.submit_text(request)] = future
+            self._texts[self._executor.ask(request)] = future
 
     def _begin(self, reading: Reading, future: "Future[ReadingResult]") -> None:
         key = reading.key

@@ -11,27 +11,28 @@ from longmem.errors import MissingBlockError
 from longmem.generation import Sampling
 from longmem.memory.handle import DocumentMemory
 from longmem.model import LongMem
+from longmem.requests import Memories, Request
 from longmem.scoring import TextScores
 from longmem.types import DocumentKey
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
+class ScoreRequest(Request):
     """Score a text that follows a stored document, or nothing."""
 
     text: str
     after: DocumentKey | None
 
-    def answer(self, model: LongMem, source: RemoteBlockSource) -> TextScores:
+    def answer(self, model: LongMem, memories: Memories) -> TextScores:
         """Raises what `score_text` raises, and MissingBlockError for a document that is not stored."""
-        return model.score(self.text, _memory(self.after, source))
+        return model.score(self.text, _memory(self.after, memories))
 
     def __str__(self) -> str:
         return f"score of a text after {self.after or 'nothing'}"
 
 
 @dataclass(frozen=True)
-class GenerateRequest:
+class GenerateRequest(Request):
     """Continue a prompt that follows a stored document, or nothing."""
 
     prompt: str
@@ -39,9 +40,9 @@ class GenerateRequest:
     max_new_tokens: int
     sampling: Sampling
 
-    def answer(self, model: LongMem, source: RemoteBlockSource) -> str:
+    def answer(self, model: LongMem, memories: Memories) -> str:
         """Raises what `generate` raises, and MissingBlockError for a document that is not stored."""
-        memory = _memory(self.after, source)
+        memory = _memory(self.after, memories)
         return model.generate(self.prompt, memory, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
 
     def __str__(self) -> str:
@@ -51,9 +52,11 @@ class GenerateRequest:
 TextRequest = ScoreRequest | GenerateRequest
 
 
-def _memory(key: DocumentKey | None, source: RemoteBlockSource) -> DocumentMemory | None:
+def _memory(key: DocumentKey | None, memories: Memories) -> DocumentMemory | None:
     if key is None:
         return None
+    source = memories.source
+    assert isinstance(source, RemoteBlockSource), f"a service's workers read its stores, not {source}"
     memory = DocumentMemory(RemoteMemory(source), key, read_only=True)
     if not memory.segments:
         raise MissingBlockError(f"{key} is not stored: write it first, or name a document that is")

@@ -54,6 +54,8 @@ class Service:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.shape.readers < 1:
+            raise ConfigError(f"readers must be at least 1, got {self.shape.readers}: they score segments")
         if self.store.uri == IN_MEMORY:
             raise ConfigError(
                 f"a service cannot keep its memory in {IN_MEMORY}, which ends with a process; name a folder"

@@ -14,6 +14,7 @@ class ClusterShape:
     address: str = "auto"
     encoders: int = 1
     readers: int = 1
+    """0 where no segment is scored: encoders store segments and answer requests."""
     stores: int = 1
     threads: int = 1
     """Torch threads, and CPUs, of each encoder and reader."""
@@ -39,9 +40,9 @@ class ClusterShape:
             raise ConfigError(f"cpu_share must be above 0 and at most 1, got {self.cpu_share:g}")
         if self.placement not in ("pack", "spread"):
             raise ConfigError(f"placement must be pack or spread, got {self.placement!r}")
-        for name in ("encoders", "readers", "stores", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("encoders", 1), ("readers", 0), ("stores", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @property
     def num_workers(self) -> int:
@@ -56,7 +57,7 @@ class ClusterShape:
     @property
     def min_cpus(self) -> float:
         """CPUs without which the job cannot begin."""
-        return 2 * self.threads * self.cpu_share if self.elastic else self.num_cpus
+        return (1 + bool(self.readers)) * self.threads * self.cpu_share if self.elastic else self.num_cpus
 
     @property
     def num_gpus(self) -> float:
@@ -64,4 +65,4 @@ class ClusterShape:
 
     @property
     def min_gpus(self) -> float:
-        return self.encoder_gpus + self.reader_gpus if self.elastic else self.num_gpus
+        return self.encoder_gpus + bool(self.readers) * self.reader_gpus if self.elastic else self.num_gpus

@@ -26,7 +26,9 @@ class Workers:
     readers: ActorPool
 
     def by_stage(self) -> dict[Stage, ActorPool]:
-        return {"encode": self.encoders, "put": self.stores, "score": self.readers}
+        """Without `score` where there are no readers: then segments can be stored, and requests answered."""
+        pools: dict[Stage, ActorPool] = {"encode": self.encoders, "put": self.stores, "score": self.readers}
+        return {stage: pool for stage, pool in pools.items() if pool.workers}
 
     def stop(self) -> None:
         for pool in self.by_stage().values():
@@ -67,7 +69,7 @@ def start_workers(
     order = [(rank, kind) for kind, size in sizes.items() for rank in range(size)]
     for rank, kind in sorted(order, key=lambda each: shape.elastic and each[0] > 0):
         if kind == "encoder":
-            create(kind, EncoderActor, on_encoder, encoder_model, rank, shape.threads)
+            create(kind, EncoderActor, on_encoder, encoder_model, rank, shape.threads, blocks, shape.window_bytes)
         else:
             create(kind, SideNetActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
     return Workers(

@@ -3,6 +3,8 @@
 A segment passes three stages. `encode` makes its block and taps, `put` writes the block, `score` reads taps and
 memory. Bulk data (blocks, taps) never passes through the caller: the executor holds it, by segment, until `release`.
 Only receipts come back: log-probabilities and statistics, a few kilobytes per segment.
+
+A request is answered as a whole by one worker that holds the whole model, and writes nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,12 +22,14 @@ from longmem.memory.store import AbstractMemoryStore, check_fingerprint
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelDescription, describe
+from longmem.requests import Memories, Request
 from longmem.stages import STAGES, Stage
 from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
 
 __all__ = [
     "STAGES",
     "AbstractExecutor",
+    "Answer",
     "Completion",
     "EncodeReceipt",
     "EventKind",
@@ -53,6 +57,16 @@ class Completion:
     error: LongMemError | None
     busy_s: float
     """Seconds that a worker computed, without queueing."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of a request, by the number that `ask` gave it: a result, or the error that ended it."""
+
+    number: int
+    result: Any
+    error: LongMemError | None
+    busy_s: float
 
 
 EventKind = Literal["lost", "back", "retry", "stalled", "killed", "encoded again", "quarantined"]
@@ -86,9 +100,17 @@ class AbstractExecutor(ABC):
         have been stored."""
 
     @abstractmethod
+    def ask(self, request: Request) -> int:
+        """Start a request, in a slot of stage `encode`; returns its number. Documents that it reads must be stored."""
+
+    @abstractmethod
     def wait(self, timeout_s: float) -> list[Completion]:
-        """Completions, at least one unless nothing is running or the time is over. Errors of one task are in its
-        completion; an error of the executor itself (ClusterError) is raised."""
+        """Completions, at least one unless a request was answered, nothing is running or the time is over. Errors of
+        one task are in its completion; an error of the executor itself (ClusterError) is raised."""
+
+    @abstractmethod
+    def answers(self) -> list[Answer]:
+        """Requests that ended since the last call, in any order, each exactly once."""
 
     def events(self) -> list[ExecutorEvent]:
         """What happened to workers since the last call."""
@@ -142,24 +164,48 @@ class InlineExecutor(AbstractExecutor):
             model.backbone.device,
             model.key_space,
         )
+        self._memories = Memories(store, self._windows)
         self._queues: dict[Stage, deque[Segment]] = {stage: deque() for stage in STAGES}
+        self._requests: deque[tuple[int, Request]] = deque()
+        self._num_requests = 0
+        self._answers: list[Answer] = []
         self._encoded: dict[tuple[DocumentKey, int], EncodedSegment] = {}
 
     def describe(self) -> ModelDescription:
         return describe(self._model)
 
     def slots(self, stage: Stage) -> int:
-        return 1 - len(self._queues[stage])
+        return 1 - len(self._queues[stage]) - (len(self._requests) if stage == "encode" else 0)
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._queues[stage].append(segment)
+
+    def ask(self, request: Request) -> int:
+        self._num_requests += 1
+        self._requests.append((self._num_requests, request))
+        return self._num_requests
 
     def wait(self, timeout_s: float) -> list[Completion]:  # noqa: ARG002 - work here ends when it ends
         # late stages first: they free what early stages fill
         for stage in reversed(STAGES):
             if self._queues[stage]:
                 return [self._run(stage, self._queues[stage].popleft())]
+        if self._requests:
+            self._answer(*self._requests.popleft())
         return []
+
+    def answers(self) -> list[Answer]:
+        answers, self._answers = self._answers, []
+        return answers
+
+    def _answer(self, number: int, request: Request) -> None:
+        start = perf_counter()
+        result, error = None, None
+        try:
+            result = request.answer(self._model, self._memories)
+        except LongMemError as caught:
+            error = caught
+        self._answers.append(Answer(number, result, error, perf_counter() - start))
 
     def _run(self, stage: Stage, segment: Segment) -> Completion:
         start = perf_counter()

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from torch import Tensor
 
 from longmem.dtypes import TORCH_DTYPES
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, DocumentError
 from longmem.memory.handle import DocumentMemory
 from longmem.memory.store import check_fingerprint
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-from longmem.past import ContinuedPast, text_key
+from longmem.past import AbstractPast, ContinuedPast, FixedPast, text_key
 from longmem.sidenet.sidenet import SideNetInput
 from longmem.types import Segment
 
@@ -44,10 +44,11 @@ class Sampling:
 class Decoder:
     """Feeds tokens and gives the logits after the last one, keeping caches of the current segment."""
 
-    def __init__(self, model: LongMem, memory: DocumentMemory | None) -> None:
+    def __init__(self, model: LongMem, memory: DocumentMemory | None, past: AbstractPast | None = None) -> None:
+        """`past` takes the place of reading `memory` now."""
         self._model = model
         self._key = text_key(memory)
-        self._past = ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
+        self._past = past or ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
         self._segment = 0
         self._start_segment()
 
@@ -131,6 +132,31 @@ def generate(
         new.append(token)
         tokens = [token]
     return model.tokenizer.decode(new)
+
+
+def complete(
+    model: LongMem, prompt: Int32[np.ndarray, " tokens"], view: MemoryView | None, max_new_tokens: int, until: str
+) -> str:
+    """The most probable text after a prompt within one segment, up to `until`, which is left out.
+
+    Raises DocumentError when the prompt leaves no room for `max_new_tokens` in its segment.
+    """
+    room = model.config.segment_tokens - len(prompt) + 1
+    if room < max_new_tokens:
+        raise DocumentError(
+            f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} of {max_new_tokens} new ones in a "
+            f"segment of {model.config.segment_tokens}: shorten it, or use longer segments"
+        )
+    decoder = Decoder(model, None, FixedPast(view))
+    new: list[int] = []
+    tokens = prompt.tolist()
+    while len(new) < max_new_tokens and until not in model.tokenizer.decode(new):
+        token = int(decoder.feed(tokens).argmax())
+        if token == model.tokenizer.end_token:
+            break
+        new.append(token)
+        tokens = [token]
+    return model.tokenizer.decode(new).split(until)[0]
 
 
 def choose(logits: Float32[Tensor, " vocabulary"], sampling: Sampling, random: torch.Generator) -> int:

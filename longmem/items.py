@@ -9,14 +9,14 @@ attention never looks at what comes after, so a batch changes no score beyond ro
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 from torch import Tensor
 
-from longmem.dtypes import TORCH_DTYPES, to_array
+from longmem.dtypes import to_array
 from longmem.errors import DocumentError
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem, require_finite
@@ -37,6 +37,9 @@ class Item:
     """Everything that is read or predicted, the start token included."""
     first_target: int
     """Tokens from here to the end are scored; at least 1, because the first token has nothing before it."""
+    alternatives: Int32[np.ndarray, " alternatives"] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """Other tokens whose probability is wanted where the first target is predicted: one row then scores many one-token
+    labels."""
 
     @property
     def num_targets(self) -> int:
@@ -56,6 +59,10 @@ class TargetScores:
     """Natural logarithms."""
     greedy: Bool[np.ndarray, " targets"]
     """Whether the target is the most probable token of the vocabulary."""
+    first_choice: int
+    """The most probable token where the first target is predicted."""
+    alternatives: Float32[np.ndarray, " alternatives"]
+    """Natural logarithms for the item's alternatives."""
 
     @property
     def total(self) -> float:
@@ -129,8 +136,9 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
         tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
     config, backbone = model.config, model.backbone
     encoded = backbone.forward(tokens, model.sidenet.memory_layer, config.layer_reduction)
-    keys = encoded.keys.to(TORCH_DTYPES[config.kv_dtype])
-    read = model.sidenet(SideNetInput(tokens, encoded.taps, keys, views), model.search)
+    # not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which depends
+    # on the batch, into a difference of 1e-4 nats
+    read = model.sidenet(SideNetInput(tokens, encoded.taps, encoded.keys, views), model.search)
     scores = []
     for row, item in enumerate(items):
         # the position before each target predicts it
@@ -156,8 +164,15 @@ def _target_scores(
         logprobs = copies.mix_targets(logprobs, targets)
     require_finite(logprobs, f"item {item.name}: log-probabilities", "check the model's weights")
     logits = model.backbone.logits(hidden)
-    chosen = (logits if copies is None else copies.mix_logits(logits)).argmax(dim=1)
-    return TargetScores(to_array(logprobs), to_array(chosen == targets))
+    mixed = logits if copies is None else copies.mix_logits(logits)
+    chosen = mixed.argmax(dim=1)
+    alternatives = torch.from_numpy(item.alternatives.astype(np.int64)).to(mixed.device)
+    return TargetScores(
+        logprobs=to_array(logprobs),
+        greedy=to_array(chosen == targets),
+        first_choice=int(chosen[0]),
+        alternatives=to_array(mixed[0].float().log_softmax(dim=0)[alternatives]),
+    )
 
 
 def _reads(reading: Reading | None, view: MemoryView | None, rows: slice) -> Int64[np.ndarray, "targets read"]:

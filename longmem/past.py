@@ -76,6 +76,20 @@ class ContinuedPast(AbstractPast):
             self._buffer.append(replace(block, start_token=self.offset + block.start_token))
 
 
+class FixedPast(AbstractPast):
+    """One view for a text that stays inside one segment."""
+
+    def __init__(self, view: MemoryView | None) -> None:
+        self._view = view
+
+    def view(self, segment: int) -> MemoryView | None:
+        assert segment == 0, f"segment {segment} of a text that should end in its first one"
+        return self._view
+
+    def accept(self, block: KVBlock) -> None:
+        raise AssertionError(f"{block.key}: a text that should end in its first segment has filled it")
+
+
 def check_own(memory: DocumentMemory, segments: list[Segment]) -> None:
     """Raises ConflictError when the document's memory is longer than the text that claims to be that document."""
     stored = memory.segments

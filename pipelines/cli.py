@@ -15,6 +15,7 @@ from pipelines.command_line import (
     exit_codes,
     local_or_hub,
 )
+from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
 from pipelines.perplexity_command import perplexity
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 
 app.command()(perplexity)
+app.command()(icl)
 app.command()(train)
 app.command()(pretrain)
 app.add_typer(memory, name="memory")

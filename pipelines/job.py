@@ -7,13 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
-from longmem.executor import AbstractExecutor, InlineExecutor
+from longmem.executor import AbstractExecutor
 from longmem.memory.durability import Durability
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
@@ -22,6 +21,7 @@ from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
+from pipelines.executors import start_executor
 from pipelines.feed import DocumentFeed
 from pipelines.job_folder import JobFolder
 from pipelines.job_reporter import JobReporter
@@ -83,6 +83,8 @@ class PerplexityJob:
             raise ConfigError(f"--retention forever needs a store on disk, {IN_MEMORY} ends with the process")
         if self.cluster is not None and self.store == IN_MEMORY:
             raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
+        if self.cluster is not None and self.cluster.readers < 1:
+            raise ConfigError(f"readers must be at least 1, got {self.cluster.readers}: they score the segments")
         if self.namespace is not None and not self.keep_memory:
             raise ConfigError("--namespace names documents that are kept; add --keep-memory")
         if self.store_quota_bytes is not None and self.store_quota_bytes < 1:
@@ -141,15 +143,11 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
 
 
 def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text: None) -> AbstractExecutor:
-    """Workers here or on Ray, which is imported only for that. `tell` gets what the user should know meanwhile."""
+    """The service's workers, those of the job on Ray, or this process. `tell` gets what the user should know
+    meanwhile."""
     if job.service is not None:
         return attach_to(job.service, job)
-    if job.cluster is None:
-        torch.set_num_threads(job.threads)
-        return InlineExecutor(job.model.open(), job.store_settings.open())
-    from actors.executor import RayExecutor
-
-    return RayExecutor(job.model, job.store_settings, job.cluster, tell)
+    return start_executor(job.model, job.store_settings, job.cluster, job.threads, tell)
 
 
 def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:

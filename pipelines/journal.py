@@ -5,26 +5,27 @@ the end, which is cut off at the next start; a bad line anywhere else is damage.
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self, TypeVar
 
 import xxhash
 
 from longmem.errors import OutputError
 from pipelines.records import DocumentRecord, Record, SegmentRecord, decode, encode
 
+R = TypeVar("R")
 
-class Journal:
-    """Opens (or begins) a journal and reads back what it holds.
+
+class AbstractJournal(ABC, Generic[R]):
+    """Opens (or begins) a journal of records and reads back what it holds.
 
     Raises OutputError when it cannot be read or written, or is damaged before its last line.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.documents: dict[str, DocumentRecord] = {}
-        self.segments: dict[tuple[str, int], SegmentRecord] = {}
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = self._load(data)
@@ -34,9 +35,21 @@ class Journal:
         except OSError as error:
             raise OutputError(f"cannot open {path}: {error.strerror}") from error
 
-    def add(self, record: Record) -> None:
+    @abstractmethod
+    def _encode(self, record: R) -> dict[str, Any]:
+        """A record as JSON values."""
+
+    @abstractmethod
+    def _decode(self, values: dict[str, Any]) -> R:
+        """The record that `_encode` was given. Raises KeyError, TypeError or ValueError for anything else."""
+
+    @abstractmethod
+    def _accept(self, record: R) -> None:
+        """Take a record that was read or added."""
+
+    def add(self, record: R) -> None:
         """Append one record; when this returns it survives the death of the process."""
-        text = json.dumps(encode(record), separators=(",", ":"), allow_nan=False).encode()
+        text = json.dumps(self._encode(record), separators=(",", ":"), allow_nan=False).encode()
         try:
             line = memoryview(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
             # unbuffered, so that nothing is left to be written when the file is closed; a write may be short
@@ -47,11 +60,6 @@ class Journal:
                 f"cannot write {self._path}: {error.strerror}; repair that and run again with --resume"
             ) from error
         self._accept(record)
-
-    def scored(self, document: str) -> list[SegmentRecord]:
-        """Records of a document's scored segments, in order."""
-        last = self.documents[document].num_segments or 0
-        return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
 
     def close(self) -> None:
         self._file.close()
@@ -78,7 +86,7 @@ class Journal:
                     "copy or begin a new job in another folder"
                 )
             try:
-                self._accept(decode(json.loads(text)))
+                self._accept(self._decode(json.loads(text)))
             except (KeyError, TypeError, ValueError) as error:
                 raise OutputError(
                     f"{self._path} line {number} was written by another version of longmem ({error}); finish the job "
@@ -86,6 +94,26 @@ class Journal:
                 ) from error
             position = end
         return position
+
+
+class Journal(AbstractJournal[Record]):
+    """Documents and segments of a perplexity job."""
+
+    def __init__(self, path: Path) -> None:
+        self.documents: dict[str, DocumentRecord] = {}
+        self.segments: dict[tuple[str, int], SegmentRecord] = {}
+        super().__init__(path)
+
+    def scored(self, document: str) -> list[SegmentRecord]:
+        """Records of a document's scored segments, in order."""
+        last = self.documents[document].num_segments or 0
+        return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
+
+    def _encode(self, record: Record) -> dict[str, Any]:
+        return encode(record)
+
+    def _decode(self, values: dict[str, Any]) -> Record:
+        return decode(values)
 
     def _accept(self, record: Record) -> None:
         if isinstance(record, DocumentRecord):

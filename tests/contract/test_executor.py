@@ -1,11 +1,12 @@
 """The promises of AbstractExecutor, on every executor: in this process, on one Ray worker of each kind, on two."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,20 @@ from safetensors.torch import load_file, save_file
 
 from longmem.errors import (
     ConflictError,
+    DocumentError,
     FingerprintError,
     MissingBlockError,
     NumericError,
     StoreError,
 )
 from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
+from longmem.items import Item, score_items
 from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.opening import MemoryStore
+from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
+from longmem.requests import ItemsRequest, Request
 from longmem.scheduler import Limits, SegmentScheduler
 from longmem.scoring import TextScores, score_text
 from longmem.testing import save_small_backbone, small_longmem
@@ -309,6 +314,76 @@ def test_stored_and_forget(executor: AbstractExecutor, model: LongMem, key: Docu
     executor.forget(key)
     assert executor.stored(key) == []
     assert len(executor.stored(other)) == 1
+
+
+# --- requests ---------------------------------------------------------------------------------------------------
+
+
+def items_of(model: LongMem) -> list[Item]:
+    texts = ("Call me", "having little money", "years ago, never mind", "x", "Some years ago, never", "purse purse")
+    return [Item(text, model.tokenizer.sequence(text), 1) for text in texts]
+
+
+def ask_all(executor: AbstractExecutor, requests: list[Request]) -> list[Any]:
+    """Answers in the order of the requests; at most as many at a time as there are slots."""
+    waiting, running, results = deque(enumerate(requests)), {}, {}
+    deadline = monotonic() + PATIENCE_S
+    while waiting or running:
+        assert monotonic() < deadline, f"never answered: {running}"
+        while waiting and executor.slots("encode") > 0:
+            index, request = waiting.popleft()
+            running[executor.ask(request)] = index
+        assert executor.wait(1.0) == []
+        for answer in executor.answers():
+            results[running.pop(answer.number)] = answer
+    assert executor.answers() == []
+    return [results[index] for index in range(len(requests))]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_items_get_the_same_scores_in_any_order_and_batch(
+    executor: AbstractExecutor, model: LongMem, key: DocumentKey, batch: int
+) -> None:
+    drive(executor, model, [cut(model, key, TEXTS["long"])])
+    last = executor.stored(key)[-1]
+    items = items_of(model)
+    with InMemoryStore() as store:
+        score_text(model, TEXTS["long"], store.document("long"))
+        config, infos = model.config, store.segments(store.document("long").key)
+        cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
+        view = cache.whole(infos[-1].key, infos)
+    after, alone = (
+        {item.name: score_items(model, [item], [each])[0].longmem.logprobs for item in items} for each in (view, None)
+    )
+    assert max(np.abs(after[name] - alone[name]).max() for name in after) > 0.01
+    for order in (items, items[::-1]):
+        parts = [tuple(order[first : first + batch]) for first in range(0, len(order), batch)]
+        requests: list[Request] = [ItemsRequest(memory, part) for part in parts for memory in (last, None)]
+        answers = ask_all(executor, requests)
+        assert [answer.error for answer in answers] == [None] * len(requests)
+        assert all(answer.busy_s > 0 for answer in answers)
+        for request, answer in zip(requests, answers, strict=True):
+            expected = after if request.memory else alone
+            for score in answer.result:
+                np.testing.assert_allclose(score.longmem.logprobs, expected[score.name], atol=1e-5)
+
+
+def test_a_request_that_fails_says_why_and_others_are_answered(executor: AbstractExecutor, model: LongMem) -> None:
+    long = Item("long", np.zeros(100, dtype=np.int32), 1)
+    good = tuple(items_of(model))
+    failed, answered = ask_all(executor, [ItemsRequest(None, (long,)), ItemsRequest(None, good)])
+    assert type(failed.error) is DocumentError
+    assert "item long: 99 tokens are read" in str(failed.error)
+    assert [score.name for score in answered.result] == [item.name for item in good]
+
+
+def test_requests_take_the_slots_of_encoding(executor: AbstractExecutor, model: LongMem) -> None:
+    free = executor.slots("encode")
+    executor.ask(ItemsRequest(None, tuple(items_of(model))))
+    assert executor.slots("encode") == free - 1
+    while not executor.answers():
+        executor.wait(1.0)
+    assert executor.slots("encode") == free
 
 
 # --- errors -----------------------------------------------------------------------------------------------------

@@ -165,8 +165,8 @@ async def test_no_more_is_in_flight_than_allowed(service: str, model: LongMem, m
             held.discard((segment.key, segment.index))
             super().release(segment)
 
-        def submit_text(self, request: Any) -> int:
-            texts.add(number := super().submit_text(request))
+        def ask(self, request: Any) -> int:
+            texts.add(number := super().ask(request))
             peaks.append(len(held) + len(texts))
             return number
 

@@ -131,3 +131,23 @@ def test_items_that_cannot_be_scored(model: LongMem, num_tokens: int, first_targ
     item = Item("odd", np.zeros(num_tokens, dtype=np.int32), first_target)
     with pytest.raises(DocumentError, match=f"item odd: .*{message}"):
         score_items(model, [item], [None])
+
+
+def test_alternatives_are_targets_of_other_items(model: LongMem, store: AbstractMemoryStore) -> None:
+    view = whole(model, store)
+    prompt = model.tokenizer.sequence("Some years")
+    tokens = np.array([97, 98, 99], dtype=np.int32)
+    rows = [Item(str(each), np.append(prompt, each).astype(np.int32), len(prompt), tokens) for each in tokens]
+    scores = score_items(model, rows, [view] * len(rows))
+    for side in ("longmem", "backbone"):
+        alone = np.array([getattr(score, side).logprobs[0] for score in scores])
+        for score in scores:
+            np.testing.assert_allclose(getattr(score, side).alternatives, alone, atol=TOLERANCE)
+
+
+def test_the_first_choice_is_greedy_and_nothing_else_is(model: LongMem, store: AbstractMemoryStore) -> None:
+    prompt, view = model.tokenizer.sequence("Some years"), whole(model, store)
+    (first,) = score_items(model, [Item("any", np.append(prompt, 97).astype(np.int32), len(prompt))], [view])
+    chosen = first.longmem.first_choice
+    rows = [Item("one", np.append(prompt, each).astype(np.int32), len(prompt)) for each in (chosen, (chosen + 1) % 256)]
+    assert [score.longmem.greedy[0] for score in score_items(model, rows, [view] * 2)] == [True, False]

@@ -9,11 +9,19 @@ from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["encoders", "readers", "stores", "threads"])
+@pytest.mark.parametrize("name", ["encoders", "stores", "threads"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_pool_needs_an_actor(name: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"{name} must be at least 1, got {value}"):
         ClusterShape(**{name: value})
+
+
+def test_without_readers_nothing_is_scored_and_no_core_is_kept_for_it() -> None:
+    shape = ClusterShape(encoders=2, readers=0, threads=2)
+    assert (shape.num_cpus, shape.num_workers) == (4, 2)
+    assert ClusterShape(encoders=2, readers=0, threads=2, elastic=True).min_cpus == 2
+    with pytest.raises(ConfigError, match="readers must be at least 0, got -1"):
+        ClusterShape(readers=-1)
 
 
 def test_the_smallest_shape_is_the_default() -> None:

@@ -1,0 +1,75 @@
+"""Demonstrations as a document: whole examples, packed into segments that are encoded once and read by many items.
+
+    segment 0                      segment 1
+    ├ start, demo, demo, demo ┤    ├ demo, demo, demo, demo ┤     …
+                              └ free: the next example would not fit
+
+No example is cut. A block may be shorter than its segment; positions that stay free hold nothing and are never read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from jaxtyping import Int32
+
+from longmem.errors import ConfigError, DocumentError
+from longmem.types import DocumentKey, Segment
+
+Tokens = Int32[np.ndarray, "..."]
+"""Of one example or segment; each has its own length."""
+
+
+def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | None) -> list[Tokens]:
+    """Examples in their order, one array of at most `segment_tokens` for each segment; the first one begins with the
+    start token, where there is one.
+
+    Raises DocumentError for an example that is longer than a segment, or has no tokens.
+    """
+    parts: list[list[Tokens]] = []
+    if start_token is not None:
+        parts.append([np.array([start_token], dtype=np.int32)])
+    room = segment_tokens - len(parts)
+    for number, example in enumerate(examples, start=1):
+        if not len(example):
+            raise DocumentError(f"demonstration {number} has no tokens: expected at least one; leave it out")
+        if len(example) > segment_tokens - (number == 1) * len(parts):
+            raise DocumentError(
+                f"demonstration {number} has {len(example)} tokens, a segment holds {segment_tokens} (the first one "
+                "with the start token): leave it out, or use longer segments"
+            )
+        if not parts or len(example) > room:
+            parts.append([])
+            room = segment_tokens
+        parts[-1].append(example)
+        room -= len(example)
+    return [np.concatenate(part) for part in parts]
+
+
+def digest(packed: Sequence[Tokens]) -> str:
+    """XXH3-128 of packed demonstrations: equal for the same tokens in the same segments."""
+    hashed = xxhash.xxh3_128()
+    for part in packed:
+        hashed.update(f"{len(part)},".encode())
+        hashed.update(np.ascontiguousarray(part).data)
+    return hashed.hexdigest()
+
+
+def segments_of(key: DocumentKey, packed: Sequence[Tokens], segment_tokens: int) -> list[Segment]:
+    """The document that packed demonstrations make."""
+    segments = []
+    for index, part in enumerate(packed):
+        tokens = part.copy()
+        tokens.flags.writeable = False
+        segments.append(Segment(key, index, index * segment_tokens, tokens, tokens[1:]))
+    return segments
+
+
+def check_fits(segments: Sequence[Segment], memory_tokens: int, what: str) -> None:
+    """Raises ConfigError when a memory of `memory_tokens` would not reach the first of packed demonstrations."""
+    needed = segments[-1].end_token
+    if needed > memory_tokens:
+        raise ConfigError(
+            f"{what}: packed whole they take {needed:,} positions, the memory has {memory_tokens:,}: use fewer "
+            f"demonstrations in memory, or --memory-tokens {needed}"
+        )

@@ -1,0 +1,1 @@
+"""Many-shot in-context learning: the job behind `longmem icl`."""

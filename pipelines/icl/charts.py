@@ -1,0 +1,76 @@
+"""Score over demonstrations in memory, one line for each number of demonstrations in context."""
+
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+from pipelines.charts import FAINT, INK, NARROW_INCHES, WIDE_INCHES, WITH_MEMORY, WITHOUT_MEMORY, Chart, svg
+
+STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
+MARKERS = ("o", "s", "^", "D")
+
+Lines = dict[int, list[tuple[int, float, float]]]
+"""By demonstrations in context: (demonstrations in memory, mean, standard deviation over seeds)."""
+
+
+def shots_chart(name: str, task: dict[str, Any], metric: str, scoring: str) -> Chart:
+    """`task` as in summary.json."""
+    rows = [row for row in task["grid"] if row["metric"] == metric and row["scoring"] == scoring]
+    longmem, backbone = (lines_of(rows, side) for side in ("longmem", "backbone"))
+    baselines = task["baselines"]
+    floor = baselines and baselines["majority_accuracy"]
+    draw = partial(_draw, longmem, backbone, floor)
+    said = [
+        f"{shots} in context: " + ", ".join(f"{mean:.1%} with {memory:,} in memory" for memory, mean, _ in line)
+        for shots, line in longmem.items()
+    ]
+    description = f"{metric.replace('_', ' ')} of {name} over demonstrations in memory. {'; '.join(said)}."
+    return Chart(name, description, svg(draw, WIDE_INCHES, f"{name}w"), svg(draw, NARROW_INCHES, f"{name}n"))
+
+
+def lines_of(rows: list[dict[str, Any]], side: str) -> Lines:
+    """Lines of one model."""
+    lines: Lines = {}
+    for row in rows:
+        if row["model"] == side:
+            lines.setdefault(row["shots"], []).append((row["memory_shots"], row["mean"], row["std"] or 0.0))
+    return {shots: sorted(line) for shots, line in sorted(lines.items())}
+
+
+def _draw(longmem: Lines, backbone: Lines, floor: float | None, axes: Axes) -> None:
+    ticks = sorted({memory for line in longmem.values() for memory, _, _ in line})
+    # evenly, because shots grow by factors and begin with none
+    places = {memory: place for place, memory in enumerate(ticks)}
+    if floor is not None:
+        axes.axhline(floor * 100, color=FAINT, linewidth=1.2)
+        axes.annotate("majority", (len(ticks) - 0.62, floor * 100), fontsize=8.5, color=INK, va="bottom", ha="right")
+    for index, (shots, line) in enumerate(longmem.items()):
+        style, marker = STYLES[index % len(STYLES)], MARKERS[index % len(MARKERS)]
+        axes.errorbar(
+            # side by side, or the bars of several lines hide each other
+            [places[memory] + 0.04 * (index - (len(longmem) - 1) / 2) for memory, _, _ in line],
+            [mean * 100 for _, mean, _ in line],
+            [std * 100 for _, _, std in line],
+            color=WITH_MEMORY,
+            linestyle=style,
+            marker=marker,
+            markersize=4.5,
+            elinewidth=0.9,
+            label=f"{shots} in context",
+        )
+    for index, line in enumerate(backbone.values()):
+        # the backbone reads no memory
+        _, mean, std = line[0]
+        marker = MARKERS[index % len(MARKERS)]
+        axes.errorbar(
+            [-0.25], [mean * 100], [std * 100], color=WITHOUT_MEMORY, marker=marker, markersize=4.5, elinewidth=0.9
+        )
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
+    axes.xaxis.set_major_locator(FixedLocator(range(len(ticks))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{ticks[round(place)]:,}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    axes.set_xlabel("demonstrations in memory")

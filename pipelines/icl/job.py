@@ -1,0 +1,248 @@
+"""One in-context-learning job from its options to its output folder."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from actors.shape import ClusterShape
+from longmem.checkpoint import is_checkpoint, read_config
+from longmem.config import LongMemConfig
+from longmem.demonstrations import check_fits
+from longmem.errors import ConfigError
+from longmem.memory.opening import IN_MEMORY, StoreSettings
+from longmem.model_source import ModelDescription, ModelSource
+from longmem.redaction import redacted
+from longmem.scheduler import Limits, SegmentScheduler
+from longmem.types import SegmentInfo
+from pipelines.executors import start_executor
+from pipelines.icl.prepared import Cell, PreparedTask
+from pipelines.icl.records import IclJournal
+from pipelines.icl.report import write_report
+from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
+from pipelines.icl.run import IclRun
+from pipelines.icl.shown import Shown
+from pipelines.icl.task import Task
+from pipelines.job_folder import JobFolder
+from pipelines.summary import about
+
+MEMORY_FOLDER = "memory.lance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IclJob:
+    """What the command line says, checked. Raises ConfigError."""
+
+    tasks: tuple[Task, ...]
+    out: Path
+    model: ModelSource
+    cluster: ClusterShape | None
+    """None runs everything in this process."""
+    threads: int
+    shots: tuple[int, ...]
+    memory_shots: tuple[int, ...]
+    seeds: int
+    limit_items: int | None = None
+    batch_items: int = 32
+    store: str | None = None
+    """Where demonstrations stay for later jobs; None for a folder inside `out` that goes with the job."""
+    resume: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "memory_shots"):
+            numbers = getattr(self, name)
+            option = f"--{name.replace('_', '-')}"
+            if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+                raise ConfigError(f"{option} needs different numbers of at least 0, got {','.join(map(str, numbers))}")
+        for name in ("seeds", "limit_items", "batch_items"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        names = [task.name for task in self.tasks]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"expected tasks with different names, got {', '.join(names) or 'none'}")
+        if self.cluster is not None and self.store == IN_MEMORY:
+            raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
+
+    @property
+    def store_uri(self) -> str:
+        """Absolute where it is a local path, because workers have other working directories."""
+        if self.store is None:
+            return str(self.out.absolute() / MEMORY_FOLDER)
+        return self.store if "://" in self.store else str(Path(self.store).absolute())
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The grid, cells that read the same memory together."""
+        return [
+            Cell(task.name, seed, shots, memory_shots)
+            for task in self.tasks
+            for seed in range(self.seeds)
+            for memory_shots in sorted(self.memory_shots)
+            for shots in sorted(self.shots)
+        ]
+
+
+def run_icl(job: IclJob, console: Console) -> dict[str, Any]:
+    """Run (or resume) a job; returns its summary. Every LongMemError that ends it leaves the folder resumable."""
+
+    def tell(text: str) -> None:
+        console.print(escape(text), soft_wrap=True)
+
+    job, tasks = prepare(job)
+    with JobFolder(job.out, job.resume) as folder:
+        with start_executor(job.model, StoreSettings(job.store_uri), job.cluster, job.threads, tell) as executor:
+            model = executor.describe()
+            folder.claim(identity(job, tasks, model))
+            with IclJournal(folder.path / "journal.jsonl") as journal, Shown(console, job, tasks) as shown:
+                resumed = bool(journal.results)
+                run = IclRun(executor, journal, tell)
+                _run(job, tasks, run, model, shown)
+                summary = _write_results(job, tasks, folder, run, model, resumed)
+        if job.store is None:
+            shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
+    return summary
+
+
+def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
+    """Read all data before a model is loaded; without a --memory-tokens of the user the memory becomes as large as the
+    demonstrations need. Raises ConfigError and DocumentError for data that cannot be used."""
+    config = _settings(job.model)
+    tokenizer = job.model.open_tokenizer()
+    tasks = {
+        task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots))
+        for task in job.tasks
+    }
+    largest = max(job.memory_shots)
+    needed = config.memory_tokens
+    for task in tasks.values():
+        task.check(largest)
+        for seed in range(job.seeds):
+            memory = task.memory(seed, largest)
+            if memory is None:
+                continue
+            if "memory_tokens" in job.model.settings:
+                what = f"task {task.task.name}, seed {seed}: {largest} demonstrations"
+                check_fits(memory.segments, config.memory_tokens, what)
+            needed = max(needed, memory.segments[-1].end_token)
+    return replace(job, model=replace(job.model, settings=job.model.settings | {"memory_tokens": needed})), tasks
+
+
+def _settings(source: ModelSource) -> LongMemConfig:
+    """The configuration that a model will have, without loading its weights."""
+    stored = read_config(Path(source.source))["longmem"] if is_checkpoint(source.source) else {}
+    return LongMemConfig.from_dict({**stored, **source.settings})
+
+
+def identity(job: IclJob, tasks: dict[str, PreparedTask], model: ModelDescription) -> dict[str, Any]:
+    """What decides the results of a job. Where it runs, with how many workers and in what batches does not."""
+    return {
+        "job": "icl",
+        "tasks": {name: task.digest() for name, task in tasks.items()},
+        "shots": sorted(job.shots),
+        "memory_shots": sorted(job.memory_shots),
+        "seeds": job.seeds,
+        "limit_items": job.limit_items,
+        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        "settings": model.settings,
+        "search": job.model.search,
+    }
+
+
+def _run(job: IclJob, tasks: dict[str, PreparedTask], run: IclRun, model: ModelDescription, shown: Shown) -> None:
+    """Memories first, then items: only those that cells without all results need."""
+    open_cells = [cell for cell in job.cells if len(run.journal.results.get(cell, {})) < len(tasks[cell.task].items)]
+    memories = {cell: tasks[cell.task].memory(cell.seed, cell.memory_shots) for cell in open_cells if cell.memory_shots}
+    encoders = job.cluster.encoders if job.cluster else 1
+    scheduler = SegmentScheduler(
+        Limits(4 * encoders, 2**30),
+        model.segment_bytes,
+        model.settings["segment_tokens"],
+        model.settings["memory_tokens"],
+        write=True,
+    )
+    last = run.write([memory for memory in memories.values() if memory is not None], scheduler)
+    asked: dict[Cell, tuple[PreparedTask, SegmentInfo | None]] = {}
+    for cell in open_cells:
+        memory = memories.get(cell)
+        asked[cell] = tasks[cell.task], None if memory is None else last[memory.key]
+    run.ask(asked, job.batch_items, shown.done)
+
+
+def _write_results(
+    job: IclJob,
+    tasks: dict[str, PreparedTask],
+    folder: JobFolder,
+    run: IclRun,
+    model: ModelDescription,
+    resumed: bool,
+) -> dict[str, Any]:
+    rows = {name: item_rows(task, run.journal, job.cells) for name, task in tasks.items()}
+    results = {name: TaskResults(task, rows[name]) for name, task in tasks.items()}
+    grids = {name: each.grid() for name, each in results.items()}
+    cluster = job.cluster
+    where = {
+        "address": cluster.address if cluster else "none",
+        "workers": cluster.encoders if cluster else 0,
+        "threads": job.threads,
+        "batch_items": job.batch_items,
+    }
+    summary = {
+        **about(redacted(job.command), model, where, resumed),
+        "grid": {
+            "shots": sorted(job.shots),
+            "memory_shots": sorted(job.memory_shots),
+            "seeds": job.seeds,
+            "limit_items": job.limit_items,
+        },
+        "demonstrations": asdict(run.written),
+        "asked": asdict(run.asked),
+        "wall_s": run.written.wall_s + run.asked.wall_s,
+        "tasks": {name: _task_summary(job, tasks[name], results[name], grids[name], run) for name in tasks},
+    }
+    folder.write_table("items.parquet", item_table([row for of_task in rows.values() for row in of_task]))
+    folder.write_table("grid.parquet", grid_table([row for of_task in grids.values() for row in of_task]))
+    write_report(job.out, summary)
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def _task_summary(
+    job: IclJob, task: PreparedTask, results: TaskResults, grid: Sequence[dict[str, Any]], run: IclRun
+) -> dict[str, Any]:
+    return {
+        "template": task.task.template,
+        "labels": task.task.words,
+        "items": len(task.items),
+        "items_left_out": task.num_long_items,
+        "demonstrations": len(task.demonstrations),
+        "demonstrations_left_out": task.num_long_demonstrations,
+        "baselines": results.baselines(),
+        "grid": list(grid),
+        "comparisons": results.comparisons(),
+        "predicted": results.predicted(),
+        "costs": list(_costs(job, task, run)),
+    }
+
+
+def _costs(job: IclJob, task: PreparedTask, run: IclRun) -> Iterator[dict[str, Any]]:
+    """Seconds that workers computed per item, over all runs of the job, and what a shot more costs: in memory its
+    tokens once, in context its tokens for every item."""
+    for shots in sorted(job.shots):
+        for memory_shots in sorted(job.memory_shots):
+            cells = [Cell(task.task.name, seed, shots, memory_shots) for seed in range(job.seeds)]
+            results = [result for cell in cells for result in run.journal.results[cell].values()]
+            memories = [task.memory(cell.seed, memory_shots) for cell in cells]
+            memory_tokens = sum(memory.num_tokens for memory in memories if memory is not None)
+            yield {
+                "shots": shots,
+                "memory_shots": memory_shots,
+                "busy_s_per_item": sum(run.journal.busy_s[cell] for cell in cells) / len(results),
+                "tokens_per_item": sum(result.num_tokens for result in results) / len(results),
+                "memory_tokens": memory_tokens / len(cells),
+                "memory_tokens_per_shot": memory_tokens / len(cells) / memory_shots if memory_shots else None,
+            }

@@ -1,0 +1,130 @@
+"""Writing memories, then asking items: what the job has executors do.
+
+memories ─► scheduler ─► encode, put        (once each; what is stored already is found)
+cells ─► batches of items ─► requests ─► journal
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from longmem.executor import AbstractExecutor
+from longmem.scheduler import SegmentScheduler, stored_segments
+from longmem.types import DocumentKey, SegmentInfo
+from pipelines.icl.asking import request_for, results_of
+from pipelines.icl.prepared import Cell, Memory, PreparedTask, Prompt
+from pipelines.icl.records import BatchRecord, IclJournal
+
+WAIT_S = 0.2
+"""How long the loop waits for the workers before it looks at Ctrl-C again."""
+
+
+@dataclass
+class WriteTotals:
+    """What it took to have all memories stored, in this run."""
+
+    tokens_encoded: int = 0
+    tokens_found: int = 0
+    """Of demonstrations that the store held already."""
+    segments_encoded: int = 0
+    segments_found: int = 0
+    demonstrations: int = 0
+    """Of all memories that were needed."""
+    encode_s: float = 0.0
+    put_s: float = 0.0
+    wall_s: float = 0.0
+
+
+@dataclass
+class Asked:
+    """Items that were asked in this run."""
+
+    items: int = 0
+    wall_s: float = 0.0
+
+
+@dataclass
+class IclRun:
+    """Raises the first error of a task: a memory or a batch without a result leaves the grid without a cell."""
+
+    executor: AbstractExecutor
+    journal: IclJournal
+    tell: Callable[[str], None]
+    written: WriteTotals = field(default_factory=WriteTotals)
+    asked: Asked = field(default_factory=Asked)
+
+    def write(self, memories: Iterable[Memory], scheduler: SegmentScheduler) -> dict[DocumentKey, SegmentInfo]:
+        """Store all memories; returns the last block of each."""
+        start = perf_counter()
+        needed = {memory.key: memory for memory in memories}
+        for key, memory in needed.items():
+            stored = stored_segments(self.executor.stored(key), memory.segments)
+            found = sum(segment.num_tokens for segment in memory.segments if segment.index in stored)
+            self.written.demonstrations += memory.num_demonstrations
+            self.written.tokens_found += found
+            self.written.segments_found += len(stored)
+            scheduler.add_document(memory.segments, {segment.index for segment in memory.segments}, stored)
+        while scheduler.active:
+            for stage, segment in scheduler.start(self.executor.slots):
+                self.executor.submit(stage, segment)
+            for completion in self.executor.wait(WAIT_S):
+                if completion.error is not None:
+                    raise completion.error
+                if completion.stage == "encode":
+                    self.written.tokens_encoded += completion.segment.num_tokens
+                    self.written.segments_encoded += 1
+                    self.written.encode_s += completion.busy_s
+                else:
+                    self.written.put_s += completion.busy_s
+                for done in scheduler.finish(completion.stage, completion.segment):
+                    self.executor.release(done)
+            self._tell_events()
+            scheduler.remove_finished()
+        self.written.wall_s = perf_counter() - start
+        return {key: self.executor.stored(key)[-1] for key in needed}
+
+    def ask(
+        self,
+        cells: Mapping[Cell, tuple[PreparedTask, SegmentInfo | None]],
+        batch_items: int,
+        progress: Callable[[Cell, int], None],
+    ) -> None:
+        """Have every item of every cell answered that the journal does not hold yet."""
+        start = perf_counter()
+        # made as they are asked: all prompts together would be as large as the text of all cells
+        batches = self._batches(cells, batch_items)
+        waiting = next(batches, None)
+        running: dict[int, tuple[Cell, list[Prompt]]] = {}
+        while waiting is not None or running:
+            while waiting is not None and self.executor.slots("encode") > 0:
+                cell, prompts = waiting
+                task, memory = cells[cell]
+                running[self.executor.ask(request_for(task, prompts, memory))] = waiting
+                waiting = next(batches, None)
+            self.executor.wait(WAIT_S)
+            for answer in self.executor.answers():
+                cell, prompts = running.pop(answer.number)
+                if answer.error is not None:
+                    raise answer.error
+                results = results_of(cells[cell][0], prompts, answer.result)
+                self.journal.add(BatchRecord(cell, results, answer.busy_s))
+                self.asked.items += len(results)
+                progress(cell, len(results))
+            self._tell_events()
+        self.asked.wall_s = perf_counter() - start
+
+    def _batches(
+        self, cells: Mapping[Cell, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
+    ) -> Iterator[tuple[Cell, list[Prompt]]]:
+        """What the journal does not hold, cell by cell."""
+        for cell, (task, _) in cells.items():
+            done = self.journal.results.get(cell, {})
+            if len(done) == len(task.items):
+                continue
+            left = [prompt for prompt in task.prompts(cell) if prompt.index not in done]
+            for first in range(0, len(left), batch_items):
+                yield cell, left[first : first + batch_items]
+
+    def _tell_events(self) -> None:
+        for event in self.executor.events():
+            self.tell(event.message)

@@ -1,0 +1,90 @@
+"""Scores of predictions: accuracy and macro-F1, exact match and F1 of SQuAD 1.1, paired bootstrap.
+
+SQuAD's measures are defined by its official evaluation script (Rajpurkar et al. 2016): answers are compared in lower
+case, without punctuation, articles and surplus spaces; the best of all accepted answers counts.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+NUM_RESAMPLES = 2000
+BOOTSTRAP_SEED = 20230607
+QUANTILES = (0.025, 0.975)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of two paired scores, and its 95% interval; None where a single item gives none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def accuracy(golds: Sequence[str], predictions: Sequence[str | None]) -> float:
+    """Share of predictions that are right; one that names no label is wrong."""
+    return sum(gold == each for gold, each in zip(golds, predictions, strict=True)) / len(golds)
+
+
+def macro_f1(golds: Sequence[str], predictions: Sequence[str | None]) -> float:
+    """Mean F1 of the labels that occur among golds or predictions."""
+    scores = []
+    for label in sorted({*golds, *(each for each in predictions if each is not None)}):
+        hits = sum(gold == each == label for gold, each in zip(golds, predictions, strict=True))
+        scores.append(2 * hits / (golds.count(label) + list(predictions).count(label)))
+    return sum(scores) / len(scores)
+
+
+def normalise_answer(text: str) -> list[str]:
+    """Words of an answer that are compared."""
+    return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
+
+
+def exact_match(answer: str, accepted: Sequence[str]) -> float:
+    """1 if the answer equals an accepted one, else 0."""
+    return float(any(normalise_answer(answer) == normalise_answer(each) for each in accepted))
+
+
+def answer_f1(answer: str, accepted: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of words, for the accepted answer that gives most."""
+    return max(_word_f1(normalise_answer(answer), normalise_answer(each)) for each in accepted)
+
+
+def _word_f1(answer: list[str], accepted: list[str]) -> float:
+    common = sum((Counter(answer) & Counter(accepted)).values())
+    return 2 * common / (len(answer) + len(accepted)) if common else 0.0
+
+
+def paired_bootstrap(
+    ours: Float64[np.ndarray, "seeds items"], theirs: Float64[np.ndarray, "seeds items"]
+) -> Difference:
+    """Difference of mean scores of the same items under the same seeds. Seeds and items are resampled, each on its own:
+    the interval says how much both another draw of demonstrations and other items would move the difference."""
+    difference = ours - theirs
+    seeds, items = difference.shape
+    value = float(difference.mean())
+    if items < 2:
+        return Difference(value, None, None)
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    means = np.empty(NUM_RESAMPLES)
+    for index in range(NUM_RESAMPLES):
+        by_item = difference[generator.integers(seeds, size=seeds)].mean(axis=0)
+        means[index] = by_item[generator.integers(items, size=items)].mean()
+    low, high = np.quantile(means, QUANTILES).tolist()
+    return Difference(value, low, high)
+
+
+def distance_of_shares(golds: Sequence[str], predictions: Sequence[str | None]) -> float:
+    """Total variation distance between how often labels are predicted and how often they are right: 0 where a model
+    predicts each label as often as it occurs, near 1 where it says what never is."""
+    wanted: Counter[str | None] = Counter(golds)
+    given = Counter(predictions)
+    return sum(abs(wanted[label] - given[label]) for label in {*wanted, *given}) / len(golds) / 2

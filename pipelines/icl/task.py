@@ -1,0 +1,178 @@
+"""A task: which examples there are, how one is written as text, and what is asked of it. One small TOML file each.
+
+    name = "sst2"
+    train = "sst2/train.jsonl"                             # demonstrations: objects with any fields, one a line
+    test = "sst2/test.jsonl"                               # items
+    template = "Review: {text} Sentiment: {label}. "
+    target = "label"                                       # the field that is asked for
+
+    [words]                                                # value in the data = word in the text
+    negative = "negative"                                  # left out: the values of `train` themselves
+
+A task without labels is answered freely; it has `max_new_tokens` and `until` instead of words, and its target may be a
+list of accepted answers, of which demonstrations show the first. `.json` files have the layout of SQuAD 1.1.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from longmem.errors import ConfigError, DocumentError
+
+SHIPPED = Path(__file__).parent / "tasks"
+NAMES = tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+REQUIRED = {"name", "train", "test", "template", "target"}
+OPTIONAL = {"words", "max_new_tokens", "until"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the data, written as text."""
+
+    name: str
+    """Where it is: file and place in it."""
+    prompt: str
+    """All that comes before the target, without spaces at its end."""
+    after: str
+    """All that comes after the target."""
+    answers: tuple[str, ...]
+    """Label of the row; or every accepted answer, the one that a demonstration shows first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Raises ConfigError for a template that does not fit its target."""
+
+    name: str
+    train: Path
+    test: Path
+    template: str
+    target: str
+    words: dict[str, str]
+    """Word of each label; empty for free answers, and until `labelled` for labels that are their own words."""
+    max_new_tokens: int = 0
+    """More than 0: answers are generated, not chosen."""
+    until: str = ""
+
+    def __post_init__(self) -> None:
+        if self.fields.count(self.target) != 1:
+            raise ConfigError(
+                f"task {self.name}: the template must have {{{self.target}}}, the target, exactly once, got "
+                f"{self.template!r}"
+            )
+        if self.max_new_tokens < 0 or bool(self.max_new_tokens) != bool(self.until):
+            raise ConfigError(
+                f"task {self.name}: generated answers need max_new_tokens of at least 1 and until, a text that ends "
+                f"them, got {self.max_new_tokens} and {self.until!r}"
+            )
+        if self.words and self.generates:
+            raise ConfigError(f"task {self.name}: answers are either chosen among words or generated, not both")
+        if len(set(self.words.values())) < len(self.words):
+            raise ConfigError(f"task {self.name}: two labels have the same word: {self.words}")
+
+    @property
+    def generates(self) -> bool:
+        return self.max_new_tokens > 0
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """Fields of the template in order."""
+        try:
+            return [field for _, field, _, _ in Formatter().parse(self.template) if field is not None]
+        except ValueError as error:
+            raise ConfigError(f"task {self.name}: the template {self.template!r} is malformed: {error}") from error
+
+    def examples(self, path: Path) -> list[Example]:
+        """Raises DocumentError for a row that lacks a field, has an empty target, or a label without a word."""
+        return [self._example(name, row) for name, row in read_rows(path)]
+
+    def _example(self, name: str, row: dict[str, Any]) -> Example:
+        if missing := [field for field in self.fields if field not in row]:
+            raise DocumentError(
+                f"{name}: no field {', '.join(missing)} for the template of task {self.name}; it has {', '.join(row)}"
+            )
+        value = row[self.target]
+        answers = tuple(str(each) for each in (value if isinstance(value, list) else [value]))
+        if not answers or not answers[0].strip():
+            raise DocumentError(f"{name}: {self.target}, the target of task {self.name}, is empty; remove the row")
+        if self.words and answers[0] not in self.words:
+            raise DocumentError(
+                f"{name}: unknown label {answers[0]!r}: task {self.name} has {', '.join(self.words)}; correct the row, "
+                "or give the label a word in the task's file"
+            )
+        before, after = self.template.split(f"{{{self.target}}}")
+        values = {field: str(row[field]) for field in self.fields}
+        # spaces between examples belong in front of the next one, where tokenizers have them
+        lead = after[len(after.rstrip(" ")) :]
+        return Example(name, lead + before.format(**values).rstrip(" "), after.rstrip(" ").format(**values), answers)
+
+    def shown(self, example: Example) -> str:
+        """The target as text follows it."""
+        return self.words.get(example.answers[0], example.answers[0])
+
+
+def load_task(name: str, data: Path | None) -> Task:
+    """A task by its name, whose files are in `data`, or by the path of its own file, which says where they are.
+
+    Raises ConfigError for an unknown name, a file that is no task, and files that are not there.
+    """
+    path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
+    if not path.is_file():
+        raise ConfigError(f"no task {name!r}: expected one of {', '.join(NAMES)}, or the path of a .toml file")
+    if path.parent == SHIPPED and data is None:
+        raise ConfigError(f"task {name} needs --data, the folder that holds its files")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read task {path}: {error}") from error
+    if (lacks := REQUIRED - values.keys()) or (odd := values.keys() - REQUIRED - OPTIONAL):
+        wrong = f"lacks {', '.join(sorted(lacks))}" if lacks else f"does not know {', '.join(sorted(odd))}"
+        raise ConfigError(f"task {path} {wrong}; it has {', '.join(sorted(REQUIRED))}, and may have {sorted(OPTIONAL)}")
+    folder = data or path.parent
+    task = Task(
+        **{
+            **values,
+            "train": folder / values["train"],
+            "test": folder / values["test"],
+            "words": {str(label): str(word) for label, word in values.get("words", {}).items()},
+        }
+    )
+    for each in (task.train, task.test):
+        if not each.is_file():
+            raise ConfigError(f"task {task.name}: no file {each}; name the folder of its data with --data")
+    return task
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a file with a name for each. Raises DocumentError for what is no JSON object."""
+    try:
+        if path.suffix == ".json":
+            yield from _squad_rows(path)
+            return
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DocumentError(f"{path.name}:{number}: expected a JSON object, got {line.strip()[:40]}")
+                    yield f"{path.name}:{number}", row
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"{path}: {error}; expected JSON") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"cannot read {path}: {error}") from error
+
+
+def _squad_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    answers = [answer["text"] for answer in question["answers"]]
+                    yield str(question["id"]), {**question, "context": paragraph["context"], "answers": answers}
+    except (KeyError, TypeError) as error:
+        raise DocumentError(f"{path}: expected the layout of SQuAD 1.1, {error} is not as it has it") from error

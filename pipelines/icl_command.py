@@ -1,0 +1,144 @@
+"""`longmem icl`: options become one checked job."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from actors.shape import ClusterShape
+from longmem.errors import ConfigError
+from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes, num_cores
+from pipelines.options import (
+    ChunkTokens,
+    Dtype,
+    Model,
+    Search,
+    SegmentTokens,
+    Stores,
+    Threads,
+    TopK,
+    WindowBytes,
+    model_source,
+)
+
+
+def icl(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK...",
+            show_default=False,
+            help="sst2, mr, subj, sst5, mpqa, trec, squad (their files are in --data), or the path of a task's .toml.",
+        ),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
+    ] = None,
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
+    shots: Annotated[str, typer.Option(help="Demonstrations in context: numbers with commas.")] = "0,4,20",
+    memory_shots: Annotated[str, typer.Option(help="Demonstrations in memory: numbers with commas.")] = "0,20,200,2000",
+    seeds: Annotated[int, typer.Option(help="Draws of demonstrations; each has an order of its own.")] = 6,
+    limit_items: Annotated[
+        int | None, typer.Option(help="Items of each task, drawn once for all cells.", show_default="all")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",
+            show_default="inside --out, removed at the end",
+        ),
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
+            "start one), or a cluster address."
+        ),
+    ] = "auto",
+    workers: Annotated[int, typer.Option(help="Workers, which encode demonstrations and answer items.")] = 1,
+    stores: Stores = 1,
+    threads: Threads = None,
+    gpus: Annotated[float, typer.Option(help="GPU share of each worker.")] = 0.0,
+    batch_items: Annotated[int, typer.Option(help="Items that a worker gets at a time.")] = 32,
+    window_bytes: WindowBytes = 2**30,
+    segment_tokens: SegmentTokens = None,
+    memory_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Past tokens that an item may read.", show_default="the model's, or more if demonstrations need it"
+        ),
+    ] = None,
+    top_k: TopK = None,
+    chunk_tokens: ChunkTokens = None,
+    dtype: Dtype = ComputeDtype.FLOAT32,
+    search: Search = SearchEngine.AUTO,
+) -> None:
+    """Many-shot in-context learning: demonstrations in context, in memory, and both.
+
+    Demonstrations are written to the memory once; all items, on all workers, read them there.
+
+    **Example:** `longmem icl sst2 trec --data icl/ --limit-items 200 --out runs/icl`
+    """
+    console = Console(stderr=True)
+    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    with exit_codes(console, folder):
+        from pipelines.icl.job import IclJob, run_icl
+        from pipelines.icl.printed import print_result
+        from pipelines.icl.task import load_task
+
+        if resume and out is None:
+            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {threads}")
+        if workers < 1:
+            raise ConfigError(f"--workers must be at least 1, got {workers}")
+        per_worker = threads or max(1, num_cores() // (1 if address == "none" else workers))
+        job = IclJob(
+            tasks=tuple(load_task(name, data) for name in tasks),
+            out=folder,
+            model=model_source(
+                model,
+                dtype,
+                search,
+                on_gpu=gpus > 0,
+                segment_tokens=segment_tokens,
+                memory_tokens=memory_tokens,
+                top_k=top_k,
+                chunk_tokens=chunk_tokens,
+            ),
+            cluster=None
+            if address == "none"
+            else ClusterShape(
+                address=address,
+                encoders=workers,
+                readers=0,
+                stores=stores,
+                threads=per_worker,
+                encoder_gpus=gpus,
+                window_bytes=window_bytes,
+            ),
+            threads=per_worker,
+            shots=_numbers("--shots", shots),
+            memory_shots=_numbers("--memory-shots", memory_shots),
+            seeds=seeds,
+            limit_items=limit_items,
+            batch_items=batch_items,
+            store=store,
+            resume=resume,
+            command=shlex.join(["longmem", *sys.argv[1:]]),
+        )
+        summary = run_icl(job, console)
+        print_result(Console(), summary, folder)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} needs numbers with commas between them, such as 0,4,20; got {text!r}") from None

@@ -1,0 +1,211 @@
+"""`longmem icl` as a user meets it: a small real model, a real store, a task of the user's own."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from longmem.testing import small_longmem
+from pipelines.cli import app
+from tests.inputs import DEFAULT_FORM
+
+pytest_plugins = ["tests.ray_cluster"]
+
+TABLES = ("items.parquet", "grid.parquet")
+TASK = """
+name = "colours"
+train = "train.jsonl"
+test = "test.jsonl"
+template = "Thing: {thing} Colour: {colour}. "
+target = "colour"
+"""
+QUESTIONS = """
+name = "answers"
+train = "train.jsonl"
+test = "test.jsonl"
+template = "Thing: {thing}\\nColour: {colour}\\n"
+target = "colour"
+max_new_tokens = 4
+until = "\\n"
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    settings = {**DEFAULT_FORM, "segment_tokens": 96, "memory_tokens": 384}
+    small_longmem(folder, **settings).save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    chance = random.Random(0)
+    for name, rows in (("train", 60), ("test", 10)):
+        chosen = [(f"{name[:2]}{index}", chance.choice(["red", "blue"])) for index in range(rows)]
+        lines = [json.dumps({"thing": thing, "colour": colour}) + "\n" for thing, colour in chosen]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "colours.toml").write_text(TASK)
+    (folder / "answers.toml").write_text(QUESTIONS)
+    return folder / "colours.toml"
+
+
+@pytest.fixture
+def icl(model: Path, task: Path) -> Callable[..., Outcome]:
+    """`icl(out, *options, task=…)`: the command in this process, with a small grid."""
+
+    def run(out: Path, *options: object, task: Path = task) -> Outcome:
+        grid = ("--shots", "0,2", "--memory-shots", "0,20", "--seeds", 2)
+        where = () if "--address" in options else ("--address", "none")
+        parts = ["icl", task, "--model", model, "--out", out, "--threads", 1, *where, *grid, *options]
+        result = CliRunner().invoke(app, [str(part) for part in parts])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return summary
+
+
+def test_a_job_writes_every_cell_of_the_grid(icl: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = icl(tmp_path / "a")
+    assert outcome.code == 0, outcome.stderr
+    assert "colours: accuracy of 10 items" in outcome.stdout
+    items = pq.read_table(tmp_path / "a" / "items.parquet").to_pylist()
+    cells = {(row["seed"], row["shots"], row["memory_shots"]) for row in items}
+    assert cells == {(seed, shots, memory) for seed in (0, 1) for shots in (0, 2) for memory in (0, 20)}
+    assert len(items) == 8 * 10
+    grid = pq.read_table(tmp_path / "a" / "grid.parquet").to_pylist()
+    of_cell = [row for row in items if (row["shots"], row["memory_shots"]) == (2, 20)]
+    by_seed = [[row["longmem"] == row["gold"] for row in of_cell if row["seed"] == seed] for seed in (0, 1)]
+    (row,) = (
+        row
+        for row in grid
+        if (row["shots"], row["memory_shots"], row["model"], row["scoring"], row["metric"])
+        == (2, 20, "longmem", "normalised", "accuracy")
+    )
+    assert row["mean"] == pytest.approx(sum(sum(each) / 10 for each in by_seed) / 2)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "Memory, context and both" in page
+    # the memory moves the scores, or what follows would hold for any memory
+    with_memory, without = (
+        [row["longmem_logprobs"] for row in items if (row["shots"], row["memory_shots"]) == (0, memory)]
+        for memory in (20, 0)
+    )
+    assert max(abs(a[0] - b[0]) for a, b in zip(with_memory, without, strict=True)) > 0.01
+    assert not (tmp_path / "a" / "memory.lance").exists()
+
+
+def test_a_second_job_encodes_no_demonstration(icl: Callable[..., Outcome], tmp_path: Path) -> None:
+    store = ("--store", tmp_path / "memory.lance")
+    for out, options in (("first", ()), ("second", ()), ("other grid", ("--shots", "2", "--batch-items", 3))):
+        assert icl(tmp_path / out, *store, *options).code == 0
+    first, second, other = (summary_of(tmp_path / out)["demonstrations"] for out in ("first", "second", "other grid"))
+    assert first["tokens_encoded"] > 40 * 20
+    assert first["tokens_found"] == 0
+    for again in (second, other):
+        assert (again["tokens_encoded"], again["segments_encoded"]) == (0, 0)
+        assert again["tokens_found"] == first["tokens_encoded"]
+    for name in TABLES:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_job_that_was_cut_off_ends_with_the_same_bytes(icl: Callable[..., Outcome], tmp_path: Path) -> None:
+    for out in ("whole", "cut"):
+        assert icl(tmp_path / out, "--batch-items", 4).code == 0
+    journal = tmp_path / "cut" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:50])
+    for name in (*TABLES, "summary.json"):
+        (tmp_path / "cut" / name).unlink()
+    assert icl(tmp_path / "cut", "--batch-items", 4, "--resume").code == 0
+    summary = summary_of(tmp_path / "cut")
+    assert summary["resumed"]
+    assert 0 < summary["asked"]["items"] < 80
+    for name in TABLES:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    other = icl(tmp_path / "cut", "--resume", "--limit-items", 3)
+    assert other.code == 2
+    assert "holds another job" in other.stderr
+
+
+def test_answers_can_be_generated(icl: Callable[..., Outcome], task: Path, tmp_path: Path) -> None:
+    outcome = icl(tmp_path / "a", task=task.with_name("answers.toml"))
+    assert outcome.code == 0, outcome.stderr
+    rows = pq.read_table(tmp_path / "a" / "items.parquet").to_pylist()
+    assert len(rows) == 80
+    assert all(row["answer"] is not None and "\n" not in row["answer"] for row in rows)
+    assert {row["exact_match"] for row in rows} <= {0.0, 1.0}
+    assert "exact match of 10 items" in outcome.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_on_ray_give_the_same_scores(
+    icl: Callable[..., Outcome], tmp_path: Path, ray_cluster: None, workers: int
+) -> None:
+    options = ("--address", "local", "--workers", workers, "--stores", workers, "--batch-items", 3)
+    assert icl(tmp_path / "here").code == 0
+    outcome = icl(tmp_path / "ray", *options)
+    assert outcome.code == 0, outcome.stderr
+    here, there = (pq.read_table(tmp_path / out / "items.parquet").to_pylist() for out in ("here", "ray"))
+    for ours, theirs in zip(here, there, strict=True):
+        for side in ("longmem_logprobs", "backbone_logprobs"):
+            assert ours.pop(side) == pytest.approx(theirs.pop(side), abs=1e-5)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--memory-tokens", 96), r"task colours, seed 0: 20 demonstrations: packed whole they take"),
+        (("--memory-shots", "0,90"), "2 demonstrations in context and 90 in memory are 92"),
+        (("--shots", "0,x"), "--shots needs numbers with commas between them"),
+        (("--shots", "1,1"), "--shots needs different numbers of at least 0"),
+        (("--seeds", 0), "--seeds must be at least 1"),
+        (("--workers", 0), "--workers must be at least 1"),
+        (("--resume", "--limit-items", 0), "--limit-items must be at least 1"),
+        (("--segment-tokens", 16), "none of 10 items fits a segment of 16 tokens"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_leaves_no_folder(
+    icl: Callable[..., Outcome], tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    outcome = icl(tmp_path / "out", *options)
+    assert outcome.code == 2
+    assert message in " ".join(outcome.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_memory_that_demonstrations_need_is_made_as_large(icl: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert icl(tmp_path / "out", "--memory-shots", "50").code == 0
+    assert summary_of(tmp_path / "out")["settings"]["memory_tokens"] > 384
+
+
+def test_unknown_labels_are_named(icl: Callable[..., Outcome], task: Path, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl", "colours.toml"):
+        (tmp_path / name).write_text(task.with_name(name).read_text())
+    with (tmp_path / "test.jsonl").open("a") as file:
+        file.write('{"thing": "x", "colour": "green"}\n')
+    outcome = icl(tmp_path / "out", task=tmp_path / "colours.toml")
+    assert outcome.code == 2
+    assert "test.jsonl:11: unknown label 'green': task colours has blue, red" in " ".join(outcome.stderr.split())
