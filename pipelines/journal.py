@@ -1,51 +1,24 @@
-"""The journal of a job: every result, appended as it comes, so that a killed job loses nothing that it had scored.
+"""The journal of a job: every result, appended as it comes, so that a killed job loses nothing that it had scored."""
 
-One record per line, `<xxh3-64 of the JSON> <JSON>`. A process that dies while it writes leaves at most one torn line at
-the end, which is cut off at the next start; a bad line anywhere else is damage.
-"""
-
-import json
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import xxhash
-
-from longmem.errors import OutputError
+from pipelines.checked_lines import CheckedLines
 from pipelines.records import DocumentRecord, Record, SegmentRecord, decode, encode
 
 
 class Journal:
-    """Opens (or begins) a journal and reads back what it holds.
-
-    Raises OutputError when it cannot be read or written, or is damaged before its last line.
-    """
+    """Opens (or begins) a journal and reads back what it holds. Raises OutputError as `CheckedLines` does."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self.documents: dict[str, DocumentRecord] = {}
         self.segments: dict[tuple[str, int], SegmentRecord] = {}
-        try:
-            data = path.read_bytes() if path.exists() else b""
-            whole = self._load(data)
-            self._file = path.open("ab", buffering=0)
-            if whole < len(data):
-                self._file.truncate(whole)
-        except OSError as error:
-            raise OutputError(f"cannot open {path}: {error.strerror}") from error
+        self._lines = CheckedLines(path, self._load)
 
     def add(self, record: Record) -> None:
         """Append one record; when this returns it survives the death of the process."""
-        text = json.dumps(encode(record), separators=(",", ":"), allow_nan=False).encode()
-        try:
-            line = memoryview(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
-            # unbuffered, so that nothing is left to be written when the file is closed; a write may be short
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self._path}: {error.strerror}; repair that and run again with --resume"
-            ) from error
+        self._lines.add(encode(record))
         self._accept(record)
 
     def scored(self, document: str) -> list[SegmentRecord]:
@@ -54,7 +27,7 @@ class Journal:
         return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def __enter__(self) -> Self:
         return self
@@ -64,28 +37,8 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _load(self, data: bytes) -> int:
-        """Take every record; returns the length of the whole lines."""
-        position = 0
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
-            end = position + len(line)
-            digest, _, text = line.rstrip(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or digest.decode("ascii", "replace") != xxhash.xxh3_64_hexdigest(text):
-                if end == len(data):
-                    break
-                raise OutputError(
-                    f"{self._path} line {number} is damaged (its checksum does not match); restore the folder from a "
-                    "copy or begin a new job in another folder"
-                )
-            try:
-                self._accept(decode(json.loads(text)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise OutputError(
-                    f"{self._path} line {number} was written by another version of longmem ({error}); finish the job "
-                    "with that version or begin a new one"
-                ) from error
-            position = end
-        return position
+    def _load(self, values: Any) -> None:
+        self._accept(decode(values))
 
     def _accept(self, record: Record) -> None:
         if isinstance(record, DocumentRecord):
