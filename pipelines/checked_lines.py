@@ -1,7 +1,7 @@
 """A file of JSON values, one per line, that grows and survives the death of its process.
 
-Each line is `<xxh3-64 of the JSON> <JSON>`. A process that dies while it writes leaves at most one torn line at the end,
-which is cut off at the next start; a bad line anywhere else is damage.
+Each line is `<xxh3-64 of the JSON> <JSON>`. A process that dies while it writes leaves at most one torn line at the
+end, which is cut off at the next start; a bad line anywhere else is damage.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Suffix identification: which of several texts follows a context. Files of such examples, in three layouts.
 
-    .jsonl   {"prefix": …, "candidates": […], "label": 3}    one example per line; optional `id` and `book`
-    .jsonl   {"ctx": …, "pos": …, "negs": […]}               one example per line; optional `id` and `book`
-    .json    {split: {work: [{"ctx": …, "pos": …, "negs": […]}, …]}}    ChapterBreak (Sun et al., NAACL 2022)
+.jsonl   {"prefix": …, "candidates": […], "label": 3}    one example per line; optional `id` and `book`
+.jsonl   {"ctx": …, "pos": …, "negs": […]}               one example per line; optional `id` and `book`
+.json    {split: {work: [{"ctx": …, "pos": …, "negs": […]}, …]}}    ChapterBreak (Sun et al., NAACL 2022)
 """
 
 import json
@@ -86,12 +86,11 @@ def _parse(text: str, where: str) -> Any:
 def _example(values: Any, where: str, default_id: str, work: str | None = None) -> SuffixExample:
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be an object, got {type(values).__name__}; {LAYOUTS}")
+    context, candidates, label = (values.get(name) for name in ("prefix", "candidates", "label"))
     if "ctx" in values:
         negatives = values.get("negs")
         candidates = [values.get("pos"), *(negatives if isinstance(negatives, list) else [None])]
         context, label = values["ctx"], 0
-    else:
-        context, candidates, label = values.get("prefix"), values.get("candidates"), values.get("label")
     if not isinstance(candidates, list) or len(candidates) < 2:
         raise ConfigError(f"{where} needs a list of at least two candidates; {LAYOUTS}")
     for name, text in (("context", context), *((f"candidate {i}", text) for i, text in enumerate(candidates))):

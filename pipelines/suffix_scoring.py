@@ -1,8 +1,8 @@
 """One example at every context length: what its candidates cost with memory, without it, and under the backbone alone.
 
-    memory (context_tokens − local)    local context          candidate
-    ──────────────────────────────────┤ the same for all six ├── at most suffix_tokens ──┤
-                                       └──────────── one segment ────────────────────────┘
+memory (context_tokens − local)    local context          candidate
+──────────────────────────────────┤ the same for all six ├── at most suffix_tokens ──┤
+                                   └──────────── one segment ────────────────────────┘
 """
 
 from collections.abc import Callable, Sequence

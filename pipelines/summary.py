@@ -52,7 +52,7 @@ def summarise(
         },
         "settings": model.settings,
         "executor": executor,
-        "versions": {"python": f"{python_version()} ({machine()})", **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
         "counts": {
             "documents": len(scored),
             "failed_documents": len(documents) - len(scored),
@@ -74,6 +74,11 @@ def summarise(
             if record.status != "scored"
         ],
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide a result."""
+    return {"python": f"{python_version()} ({machine()})", **{name: version(name) for name in LIBRARIES}}
 
 
 def copies(summary: dict[str, Any]) -> bool:
