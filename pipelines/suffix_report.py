@@ -32,21 +32,19 @@ DASHES: dict[str, Any] = {"memory": "-", "no_memory": (0, (4, 1.5)), "backbone":
 def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Accuracy by context length, and where everything is."""
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("context tokens", *TITLES.values(), "memory less none", "nats per token less none"):
+    for title in ("context", *TITLES.values(), "points of memory (95%)"):
         table.add_column(title, justify="right")
     for row in summary["lengths"]:
         table.add_row(
             f"{row['context_tokens']:,}",
-            *(_share(row[way]["accuracy"]) for way in TITLES),
+            *(f"{row[way]['accuracy']['value']:.1%}" for way in TITLES),
             points(row["accuracy_gain"]),
-            nats(row["nll_gain"]),
         )
     console.print(table)
     counts = summary["counts"]
     console.print(
-        f"  accuracy of {counts['examples']:,} examples with 95% intervals; chance {summary['chance']:.1%}; "
-        f"{summary['wall_s']:.1f} s"
-        + (f", {counts['resumed_examples']:,} from before" * bool(counts["resumed_examples"]))
+        f"  {counts['examples']:,} examples ({counts['resumed_examples']:,} scored before), chance "
+        f"{summary['chance']:.1%}, {summary['wall_s']:.1f} s"
     )
     console.print(f"  report: {escape(str(out / REPORT_NAME))}", soft_wrap=True)
 
@@ -100,9 +98,8 @@ def _verdict(summary: dict[str, Any]) -> str:
     last = summary["lengths"][-1]
     gain = last["accuracy_gain"]
     given = f"With {last['context_tokens']:,} tokens of context"
-    accuracy = (
-        f"{last['memory']['accuracy']['value']:.1%} with memory, {last['no_memory']['accuracy']['value']:.1%} without"
-    )
+    with_memory, without = (last[way]["accuracy"]["value"] for way in ("memory", "no_memory"))
+    accuracy = f"{with_memory:.1%} with memory, {without:.1%} without"
     if gain["low"] is None:
         return f"{given}: {accuracy}, measured on a single example: too little for an interval."
     if gain["low"] <= 0 <= gain["high"]:
@@ -117,8 +114,8 @@ def _draw_accuracy(lengths: list[dict[str, Any]], chance: float, axes: Axes) -> 
         values = [100 * figure["value"] for figure in figures]
         axes.plot(places, values, color=colour, linestyle=DASHES[way], marker="o", markersize=3.5)
         if all(figure["low"] is not None for figure in figures) and way != "backbone":
-            bounds = ([100 * figure[bound] for figure in figures] for bound in ("low", "high"))
-            axes.fill_between(places, *bounds, color=colour, alpha=0.15, linewidth=0)
+            low, high = ([100 * figure[bound] for figure in figures] for bound in ("low", "high"))
+            axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(100 * chance, color=INK, linewidth=0.9)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(places))

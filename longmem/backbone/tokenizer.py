@@ -53,6 +53,15 @@ class Tokenizer:
         start = [] if self.start_token is None else [self.start_token]
         return np.asarray(start + ids, dtype=np.int32)
 
+    def encode(self, text: str, start: bool | None = None) -> list[int]:
+        """Tokens of a text as the tokenizer itself gives them: with its special tokens, where it adds any, or with or
+        without them as `start` says. A text that spells the start token itself gets no second one."""
+        spelled = None if self.start_token is None else self._tokenizer.decode([self.start_token])
+        if start is None and spelled and text.startswith(str(spelled)):
+            start = False
+        given = {} if start is None else {"add_special_tokens": start}
+        return [int(token) for token in self._tokenizer(text, verbose=False, **given)["input_ids"]]
+
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
