@@ -128,9 +128,13 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
     for row, item in enumerate(items):
         tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
     config, backbone = model.config, model.backbone
-    encoded = backbone.forward(tokens, model.sidenet.memory_layer, config.layer_reduction)
-    keys = encoded.keys.to(TORCH_DTYPES[config.kv_dtype])
-    read = model.sidenet(SideNetInput(tokens, encoded.taps, keys, views), model.search)
+    # the backbone reads no memory: what is scored with several views passes it once
+    different, row_of = torch.unique(tokens, dim=0, return_inverse=True)
+    encoded = backbone.forward(different, model.sidenet.memory_layer, config.layer_reduction)
+    row_of = row_of.to(backbone.device)
+    keys = encoded.keys.to(TORCH_DTYPES[config.kv_dtype])[row_of]
+    alone = encoded.hidden[row_of]
+    read = model.sidenet(SideNetInput(tokens, encoded.taps[:, row_of], keys, views), model.search)
     scores = []
     for row, item in enumerate(items):
         # the position before each target predicts it
@@ -141,7 +145,7 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
             ItemScore(
                 item.name,
                 _target_scores(model, item, read.hidden[row, rows], targets, copies and copies.rows(rows)),
-                _target_scores(model, item, encoded.hidden[row, rows], targets, None),
+                _target_scores(model, item, alone[row, rows], targets, None),
                 _reads(reading, views[row], rows),
             )
         )
@@ -151,11 +155,11 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
 def _target_scores(
     model: LongMem, item: Item, hidden: Tensor, targets: Int[Tensor, " targets"], copies: Copies | None
 ) -> TargetScores:
-    logprobs = model.backbone.target_logprobs(hidden, targets)
+    logits = model.backbone.logits(hidden)
+    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(dim=1)
     if copies is not None:
         logprobs = copies.mix_targets(logprobs, targets)
     require_finite(logprobs, f"item {item.name}: log-probabilities", "check the model's weights")
-    logits = model.backbone.logits(hidden)
     chosen = (logits if copies is None else copies.mix_logits(logits)).argmax(dim=1)
     return TargetScores(to_array(logprobs), to_array(chosen == targets))
 

@@ -5,7 +5,6 @@ memory (context_tokens − local)    local context          candidate
                                    └──────────── one segment ────────────────────────┘
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,7 @@ from jaxtyping import Int32
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.context import ContextMemory
 from longmem.errors import ConfigError
-from longmem.items import Item, ItemScore, score_items
-from longmem.memory.view import MemoryView
+from longmem.items import Item, score_items
 from longmem.model import LongMem
 from pipelines.suffix_data import SuffixExample
 
@@ -82,45 +80,40 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
     memory = ContextMemory(model, context[: len(context) - room] if len(context) > room else context[:0])
     # a context that is no longer than what is read begins with its start token
     num_text = len(context) - (model.tokenizer.start_token is not None)
-    scored: list[SuffixScore] = []
-    alone: dict[int, list[ItemScore]] = {}
-    for context_tokens in lengths.context_tokens:
-        num_read = len(context) if num_text <= context_tokens else context_tokens
-        local = min(num_read, room)
-        view = memory.view(num_read - local)
-        items = [
-            Item(f"{example.id} candidate {index}", np.concatenate([context[-local:], tokens]), local)
-            for index, tokens in enumerate(candidates)
-        ]
-        if local not in alone:
-            alone[local] = score_items(model, items, [None] * len(items))
-        read = alone[local] if view is None else score_items(model, items, [view] * len(items))
-        scored.append(
-            SuffixScore(
-                example=example.id,
-                work=example.work,
-                label=example.label,
-                context_tokens=context_tokens,
-                local_tokens=local,
-                memory_tokens=_num_tokens(view),
-                suffix_tokens=[len(tokens) for tokens in candidates],
-                nll_memory=_nats(read, lambda score: score.longmem.total),
-                nll_no_memory=_nats(alone[local], lambda score: score.longmem.total),
-                nll_backbone=_nats(alone[local], lambda score: score.backbone.total),
-            )
+    read = [len(context) if num_text <= asked else asked for asked in lengths.context_tokens]
+    local = [min(num_read, room) for num_read in read]
+    views = [memory.view(num_read - num_local) for num_read, num_local in zip(read, local, strict=True)]
+    ways = {(num_local, None): None for num_local in local} | {
+        (num_local, index): view
+        for index, (num_local, view) in enumerate(zip(local, views, strict=True))
+        if view is not None
+    }
+    # candidate by candidate, so that the backbone reads each once for all its views
+    items = [
+        Item(f"{example.id} candidate {index}", np.concatenate([context[-num_local:], tokens]), num_local)
+        for index, tokens in enumerate(candidates)
+        for num_local, _ in ways
+    ]
+    scores = score_items(model, items, [*ways.values()] * len(candidates))
+    scores_of = {way: scores[place :: len(ways)] for place, way in enumerate(ways)}
+    return [
+        SuffixScore(
+            example=example.id,
+            work=example.work,
+            label=example.label,
+            context_tokens=context_tokens,
+            local_tokens=local[index],
+            memory_tokens=0 if (view := views[index]) is None else view.num_tokens,
+            suffix_tokens=[len(tokens) for tokens in candidates],
+            nll_memory=[-each.longmem.total for each in scores_of[local[index], None if view is None else index]],
+            nll_no_memory=[-each.longmem.total for each in scores_of[local[index], None]],
+            nll_backbone=[-each.backbone.total for each in scores_of[local[index], None]],
         )
-    return scored
+        for index, context_tokens in enumerate(lengths.context_tokens)
+    ]
 
 
 def plain(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, " tokens"]:
     """The tokens of a text that goes on from another one: no start token."""
     tokens = tokenizer.sequence(text)
     return tokens if tokenizer.start_token is None else tokens[1:]
-
-
-def _num_tokens(view: MemoryView | None) -> int:
-    return 0 if view is None else view.num_tokens
-
-
-def _nats(scores: Sequence[ItemScore], total: Callable[[ItemScore], float]) -> list[float]:
-    return [-total(score) for score in scores]

@@ -3,7 +3,8 @@
 import lm_eval
 from longmem.evaluation import local_task, task_manager
 
-lm_eval.simple_evaluate("longmem", tasks=[local_task("longmem_perplexity", "books.jsonl")], task_manager=task_manager())
+task = local_task("longmem_perplexity", "books.jsonl")
+lm_eval.simple_evaluate("longmem", tasks=[task], task_manager=task_manager())
 """
 
 from longmem.evaluation.harness import HarnessModel

@@ -183,12 +183,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         sampled, temperature = arguments.pop("do_sample"), arguments.pop("temperature", 1.0)
         sampling = Sampling(
             temperature=temperature if sampled else 0.0,
-            top_p=arguments.pop("top_p", 1.0) if sampled else 1.0,
+            top_p=arguments.pop("top_p", 1.0),
             seed=arguments.pop("seed", 0),
         )
-        if unknown := sorted(name for name in arguments if sampled or name != "top_p"):
+        if arguments:
             raise ConfigError(
-                f"generation knows until, max_gen_toks, do_sample, temperature, top_p and seed; got also {unknown}"
+                f"generation knows until, max_gen_toks, do_sample, temperature, top_p and seed; got {sorted(arguments)}"
             )
         tokens = self.tok_encode(context) or [self.prefix_token_id]
         feed = Decoder(self.model, self._document).feed
