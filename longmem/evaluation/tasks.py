@@ -3,16 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lm_eval.tasks import TaskManager
+import yaml
 
 from longmem.errors import ConfigError
 
 TASK_FILES = Path(__file__).parent / "task_files"
-
-
-def task_manager(*folders: str | Path, include_defaults: bool = False) -> TaskManager:
-    """Finds our tasks, those in `folders`, and the harness's own where they are asked for (that takes seconds)."""
-    return TaskManager(include_path=[str(TASK_FILES), *map(str, folders)], include_defaults=include_defaults)
 
 
 def local_task(name: str, path: str | Path) -> dict[str, Any]:
@@ -28,4 +23,5 @@ def local_task(name: str, path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"there is no task {name!r}; known are {', '.join(known)}")
     if not Path(path).is_file():
         raise ConfigError(f"data of {name} not found: {path} (expected a .jsonl file)")
-    return {"task": name, "dataset_kwargs": {"data_files": {"test": str(Path(path).absolute())}}}
+    task: dict[str, Any] = yaml.safe_load((TASK_FILES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return task | {"dataset_kwargs": {"data_files": {"test": str(Path(path).absolute())}}}

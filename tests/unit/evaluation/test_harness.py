@@ -15,11 +15,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
-from longmem.config import PAPER_FORM
 from longmem.errors import ConfigError, DocumentError, FingerprintError
-from longmem.evaluation import HarnessModel, local_task, task_manager
-from longmem.generation import generate
+from longmem.evaluation import HarnessModel, local_task
+from longmem.generation import Decoder, Sampling, decode
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
 from longmem.scoring import score_sequence
@@ -119,14 +119,16 @@ def test_loglikelihood_reads_what_lies_before_the_segment(make: Make) -> None:
 
 
 def test_long_continuations_are_scored_once_each(make: Make) -> None:
-    """With a memory that is off, piece by piece is the sum over windows of the plain chain rule."""
+    """The chain rule: piece by piece, each with all before it as its context."""
     model = make()
-    whole = asked(model, "loglikelihood", [("Call", LONG)])[0][0]
-    parts, context = 0.0, "Call"
-    for first in range(0, len(LONG), SEGMENT_TOKENS):
-        parts += asked(model, "loglikelihood", [(context, LONG[first : first + SEGMENT_TOKENS])])[0][0]
-        context += LONG[first : first + SEGMENT_TOKENS]
-    assert whole == pytest.approx(parts, abs=TOLERANCE)
+    context, targets = model.tok_encode("Call"), model.tok_encode(LONG, False)
+    ((whole, _),) = model._loglikelihood_tokens([(None, context, targets)], True)
+    pieces = [
+        (None, context + targets[:first], targets[first : first + SEGMENT_TOKENS])
+        for first in range(0, len(targets), SEGMENT_TOKENS)
+    ]
+    assert len(pieces) == 4
+    assert whole == pytest.approx(sum(total for total, _ in model._loglikelihood_tokens(pieces, True)), abs=TOLERANCE)
 
 
 def test_batches_and_order_change_nothing(make: Make) -> None:
@@ -158,10 +160,11 @@ def test_requests_follow_the_document(make: Make, store: str) -> None:
         expected = score_sequence(model.model, tokens, memory).logprobs.sum()
         assert asked(model, "loglikelihood", [("", text)])[0][0] == pytest.approx(expected, abs=TOLERANCE)
         assert asked(model, "loglikelihood_rolling", [(text,)])[0] == pytest.approx(expected, abs=TOLERANCE)
-        generated = asked(model, "generate_until", [("", {"until": [], "max_gen_toks": 5, "do_sample": False})])
-        start = np.asarray([model.prefix_token_id])
-        assert len(start) == 1
-        assert generated[0] != asked(make(), "generate_until", [("", {"max_gen_toks": 5})])[0]
+        prompt = "Call me"
+        generated = asked(model, "generate_until", [(prompt, {"until": [], "max_gen_toks": 8})])
+        tokens_of_prompt = model.tok_encode(prompt)
+        feed = Decoder(model.model, memory).feed
+        assert generated == [decode(feed, tokens_of_prompt, model.model.tokenizer, 8, Sampling())]
         # a context that does not fit follows the document too
         long = asked(model, "loglikelihood", [(LONG, " I thought")])[0][0]
         assert abs(long - asked(make(), "loglikelihood", [(LONG, " I thought")])[0][0]) > 1e-4
@@ -171,7 +174,7 @@ def test_requests_follow_the_document(make: Make, store: str) -> None:
 def test_a_long_context_after_a_document_is_what_score_reads(make: Make, store: str) -> None:
     """Where the context ends with a whole segment, the harness's pieces are the segments of `score`."""
     model = make(store=store, document="book", memory_tokens=256)
-    tokens = model.tokenizer_tokens = model.tok_encode(LONG[: 2 * SEGMENT_TOKENS + 1], False)
+    tokens = model.tok_encode(LONG[: 2 * SEGMENT_TOKENS + 1], False)
     with MemoryStore.open(store) as opened:
         memory = opened.document("book").as_read_only()
         expected = score_sequence(model.model, np.asarray(tokens, dtype=np.int32), memory).segments
@@ -219,7 +222,7 @@ def test_simple_evaluate_on_local_files(
         "longmem",
         model_args={"pretrained": str(folder), "memory": memory},
         tasks=[local_task("longmem_perplexity", texts), local_task("longmem_suffix", suffix_file)],
-        task_manager=task_manager(),
+        task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
     )
     model = HarnessModel(str(folder), memory=memory)
@@ -272,8 +275,3 @@ def test_bad_requests(make: Make, tmp_path: Path) -> None:
         local_task("other", tmp_path)
     with pytest.raises(ConfigError, match="data of longmem_suffix not found"):
         local_task("longmem_suffix", tmp_path / "none.jsonl")
-
-
-def test_paper_form_is_what_the_model_reads() -> None:
-    assert PAPER_FORM
-    assert generate
