@@ -22,8 +22,10 @@ from longmem.evaluation import HarnessModel, local_task
 from longmem.generation import Decoder, Sampling, decode
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
+from longmem.model_source import REFERENCE_MODEL
 from longmem.scoring import score_sequence
 from longmem.testing import small_longmem
+from longmem.text.language_reference import language_reference
 
 SEGMENT_TOKENS = 32
 LONG = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse"
@@ -95,6 +97,21 @@ def test_rolling_is_that_of_the_plain_model(make: Make, plain: HFLM) -> None:
 def test_generation_is_that_of_the_plain_model(make: Make, plain: HFLM, until: list[str]) -> None:
     arguments = [(text, {"until": until, "max_gen_toks": 12, "do_sample": False}) for text in ("Call me", LONG)]
     assert asked(make(memory="off"), "generate_until", arguments) == asked(plain, "generate_until", arguments)
+
+
+@pytest.mark.slow
+def test_the_reference_model_is_its_backbone_without_memory() -> None:
+    text = language_reference().text
+    pairs = [(text[:700], text[700:760]), ("", text[1000:1200]), (text[:9000], text[9000:9100])]
+    texts = [(text[:800],), (text[2000:9000],)]
+    model = HarnessModel(memory="off")
+    size = model.model.config.segment_tokens
+    plain = HFLM(str(REFERENCE_MODEL / "backbone"), device="cpu", dtype="float32", max_length=size)
+    ours, theirs = (asked(each, "loglikelihood", pairs) for each in (model, plain))
+    np.testing.assert_allclose([each[0] for each in ours], [each[0] for each in theirs], atol=1e-2)
+    assert [each[1] for each in ours] == [each[1] for each in theirs]
+    ours, theirs = (asked(each, "loglikelihood_rolling", texts) for each in (model, plain))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 # --- with memory: LongMem's own numbers ------------------------------------------------------------------------------
@@ -216,6 +233,7 @@ def test_simple_evaluate_on_local_files(
     folder: Path, suffix_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it went to the network"))
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in (LONG, "Call me Ishmael")))
     results = lm_eval.simple_evaluate(
