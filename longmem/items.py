@@ -155,11 +155,11 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
 def _target_scores(
     model: LongMem, item: Item, hidden: Tensor, targets: Int[Tensor, " targets"], copies: Copies | None
 ) -> TargetScores:
-    logits = model.backbone.logits(hidden)
-    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+    logprobs = model.backbone.target_logprobs(hidden, targets)
     if copies is not None:
         logprobs = copies.mix_targets(logprobs, targets)
     require_finite(logprobs, f"item {item.name}: log-probabilities", "check the model's weights")
+    logits = model.backbone.logits(hidden)
     chosen = (logits if copies is None else copies.mix_logits(logits)).argmax(dim=1)
     return TargetScores(to_array(logprobs), to_array(chosen == targets))
 

@@ -5,7 +5,6 @@ file ─► examples ─► scores of each, at every context length ─► journ
 
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,15 @@ import xxhash
 from rich.console import Console
 from rich.progress import track
 
-import longmem
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription, ModelSource, describe
-from pipelines.checked_lines import CheckedLines
 from pipelines.job_folder import JobFolder
+from pipelines.journal import AbstractJournal
 from pipelines.suffix_data import SuffixExample, read_examples
 from pipelines.suffix_figures import WAYS, chance, figures_by_length, is_correct
 from pipelines.suffix_report import write_suffix_report
 from pipelines.suffix_scoring import SuffixLengths, SuffixScore, score_example
-from pipelines.summary import versions
+from pipelines.summary import about
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -64,6 +62,23 @@ class SuffixJob:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
+class SuffixJournal(AbstractJournal[list[SuffixScore]]):
+    """One line for each example, with its scores at all context lengths."""
+
+    def __init__(self, path: Path) -> None:
+        self.scores: dict[str, list[SuffixScore]] = {}
+        super().__init__(path)
+
+    def _encode(self, record: list[SuffixScore]) -> dict[str, Any]:
+        return {"scores": [asdict(each) for each in record]}
+
+    def _decode(self, values: dict[str, Any]) -> list[SuffixScore]:
+        return [SuffixScore(**each) for each in values["scores"]]
+
+    def _accept(self, record: list[SuffixScore]) -> None:
+        self.scores[record[0].example] = record
+
+
 def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
     """Run (or resume) a job in this process; returns its summary.
 
@@ -76,23 +91,12 @@ def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
         job.lengths.local_tokens(model.config.segment_tokens)
         description = describe(model)
         folder.claim(_identity(job, examples, description))
-        scores: dict[str, list[SuffixScore]] = {}
-
-        def accept(values: list[dict[str, Any]]) -> None:
-            scored = [SuffixScore(**each) for each in values]
-            scores.setdefault(scored[0].example, scored)
-
-        journal = CheckedLines(job.out / "journal.jsonl", accept)
-        num_resumed, start = len(scores), time.perf_counter()
-        try:
-            left = [example for example in examples if example.id not in scores]
+        with SuffixJournal(job.out / "journal.jsonl") as journal:
+            num_resumed, start = len(journal.scores), time.perf_counter()
+            left = [example for example in examples if example.id not in journal.scores]
             for example in track(left, "examples", console=console):
-                scored = score_example(model, example, job.lengths)
-                journal.add([asdict(each) for each in scored])
-                scores[example.id] = scored
-        finally:
-            journal.close()
-        flat = [score for example in examples for score in scores[example.id]]
+                journal.add(score_example(model, example, job.lengths))
+        flat = [score for example in examples for score in journal.scores[example.id]]
         summary = _summary(job, flat, description, num_resumed, time.perf_counter() - start)
         folder.write_table("items.parquet", items_table(flat))
         write_suffix_report(job.out, summary)
@@ -124,22 +128,10 @@ def _summary(
 ) -> dict[str, Any]:
     num_examples = len({score.example for score in scores})
     return {
-        "longmem_version": longmem.__version__,
-        "command": job.command,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **about(job.command, model, {"address": "none", "threads": job.threads}, bool(num_resumed)),
         "input": job.input.name,
         "split": job.split,
-        "model": {
-            "name": model.name,
-            "family": model.family,
-            "trained": model.trained,
-            "num_parameters": model.num_parameters,
-            "fingerprint": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        },
-        "settings": model.settings,
         "suffix_tokens": job.lengths.suffix_tokens,
-        "threads": job.threads,
-        "versions": versions(),
         "counts": {
             "examples": num_examples,
             "works": len({score.work for score in scores}),

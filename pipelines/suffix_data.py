@@ -93,7 +93,8 @@ def _example(values: Any, where: str, default_id: str, work: str | None = None) 
         context, label = values["ctx"], 0
     if not isinstance(candidates, list) or len(candidates) < 2:
         raise ConfigError(f"{where} needs a list of at least two candidates; {LAYOUTS}")
-    for name, text in (("context", context), *((f"candidate {i}", text) for i, text in enumerate(candidates))):
+    texts = {"context": context, **{f"candidate {index}": text for index, text in enumerate(candidates)}}
+    for name, text in texts.items():
         if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
             raise ConfigError(f"{where}: {name} must be a text that is not empty, got {text!r:.40}; {LAYOUTS}")
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(candidates):
@@ -101,7 +102,7 @@ def _example(values: Any, where: str, default_id: str, work: str | None = None) 
     return SuffixExample(
         id=str(values.get("id", default_id)),
         work=str(work or values.get("book", "")),
-        context=context,
+        context=str(context),
         candidates=tuple(candidates),
         label=label,
     )

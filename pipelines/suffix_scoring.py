@@ -83,11 +83,9 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
     read = [len(context) if num_text <= asked else asked for asked in lengths.context_tokens]
     local = [min(num_read, room) for num_read in read]
     views = [memory.view(num_read - num_local) for num_read, num_local in zip(read, local, strict=True)]
-    ways = {(num_local, None): None for num_local in local} | {
-        (num_local, index): view
-        for index, (num_local, view) in enumerate(zip(local, views, strict=True))
-        if view is not None
-    }
+    # what to score, by local context and place of the view among the lengths, -1 for none
+    place = [-1 if view is None else index for index, view in enumerate(views)]
+    ways = dict(zip(zip(local, place, strict=True), views, strict=True)) | {(each, -1): None for each in local}
     # candidate by candidate, so that the backbone reads each once for all its views
     items = [
         Item(f"{example.id} candidate {index}", np.concatenate([context[-num_local:], tokens]), num_local)
@@ -95,7 +93,7 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
         for num_local, _ in ways
     ]
     scores = score_items(model, items, [*ways.values()] * len(candidates))
-    scores_of = {way: scores[place :: len(ways)] for place, way in enumerate(ways)}
+    scores_of = {way: scores[first :: len(ways)] for first, way in enumerate(ways)}
     return [
         SuffixScore(
             example=example.id,
@@ -105,9 +103,9 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
             local_tokens=local[index],
             memory_tokens=0 if (view := views[index]) is None else view.num_tokens,
             suffix_tokens=[len(tokens) for tokens in candidates],
-            nll_memory=[-each.longmem.total for each in scores_of[local[index], None if view is None else index]],
-            nll_no_memory=[-each.longmem.total for each in scores_of[local[index], None]],
-            nll_backbone=[-each.backbone.total for each in scores_of[local[index], None]],
+            nll_memory=[-each.longmem.total for each in scores_of[local[index], place[index]]],
+            nll_no_memory=[-each.longmem.total for each in scores_of[local[index], -1]],
+            nll_backbone=[-each.backbone.total for each in scores_of[local[index], -1]],
         )
         for index, context_tokens in enumerate(lengths.context_tokens)
     ]

@@ -38,21 +38,7 @@ def summarise(
     num_tokens = sum(record.num_tokens for record in segments)
     figures = asdict(compute_perplexities(nats, num_words, num_bytes)) if num_tokens else None
     return {
-        "longmem_version": longmem.__version__,
-        "command": command,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "resumed": resumed,
-        "model": {
-            "name": model.name,
-            "family": model.family,
-            "trained": model.trained,
-            "num_parameters": model.num_parameters,
-            "memory_layer": model.settings["memory_layer"],
-            "fingerprint": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        },
-        "settings": model.settings,
-        "executor": executor,
-        "versions": versions(),
+        **about(command, model, executor, resumed),
         "counts": {
             "documents": len(scored),
             "failed_documents": len(documents) - len(scored),
@@ -76,9 +62,25 @@ def summarise(
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide a result."""
-    return {"python": f"{python_version()} ({machine()})", **{name: version(name) for name in LIBRARIES}}
+def about(command: str, model: ModelDescription, executor: dict[str, Any], resumed: bool) -> dict[str, Any]:
+    """What made a result: command, model, settings, where it ran, and every version."""
+    return {
+        "longmem_version": longmem.__version__,
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed": resumed,
+        "model": {
+            "name": model.name,
+            "family": model.family,
+            "trained": model.trained,
+            "num_parameters": model.num_parameters,
+            "memory_layer": model.settings["memory_layer"],
+            "fingerprint": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        },
+        "settings": model.settings,
+        "executor": executor,
+        "versions": {"python": f"{python_version()} ({machine()})", **{name: version(name) for name in LIBRARIES}},
+    }
 
 
 def copies(summary: dict[str, Any]) -> bool:
