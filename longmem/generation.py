@@ -5,6 +5,7 @@ segment is full its block joins the memory (of this call only) and the local con
 log-probabilities of generated tokens are those that `score` would give them.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float32, Int32
 from torch import Tensor
 
+from longmem.backbone.tokenizer import Tokenizer
 from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import ConfigError, DocumentError
 from longmem.memory.handle import DocumentMemory
@@ -103,6 +105,23 @@ class Decoder:
         self._start_segment()
 
 
+class BackboneDecoder:
+    """The backbone alone, which holds everything that it was fed in one context."""
+
+    def __init__(self, model: LongMem) -> None:
+        self._model = model
+        self._cache: Any = model.backbone.new_cache()
+
+    @torch.no_grad()
+    def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+        """Read one or more tokens; returns the logits of the token after them."""
+        model = self._model
+        output = model.backbone.forward(
+            torch.tensor([tokens]), model.sidenet.memory_layer, model.config.layer_reduction, self._cache
+        )
+        return model.backbone.logits(output.hidden[0, -1:])[0]
+
+
 def generate(
     model: LongMem,
     prompt: str,
@@ -116,22 +135,38 @@ def generate(
     Stops after `max_new_tokens`, or before that at the tokenizer's end token. Raises ConfigError, DocumentError (an
     empty prompt), FingerprintError (a store of another model).
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if memory is not None:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
-    sampling = sampling or Sampling()
-    random = torch.Generator().manual_seed(sampling.seed)
-    decoder = Decoder(model, memory)
     tokens = model.tokenizer.sequence(prompt).tolist()
+    return decode(Decoder(model, memory).feed, tokens, model.tokenizer, max_new_tokens, sampling or Sampling())
+
+
+def decode(
+    feed: Callable[[list[int]], Float32[Tensor, " vocabulary"]],
+    tokens: list[int],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    sampling: Sampling,
+    until: Sequence[str] = (),
+) -> str:
+    """Feed a decoder tokens, then what it chooses. The text ends before the first of the `until` strings that it comes
+    to, before the end token, or after `max_new_tokens`. Raises ConfigError."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    random = torch.Generator().manual_seed(sampling.seed)
     new: list[int] = []
+    text = ""
     while len(new) < max_new_tokens:
-        token = choose(decoder.feed(tokens), sampling, random)
-        if token == model.tokenizer.end_token:
+        token = choose(feed(tokens), sampling, random)
+        if token == tokenizer.end_token:
             break
         new.append(token)
         tokens = [token]
-    return model.tokenizer.decode(new)
+        # as a whole: a character may take several tokens
+        text = tokenizer.decode(new)
+        if ends := [place for stop in until if (place := text.find(stop)) >= 0]:
+            return text[: min(ends)]
+    return text
 
 
 def complete(

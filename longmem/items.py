@@ -135,10 +135,15 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
     for row, item in enumerate(items):
         tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
     config, backbone = model.config, model.backbone
-    encoded = backbone.forward(tokens, model.sidenet.memory_layer, config.layer_reduction)
-    # not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which depends
-    # on the batch, into a difference of 1e-4 nats
-    read = model.sidenet(SideNetInput(tokens, encoded.taps, encoded.keys, views), model.search)
+    # the backbone reads no memory: what is scored with several views passes it once
+    different, row_of = torch.unique(tokens, dim=0, return_inverse=True)
+    encoded = backbone.forward(different, model.sidenet.memory_layer, config.layer_reduction)
+    row_of = row_of.to(backbone.device)
+    # keys are not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which
+    # depends on the batch, into a difference of 1e-4 nats
+    given = SideNetInput(tokens, encoded.taps[:, row_of], encoded.keys[row_of], views)
+    alone = encoded.hidden[row_of]
+    read = model.sidenet(given, model.search)
     scores = []
     for row, item in enumerate(items):
         # the position before each target predicts it
@@ -149,7 +154,7 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
             ItemScore(
                 item.name,
                 _target_scores(model, item, read.hidden[row, rows], targets, copies and copies.rows(rows)),
-                _target_scores(model, item, encoded.hidden[row, rows], targets, None),
+                _target_scores(model, item, alone[row, rows], targets, None),
                 _reads(reading, views[row], rows),
             )
         )

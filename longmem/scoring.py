@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from longmem.memory.handle import DocumentMemory
 from longmem.memory.store import check_fingerprint
@@ -46,7 +46,14 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
     Raises DocumentError (no tokens), FingerprintError (another model's store), ConflictError (another text),
     NumericError, StoreError.
     """
-    sequence = model.tokenizer.sequence(text)
+    scores = score_sequence(model, model.tokenizer.sequence(text), memory)
+    return replace(scores, num_unscored_tokens=int(model.tokenizer.start_token is None))
+
+
+def score_sequence(
+    model: LongMem, sequence: Int32[np.ndarray, " tokens"], memory: DocumentMemory | None = None
+) -> TextScores:
+    """The same for tokens, of which the first is only read."""
     segments = cut_segments(text_key(memory), sequence, model.config.segment_tokens)
     past: AbstractPast
     if memory is None or memory.read_only:
@@ -67,6 +74,6 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
     return TextScores(
         logprobs=np.concatenate([score.logprobs for score in scores]),
         backbone_logprobs=np.concatenate(backbone),
-        num_unscored_tokens=int(model.tokenizer.start_token is None),
+        num_unscored_tokens=0,
         segments=scores,
     )

@@ -23,6 +23,7 @@ from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
 from pipelines.service_command import app as service_app
 from pipelines.status_command import status
+from pipelines.suffix_command import suffix
 from pipelines.train_command import train
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 app.command()(perplexity)
 app.command()(icl)
+app.command()(suffix)
 app.command()(train)
 app.command()(pretrain)
 app.add_typer(memory, name="memory")

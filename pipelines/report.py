@@ -1,10 +1,6 @@
-"""report.html: what a perplexity job found, as one file that opens anywhere, without scripts or requests.
-
-The page is a Jinja template with autoescaping, since names of documents are foreign text.
-"""
+"""report.html: what a perplexity job found, as one file that opens anywhere, without scripts or requests."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from longmem.errors import OutputError
 from pipelines.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
+from pipelines.page import write_page
 from pipelines.summary import copies
 
 REPORT_NAME = "report.html"
@@ -59,23 +54,12 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
     `summary` is the content of summary.json; the tables are those of documents.parquet and segments.parquet.
     Raises OutputError when the folder cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": count,
-        "figure": figure,
-        "interval": interval,
-        "percent": signed_percent,
-        "duration": duration,
-    }
     scored = sorted({name for name, tokens in _pairs(segments, "document", "num_tokens") if tokens})
     rows = document_rows(documents, segments)
-    html = environment.get_template("report.html.j2").render(
+    return write_page(
+        folder / REPORT_NAME,
+        "report.html.j2",
+        FILTERS,
         summary=summary,
         verdict=verdict(summary),
         charts=document_charts(scored[:MAX_CHARTS], segments),
@@ -87,15 +71,6 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
         reading=reading(segments),
         distances=distance_chart(segments),
     )
-    path = folder / REPORT_NAME
-    temporary = folder / f".{REPORT_NAME}.{os.getpid()}.tmp"
-    try:
-        # a name can hold half a surrogate pair, which has no UTF-8
-        temporary.write_bytes(html.encode("utf-8", "replace"))
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; free some space or choose another --out") from error
-    return path
 
 
 def verdict(summary: dict[str, Any]) -> str:
@@ -229,3 +204,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     return f"{hours:,} h {left:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "count": count,
+    "figure": figure,
+    "interval": interval,
+    "percent": signed_percent,
+    "duration": duration,
+}
+"""How templates write numbers."""

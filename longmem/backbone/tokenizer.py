@@ -53,6 +53,16 @@ class Tokenizer:
         start = [] if self.start_token is None else [self.start_token]
         return np.asarray(start + ids, dtype=np.int32)
 
+    def encode(self, text: str, start: bool | None = None) -> list[int]:
+        """Tokens of a text as the tokenizer by itself gives them, with special tokens where it adds any; or with the
+        start token in front, or without, as `start` says. A text that spells the start token gets no second one."""
+        spelled = None if self.start_token is None else str(self._tokenizer.decode([self.start_token]))
+        bare = start is not None or (spelled is not None and text.startswith(spelled))
+        ids = [int(token) for token in self._tokenizer(text, add_special_tokens=not bare, verbose=False)["input_ids"]]
+        if start and self.start_token is not None and ids[:1] != [self.start_token]:
+            ids.insert(0, self.start_token)
+        return ids
+
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 

@@ -1,0 +1,95 @@
+"""`longmem suffix`: options become one checked job."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from longmem.errors import ConfigError
+from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes, num_cores
+from pipelines.options import (
+    ChunkTokens,
+    Dtype,
+    MemoryTokens,
+    Model,
+    Search,
+    SegmentTokens,
+    TopK,
+    model_source,
+)
+
+
+def suffix(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json.",
+        ),
+    ],
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)
+    ] = None,
+    context_tokens: Annotated[
+        str, typer.Option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
+    ] = "512,1024,2048,4096,8192",
+    suffix_tokens: Annotated[int, typer.Option(help="Of a longer candidate the first tokens are scored.")] = 128,
+    limit_examples: Annotated[
+        int | None, typer.Option(help="Score only the first N examples.", show_default=False)
+    ] = None,
+    segment_tokens: SegmentTokens = None,
+    memory_tokens: MemoryTokens = None,
+    top_k: TopK = None,
+    chunk_tokens: ChunkTokens = None,
+    threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
+    dtype: Dtype = ComputeDtype.FLOAT32,
+    search: Search = SearchEngine.TORCH,
+) -> None:
+    """Which of several texts follows a long context? Accuracy by context length, with memory and without.
+
+    **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
+    """
+    console = Console(stderr=True)
+    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    with exit_codes(console, folder):
+        # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
+        from pipelines.suffix import SuffixJob, run_suffix
+        from pipelines.suffix_report import print_suffix_result
+        from pipelines.suffix_scoring import SuffixLengths
+
+        if resume and out is None:
+            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        job = SuffixJob(
+            input=file,
+            out=folder,
+            model=model_source(
+                model,
+                dtype,
+                search,
+                segment_tokens=segment_tokens,
+                memory_tokens=memory_tokens,
+                top_k=top_k,
+                chunk_tokens=chunk_tokens,
+            ),
+            lengths=SuffixLengths(context_tokens=_lengths(context_tokens), suffix_tokens=suffix_tokens),
+            threads=num_cores() if threads is None else threads,
+            split=split,
+            limit_examples=limit_examples,
+            resume=resume,
+            command=shlex.join(["longmem", *sys.argv[1:]]),
+        )
+        print_suffix_result(Console(), run_suffix(job, console), folder)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--context-tokens must be numbers with commas between them, got {text!r}") from None

@@ -1,0 +1,98 @@
+"""A context's memory against its definition: every length encoded from scratch, and nothing of what lies before it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from longmem.context import ContextMemory, read_blocks
+from longmem.memory.opening import MemoryStore
+from longmem.memory.view import MemoryView
+from longmem.model import LongMem
+from longmem.types import DocumentKey, KVBlock, Segment
+
+SEGMENT = 32
+TOKENS = np.random.default_rng(0).integers(256, size=150).astype(np.int32)
+
+
+@pytest.fixture
+def model(small_model: Callable[..., LongMem]) -> LongMem:
+    return small_model(segment_tokens=SEGMENT, memory_tokens=128)
+
+
+def blocks_from_the_right(model: LongMem, start: int, end: int) -> list[KVBlock]:
+    """The definition: cut from the newest token backwards, encode each piece alone."""
+    pieces = []
+    while end > start:
+        first = max(start, end - SEGMENT)
+        part = TOKENS[first:end]
+        pieces.append(model.encode(Segment(DocumentKey("", ""), 0, first, part, part[1:])).block)
+        end = first
+    return pieces[::-1]
+
+
+def assert_same(view: MemoryView | None, expected: MemoryView | None) -> None:
+    assert view is not None
+    assert expected is not None
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(getattr(view, name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 31, 32, 33, 64, 100, 128])
+def test_a_view_is_its_tokens_encoded_from_the_right(
+    model: LongMem, naive_view: Callable[..., MemoryView | None], num_tokens: int
+) -> None:
+    start = len(TOKENS) - num_tokens
+    expected = naive_view(blocks_from_the_right(model, start, len(TOKENS)), start, len(TOKENS), model.key_space)
+    assert_same(ContextMemory(model, TOKENS).view(num_tokens), expected)
+
+
+def test_lengths_share_their_whole_segments(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda segment: encoded.append(segment.num_tokens) or encode(segment))
+    memory = ContextMemory(model, TOKENS)
+    for num_tokens in (10, 42, 74, 128, 96):
+        memory.view(num_tokens)
+    assert sorted(encoded) == [10, 10, 10, SEGMENT, SEGMENT, SEGMENT, SEGMENT]
+
+
+def test_a_shorter_view_knows_nothing_of_what_lies_before_it(model: LongMem) -> None:
+    changed = TOKENS.copy()
+    changed[: len(TOKENS) - 50] = 7
+    memory, other = ContextMemory(model, TOKENS), ContextMemory(model, changed)
+    memory.view(128)
+    assert_same(memory.view(50), other.view(50))
+
+
+def test_no_more_than_there_is_or_may_be(model: LongMem) -> None:
+    assert ContextMemory(model, TOKENS[:0]).view(10) is None
+    assert ContextMemory(model, TOKENS).view(0) is None
+    short, long = ContextMemory(model, TOKENS[:5]).view(10), ContextMemory(model, TOKENS).view(1000)
+    assert short is not None
+    assert long is not None
+    assert (short.num_tokens, long.num_tokens) == (5, 128)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 20, 70, 150])
+def test_a_document_comes_before_the_context(
+    model: LongMem, naive_view: Callable[..., MemoryView | None], num_tokens: int
+) -> None:
+    store = MemoryStore.open("memory://")
+    model.score("having little or no money in my purse, and nothing particular to interest me", store.document("book"))
+    document = read_blocks(store.document("book"), model.config.memory_tokens)
+    offset = document[-1].end_token
+    tokens = TOKENS[len(TOKENS) - num_tokens :]
+    own = blocks_from_the_right(model, len(TOKENS) - num_tokens, len(TOKENS))
+    placed = [replace(each, start_token=each.start_token - len(TOKENS) + num_tokens + offset) for each in own]
+    end = offset + num_tokens
+    expected = naive_view([*document, *placed], max(0, end - 128), end, model.key_space)
+    assert_same(ContextMemory(model, tokens, document).view(num_tokens), expected)
+
+
+def test_only_blocks_that_may_be_read_are_fetched(model: LongMem) -> None:
+    store = MemoryStore.open("memory://")
+    model.score("x" * 200, store.document("book"))
+    assert len(read_blocks(store.document("book"), 128)) < len(store.document("book").segments)
+    assert read_blocks(store.document("none"), 128) == []
