@@ -15,8 +15,8 @@ Lines = dict[int, list[tuple[int, float, float]]]
 """By demonstrations in context: (demonstrations in memory, mean, standard deviation over seeds)."""
 
 
-def shots_chart(name: str, task: dict[str, Any], metric: str, scoring: str) -> Chart:
-    """`task` as in summary.json."""
+def shots_chart(number: int, name: str, task: dict[str, Any], metric: str, scoring: str) -> Chart:
+    """`task` as in summary.json, and its number on the page, because its name is foreign text."""
     rows = [row for row in task["grid"] if row["metric"] == metric and row["scoring"] == scoring]
     longmem, backbone = (lines_of(rows, side) for side in ("longmem", "backbone"))
     baselines = task["baselines"]
@@ -27,7 +27,7 @@ def shots_chart(name: str, task: dict[str, Any], metric: str, scoring: str) -> C
         for shots, line in longmem.items()
     ]
     description = f"{metric.replace('_', ' ')} of {name} over demonstrations in memory. {'; '.join(said)}."
-    return Chart(name, description, svg(draw, WIDE_INCHES, f"{name}w"), svg(draw, NARROW_INCHES, f"{name}n"))
+    return Chart(name, description, svg(draw, WIDE_INCHES, f"w{number}"), svg(draw, NARROW_INCHES, f"n{number}"))
 
 
 def lines_of(rows: list[dict[str, Any]], side: str) -> Lines:
@@ -67,7 +67,9 @@ def _draw(longmem: Lines, backbone: Lines, floor: float | None, axes: Axes) -> N
         axes.errorbar(
             [-0.25], [mean * 100], [std * 100], color=WITHOUT_MEMORY, marker=marker, markersize=4.5, elinewidth=0.9
         )
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+    axes.legend(
+        frameon=False, labelcolor=INK, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(longmem)
+    )
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.xaxis.set_major_locator(FixedLocator(range(len(ticks))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{ticks[round(place)]:,}"))

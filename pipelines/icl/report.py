@@ -33,7 +33,10 @@ def write_report(folder: Path, summary: dict[str, Any]) -> Path:
     html = environment.get_template("icl_report.html.j2").render(
         summary=summary,
         verdicts={name: verdict(task) for name, task in summary["tasks"].items()},
-        charts={name: shots_chart(name, task, *headline(task)) for name, task in summary["tasks"].items()},
+        charts={
+            name: shots_chart(number, name, task, *headline(task))
+            for number, (name, task) in enumerate(summary["tasks"].items())
+        },
         headlines={name: headline(task) for name, task in summary["tasks"].items()},
     )
     path = folder / REPORT_NAME

@@ -148,6 +148,19 @@ def test_a_job_that_was_cut_off_ends_with_the_same_bytes(icl: Callable[..., Outc
     assert "holds another job" in other.stderr
 
 
+def test_foreign_text_stays_text(icl: Callable[..., Outcome], task: Path, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text(task.with_name(name).read_text().replace("red", "<i>red</i>"))
+    nasty = TASK.replace("colours", "<b>[red]x</b>").replace("Thing", "<u>Thing")
+    (tmp_path / "task.toml").write_text(nasty)
+    outcome = icl(tmp_path / "out", task=tmp_path / "task.toml")
+    assert outcome.code == 0, outcome.stderr
+    assert "<b>[red]x</b>: accuracy" in outcome.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;b&gt;[red]x" in page
+    assert not any(tag in page for tag in ("<b>", "<i>", "<u>"))
+
+
 def test_answers_can_be_generated(icl: Callable[..., Outcome], task: Path, tmp_path: Path) -> None:
     outcome = icl(tmp_path / "a", task=task.with_name("answers.toml"))
     assert outcome.code == 0, outcome.stderr
