@@ -10,7 +10,20 @@ from collections.abc import Iterator
 from longmem.synthetic.vocabulary import sentences_of, words_of
 from longmem.types import Document
 
-OWNERS = ("inn", "ship", "mill", "church", "castle", "school", "theatre", "hospital", "station", "bank", "farm", "tower")
+OWNERS = (
+    "inn",
+    "ship",
+    "mill",
+    "church",
+    "castle",
+    "school",
+    "theatre",
+    "hospital",
+    "station",
+    "bank",
+    "farm",
+    "tower",
+)
 PLACES = ("in the valley", "near the forest", "at the harbour", "on the hill", "behind the market", "across the lake")
 NUM_LABELS = (2, 40)
 """Fewest and most labels of a list."""
@@ -27,7 +40,11 @@ def training_texts(text: str, num_documents: int, num_statements: int, seed: int
     words, sentences = words_of(text, NUM_WORDS), sentences_of(text)
     for index in range(num_documents):
         chance = random.Random(f"{seed} {index}")
-        made = _pass_keys(words, sentences, num_statements, chance) if index % 2 else _lists(words, 4 * num_statements, chance)
+        made = (
+            _pass_keys(words, sentences, num_statements, chance)
+            if index % 2
+            else _lists(words, 4 * num_statements, chance)
+        )
         yield Document(f"synthetic-{index:04}", made, source=f"seed {seed}")
 
 
