@@ -94,8 +94,8 @@ def document_charts(names: list[str], segments: pa.Table) -> list[Chart]:
             f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} with memory, "
             f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} without."
         )
-        wide = _svg(draw, WIDE_INCHES, f"w{index}") if len(names) == 1 else None
-        charts.append(Chart(name, description, wide, _svg(draw, NARROW_INCHES, f"n{index}")))
+        wide = svg(draw, WIDE_INCHES, f"w{index}") if len(names) == 1 else None
+        charts.append(Chart(name, description, wide, svg(draw, NARROW_INCHES, f"n{index}")))
     return charts
 
 
@@ -144,7 +144,7 @@ def distance_chart(segments: pa.Table) -> Chart | None:
         f"half lie fewer than {2 ** (median + 1):,} tokens back."
     )
     draw = partial(_draw_distances, shares)
-    return Chart("Distance of reads", description, _svg(draw, WIDE_INCHES, "dw"), _svg(draw, NARROW_INCHES, "dn"))
+    return Chart("Distance of reads", description, svg(draw, WIDE_INCHES, "dw"), svg(draw, NARROW_INCHES, "dn"))
 
 
 def _draw_curve(curve: Curve, axes: Axes) -> None:
@@ -190,7 +190,7 @@ def short_count(value: float, kilo: int = 1000) -> str:
     return f"{value:g}"
 
 
-def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) -> Markup:
+def svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) -> Markup:
     """Draw and make it part of a page: no prolog, no metadata, ids of its own, the page's colours."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, layout="constrained")

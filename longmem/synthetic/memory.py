@@ -78,7 +78,7 @@ class FillerMemory:
         """The first `num_tokens` of the memory with the needle in place of what stands at `position`; the view is
         valid inside the `with` only."""
         end = position + len(needle)
-        assert 0 <= position and end <= num_tokens <= len(self.tokens), f"[{position}, {end}) in {num_tokens} tokens"
+        assert 0 <= position < end <= num_tokens <= len(self.tokens), f"[{position}, {end}) in {num_tokens} tokens"
         size = self._model.config.segment_tokens
         first, last = position // size, -(-end // size)
         before = self.tokens[position:end].copy()

@@ -97,7 +97,7 @@ def _combinations(words: list[str], count: int, chance: random.Random) -> list[s
 
 
 def pair_trials(model: LongMem, text: str, plan: PairPlan) -> Iterator[Trial]:
-    """Trials by number of lines and of shots. Raises ConfigError, DocumentError (what fits no segment), NumericError."""
+    """Trials by number of lines and of shots. Raises ConfigError, DocumentError (it fits no segment), NumericError."""
     words = words_of(text, plan.choices + 2)
     tokenizer, start = model.tokenizer, start_of(model.tokenizer)
     everything = [draw_pairs(plan, words, count) for count in plan.examples]

@@ -98,6 +98,11 @@ def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Tri
         return np.concatenate([question, tokens_of(tokenizer, f" {key}"), after])
 
     for length in plan.lengths:
+        if length % model.config.chunk_tokens:
+            raise ConfigError(
+                f"a memory of {length} tokens does not end with a chunk; ask for a multiple of "
+                f"chunk_tokens={model.config.chunk_tokens}"
+            )
         place_of(0, max(len(needle_of(word)) for word in words[:KEY_WORDS]), length, len(start))
     filler = FillerMemory(model, shuffled(text, plan.seed), max(plan.lengths))
     context = np.concatenate([start, question])
