@@ -24,7 +24,8 @@ KEY = DocumentKey("synthetic", "memory")
 CHUNK_AXIS = {"chunk_keys": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
 """Axis of the chunks in each part of a view."""
 
-Tokens = Int32[np.ndarray, " tokens"]
+Tokens = Int32[np.ndarray, " _"]
+"""Token ids; any two may differ in length."""
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> Tokens:

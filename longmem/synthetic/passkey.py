@@ -97,13 +97,14 @@ def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Tri
     def needle_of(key: str) -> Tokens:
         return np.concatenate([question, tokens_of(tokenizer, f" {key}"), after])
 
+    longest = " ".join(sorted(words, key=len)[-KEY_WORDS:])
     for length in plan.lengths:
         if length % model.config.chunk_tokens:
             raise ConfigError(
                 f"a memory of {length} tokens does not end with a chunk; ask for a multiple of "
                 f"chunk_tokens={model.config.chunk_tokens}"
             )
-        place_of(0, max(len(needle_of(word)) for word in words[:KEY_WORDS]), length, len(start))
+        place_of(0.0, len(needle_of(longest)), length, len(start))
     filler = FillerMemory(model, shuffled(text, plan.seed), max(plan.lengths))
     context = np.concatenate([start, question])
     for length in plan.lengths:

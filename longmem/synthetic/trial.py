@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32
 
 from longmem.items import Item, ItemScore, score_items
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-
-Tokens = Int32[np.ndarray, " tokens"]
+from longmem.synthetic.memory import Tokens
 
 
 @dataclass(frozen=True)
