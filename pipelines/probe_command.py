@@ -87,7 +87,7 @@ def probe(
             else:
                 plans.append(
                     PairPlan(
-                        subject=subject.value,
+                        subject="lookup" if subject == Subject.LOOKUP else "labels",
                         examples=_numbers("--examples", examples),
                         shots=_numbers("--shots", shots),
                         questions=questions,
