@@ -25,7 +25,9 @@ from benchmarks.speed import commands as speed_commands
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype
 from longmem.model_source import REFERENCE_MODEL, ModelSource
+from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
+from longmem.text.language_reference import language_reference
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -200,6 +202,24 @@ def train_memorizing(
     sequences = [partial(_first_sequence, file, opened.tokenizer) for file in files]
     memorizing_training.train(memorizing, sequences, settings, report)
     memorizing_training.save(memorizing, out, settings)
+
+
+@app.command("synthetic-texts")
+def write_synthetic_texts(
+    out: Annotated[Path, typer.Argument(help="A .jsonl file to write.")],
+    books: Annotated[
+        list[str] | None, typer.Option(help="Text files or folders that give words and sentences.")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Half of them hide pass keys, half list labels.")] = 24,
+    statements: Annotated[int, typer.Option(help="Of each document; four times as many lines of a list.")] = 400,
+    seed: Annotated[int, typer.Option(help="Decides all of it.")] = 0,
+) -> None:
+    """Documents for `longmem train --data` that teach a SideNet to look things up."""
+    files = find_files(books or [])
+    text = "\n".join(Path(file.path).read_text(encoding="utf-8") for file in files) or language_reference().text
+    with out.open("w", encoding="utf-8") as lines:
+        for document in training_texts(text, documents, statements, seed):
+            lines.write(json.dumps({"id": document.id, "text": document.text}) + "\n")
 
 
 def _dtype(name: str) -> Dtype:

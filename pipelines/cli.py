@@ -21,6 +21,7 @@ from pipelines.monitoring_command import app as monitoring
 from pipelines.perplexity_command import perplexity
 from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
+from pipelines.probe_command import probe
 from pipelines.service_command import app as service_app
 from pipelines.status_command import status
 from pipelines.suffix_command import suffix
@@ -45,6 +46,7 @@ app.add_typer(service_app, name="service")
 app.command()(status)
 app.add_typer(monitoring, name="monitoring")
 app.command()(plan)
+app.command()(probe)
 
 
 @app.callback(invoke_without_command=True)

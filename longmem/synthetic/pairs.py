@@ -1,0 +1,136 @@
+"""Pairs: many short lines in memory, `key value`, of which some are asked for.
+
+lookup   a dictionary: two words → two words, every value different (after the dictionary task of Focused Transformer,
+         Tworkowski et al. 2023, arXiv 2307.03170)
+labels   many-shot classification that nothing but the demonstrations can teach: a word → a random one of a few labels
+
+The line asked for stands in memory only. Shots are other lines in the local context; under the backbone alone they are
+all that it sees, which is plain in-context learning.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from longmem.errors import ConfigError
+from longmem.model import LongMem
+from longmem.synthetic.memory import Tokens, pack, packed_memory, start_of, tokens_of
+from longmem.synthetic.trial import Question, Trial, ask, judge
+from longmem.synthetic.vocabulary import words_of
+
+PairSubject = Literal["lookup", "labels"]
+QUESTIONS_AT_A_TIME = 32
+WORDS_OF_A_KEY = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairPlan:
+    """Raises ConfigError for what cannot be asked."""
+
+    subject: PairSubject
+    examples: tuple[int, ...] = (20, 200, 2_000)
+    """Lines in memory."""
+    shots: tuple[int, ...] = (0, 16)
+    """Other lines in the local context."""
+    questions: int = 50
+    """For each number of lines and of shots."""
+    choices: int = 10
+    """Answers offered; the number of labels."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.subject not in ("lookup", "labels"):
+            raise ConfigError(f"subject must be lookup or labels, got {self.subject!r}")
+        if self.questions < 1:
+            raise ConfigError(f"questions must be at least 1, got {self.questions}")
+        if self.choices < 2:
+            raise ConfigError(f"choices must be at least 2, got {self.choices}")
+        if not self.shots or min(self.shots) < 0:
+            raise ConfigError(f"shots must be whole numbers of at least 0, got {list(self.shots)}")
+        least = max(self.choices, max(self.shots) + 1)
+        if not self.examples or min(self.examples) < least:
+            raise ConfigError(
+                f"examples must be at least {least} (as many as there are choices, and one more than shots), got "
+                f"{list(self.examples)}"
+            )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line."""
+
+    key: str
+    value: str
+
+
+def draw_pairs(plan: PairPlan, words: list[str], count: int) -> list[Pair]:
+    """`count` lines with different keys. Raises ConfigError when there are not enough words for them."""
+    chance = random.Random(f"{plan.seed} {plan.subject} {count}")
+    mixed = chance.sample(words, len(words))
+    if plan.subject == "labels":
+        labels, keys = mixed[: plan.choices], mixed[plan.choices :]
+        if count > len(keys):
+            raise ConfigError(
+                f"{count} demonstrations and {plan.choices} labels need {count + plan.choices} different words, the "
+                f"text has {len(words)}; ask for fewer, or give a longer text"
+            )
+        # as even as can be, in random order: no label is right more often than another
+        return [
+            Pair(key, labels[rank % plan.choices])
+            for rank, key in zip(chance.sample(range(count), count), keys[:count], strict=True)
+        ]
+    half = len(words) // 2
+    if count > half * (half - 1) // 2:
+        raise ConfigError(f"{count} different keys need more than the {len(words)} words of the text; ask for fewer")
+    keys, values = _combinations(mixed[:half], count, chance), _combinations(mixed[half:], count, chance)
+    return [Pair(key, value) for key, value in zip(keys, values, strict=True)]
+
+
+def _combinations(words: list[str], count: int, chance: random.Random) -> list[str]:
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[" ".join(chance.sample(words, WORDS_OF_A_KEY))] = None
+    return list(drawn)
+
+
+def pair_trials(model: LongMem, text: str, plan: PairPlan) -> Iterator[Trial]:
+    """Trials by number of lines and of shots. Raises ConfigError, DocumentError (it fits no segment), NumericError."""
+    words = words_of(text, plan.choices + 2)
+    tokenizer, start = model.tokenizer, start_of(model.tokenizer)
+    everything = [draw_pairs(plan, words, count) for count in plan.examples]
+    for pairs in everything:
+        lines = [_line(model, pair) for pair in pairs]
+        segments, positions = pack(lines, model.config.segment_tokens, start)
+        view = packed_memory(model, segments)
+        values = sorted({pair.value for pair in pairs})
+        for shots in plan.shots:
+            chance = random.Random(f"{plan.seed} {len(pairs)} {shots}")
+            questions = []
+            for index in chance.choices(range(len(pairs)), k=plan.questions):
+                others = [other for other in range(len(pairs)) if other != index]
+                context = [start, *(lines[other] for other in chance.sample(others, shots))]
+                key = tokens_of(tokenizer, pairs[index].key)
+                wrong = chance.sample([value for value in values if value != pairs[index].value], plan.choices - 1)
+                questions.append(
+                    Question(
+                        np.concatenate([*context, key]),
+                        [tokens_of(tokenizer, f" {value}") for value in (pairs[index].value, *wrong)],
+                        positions[index] + len(key),
+                    )
+                )
+            for first in range(0, len(questions), QUESTIONS_AT_A_TIME):
+                part = questions[first : first + QUESTIONS_AT_A_TIME]
+                scores = ask(model, part, view)
+                for number, question in enumerate(part):
+                    own = scores[number * plan.choices : (number + 1) * plan.choices]
+                    yield judge(
+                        plan.subject, question, own, view, len(pairs), shots, question.position / view.end_token
+                    )
+
+
+def _line(model: LongMem, pair: Pair) -> Tokens:
+    parts = (pair.key, f" {pair.value}", "\n")
+    return np.concatenate([tokens_of(model.tokenizer, part) for part in parts])

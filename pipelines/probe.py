@@ -1,0 +1,138 @@
+"""A set of synthetic tests, in this process: trials as they come, then what they say together.
+
+summary.json     model, settings, and for every subject and condition the shares of right answers with 95% intervals
+trials.parquet   every question (`longmem.synthetic.trial.Trial`)
+report.html      the same with plots
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from longmem.errors import DocumentError
+from longmem.model import LongMem
+from longmem.model_source import ModelSource, describe
+from longmem.synthetic.pairs import PairPlan, pair_trials
+from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
+from longmem.synthetic.trial import Trial
+from longmem.text.language_reference import language_reference
+from pipelines.job_folder import JobFolder
+from pipelines.probe_report import write_probe_report
+
+Plan = PasskeyPlan | PairPlan
+CONDITION = ("subject", "examples", "shots", "memory_tokens", "depth")
+SHARES = ("greedy", "chosen", "read", "greedy_without", "chosen_without")
+Z = 1.959964
+"""Of a 95% interval."""
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """Everything that decides the result, and where it goes."""
+
+    model: ModelSource
+    plans: Sequence[Plan]
+    filler: Path | None
+    """None: the Python language reference."""
+    out: Path
+    threads: int | None
+    command: str
+
+
+def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
+    """Run all plans and write the output folder; returns the content of summary.json.
+
+    Raises ConfigError, ModelError and its kinds, DocumentError, NumericError, OutputError.
+    """
+    began = time.monotonic()
+    with JobFolder(job.out, resume=False) as folder:
+        text = _read(job.filler)
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        model = job.model.open()
+        trials: list[Trial] = []
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        ) as progress:
+            for plan in job.plans:
+                task = progress.add_task(name_of(plan), total=num_trials(plan))
+                for trial in trials_of(model, text, plan):
+                    trials.append(trial)
+                    progress.advance(task)
+        summary = summarise(model, job, trials, time.monotonic() - began)
+        folder.write_table("trials.parquet", pa.Table.from_pylist([asdict(trial) for trial in trials]))
+        folder.write_json("summary.json", summary)
+        write_probe_report(folder, summary)
+    return summary
+
+
+def trials_of(model: LongMem, text: str, plan: Plan) -> Iterator[Trial]:
+    """The trials of one plan."""
+    return passkey_trials(model, text, plan) if isinstance(plan, PasskeyPlan) else pair_trials(model, text, plan)
+
+
+def name_of(plan: Plan) -> str:
+    return "passkey" if isinstance(plan, PasskeyPlan) else plan.subject
+
+
+def num_trials(plan: Plan) -> int:
+    """Questions that a plan asks."""
+    if isinstance(plan, PasskeyPlan):
+        return len(plan.lengths) * len(plan.depths) * plan.trials
+    return len(plan.examples) * len(plan.shots) * plan.questions
+
+
+def summarise(model: LongMem, job: ProbeJob, trials: Sequence[Trial], wall_s: float) -> dict[str, Any]:
+    """The content of summary.json."""
+    described = describe(model)
+    return {
+        "command": job.command,
+        "model": {"name": described.name, "sidenet": described.sidenet, "trained": described.trained},
+        "settings": described.settings,
+        "filler": "the Python language reference" if job.filler is None else str(job.filler),
+        "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
+        "conditions": conditions(trials),
+        "num_trials": len(trials),
+        "wall_s": wall_s,
+    }
+
+
+def conditions(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Shares of each condition, in the order in which they were asked. Questions about pairs have depths of their own,
+    which make no condition."""
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        depth = trial.depth if trial.subject == "passkey" else None
+        groups.setdefault((trial.subject, trial.examples, trial.shots, trial.memory_tokens, depth), []).append(trial)
+    rows = []
+    for condition, group in groups.items():
+        row: dict[str, Any] = dict(zip(CONDITION, condition, strict=True))
+        row |= {"trials": len(group), "chance": 1 / group[0].choices}
+        for name in SHARES:
+            row[name] = share([bool(getattr(trial, name)) for trial in group])
+        rows.append(row)
+    return rows
+
+
+def share(outcomes: Sequence[bool]) -> dict[str, float]:
+    """Share of true ones with its 95% Wilson interval, which is right for few trials and for shares of 0 and 1."""
+    count, right = len(outcomes), sum(outcomes)
+    middle = (right + Z * Z / 2) / (count + Z * Z)
+    half = Z / (count + Z * Z) * (right * (count - right) / count + Z * Z / 4) ** 0.5
+    return {"value": right / count, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+
+
+def _read(path: Path | None) -> str:
+    if path is None:
+        return language_reference().text
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"cannot read {path}: {error}; --filler needs a UTF-8 text file") from error

@@ -1,0 +1,71 @@
+"""What a set of synthetic tests prints."""
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+NAMES = {"passkey": "pass key", "lookup": "lookup", "labels": "random labels"}
+
+
+def print_trials(console: Console, summary: dict[str, Any], out: Path) -> None:
+    """One table for each subject."""
+    for subject, title in NAMES.items():
+        rows = [row for row in summary["conditions"] if row["subject"] == subject]
+        if rows:
+            console.print(passkey_table(rows, title) if subject == "passkey" else pair_table(rows, title))
+    console.print(f"  {summary['num_trials']:,} questions in {summary['wall_s']:,.1f} s")
+    console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+
+
+def passkey_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Greedy shares by length and depth, and what holds of all depths of a length together."""
+    depths = sorted({row["depth"] for row in rows})
+    table = Table(title=f"{title}: greedy, by depth", box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("memory", *(f"{depth:.0%}" for depth in depths), "chosen", "read", "chance"):
+        table.add_column(name, justify="right")
+    for length in sorted({row["memory_tokens"] for row in rows}):
+        own = {row["depth"]: row for row in rows if row["memory_tokens"] == length}
+        table.add_row(
+            f"{length:,}",
+            *(percent(own[depth]["greedy"]["value"]) for depth in depths),
+            *(percent(sum(row[name]["value"] for row in own.values()) / len(own)) for name in ("chosen", "read")),
+            percent(rows[0]["chance"]),
+        )
+    return table
+
+
+def pair_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """With memory and without, by lines in memory and shots in the local context."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in (
+        "lines",
+        "tokens",
+        "shots",
+        "chosen",
+        "95% interval",
+        "without",
+        "greedy",
+        "without",
+        "read",
+        "chance",
+    ):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['examples']:,}",
+            f"{row['memory_tokens']:,}",
+            str(row["shots"]),
+            percent(row["chosen"]["value"]),
+            f"{percent(row['chosen']['low'])} – {percent(row['chosen']['high'])}",
+            *(percent(row[name]["value"]) for name in ("chosen_without", "greedy", "greedy_without", "read")),
+            percent(row["chance"]),
+        )
+    return table
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}".replace(".0%", "%")

@@ -1,0 +1,136 @@
+"""Pass keys: where they stand, that they stand there once, and that changing a few segments is exact."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longmem.dtypes import to_tensor
+from longmem.errors import ConfigError
+from longmem.model import LongMem
+from longmem.synthetic.memory import CHUNK_AXIS, FillerMemory, encode, start_of, tokens_of
+from longmem.synthetic.passkey import (
+    AFTER,
+    QUESTION,
+    PasskeyPlan,
+    draw_keys,
+    passkey_trials,
+    place_of,
+    shuffled,
+)
+from longmem.synthetic.vocabulary import sentences_of, words_of
+from longmem.text.language_reference import language_reference
+from tests.inputs import DEFAULT_FORM
+
+TEXT = language_reference().text
+WORDS = words_of(TEXT, 1000)
+
+
+@pytest.fixture
+def model(small_model: Callable[..., LongMem]) -> LongMem:
+    return small_model(**DEFAULT_FORM, segment_tokens=64)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["words", "digits"]), st.floats(0, 1))
+def test_the_key_stands_in_the_text_once_and_never_in_the_question(seed: int, kind: str, depth: float) -> None:
+    plan = PasskeyPlan(key=kind, seed=seed)
+    keys = draw_keys(plan, WORDS, random.Random(seed))
+    assert len(set(keys)) == plan.choices
+    needle = f"{QUESTION} {keys[0]}{AFTER}"
+    cut = place_of(depth, 0, len(TEXT), 0)
+    assert f"{TEXT[:cut]}{needle}{TEXT[cut:]}".count(keys[0]) == 1
+    assert keys[0] not in QUESTION
+
+
+@given(st.floats(0, 1), st.integers(1, 50), st.integers(0, 2000), st.integers(0, 1))
+def test_a_needle_lies_in_the_memory_at_its_depth(depth: float, needle: int, more: int, first: int) -> None:
+    length = first + needle + more
+    place = place_of(depth, needle, length, first)
+    assert first <= place <= length - needle
+    assert abs((place - first) - depth * more) <= 0.5 + 1e-9
+    assert place_of(0.0, needle, length, first) == first
+    assert place_of(1.0, needle, length, first) == length - needle
+
+
+def test_shuffling_keeps_every_sentence_and_follows_the_seed() -> None:
+    once = shuffled(TEXT, 1)
+    assert once == shuffled(TEXT, 1)
+    assert once != shuffled(TEXT, 2)
+    assert sorted(once.split()) == sorted(" ".join(sentences_of(TEXT)).split())
+
+
+@pytest.mark.parametrize("position", [0, 50, 64, 100, 236])
+def test_a_view_with_a_needle_is_that_of_a_memory_encoded_with_it(model: LongMem, position: int) -> None:
+    needle = tokens_of(model.tokenizer, "a needle of 20 bytes")
+    memory = FillerMemory(model, "some hay, and more of it. ", 256)
+    whole = memory.tokens.copy()
+    whole[position : position + 20] = needle
+    blocks = [encode(model, index, whole[64 * index : 64 * index + 64]) for index in range(4)]
+    with memory.with_needle(needle, position, 256) as view:
+        np.testing.assert_array_equal(view.tokens.flatten().numpy(), whole)
+        expected = torch.cat([to_tensor(block.values) for block in blocks])
+        torch.testing.assert_close(view.values[:, :, 0].transpose(0, 1), expected, rtol=0, atol=0)
+
+
+def test_a_needle_leaves_nothing_behind(model: LongMem) -> None:
+    memory = FillerMemory(model, "some hay, and more of it. ", 256)
+    with memory.with_needle(memory.tokens[:1].copy(), 0, 256) as view:
+        before = {name: getattr(view, name).clone() for name in CHUNK_AXIS}
+    with pytest.raises(RuntimeError), memory.with_needle(tokens_of(model.tokenizer, "needle"), 61, 256):
+        raise RuntimeError
+    with memory.with_needle(memory.tokens[:1].copy(), 0, 256) as view:
+        for name, part in before.items():
+            torch.testing.assert_close(getattr(view, name), part, rtol=0, atol=0)
+
+
+def test_a_filler_is_repeated_by_segments_and_begins_like_a_document(model: LongMem) -> None:
+    memory = FillerMemory(model, "x" * 100, 1000)
+    start = start_of(model.tokenizer)
+    assert len(memory.tokens) == 1024
+    np.testing.assert_array_equal(memory.tokens[: len(start)], start)
+    np.testing.assert_array_equal(memory.tokens[64:128], memory.tokens[960:])
+
+
+def test_trials_cover_every_length_and_depth_and_follow_the_seed(small_model: Callable[..., LongMem]) -> None:
+    model = small_model(**DEFAULT_FORM, segment_tokens=128)
+    plan = PasskeyPlan(lengths=(256, 512), depths=(0.0, 1.0), trials=2, choices=3)
+    trials = list(passkey_trials(model, TEXT[:5000], plan))
+    assert [(trial.memory_tokens, trial.depth) for trial in trials] == [
+        (length, depth) for length in (256, 512) for depth in (0.0, 1.0) for _ in range(2)
+    ]
+    assert trials == list(passkey_trials(model, TEXT[:5000], plan))
+    other = PasskeyPlan(lengths=(256, 512), depths=(0.0, 1.0), trials=2, choices=3, seed=1)
+    assert trials != list(passkey_trials(model, TEXT[:5000], other))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depths": (0.5, 1.5)}, "depths must lie between 0"),
+        ({"depths": (-0.1,)}, "depths must lie between 0"),
+        ({"depths": (float("nan"),)}, "depths must lie between 0"),
+        ({"lengths": ()}, "lengths must be"),
+        ({"lengths": (0,)}, "lengths must be"),
+        ({"trials": 0}, "trials must be"),
+        ({"choices": 1}, "choices must be"),
+        ({"key": "runes"}, "words or digits"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_run")
+def test_a_plan_that_cannot_be_asked_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PasskeyPlan(**settings)  # type: ignore[arg-type]
+
+
+def test_a_memory_shorter_than_the_needle_is_refused(model: LongMem) -> None:
+    with pytest.raises(ConfigError, match="does not fit a memory of 16"):
+        list(passkey_trials(model, TEXT[:5000], PasskeyPlan(lengths=(16,))))
+
+
+def test_a_memory_that_ends_inside_a_chunk_is_refused(small_model: Callable[..., LongMem]) -> None:
+    with pytest.raises(ConfigError, match="multiple of chunk_tokens=4"):
+        list(passkey_trials(small_model(segment_tokens=64), TEXT[:5000], PasskeyPlan(lengths=(254,))))
