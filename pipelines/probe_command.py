@@ -55,7 +55,7 @@ def probe(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     dtype: Dtype = ComputeDtype.FLOAT32,
-    search: Search = SearchEngine.TORCH,
+    search: Search = SearchEngine.AUTO,
     threads: Threads = None,
 ) -> None:
     """Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.

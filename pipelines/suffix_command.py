@@ -50,7 +50,7 @@ def suffix(
     chunk_tokens: ChunkTokens = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
     dtype: Dtype = ComputeDtype.FLOAT32,
-    search: Search = SearchEngine.TORCH,
+    search: Search = SearchEngine.AUTO,
 ) -> None:
     """Which of several texts follows a long context? Accuracy by context length, with memory and without.
 
