@@ -44,19 +44,31 @@ def pipeline(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,
     threads: Threads = 1,
-    job_threads: Annotated[int, typer.Option(help="Cores for whole jobs.")] = 2,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """What memory adds to the models alone, and whole jobs in process, on disk and on Ray."""
+    """What memory adds to the models alone."""
     from benchmarks.speed import pipeline as benchmark
     from benchmarks.speed.real_memory import real_memory
 
     torch.set_num_threads(threads)
-    source = ModelSource(str(model))
-    stages = benchmark.segment(real_memory(source, inputs or []), f"one segment of {model.name}", repeats)
-    whole = benchmark.jobs(source, inputs or [], job_threads, repeats, Console(stderr=True, quiet=True))
-    _finish(out / "pipeline", [stages, whole])
+    memory = real_memory(ModelSource(str(model)), inputs or [])
+    _finish(out / "pipeline", [benchmark.segment(memory, f"one segment of {memory.model.backbone.name}", repeats)])
+
+
+@app.command()
+def jobs(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    cores: Annotated[int, typer.Option(help="Cores for each job.")] = 2,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Whole perplexity jobs in process, on disk and on Ray; some 20 minutes."""
+    from benchmarks.speed import pipeline as benchmark
+
+    quiet = Console(stderr=True, quiet=True)
+    _finish(out / "jobs", [benchmark.jobs(ModelSource(str(model)), inputs or [], cores, repeats, quiet)])
 
 
 @app.command()
