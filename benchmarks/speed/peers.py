@@ -18,7 +18,7 @@ from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.window import WindowBuffer
 
 PACKAGE = "memorizing-transformers-pytorch"
-INSTALL = f"`pip install --no-deps {PACKAGE} einops joblib` (its own requirements ask for faiss-gpu)"
+INSTALL = f"`pip install --no-deps {PACKAGE} einops einops-exts joblib` (its own requirements ask for faiss-gpu)"
 STRIDE = 128
 
 
