@@ -23,6 +23,7 @@ from longmem.memory.store import AbstractMemoryStore
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelDescription, ModelSource, describe
+from longmem.search import choose_engine
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import Document, DocumentKey, EncodedSegment, Segment, SegmentScore
@@ -48,7 +49,7 @@ def identity_of(model: ModelDescription, source: ModelSource, threads: int) -> d
         "fingerprint": asdict(model.fingerprint),
         "sidenet": model.sidenet,
         "settings": model.settings,
-        "search": source.search,
+        "search": choose_engine(source.search, source.device),
         "device": source.device,
         "threads": threads,
     }
