@@ -46,6 +46,18 @@ def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | Non
     return [np.concatenate(part) for part in parts]
 
 
+def positions_of(examples: Sequence[Tokens], packed: Sequence[Tokens], segment_tokens: int) -> list[int]:
+    """Where in the document each of the examples begins that were packed."""
+    index, used = 0, sum(map(len, packed)) - sum(map(len, examples))
+    positions = []
+    for example in examples:
+        if used + len(example) > len(packed[index]):
+            index, used = index + 1, 0
+        positions.append(index * segment_tokens + used)
+        used += len(example)
+    return positions
+
+
 def digest(packed: Sequence[Tokens]) -> str:
     """XXH3-128 of packed demonstrations: equal for the same tokens in the same segments."""
     hashed = xxhash.xxh3_128()

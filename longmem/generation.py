@@ -182,16 +182,8 @@ def complete(
             f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} of {max_new_tokens} new ones in a "
             f"segment of {model.config.segment_tokens}: shorten it, or use longer segments"
         )
-    decoder = Decoder(model, None, FixedPast(view))
-    new: list[int] = []
-    tokens = prompt.tolist()
-    while len(new) < max_new_tokens and until not in model.tokenizer.decode(new):
-        token = int(decoder.feed(tokens).argmax())
-        if token == model.tokenizer.end_token:
-            break
-        new.append(token)
-        tokens = [token]
-    return model.tokenizer.decode(new).split(until)[0]
+    feed = Decoder(model, None, FixedPast(view)).feed
+    return decode(feed, prompt.tolist(), model.tokenizer, max_new_tokens, Sampling(), [until])
 
 
 def choose(logits: Float32[Tensor, " vocabulary"], sampling: Sampling, random: torch.Generator) -> int:

@@ -53,7 +53,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,
         dtype: Dtype = "float32",
         device: str | None = None,
-        search: str = "torch",
+        search: str = "auto",
         add_bos_token: bool | None = None,
         **settings: Any,
     ) -> None:

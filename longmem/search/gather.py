@@ -1,7 +1,6 @@
 """Reading retrieved rows: products of queries with them, and weighted sums of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -43,14 +42,7 @@ class TorchGather(AbstractGather):
         ids: Int64[Tensor, "tokens heads retrieved"],
         rows: Shaped[Tensor, "kv_heads rows head_dim"],
     ) -> Float[Tensor, "tokens heads retrieved"]:
-        by_head = []
-        for head in range(queries.shape[1]):
-            tiles = [
-                torch.einsum("tkd,td->tk", gathered, queries[tile, head])
-                for tile, gathered in _tiles(ids[:, head], rows[head * len(rows) // queries.shape[1]], queries.dtype)
-            ]
-            by_head.append(torch.cat(tiles))
-        return torch.stack(by_head, dim=1)
+        return _by_head(queries, ids, rows, "tkd,td->tk")
 
     def mixtures(
         self,
@@ -58,25 +50,28 @@ class TorchGather(AbstractGather):
         ids: Int64[Tensor, "tokens heads retrieved"],
         rows: Shaped[Tensor, "kv_heads rows head_dim"],
     ) -> Float[Tensor, "tokens heads head_dim"]:
-        by_head = []
-        for head in range(weights.shape[1]):
-            tiles = [
-                torch.einsum("tk,tkd->td", weights[tile, head], gathered)
-                for tile, gathered in _tiles(ids[:, head], rows[head * len(rows) // weights.shape[1]], weights.dtype)
-            ]
-            by_head.append(torch.cat(tiles))
-        return torch.stack(by_head, dim=1)
+        return _by_head(weights, ids, rows, "tkd,tk->td")
 
 
 TORCH_GATHER = TorchGather()
 
 
-def _tiles(
-    ids: Int64[Tensor, "tokens retrieved"], rows: Shaped[Tensor, "rows head_dim"], dtype: torch.dtype
-) -> Iterator[tuple[slice, Float[Tensor, "tile retrieved head_dim"]]]:
-    """Slices of the token axis with their rows, which stay within GATHER_BYTES."""
-    size = max(1, GATHER_BYTES // (ids.shape[1] * rows.shape[1] * 4))
-    for start in range(0, len(ids), size):
-        tile = slice(start, start + size)
-        part = ids[tile]
-        yield tile, rows.index_select(0, part.flatten()).to(dtype).view(*part.shape, rows.shape[1])
+def _by_head(
+    left: Float[Tensor, "tokens heads inner"],
+    ids: Int64[Tensor, "tokens heads retrieved"],
+    rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    equation: str,
+) -> Float[Tensor, "tokens heads outer"]:
+    """One `einsum` of gathered rows and `left` for each head and tile of tokens, which stays within GATHER_BYTES."""
+    num_tokens, heads, retrieved = ids.shape
+    size = max(1, GATHER_BYTES // (retrieved * rows.shape[2] * 4))
+    by_head = []
+    for head in range(heads):
+        of_head = rows[head * len(rows) // heads]
+        tiles = []
+        for start in range(0, num_tokens, size):
+            part = ids[start : start + size, head]
+            gathered = of_head.index_select(0, part.flatten()).to(left.dtype).unflatten(0, part.shape)
+            tiles.append(torch.einsum(equation, gathered, left[start : start + size, head]))
+        by_head.append(torch.cat(tiles))
+    return torch.stack(by_head, dim=1)

@@ -18,8 +18,8 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 REST = 0.075
-"""Share of the products that the rest may hold, in the mean over sampled pairs: at twice as much the candidates that
-it lets through cost more than the shorter sketch saves, at half as much the sketch costs more."""
+"""Share of the products that the rest may hold, in the mean over sampled pairs. Between half and twice as much, what a
+shorter sketch saves is what its candidates cost (docs/performance.md)."""
 WIDTH_STEP = 8
 RIDGE = 1e-3
 """Share of the mean variance added to every direction, so that T can be inverted whatever the keys are."""

@@ -4,25 +4,23 @@ Segments are encoded independently of each other, so two short ways are exact: e
 where a needle is put into a filler only the segments that hold it are encoded again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Int32
-from torch import Tensor
 
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.errors import DocumentError
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
 from longmem.types import DocumentKey, KVBlock, Segment
 
 KEY = DocumentKey("synthetic", "memory")
-CHUNK_AXIS = {"chunk_keys": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
-"""Axis of the chunks in each part of a view."""
+PARTS = ("chunk_keys", "keys", "values", "tokens", "starts", "lengths")
+"""What of a view a needle changes, beside the sketch."""
 
 Tokens = Int32[np.ndarray, " _"]
 """Token ids; any two may differ in length."""
@@ -89,42 +87,23 @@ class FillerMemory:
             changed.append(encode(self._model, index, self._segment(index)))
         ours = self._buffer.view(first * size, last * size)
         theirs = changed.view(first * size, last * size)
-        kept = {name: getattr(ours, name).clone() for name in CHUNK_AXIS}
-        _copy(ours, {name: getattr(theirs, name) for name in CHUNK_AXIS})
+        written = {name: (getattr(ours, name), getattr(theirs, name)) for name in PARTS}
+        if ours.sketch is not None:
+            # or bounds of what stood here before would hide the needle from the search
+            written["sketch"] = ours.sketch.rows, ours.sketch.basis.place_keys(theirs.chunk_keys)
+        kept = {name: part.clone() for name, (part, _) in written.items()}
+        for part, new in written.values():
+            part.copy_(new)
         try:
             yield self._buffer.view(0, num_tokens)
         finally:
-            _copy(ours, kept)
+            for name, (part, _) in written.items():
+                part.copy_(kept[name])
             self.tokens[position:end] = before
 
     def _segment(self, index: int) -> Tokens:
         size = self._model.config.segment_tokens
         return self.tokens[index * size : (index + 1) * size].copy()
-
-
-def _copy(view: MemoryView, parts: dict[str, Tensor]) -> None:
-    for name, part in parts.items():
-        getattr(view, name).copy_(part)
-
-
-def pack(examples: Sequence[Tokens], segment_tokens: int, start: Tokens) -> tuple[list[Tokens], list[int]]:
-    """Segments of whole examples, as many in each as fit, and the position in the memory of each example.
-
-    Raises DocumentError for an example longer than a segment.
-    """
-    segments: list[list[Tokens]] = [[start]]
-    used = len(start)
-    positions = []
-    for example in examples:
-        if len(start) + len(example) > segment_tokens:
-            raise DocumentError(f"an example has {len(example)} tokens, a segment holds {segment_tokens}; shorten it")
-        if used + len(example) > segment_tokens:
-            segments.append([])
-            used = 0
-        positions.append((len(segments) - 1) * segment_tokens + used)
-        segments[-1].append(example)
-        used += len(example)
-    return [np.concatenate(parts) for parts in segments], positions
 
 
 def packed_memory(model: LongMem, segments: Iterable[Tokens]) -> MemoryView:

@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from longmem.demonstrations import pack, positions_of
 from longmem.errors import ConfigError
 from longmem.model import LongMem
-from longmem.synthetic.memory import Tokens, pack, packed_memory, start_of, tokens_of
+from longmem.synthetic.memory import Tokens, packed_memory, start_of, tokens_of
 from longmem.synthetic.trial import Question, Trial, ask, judge
 from longmem.synthetic.vocabulary import words_of
 
@@ -103,7 +104,8 @@ def pair_trials(model: LongMem, text: str, plan: PairPlan) -> Iterator[Trial]:
     everything = [draw_pairs(plan, words, count) for count in plan.examples]
     for pairs in everything:
         lines = [_line(model, pair) for pair in pairs]
-        segments, positions = pack(lines, model.config.segment_tokens, start)
+        segments = pack(lines, model.config.segment_tokens, tokenizer.start_token)
+        positions = positions_of(lines, segments, model.config.segment_tokens)
         view = packed_memory(model, segments)
         values = sorted({pair.value for pair in pairs})
         for shots in plan.shots:

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longmem.demonstrations import pack, positions_of
 from longmem.errors import ConfigError, DocumentError
 from longmem.items import ItemScore, TargetScores
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.synthetic import pairs as pairs_module
-from longmem.synthetic.memory import pack, packed_memory, start_of, tokens_of
+from longmem.synthetic.memory import packed_memory, start_of, tokens_of
 from longmem.synthetic.pairs import PairPlan, draw_pairs, pair_trials
 from longmem.synthetic.trial import Question, ask, judge, was_read
 from longmem.synthetic.vocabulary import words_of
@@ -52,7 +53,8 @@ def test_labels_are_even_and_no_word_is_both(seed: int, choices: int, count: int
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(10, 20))
 def test_examples_are_packed_whole_and_found_where_they_were_put(lengths: list[int], size: int) -> None:
     examples = [np.full(length, number, np.int32) for number, length in enumerate(lengths, start=1)]
-    segments, positions = pack(examples, size, np.asarray([0], np.int32))
+    segments = pack(examples, size, 0)
+    positions = positions_of(examples, segments, size)
     memory = np.full(len(segments) * size, -1, np.int32)
     for index, tokens in enumerate(segments):
         assert len(tokens) <= size
@@ -60,11 +62,6 @@ def test_examples_are_packed_whole_and_found_where_they_were_put(lengths: list[i
     for example, position in zip(examples, positions, strict=True):
         np.testing.assert_array_equal(memory[position : position + len(example)], example)
     assert len(memory[memory >= 0]) == 1 + sum(lengths)
-
-
-def test_an_example_longer_than_a_segment_is_refused() -> None:
-    with pytest.raises(DocumentError, match="an example has 8 tokens, a segment holds 8"):
-        pack([np.zeros(8, np.int32)], 8, np.asarray([0], np.int32))
 
 
 def test_what_is_asked_stands_in_memory_and_not_in_the_context(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +94,8 @@ def test_a_line_that_was_in_memory_is_found(model: LongMem) -> None:
     """A key that asks for itself: in any model that searches keys by keys the same tokens are its own best place."""
     line = tokens_of(model.tokenizer, "brown owl, seven geese\n")
     start = start_of(model.tokenizer)
-    segments, positions = pack([line], 128, start)
+    segments = pack([line], 128, model.tokenizer.start_token)
+    positions = positions_of([line], segments, 128)
     view = packed_memory(model, segments)
     question = Question(np.concatenate([start, line[:10]]), [line[10:]], positions[0] + 10)
     scores = ask(model, [question], view)

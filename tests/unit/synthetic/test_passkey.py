@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from longmem.dtypes import to_tensor
 from longmem.errors import ConfigError
+from longmem.memory import window
 from longmem.model import LongMem
-from longmem.synthetic.memory import CHUNK_AXIS, FillerMemory, encode, start_of, tokens_of
+from longmem.search import create_search
+from longmem.synthetic.memory import PARTS, FillerMemory, encode, start_of, tokens_of
 from longmem.synthetic.passkey import (
     AFTER,
     QUESTION,
@@ -76,10 +78,22 @@ def test_a_view_with_a_needle_is_that_of_a_memory_encoded_with_it(model: LongMem
         torch.testing.assert_close(view.values[:, :, 0].transpose(0, 1), expected, rtol=0, atol=0)
 
 
+def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of the keys that were there before would hide those of the needle from the search."""
+    monkeypatch.setattr(window, "SKETCHED_CHUNKS", 64)
+    memory = FillerMemory(model, "some hay, and more of it. ", 512)
+    with memory.with_needle(tokens_of(model.tokenizer, "a needle of 20 bytes"), 100, 512) as view:
+        assert view.sketch is not None
+        torch.testing.assert_close(view.sketch.rows, view.sketch.basis.place_keys(view.chunk_keys))
+        asked = view.chunk_keys[:, 100:120].transpose(0, 1).contiguous()
+        found = create_search("native").search(asked, view.chunk_keys, 1, view.sketch)
+        assert found.ids.flatten().tolist() == list(range(100, 120))
+
+
 def test_a_needle_leaves_nothing_behind(model: LongMem) -> None:
     memory = FillerMemory(model, "some hay, and more of it. ", 256)
     with memory.with_needle(memory.tokens[:1].copy(), 0, 256) as view:
-        before = {name: getattr(view, name).clone() for name in CHUNK_AXIS}
+        before = {name: getattr(view, name).clone() for name in PARTS}
     with pytest.raises(RuntimeError), memory.with_needle(tokens_of(model.tokenizer, "needle"), 61, 256):
         raise RuntimeError
     with memory.with_needle(memory.tokens[:1].copy(), 0, 256) as view:
