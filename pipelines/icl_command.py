@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +12,21 @@ from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes, num_cores
 from pipelines.options import (
+    Address,
     ChunkTokens,
     Dtype,
     Model,
+    Out,
+    Resume,
     Search,
     SegmentTokens,
     Stores,
     Threads,
     TopK,
     WindowBytes,
+    check_resume,
     model_source,
+    output_folder,
 )
 
 
@@ -39,8 +43,8 @@ def icl(
         Path | None, typer.Option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
     ] = None,
     model: Model = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
+    out: Out = None,
+    resume: Resume = False,
     shots: Annotated[str, typer.Option(help="Demonstrations in context: numbers with commas.")] = "0,4,20",
     memory_shots: Annotated[str, typer.Option(help="Demonstrations in memory: numbers with commas.")] = "0,20,200,2000",
     seeds: Annotated[int, typer.Option(help="Draws of demonstrations; each has an order of its own.")] = 6,
@@ -54,13 +58,7 @@ def icl(
             show_default="inside --out, removed at the end",
         ),
     ] = None,
-    address: Annotated[
-        str,
-        typer.Option(
-            help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
-            "start one), or a cluster address."
-        ),
-    ] = "auto",
+    address: Address = "auto",
     workers: Annotated[int, typer.Option(help="Workers, which encode demonstrations and answer items.")] = 1,
     stores: Stores = 1,
     threads: Threads = None,
@@ -86,14 +84,13 @@ def icl(
     **Example:** `longmem icl sst2 trec --data icl/ --limit-items 200 --out runs/icl`
     """
     console = Console(stderr=True)
-    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = output_folder(out)
     with exit_codes(console, folder):
         from pipelines.icl.job import IclJob, run_icl
         from pipelines.icl.printed import print_result
         from pipelines.icl.task import load_task
 
-        if resume and out is None:
-            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        check_resume(resume, out)
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
         if workers < 1:

@@ -1,5 +1,7 @@
 """Options that several commands share, so that they read alike everywhere."""
 
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,15 @@ if TYPE_CHECKING:
     # loads torch
     from longmem.model_source import ModelSource
 
+Out = Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")]
+Address = Annotated[
+    str,
+    typer.Option(
+        help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
+        "start one), or a cluster address."
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
@@ -56,6 +67,17 @@ StoreQuotaBytes = Annotated[
 Durable = Annotated[
     Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
 ]
+
+
+def output_folder(out: Path | None) -> Path:
+    """Where results go."""
+    return out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def check_resume(resume: bool, out: Path | None) -> None:
+    """Raises ConfigError for a job to resume that is not named."""
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the folder of the job to continue")
 
 
 def model_source(

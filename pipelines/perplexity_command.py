@@ -2,8 +2,6 @@
 
 import shlex
 import sys
-from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +22,7 @@ from pipelines.command_line import (
     refuse_options,
 )
 from pipelines.options import (
+    Address,
     ChunkTokens,
     CpuShare,
     Dtype,
@@ -34,9 +33,11 @@ from pipelines.options import (
     MemoryTokens,
     Model,
     NoMemory,
+    Out,
     Placed,
     ReaderGpus,
     Readers,
+    Resume,
     Search,
     SegmentTokens,
     StoreQuotaBytes,
@@ -44,7 +45,9 @@ from pipelines.options import (
     Threads,
     TopK,
     WindowBytes,
+    check_resume,
     model_source,
+    output_folder,
 )
 
 OF_THE_SERVICE = (
@@ -67,15 +70,9 @@ def perplexity(
         ),
     ] = None,
     model: Model = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
-    address: Annotated[
-        str,
-        typer.Option(
-            help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
-            "start one), or a cluster address."
-        ),
-    ] = "auto",
+    out: Out = None,
+    resume: Resume = False,
+    address: Address = "auto",
     service: Annotated[
         str | None,
         typer.Option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
@@ -141,7 +138,7 @@ def perplexity(
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
     """
     console = Console(stderr=True)
-    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = output_folder(out)
     workers = 1 if address == "none" else encoders + readers
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
@@ -150,8 +147,7 @@ def perplexity(
         from pipelines.result import print_result
         from pipelines.service_job import ServiceChoice
 
-        if resume and out is None:
-            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        check_resume(resume, out)
         if keep_memory and retention not in (None, Retention.FOREVER):
             raise ConfigError(f"--keep-memory and --retention {retention} contradict each other; give one of them")
         kept = Retention.FOREVER if keep_memory else retention or Retention.DOCUMENT

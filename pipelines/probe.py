@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from longmem.errors import DocumentError
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
+from longmem.redaction import redacted
 from longmem.synthetic.pairs import PairPlan, pair_trials
 from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
 from longmem.synthetic.trial import Trial
@@ -93,7 +94,7 @@ def summarise(model: LongMem, job: ProbeJob, trials: Sequence[Trial], wall_s: fl
     """The content of summary.json."""
     described = describe(model)
     return {
-        "command": job.command,
+        "command": redacted(job.command),
         "model": {"name": described.name, "sidenet": described.sidenet, "trained": described.trained},
         "settings": described.settings,
         "filler": "the Python language reference" if job.filler is None else str(job.filler),

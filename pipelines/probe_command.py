@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,18 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes
-from pipelines.options import ChunkTokens, Dtype, Model, Search, SegmentTokens, Threads, TopK, model_source
+from pipelines.options import (
+    ChunkTokens,
+    Dtype,
+    Model,
+    Out,
+    Search,
+    SegmentTokens,
+    Threads,
+    TopK,
+    model_source,
+    output_folder,
+)
 
 
 class Subject(StrEnum):
@@ -35,7 +45,7 @@ def probe(
         list[Subject] | None, typer.Argument(metavar="SUBJECT", show_default="all", help="passkey, lookup or labels.")
     ] = None,
     model: Model = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
+    out: Out = None,
     filler: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text to hide keys in and take words from.", show_default="the language reference"),
@@ -109,7 +119,7 @@ def probe(
             ),
             plans=plans,
             filler=filler,
-            out=out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
+            out=output_folder(out),
             threads=threads,
             command=shlex.join(["longmem", *sys.argv[1:]]),
         )

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription, ModelSource, describe
+from longmem.redaction import redacted
 from pipelines.job_folder import JobFolder
 from pipelines.journal import AbstractJournal
 from pipelines.suffix_data import SuffixExample, read_examples
@@ -128,7 +129,7 @@ def _summary(
 ) -> dict[str, Any]:
     num_examples = len({score.example for score in scores})
     return {
-        **about(job.command, model, {"address": "none", "threads": job.threads}, bool(num_resumed)),
+        **about(redacted(job.command), model, {"address": "none", "threads": job.threads}, bool(num_resumed)),
         "input": job.input.name,
         "split": job.split,
         "suffix_tokens": job.lengths.suffix_tokens,

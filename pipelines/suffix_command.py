@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +15,14 @@ from pipelines.options import (
     Dtype,
     MemoryTokens,
     Model,
+    Out,
+    Resume,
     Search,
     SegmentTokens,
     TopK,
+    check_resume,
     model_source,
+    output_folder,
 )
 
 
@@ -32,8 +35,8 @@ def suffix(
         ),
     ],
     model: Model = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False,
+    out: Out = None,
+    resume: Resume = False,
     split: Annotated[
         str | None, typer.Option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)
     ] = None,
@@ -57,15 +60,14 @@ def suffix(
     **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
     """
     console = Console(stderr=True)
-    folder = out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = output_folder(out)
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from pipelines.suffix import SuffixJob, run_suffix
         from pipelines.suffix_report import print_suffix_result
         from pipelines.suffix_scoring import SuffixLengths
 
-        if resume and out is None:
-            raise ConfigError("--resume needs --out, the folder of the job to continue")
+        check_resume(resume, out)
         job = SuffixJob(
             input=file,
             out=folder,
