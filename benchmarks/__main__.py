@@ -1,7 +1,9 @@
 """`python -m benchmarks [NAME]`: run a benchmark and write benchmarks/results/NAME.json."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -136,25 +138,32 @@ def ablations(
     books: Books,
     model: Model = REFERENCE_MODEL,
     limit_tokens: LimitTokens = 81_921,
-    only: Annotated[str | None, typer.Option(help="sizes or forms; default: both.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="sizes, forms, or one size such as kv_dtype; default: sizes and forms.")
+    ] = None,
     dtype: ComputeDtype = "bfloat16",
     threads: Threads = 1,
     out: Path = RESULTS / "ablations.json",
 ) -> None:
-    """Chunk size, memory size, top-k of one trained model; every form of reading before training."""
+    """Chunk size, memory size, top-k, stored format of one trained model; every form of reading before training."""
     torch.set_num_threads(threads)
-    if only not in (None, "sizes", "forms"):
-        raise typer.BadParameter(f"expected sizes or forms, got {only!r}", param_hint="--only")
+    known = ("sizes", "forms", *ablations_benchmark.SIZES)
+    if only not in (None, *known):
+        raise typer.BadParameter(f"expected one of {', '.join(known)}, got {only!r}", param_hint="--only")
     documents = list(read_sequences(books, ModelSource(str(model)).open_tokenizer(), limit_tokens).values())
     settings = {"dtype": dtype, "limit_tokens": limit_tokens, "num_tokens": sum(map(len, documents))}
     lines: list[ablations_benchmark.Line] = []
-    parts = {"sizes": ablations_benchmark.sizes, "forms": ablations_benchmark.forms}
-    for name, part in parts.items():
-        for line in part(model, documents, _dtype(dtype)) if only in (None, name) else ():
-            lines.append(line)
-            Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.2f} ({line.change:+.1%})")
-            table = ablations_benchmark.markdown(lines)
-            _write(out, settings | {"lines": [vars(each) for each in lines]}, table)
+    parts: list[Iterator[ablations_benchmark.Line]] = []
+    if only != "forms":
+        group = None if only in (None, "sizes") else only
+        parts.append(ablations_benchmark.sizes(model, documents, _dtype(dtype), group))
+    if only in (None, "forms"):
+        parts.append(ablations_benchmark.forms(model, documents, _dtype(dtype)))
+    for line in chain(*parts):
+        lines.append(line)
+        Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.3f} ({line.change:+.1%})")
+        table = ablations_benchmark.markdown(lines)
+        _write(out, settings | {"lines": [vars(each) for each in lines]}, table)
     ablations_benchmark.draw(lines, out.with_suffix(".png"))
     Console().print(table, markup=False, soft_wrap=True)
 

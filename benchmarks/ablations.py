@@ -1,7 +1,7 @@
 """What each choice is worth: one trained model read in other ways, and untrained models in every form of reading.
 
-Sizes (chunk, memory, top-k) are settings of reading, so one trained model serves all of them; forms have parameters of
-their own, so each is a new, untrained SideNet on the same backbone: what the training-free start gains.
+Sizes (chunk, memory, top-k, stored format) are settings of reading, so one trained model serves all of them; forms have
+parameters of their own, so each is a new, untrained SideNet on the same backbone: what the training-free start gains.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,11 @@ from longmem.config import PAPER_FORM, Dtype
 from longmem.model_source import ModelSource
 from longmem.training.validation import validate
 
-SIZES: dict[str, list[int]] = {
+SIZES: dict[str, list[int] | list[str]] = {
     "chunk_tokens": [1, 2, 4, 8, 16],
     "memory_tokens": [4_096, 8_192, 16_384, 32_768, 65_536],
     "top_k": [16, 32, 64, 128],
+    "kv_dtype": ["float32", "float16", "bfloat16", "int8"],
 }
 FORMS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -35,6 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "values=same": {"values": "same"},
     "retrieval=per_head": {"retrieval": "per_head"},
     "copy_head=false": {"copy_head": False},
+    "copy_repeats=0": {"copy_repeats": 0},
     "copy_match_tokens=0": {"copy_match_tokens": 0},
     "chunk_tokens=4": {"chunk_tokens": 4},
     "fusion=false": {"fusion": False},
@@ -58,9 +60,9 @@ class Line:
         return self.perplexity / self.backbone - 1
 
 
-def sizes(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[Line]:
-    """Every size of SIZES alone, the others as the model has them."""
-    for group, values in SIZES.items():
+def sizes(model: Path, documents: Sequence[Tokens], dtype: Dtype, only: str | None = None) -> Iterator[Line]:
+    """Every size of SIZES alone (or of one group), the others as the model has them."""
+    for group, values in SIZES.items() if only is None else [(only, SIZES[only])]:
         for value in values:
             yield _measure(group, str(value), ModelSource(str(model), dtype, settings={group: value}), documents)
 
@@ -91,7 +93,7 @@ def markdown(lines: Sequence[Line]) -> str:
     """One table of all lines."""
     rows = ["| group | variant | perplexity | change | tokens/s |", "|---|---|--:|--:|--:|"]
     rows += [
-        f"| {line.group} | {line.name} | {line.perplexity:.2f} | {line.change:+.1%} | {line.tokens_per_s:,.0f} |"
+        f"| {line.group} | {line.name} | {line.perplexity:.3f} | {line.change:+.1%} | {line.tokens_per_s:,.0f} |"
         for line in lines
     ]
     return "\n".join(rows) + "\n"
@@ -106,10 +108,9 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):
         part = [line for line in lines if line.group == group]
-        axes.plot([int(line.name) for line in part], [100 * line.change for line in part], marker="o")
-        axes.set(xscale="log", xlabel=group, ylabel="change of perplexity, %")
-        axes.set_xticks([int(line.name) for line in part], [line.name for line in part])
-        axes.minorticks_off()
+        # sizes double from one to the next; formats have no distance at all
+        axes.plot([line.name for line in part], [100 * line.change for line in part], marker="o")
+        axes.set(xlabel=group, ylabel="change of perplexity, %")
         axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)
     figure.savefig(path)

@@ -5,6 +5,7 @@ All digests in `config.json` are checked at load: safetensors itself does not no
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,14 @@ def load_parts(
             "for a plain backbone use LongMem.from_backbone"
         )
     _check_description(folder / CONFIG_FILE, description)
-    config = LongMemConfig.from_dict({**description["longmem"], **settings})
+    # a model that was saved before there were repeats has none
+    saved_settings = {"copy_repeats": 0, **description["longmem"]}
+    config = LongMemConfig.from_dict({**saved_settings, **settings})
     backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
     tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size)
     _check_digest(folder / BACKBONE_FOLDER / "tokenizer.json", tokenizer.digest(), description["tokenizer_digest"])
     backbone.model.to(device)
-    sidenet = SideNet(backbone, config)
+    sidenet = SideNet(backbone, replace(config, copy_repeats=saved_settings["copy_repeats"]))
     _load_sidenet(folder / SIDENET_FILE, sidenet)
     # float32 holds what any type held, so it can be rounded to what the digest was taken of
     if dtype in ("float32", description["dtype"]):
@@ -99,7 +102,17 @@ def load_parts(
             folder / BACKBONE_FOLDER, hash_weights(backbone.model, rounded_to=saved), description["backbone_digest"]
         )
         _check_digest(folder / SIDENET_FILE, hash_weights(sidenet), description["sidenet_digest"])
+    if sidenet.config != config:
+        sidenet = _with_or_without_repeats(sidenet, backbone, config)
     return backbone, sidenet, tokenizer, config
+
+
+def _with_or_without_repeats(saved: SideNet, backbone: Backbone, config: LongMemConfig) -> SideNet:
+    """The saved SideNet with repeats as they start, or with those it had left out; every other weight is its own."""
+    sidenet = SideNet(backbone, config)
+    own = sidenet.state_dict()
+    sidenet.load_state_dict(own | {name: weight for name, weight in saved.state_dict().items() if name in own})
+    return sidenet
 
 
 def _load_sidenet(path: Path, sidenet: SideNet) -> None:

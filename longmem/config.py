@@ -7,13 +7,17 @@ from typing import Any, Literal, get_args
 from longmem.errors import ConfigError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+KvDtype = Literal["float32", "float16", "bfloat16", "int8"]
 QuerySource = Literal["side", "key_space"]
 KeyForm = Literal["raw", "centred", "unit"]
 ValueForm = Literal["same", "next"]
 Retrieval = Literal["per_head", "joint"]
 
+REPEAT_MEMORY_TOKENS = 2**24 - 1
+"""Longest memory whose repeats can be found: places share 64 bits with hashes."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
-    "kv_dtype": get_args(Dtype),
+    "kv_dtype": get_args(KvDtype),
     "query": get_args(QuerySource),
     "keys": get_args(KeyForm),
     "values": get_args(ValueForm),
@@ -51,8 +55,8 @@ class LongMemConfig:
     """Past tokens that a segment may read."""
     top_k: int = 64
     """K: retrieved tokens per token and head (`top_k / chunk_tokens` chunks)."""
-    kv_dtype: Dtype = "float16"
-    """Type in which keys and values are stored."""
+    kv_dtype: KvDtype = "float16"
+    """Format in which keys and values are stored (`longmem.kv_format`)."""
     query: QuerySource = "key_space"
     """What searches: `side`, the SideNet's own query projection (paper), or `key_space`, a learned map of the reading
     token's own key, the identity at the start: keys find keys of like context where queries of a layer need not."""
@@ -66,7 +70,10 @@ class LongMemConfig:
     """Mix the tokens that followed the retrieved positions into the output distribution."""
     copy_match_tokens: int = 4
     """Longest run of equal tokens, ending at a retrieved position and at the reading token, that the copy head tells
-    apart; 0 makes it blind to token ids."""
+    apart; with 0, what was retrieved is weighed without a look at token ids."""
+    copy_repeats: int = 8
+    """Places that the copy head also copies from because the last tokens stand there again (`longmem.search.repeats`):
+    the newest so many for each length of run; 0: none, only what was retrieved by keys."""
     fusion: bool = True
     """Mix attention over the retrieved values into the memory layer (paper)."""
     scale_start: float = 0.0
@@ -79,7 +86,7 @@ class LongMemConfig:
     def __post_init__(self) -> None:
         for name in ("layer_reduction", "segment_tokens", "chunk_tokens", "top_k"):
             _require_int(name, getattr(self, name), minimum=1)
-        for name in ("memory_tokens", "trained_steps", "copy_match_tokens"):
+        for name in ("memory_tokens", "trained_steps", "copy_match_tokens", "copy_repeats"):
             _require_int(name, getattr(self, name), minimum=0)
         if self.memory_layer is not None:
             _require_int("memory_layer", self.memory_layer, minimum=0)
@@ -93,6 +100,11 @@ class LongMemConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ConfigError(f"{name} must be a finite number, got {value!r}")
+        if self.copy_head and self.copy_repeats and self.memory_tokens > REPEAT_MEMORY_TOKENS:
+            raise ConfigError(
+                f"memory_tokens must be at most {REPEAT_MEMORY_TOKENS} where repeats are copied, got "
+                f"{self.memory_tokens}; or set copy_repeats=0"
+            )
         if self.query == "key_space" and self.keys == "raw":
             raise ConfigError(
                 "query=key_space needs keys=centred or keys=unit, got keys=raw: raw keys share a large common "

@@ -15,8 +15,8 @@ from jaxtyping import Float32, Int32
 from torch import Tensor
 
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import ConfigError, DocumentError
+from longmem.kv_format import rounded
 from longmem.memory.handle import DocumentMemory
 from longmem.memory.store import check_fingerprint
 from longmem.memory.view import MemoryView
@@ -84,7 +84,7 @@ class Decoder:
         given = SideNetInput(
             tokens=batch,
             taps=output.taps,
-            keys=output.keys.to(TORCH_DTYPES[model.config.kv_dtype]),
+            keys=rounded(output.keys, model.config.kv_dtype),
             views=[self._view],
             before=torch.tensor([self._tokens], dtype=torch.long),
         )

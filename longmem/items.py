@@ -20,7 +20,7 @@ from longmem.dtypes import to_array
 from longmem.errors import DocumentError
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem, require_finite
-from longmem.sidenet.copy_head import Copies
+from longmem.sidenet.copies import Copies
 from longmem.sidenet.reading import Reading
 from longmem.sidenet.sidenet import SideNetInput
 
@@ -78,8 +78,8 @@ class ItemScore:
     longmem: TargetScores
     backbone: TargetScores
     reads: Int64[np.ndarray, "targets read"]
-    """Positions in the memory of the chunks that were retrieved where each target is predicted, best first for each
-    head, -1 for a missing one; `read` is 0 without memory."""
+    """Positions in the memory of the chunks that were read where each target is predicted, -1 for a missing one: those
+    retrieved, best first for each head, then those that hold repeats; `read` is 0 without memory."""
 
 
 def score_items(
@@ -155,7 +155,7 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
                 item.name,
                 _target_scores(model, item, read.hidden[row, rows], targets, copies and copies.rows(rows)),
                 _target_scores(model, item, alone[row, rows], targets, None),
-                _reads(reading, views[row], rows),
+                _reads(reading, copies, views[row], rows),
             )
         )
     return scores
@@ -180,10 +180,15 @@ def _target_scores(
     )
 
 
-def _reads(reading: Reading | None, view: MemoryView | None, rows: slice) -> Int64[np.ndarray, "targets read"]:
-    count = rows.stop - rows.start
+def _reads(
+    reading: Reading | None, copies: Copies | None, view: MemoryView | None, rows: slice
+) -> Int64[np.ndarray, "targets read"]:
     if reading is None or view is None:
-        return np.zeros((count, 0), dtype=np.int64)
-    ids = reading.chunk_ids[rows]
-    starts: np.ndarray = to_array(view.starts[ids.clamp(min=0)].where(ids >= 0, -1).flatten(1))
+        return np.zeros((rows.stop - rows.start, 0), dtype=np.int64)
+    ids = reading.chunk_ids[rows].flatten(1)
+    if copies is not None and copies.repeated is not None:
+        repeated = copies.repeated.rows(rows)
+        chunks = view.slots_in_order[repeated.index] // view.chunk_size
+        ids = torch.cat([ids, chunks.where(repeated.valid, -1)], dim=1)
+    starts: np.ndarray = to_array(view.starts[ids.clamp(min=0)].where(ids >= 0, -1))
     return starts

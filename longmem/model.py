@@ -13,8 +13,9 @@ from torch import Tensor
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
-from longmem.dtypes import TORCH_DTYPES, to_array, to_tensor
+from longmem.dtypes import to_array, to_tensor
 from longmem.errors import NumericError
+from longmem.kv_format import pack, rounded, unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.search import choose_engine, create_search
@@ -159,11 +160,12 @@ class LongMem:
         for name, tensor in (("keys", keys), ("values", values)):
             where = f"{segment.key} segment {segment.index}: {name} of layer {self.sidenet.memory_layer}"
             require_finite(tensor, where, "check the backbone's weights")
-            tensor = tensor.to(TORCH_DTYPES[self.config.kv_dtype])
             require_finite(
-                tensor, f"{where} stored as {self.config.kv_dtype}", "they are too large for it: use kv_dtype=bfloat16"
+                rounded(tensor, self.config.kv_dtype),
+                f"{where} stored as {self.config.kv_dtype}",
+                "they are too large for it: use kv_dtype=bfloat16",
             )
-            stored.append(to_array(tensor))
+            stored.append(pack(tensor, self.config.kv_dtype))
         return KVBlock(
             key=segment.key,
             segment=segment.index,
@@ -191,7 +193,7 @@ class LongMem:
         given = SideNetInput(
             tokens=torch.from_numpy(np.array(segment.tokens))[None],
             taps=to_tensor(taps, device)[:, None],
-            keys=to_tensor(keys, device)[None],
+            keys=unpack(keys, self.config.kv_dtype, device)[None],
             views=[view],
         )
         output = self.sidenet(given, self.search)

@@ -8,6 +8,7 @@ from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
 from longmem.config import Dtype
+from longmem.kv_format import token_bytes
 from longmem.model import LongMem
 from longmem.types import Fingerprint
 
@@ -71,10 +72,8 @@ def describe(model: LongMem) -> ModelDescription:
     config, shape = model.config, model.backbone.shape
     num_taps = model.backbone.num_layers // config.layer_reduction + 1
     compute_bytes = model.backbone.dtype.itemsize
-    kv_bytes = 4 if config.kv_dtype == "float32" else 2
-    per_token = (
-        num_taps * model.backbone.hidden_size * compute_bytes + 2 * shape.kv_heads * shape.head_dim * kv_bytes + 4
-    )
+    stored_bytes = token_bytes(shape.kv_heads, shape.head_dim, config.kv_dtype)
+    per_token = num_taps * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
     own = sum(parameter.numel() for parameter in model.sidenet.parameters())
     return ModelDescription(
         name=model.backbone.name,

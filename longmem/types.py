@@ -25,10 +25,13 @@ import numpy as np
 import xxhash
 from jaxtyping import Float32, Int32, Int64, Shaped
 
+from longmem.config import KvDtype
+
 DEFAULT_NAMESPACE = "default"
 
-KVArray = Shaped[np.ndarray, "tokens kv_heads head_dim"]
-"""Keys or values as stored: float16, float32, or uint16 holding bfloat16 bit patterns."""
+KVArray = Shaped[np.ndarray, "tokens kv_heads width"]
+"""Keys or values as stored (`longmem.kv_format`): float16, float32, bfloat16 as the bits of uint16, or int8, whose rows
+are wider than `head_dim` by their scale."""
 
 
 @dataclass(frozen=True, order=True)
@@ -109,7 +112,7 @@ class Fingerprint:
     segment_tokens: int
     """Keys depend on the local context that the backbone saw, so its length belongs to the identity."""
     compute_dtype: str
-    kv_dtype: str
+    kv_dtype: KvDtype
 
     def differences(self, other: "Fingerprint") -> str:
         """Fields in which two fingerprints differ, as `name: ours != theirs; ...` (empty when equal)."""

@@ -15,6 +15,7 @@ from pipelines.command_line import (
     exit_codes,
     local_or_hub,
 )
+from pipelines.fit_command import fit
 from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
@@ -40,6 +41,7 @@ app.command()(perplexity)
 app.command()(icl)
 app.command()(suffix)
 app.command()(train)
+app.command()(fit)
 app.command()(pretrain)
 app.add_typer(memory, name="memory")
 app.add_typer(service_app, name="service")

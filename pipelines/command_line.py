@@ -29,6 +29,15 @@ class ComputeDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class StoredFormat(StrEnum):
+    """Format in which keys and values are stored."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
 class Placement(StrEnum):
     """How workers are spread over nodes."""
 

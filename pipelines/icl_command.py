@@ -15,6 +15,7 @@ from pipelines.options import (
     Address,
     ChunkTokens,
     Dtype,
+    KvDtype,
     Model,
     Out,
     Resume,
@@ -74,6 +75,7 @@ def icl(
     ] = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
+    kv_dtype: KvDtype = None,
     dtype: Dtype = ComputeDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
@@ -108,6 +110,7 @@ def icl(
                 memory_tokens=memory_tokens,
                 top_k=top_k,
                 chunk_tokens=chunk_tokens,
+                kv_dtype=kv_dtype,
             ),
             cluster=None
             if address == "none"

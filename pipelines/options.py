@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, Durability, Placement, SearchEngine, local_or_hub
+from pipelines.command_line import ComputeDtype, Durability, Placement, SearchEngine, StoredFormat, local_or_hub
 
 if TYPE_CHECKING:
     # loads torch
@@ -33,6 +33,12 @@ MemoryTokens = Annotated[
 TopK = Annotated[int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")]
 ChunkTokens = Annotated[
     int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
+]
+KvDtype = Annotated[
+    StoredFormat | None,
+    typer.Option(
+        help="Format of stored keys and values; int8 takes half of float16's bytes.", show_default="the model's"
+    ),
 ]
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.")]
 Dtype = Annotated[ComputeDtype, typer.Option(help="Compute type.")]
@@ -91,6 +97,7 @@ def model_source(
     memory_tokens: int | None,
     top_k: int | None,
     chunk_tokens: int | None,
+    kv_dtype: StoredFormat | None = None,
 ) -> "ModelSource":
     """The model that the options name. Raises ConfigError for options that contradict each other."""
     from longmem.model_source import REFERENCE_MODEL, ModelSource
@@ -103,6 +110,7 @@ def model_source(
         "memory_tokens": 0 if no_memory else memory_tokens,
         "top_k": top_k,
         "chunk_tokens": chunk_tokens,
+        "kv_dtype": None if kv_dtype is None else kv_dtype.value,
     }
     return ModelSource(
         local_or_hub(model or str(REFERENCE_MODEL)),

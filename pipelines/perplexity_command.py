@@ -30,6 +30,7 @@ from pipelines.options import (
     Elastic,
     EncoderGpus,
     Encoders,
+    KvDtype,
     MemoryTokens,
     Model,
     NoMemory,
@@ -52,8 +53,8 @@ from pipelines.options import (
 
 OF_THE_SERVICE = (
     *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
-    *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "no_memory"),
-    *("store", "durability", "store_quota_bytes", "dtype", "search"),
+    *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "kv_dtype"),
+    *("no_memory", "store", "durability", "store_quota_bytes", "dtype", "search"),
 )
 """Options that a job on a service cannot choose."""
 
@@ -99,6 +100,7 @@ def perplexity(
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
+    kv_dtype: KvDtype = None,
     no_memory: NoMemory = False,
     store: Annotated[
         str | None,
@@ -166,6 +168,7 @@ def perplexity(
             memory_tokens=memory_tokens,
             top_k=top_k,
             chunk_tokens=chunk_tokens,
+            kv_dtype=kv_dtype,
         )
         job = PerplexityJob(
             inputs=tuple(inputs or ()),

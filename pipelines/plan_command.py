@@ -19,6 +19,7 @@ from pipelines.command_line import (
 from pipelines.options import (
     ChunkTokens,
     Dtype,
+    KvDtype,
     MemoryTokens,
     Model,
     NoMemory,
@@ -65,6 +66,7 @@ def plan(
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
+    kv_dtype: KvDtype = None,
     no_memory: NoMemory = False,
     dtype: Dtype = ComputeDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
@@ -112,6 +114,7 @@ def plan(
             memory_tokens=memory_tokens,
             top_k=top_k,
             chunk_tokens=chunk_tokens,
+            kv_dtype=kv_dtype,
         )
         here = Cluster(
             cores_per_node=usable_cores(),

@@ -29,6 +29,7 @@ from pipelines.options import (
     Elastic,
     EncoderGpus,
     Encoders,
+    KvDtype,
     MemoryTokens,
     Model,
     Placed,
@@ -83,6 +84,7 @@ def up(
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
+    kv_dtype: KvDtype = None,
     dtype: Dtype = ComputeDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
@@ -108,6 +110,7 @@ def up(
                 memory_tokens=memory_tokens,
                 top_k=top_k,
                 chunk_tokens=chunk_tokens,
+                kv_dtype=kv_dtype,
             ),
             store=StoreSettings(
                 store if "://" in store else str(Path(store).absolute()), durability.value, store_quota_bytes

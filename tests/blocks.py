@@ -1,7 +1,9 @@
 """Blocks as a store sees them: small, and different for every seed and segment."""
 
 import numpy as np
+import torch
 
+from longmem.kv_format import pack
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 
 SEGMENT_TOKENS = 16
@@ -17,7 +19,6 @@ IDENTITY = Fingerprint(
     kv_dtype="float16",
 )
 KEY = DocumentKey("default", "moby-dick")
-NUMBERS = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
 
 
 def make_block(
@@ -30,13 +31,9 @@ def make_block(
     random = np.random.default_rng([seed, segment, num_tokens])
     shape = (num_tokens, identity.kv_heads, identity.head_dim)
     keys, values = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
-    if identity.kv_dtype == "bfloat16":
-        keys, values = ((each.view(np.uint32) >> 16).astype(np.uint16) for each in (keys, values))
-    dtype = NUMBERS[identity.kv_dtype]
+    keys, values = (pack(torch.from_numpy(each), identity.kv_dtype).copy() for each in (keys, values))
     tokens = random.integers(0, 1000, num_tokens).astype(np.int32)
-    return KVBlock(
-        key, segment, segment * identity.segment_tokens, tokens, keys.astype(dtype), values.astype(dtype), identity
-    )
+    return KVBlock(key, segment, segment * identity.segment_tokens, tokens, keys, values, identity)
 
 
 def assert_same(found: KVBlock, expected: KVBlock) -> None:

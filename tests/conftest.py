@@ -18,6 +18,7 @@ from hypothesis import Phase, settings
 from torch import Tensor
 
 import longmem.model
+from longmem.kv_format import unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS
@@ -113,8 +114,9 @@ def _naive_view(blocks: Sequence[KVBlock], start: int, end: int, key_space: KeyS
         for first in range(0, block.num_tokens, size):
             last = min(first + size, block.num_tokens)
             if start <= block.start_token + first and block.start_token + last <= end:
-                parts = (_tensor(array[first:last]) for array in (block.tokens, block.keys, block.values))
-                chunks.append((block.start_token + first, *parts))
+                stored = (array[first:last] for array in (block.keys, block.values))
+                numbers = (unpack(array, block.fingerprint.kv_dtype) for array in stored)
+                chunks.append((block.start_token + first, _tensor(block.tokens[first:last]), *numbers))
     if not chunks:
         return None
     return _view_of(chunks, blocks[0].fingerprint.chunk_tokens, end, key_space)

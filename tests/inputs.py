@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from longmem.config import PAPER_FORM, LongMemConfig
-from longmem.dtypes import TORCH_DTYPES
+from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.sidenet.sidenet import SideNetInput
@@ -27,4 +27,4 @@ def sidenet_input(
     `cache` and `before`: of the backbone, and the segment's earlier tokens, when decoding step by step.
     """
     output = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction, cache)
-    return SideNetInput(tokens, output.taps, output.keys.to(TORCH_DTYPES[model.config.kv_dtype]), views, before)
+    return SideNetInput(tokens, output.taps, rounded(output.keys, model.config.kv_dtype), views, before)

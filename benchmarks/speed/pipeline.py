@@ -5,6 +5,7 @@ reader's copy of the block, the search, gathering and fusion, and the copy head'
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -72,6 +73,7 @@ def jobs(source: ModelSource, inputs: list[str], threads: int, repeats: int, con
             "in process, LanceDB": (None, None, threads),
             "in process, LanceDB, one thread": (None, None, 1),
             "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
+            "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
         }
         times: dict[str, list[float]] = {name: [] for name in shapes}
         tokens = 0

@@ -1,26 +1,28 @@
 """KV blocks as Arrow tables and back: one row per chunk, numbers as bit patterns.
 
-    write | chunk | tokens int32[chunk] | keys uint[chunk · kv_heads · head_dim] | values uint[…]
+    write | chunk | tokens int32[chunk] | keys uint[chunk · kv_heads · width] | values uint[…]
 
-Fixed-size lists of unsigned integers are what Lance appends fastest, and they carry NaN-free float16, bfloat16 and
-float32 alike (a float column would be treated as vectors and validated). The last chunk of a block is padded with
-zeros; the catalogue knows how many tokens are real.
+Fixed-size lists of unsigned integers are what Lance appends fastest, and they carry every format alike (a float column
+would be treated as vectors and validated). The last chunk of a block is padded with zeros; the catalogue knows how many
+tokens are real.
 """
 
 import numpy as np
 import pyarrow as pa
 
+from longmem.kv_format import STORED_TYPES, stored_width
 from longmem.memory.identity import METADATA_KEY, to_text
-from longmem.memory.store import STORED_TYPES
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
+BITS = {1: pa.uint8(), 2: pa.uint16(), 4: pa.uint32()}
+"""For numbers of so many bytes."""
 PAYLOAD_COLUMNS = ["write", "chunk", "tokens", "keys", "values"]
 
 
 def payload_schema(identity: Fingerprint) -> pa.Schema:
     """Columns of a payload table; `write` names the put that wrote the row."""
-    bits = pa.uint32() if identity.kv_dtype == "float32" else pa.uint16()
-    width = identity.chunk_tokens * identity.kv_heads * identity.head_dim
+    bits = BITS[np.dtype(STORED_TYPES[identity.kv_dtype]).itemsize]
+    width = identity.chunk_tokens * identity.kv_heads * stored_width(identity.head_dim, identity.kv_dtype)
     return pa.schema(
         [
             pa.field("write", pa.int64(), nullable=False),
@@ -59,12 +61,13 @@ def from_rows(
     Arrays are read-only and, where rows arrive in order, share Arrow's memory.
     """
     chunk, kv_type = identity.chunk_tokens, STORED_TYPES[identity.kv_dtype]
+    row = (chunk, identity.kv_heads, stored_width(identity.head_dim, identity.kv_dtype))
     writes, chunks = (rows.column(name).to_numpy() for name in ("write", "chunk"))
     order = np.lexsort((chunks, writes))
     columns = {
         "tokens": _numbers(rows, "tokens").reshape(-1, chunk),
-        "keys": _numbers(rows, "keys").view(kv_type).reshape(-1, chunk, identity.kv_heads, identity.head_dim),
-        "values": _numbers(rows, "values").view(kv_type).reshape(-1, chunk, identity.kv_heads, identity.head_dim),
+        "keys": _numbers(rows, "keys").view(kv_type).reshape(-1, *row),
+        "values": _numbers(rows, "values").view(kv_type).reshape(-1, *row),
     }
     blocks: list[KVBlock | None] = []
     for info, write in infos:

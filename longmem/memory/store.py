@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from longmem.errors import ConflictError, FingerprintError, MissingBlockError, NumericError, StoreError
+from longmem.kv_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.memory.handle import DocumentMemory
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
@@ -109,10 +110,6 @@ class AbstractMemoryStore(AbstractBlockSource):
         self.close()
 
 
-STORED_TYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
-"""NumPy types of stored keys and values; bfloat16 travels as its bits."""
-
-
 def check_block(block: KVBlock) -> None:
     """What every store refuses: a block that is not what its fingerprint says or whose name is not Unicode
     (StoreError), NaN or infinity (NumericError)."""
@@ -121,13 +118,13 @@ def check_block(block: KVBlock) -> None:
     except UnicodeEncodeError as error:
         raise StoreError(f"namespace and document must be valid Unicode, got {str(block.key)!r}: {error}") from error
     identity = block.fingerprint
-    shape = (block.num_tokens, identity.kv_heads, identity.head_dim)
+    shape = (block.num_tokens, identity.kv_heads, stored_width(identity.head_dim, identity.kv_dtype))
     dtype = np.dtype(STORED_TYPES[identity.kv_dtype])
     for name, array in (("keys", block.keys), ("values", block.values)):
         where = f"{block.key} segment {block.segment}: {name}"
         if array.shape != shape or array.dtype != dtype:
             raise StoreError(f"{where} must be {dtype}{shape} as the fingerprint says, got {array.dtype}{array.shape}")
-        if bad := _num_not_finite(array, identity.kv_dtype):
+        if bad := num_not_finite(array, identity.kv_dtype):
             raise NumericError(
                 f"{where} hold {bad} NaN or infinite numbers of {array.size}; nothing was stored: check the backbone's "
                 "weights, or use kv_dtype=bfloat16 if they are too large for float16"
@@ -179,10 +176,3 @@ def missing_blocks(key: DocumentKey, wanted: range, found: Sequence[int]) -> Mis
         f"{key}: segments {lacking[:5]} of [{wanted.start}, {wanted.stop}) are not stored ({len(lacking)} missing); "
         "write the document's earlier segments first"
     )
-
-
-def _num_not_finite(array: np.ndarray, kv_dtype: str) -> int:
-    if kv_dtype == "bfloat16":
-        # an exponent of all ones is infinity or NaN
-        return int(np.count_nonzero((array & 0x7F80) == 0x7F80))
-    return array.size - int(np.count_nonzero(np.isfinite(array)))

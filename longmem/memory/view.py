@@ -1,10 +1,13 @@
 """What one segment may read: an immutable, position-bounded piece of one document's memory."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from jaxtyping import Float32, Int32, Int64, Shaped
 from torch import Tensor
 
+from longmem.search.repeats import RepeatIndex
 from longmem.search.sketch import KeySketch
 
 
@@ -44,3 +47,19 @@ class MemoryView:
     def chunk_size(self) -> int:
         """Slots of a chunk."""
         return int(self.tokens.shape[1])
+
+    @cached_property
+    def slots_in_order(self) -> Int64[Tensor, " places"]:
+        """Where each place (`longmem.sidenet.places`) is kept: an index into the chunks laid end to end."""
+        offsets = torch.arange(self.chunk_size, device=self.lengths.device)
+        return (offsets < self.lengths[:, None]).flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def text(self) -> Int64[Tensor, " places"]:
+        """The token of each place: all that is remembered, oldest first."""
+        return self.tokens.flatten()[self.slots_in_order].long()
+
+    @cached_property
+    def repeats(self) -> RepeatIndex:
+        """Where every run of tokens ends; made when it is first asked for, once for all that read this view."""
+        return RepeatIndex(self.text)

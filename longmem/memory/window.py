@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longmem.dtypes import to_tensor
+from longmem.kv_format import unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
@@ -131,7 +132,7 @@ _CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 1, "values": 1, "tokens": 0
 
 def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:
     """A block in the layout of a view; the last chunk is padded with zeros and its length says so."""
-    chunk = block.fingerprint.chunk_tokens
+    chunk, kv_dtype = block.fingerprint.chunk_tokens, block.fingerprint.kv_dtype
     num_chunks = -(-block.num_tokens // chunk)
     padding = num_chunks * chunk - block.num_tokens
     starts = block.start_token + chunk * torch.arange(num_chunks)
@@ -143,12 +144,12 @@ def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) 
         rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
         return rows.permute(2, 0, 1, 3)
 
-    keys = by_head(key_space.place(to_tensor(block.keys)))
+    keys = by_head(key_space.place(unpack(block.keys, kv_dtype)))
     tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
     parts = {
         "chunk_keys": key_space.searched(keys.float().sum(dim=2) / lengths[None, :, None]),
         "keys": keys,
-        "values": by_head(to_tensor(block.values)),
+        "values": by_head(unpack(block.values, kv_dtype)),
         "tokens": tokens,
         "starts": starts,
         "lengths": lengths,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longmem.memory.view import MemoryView
 from longmem.search.gather import TORCH_GATHER, AbstractGather
-from longmem.sidenet.places import Places, places_of, slots_in_order
+from longmem.sidenet.places import Places, places_of
 
 
 def memory_products(
@@ -40,7 +40,7 @@ def attend(
     """`mem` of the formula above in `dtype`; invalid places weigh exactly zero, and each token and head needs a valid
     one. With `continued`, a place gives the value of the token after it."""
     weights = logits.masked_fill(~places.valid, -torch.inf).softmax(dim=2).to(dtype)
-    slots = slots_in_order(view)[(places.index + int(continued)).where(places.valid, 0)]
+    slots = view.slots_in_order[(places.index + int(continued)).where(places.valid, 0)]
     return gather.mixtures(weights, slots, view.values.flatten(1, 2))
 
 

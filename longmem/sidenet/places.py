@@ -42,9 +42,3 @@ def places_of(chunk_ids: Int64[Tensor, "tokens heads slots"], view: MemoryView, 
         valid &= index + 1 < view.lengths.sum()
     index, valid = index.flatten(2), valid.flatten(2)
     return Places(index.where(valid, 0), valid)
-
-
-def slots_in_order(view: MemoryView) -> Int64[Tensor, " places"]:
-    """Where the view keeps each place: an index into its chunks laid end to end."""
-    offsets = torch.arange(view.chunk_size, device=view.lengths.device)
-    return (offsets < view.lengths[:, None]).flatten().nonzero().squeeze(1)

@@ -26,7 +26,8 @@ from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced,
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.search import AbstractChunkSearch
-from longmem.sidenet.copy_head import Copies, CopyHead
+from longmem.sidenet.copies import Copies
+from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.fusion import fuse
 from longmem.sidenet.reading import MemoryReader, Reading
 

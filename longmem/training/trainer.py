@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from longmem.backbone.backbone import BackboneOutput
-from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import NumericError
+from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
@@ -195,7 +195,7 @@ def training_input(
     return SideNetInput(
         tokens=_stacked([segment.tokens for segment in segments]),
         taps=output.taps,
-        keys=output.keys.to(TORCH_DTYPES[model.config.kv_dtype]),
+        keys=rounded(output.keys, model.config.kv_dtype),
         views=list(views),
     )
 

@@ -26,6 +26,7 @@ from longmem.errors import (
     QuotaError,
     StoreError,
 )
+from longmem.kv_format import SCALE_BYTES
 from longmem.memory.catalogue import PAYLOAD_SEGMENTS, at
 from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.lance_store import LanceMemoryStore
@@ -69,7 +70,7 @@ def test_put_then_read_gives_the_very_bytes(store: AbstractMemoryStore) -> None:
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["float16", "float32", "bfloat16", "int8"])
 def test_every_number_type_survives(store: AbstractMemoryStore, kv_dtype: str) -> None:
     block = make_block(identity=replace(IDENTITY, kv_dtype=kv_dtype))
     store.put(block)
@@ -164,6 +165,16 @@ def test_numbers_that_are_not_finite_are_refused(store: AbstractMemoryStore, kv_
     values[3, 1, 2] = bits if kv_dtype == "bfloat16" else bad
     with pytest.raises(NumericError, match="values hold 1 NaN or infinite"):
         store.put(replace(block, values=values))
+    assert store.documents() == []
+
+
+def test_an_int8_row_whose_scale_is_not_finite_is_refused(store: AbstractMemoryStore) -> None:
+    block = make_block(identity=replace(IDENTITY, kv_dtype="int8"))
+    for bad in (np.nan, np.inf, 1e30):
+        values = block.values.copy()
+        values[3, 1, -SCALE_BYTES:] = np.array([bad], np.float32).view(np.int8)
+        with pytest.raises(NumericError, match="values hold 1 NaN or infinite"):
+            store.put(replace(block, values=values))
     assert store.documents() == []
 
 

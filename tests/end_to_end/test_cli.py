@@ -374,6 +374,24 @@ def test_a_kept_memory_is_used_again(model: Path, text: Path, tmp_path: Path) ->
     assert "chunk_tokens: 4 != 8" in outcome.stderr or "chunk_tokens: 8 != 4" in outcome.stderr
 
 
+def test_a_memory_of_int8_is_smaller_and_nearly_the_same(model: Path, text: Path, tmp_path: Path) -> None:
+    nats, stored = {}, {}
+    for kv_dtype in ("float16", "int8"):
+        out, store = tmp_path / kv_dtype, str(tmp_path / f"{kv_dtype}.lance")
+        options = ("--keep-memory", "--store", store, "--kv-dtype", kv_dtype)
+        assert invoke(*arguments(text, model, out, *options)).code == 0
+        assert summary_of(out)["settings"]["kv_dtype"] == kv_dtype
+        nats[kv_dtype] = summary_of(out)["nats"]["longmem"]
+        with MemoryStore.open(store) as opened:
+            stored[kv_dtype] = sum(entry.num_bytes for entry in opened.document("book").segments)
+    assert stored["int8"] < 0.9 * stored["float16"]
+    assert nats["int8"] != nats["float16"]
+    assert nats["int8"] == pytest.approx(nats["float16"], rel=1e-2)
+    mixed = invoke(*arguments(text, model, tmp_path / "mixed", "--keep-memory", "--store", store))
+    assert mixed.code == 2
+    assert "kv_dtype: 'int8' != 'float16'" in mixed.stderr
+
+
 def test_every_format_gives_the_same_scores(model: Path, text: Path, tmp_path: Path) -> None:
     line = json.dumps({"text": text.read_text("utf-8"), "id": "book"}) + "\n"
     (tmp_path / "b.jsonl").write_text(line)

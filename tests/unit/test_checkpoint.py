@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,79 @@ def test_is_checkpoint(intact: Path, tmp_path: Path, small_backbone: Callable[[s
     assert not is_checkpoint(small_backbone("llama"))
     assert not is_checkpoint(tmp_path)
     assert not is_checkpoint(tmp_path / "nowhere")
+
+
+# ---- with and without repeats
+
+
+COPYING: dict[str, Any] = {**FORMS["default"], "kv_dtype": "float32"}
+
+
+def saved_with(repeats: int, folder: Path, small_model: Callable[..., LongMem]) -> LongMem:
+    model = trained(small_model("llama", **COPYING, copy_repeats=repeats))
+    model.save_pretrained(folder)
+    return model
+
+
+def repeat_weights(model: LongMem) -> set[str]:
+    return {name for name in model.sidenet.state_dict() if name.startswith("copy_head.repeats.")}
+
+
+def test_repeats_start_untrained_in_a_model_that_was_saved_without(
+    small_model: Callable[..., LongMem], tmp_path: Path
+) -> None:
+    model = saved_with(0, tmp_path, small_model)
+    loaded = LongMem.from_pretrained(tmp_path, copy_repeats=8)
+    assert loaded.config == loaded.sidenet.config == replace(model.config, copy_repeats=8)
+    before, after = model.sidenet.state_dict(), loaded.sidenet.state_dict()
+    assert after.keys() - before.keys() == repeat_weights(loaded) != set()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    start = small_model("llama", **COPYING, copy_repeats=8).sidenet.state_dict()
+    assert all(torch.equal(after[name], start[name]) for name in repeat_weights(loaded))
+    assert not same_scores(model, loaded), "repeats must matter"
+    # and it is a whole model, which can be saved with them
+    loaded.save_pretrained(tmp_path)
+    assert same_scores(loaded, LongMem.from_pretrained(tmp_path))
+
+
+def test_repeats_are_left_out_of_a_model_that_was_saved_with_them(
+    small_model: Callable[..., LongMem], tmp_path: Path
+) -> None:
+    model = saved_with(8, tmp_path, small_model)
+    assert repeat_weights(model)
+    loaded = LongMem.from_pretrained(tmp_path, copy_repeats=0)
+    assert loaded.config == loaded.sidenet.config == replace(model.config, copy_repeats=0)
+    before, after = model.sidenet.state_dict(), loaded.sidenet.state_dict()
+    assert before.keys() - after.keys() == repeat_weights(model)
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+
+
+def test_fewer_repeats_have_the_same_weights(small_model: Callable[..., LongMem], tmp_path: Path) -> None:
+    model = saved_with(8, tmp_path, small_model)
+    before, after = (each.sidenet.state_dict() for each in (model, LongMem.from_pretrained(tmp_path, copy_repeats=2)))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+
+
+def test_a_model_of_before_there_were_repeats_has_none(small_model: Callable[..., LongMem], tmp_path: Path) -> None:
+    model = saved_with(0, tmp_path, small_model)
+    settings = json.loads((tmp_path / "config.json").read_text())["longmem"]
+    del settings["copy_repeats"]
+    rewrite_config(tmp_path, longmem=settings)
+    loaded = LongMem.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.config.copy_repeats == 0
+    assert same_scores(model, loaded)
+    assert repeat_weights(LongMem.from_pretrained(tmp_path, copy_repeats=8))
+
+
+def test_a_damaged_model_is_refused_with_repeats_too(small_model: Callable[..., LongMem], tmp_path: Path) -> None:
+    saved_with(0, tmp_path, small_model)
+    data = bytearray((tmp_path / SIDENET).read_bytes())
+    data[-1000] ^= 1
+    (tmp_path / SIDENET).write_bytes(data)
+    with pytest.raises(CheckpointError, match="digest"):
+        LongMem.from_pretrained(tmp_path, copy_repeats=8)
 
 
 # ---- never over another model

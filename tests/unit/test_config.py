@@ -94,8 +94,17 @@ def test_queries_of_the_key_space_need_keys_that_can_be_compared(retrieval: Any)
 @pytest.mark.parametrize("value", ["float64", "fp16", "", None, 16])
 @pytest.mark.usefixtures("as_users_run")
 def test_types_that_cannot_be_stored(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"kv_dtype must be one of float32, float16, bfloat16"):
+    with pytest.raises(ConfigError, match=r"kv_dtype must be one of float32, float16, bfloat16, int8"):
         LongMemConfig.from_dict({"kv_dtype": value})
+
+
+def test_a_memory_whose_repeats_have_no_room_is_refused() -> None:
+    longest = 2**24 - 1
+    assert LongMemConfig(memory_tokens=longest).memory_tokens == longest
+    with pytest.raises(ConfigError, match=f"memory_tokens must be at most {longest} where repeats are copied"):
+        LongMemConfig(memory_tokens=longest + 1)
+    assert LongMemConfig(memory_tokens=longest + 1, copy_repeats=0).copy_repeats == 0
+    assert LongMemConfig(memory_tokens=longest + 1, copy_head=False).copy_repeats == 8
 
 
 def test_message_offers_numbers_that_work() -> None:
@@ -121,7 +130,7 @@ def test_unknown_names_are_listed_with_the_known_ones() -> None:
     segment=st.integers(1, 64),
     memory=st.integers(0, 64),
     slots=st.integers(1, 64),
-    kv_dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    kv_dtype=st.sampled_from(["float32", "float16", "bfloat16", "int8"]),
 )
 def test_multiples_of_the_chunk_work_and_survive_a_dictionary(
     chunk: int, segment: int, memory: int, slots: int, kv_dtype: Any

@@ -156,6 +156,7 @@ def test_every_family_generates_what_full_recomputation_gives(
         {"chunk_tokens": 8, "top_k": 8},
         {"segment_tokens": 8, "chunk_tokens": 1, "top_k": 3, "memory_tokens": 50},
         {"layer_reduction": 1, "kv_dtype": "float32"},
+        {"kv_dtype": "int8"},
         {**DEFAULT, "chunk_tokens": 4},  # the document's last chunk is partial, and the prompt's first is its own
         {**DEFAULT, "memory_tokens": 40, "segment_tokens": 16},
         {**DEFAULT, "fusion": False, "copy_match_tokens": 0},

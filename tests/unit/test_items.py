@@ -14,6 +14,7 @@ from longmem.generation import Decoder
 from longmem.items import Item, score_items
 from longmem.memory.opening import MemoryStore
 from longmem.memory.store import AbstractMemoryStore
+from longmem.memory.view import MemoryView
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from tests.inputs import DEFAULT_FORM
@@ -114,8 +115,28 @@ def test_reads_are_positions_of_the_document(model: LongMem, store: AbstractMemo
     score = score_items(model, [item], [whole(model, store)])[0]
     end = store.document("book").segments[-1].end_token
     assert score.reads.shape[0] == item.num_targets
-    assert score.reads.min() >= 0
+    assert score.reads.min() >= -1
     assert score.reads.max() < end
+    assert (score.reads >= 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize(("chunk_tokens", "lengths"), [(1, [1] * 20), (4, [4, 1, 4, 2, 4, 4, 4])])
+def test_what_is_found_by_repetition_only_is_read_too(
+    chunk_tokens: int, lengths: list[int], small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    """One chunk is retrieved, and it is not that of the place where the item's words stand."""
+    settings = {**FORMS["default"], "chunk_tokens": chunk_tokens, "top_k": chunk_tokens}
+    model, without = (small_model(**settings, copy_repeats=repeats) for repeats in (3, 0))
+    shape = model.backbone.shape
+    view = random_view(shape.kv_heads, shape.head_dim, chunk=chunk_tokens, lengths=lengths, key_space=model.key_space)
+    last = 10
+    words = view.text[last - 6 : last + 1].tolist()
+    item = Item("words", np.array([*words, words[0]], dtype=np.int32), len(words))
+    read, retrieved = (score_items(each, [item], [view])[0].reads for each in (model, without))
+    chunk_start = int(view.starts[view.starts <= last].max())
+    assert chunk_start in read
+    assert chunk_start not in retrieved
+    np.testing.assert_array_equal(read[:, :1], retrieved)
 
 
 @pytest.mark.parametrize(

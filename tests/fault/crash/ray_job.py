@@ -16,6 +16,7 @@ from rich.console import Console
 
 from actors.policy import Patience
 from actors.shape import ClusterShape
+from longmem.errors import ClusterError
 from longmem.model_source import ModelSource
 from longmem.scheduler import Limits
 from longmem.testing import small_longmem
@@ -26,6 +27,8 @@ TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
 NUM_DOCUMENTS = 4
 MAX_TRIES = 50
 """The nemesis is no poisonous document."""
+GAVE_UP = 3
+"""Exit code of a driver whose stage had no worker for `Patience.recover_s`: it asks to be resumed."""
 
 SHAPE = {"encoders": 2, "readers": 2, "stores": 2}
 NUM_CPUS = 8
@@ -78,7 +81,11 @@ def main() -> None:
     address, folder, out, *resume = sys.argv[1:]
     cluster = ClusterShape(address=address, **SHAPE, patience=Patience(max_tries=MAX_TRIES))
     job = _job(Path(folder), Path(out), cluster, bool(resume))
-    summary: dict[str, Any] = run_job(job, Console(file=sys.stdout))
+    try:
+        summary: dict[str, Any] = run_job(job, Console(file=sys.stdout))
+    except ClusterError as error:
+        print(error)
+        sys.exit(GAVE_UP)
     print(json.dumps({"failures": summary["failures"]}))
     if summary["failures"]:
         sys.exit(1)

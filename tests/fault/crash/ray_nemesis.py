@@ -1,17 +1,25 @@
-"""Kills and stops the workers of the jobs of a cluster, at random, until it is told to end."""
+"""Kills and stops the workers of the jobs of a cluster, at random, until it is told to end.
+
+It waits for work to be done between two strikes, but not for ever: workers that never come to do anything would test
+nothing but how they start, and on a busy machine a job would never end.
+"""
 
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from threading import Event, Thread
+from time import monotonic
 
 import psutil
 from ray.util.state import list_actors
 
 ROLES = ("EncoderActor", "StoreActor", "SideNetActor")
 KILL_SHARE = 0.6
+WITHOUT_WORK_S = 60.0
+"""Longest time between two strikes in which nothing was done."""
 
 
 @dataclass
@@ -21,6 +29,8 @@ class WorkerNemesis:
     address: str
     random: Random
     every_s: float
+    work_done: Callable[[], int] = lambda: 0
+    """A number that grows with the work of the job that runs."""
     counts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     """Why the list of workers could not be had."""
@@ -28,6 +38,7 @@ class WorkerNemesis:
     def __post_init__(self) -> None:
         self._end = Event()
         self.armed = Event()
+        self._struck_s, self._struck_at = monotonic(), -1
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -53,7 +64,7 @@ class WorkerNemesis:
 
     def _run(self) -> None:
         while not self._end.wait(self.random.uniform(0.5, 1.5) * self.every_s):
-            if not self.armed.is_set():
+            if not self.armed.is_set() or not self._has_worked():
                 continue
             try:
                 workers = self.workers()
@@ -64,6 +75,10 @@ class WorkerNemesis:
                 # roles in equal shares, whatever their numbers
                 role = self.random.choice(sorted({role for role, _ in workers}))
                 self._strike(role, self.random.choice([process for each, process in workers if each == role]))
+                self._struck_s, self._struck_at = monotonic(), self.work_done()
+
+    def _has_worked(self) -> bool:
+        return self.work_done() != self._struck_at or monotonic() - self._struck_s > WITHOUT_WORK_S
 
     def _strike(self, role: str, process: psutil.Process) -> None:
         if self.random.random() < KILL_SHARE:

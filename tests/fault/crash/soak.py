@@ -16,6 +16,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep
@@ -46,6 +47,8 @@ DRIVER_KILL_SHARE = 0.4
 """Of the runs of a job: ended with SIGKILL of its driver."""
 WORKERS_TOO_SHARE = 0.5
 """Of those: with all its workers at the same time."""
+MAX_GAVE_UP = 3
+"""Drivers of one job that may end because every new worker of a stage was killed before it did anything."""
 NOT_KILLED = {
     "raylet, gcs": "they live as long as the cluster; loss of a node has a test of its own",
     "coordinator": "it is the driver process of a job: see driver_kills",
@@ -71,7 +74,7 @@ class Soak:
         self._connection = connect("local", ray_job.NUM_CPUS, OBJECT_STORE_BYTES)
         self._address = str(ray.get_runtime_context().gcs_address)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
-        self._nemesis = WorkerNemesis(self._address, Random(f"nemesis-{seed}"), kill_every_s)
+        self._nemesis = WorkerNemesis(self._address, Random(f"nemesis-{seed}"), kill_every_s, self._work_done)
         self._sampler = Sampler(
             out / "samples.jsonl",
             {"store_rounds": out / "store", "jobs": out / "jobs", "ray_session": session},
@@ -121,14 +124,26 @@ class Soak:
         """One job to its end, however often its driver is killed. Raises Violation."""
         out = self._out / "jobs" / f"job-{turn}"
         resume = False
+        gave_up_before = self.counts["gave_up"]
         while not self._run_driver(out, resume):
             resume = out.exists()
+            if self.counts["gave_up"] - gave_up_before > MAX_GAVE_UP:
+                raise Violation(f"{out} gave up {MAX_GAVE_UP + 1} times; see {out.with_suffix('.log')}")
         if (found := ray_job.digests(out)) != self._expected:
             self.counts["differences"] += 1
             raise Violation(f"{out} differs from the undisturbed run: {found} != {self._expected}")
         self.counts["jobs"] += 1
         shutil.rmtree(out)
         out.with_suffix(".log").unlink()
+
+    def _work_done(self) -> int:
+        """Bytes of the journals of jobs, which grow with every scored segment."""
+        done = 0
+        for journal in (self._out / "jobs").glob("*/journal.jsonl"):
+            # a job's folder goes while this thread looks
+            with suppress(FileNotFoundError):
+                done += journal.stat().st_size
+        return done
 
     def _run_driver(self, out: Path, resume: bool) -> bool:
         """Whether the driver came to its end, or was killed."""
@@ -153,6 +168,9 @@ class Soak:
             self.counts["driver_kills"] += 1
             self.counts["whole_job_kills"] += bool(workers)
             return False
+        if driver.returncode == ray_job.GAVE_UP:
+            self.counts["gave_up"] += 1
+            return False
         if driver.returncode:
             raise Violation(f"{out} ended with {driver.returncode}; see {out.with_suffix('.log')}")
         return True
@@ -165,7 +183,7 @@ class Soak:
             "losses": int(bool(self._loss)),
             "differences": self.counts["differences"],
             "loss": self._loss,
-            "jobs": {name: self.counts[name] for name in ("jobs", "starts", "resumes")},
+            "jobs": {name: self.counts[name] for name in ("jobs", "starts", "resumes", "gave_up")},
             "worker_kills": {role: strikes[f"kills {role}"] for role in ROLES},
             "worker_kills_with_driver": {role: strikes[f"kills_with_driver {role}"] for role in ROLES},
             "worker_stops": {role: strikes[f"stops {role}"] for role in ROLES},
@@ -210,6 +228,8 @@ def main() -> int:
     warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     out = given.out or Path(tempfile.mkdtemp(prefix="longmem-soak-"))
+    if out.exists() and any(out.iterdir()):
+        parser.error(f"--out {out} is not empty; give a new folder")
     print(f"seed {seed}, results in {out}", flush=True)
     soak = Soak(out.absolute(), given.minutes, seed, given.pause_s, given.kill_every_s)
     loss = ""

@@ -27,11 +27,14 @@ def documents() -> list[np.ndarray]:
 def test_sizes_are_read_from_one_trained_model(
     folder: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ablations, "SIZES", {"chunk_tokens": [1, 4], "top_k": [4, 16]})
+    monkeypatch.setattr(ablations, "SIZES", {"chunk_tokens": [1, 4], "top_k": [4, 16], "kv_dtype": ["float16", "int8"]})
     lines = list(ablations.sizes(folder, documents, "float32"))
     assert [(line.group, line.name) for line in lines] == [
-        ("chunk_tokens", "1"), ("chunk_tokens", "4"), ("top_k", "4"), ("top_k", "16")
+        ("chunk_tokens", "1"), ("chunk_tokens", "4"), ("top_k", "4"), ("top_k", "16"),
+        ("kv_dtype", "float16"), ("kv_dtype", "int8"),
     ]  # fmt: skip
+    (float16, int8) = ablations.sizes(folder, documents, "float32", "kv_dtype")
+    assert [float16.perplexity, int8.perplexity] == [line.perplexity for line in lines[4:]]
     four = LongMem.from_pretrained(folder, chunk_tokens=4)
     assert lines[1].perplexity == pytest.approx(exp(validate(four, documents).with_memory), rel=1e-6)
     assert len({line.perplexity for line in lines[:2]}) == 2

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from longmem.dtypes import to_array
 from longmem.errors import MissingBlockError
+from longmem.kv_format import STORED_TYPES, pack, rounded
 from longmem.memory.key_space import KeySpace
-from longmem.memory.store import STORED_TYPES, AbstractBlockSource, missing_blocks
+from longmem.memory.store import AbstractBlockSource, missing_blocks
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
@@ -242,6 +243,22 @@ def test_partial_last_chunk(kv_dtype: str, naive_view: NaiveView) -> None:
     assert buffer.view(0, 18).starts.tolist() == [0, 4, 8, 12, 14]
     assert buffer.view(13, 18).starts.tolist() == [14]
     assert identical(buffer.view(0, 14), view)
+
+
+@pytest.mark.parametrize("name", KEY_SPACES)
+def test_int8_blocks_make_the_view_of_their_rounded_numbers(name: str) -> None:
+    exact = block_at(0, 14, 4)
+    keys, values = torch.from_numpy(exact.keys), torch.from_numpy(exact.values)
+    views = []
+    for kv_dtype, parts in (
+        ("int8", [pack(part, "int8") for part in (keys, values)]),
+        ("float16", [to_array(rounded(part, "int8")) for part in (keys, values)]),
+    ):
+        buffer = WindowBuffer(64, key_space=KEY_SPACES[name])
+        fingerprint = replace(exact.fingerprint, kv_dtype=kv_dtype)
+        buffer.append(replace(exact, keys=parts[0], values=parts[1], fingerprint=fingerprint))
+        views.append(buffer.view(0, 14))
+    assert identical(*views)
 
 
 def test_views_are_slices_not_copies() -> None:

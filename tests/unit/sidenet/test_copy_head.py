@@ -3,9 +3,8 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import pytest
@@ -18,25 +17,27 @@ from longmem.backbone.families import AttentionShape
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.search import create_search
-from longmem.sidenet.copy_head import (
-    AGE,
-    COPY_SCALE,
-    FEATURE_BIAS,
-    FEATURE_WEIGHTS,
-    RUN_BIAS,
-    Copies,
-    CopyHead,
-    _runs,
-    _shares,
-)
+from longmem.search.repeats import LENGTHS, LONGEST
+from longmem.sidenet import repeat_copies
+from longmem.sidenet.copies import Copies, token_shares
+from longmem.sidenet.copy_head import AGE, COPY_SCALE, FEATURE_BIAS, FEATURE_WEIGHTS, RUN_BIAS, CopyHead
 from longmem.sidenet.places import Places, num_searchable, places_of
 from longmem.sidenet.reading import MemoryReader, Reading
+from tests.unit.search.test_repeats import naive_run, naive_slots
 
 RandomView = Callable[..., MemoryView]
 
 SHAPE = AttentionShape(4, 2, 8)
 SCALE, HIDDEN, VOCABULARY = 0.3, 6, 12
 FORMS = [("unit", "next", "joint"), ("unit", "same", "per_head"), ("centred", "next", "per_head")]
+REPEATS = (0, 3)
+every_form = pytest.mark.parametrize("form", FORMS, ids=str)
+with_and_without_repeats = pytest.mark.parametrize("repeats", REPEATS)
+NEW = VOCABULARY - 2
+"""A token that stands nowhere in the memory."""
+CONTEXTS = {"all repeat": [], "one is new": [2], "four are new": [0, 1, 2, 3], "all are new": list(range(9))}
+"""Which tokens of the context, from its end, are new."""
+every_context = pytest.mark.parametrize("new", CONTEXTS.values(), ids=CONTEXTS)
 TOLERANCE = 1e-5
 """Of probabilities: sums of a few dozen float32 products of numbers below 10."""
 
@@ -59,7 +60,7 @@ class Case:
 
 def config_of(form: tuple[str, ...] = FORMS[0], **settings: Any) -> LongMemConfig:
     names = dict(zip(("keys", "values", "retrieval"), form, strict=True))
-    sizes = {"segment_tokens": 30, "memory_tokens": 300, "chunk_tokens": 3, "top_k": 12}
+    sizes = {"segment_tokens": 30, "memory_tokens": 300, "chunk_tokens": 3, "top_k": 12, "copy_repeats": 3}
     return LongMemConfig.from_dict(sizes | names | settings)
 
 
@@ -81,9 +82,12 @@ def case_of(
     start: bool = False,
     gradients: bool = False,
     lengths: list[int] | None = None,
+    quoted: bool = False,
+    new: Sequence[int] = (),
     **settings: Any,
 ) -> Case:
-    """A text of few letters, so that much of it repeats; `before` tokens of the segment were read earlier."""
+    """A text of few letters, so that much of it repeats; `before` tokens of the segment were read earlier. A `quoted`
+    segment stands in the memory word for word, but for the `new` tokens, counted from its end."""
     random = torch.Generator().manual_seed(3)
     config = config_of(form, **settings)
     reader = MemoryReader(SHAPE, config, SCALE).requires_grad_(False)
@@ -95,80 +99,137 @@ def case_of(
     reading = reader.read(queries, keys, view, create_search("torch"))
     assert reading is not None
     head = CopyHead(HIDDEN, config, SHAPE.kv_heads, SCALE)
+    context = torch.randint(3, (before + tokens,), generator=random)
+    if quoted:
+        context = view.text[4 : 4 + len(context)].clone()
+    context[[-1 - back for back in new]] = NEW
     return Case(
         (head if start else moved(head)).requires_grad_(gradients),
         reading,
         view,
         torch.randn((tokens, HIDDEN), generator=random),
-        torch.randint(3, (before + tokens,), generator=random),
+        context,
         config,
     )
 
 
-def naive_run(text: list[int], place: int, reader: int, longest: int) -> int:
-    run = 0
-    while run < longest and place - run >= 0 and text[place - run] == text[reader - run]:
-        run += 1
-    return run
+def one_place(random_view: RandomView, retrieved: int, best: float, context: list[int], **settings: Any) -> Case:
+    """The memory is 0 1 2 3 4 5 in chunks of one token, one of which is retrieved."""
+    view = random_view(2, 8, chunk=1, lengths=[1] * 6)
+    view.tokens.copy_(torch.arange(6)[:, None])
+    ids = torch.tensor([[[retrieved]]])
+    reading = Reading(ids, places_of(ids, view, continued=True), torch.tensor([[[best]]]), None)
+    config = config_of(chunk_tokens=1, **settings)
+    head = CopyHead(HIDDEN, config, SHAPE.kv_heads, SCALE).requires_grad_(False)
+    return Case(head, reading, view, torch.zeros((1, HIDDEN)), torch.tensor(context), config)
 
 
 def text_of(view: MemoryView) -> list[int]:
     return [token for row, length in zip(view.tokens, view.lengths, strict=True) for token in row[:length].tolist()]
 
 
+def dot(weights: Tensor, values: list[float]) -> float:
+    return float(weights @ torch.tensor(values, dtype=torch.float64))
+
+
+def naive_certainty(distribution: dict[int, float]) -> list[float]:
+    return [max(distribution.values()), sum(weight * math.log(weight) for weight in distribution.values())]
+
+
+def naive_retrieved(case: Case, head: CopyHead, text: list[int], token: int) -> tuple[dict[int, float], list[float]]:
+    """The probability of every token that followed what was retrieved, and the features."""
+    longest, reader = len(head.run_bias) - 1, len(text) - len(case.hidden) + token
+    distribution: dict[int, float] = defaultdict(float)
+    products, runs = [], []
+    heads = case.reading.products.shape[1]
+    for search in range(heads):
+        valid = case.reading.places.valid[token, search].tolist()
+        places = case.reading.places.index[token, search].tolist()
+        found = case.reading.products[token, search].tolist()
+        scores = {}
+        for place, similarity, there in zip(places, found, valid, strict=True):
+            if there:
+                run = naive_run(text, place, reader, longest)
+                products.append(similarity)
+                runs.append(run)
+                bias, age = float(head.run_bias[run]), float(head.age) * math.log(reader - place)
+                scores[place] = math.exp(float(head.log_scale.exp()) * similarity + bias - age)
+        for place, score in scores.items():
+            distribution[text[place + 1]] += score / sum(scores.values()) / heads
+    if case.config.keys != "unit":
+        # products without bound are squashed
+        scale = SCALE * (SHAPE.kv_heads if case.config.retrieval == "joint" else 1)
+        products = [math.tanh(each * scale / COPY_SCALE) for each in products]
+    similarities = [max(products), sum(products) / len(products)]
+    return distribution, [*similarities, *naive_certainty(distribution), max(runs) / max(longest, 1)]
+
+
+def naive_repeated(
+    case: Case, repeats: Any, text: list[int], found: list[tuple[int, int]], token: int
+) -> tuple[dict[int, float], list[float]]:
+    """The same of what followed the repeats, which are pairs of place and run."""
+    reader = len(text) - len(case.hidden) + token
+    scores = [
+        math.exp(float(repeats.run_bias[run]) - float(repeats.age[run]) * math.log(reader - place))
+        for place, run in found
+    ]
+    distribution: dict[int, float] = defaultdict(float)
+    for (place, _), score in zip(found, scores, strict=True):
+        distribution[text[place + 1]] += score / sum(scores)
+    return distribution, [*naive_certainty(distribution), max(run for _, run in found) / LONGEST]
+
+
 def naive_copies(case: Case) -> tuple[list[dict[int, float]], list[float]]:
     """For each reading token the probability of every copied token, and the logit of their share."""
-    head, longest = copy.deepcopy(case.head).double().requires_grad_(False), len(case.head.run_bias) - 1
+    head = copy.deepcopy(case.head).double().requires_grad_(False)
     past, segment = text_of(case.view), case.context.tolist()
-    text = past + segment
+    slots = naive_slots(past, segment, len(case.hidden), case.config.copy_repeats)
     distributions, logits = [], []
-    for token in range(len(case.hidden)):
-        reader = len(text) - len(case.hidden) + token
-        distribution: dict[int, float] = defaultdict(float)
-        products, runs = [], []
-        heads = case.reading.products.shape[1]
-        for search in range(heads):
-            valid = case.reading.places.valid[token, search].tolist()
-            places = case.reading.places.index[token, search].tolist()
-            found = case.reading.products[token, search].tolist()
-            scores = {}
-            for place, similarity, there in zip(places, found, valid, strict=True):
-                if there:
-                    run = naive_run(text, place, reader, longest)
-                    products.append(similarity)
-                    runs.append(run)
-                    bias, age = float(head.run_bias[run]), float(head.age) * math.log(reader - place)
-                    scores[place] = math.exp(float(head.log_scale.exp()) * similarity + bias - age)
-            for place, score in scores.items():
-                distribution[text[place + 1]] += score / sum(scores.values()) / heads
-        if case.config.keys != "unit":
-            # products without bound are squashed
-            scale = SCALE * (SHAPE.kv_heads if case.config.retrieval == "joint" else 1)
-            products = [math.tanh(each * scale / COPY_SCALE) for each in products]
-        features = [
-            max(products),
-            sum(products) / len(products),
-            max(distribution.values()),
-            sum(weight * math.log(weight) for weight in distribution.values()),
-            max(runs) / max(longest, 1),
-        ]
-        given = torch.tensor([*case.hidden[token].tolist(), *features], dtype=torch.float64)
-        weighted = torch.tensor(features, dtype=torch.float64) @ head.feature_weights
-        logits.append(float(head.bias + weighted + head.mlp(given)[0]))
-        distributions.append(dict(distribution))
+    for token, hidden in enumerate(case.hidden.tolist()):
+        retrieved, features = naive_retrieved(case, head, past + segment, token)
+        logit = float(head.bias) + dot(head.feature_weights, features)
+        logit += float(head.mlp(torch.tensor([*hidden, *features]).double()))
+        repeated: dict[int, float] = {}
+        # shares of retrieved and repeats, as multiples of the model's own
+        odds = [math.exp(logit), 0.0]
+        if found := [pair for length in slots[token] for pair in length if pair]:
+            repeats: Any = head.repeats
+            repeated, own = naive_repeated(case, repeats, past + segment, found, token)
+            both = features + own
+            second = float(repeats.bias) + dot(repeats.weights, both)
+            second += float(repeats.mlp(torch.tensor([*hidden, *both]).double()))
+            odds = [math.exp(logit + dot(repeats.retrieved_weights, own)), math.exp(second)]
+        distributions.append(
+            {
+                word: (odds[0] * retrieved.get(word, 0.0) + odds[1] * repeated.get(word, 0.0)) / sum(odds)
+                for word in retrieved.keys() | repeated.keys()
+            }
+        )
+        logits.append(math.log(sum(odds)))
     return distributions, logits
 
 
-SETTINGS = [
-    (form, settings) for form, settings in product(FORMS, ({}, {"copy_match_tokens": 0}, {"copy_match_tokens": 6}))
-]
-
-
-@pytest.mark.parametrize(("form", "settings"), SETTINGS, ids=str)
+@every_form
+@with_and_without_repeats
+@pytest.mark.parametrize("match", [0, 4, 6])
+@pytest.mark.parametrize("quoted", [False, True])
 def test_copies_are_those_of_the_dictionary(
-    form: tuple[str, ...], settings: dict[str, int], random_view: RandomView
+    form: tuple[str, ...], repeats: int, match: int, quoted: bool, random_view: RandomView
 ) -> None:
-    case = case_of(random_view, form, **settings)
+    case = case_of(random_view, form, before=12, quoted=quoted, copy_match_tokens=match, copy_repeats=repeats)
+    check_against_dictionary(case)
+
+
+@with_and_without_repeats
+@every_context
+def test_copies_of_what_repeats_nowhere_are_those_of_the_dictionary(
+    new: list[int], repeats: int, random_view: RandomView
+) -> None:
+    case = case_of(random_view, quoted=True, new=new, copy_repeats=repeats)
+    check_against_dictionary(case)
+
+
+def check_against_dictionary(case: Case) -> None:
     copies, (distributions, logits) = case.copies(), naive_copies(case)
     torch.testing.assert_close(copies.share_logits.double(), torch.tensor(logits).double(), rtol=0, atol=1e-4)
     for token, distribution in enumerate(distributions):
@@ -183,9 +244,12 @@ def random_logits(tokens: int = 5) -> Tensor:
     return 3 * torch.randn((tokens, VOCABULARY), generator=torch.Generator().manual_seed(11))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_the_mixture_is_that_of_the_dictionary_and_sums_to_one(form: tuple[str, ...], random_view: RandomView) -> None:
-    case = case_of(random_view, form)
+@every_form
+@with_and_without_repeats
+def test_the_mixture_is_that_of_the_dictionary_and_sums_to_one(
+    form: tuple[str, ...], repeats: int, random_view: RandomView
+) -> None:
+    case = case_of(random_view, form, copy_repeats=repeats)
     mixed = case.copies().mix_logits(random_logits())
     distributions, logits = naive_copies(case)
     for token, distribution in enumerate(distributions):
@@ -197,43 +261,74 @@ def test_the_mixture_is_that_of_the_dictionary_and_sums_to_one(form: tuple[str, 
     torch.testing.assert_close(mixed.double().exp().sum(dim=1), torch.ones(5).double(), rtol=0, atol=TOLERANCE)
 
 
-def test_weights_sum_to_one_and_what_is_not_there_has_none(random_view: RandomView) -> None:
-    case = case_of(random_view, lengths=[3, 1, 2, 2], top_k=30)
-    valid = case.reading.places.valid.flatten(1)
+@with_and_without_repeats
+def test_weights_sum_to_one_and_what_is_not_there_has_none(repeats: int, random_view: RandomView) -> None:
+    case = case_of(random_view, lengths=[3, 1, 2, 2], top_k=30, copy_repeats=repeats)
+    copies, valid = case.copies(), case.reading.places.valid.flatten(1)
     assert not valid.all()
-    weights = case.copies().weights
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(5), rtol=0, atol=1e-6)
-    assert not weights[~valid].any()
+    assert (copies.repeated is None) == (repeats == 0)
+    if copies.repeated is not None:
+        assert copies.repeated.valid.any()
+        assert not copies.repeated.valid.all()
+        valid = torch.cat([valid, copies.repeated.valid], dim=1)
+    torch.testing.assert_close(copies.weights.sum(dim=1), torch.ones(5), rtol=0, atol=1e-6)
+    assert not copies.weights[~valid].any()
+    assert (copies.weights[valid] > 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@every_form
+@with_and_without_repeats
 @pytest.mark.parametrize("targets", [5, 4])
 def test_targets_have_the_probability_that_the_whole_mixture_gives_them(
-    form: tuple[str, ...], targets: int, random_view: RandomView
+    form: tuple[str, ...], repeats: int, targets: int, random_view: RandomView
 ) -> None:
     """The last segment of a document has one target fewer than tokens."""
-    copies, logits = case_of(random_view, form).copies(), random_logits()
+    copies, logits = case_of(random_view, form, copy_repeats=repeats).copies(), random_logits()
     wanted = torch.tensor([0, 9, 2, 1, 11])[:targets]
     own = logits.log_softmax(dim=1)[:targets].gather(1, wanted[:, None])[:, 0]
     expected = copies.mix_logits(logits)[:targets].gather(1, wanted[:, None])[:, 0]
     torch.testing.assert_close(copies.mix_targets(own, wanted.int()), expected, rtol=0, atol=1e-5)
 
 
-def test_the_last_token_alone_is_mixed_like_the_last_of_all(random_view: RandomView) -> None:
-    copies, logits = case_of(random_view).copies(), random_logits()
+@with_and_without_repeats
+def test_the_last_token_alone_is_mixed_like_the_last_of_all(repeats: int, random_view: RandomView) -> None:
+    copies, logits = case_of(random_view, copy_repeats=repeats).copies(), random_logits()
     assert torch.equal(copies.rows(slice(-1, None)).mix_logits(logits[-1:])[0], copies.mix_logits(logits)[-1])
 
 
-def test_a_piece_of_a_segment_copies_what_the_whole_segment_does(random_view: RandomView) -> None:
+def test_rows_of_copies_keep_where_their_repeats_stand(random_view: RandomView) -> None:
+    copies = case_of(random_view).copies()
+    rows = copies.rows(slice(1, 4))
+    assert copies.repeated is not None
+    assert rows.repeated is not None
+    for name, part in vars(rows.repeated).items():
+        assert torch.equal(part, getattr(copies.repeated, name)[1:4]), name
+
+
+@with_and_without_repeats
+def test_a_piece_of_a_segment_copies_what_the_whole_segment_does(repeats: int, random_view: RandomView) -> None:
     """Where decoding is step by step, the tokens before the piece are known and their hidden states are not needed."""
-    case = case_of(random_view, tokens=9, before=0)
+    case = case_of(random_view, tokens=9, before=0, copy_repeats=repeats)
     whole = case.copies()
     places = Places(case.reading.places.index[6:], case.reading.places.valid[6:])
     reading = Reading(case.reading.chunk_ids[6:], places, case.reading.products[6:], None)
-    piece: Copies = case.head(reading, case.view, case.hidden[6:], case.context)
-    assert torch.equal(piece.tokens, whole.tokens[6:])
-    torch.testing.assert_close(piece.weights, whole.weights[6:], rtol=0, atol=1e-6)
-    torch.testing.assert_close(piece.share, whole.share[6:], rtol=0, atol=1e-6)
+    check_equal(case.head(reading, case.view, case.hidden[6:], case.context), whole.rows(slice(6, None)))
+
+
+@with_and_without_repeats
+@pytest.mark.parametrize("rows", [slice(1, 3), torch.tensor([4, 0, 2])], ids=str)
+def test_what_was_found_is_weighed_row_by_row(rows: slice | Tensor, repeats: int, random_view: RandomView) -> None:
+    """As where the weights are fitted to a sample of tokens."""
+    case = case_of(random_view, copy_repeats=repeats)
+    found, whole = case.head.find(case.reading, case.view, 5, case.context), case.copies()
+    some: Copies = case.head.weigh(found.rows(rows), case.hidden[rows])
+    check_equal(some, Copies(whole.tokens[rows], whole.weights[rows], whole.share_logits[rows], None))
+
+
+def check_equal(copies: Copies, expected: Copies) -> None:
+    assert torch.equal(copies.tokens, expected.tokens)
+    torch.testing.assert_close(copies.weights, expected.weights, rtol=0, atol=1e-6)
+    torch.testing.assert_close(copies.share, expected.share, rtol=0, atol=1e-6)
 
 
 def test_the_newest_token_is_followed_by_the_first_of_the_segment(random_view: RandomView) -> None:
@@ -242,32 +337,7 @@ def test_the_newest_token_is_followed_by_the_first_of_the_segment(random_view: R
     assert case.copies().tokens[:, 0].tolist() == [case.context[0]] * 5
 
 
-# ---- runs and shares
-
-
-@given(
-    text=st.lists(st.integers(0, 2), min_size=2, max_size=25),
-    segment=st.integers(1, 10),
-    longest=st.integers(0, 6),
-    seed=st.integers(0, 1000),
-)
-def test_runs_are_those_of_the_loop(text: list[int], segment: int, longest: int, seed: int) -> None:
-    segment = min(segment, len(text) - 1)
-    num_stored = len(text) - segment
-    index = torch.randint(num_stored, (segment, 2, 5), generator=torch.Generator().manual_seed(seed))
-    readers = num_stored + torch.arange(segment)
-    found = _runs(torch.tensor(text), index, readers, longest)
-    for token, head, slot in product(range(segment), range(2), range(5)):
-        place = int(index[token, head, slot])
-        assert found[token, head, slot] == naive_run(text, place, num_stored + token, longest)
-
-
-def test_a_run_goes_back_from_the_segment_into_the_memory() -> None:
-    """The reader is the segment's first token, so three of the four equal tokens before it are the memory's."""
-    text = torch.tensor([5, 1, 2, 3, 4, 9, 1, 2, 3, 4])
-    for longest in (0, 2, 4, 8):
-        runs = _runs(text, torch.tensor([[[4, 3]]]), torch.tensor([9]), longest)
-        assert runs.tolist() == [[[min(longest, 4), 0]]]
+# ---- shares of a token
 
 
 @given(
@@ -277,7 +347,7 @@ def test_a_run_goes_back_from_the_segment_into_the_memory() -> None:
 def test_shares_are_those_of_the_loop(rows: list[list[int]], seed: int) -> None:
     tokens = torch.tensor(rows)
     weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
-    shares = _shares(tokens, weights)
+    shares = token_shares(tokens, weights)
     for row, copied in enumerate(rows):
         for slot in range(6):
             same = [other for other in range(6) if copied[other] == copied[slot]]
@@ -288,9 +358,12 @@ def test_shares_are_those_of_the_loop(rows: list[list[int]], seed: int) -> None:
 # ---- where it starts
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_the_share_starts_as_the_fitted_sum_of_features(form: tuple[str, ...], random_view: RandomView) -> None:
-    case = case_of(random_view, form, start=True)
+@every_form
+@with_and_without_repeats
+def test_the_share_starts_as_the_fitted_sum_of_features(
+    form: tuple[str, ...], repeats: int, random_view: RandomView
+) -> None:
+    case = case_of(random_view, form, start=True, copy_repeats=repeats)
     assert case.head.feature_weights.tolist() == pytest.approx(FEATURE_WEIGHTS)
     assert float(case.head.bias) == pytest.approx(FEATURE_BIAS)
     assert float(case.head.age) == pytest.approx(AGE)
@@ -299,11 +372,24 @@ def test_the_share_starts_as_the_fitted_sum_of_features(form: tuple[str, ...], r
     start = SCALE * (SHAPE.kv_heads if case.config.retrieval == "joint" else 1)
     assert float(case.head.log_scale.exp()) == pytest.approx(COPY_SCALE if form[0] == "unit" else start)
     # of the hidden state nothing is learned yet
-    shares = case.copies().share
+    copies = case.copies()
     case.hidden = -case.hidden
-    assert torch.equal(case.copies().share, shares)
-    _, logits = naive_copies(case)
-    torch.testing.assert_close(shares.double(), torch.tensor(logits).double().sigmoid(), rtol=0, atol=1e-5)
+    assert torch.equal(case.copies().share, copies.share)
+    assert torch.equal(case.copies().weights, copies.weights)
+    check_against_dictionary(case)
+
+
+def test_the_weights_of_repeats_start_as_they_were_fitted() -> None:
+    repeats = CopyHead(HIDDEN, config_of(), SHAPE.kv_heads, SCALE).requires_grad_(False).repeats
+    assert repeats is not None
+    first, step = repeat_copies.RUN_BIAS
+    assert repeats.run_bias.tolist() == pytest.approx([first + step * run for run in range(LONGEST + 1)], abs=1e-6)
+    one, more = repeat_copies.AGE
+    assert repeats.age.tolist()[1:] == pytest.approx([one, *[more] * (LONGEST - 1)])
+    assert repeats.weights.tolist() == pytest.approx(repeat_copies.WEIGHTS)
+    assert float(repeats.bias) == pytest.approx(repeat_copies.BIAS)
+    assert not repeats.retrieved_weights.any()
+    assert CopyHead(HIDDEN, config_of(copy_repeats=0), SHAPE.kv_heads, SCALE).repeats is None
 
 
 @pytest.mark.parametrize(
@@ -315,13 +401,7 @@ def test_the_share_starts_as_the_fitted_sum_of_features(form: tuple[str, ...], r
     ],
 )
 def test_the_share_of_one_place(best: float, equal: bool, share: float, random_view: RandomView) -> None:
-    view = random_view(2, 8, chunk=1, lengths=[1] * 6)
-    view.tokens.copy_(torch.arange(6)[:, None])
-    places = places_of(torch.tensor([[[3]]]), view, continued=True)
-    reading = Reading(torch.tensor([[[3]]]), places, torch.tensor([[[best]]]), None)
-    head = CopyHead(HIDDEN, config_of(chunk_tokens=1), SHAPE.kv_heads, SCALE).requires_grad_(False)
-    context = torch.tensor([0, 1, 2, 3]) if equal else torch.tensor([9])
-    copies: Copies = head(reading, view, torch.zeros((1, HIDDEN)), context)
+    copies = one_place(random_view, 3, best, [0, 1, 2, 3] if equal else [9], copy_repeats=0).copies()
     assert (copies.tokens.tolist(), copies.weights.tolist()) == ([[4]], [[1.0]])
     assert float(copies.share) == pytest.approx(share, abs=1e-6)
 
@@ -341,15 +421,26 @@ def test_start_weights_are_the_same_in_every_process_and_take_nothing_from_its_r
         assert torch.equal(torch.random.get_rng_state(), before)
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert states[0]["mlp.0.weight"].abs().max() > 0.01
+    for name in ("mlp.0.weight", "repeats.mlp.0.weight"):
+        assert states[0][name].abs().max() > 0.01
+
+
+def test_what_is_retrieved_starts_the_same_with_and_without_repeats() -> None:
+    without, with_repeats = (
+        CopyHead(HIDDEN, config_of(copy_repeats=repeats), SHAPE.kv_heads, SCALE).state_dict() for repeats in REPEATS
+    )
+    assert without.keys() == {name for name in with_repeats if not name.startswith("repeats.")}
+    assert all(torch.equal(weight, with_repeats[name]) for name, weight in without.items())
 
 
 # ---- what it looks at
 
 
-@pytest.mark.parametrize(("longest", "blind"), [(0, True), (4, False)])
-def test_without_runs_it_is_blind_to_the_tokens_it_reads(longest: int, blind: bool, random_view: RandomView) -> None:
-    case = case_of(random_view, copy_match_tokens=longest)
+@pytest.mark.parametrize(("longest", "repeats", "blind"), [(0, 0, True), (4, 0, False), (0, 3, False)])
+def test_without_runs_and_repeats_it_is_blind_to_the_tokens_it_reads(
+    longest: int, repeats: int, blind: bool, random_view: RandomView
+) -> None:
+    case = case_of(random_view, copy_match_tokens=longest, copy_repeats=repeats)
     before = case.copies()
     case.context = case.context + 50
     after = case.copies()
@@ -357,8 +448,9 @@ def test_without_runs_it_is_blind_to_the_tokens_it_reads(longest: int, blind: bo
     assert same == blind
 
 
-def test_no_token_of_the_segment_after_the_reader_is_looked_at(random_view: RandomView) -> None:
-    case = case_of(random_view, tokens=6, before=0)
+@with_and_without_repeats
+def test_no_token_of_the_segment_after_the_reader_is_looked_at(repeats: int, random_view: RandomView) -> None:
+    case = case_of(random_view, tokens=6, before=0, copy_repeats=repeats)
     before = case.copies()
     case.context[4:] = 50
     after = case.copies()
@@ -367,22 +459,82 @@ def test_no_token_of_the_segment_after_the_reader_is_looked_at(random_view: Rand
     assert not torch.equal(before.weights[4:], after.weights[4:])
 
 
-def test_it_works_in_float32_whatever_the_model_computes_in(random_view: RandomView) -> None:
-    case = case_of(random_view)
+@with_and_without_repeats
+def test_it_works_in_float32_whatever_the_model_computes_in(repeats: int, random_view: RandomView) -> None:
+    case = case_of(random_view, copy_repeats=repeats)
+    case.hidden = case.hidden.bfloat16().float()
     expected = case.copies()
     case.hidden = case.hidden.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = case.copies()
     assert torch.equal(found.weights, expected.weights)
-    case.hidden = case.hidden.float()
-    assert torch.equal(found.share_logits, case.copies().share_logits)
+    assert torch.equal(found.share_logits, expected.share_logits)
+
+
+# ---- repeats
+
+
+def test_the_share_of_one_repeat(random_view: RandomView) -> None:
+    """The place of `test_the_share_of_one_place`, found both ways."""
+    copies = one_place(random_view, 3, 1.0, [0, 1, 2, 3], copy_repeats=1).copies()
+    # -5.2 + 0.9 · best + 2 · mean - 0.35 · largest share + run + 1.6 · largest share + 5 · 4 / 16
+    odds = math.exp(1.1), math.exp(1.2)
+    assert float(copies.share) == pytest.approx(sum(odds) / (1 + sum(odds)), abs=1e-6)
+    assert copies.weights[0].tolist() == pytest.approx([odds[0] / sum(odds), 0, 0, odds[1] / sum(odds), 0], abs=1e-6)
+    assert copies.tokens[0, [0, 3]].tolist() == [4, 4]
+    assert copies.repeated is not None
+    assert copies.repeated.valid.tolist() == [[length == 4 for length in LENGTHS]]
+
+
+@pytest.mark.parametrize(("bias", "answer"), [(20.0, 3), (-20.0, 5)])
+def test_repeats_give_the_answer_that_keys_do_not_find(bias: float, answer: int, random_view: RandomView) -> None:
+    """After 0 1 2 came 3; what is retrieved was followed by 5."""
+    case = one_place(random_view, 4, 0.9, [0, 1, 2])
+    assert case.head.repeats is not None
+    case.head.repeats.bias.fill_(bias)
+    copies = case.copies()
+    copied = copies.weights[copies.tokens == answer].sum()
+    assert float(copied) > 0.999
+    if answer == 3:
+        assert copies.mix_logits(torch.zeros((1, VOCABULARY)))[0].exp()[3] > 0.999
+
+
+def test_where_nothing_repeats_it_copies_what_it_would_without_repeats(random_view: RandomView) -> None:
+    case = case_of(random_view, new=CONTEXTS["all are new"])
+    without = CopyHead(HIDDEN, config_of(copy_repeats=0), SHAPE.kv_heads, SCALE).requires_grad_(False)
+    without.load_state_dict({name: case.head.state_dict()[name] for name in without.state_dict()})
+    copies = case.copies()
+    assert copies.repeated is not None
+    assert not copies.repeated.valid.any()
+    case.head = without
+    assert torch.equal(copies.share_logits, case.copies().share_logits)
+    assert torch.equal(copies.mix_logits(random_logits()), case.copies().mix_logits(random_logits()))
+
+
+def test_found_places_have_their_next_token_run_and_distance(random_view: RandomView) -> None:
+    case = case_of(random_view, before=12, quoted=True)
+    text = text_of(case.view) + case.context.tolist()
+    found = case.head.find(case.reading, case.view, 5, case.context)
+    assert found.repeated is not None
+    for candidates, longest in ((found.retrieved, 4), (found.repeated, LONGEST)):
+        assert candidates.valid.any()
+        for at in candidates.valid.nonzero().unbind():
+            row, place = int(at[0]), int(candidates.index[tuple(at)])
+            reader = len(text) - 5 + row
+            assert int(candidates.tokens[tuple(at)]) == text[place + 1]
+            assert int(candidates.runs[tuple(at)]) == naive_run(text, place, reader, longest)
+            assert float(candidates.log_distances[tuple(at)]) == pytest.approx(math.log(reader - place), abs=1e-6)
 
 
 # ---- gradients
 
 
-def test_gradients_are_finite_when_nothing_that_was_found_is_the_target(random_view: RandomView) -> None:
-    case = case_of(random_view, gradients=True)
+@with_and_without_repeats
+@every_context
+def test_gradients_are_finite_when_nothing_that_was_found_is_the_target(
+    new: list[int], repeats: int, random_view: RandomView
+) -> None:
+    case = case_of(random_view, gradients=True, new=new, copy_repeats=repeats)
     case.hidden.requires_grad_()
     copies = case.copies()
     targets = torch.full((5,), VOCABULARY - 1)
@@ -398,8 +550,10 @@ def test_gradients_are_finite_when_nothing_that_was_found_is_the_target(random_v
     assert case.hidden.grad.isfinite().all()
 
 
-def test_gradients_are_the_slopes(random_view: RandomView) -> None:
-    case = case_of(random_view, gradients=True)
+@with_and_without_repeats
+@every_context
+def test_gradients_are_the_slopes(new: list[int], repeats: int, random_view: RandomView) -> None:
+    case = case_of(random_view, gradients=True, quoted=True, new=new, copy_repeats=repeats)
     targets = torch.tensor([0, 1, 2, 1, VOCABULARY - 1])
 
     def loss() -> Tensor:
@@ -409,7 +563,7 @@ def test_gradients_are_the_slopes(random_view: RandomView) -> None:
     loss().backward()
     step = 0.02
     for name, parameter in case.head.named_parameters():
-        if name.startswith("mlp"):
+        if "mlp" in name:
             continue
         grad = parameter.grad
         assert grad is not None, name

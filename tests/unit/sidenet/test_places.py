@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.memory.view import MemoryView
-from longmem.sidenet.places import num_searchable, places_of, slots_in_order
+from longmem.sidenet.places import num_searchable, places_of
 
 RandomView = Callable[..., MemoryView]
 
@@ -66,7 +66,7 @@ def test_a_chunk_is_searched_when_one_of_its_tokens_can_be_read(
 @given(lengths=chunk_lengths())
 def test_slots_in_order_spell_the_text(random_view: RandomView, lengths: tuple[int, list[int]]) -> None:
     view = random_view(2, 3, chunk=lengths[0], lengths=lengths[1])
-    slots = slots_in_order(view)
+    slots = view.slots_in_order
     assert slots.tolist() == [chunk * view.chunk_size + offset for chunk, offset in real_tokens(view)]
     text = [token for row, length in zip(view.tokens, lengths[1], strict=True) for token in row[:length].tolist()]
     assert view.tokens.flatten()[slots].tolist() == text
@@ -76,7 +76,7 @@ def test_what_follows_a_short_chunk_is_the_next_chunk(random_view: RandomView) -
     view = random_view(1, 2, chunk=3, lengths=[3, 1, 2])
     places = places_of(torch.tensor([[[1]]]), view, continued=True)
     assert (places.index.tolist(), places.valid.tolist()) == ([[[3, 0, 0]]], [[[True, False, False]]])
-    assert slots_in_order(view)[3 + 1] == 2 * 3, "the first slot of the chunk after it"
+    assert view.slots_in_order[3 + 1] == 2 * 3, "the first slot of the chunk after it"
 
 
 @pytest.mark.parametrize(("lengths", "readable"), [([2, 2], [2]), ([2, 1], []), ([1], [])], ids=str)
@@ -101,4 +101,4 @@ def test_an_empty_memory_has_nothing_to_search(random_view: RandomView, continue
         lengths=view.lengths[:0],
     )
     assert num_searchable(empty, continued) == 0
-    assert slots_in_order(empty).tolist() == []
+    assert empty.slots_in_order.tolist() == []

@@ -13,7 +13,6 @@ from longmem.backbone.families import FAMILIES
 from longmem.config import PAPER_FORM
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-from longmem.sidenet.copy_head import Copies
 from longmem.sidenet.sidenet import SideNetOutput
 from longmem.testing import save_small_backbone
 from tests.inputs import DEFAULT_FORM, FORMS, sidenet_input
@@ -290,7 +289,8 @@ def trainable(model: LongMem) -> LongMem:
     for name, parameter in model.sidenet.named_parameters():
         parameter.requires_grad_(name != "reader.key_mean")
     if model.sidenet.copy_head is not None:
-        torch.nn.init.normal_(model.sidenet.copy_head.mlp[2].weight, generator=torch.Generator().manual_seed(1))
+        for mlp in (model.sidenet.copy_head.mlp, model.sidenet.copy_head.repeats.mlp):
+            torch.nn.init.normal_(mlp[2].weight, generator=torch.Generator().manual_seed(1))
     return model
 
 
@@ -302,6 +302,9 @@ def test_gradients_reach_the_sidenet_and_nothing_else(
     model = trainable(small_model(family, **form))
     view = view_for(model, random_view)
     tokens = tokens_of()
+    # what is remembered says the segment's own words, so that there is something to repeat
+    view.tokens.copy_(tokens[0, torch.randint(LENGTH, view.tokens.shape, generator=torch.Generator().manual_seed(5))])
+    view.tokens.view(-1)[:10] = tokens[0, :10]
     given = sidenet_input(model, tokens, [view])
     output = model.sidenet(given, model.search)
     (-model.target_logprobs(output, 0, tokens[0, 1:]).mean()).backward()
@@ -436,7 +439,7 @@ def test_step_by_step_copies_what_the_whole_forward_does(
         assert piece is not None
         last = first + len(piece.share)
         logits = model.backbone.logits(output.hidden[0])
-        expected = Copies(whole.tokens[first:last], whole.weights[first:last], whole.share_logits[first:last])
+        expected = whole.rows(slice(first, last))
         torch.testing.assert_close(piece.mix_logits(logits), expected.mix_logits(logits), rtol=0, atol=1e-4)
         first = last
     assert first == LENGTH

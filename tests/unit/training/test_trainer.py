@@ -112,6 +112,7 @@ def test_recall_goes_from_chance_to_nearly_certain(small_model: Callable[..., Lo
     with torch.no_grad():
         # the fitted start would copy at once; this one does not, so what is recalled was learned here
         model.sidenet.copy_head.bias.fill_(-8.0)
+        model.sidenet.copy_head.repeats.bias.fill_(-20.0)
     before = validate(model, judged)
     trainer = Trainer(model, documents, TrainingConfig(steps=90, rows=4, learning_rate=1e-2, warmup_steps=5))
     for _ in range(90):

@@ -1,0 +1,118 @@
+"""Fitting a copy head: read documents once, fit, say what it was worth, write the model.
+
+out/job.json · fit.json · model/
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int32
+from rich.console import Console
+
+import longmem
+from longmem.errors import ConfigError
+from longmem.model import LongMem
+from longmem.model_source import ModelSource, describe
+from longmem.training.calibration import calibrate_on
+from longmem.training.copy_fit import (
+    CopyFitConfig,
+    Readings,
+    copy_head_of,
+    fit_copy_head,
+    mean_nats,
+    read_documents_once,
+)
+from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
+from pipelines.job_folder import JobFolder
+
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """What the command line says. Raises ConfigError."""
+
+    model: ModelSource
+    data: tuple[str, ...]
+    validation: tuple[str, ...]
+    document_tokens: int
+    """Of each document, from its start."""
+    config: CopyFitConfig
+    out: Path
+    threads: int | None
+    command: str
+
+    def __post_init__(self) -> None:
+        if self.document_tokens < 1:
+            raise ConfigError(f"--document-tokens must be at least 1, got {self.document_tokens}")
+
+
+def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
+    """Fit and write the output folder; returns what fit.json holds.
+
+    Raises ConfigError, DocumentError, ModelError, NumericError, OutputError.
+    """
+    began = time.monotonic()
+    with JobFolder(job.out, resume=False) as folder:
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        texts = read_texts(job.data, "training")
+        judges = read_texts(job.validation, "validation") if job.validation else []
+        model = job.model.open()
+        copy_head_of(model)
+        if model.config.trained_steps == 0:
+            calibrate_on(model, tokenised_when_needed(model, texts))
+        folder.claim(
+            {"job": "fit", "data": list(job.data), "model": asdict(describe(model)), "config": asdict(job.config)}
+        )
+        readings = _read(model, texts, job.document_tokens, "learn from", console)
+        judged = _read(model, judges, job.document_tokens, "judge by", console) if judges else None
+        perplexities: list[dict[str, Any]] = []
+
+        def after_epoch(epoch: int, loss: float) -> None:
+            validation = None if judged is None else exp(mean_nats(model, judged))
+            row = {"epoch": epoch, "training": exp(loss), "validation": validation}
+            perplexities.append(row)
+            console.print(_line(row), highlight=False)
+
+        after_epoch(0, mean_nats(model, readings))
+        steps = fit_copy_head(model, readings, job.config, after_epoch)
+        save_trained(model, job.out / MODEL_FOLDER, model.config.trained_steps + steps)
+        summary = {
+            "longmem_version": longmem.__version__,
+            "command": job.command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "elapsed_s": round(time.monotonic() - began, 1),
+            "config": asdict(job.config),
+            "settings": vars(model.config),
+            "documents": len(texts),
+            "tokens": readings.num_tokens,
+            "steps": steps,
+            "perplexity": perplexities,
+        }
+        folder.write_json("fit.json", summary)
+    return summary
+
+
+def _read(model: LongMem, texts: list[str], document_tokens: int, role: str, console: Console) -> Readings:
+    sequences: list[Int32[np.ndarray, " _"]] = [model.tokenizer.sequence(t)[: document_tokens + 1] for t in texts]
+    with console.status(f"reading {len(texts)} documents to {role}"):
+        began = time.monotonic()
+        readings = read_documents_once(model, sequences)
+    console.print(
+        f"read {len(texts)} documents to {role}: {readings.num_tokens:,} tokens with a memory, "
+        f"{time.monotonic() - began:.0f} s",
+        highlight=False,
+    )
+    return readings
+
+
+def _line(row: dict[str, Any]) -> str:
+    parts = [f"{name} {row[name]:.3f}" for name in ("training", "validation") if row[name] is not None]
+    return f"epoch {row['epoch']}: perplexity " + ", ".join(parts)

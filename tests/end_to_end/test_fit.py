@@ -1,0 +1,53 @@
+"""`longmem fit` as a user meets it: lines, a model that loads and scores, bad input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from longmem import LongMem
+from tests.end_to_end.test_train import invoke
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for index, word in enumerate(("whale", "pond", "road")):
+        (folder / f"{word}.txt").write_text(f"The {word} was as large as it was old, said chapter {index}. " * 12)
+    return folder
+
+
+SMALL = [f"--set={name}" for name in ("segment_tokens=32", "memory_tokens=128", "top_k=8")]
+
+
+def test_gives_a_model_that_scores_better(tmp_path: Path, books: Path, small_backbone: Callable[[str], Path]) -> None:
+    backbone, out = small_backbone("llama"), tmp_path / "out"
+    options = ("--data", books, "--valid", books / "road.txt", "--batch-tokens", 128, "--epochs", 2, "--threads", 1)
+    code, text = invoke("fit", "--model", backbone, "--out", out, *options, *SMALL)
+    assert code == 0, text
+    assert "epoch 0: perplexity training" in text
+    assert f"fitted model: {out / 'model'}" in text
+    summary = json.loads((out / "fit.json").read_text())
+    first, *_, last = summary["perplexity"]
+    assert last["validation"] < first["validation"]
+    road = (books / "road.txt").read_text()
+    settings = {"segment_tokens": 32, "memory_tokens": 128, "top_k": 8}
+    untouched, fitted = LongMem.from_backbone(backbone, **settings), LongMem.from_pretrained(out / "model")
+    assert fitted.config.trained_steps == summary["steps"]
+    assert fitted.score(road).perplexity < untouched.score(road).perplexity
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path, books: Path, small_backbone: Callable[[str], Path]) -> None:
+    given = ("--model", small_backbone("llama"), "--out", tmp_path / "out")
+    for options, expected in [
+        (("--data", tmp_path / "none"), "none"),
+        (("--data", books, "--document-tokens", 0), "--document-tokens"),
+        (("--data", books, "--epochs", 0), "epochs"),
+        (("--data", books, "--set", "copy_head=false"), "copy_head=false"),
+        (("--data", books, "--set", "segment_tokens=4096"), "segment"),
+    ]:
+        code, text = invoke("fit", *given, *SMALL, *options)
+        assert code == 2, text
+        assert expected in text
