@@ -66,6 +66,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("longmem_queue_depth", "gauge", "Tasks that run or could run now", ("pool",)),
     Metric("longmem_in_flight_bytes", "gauge", "Bytes of encoded segments that wait for the store or a reader"),
     Metric("longmem_lag_segments", "gauge", "Segments encoded and not scored yet"),
+    Metric("longmem_durable_tokens", "gauge", "Tokens whose blocks the store has acknowledged since this run began"),
     Metric("longmem_tokens_left", "gauge", "Tokens of admitted documents that are not scored yet"),
     Metric("longmem_eta_seconds", "gauge", "Time left for them; absent before the first segment is scored"),
     Metric("longmem_gate_mean", "gauge", "Mean gate of the last segments; absent without a memory"),
@@ -119,6 +120,7 @@ def levels(snapshot: JobSnapshot) -> Iterator[tuple[Series, float]]:
         yield ("longmem_queue_depth", (("pool", pool),)), snapshot.stages[stage].queue_depth
     yield ("longmem_in_flight_bytes", ()), snapshot.in_flight_bytes
     yield ("longmem_lag_segments", ()), snapshot.lag_segments
+    yield ("longmem_durable_tokens", ()), snapshot.stages["put"].tokens
     yield ("longmem_tokens_left", ()), snapshot.tokens_left
     yield ("longmem_store_bytes", (("tier", "disk"),)), snapshot.store_bytes
     yield ("longmem_store_limit_bytes", (("tier", "disk"),)), snapshot.store_limit_bytes or 0

@@ -68,6 +68,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Memory": (
         Panel("Bytes per second", ((_rate("bytes"), "{{stage}}"),), "Bps"),
+        Panel("Tokens stored", (("sum(ray_longmem_durable_tokens)", "acknowledged"),)),
         Panel(
             "Store",
             (

@@ -209,6 +209,7 @@ def test_counters_agree_with_the_summary(run: Run) -> None:
 def test_gauges_end_where_the_job_ended(run: Run) -> None:
     for name in ("lag_segments", "tokens_left", "in_flight_bytes", "eta_seconds", "documents_active", "jobs_running"):
         assert run.values[f"ray_longmem_{name}", ""] == 0, name
+    assert run.values["ray_longmem_durable_tokens", ""] == run.summary["stages"]["put"]["tokens"] > 0
     assert 0 < run.values["ray_longmem_gate_mean", ""] < 1
     assert run.values["ray_longmem_object_store_limit_bytes", ""] == pytest.approx(2**28, rel=0.01)
 
