@@ -95,7 +95,7 @@ def jobs(source: ModelSource, inputs: list[str], threads: int, repeats: int, con
                 tokens = summary["counts"]["tokens"]
     lines = []
     for name, walls in times.items():
-        timing = Timing(tuple(walls), tuple(walls))
+        timing = Timing(tuple(walls))
         lines.append(Line(name, timing, {"tokens/s": f"{tokens / timing.median_s:,.0f}"}))
     return SpeedTable(f"perplexity of {tokens:,} tokens", lines, {"threads": threads, "repeats": repeats})
 

@@ -37,9 +37,10 @@ class SpeedTable:
 
     def markdown(self) -> str:
         columns = list(dict.fromkeys(name for line in self.lines for name in line.notes))
-        header = ["case", "median ms", "spread", "ratio", "CPU ms", "CPU ratio", *columns]
-        rows = [header, ["---"] * len(header)]
         first = self.lines[0].timing
+        cpu_columns = ["CPU ms", "CPU ratio"] if first.cpu_s else []
+        header = ["case", "median ms", "spread", "ratio", *cpu_columns, *columns]
+        rows = [header, ["---"] * len(header)]
         for line in self.lines:
             timing = line.timing
             rows.append(
@@ -48,13 +49,18 @@ class SpeedTable:
                     f"{1000 * timing.median_s:,.1f}",
                     f"{timing.spread:.0%}",
                     f"{timing.median_s / first.median_s:.2f}",
-                    f"{1000 * timing.cpu_median_s:,.1f}",
-                    f"{timing.cpu_median_s / first.cpu_median_s:.2f}",
+                    *self._cpu_cells(timing, first),
                     *(line.notes.get(column, "") for column in columns),
                 ]
             )
         text = f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
         return text + "".join(f"\n{name}: not run, {reason}\n" for name, reason in self.not_run.items())
+
+    @staticmethod
+    def _cpu_cells(timing: Timing, first: Timing) -> list[str]:
+        if not first.cpu_s:
+            return []
+        return [f"{1000 * timing.cpu_median_s:,.1f}", f"{timing.cpu_median_s / first.cpu_median_s:.2f}"]
 
     def figures(self) -> dict[str, Any]:
         return {

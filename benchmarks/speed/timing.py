@@ -15,8 +15,8 @@ class Timing:
     """Repeated runs of one case, in seconds."""
 
     wall_s: tuple[float, ...]
-    cpu_s: tuple[float, ...]
-    """Of all threads of this process."""
+    cpu_s: tuple[float, ...] = ()
+    """Of all threads of this process; empty where a case is processes of its own."""
 
     @property
     def median_s(self) -> float:
@@ -36,7 +36,7 @@ class Timing:
         return {
             "median_s": self.median_s,
             "spread": self.spread,
-            "cpu_median_s": self.cpu_median_s,
+            "cpu_median_s": self.cpu_median_s if self.cpu_s else None,
             "wall_s": list(self.wall_s),
             "cpu_s": list(self.cpu_s),
         }
