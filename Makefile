@@ -23,7 +23,7 @@ demo: install ## Score the Python language reference with memory and without, an
 	$(BIN)/longmem perplexity
 
 test: install ## Run the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=30
 
 lint: install ## Check style and the arrows between folders
 	$(BIN)/ruff check .

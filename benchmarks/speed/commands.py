@@ -64,7 +64,7 @@ def jobs(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Whole perplexity jobs in process, on disk and on Ray; some 20 minutes."""
+    """Whole perplexity jobs in process, on disk and on Ray; some 40 minutes."""
     from benchmarks.speed import pipeline as benchmark
 
     quiet = Console(stderr=True, quiet=True)
