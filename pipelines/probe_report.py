@@ -44,16 +44,21 @@ def write_probe_report(folder: JobFolder, summary: dict[str, Any]) -> None:
     folder.write_text(REPORT_NAME, html)
 
 
+def _lowest(of_keys: list[dict[str, Any]]) -> str:
+    """Where keys are written least often; nowhere, if they are so everywhere alike."""
+    worst, best = (pick(of_keys, key=lambda row: row["greedy"]["value"]) for pick in (min, max))
+    share = f"{worst['greedy']['value']:.0%}"
+    if worst["greedy"]["value"] == best["greedy"]["value"]:
+        return f"{share} at every length and depth"
+    return f"lowest {share}, with {worst['memory_tokens']:,} tokens of memory at depth {worst['depth']:.0%}"
+
+
 def charts(conditions: list[dict[str, Any]]) -> list[Chart]:
     """A heat map of pass keys over depth and length, and curves of each kind of pairs; of what was asked."""
     drawn = []
     of_keys = [row for row in conditions if row["subject"] == "passkey"]
     if of_keys:
-        worst = min(of_keys, key=lambda row: row["greedy"]["value"])
-        description = (
-            f"Share of pass keys written greedily: lowest {worst['greedy']['value']:.0%}, with "
-            f"{worst['memory_tokens']:,} tokens of memory at depth {worst['depth']:.0%}."
-        )
+        description = f"Share of pass keys written greedily: {_lowest(of_keys)}."
         drawn.append(_chart("Pass keys by depth and length of memory", description, partial(_draw_heat, of_keys), "p"))
     for subject, title in PAIR_TITLES.items():
         rows = [row for row in conditions if row["subject"] == subject]
