@@ -9,6 +9,8 @@ A request is answered as a whole by one worker that holds the whole model, and w
 
 from abc import ABC, abstractmethod
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -147,7 +149,8 @@ class AbstractExecutor(ABC):
 
 
 class InlineExecutor(AbstractExecutor):
-    """Everything in the caller's process and thread: no Ray, no parallelism, the same numbers.
+    """Everything in the caller's process: no Ray, the same numbers. Models run in the caller's thread, puts in one of
+    their own, so that no segment waits for the disk.
 
     Raises FingerprintError when the store was written by another model.
     """
@@ -165,34 +168,49 @@ class InlineExecutor(AbstractExecutor):
             model.key_space,
         )
         self._memories = Memories(store, self._windows)
-        self._queues: dict[Stage, deque[Segment]] = {stage: deque() for stage in STAGES}
+        # late stages first: they free what early stages fill
+        self._queues: dict[Stage, deque[Segment]] = {"score": deque(), "encode": deque()}
         self._requests: deque[tuple[int, Request]] = deque()
         self._num_requests = 0
         self._answers: list[Answer] = []
         self._encoded: dict[tuple[DocumentKey, int], EncodedSegment] = {}
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="longmem-put")
+        self._puts: set[Future[Completion]] = set()
 
     def describe(self) -> ModelDescription:
         return describe(self._model)
 
     def slots(self, stage: Stage) -> int:
+        if stage == "put":
+            return 1 - len(self._puts)
         return 1 - len(self._queues[stage]) - (len(self._requests) if stage == "encode" else 0)
 
     def submit(self, stage: Stage, segment: Segment) -> None:
-        self._queues[stage].append(segment)
+        if stage == "put":
+            self._puts.add(self._writer.submit(self._run, stage, segment))
+        else:
+            self._queues[stage].append(segment)
 
     def ask(self, request: Request) -> int:
         self._num_requests += 1
         self._requests.append((self._num_requests, request))
         return self._num_requests
 
-    def wait(self, timeout_s: float) -> list[Completion]:  # noqa: ARG002 - work here ends when it ends
-        # late stages first: they free what early stages fill
-        for stage in reversed(STAGES):
-            if self._queues[stage]:
-                return [self._run(stage, self._queues[stage].popleft())]
+    def wait(self, timeout_s: float) -> list[Completion]:
+        if written := self._written(timeout_s=0.0):
+            return written
+        for stage, queue in self._queues.items():
+            if queue:
+                return [self._run(stage, queue.popleft())]
         if self._requests:
             self._answer(*self._requests.popleft())
-        return []
+            return []
+        return self._written(timeout_s)
+
+    def _written(self, timeout_s: float) -> list[Completion]:
+        """Puts that have ended, after waiting for the first one."""
+        done, self._puts = wait_for(self._puts, timeout_s, FIRST_COMPLETED)
+        return [put.result() for put in done]
 
     def answers(self) -> list[Answer]:
         answers, self._answers = self._answers, []
@@ -243,5 +261,6 @@ class InlineExecutor(AbstractExecutor):
         self._windows.forget(key)
 
     def close(self) -> None:
+        self._writer.shutdown()
         self._encoded.clear()
         self._store.close()

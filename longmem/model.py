@@ -15,7 +15,7 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import to_array, to_tensor
 from longmem.errors import NumericError
-from longmem.kv_format import pack, rounded, unpack
+from longmem.kv_format import num_not_finite, pack, unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.search import choose_engine, create_search
@@ -160,12 +160,13 @@ class LongMem:
         for name, tensor in (("keys", keys), ("values", values)):
             where = f"{segment.key} segment {segment.index}: {name} of layer {self.sidenet.memory_layer}"
             require_finite(tensor, where, "check the backbone's weights")
-            require_finite(
-                rounded(tensor, self.config.kv_dtype),
-                f"{where} stored as {self.config.kv_dtype}",
-                "they are too large for it: use kv_dtype=bfloat16",
-            )
-            stored.append(pack(tensor, self.config.kv_dtype))
+            packed = pack(tensor, self.config.kv_dtype)
+            if count := num_not_finite(packed, self.config.kv_dtype):
+                raise NumericError(
+                    f"{where} stored as {self.config.kv_dtype}: expected finite numbers, {count} are too large for it; "
+                    "use kv_dtype=bfloat16"
+                )
+            stored.append(packed)
         return KVBlock(
             key=segment.key,
             segment=segment.index,

@@ -10,28 +10,36 @@ from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA, at, info_of, i
 from longmem.memory.codec import from_rows, payload_schema
 from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, from_identity_rows
 from longmem.memory.lance_table import REPAIR, LanceDatabase
+from longmem.memory.recent_rows import RecentRows
 from longmem.memory.store import AbstractMemoryStore, describe_block, missing_blocks
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 
 class LanceReader(AbstractMemoryStore):
-    """Reads catalogue and payload; every row and block is compared with its checksums and hashes."""
+    """Reads catalogue and payload; every row and block is compared with its checksums and hashes.
+
+    Whether a block is there is always asked of the catalogue, which other processes change too. What it holds is taken
+    from the last writes of this process where they still have it; `verify` reads the disk.
+    """
 
     def __init__(self, uri: str) -> None:
         self._database = LanceDatabase(uri)
+        self._recent = RecentRows()
         self._exists = False
         self._closed = False
         self._known_identity: Fingerprint | None = None
         self.fingerprint()
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+        return self._read(key, range(first_segment, last_segment), from_disk=False)
+
+    def _read(self, key: DocumentKey, wanted: range, from_disk: bool) -> list[KVBlock]:
         self._check_open()
-        wanted = range(first_segment, last_segment)
         if not wanted:
             return []
         rows = self._entries(key, wanted)
         try:
-            return self._blocks(rows)
+            return self._blocks(rows, from_disk)
         except CorruptionError:
             # deleted or trimmed while it was read, unless it is still named
             self._entries(key, wanted)
@@ -44,15 +52,19 @@ class LanceReader(AbstractMemoryStore):
             raise missing_blocks(key, wanted, [row["segment"] for row in rows])
         return rows
 
-    def _blocks(self, rows: list[dict[str, Any]]) -> list[KVBlock]:
+    def _blocks(self, rows: list[dict[str, Any]], from_disk: bool) -> list[KVBlock]:
         identity = self.fingerprint()
         if identity is None:
             raise CorruptionError(f"{self._database.uri} has blocks but no fingerprint; {REPAIR}")
         blocks: list[KVBlock] = []
         for payload in dict.fromkeys(row["payload"] for row in rows):
             infos = [(info_of(row), int(row["write"])) for row in rows if row["payload"] == payload]
-            writes = ", ".join(str(write) for _, write in infos)
-            found = self._database.select(payload, payload_schema(identity), f"write IN ({writes})")
+            held = {} if from_disk else self._recent.of([write for _, write in infos])
+            parts = list(held.values())
+            if lacking := [str(write) for _, write in infos if write not in held]:
+                condition = f"write IN ({', '.join(lacking)})"
+                parts.append(self._database.select(payload, payload_schema(identity), condition))
+            found = pa.concat_tables(parts)
             for (info, _), block in zip(infos, from_rows(found, infos[0][0].key, infos, identity), strict=True):
                 if block is None or describe_block(block) != info:
                     raise CorruptionError(
@@ -82,7 +94,11 @@ class LanceReader(AbstractMemoryStore):
 
     def verify(self, key: DocumentKey | None = None) -> int:
         keys = self.documents() if key is None else [key]
-        return sum(len(self.read(key, info.segment, info.segment + 1)) for key in keys for info in self.segments(key))
+        return sum(
+            len(self._read(key, range(info.segment, info.segment + 1), from_disk=True))
+            for key in keys
+            for info in self.segments(key)
+        )
 
     def num_bytes(self) -> int:
         self._check_open()
@@ -96,7 +112,7 @@ class LanceReader(AbstractMemoryStore):
         damaged = []
         for row in self._catalogue().to_pylist():
             try:
-                self._blocks([row])
+                self._blocks([row], from_disk=True)
             except CorruptionError as error:
                 damaged.append((row, str(error)))
         return damaged

@@ -125,7 +125,8 @@ class LanceMemoryStore(LanceReader):
             self._on_step("put:begin")
             begun = time.time()
             self._database.create_if_absent(payload, payload_schema(block.fingerprint))
-            self._database.append(payload, to_rows(block, write))
+            rows = to_rows(block, write)
+            self._database.append(payload, rows)
             self._on_step("put:payload")
             self._sync(payload)
             self._on_step("put:payload-sync")
@@ -140,6 +141,7 @@ class LanceMemoryStore(LanceReader):
             self._sync(CATALOGUE)
             self._on_step("put:catalogue-sync")
             known.add(block.segment)
+            self._recent.keep(write, rows)
             self._quota.added(info.num_bytes)
             self._puts += 1
             if self._puts % COMPACT_EVERY == 0:
@@ -227,6 +229,7 @@ class LanceMemoryStore(LanceReader):
     def close(self) -> None:
         with self._change:
             self._closed = True
+            self._recent.clear()
             self._database.close()
 
     def _before_first_put(self) -> None:
