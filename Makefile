@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINUTES ?= 120
+# files side by side, but not those with a Ray cluster: it takes all cores
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types bench soak clean
@@ -23,7 +25,8 @@ demo: install ## Score the Python language reference with memory and without, an
 	$(BIN)/longmem perplexity
 
 test: install ## Run the default tests
-	$(BIN)/python -m pytest --durations=30
+	$(BIN)/python -m pytest -m "not ray and not slow" --durations=20 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "ray and not slow" --durations=20
 
 lint: install ## Check style and the arrows between folders
 	$(BIN)/ruff check .
