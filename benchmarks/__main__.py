@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME]`: run a benchmark and write benchmarks/results/NAME.json."""
 
 import json
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -26,6 +27,7 @@ from benchmarks.lineup import assemble
 from benchmarks.speed import commands as speed_commands
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype
+from longmem.errors import LongMemError
 from longmem.model_source import REFERENCE_MODEL, ModelSource
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
@@ -249,4 +251,7 @@ def _write(out: Path, figures: dict[str, Any], table: str) -> None:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m benchmarks")
+    try:
+        app(prog_name="python -m benchmarks")
+    except LongMemError as error:
+        sys.exit(f"error: {error}")

@@ -61,6 +61,7 @@ def jobs(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,
     cores: Annotated[int, typer.Option(help="Cores for each job.")] = 2,
+    only: Annotated[str, typer.Option(help="Part of the names of jobs to run.", show_default="all")] = "",
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
@@ -68,7 +69,7 @@ def jobs(
     from benchmarks.speed import pipeline as benchmark
 
     quiet = Console(stderr=True, quiet=True)
-    _finish(out / "jobs", [benchmark.jobs(ModelSource(str(model)), inputs or [], cores, repeats, quiet)])
+    _finish(out / "jobs", [benchmark.jobs(ModelSource(str(model)), inputs or [], cores, repeats, quiet, only)])
 
 
 @app.command()

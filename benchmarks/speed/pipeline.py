@@ -17,6 +17,7 @@ from benchmarks.growth import long_document
 from benchmarks.speed.real_memory import KEY, RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import Timing, take_turns
+from longmem.errors import ConfigError
 from longmem.memory.key_space import KeySpace
 from longmem.memory.opening import MemoryStore
 from longmem.memory.window import WindowBuffer
@@ -61,24 +62,30 @@ def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
     return SpeedTable(f"{title}: memory adds {added:.0%} to the floor's CPU time", lines, settings)
 
 
-def jobs(source: ModelSource, inputs: list[str], threads: int, repeats: int, console: Console) -> SpeedTable:
-    """Whole perplexity jobs on one document: in memory, on disk, on Ray. Start-up is left out."""
+def jobs(
+    source: ModelSource, inputs: list[str], threads: int, repeats: int, console: Console, only: str = ""
+) -> SpeedTable:
+    """Whole perplexity jobs on one document: in memory, on disk, on Ray; those whose name contains `only`. Start-up is
+    left out. Raises ConfigError where that is none."""
+    cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
+    shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
+        "in process, memory://": ("memory://", None, threads),
+        "in process, LanceDB": (None, None, threads),
+        "one thread, LanceDB": (None, None, 1),
+        "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
+        "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
+    }
+    chosen = {name: shape for name, shape in shapes.items() if only in name}
+    if not chosen:
+        raise ConfigError(f"--only {only!r}: expected a part of one of these names: {'; '.join(shapes)}")
     document = long_document(JOB_TOKENS, inputs, source)
     with TemporaryDirectory(prefix="longmem-speed-") as folder:
         text = Path(folder) / "document.txt"
         text.write_text(document.text, encoding="utf-8")
-        cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
-        shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
-            "in process, memory://": ("memory://", None, threads),
-            "in process, LanceDB": (None, None, threads),
-            "in process, LanceDB, one thread": (None, None, 1),
-            "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
-            "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
-        }
-        times: dict[str, list[float]] = {name: [] for name in shapes}
+        times: dict[str, list[float]] = {name: [] for name in chosen}
         tokens = 0
         for turn in range(repeats):
-            for number, (name, (store, shape, job_threads)) in enumerate(shapes.items()):
+            for number, (name, (store, shape, job_threads)) in enumerate(chosen.items()):
                 summary = run_job(
                     PerplexityJob(
                         inputs=(str(text),),

@@ -6,22 +6,20 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import boto3
 import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
 from longmem.memory.opening import MemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to test against")
-pytest.importorskip("obstore", reason="obstore is not installed: longmem writes to no object store")
-boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: no buckets can be made")
-serving = pytest.importorskip("werkzeug.serving", reason="flask is not installed")
-
 NUMBERS = count()
 
 
-class Quiet(serving.WSGIRequestHandler):  # type: ignore[name-defined,misc]
+class Quiet(WSGIRequestHandler):
     def log(self, *args: object) -> None:
         pass
 
@@ -30,7 +28,7 @@ class Front:
     """What stands between clients and the server, and may behave badly."""
 
     def __init__(self) -> None:
-        self.app = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
+        self.app = DomainDispatcherApplication(create_backend_app)
         self.ignores_conditions = False
         self.refuses_reads = False
 
@@ -46,7 +44,7 @@ class Front:
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Front, int]]:
     front = Front()
-    server = serving.make_server("127.0.0.1", 0, front, threaded=True, request_handler=Quiet)
+    server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield front, server.server_port
