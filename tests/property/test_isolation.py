@@ -125,7 +125,7 @@ def test_a_text_that_follows_one_document_reads_that_one(model: LongMem) -> None
 
 def run(executor: InlineExecutor, stage: Stage, segment: Segment) -> Any:
     executor.submit(stage, segment)
-    (completion,) = executor.wait(0.0)
+    (completion,) = executor.wait(60.0)
     assert isinstance(completion, Completion)
     assert (completion.stage, completion.segment, completion.error) == (stage, segment, None)
     return completion.result
