@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 import ray
+from ray._private.services import get_ray_address_from_environment
 
 from longmem.errors import ClusterError
 
@@ -97,6 +98,10 @@ def _prepare() -> None:
 
 def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes, and cannot be interrupted meanwhile."""
+    if address == AUTO:
+        # who finds no cluster raises at once; one that was found may be stopped, or out of reach
+        with suppress(ConnectionError):
+            address = str(get_ray_address_from_environment(AUTO, None))
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if address in (AUTO, LOCAL) or not separator:
         return
@@ -110,9 +115,11 @@ def _check_reachable(address: str) -> None:
 
 
 def find_cluster() -> str | None:
-    """Address of the cluster that `auto` would join, or None when none runs."""
+    """Address of the cluster that `auto` would join, or None when none runs. Raises ClusterError for one that does not
+    answer."""
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
+    _check_reachable(AUTO)
     try:
         ray.init(address=AUTO, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:

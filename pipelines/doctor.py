@@ -54,14 +54,13 @@ class Finding:
 def diagnose(out: Path, *, find_cluster: Callable[[], str | None] | None = None) -> list[Finding]:
     """Look at the installation and the machine. `out` is where results would be written; nothing is created there.
 
-    `find_cluster` returns the address of a running Ray cluster or None.
+    `find_cluster` returns the address of a running Ray cluster or None, or raises ClusterError.
     """
     findings = [*_packages(), *_torch(), _ram(), _disk(out)]
     if SHM.is_dir():
         findings.append(_shared_memory())
     if find_cluster:
-        address = find_cluster()
-        findings.append(Finding("Ray cluster", address or "none running; a job starts its own"))
+        findings.append(_cluster(find_cluster))
     findings += [Finding(name, os.environ[name]) for name in TELLING_VARIABLES if name in os.environ]
     return findings
 
@@ -212,6 +211,15 @@ def _ram() -> Finding:
         problem = f"jobs need about {_size(MIN_RAM_BYTES)}: close other programs, or lower --memory-tokens"
         return Finding("RAM", value, problem, "error")
     return Finding("RAM", value)
+
+
+def _cluster(find_cluster: Callable[[], str | None]) -> Finding:
+    from longmem.errors import ClusterError
+
+    try:
+        return Finding("Ray cluster", find_cluster() or "none running; a job starts its own")
+    except ClusterError as error:
+        return Finding("Ray cluster", "does not answer", str(error), "warning")
 
 
 def _disk(out: Path) -> Finding:

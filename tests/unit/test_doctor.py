@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from longmem.errors import ClusterError
 from pipelines import doctor
 from pipelines.doctor import GIB, Finding, diagnose, render, usable_cores
 
@@ -132,6 +133,15 @@ def test_cluster_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert named(findings, "Ray cluster").value == "10.0.0.1:6379"
     assert named(findings, "RAY_ADDRESS").value == "10.0.0.1:6379"
     assert "none running" in named(diagnose(tmp_path, find_cluster=lambda: None), "Ray cluster").value
+
+
+def test_a_cluster_that_does_not_answer_is_a_warning(tmp_path: Path) -> None:
+    def find_cluster() -> str | None:
+        raise ClusterError("nothing answers at '10.0.0.1:6379'")
+
+    finding = named(diagnose(tmp_path, find_cluster=find_cluster), "Ray cluster")
+    assert finding.severity == "warning"
+    assert "10.0.0.1:6379" in str(finding.problem)
 
 
 def test_render() -> None:
