@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
+import grpc
 import ray
 from ray._private.services import get_ray_address_from_environment
 
@@ -107,11 +108,26 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        _check_answers(f"{host}:{port}")
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"nothing answers at {address!r} ({error}); check the address with `ray status`, or use --address local to "
             "start a cluster here, or --address none to run without Ray"
         ) from error
+
+
+def _check_answers(target: str) -> None:
+    """A head that is stopped still accepts connections, for the system does. Raises TimeoutError when it says nothing.
+
+    Any answer will do, a refusal too: whether it is a healthy Ray that one may join is for Ray to find out.
+    """
+    with grpc.insecure_channel(target) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            check(b"", timeout=CONNECT_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise TimeoutError(f"it accepts connections and says nothing for {CONNECT_S:g} s") from error
 
 
 def find_cluster() -> str | None:
