@@ -14,8 +14,8 @@ class RemoteMemory(AbstractMemoryStore):
     def __init__(self, source: RemoteBlockSource) -> None:
         self._source = source
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
-        return self._source.read(key, first_segment, last_segment)
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
+        return self._source.read(key, first_segment, last_segment, ahead=ahead)
 
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
         return self._source.segments(key)

@@ -50,8 +50,8 @@ class StoreActor:
         return attempt(lambda: self._store().put(block))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
-        return self._store().read(key, first_segment, last_segment)
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, ahead: int) -> list[KVBlock]:
+        return self._store().read(key, first_segment, last_segment, ahead=ahead)
 
     @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
@@ -117,9 +117,9 @@ class RemoteBlockSource(AbstractBlockSource):
         self._names = shard_names
         self._shards: list[ray.actor.ActorHandle] = []
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
         with translated(f"reading blocks of {key}"):
-            blocks: list[KVBlock] = ray.get(self._shard(key).read.remote(key, first_segment, last_segment))
+            blocks: list[KVBlock] = ray.get(self._shard(key).read.remote(key, first_segment, last_segment, ahead))
         return blocks
 
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:

@@ -23,6 +23,7 @@ from longmem.text.documents import find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
 from pipelines.feed import DocumentFeed
+from pipelines.job import default_in_flight
 from pipelines.journal import Journal
 from pipelines.perplexity import PerplexityRun
 from pipelines.progress import Progress
@@ -72,7 +73,7 @@ def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> d
             model = executor.describe()
             segment_tokens, memory_tokens = model.settings["segment_tokens"], model.settings["memory_tokens"]
             scheduler = SegmentScheduler(
-                Limits(4, 2**30), model.segment_bytes, segment_tokens, memory_tokens, write=True
+                Limits(default_in_flight(0), 2**30), model.segment_bytes, segment_tokens, memory_tokens, write=True
             )
             job = PerplexityRun(
                 executor,

@@ -139,7 +139,9 @@ class LongMem:
     @property
     def key_space(self) -> KeySpace:
         """The form of keys that this model's views must have."""
-        return replace(self.sidenet.reader.key_space, sketched=self.search.reads_sketches)
+        return replace(
+            self.sidenet.reader.key_space, sketched=self.search.reads_sketches, celled=self.search.reads_cells
+        )
 
     def encode(self, segment: Segment) -> EncodedSegment:
         """One backbone forward over the segment alone. Raises NumericError when anything that leaves is not finite."""

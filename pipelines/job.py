@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
-from longmem.executor import AbstractExecutor
+from longmem.executor import PUT_SEGMENTS, AbstractExecutor
 from longmem.memory.durability import Durability
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
@@ -35,6 +35,10 @@ from pipelines.summary import summarise
 from pipelines.tables import documents_table, segments_table, tokens_table
 
 MEMORY_FOLDER = "memory.lance"
+
+IN_FLIGHT_PER_WORKER = 4
+IN_FLIGHT_IN_PROCESS = 2 * PUT_SEGMENTS
+"""Encoded segments that may wait by default; in one process some are written while others are read."""
 
 Retention = Literal["window", "document", "forever"]
 """How long blocks stay: while a window may reach them, while their document is scored, or after the job too."""
@@ -110,6 +114,11 @@ class PerplexityJob:
         """The same job with other threads for its workers."""
         cluster = self.cluster and replace(self.cluster, threads=threads)
         return replace(self, threads=threads, cluster=cluster)
+
+
+def default_in_flight(num_workers: int) -> int:
+    """Encoded segments that may wait, for so many workers on a cluster; 0 for everything in this process."""
+    return IN_FLIGHT_PER_WORKER * num_workers or IN_FLIGHT_IN_PROCESS
 
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def perplexity(
     dtype: Dtype = ComputeDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
     max_in_flight_segments: Annotated[
-        int | None, typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker")
+        int | None,
+        typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker, 16 in process"),
     ] = None,
     max_in_flight_bytes: Annotated[int, typer.Option(help="Bytes of them.")] = 2**30,
 ) -> None:
@@ -141,11 +142,11 @@ def perplexity(
     """
     console = Console(stderr=True)
     folder = output_folder(out)
-    workers = 1 if address == "none" else encoders + readers
+    workers = 0 if address == "none" else encoders + readers
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.scheduler import Limits
-        from pipelines.job import PerplexityJob, run_job
+        from pipelines.job import PerplexityJob, default_in_flight, run_job
         from pipelines.result import print_result
         from pipelines.service_job import ServiceChoice
 
@@ -202,7 +203,8 @@ def perplexity(
             threads=per_worker,
             threads_given=threads is not None,
             limits=Limits(
-                4 * workers if max_in_flight_segments is None else max_in_flight_segments, max_in_flight_bytes
+                default_in_flight(workers) if max_in_flight_segments is None else max_in_flight_segments,
+                max_in_flight_bytes,
             ),
             store=store,
             namespace=namespace,

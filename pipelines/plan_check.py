@@ -16,7 +16,7 @@ from pipelines.job import MEMORY_FOLDER, PerplexityJob, run_job
 from pipelines.plan import Plan, predict
 from pipelines.plan_costs import UnitCosts, without_waiting
 from pipelines.plan_measure import measure_apart
-from pipelines.plan_resources import IN_FLIGHT_PER_WORKER
+from pipelines.plan_resources import waiting_segments
 from pipelines.plan_workload import Cluster, Workload
 from pipelines.processes import Watch
 
@@ -117,7 +117,6 @@ def run_for_real(
 
     Raises ConfigError when a document failed (a plan counts all of them), and what `run_job` raises.
     """
-    workers = 1 if cluster.in_process else cluster.encoders + cluster.readers
     shape = ClusterShape(
         address="local",
         encoders=cluster.encoders,
@@ -132,7 +131,7 @@ def run_for_real(
             model=source,
             cluster=None if cluster.in_process else shape,
             threads=cluster.threads,
-            limits=Limits(IN_FLIGHT_PER_WORKER * workers, 2**30),
+            limits=Limits(waiting_segments(cluster), 2**30),
             limit_documents=limit_documents,
             retention="forever" if keep_memory else "document",
             write_memory=keep_memory or source.settings.get("memory_tokens") != 0,

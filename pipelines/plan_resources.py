@@ -2,18 +2,17 @@
 
 from math import ceil
 
+from pipelines.job import default_in_flight
 from pipelines.plan_costs import UnitCosts
 from pipelines.plan_workload import Cluster, Segments, Workload
 
-IN_FLIGHT_PER_WORKER = 4
-"""Encoded segments that may wait, as `longmem perplexity` has it by default."""
 READ_SEGMENTS = 8
 """Blocks that a reader fetches at a time, at most."""
 
 
 def waiting_segments(cluster: Cluster) -> int:
     """Encoded segments that may wait for readers and stores, in the whole cluster."""
-    return IN_FLIGHT_PER_WORKER * (cluster.encoders + cluster.readers)
+    return default_in_flight(0 if cluster.in_process else cluster.encoders + cluster.readers)
 
 
 def open_documents(workload: Workload, cluster: Cluster, segments: Segments) -> float:

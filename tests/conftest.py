@@ -169,6 +169,7 @@ def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: i
         starts=torch.tensor([chunk[0] for chunk in chunks]),
         lengths=torch.tensor([len(chunk[1]) for chunk in chunks]),
         sketch=None,
+        cells=None,
         end_token=end,
     )
 

@@ -40,6 +40,31 @@ def retrieval(
 
 
 @app.command()
+def approximate(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens in memory; several for several tables.")] = None,
+    probes: Annotated[list[int] | None, typer.Option(help="Cells that a query looks into; several.")] = None,
+    scored_segments: Annotated[int, typer.Option(help="Segments for recall and perplexity.", min=1)] = 32,
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Approximate search in long memories: time, recall and perplexity; a minute for 400,000 tokens."""
+    from benchmarks.speed import approximate as benchmark
+
+    torch.set_num_threads(threads)
+    tables = []
+    for number in tokens or [65_536, 262_144, 1_048_576]:
+        source = ModelSource(str(model), search="ivf", settings={"memory_tokens": number})
+        found = benchmark.approximate(
+            source, inputs or [], number, probes or [16, 32, 64, 128], scored_segments, repeats
+        )
+        tables.append(found)
+    _finish(out / "approximate", tables)
+
+
+@app.command()
 def pipeline(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,

@@ -24,7 +24,7 @@ from longmem.memory.window import WindowBuffer
 from longmem.model_source import ModelSource
 from longmem.scheduler import Limits
 from longmem.types import KVBlock
-from pipelines.job import PerplexityJob, run_job
+from pipelines.job import PerplexityJob, default_in_flight, run_job
 
 JOB_TOKENS = 120_000
 """Nearly two windows: half of the segments read a full one."""
@@ -93,7 +93,7 @@ def jobs(
                         model=source,
                         cluster=shape,
                         threads=job_threads,
-                        limits=Limits(8, 2**30),
+                        limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else 0), 2**30),
                         store=store,
                     ),
                     console,

@@ -17,6 +17,7 @@ from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.cells import KeyCells
 from longmem.search.sketch import KeySketch
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
@@ -93,7 +94,7 @@ def _read(model: LongMem, past: Iterable[KVBlock], last: Segment) -> RealMemory:
         window.append(block)
     view = window.view(0, last.start_token)
     encoded = model.encode(last)
-    listening = _Listening(model.search)
+    listening = Listening(model.search)
     model.search = listening
     model.score_segment(last, encoded.block.keys, encoded.taps, view)
     model.search = listening.engine
@@ -101,12 +102,14 @@ def _read(model: LongMem, past: Iterable[KVBlock], last: Segment) -> RealMemory:
     return RealMemory(model, last, encoded, view, listening.queries)
 
 
-class _Listening(AbstractChunkSearch):
-    """Passes searches on and keeps what was asked."""
+class Listening(AbstractChunkSearch):
+    """Passes searches on and keeps what was asked and found last."""
 
     def __init__(self, engine: AbstractChunkSearch) -> None:
         self.engine = engine
+        self.gather = engine.gather
         self.queries: Tensor | None = None
+        self.hits: ChunkHits | None = None
 
     @torch.no_grad()
     def search(
@@ -115,6 +118,8 @@ class _Listening(AbstractChunkSearch):
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
+        cells: KeyCells | None = None,
     ) -> ChunkHits:
         self.queries = queries
-        return self.engine.search(queries, chunk_keys, num_slots, sketch)
+        self.hits = self.engine.search(queries, chunk_keys, num_slots, sketch, cells)
+        return self.hits

@@ -14,6 +14,7 @@ from longmem.memory.store import (
     check_same_tokens,
     describe_block,
     missing_blocks,
+    with_more,
 )
 from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
@@ -45,13 +46,14 @@ class InMemoryStore(AbstractMemoryStore):
             self._fingerprint = block.fingerprint
             return PutReceipt(block.key, block.segment, block.num_bytes, duplicate=False)
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
         with self._lock:
             self._check_open()
             segments = dict(self._documents.get(key, {}))
         wanted = range(first_segment, last_segment)
         if not all(index in segments for index in wanted):
             raise missing_blocks(key, wanted, list(segments))
+        wanted = with_more(wanted, ahead, segments)
         for info, block in (segments[index] for index in wanted):
             if block.checksum() != info.checksum:
                 raise CorruptionError(f"{key} segment {info.segment}: memory does not match the checksum of its write")

@@ -26,6 +26,8 @@ class KeySpace:
     """W: a token whose key is k asks with W k. None where tokens ask with something else."""
     sketched: bool = False
     """Whether views bring sketches of their chunk keys, for a search that reads them."""
+    celled: bool = False
+    """Whether they bring cells of them, for an approximate search."""
 
     def __post_init__(self) -> None:
         assert self.form == "raw" or self.mean is not None, f"keys={self.form} needs the mean key of each head"

@@ -11,7 +11,7 @@ from longmem.memory.codec import from_rows, payload_schema
 from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, from_identity_rows
 from longmem.memory.lance_table import REPAIR, LanceDatabase
 from longmem.memory.recent_rows import RecentRows
-from longmem.memory.store import AbstractMemoryStore, describe_block, missing_blocks
+from longmem.memory.store import AbstractMemoryStore, describe_block, missing_blocks, with_more
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 
@@ -30,27 +30,28 @@ class LanceReader(AbstractMemoryStore):
         self._known_identity: Fingerprint | None = None
         self.fingerprint()
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
-        return self._read(key, range(first_segment, last_segment), from_disk=False)
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
+        return self._read(key, range(first_segment, last_segment), ahead)
 
-    def _read(self, key: DocumentKey, wanted: range, from_disk: bool) -> list[KVBlock]:
+    def _read(self, key: DocumentKey, wanted: range, ahead: int = 0, from_disk: bool = False) -> list[KVBlock]:
         self._check_open()
         if not wanted:
             return []
-        rows = self._entries(key, wanted)
+        rows = self._entries(key, wanted, ahead)
         try:
             return self._blocks(rows, from_disk)
         except CorruptionError:
             # deleted or trimmed while it was read, unless it is still named
-            self._entries(key, wanted)
+            self._entries(key, range(wanted.start, wanted.start + len(rows)))
             raise
 
-    def _entries(self, key: DocumentKey, wanted: range) -> list[dict[str, Any]]:
-        condition = f"{at(key)} AND segment >= {int(wanted.start)} AND segment < {int(wanted.stop)}"
+    def _entries(self, key: DocumentKey, wanted: range, ahead: int = 0) -> list[dict[str, Any]]:
+        condition = f"{at(key)} AND segment >= {int(wanted.start)} AND segment < {int(wanted.stop + ahead)}"
         rows: list[dict[str, Any]] = self._catalogue(condition).sort_by("segment").to_pylist()
-        if [row["segment"] for row in rows] != list(wanted):
-            raise missing_blocks(key, wanted, [row["segment"] for row in rows])
-        return rows
+        found = [row["segment"] for row in rows]
+        if found[: len(wanted)] != list(wanted):
+            raise missing_blocks(key, wanted, found)
+        return rows[: len(with_more(wanted, ahead, found))]
 
     def _blocks(self, rows: list[dict[str, Any]], from_disk: bool) -> list[KVBlock]:
         identity = self.fingerprint()

@@ -6,7 +6,7 @@ the store and gathered keys back costs about 60 times more bytes than holding ea
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -21,8 +21,9 @@ class AbstractBlockSource(ABC):
     """The reading half: all that a SideNet worker needs. A Ray store actor is reached through this too."""
 
     @abstractmethod
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
-        """Blocks of segments `[first_segment, last_segment)`, in order, verified against their checksums.
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
+        """Blocks of segments `[first_segment, last_segment)`, in order, verified against their checksums; and of at
+        most `ahead` segments more, as far as they are stored without a gap.
 
         Arrays are read-only. Raises MissingBlockError when any of them is not stored, CorruptionError when stored
         bytes are not what was written.
@@ -54,6 +55,14 @@ class AbstractMemoryStore(AbstractBlockSource):
         Raises NumericError for NaN or infinity, ConflictError, FingerprintError, StoreError (disk full, read-only).
         Segments of one document may arrive in any order.
         """
+
+    def put_all(self, blocks: Sequence[KVBlock]) -> list[PutReceipt]:
+        """Accept several blocks, which a store may do faster than one after the other; receipts in their order.
+
+        Raises what `put` raises for any of them. Each block is then stored whole or not at all; which ones are is not
+        said, and putting them again one by one is safe.
+        """
+        return [self.put(block) for block in blocks]
 
     @abstractmethod
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
@@ -167,6 +176,14 @@ def check_same_tokens(stored: SegmentInfo, block: KVBlock) -> None:
             f"{stored.start_token}, offered {block.num_tokens} at {block.start_token}); the first ones stay: use "
             "another document name or namespace, or delete the document first"
         )
+
+
+def with_more(wanted: range, ahead: int, stored: Container[int]) -> range:
+    """`wanted`, and at most `ahead` more segments behind it, up to the first that is not stored."""
+    stop = wanted.stop
+    while wanted and stop < wanted.stop + ahead and stop in stored:
+        stop += 1
+    return range(wanted.start, stop)
 
 
 def missing_blocks(key: DocumentKey, wanted: range, found: Sequence[int]) -> MissingBlockError:

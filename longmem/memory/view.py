@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64, Shaped
 from torch import Tensor
 
+from longmem.search.cells import KeyCells
 from longmem.search.repeats import RepeatIndex
 from longmem.search.sketch import KeySketch
 
@@ -32,6 +33,8 @@ class MemoryView:
     """Real tokens of each chunk; less than `chunk` only where a block ended inside one."""
     sketch: KeySketch | None
     """Of the chunk keys, where the memory is long enough to gain by it and the search reads it."""
+    cells: KeyCells | None
+    """Of the chunk keys, where the search is approximate."""
     end_token: int
     """Position of the reading segment's first token: everything here lies before it."""
 

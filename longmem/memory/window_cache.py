@@ -11,13 +11,15 @@ from longmem.memory.window import RAW_KEYS, WindowBuffer
 from longmem.types import DocumentKey, SegmentInfo
 
 READ_SEGMENTS = 8
-"""Blocks fetched from the store at a time, so that catching up with a long past never holds it twice."""
+"""Blocks fetched from the store at a time, so that catching up with a long past never holds it twice. Close behind the
+writer it is as many as are there: asking the store costs more than a block does."""
 
 
 class WindowCache:
     """Views for segments of any document, in any order; ascending order within a document is the fast one.
 
-    Least recently used documents are dropped beyond `max_bytes`; the one being read always stays.
+    A buffer may hold segments that nobody reads yet; a view never does. Least recently used documents are dropped
+    beyond `max_bytes`; the one being read always stays.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class WindowCache:
         buffer = self._buffers.get(key)
         behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
         if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
-            buffer = WindowBuffer(self._memory_tokens, self._device, self._key_space)
+            buffer = self._buffer()
         next_segment = (start if buffer.end_token is None else buffer.end_token) // self._segment_tokens
         self._fill(key, buffer, range(next_segment, segment))
         return buffer.view(start, end)
@@ -74,16 +76,21 @@ class WindowCache:
             return None
         buffer = self._buffers.get(key)
         if buffer is None or not buffer.covers(start, end):
-            buffer = WindowBuffer(self._memory_tokens, self._device, self._key_space)
+            buffer = self._buffer()
             self._fill(key, buffer, range(start // self._segment_tokens, infos[-1].segment + 1))
         self._buffers.move_to_end(key)
         return buffer.view(start, end)
+
+    def _buffer(self) -> WindowBuffer:
+        retained = self._memory_tokens + READ_SEGMENTS * self._segment_tokens
+        return WindowBuffer(retained, self._device, self._key_space)
 
     def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range) -> None:
         # out of the cache while it grows: a failed read must not leave a half-filled window behind
         self._buffers.pop(key, None)
         for first in range(segments.start, segments.stop, READ_SEGMENTS):
-            for block in self._source.read(key, first, min(first + READ_SEGMENTS, segments.stop)):
+            stop = min(first + READ_SEGMENTS, segments.stop)
+            for block in self._source.read(key, first, stop, ahead=first + READ_SEGMENTS - stop):
                 buffer.append(block)
         self._buffers[key] = buffer
         while self.num_bytes > self._max_bytes and len(self._buffers) > 1:

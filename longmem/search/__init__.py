@@ -4,14 +4,15 @@ from longmem.errors import ConfigError
 from longmem.search.base import AbstractChunkSearch, ChunkHits
 from longmem.search.native.build import find_compiler
 
-SEARCH_ENGINES = ("native", "torch", "faiss")
+SEARCH_ENGINES = ("native", "torch", "faiss", "ivf")
 
 __all__ = ["SEARCH_ENGINES", "AbstractChunkSearch", "ChunkHits", "choose_engine", "create_search"]
 
 
 def choose_engine(name: str, device: str) -> str:
     """What `auto` stands for on this machine and device type: `native` on a CPU with a C compiler, else `torch`. Any
-    other name stays. All engines find the same chunks, up to the rounding of scores that are almost equal."""
+    other name stays. All engines find the same chunks, up to the rounding of scores that are almost equal, but `ivf`,
+    which is approximate."""
     if name != "auto":
         return name
     return "native" if device == "cpu" and find_compiler() is not None else "torch"
@@ -24,6 +25,10 @@ def create_search(name: str) -> AbstractChunkSearch:
         from longmem.search.native_search import NativeSearch
 
         return NativeSearch()
+    if name == "ivf":
+        from longmem.search.ivf_search import IvfSearch
+
+        return IvfSearch()
     if name == "torch":
         from longmem.search.torch_search import TorchSearch
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from longmem.search.cells import KeyCells
 from longmem.search.gather import TORCH_GATHER, AbstractGather
 from longmem.search.sketch import KeySketch
 
@@ -30,6 +31,9 @@ class AbstractChunkSearch(ABC):
     reads_sketches: bool = False
     """Whether sketches make it faster; they never change what it finds."""
 
+    reads_cells: bool = False
+    """Whether it looks into some cells only, and so may miss chunks."""
+
     gather: AbstractGather = TORCH_GATHER
     """How what was found is read."""
 
@@ -40,8 +44,9 @@ class AbstractChunkSearch(ABC):
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
+        cells: KeyCells | None = None,
     ) -> ChunkHits:
         """Top `num_slots` chunks per token and head; a slot without a chunk has id -1, never an invented one.
 
-        `sketch`: of the same keys, if there is one.
+        `sketch`, `cells`: of the same keys, if there are any.
         """

@@ -1,4 +1,4 @@
-"""Exact search with FAISS: an implementation that is not ours, to check and to compare with."""
+"""What FAISS does here: exact search, to check and to compare with, and the clusters of approximate search."""
 
 import faiss
 import numpy as np
@@ -7,7 +7,19 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.cells import KeyCells
 from longmem.search.sketch import KeySketch
+
+ITERATIONS = 10
+SEED = 0
+
+
+def cluster_means(keys: Float32[Tensor, "chunks dim"], num_cells: int) -> Float32[Tensor, "cells dim"]:
+    """Means of `num_cells` clusters of the keys, by k-means from a fixed seed."""
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    clustering = faiss.Kmeans(keys.shape[1], num_cells, niter=ITERATIONS, seed=SEED, min_points_per_centroid=1)
+    clustering.train(np.ascontiguousarray(keys.cpu().numpy()))
+    return torch.tensor(clustering.centroids).to(keys.device)
 
 
 class FaissSearch(AbstractChunkSearch):
@@ -21,6 +33,7 @@ class FaissSearch(AbstractChunkSearch):
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
+        cells: KeyCells | None = None,  # noqa: ARG002 - nor these
     ) -> ChunkHits:
         num_tokens, heads, _ = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape

@@ -8,12 +8,15 @@ cannot be among the best k, and the best k are chosen by double-precision produc
 Without a sketch the bound is the float32 product itself, and the gain is that selection reads no score from memory.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from longmem.errors import ConfigError
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.cells import KeyCells
 from longmem.search.native.build import native_library
 from longmem.search.native.threads import in_threads
 from longmem.search.native_gather import NativeGather
@@ -28,6 +31,7 @@ class NativeSearch(AbstractChunkSearch):
     Raises ConfigError where it cannot be built (no C compiler).
     """
 
+    name = "native"
     reads_sketches = True
 
     def __init__(self) -> None:
@@ -41,9 +45,28 @@ class NativeSearch(AbstractChunkSearch):
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
+        cells: KeyCells | None = None,  # noqa: ARG002 - of approximate search
     ) -> ChunkHits:
+        return self._by_kv_head(
+            queries,
+            chunk_keys,
+            num_slots,
+            lambda kv_head, asked, ids, scores: self._search_head(
+                asked, chunk_keys[kv_head], None if sketch is None else sketch.of_head(kv_head), ids, scores
+            ),
+        )
+
+    def _by_kv_head(
+        self,
+        queries: Float32[Tensor, "tokens heads head_dim"],
+        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        num_slots: int,
+        search_head: Callable[[int, Tensor, Tensor, Tensor], None],
+    ) -> ChunkHits:
+        """`search_head` gets the number of a KV head, its queries [rows, dim], and ids and scores [rows, slots] to
+        fill, all of them contiguous."""
         if queries.device.type != "cpu":
-            raise ConfigError(f"search=native runs on the CPU, the model is on {queries.device}: use search=torch")
+            raise ConfigError(f"search={self.name} runs on the CPU, the model is on {queries.device}: use search=torch")
         num_tokens, heads, dim = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape
         ids = torch.full((heads, num_tokens, num_slots), -1, dtype=torch.int64)
@@ -53,10 +76,9 @@ class NativeSearch(AbstractChunkSearch):
             group = heads // kv_heads
             for kv_head in range(kv_heads):
                 of_group = slice(kv_head * group, (kv_head + 1) * group)
-                self._search_head(
+                search_head(
+                    kv_head,
                     asked[of_group].view(-1, dim),
-                    chunk_keys[kv_head],
-                    None if sketch is None else sketch.of_head(kv_head),
                     ids[of_group].view(-1, num_slots),
                     scores[of_group].view(-1, num_slots),
                 )
@@ -70,29 +92,41 @@ class NativeSearch(AbstractChunkSearch):
         ids: Tensor,
         scores: Tensor,
     ) -> None:
-        """Fill `ids` and `scores` [rows, slots], which must be contiguous."""
         keys = keys if keys.stride(1) == 1 else keys.contiguous()
-        num_rows, dim = queries.shape
-        if sketch is None:
-            asked, rows, width = queries, keys, dim
-            largest = keys.norm(dim=1).amax()
-        else:
-            asked, rows, width = sketch.basis.place_queries(queries[None])[0], sketch.rows[0], sketch.basis.width
-            largest = rows[:, -1].amax()
-        margins = _margins(torch.maximum(queries.norm(dim=1), asked.norm(dim=1)) * largest, max(width, dim))
-        asked = asked.contiguous()
+        asked, rows, width, margins = bounds_of(queries, keys, sketch)
 
         def search_rows(first: int, last: int) -> int:
             failed: int = self._library.longmem_top_k(
                 *(queries[first].data_ptr(), asked[first].data_ptr(), margins[first].data_ptr(), last - first),
                 *(keys.data_ptr(), keys.stride(0), rows.data_ptr(), rows.stride(0)),
-                *(len(keys), dim, width, min(ids.shape[1], len(keys)), ids.shape[1]),
+                *(len(keys), keys.shape[1], width, min(ids.shape[1], len(keys)), ids.shape[1]),
                 *(ids[first].data_ptr(), scores[first].data_ptr()),
             )
             return failed
 
-        if any(in_threads(search_rows, num_rows)):
-            raise MemoryError(f"search of {num_rows} queries for {ids.shape[1]} chunks each: no memory for their heaps")
+        run_rows(search_rows, len(queries), ids.shape[1])
+
+
+def run_rows(search_rows: Callable[[int, int], int], num_rows: int, num_slots: int) -> None:
+    """On all threads; raises MemoryError where one says that memory is short."""
+    if any(in_threads(search_rows, num_rows)):
+        raise MemoryError(f"search of {num_rows} queries for {num_slots} chunks each: no memory for their heaps")
+
+
+def bounds_of(
+    queries: Float32[Tensor, "rows dim"], keys: Float32[Tensor, "chunks dim"], sketch: KeySketch | None
+) -> tuple[Float32[Tensor, "rows width"], Float32[Tensor, "chunks columns"], int, Float32[Tensor, " rows"]]:
+    """What upper bounds of the products are made of: a row for each query, a row for each key, how many columns of
+    them to multiply, and by how much the float32 sum can be too low for each query. Without a sketch, they are queries
+    and keys themselves."""
+    if sketch is None:
+        asked, rows, width = queries, keys, keys.shape[1]
+        largest = keys.norm(dim=1).amax()
+    else:
+        asked, rows, width = sketch.basis.place_queries(queries[None])[0], sketch.rows[0], sketch.basis.width
+        largest = rows[:, -1].amax()
+    products = torch.maximum(queries.norm(dim=1), asked.norm(dim=1)) * largest
+    return asked.contiguous(), rows, width, _margins(products, max(width, keys.shape[1]))
 
 
 def _margins(products: Float32[Tensor, " rows"], num_terms: int) -> Float32[Tensor, " rows"]:

@@ -5,6 +5,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from longmem.search.base import AbstractChunkSearch, ChunkHits
+from longmem.search.cells import KeyCells
 from longmem.search.sketch import KeySketch
 
 SCORE_BYTES = 16 * 2**20
@@ -22,6 +23,7 @@ class TorchSearch(AbstractChunkSearch):
         chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
+        cells: KeyCells | None = None,  # noqa: ARG002 - nor these
     ) -> ChunkHits:
         num_tokens, heads, _ = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape

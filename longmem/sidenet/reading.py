@@ -121,6 +121,7 @@ class MemoryReader(nn.Module):
             view.chunk_keys[:, :searchable],
             self._config.num_slots,
             None if view.sketch is None else view.sketch.narrow(0, searchable),
+            None if view.cells is None else view.cells.narrow(searchable),
         )
         ids_by_head = hits.ids.expand(-1, heads, -1) if joint else hits.ids
         products = memory_products(queries, ids_by_head, view, search.gather)

@@ -95,7 +95,11 @@ class FillerMemory:
         for part, new in written.values():
             part.copy_(new)
         try:
-            yield self._buffer.view(0, num_tokens)
+            view = self._buffer.view(0, num_tokens)
+            if view.cells is not None:
+                begin = int(torch.searchsorted(view.starts, first * size))
+                view = replace(view, cells=view.cells.with_keys(begin, theirs.chunk_keys))
+            yield view
         finally:
             for name, (part, _) in written.items():
                 part.copy_(kept[name])

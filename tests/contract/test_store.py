@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +32,10 @@ from longmem.kv_format import SCALE_BYTES
 from longmem.memory.catalogue import PAYLOAD_SEGMENTS, at
 from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.lance_store import LanceMemoryStore
+from longmem.memory.lance_writer import STEPS
 from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.memory.store import AbstractMemoryStore
-from longmem.types import DocumentKey
+from longmem.types import DocumentKey, KVBlock, PutReceipt
 from tests.blocks import IDENTITY, KEY, SEGMENT_TOKENS, assert_same, make_block
 
 NASTY_NAMES = [
@@ -383,6 +386,55 @@ def test_a_limit_of_nothing_is_refused(uri: str) -> None:
         MemoryStore.open(uri, max_bytes=0)
 
 
+# --- several at once --------------------------------------------------------------------------------------------
+
+
+def test_several_blocks_at_once_are_several_puts(store: AbstractMemoryStore) -> None:
+    other = DocumentKey("n", "other")
+    store.put(make_block(segment=1))
+    blocks = [make_block(segment=2), make_block(segment=1), make_block(other), make_block(segment=0), make_block(other)]
+    receipts = store.put_all(blocks)
+    assert [(each.key, each.segment, each.num_bytes) for each in receipts] == [
+        (each.key, each.segment, each.num_bytes) for each in blocks
+    ]
+    assert [each.duplicate for each in receipts] == [False, True, False, False, True]
+    for found in [*store.read(KEY, 0, 3), *store.read(other, 0, 1)]:
+        assert_same(found, make_block(found.key, found.segment))
+    assert store.put_all([]) == []
+
+
+def test_one_of_several_that_is_refused_harms_no_other(store: AbstractMemoryStore) -> None:
+    store.put(make_block(segment=1))
+    blocks = [make_block(segment=0), make_block(segment=1, seed=9), make_block(segment=2)]
+    with pytest.raises(ConflictError, match="segment 1"):
+        store.put_all(blocks)
+    for info in store.segments(KEY):
+        assert_same(store.read(KEY, info.segment, info.segment + 1)[0], make_block(segment=info.segment))
+    for index in (0, 2):
+        store.put(blocks[index])
+    assert [info.segment for info in store.segments(KEY)] == [0, 1, 2]
+    bad = make_block(segment=3)
+    bad.keys[0] = np.nan
+    with pytest.raises(NumericError, match="segment 3"):
+        store.put_all([bad])
+    assert store.put_all([make_block(segment=3)])[0].duplicate is False
+
+
+def test_reading_ahead_stops_at_the_first_gap(store: AbstractMemoryStore) -> None:
+    store.put_all([make_block(segment=index) for index in (0, 1, 2, 3, 5)])
+
+    def read(first: int, last: int, ahead: int) -> list[int]:
+        return [block.segment for block in store.read(KEY, first, last, ahead=ahead)]
+
+    assert read(0, 1, ahead=0) == [0]
+    assert read(0, 1, ahead=2) == [0, 1, 2]
+    assert read(1, 3, ahead=9) == [1, 2, 3]
+    assert read(5, 6, ahead=9) == [5]
+    assert read(2, 2, ahead=9) == []
+    with pytest.raises(MissingBlockError, match=r"\[4\]"):
+        read(3, 5, ahead=9)
+
+
 # --- concurrency ------------------------------------------------------------------------------------------------
 
 
@@ -422,11 +474,29 @@ def test_the_same_block_from_many_threads_is_stored_once(store: AbstractMemorySt
     assert len(store.segments(KEY)) == 1
 
 
+def test_overlapping_groups_from_many_threads_are_stored_once(store: AbstractMemoryStore) -> None:
+    receipts: list[PutReceipt] = []
+    groups = [[make_block(segment=(first + index) % 6) for index in range(4)] for first in range(6)]
+    threads = [threading.Thread(target=lambda group=group: receipts.extend(store.put_all(group))) for group in groups]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(each.segment for each in receipts if not each.duplicate) == dict.fromkeys(range(6), 1)
+    assert len(receipts) == 24
+    for found in store.read(KEY, 0, 6):
+        assert_same(found, make_block(segment=found.segment))
+
+
 # --- against the model ------------------------------------------------------------------------------------------
 
 KEYS = [DocumentKey("n", "a"), DocumentKey("n", "b"), DocumentKey("m", "a")]
 OPERATIONS = st.one_of(
     st.tuples(st.just("put"), st.sampled_from(KEYS), st.integers(0, 3), st.integers(0, 1)),
+    st.tuples(
+        st.just("put_all"),
+        st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 3), st.integers(0, 1)), max_size=4),
+    ),
     st.tuples(st.just("delete"), st.sampled_from(KEYS)),
     st.tuples(st.just("trim"), st.sampled_from(KEYS), st.integers(0, 4)),
     st.tuples(st.just("fork"), st.sampled_from(KEYS), st.sampled_from(KEYS)),
@@ -443,8 +513,20 @@ def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFac
             if operation[0] == "put":
                 _, key, segment, seed = operation
                 return store.put(make_block(key, segment, seed=seed))
+            if operation[0] == "put_all":
+                return put_all(store, [make_block(key, segment, seed=seed) for key, segment, seed in operation[1]])
             return getattr(store, operation[0])(*operation[1:])
         except StoreError as error:
+            return type(error)
+
+    def put_all(store: AbstractMemoryStore, blocks: list[KVBlock]) -> object:
+        try:
+            return store.put_all(blocks)
+        except StoreError as error:
+            # which ones are stored is not said; afterwards all are that may be
+            for block in blocks:
+                with suppress(StoreError):
+                    store.put(block)
             return type(error)
 
     folder = str(tmp_path_factory.mktemp("store"))
@@ -513,6 +595,47 @@ def test_a_put_killed_between_payload_and_catalogue_leaves_nothing(uri: str, mon
         assert_same(store.read(KEY, 1, 2)[0], make_block(segment=1))
         store.delete(KEY)
     assert not list(Path(uri).glob("p-*"))
+
+
+GROUP = [(KEY, 62), (KEY, 63), (KEY, 64), (DocumentKey("n", "other"), 0)]
+"""Of three payload tables."""
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("put:")])
+def test_several_puts_that_die_at_any_step_are_whole_or_not_there(uri: str, step: str) -> None:
+    def dies(reached: str) -> None:
+        if reached == step:
+            raise KeyboardInterrupt
+
+    blocks = [make_block(key, segment) for key, segment in GROUP]
+    with LanceMemoryStore(uri) as store:
+        store.put(make_block(segment=0))
+    with LanceMemoryStore(uri, dies) as store, pytest.raises(KeyboardInterrupt):
+        store.put_all(blocks)
+    committed = STEPS.index(step) >= STEPS.index("put:catalogue")
+    with LanceMemoryStore(uri) as store:
+        assert store.verify() == (5 if committed else 1)
+        assert [each.duplicate for each in store.put_all(blocks)] == [committed] * 4
+        for key, segment in GROUP:
+            assert_same(store.read(key, segment, segment + 1)[0], make_block(key, segment))
+        assert store.verify() == 5
+
+
+def test_another_process_that_is_faster_with_some_of_a_group_keeps_its_own(uri: str) -> None:
+    with LanceMemoryStore(uri) as other:
+        taken = make_block(segment=1)
+        theirs = replace(taken, keys=taken.keys + 1)
+
+        def races(step: str) -> None:
+            if step == "put:payload":
+                assert not other.put(theirs).duplicate
+
+        with LanceMemoryStore(uri, races) as store:
+            receipts = store.put_all([make_block(segment=index) for index in range(3)])
+            assert [each.duplicate for each in receipts] == [False, True, False]
+            found = store.read(KEY, 0, 3)
+            assert_same(found[1], theirs)
+            assert_same(found[0], make_block(segment=0))
 
 
 def test_trimming_frees_the_disk_of_whole_tables(uri: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from longmem.errors import CorruptionError, StoreError
 from longmem.memory.durability import Durability
-from longmem.memory.lance_store import COMPACT_EVERY, STEPS, LanceMemoryStore
+from longmem.memory.lance_store import LanceMemoryStore
+from longmem.memory.lance_writer import COMPACT_EVERY, STEPS
 from longmem.memory.recovery import recover
 from tests.blocks import KEY, assert_same, make_block
 
@@ -154,7 +155,7 @@ def test_a_power_cut_in_the_middle_loses_nothing_acknowledged(
         armed = True
         with pytest.raises(PowerCut):  # noqa: PT012 - which of them reaches the step is the point
             store.put(make_block(segment=3))
-            store._puts = COMPACT_EVERY - 1
+            store._commits = COMPACT_EVERY - 1
             store.put(make_block(segment=4))
             store.trim(KEY, 1)
             store.delete(KEY)

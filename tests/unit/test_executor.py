@@ -1,12 +1,14 @@
 """What the executor of one process does with puts: they wait for the disk, nothing else does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 import pytest
 
-from longmem.executor import InlineExecutor
+from longmem.errors import ConflictError
+from longmem.executor import PUT_SEGMENTS, InlineExecutor
 from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
@@ -32,31 +34,66 @@ def test_a_slow_disk_holds_up_no_segment_in_process(model: LongMem, tmp_path: Pa
         if step == "put:begin":
             assert may_write.wait(60)
 
-    first, second, *_ = cut(model, DocumentKey("default", "slow-disk"), TEXT)
+    segments = cut(model, DocumentKey("default", "slow-disk"), 4 * TEXT)
     with InlineExecutor(model, LanceMemoryStore(str(tmp_path / "memory.lance"), on_step)) as executor:
-        executor.submit("encode", first)
-        (encoded,) = executor.wait(1.0)
-        executor.submit("put", first)
-        assert executor.slots("put") == 0
-        executor.submit("score", first)
-        executor.submit("encode", second)
+        for segment in segments[:PUT_SEGMENTS]:
+            executor.submit("encode", segment)
+            executor.wait(1.0)
+            executor.submit("put", segment)
+        executor.submit("score", segments[0])
+        executor.submit("encode", segments[PUT_SEGMENTS])
         done = [(each.stage, each.segment.index) for _ in range(2) for each in executor.wait(1.0)]
-        assert (encoded.stage, done) == ("encode", [("score", 0), ("encode", 1)])
+        assert done == [("score", 0), ("encode", PUT_SEGMENTS)]
         assert executor.wait(0.01) == []
         may_write.set()
-        (stored,) = executor.wait(60.0)
-        assert (stored.stage, stored.error) == ("put", None)
-        assert executor.slots("put") == 1
+        stored = executor.wait(60.0)
+        assert [(each.stage, each.segment.index, each.error) for each in stored] == [
+            ("put", index, None) for index in range(PUT_SEGMENTS)
+        ]
     with MemoryStore.open(str(tmp_path / "memory.lance")) as store:
-        assert [info.segment for info in store.segments(first.key)] == [0]
+        assert [info.segment for info in store.segments(segments[0].key)] == list(range(PUT_SEGMENTS))
+
+
+def encoded(executor: InlineExecutor, segments: list[Segment]) -> None:
+    for segment in segments:
+        executor.submit("encode", segment)
+        assert [each.error for each in executor.wait(1.0)] == [None]
+
+
+def test_puts_wait_for_each_other_only_while_there_is_other_work(model: LongMem, tmp_path: Path) -> None:
+    begun: list[str] = []
+    first, second, third, *_ = cut(model, DocumentKey("default", "few"), TEXT)
+    with InlineExecutor(model, LanceMemoryStore(str(tmp_path / "memory.lance"), begun.append)) as executor:
+        encoded(executor, [first, second])
+        for segment in (first, second):
+            executor.submit("put", segment)
+        executor.submit("encode", third)
+        assert [each.stage for each in executor.wait(60.0)] == ["encode"]
+        assert (executor.slots("put"), begun) == (PUT_SEGMENTS - 2, [])
+        assert [each.segment.index for each in executor.wait(60.0)] == [0, 1]
+        assert (executor.slots("put"), begun.count("put:catalogue")) == (PUT_SEGMENTS, 1)
+
+
+def test_an_error_belongs_to_the_segment_that_meets_it(model: LongMem, tmp_path: Path) -> None:
+    """The others of its commit are stored."""
+    first, second, third, *_ = cut(model, DocumentKey("default", "changed"), TEXT)
+    store = MemoryStore.open(str(tmp_path / "memory.lance"))
+    store.put(model.encode(replace(second, tokens=second.tokens[::-1].copy())).block)
+    with InlineExecutor(model, store) as executor:
+        encoded(executor, [first, second, third])
+        for segment in (first, second, third):
+            executor.submit("put", segment)
+        done = {each.segment.index: type(each.error) for each in executor.wait(60.0)}
+        assert done == {0: type(None), 1: ConflictError, 2: type(None)}
+        assert [info.segment for info in executor.stored(first.key)] == [0, 1, 2]
 
 
 def test_closing_in_process_waits_for_a_put_that_has_begun(model: LongMem, tmp_path: Path) -> None:
     (segment, *_) = cut(model, DocumentKey("default", "closed"), TEXT)
     with InlineExecutor(model, MemoryStore.open(str(tmp_path / "memory.lance"))) as executor:
-        executor.submit("encode", segment)
-        executor.wait(1.0)
+        encoded(executor, [segment])
         executor.submit("put", segment)
+        executor.wait(0.0)
     with MemoryStore.open(str(tmp_path / "memory.lance")) as store:
         assert len(store.segments(segment.key)) == 1
 

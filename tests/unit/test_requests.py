@@ -23,9 +23,9 @@ class CountingStore(InMemoryStore):
 
     num_reads = 0
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
         self.num_reads += 1
-        return super().read(key, first_segment, last_segment)
+        return super().read(key, first_segment, last_segment, ahead=ahead)
 
 
 @pytest.fixture

@@ -54,7 +54,15 @@ def native_library() -> ctypes.CDLL:
         *(number,) * 5,
         *(address, address),
     ]
-    library.longmem_top_k.restype = ctypes.c_int
+    library.longmem_top_k_in_cells.argtypes = [
+        *(address, address, address, number),
+        *(address, number, address, number),
+        *(number,) * 4,
+        *(address, address, number, address, number),
+        *(address, address),
+    ]
+    for function in (library.longmem_top_k, library.longmem_top_k_in_cells):
+        function.restype = ctypes.c_int
     for function in (library.longmem_products, library.longmem_mixtures):
         function.argtypes = [*(address,) * 3, *(number,) * 6, ctypes.c_int, address]
         function.restype = None

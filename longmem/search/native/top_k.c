@@ -101,8 +101,27 @@ typedef struct {
 
 typedef struct {
     const float *queries, *query_sketches, *keys, *key_sketches;
-    int64_t key_stride, sketch_stride, num_keys, dim, width;
+    int64_t key_stride, sketch_stride, dim, width;
 } problem;
+
+/* Keys to look at: those of `ids`, or the first `size` where it is NULL. */
+typedef struct {
+    const int64_t *ids;
+    int64_t size;
+} list;
+
+static inline int64_t id_of(list keys, int64_t place) { return keys.ids ? keys.ids[place] : place; }
+
+/* Room for the sketches of all queries, tile by tile, and of one panel of keys. */
+typedef struct {
+    float *packed, *panel;
+} room;
+
+static room make_room(int64_t num_queries, int64_t width) {
+    return (room){malloc((num_queries + ROWS) * width * sizeof(float)), malloc(COLS * width * sizeof(float))};
+}
+
+static void leave(room in) { free(in.packed), free(in.panel); }
 
 static void sink(hit *hits, int64_t size, int64_t at) {
     hit moving = hits[at];
@@ -136,46 +155,58 @@ static void offer(best *query, hit found) {
     query->threshold = nextafterf((float)query->hits[0].score - query->margin, -INFINITY);
 }
 
-/* Offer the keys of every panel `first`, `first + step`, ... to the queries, but for each `skip`-th (0: none).
-   `packed` and `panel` are room for the sketches of the queries and of one panel. */
-static void scan(const problem *of, best *queue, int64_t num_queries, int64_t step, int64_t skip, float *packed,
-                 float *panel) {
+/* Offer the keys of every panel `first`, `first + step`, ... to the queries, but for each `skip`-th (0: none). */
+static void scan(const problem *of, best **queue, int64_t num_queries, list keys, int64_t step, int64_t skip, room in) {
     const int64_t num_tiles = (num_queries + ROWS - 1) / ROWS, width = of->width;
     for (int64_t slot = 0; slot < num_tiles * ROWS; slot++)
         for (int64_t w = 0; w < width; w++)
-            packed[(slot / ROWS * width + w) * ROWS + slot % ROWS] =
-                slot < num_queries ? of->query_sketches[queue[slot].row * width + w] : 0;
-    for (int64_t number = 0; number * COLS < of->num_keys; number += step) {
+            in.packed[(slot / ROWS * width + w) * ROWS + slot % ROWS] =
+                slot < num_queries ? of->query_sketches[queue[slot]->row * width + w] : 0;
+    for (int64_t number = 0; number * COLS < keys.size; number += step) {
         if (skip && number % skip == 0)
             continue;
-        const int64_t first = number * COLS, cols = of->num_keys - first < COLS ? of->num_keys - first : COLS;
+        const int64_t first = number * COLS, cols = keys.size - first < COLS ? keys.size - first : COLS;
         for (int64_t col = 0; col < COLS; col++)
             for (int64_t w = 0; w < width; w++)
-                panel[w * COLS + col] = col < cols ? of->key_sketches[(first + col) * of->sketch_stride + w] : 0;
+                in.panel[w * COLS + col] =
+                    col < cols ? of->key_sketches[id_of(keys, first + col) * of->sketch_stride + w] : 0;
         for (int64_t tile = 0; tile < num_tiles; tile++) {
             floats low[ROWS] = {0}, high[ROWS] = {0};
-            const float *sketch = packed + tile * width * ROWS;
+            const float *sketch = in.packed + tile * width * ROWS;
             for (int64_t w = 0; w < width; w++, sketch += ROWS) {
-                const floats left = load(panel + w * COLS), right = load(panel + w * COLS + LANES);
+                const floats left = load(in.panel + w * COLS), right = load(in.panel + w * COLS + LANES);
                 for (int row = 0; row < ROWS; row++) {
                     low[row] += sketch[row] * left;
                     high[row] += sketch[row] * right;
                 }
             }
             for (int row = 0; row < ROWS && tile * ROWS + row < num_queries; row++) {
-                best *query = queue + tile * ROWS + row;
+                best *query = queue[tile * ROWS + row];
                 uint32_t passing =
                     at_least(low[row], query->threshold) | at_least(high[row], query->threshold) << LANES;
                 if (cols < COLS)
                     passing &= (1u << cols) - 1;
                 for (; passing; passing &= passing - 1) {
-                    const int64_t id = first + __builtin_ctz(passing);
+                    const int64_t id = id_of(keys, first + __builtin_ctz(passing));
                     const float *asked = of->queries + query->row * of->dim, *key = of->keys + id * of->key_stride;
                     if (product(asked, key, of->dim) >= query->threshold)
                         offer(query, (hit){precise_product(asked, key, of->dim), id});
                 }
             }
         }
+    }
+}
+
+/* Best first, into the first columns of a row of ids and scores. */
+static void write_hits(best *query, int64_t slots, int64_t *ids, float *scores) {
+    /* fewer than k only where no more were looked at, or products are not numbers */
+    if (query->size < query->k)
+        heapify(query);
+    for (int64_t slot = query->size; slot-- > 0;) {
+        ids[query->row * slots + slot] = query->hits[0].id;
+        scores[query->row * slots + slot] = (float)query->hits[0].score;
+        query->hits[0] = query->hits[slot];
+        sink(query->hits, slot, 0);
     }
 }
 
@@ -192,52 +223,76 @@ int longmem_top_k(const float *queries, const float *query_sketches, const float
                   int64_t num_keys, int64_t dim, int64_t width, int64_t k, int64_t slots, int64_t *ids,
                   float *scores) {
     enum { SAMPLED = 8, SAFETY = 2 };
-    const problem of = {queries, query_sketches, keys, key_sketches, key_stride, sketch_stride, num_keys, dim, width};
-    float *packed = malloc((num_queries + ROWS) * width * sizeof *packed);
-    float *panel = malloc(COLS * width * sizeof *panel);
-    best *queue = malloc(num_queries * sizeof *queue);
+    const problem of = {queries, query_sketches, keys, key_sketches, key_stride, sketch_stride, dim, width};
+    const list all_keys = {NULL, num_keys};
+    room in = make_room(num_queries, width);
+    best *all = malloc(num_queries * sizeof *all), **queue = malloc(num_queries * sizeof *queue);
     hit *hits = malloc(num_queries * k * sizeof *hits);
-    if (!packed || !panel || !queue || !hits) {
-        free(packed), free(panel), free(queue), free(hits);
+    if (!in.packed || !in.panel || !all || !queue || !hits) {
+        leave(in), free(all), free(queue), free(hits);
         return 1;
     }
     const int64_t k_of_sample = (SAFETY * k + SAMPLED - 1) / SAMPLED;
     const int guess = num_keys >= 8 * SAMPLED * k;
-    for (int64_t row = 0; row < num_queries; row++)
-        queue[row] = (best){row, hits + row * k, 0, guess ? k_of_sample : k, -INFINITY, -INFINITY, margins[row]};
+    for (int64_t row = 0; row < num_queries; row++) {
+        all[row] = (best){row, hits + row * k, 0, guess ? k_of_sample : k, -INFINITY, -INFINITY, margins[row]};
+        queue[row] = all + row;
+    }
     if (guess) {
-        scan(&of, queue, num_queries, SAMPLED, 0, packed, panel);
+        scan(&of, queue, num_queries, all_keys, SAMPLED, 0, in);
         for (int64_t row = 0; row < num_queries; row++) {
-            queue[row].k = k;
-            if (queue[row].size)
-                queue[row].guess = queue[row].hits[0].score;
+            all[row].k = k;
+            if (all[row].size)
+                all[row].guess = all[row].hits[0].score;
         }
     }
-    scan(&of, queue, num_queries, 1, guess ? SAMPLED : 0, packed, panel);
-    /* those that start again come to the end of the queue; the others are written */
-    int64_t num_done = 0;
-    for (int64_t at = 0; at < num_queries; at++)
-        if (queue[at].size == k && queue[at].hits[0].score > queue[at].guess) {
-            const best done = queue[at];
-            queue[at] = queue[num_done];
-            queue[num_done++] = done;
+    scan(&of, queue, num_queries, all_keys, 1, guess ? SAMPLED : 0, in);
+    int64_t num_again = 0;
+    for (int64_t row = 0; row < num_queries; row++)
+        if (all[row].size < k || all[row].hits[0].score <= all[row].guess) {
+            all[row].size = 0, all[row].threshold = -INFINITY;
+            queue[num_again++] = all + row;
         }
-    for (int64_t at = num_done; at < num_queries; at++)
-        queue[at].size = 0, queue[at].threshold = -INFINITY;
-    if (num_done < num_queries)
-        scan(&of, queue + num_done, num_queries - num_done, 1, 0, packed, panel);
-    for (int64_t at = 0; at < num_queries; at++) {
-        best *query = queue + at;
-        /* fewer only where products are not numbers */
-        if (query->size < k)
-            heapify(query);
-        for (int64_t slot = query->size; slot-- > 0;) {
-            ids[query->row * slots + slot] = query->hits[0].id;
-            scores[query->row * slots + slot] = (float)query->hits[0].score;
-            query->hits[0] = query->hits[slot];
-            sink(query->hits, slot, 0);
-        }
+    if (num_again)
+        scan(&of, queue, num_again, all_keys, 1, 0, in);
+    for (int64_t row = 0; row < num_queries; row++)
+        write_hits(all + row, slots, ids, scores);
+    leave(in), free(all), free(queue), free(hits);
+    return 0;
+}
+
+/* The same among the keys of some cells only. Cell c holds the keys `members[bounds[c]]` to `members[bounds[c + 1] - 1]`,
+   and a query looks into the `num_probes` different cells of its row of `probes`. It finds fewer than k where they hold
+   fewer. All queries of a cell are served together, so its keys are read once. */
+int longmem_top_k_in_cells(const float *queries, const float *query_sketches, const float *margins,
+                           int64_t num_queries, const float *keys, int64_t key_stride, const float *key_sketches,
+                           int64_t sketch_stride, int64_t dim, int64_t width, int64_t k, int64_t slots,
+                           const int64_t *members, const int64_t *bounds, int64_t num_cells, const int64_t *probes,
+                           int64_t num_probes, int64_t *ids, float *scores) {
+    const problem of = {queries, query_sketches, keys, key_sketches, key_stride, sketch_stride, dim, width};
+    room in = make_room(num_queries, width);
+    best *all = malloc(num_queries * sizeof *all), **queue = malloc(num_queries * num_probes * sizeof *queue);
+    hit *hits = malloc(num_queries * k * sizeof *hits);
+    int64_t *ends = calloc(num_cells + 1, sizeof *ends);
+    if (!in.packed || !in.panel || !all || !queue || !hits || !ends) {
+        leave(in), free(all), free(queue), free(hits), free(ends);
+        return 1;
     }
-    free(packed), free(panel), free(queue), free(hits);
+    for (int64_t row = 0; row < num_queries; row++)
+        all[row] = (best){row, hits + row * k, 0, k, -INFINITY, -INFINITY, margins[row]};
+    /* the queries of each cell, side by side: cell c has those from ends[c - 1] to ends[c] */
+    for (int64_t at = 0; at < num_queries * num_probes; at++)
+        ends[probes[at] + 1]++;
+    for (int64_t cell = 0; cell < num_cells; cell++)
+        ends[cell + 1] += ends[cell];
+    for (int64_t at = 0; at < num_queries * num_probes; at++)
+        queue[ends[probes[at]]++] = all + at / num_probes;
+    for (int64_t cell = 0, first = 0; cell < num_cells; first = ends[cell++])
+        if (ends[cell] > first)
+            scan(&of, queue + first, ends[cell] - first,
+                 (list){members + bounds[cell], bounds[cell + 1] - bounds[cell]}, 1, 0, in);
+    for (int64_t row = 0; row < num_queries; row++)
+        write_hits(all + row, slots, ids, scores);
+    leave(in), free(all), free(queue), free(hits), free(ends);
     return 0;
 }

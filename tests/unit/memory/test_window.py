@@ -13,7 +13,7 @@ from longmem.dtypes import to_array
 from longmem.errors import MissingBlockError
 from longmem.kv_format import STORED_TYPES, pack, rounded
 from longmem.memory.key_space import KeySpace
-from longmem.memory.store import AbstractBlockSource, missing_blocks
+from longmem.memory.store import AbstractBlockSource, missing_blocks, with_more
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
@@ -302,11 +302,12 @@ class DictSource(AbstractBlockSource):
         self.blocks = {(block.key, block.segment): block for block in blocks}
         self.reads: list[tuple[DocumentKey, int]] = []
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int) -> list[KVBlock]:
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
         wanted = range(first_segment, last_segment)
         found = [segment for segment in wanted if (key, segment) in self.blocks]
         if len(found) < len(wanted):
             raise missing_blocks(key, wanted, found)
+        wanted = with_more(wanted, ahead, [segment for of, segment in self.blocks if of == key])
         assert 0 < len(wanted) <= READ_SEGMENTS
         self.reads += [(key, segment) for segment in wanted]
         return [self.blocks[key, segment] for segment in wanted]
@@ -380,12 +381,25 @@ def test_nothing_before_the_first_segment_and_nothing_without_memory() -> None:
 
 
 def test_only_the_window_is_read_not_the_whole_past() -> None:
-    source = DictSource(segments_of("book", 40, 8, 4))
+    source = DictSource(segments_of("book", 39, 8, 4))
     cache = WindowCache(source, 8, 32)
     view = cache.view(KEY, 39)
     assert view is not None
     assert (int(view.starts[0]), view.end_token, view.num_tokens) == (39 * 8 - 32, 39 * 8, 32)
     assert [segment for _, segment in source.reads] == [35, 36, 37, 38]
+
+
+def test_what_is_stored_ahead_is_read_with_the_window_and_not_seen(naive_view: NaiveView) -> None:
+    blocks = segments_of("book", 40, 8, 4)
+    source = DictSource([block for block in blocks if block.segment != 25])
+    cache = WindowCache(source, 8, 32)
+    same(cache.view(KEY, 20), naive_view(blocks, 128, 160))
+    assert [segment for _, segment in source.reads] == list(range(16, 24)), "eight at a time"
+    for segment in (21, 22, 23, 24):
+        same(cache.view(KEY, segment), naive_view(blocks, 8 * segment - 32, 8 * segment))
+    assert len(source.reads) == 8
+    same(cache.view(KEY, 25), naive_view(blocks, 168, 200))
+    assert source.reads[8:] == [(KEY, 24)], "nothing behind a gap"
 
 
 def test_a_window_that_begins_inside_a_segment(naive_view: NaiveView) -> None:
@@ -427,7 +441,7 @@ def test_the_document_read_longest_ago_goes_first(naive_view: NaiveView) -> None
     cache.view(keys["c"], 7)
     assert source.reads == []
     cache.view(keys["b"], 7)
-    assert len(source.reads) == 7
+    assert len(source.reads) == 8
 
 
 def test_the_document_being_read_stays_however_small_the_cache(naive_view: NaiveView) -> None:
@@ -436,12 +450,12 @@ def test_the_document_being_read_stays_however_small_the_cache(naive_view: Naive
     cache = WindowCache(source, 8, 64, max_bytes=0)
     for segment in range(8):
         same(cache.view(DocumentKey("default", "a"), segment), naive_view(stored["a"], 0, segment * 8))
-    assert len(source.reads) == 7
+    assert len(source.reads) == 8
     assert cache.num_bytes > 0
     same(cache.view(DocumentKey("default", "b"), 3), naive_view(stored["b"], 0, 24))
     source.reads.clear()
     cache.view(DocumentKey("default", "a"), 7)
-    assert len(source.reads) == 7, "a was dropped when b was read"
+    assert len(source.reads) == 8, "a was dropped when b was read"
 
 
 def test_a_forgotten_document_is_read_anew(naive_view: NaiveView) -> None:

@@ -1,0 +1,126 @@
+"""Approximate search in a long memory of real text: what it saves, which chunks it misses, and what they were worth.
+
+The memory is filled once. Then the next segments of the text are scored with every engine, each after the one before
+it was added, so that a memory of millions of tokens costs one pass over them and no more.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import exp
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.growth import long_document
+from benchmarks.speed.real_memory import KEY, Listening
+from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.timing import Timing, take_turns
+from longmem.memory.view import MemoryView
+from longmem.memory.window import WindowBuffer
+from longmem.model import LongMem
+from longmem.model_source import ModelSource
+from longmem.search import AbstractChunkSearch, ChunkHits, create_search
+from longmem.search.ivf_search import IvfSearch
+from longmem.text.segments import cut_segments
+from longmem.types import Segment
+
+EXACT = "exact (search=native)"
+ALMOST = 1e-6
+"""Share of the norms by which a score may be lower than the worst of the exact ones: equal texts have equal scores."""
+
+
+@dataclass
+class Found:
+    """What one engine did."""
+
+    recalls: list[float] = field(default_factory=list)
+    nats: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def perplexity(self) -> float:
+        return exp(float(np.concatenate(self.nats).mean()))
+
+
+def approximate(
+    source: ModelSource, inputs: list[str], num_tokens: int, probes: list[int], scored_segments: int, repeats: int
+) -> SpeedTable:
+    """Searches of one segment in a memory of `num_tokens`; recall and perplexity over `scored_segments` segments.
+
+    `source` must open with `search="ivf"`, so that its views bring cells.
+    """
+    model = source.open()
+    size = model.config.segment_tokens
+    text = long_document(num_tokens + scored_segments * size, inputs, source).text
+    sequence = model.tokenizer.sequence(text)[: num_tokens + scored_segments * size]
+    segments = cut_segments(KEY, sequence, size)
+    window = WindowBuffer(num_tokens + scored_segments * size, key_space=model.key_space)
+    for segment in segments[:-scored_segments]:
+        window.append(model.encode(segment).block)
+    engines: dict[str, AbstractChunkSearch] = {EXACT: create_search("native")}
+    engines |= {f"ivf, {count} cells": IvfSearch(count) for count in probes}
+    found = {name: Found() for name in engines}
+    timings: Mapping[str, Timing] = {}
+    for segment, view in _reading(model, window, segments[-scored_segments:], num_tokens):
+        asked = _score(model, segment, view, engines, found)
+        if not timings:
+            timings = take_turns(
+                {name: _searching(each, asked, view, model) for name, each in engines.items()}, repeats
+            )
+    exact = found[EXACT].perplexity
+    lines = [
+        Line(
+            name,
+            timings[name],
+            {
+                "recall": f"{np.mean(each.recalls):.4f}",
+                "perplexity": f"{each.perplexity:.3f}",
+                "change": f"{each.perplexity / exact - 1:+.3%}",
+            },
+        )
+        for name, each in found.items()
+    ]
+    title = f"{size} queries in {num_tokens:,} tokens of real text, top {model.config.num_slots}"
+    return SpeedTable(title, lines, {"threads": torch.get_num_threads(), "scored_segments": scored_segments})
+
+
+def _reading(
+    model: LongMem, window: WindowBuffer, segments: list[Segment], num_tokens: int
+) -> Iterator[tuple[Segment, MemoryView]]:
+    """Each segment with the memory before it; then it is added."""
+    for segment in segments:
+        yield segment, window.view(max(0, segment.start_token - num_tokens), segment.start_token)
+        window.append(model.encode(segment).block)
+
+
+def _score(
+    model: LongMem,
+    segment: Segment,
+    view: MemoryView,
+    engines: Mapping[str, AbstractChunkSearch],
+    found: Mapping[str, Found],
+) -> Tensor:
+    """Score with every engine; returns the queries."""
+    encoded = model.encode(segment)
+    own, best = model.search, None
+    for name, engine in engines.items():
+        model.search = listening = Listening(engine)
+        score = model.score_segment(segment, encoded.block.keys, encoded.taps, view)
+        assert listening.hits is not None, "a memory that is not empty is searched"
+        assert listening.queries is not None, "with queries"
+        best = best or listening.hits
+        found[name].nats.append(-score.logprobs)
+        found[name].recalls.append(_recall(listening.hits, best, listening.queries, view))
+    model.search = own
+    return listening.queries
+
+
+def _searching(engine: AbstractChunkSearch, queries: Tensor, view: MemoryView, model: LongMem) -> Any:
+    slots = model.config.num_slots
+    return lambda: engine.search(queries, view.chunk_keys, slots, view.sketch, view.cells)
+
+
+def _recall(hits: ChunkHits, best: ChunkHits, queries: Tensor, view: MemoryView) -> float:
+    slack = ALMOST * queries.norm(dim=2)[..., None] * view.chunk_keys.norm(dim=2).max()
+    return float((hits.scores >= best.scores[..., -1:] - slack).double().mean())

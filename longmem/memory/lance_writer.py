@@ -1,0 +1,255 @@
+"""The writing half of the durable store: how blocks come to exist, and how its tables are kept small."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from secrets import randbits, token_hex
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from longmem.errors import StoreError
+from longmem.memory import janitor
+from longmem.memory.catalogue import (
+    CATALOGUE,
+    CATALOGUE_SCHEMA,
+    at,
+    block_of,
+    info_of,
+    is_payload,
+    payload_name,
+    row_of,
+    to_table,
+)
+from longmem.memory.codec import payload_schema, to_rows
+from longmem.memory.durability import Durability, TableSync
+from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, identity_rows
+from longmem.memory.lance_reader import LanceReader
+from longmem.memory.lance_table import quoted
+from longmem.memory.quota import Quota
+from longmem.memory.self_test import check_conditional_writes
+from longmem.memory.store import check_block, check_fingerprint, check_same_tokens, describe_block
+from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt
+
+COMPACT_EVERY = 32
+"""Commits of puts between two compactions of the catalogue. Each takes some 10 ms; every commit in between leaves a
+fragment, of which each later one reads the block names, at 0.1 ms a fragment."""
+
+KNOWN_DOCUMENTS = 64
+"""Documents whose stored segments a writer remembers, so that a put need not look for what is not there."""
+
+STEPS = (
+    "put:begin",
+    "put:payload",
+    "put:payload-sync",
+    "put:catalogue",
+    "put:catalogue-sync",
+    "compact:commit",
+    "compact:sync",
+    "compact:end",
+    "delete:catalogue",
+    "delete:sync",
+    "delete:end",
+    "trim:catalogue",
+    "trim:sync",
+    "trim:end",
+    "fork:catalogue",
+    "fork:end",
+)
+"""Points between commits, in the order of their operation: what a crash test dies at. `…sync` follows what
+`durability="power"` waits for."""
+
+
+class LanceWriter(LanceReader):
+    """Puts, and what they leave behind: fragments of the catalogue to compact, tables of the killed to sweep."""
+
+    def __init__(
+        self,
+        uri: str,
+        on_step: Callable[[str], None] = lambda _step: None,
+        *,
+        durability: Durability = "process",
+        max_bytes: int | None = None,
+    ) -> None:
+        """`on_step` is called with each of STEPS as it is reached."""
+        super().__init__(uri)
+        self._on_step = on_step
+        self._change = Lock()
+        self._commits = 0
+        self._known: OrderedDict[DocumentKey, set[int]] = OrderedDict()
+        self._epoch = token_hex(4)
+        self._quota = Quota(max_bytes, self.num_bytes, uri)
+        folder = self._database.folder
+        # a bucket acknowledges what it has stored
+        self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
+
+    def put(self, block: KVBlock) -> PutReceipt:
+        return self.put_all([block])[0]
+
+    def put_all(self, blocks: Sequence[KVBlock]) -> list[PutReceipt]:
+        """One commit for all of them: some 20 ms, however many they are."""
+        self._check_open()
+        for block in blocks:
+            check_block(block)
+        if not blocks:
+            return []
+        with self._change:
+            if not self._commits:
+                self._before_first_put()
+            if self.fingerprint() is None:
+                self._create(blocks[0].fingerprint)
+            for block in blocks:
+                check_fingerprint(self.fingerprint(), block.fingerprint)
+            # of a segment that another process has put since, the insertion tells
+            known = [block for block in blocks if block.segment in self._known_segments(block.key)]
+            rows = {_name(block): row for block in known if (row := self._row(block)) is not None}
+            new = {_name(block): block for block in reversed(blocks) if _name(block) not in rows}
+            ours = self._commit(list(new.values())) if new else set()
+            receipts = []
+            for block in blocks:
+                if _name(block) in ours:
+                    # only the first of several that are the same
+                    ours.remove(_name(block))
+                    receipts.append(PutReceipt(block.key, block.segment, block.num_bytes, duplicate=False))
+                else:
+                    row = rows.get(_name(block)) or self._row(block)
+                    assert row is not None, f"{block.key} segment {block.segment}: neither inserted nor there"
+                    receipts.append(self._replayed(row, block))
+        return receipts
+
+    def _commit(self, blocks: list[KVBlock]) -> set[str]:
+        """Write blocks that are not known to be stored; returns the names of those that are now, by us."""
+        self._quota.check(sum(block.num_bytes for block in blocks))
+        self._on_step("put:begin")
+        begun = time.time()
+        writes = {randbits(62): block for block in blocks}
+        rows = {write: to_rows(block, write) for write, block in writes.items()}
+        payloads: dict[str, list[int]] = {}
+        for write, block in writes.items():
+            payloads.setdefault(payload_name(block.key, block.segment, self._epoch), []).append(write)
+        for payload, own in payloads.items():
+            self._database.create_if_absent(payload, payload_schema(writes[own[0]].fingerprint))
+            self._database.append(payload, pa.concat_tables([rows[write] for write in own]))
+        self._on_step("put:payload")
+        for payload in payloads:
+            self._sync(payload)
+        self._on_step("put:payload-sync")
+        entries = [
+            row_of(describe_block(writes[write]), payload, write) for payload, own in payloads.items() for write in own
+        ]
+        inserted = {int(entry["write"]) for entry in entries}
+        if self._database.insert_missing(CATALOGUE, to_table(entries), "block") < len(entries):
+            # another process was faster with some: its blocks stay, our payload rows of them are never named
+            inserted &= self._writes_of(blocks)
+        self._on_step("put:catalogue")
+        if time.time() - begun > janitor.OLD_S:
+            self._check_not_swept(blocks, set(payloads))
+        self._sync(CATALOGUE)
+        self._on_step("put:catalogue-sync")
+        for write in inserted:
+            self._known_segments(writes[write].key).add(writes[write].segment)
+            self._recent.keep(write, rows[write])
+            self._quota.added(writes[write].num_bytes)
+        self._commits += 1
+        if self._commits % COMPACT_EVERY == 0:
+            self._compact()
+        return {_name(writes[write]) for write in inserted}
+
+    def _before_first_put(self) -> None:
+        """What every writer does once."""
+        folder = self._database.folder
+        if folder is None:
+            check_conditional_writes(self._database.uri)
+        elif janitor.is_due(folder):
+            # compaction too: writers that die often never come to their own
+            self._tidy(janitor.OLD_S)
+        if self._is_there():
+            # who made it may have promised less
+            self._sync(IDENTITY)
+
+    def _create(self, fingerprint: Fingerprint) -> None:
+        self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
+        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
+        self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
+        self._sync(CATALOGUE)
+        self._sync(IDENTITY)
+
+    def _tidy(self, old_s: float) -> janitor.Swept:
+        if self._is_there():
+            self._compact()
+        return self._sweep(old_s)
+
+    def _compact(self) -> None:
+        self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
+        self._on_step("compact:commit")
+        self._sync(CATALOGUE)
+        self._on_step("compact:sync")
+        # only now, or a power cut could leave neither the old files nor the new ones
+        self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
+        self._sync(CATALOGUE)
+        self._on_step("compact:end")
+
+    def _sweep(self, old_s: float) -> janitor.Swept:
+        folder = self._database.folder
+        if folder is None or not folder.is_dir():
+            return janitor.Swept()
+        # names after ages: a table that is being written is young, or named by now
+        old = janitor.old_tables(folder, is_payload, old_s)
+        named = self._payload_tables() if old else set()
+        doomed = {name: size for name, size in old.items() if name not in named}
+        for name in doomed:
+            self._drop(name)
+        return janitor.sweep_files(folder, old_s).plus_tables(doomed)
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._database.drop(name)
+        except StoreError:
+            # it may be half there: nothing more is appended to it
+            self._epoch = token_hex(4)
+            raise
+
+    def _check_not_swept(self, blocks: list[KVBlock], payloads: set[str]) -> None:
+        """After a put that stood still for so long that another process may have taken its payload for an orphan."""
+        if swept := payloads - set(self._database.table_names()):
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, swept))})")
+            raise StoreError(
+                f"{blocks[0].key} segment {blocks[0].segment}: the put was interrupted for more than "
+                f"{janitor.OLD_S:.0f} s and its payload was removed as an orphan; put it again"
+            )
+
+    def _sync(self, table: str) -> None:
+        if self._disk is not None:
+            self._disk.table(table)
+
+    def _known_segments(self, key: DocumentKey) -> set[int]:
+        """Segments of a document that were stored when it was last looked at, and those that were put here since."""
+        known = self._known.pop(key, None)
+        if known is None:
+            known = set(self._catalogue(at(key), ["segment"])["segment"].to_pylist())
+        self._known[key] = known
+        if len(self._known) > KNOWN_DOCUMENTS:
+            self._known.popitem(last=False)
+        return known
+
+    def _row(self, block: KVBlock) -> dict[str, Any] | None:
+        rows: list[dict[str, Any]] = self._catalogue(f"block = {quoted(_name(block))}").to_pylist()
+        return rows[0] if rows else None
+
+    def _writes_of(self, blocks: list[KVBlock]) -> set[int]:
+        """The writes that hold these blocks."""
+        names = ", ".join(quoted(_name(block)) for block in blocks)
+        return set(self._catalogue(f"block IN ({names})", ["write"])["write"].to_pylist())
+
+    def _replayed(self, row: dict[str, Any], block: KVBlock) -> PutReceipt:
+        info = info_of(row)
+        check_same_tokens(info, block)
+        # who wrote it may have died before the disk had it
+        self._sync(row["payload"])
+        self._sync(CATALOGUE)
+        return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)
+
+
+def _name(block: KVBlock) -> str:
+    return block_of(block.key, block.segment)
