@@ -67,6 +67,7 @@ class SearchEngine(StrEnum):
     NATIVE = "native"
     TORCH = "torch"
     FAISS = "faiss"
+    IVF = "ivf"
 
 
 class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`

@@ -45,8 +45,8 @@ Dtype = Annotated[ComputeDtype, typer.Option(help="Compute type.")]
 Search = Annotated[
     SearchEngine,
     typer.Option(
-        help="Search engine for chunks, all of them exact. auto: native where this machine has a C compiler and "
-        "readers have no GPU, else torch."
+        help="Search engine for chunks; all but ivf, which is for memories far beyond 65,536 tokens, are exact. auto: "
+        "native where this machine has a C compiler and readers have no GPU, else torch."
     ),
 ]
 

@@ -2,11 +2,12 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from longmem.model import LongMem
 from longmem.model_source import ModelSource
 from longmem.scheduler import Limits, SegmentScheduler
 from longmem.scoring import score_text
+from longmem.search.ivf_search import IvfSearch
 from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
@@ -344,8 +346,20 @@ def run_all(
 
 
 @pytest.fixture(scope="module")
-def model_of(small_model: Callable[..., LongMem]) -> Callable[..., LongMem]:
-    return cache(lambda **settings: small_model("llama", **settings))
+def model_of(small_model: Callable[..., LongMem]) -> Iterator[Callable[..., LongMem]]:
+    """`model_of(probes, **settings)`: with exact search, or one that looks into so many of many small cells."""
+
+    @cache
+    def make(probes: int | None = None, **settings: Any) -> LongMem:
+        model = small_model("llama", **settings)
+        if probes is not None:
+            model.search = IvfSearch(probes)
+        return model
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("longmem.memory.window.STRETCH_TOKENS", 12)
+        patched.setattr("longmem.search.cells.CELL_CHUNKS", 2)
+        yield make
 
 
 # no shrinking: each example runs a model, and a simpler schedule is not easier to read
@@ -357,6 +371,7 @@ def model_of(small_model: Callable[..., LongMem]) -> Callable[..., LongMem]:
     slots=st.tuples(*[st.integers(1, 4)] * 3),
     in_flight=st.integers(1, 9),
     form=st.sampled_from(sorted(FORMS)),
+    probes=st.sampled_from([None, 1]),
 )
 def test_no_schedule_changes_a_number(
     model_of: Callable[..., LongMem],
@@ -366,11 +381,12 @@ def test_no_schedule_changes_a_number(
     slots: tuple[int, int, int],
     in_flight: int,
     form: str,
+    probes: int | None,
 ) -> None:
     """`sizes`: tokens of a segment, of a chunk and of the window."""
     segment_tokens, chunk_tokens, memory_tokens = sizes
     windows = {"segment_tokens": segment_tokens, "chunk_tokens": chunk_tokens, "memory_tokens": memory_tokens}
-    model = model_of(**{**FORMS[form], **windows})
+    model = model_of(probes, **{**FORMS[form], **windows})
     texts = {DocumentKey("n", str(number)): random_text(length, number) for number, length in enumerate(lengths)}
     documents = {key: cut_segments(key, model.tokenizer.sequence(text), segment_tokens) for key, text in texts.items()}
     with Workers(model, dict(zip(STAGES, slots, strict=True)), choices) as workers:
@@ -387,6 +403,18 @@ def test_no_schedule_changes_a_number(
             np.testing.assert_array_equal(score.logprobs, one.logprobs, strict=True)
         found = np.concatenate([backbone[key, index] for index in range(len(documents[key]))])
         np.testing.assert_array_equal(found, plain.backbone_logprobs, strict=True)
+
+
+def test_cells_change_numbers(model_of: Callable[..., LongMem]) -> None:
+    """Else the test above would compare exact search with itself."""
+    text, sizes = random_text(90, 3), {"segment_tokens": 8, "chunk_tokens": 1, "memory_tokens": 64, "top_k": 4}
+    scored = []
+    for probes in (None, 1):
+        with InMemoryStore() as store:
+            scored.append(score_text(model_of(probes, **sizes), text, store.document("a")))
+    exact, approximate = ([each.retrieval.chunks_digest for each in one.segments] for one in scored)
+    assert exact[:2] == approximate[:2], "no stretch is complete yet"
+    assert exact != approximate
 
 
 def test_the_unruly_workers_are_unruly(model_of: Callable[..., LongMem]) -> None:
