@@ -182,6 +182,7 @@ class InlineExecutor(AbstractExecutor):
         self._encoded: dict[tuple[DocumentKey, int], EncodedSegment] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="longmem-put")
         self._to_put: list[Segment] = []
+        self._being_put: list[Segment] = []
         self._putting: Future[list[Completion]] | None = None
 
     def describe(self) -> ModelDescription:
@@ -189,16 +190,14 @@ class InlineExecutor(AbstractExecutor):
 
     def slots(self, stage: Stage) -> int:
         if stage == "put":
-            return PUT_SEGMENTS - len(self._to_put)
+            return PUT_SEGMENTS - len(self._to_put) - len(self._being_put)
         return 1 - len(self._queues[stage]) - (len(self._requests) if stage == "encode" else 0)
 
     def submit(self, stage: Stage, segment: Segment) -> None:
-        if stage != "put":
+        if stage == "put":
+            self._to_put.append(segment)
+        else:
             self._queues[stage].append(segment)
-            return
-        self._to_put.append(segment)
-        if len(self._to_put) == PUT_SEGMENTS:
-            self._start_putting()
 
     def ask(self, request: Request) -> int:
         self._num_requests += 1
@@ -208,6 +207,8 @@ class InlineExecutor(AbstractExecutor):
     def wait(self, timeout_s: float) -> list[Completion]:
         if written := self._written(timeout_s=0.0):
             return written
+        if len(self._to_put) == PUT_SEGMENTS:
+            self._start_putting()
         for stage, queue in self._queues.items():
             if queue:
                 return [self._run(stage, queue.popleft())]
@@ -219,17 +220,16 @@ class InlineExecutor(AbstractExecutor):
 
     def _start_putting(self) -> None:
         if self._to_put and self._putting is None:
-            self._putting = self._writer.submit(self._put, self._to_put)
-            self._to_put = []
+            self._being_put, self._to_put = self._to_put, []
+            self._putting = self._writer.submit(self._put, self._being_put)
 
     def _written(self, timeout_s: float) -> list[Completion]:
         """Puts that have ended, after waiting for them."""
-        if self._putting is None or not wait_for([self._putting], timeout_s).done:
+        putting = self._putting
+        if putting is None or not wait_for([putting], timeout_s).done:
             return []
-        written, self._putting = self._putting.result(), None
-        if len(self._to_put) == PUT_SEGMENTS:
-            self._start_putting()
-        return written
+        self._putting, self._being_put = None, []
+        return putting.result()
 
     def _put(self, segments: list[Segment]) -> list[Completion]:
         if len(segments) > 1:

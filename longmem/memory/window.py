@@ -17,7 +17,7 @@ from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.search.cells import STRETCH_TOKENS, Cells, KeyCells, make_cells
+from longmem.search.cells import Cells, KeyCells, cover, make_cells
 from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
 from longmem.types import KVBlock
 
@@ -43,8 +43,8 @@ class WindowBuffer:
         self._device = device
         self._arrays: dict[str, Tensor] = {}
         self._basis: SketchBasis | None = None
-        self._cells: dict[int, Cells] = {}
-        """By number of their stretch."""
+        self._cells: dict[tuple[int, int], Cells] = {}
+        """By first token and length of their stretch."""
         self._num_chunks = 0
         self.start_token: int | None = None
         """Position of the oldest token kept; None while empty."""
@@ -77,8 +77,6 @@ class WindowBuffer:
         self._next_start = block.start_token + block.fingerprint.segment_tokens
         if self.start_token is None:
             self.start_token = block.start_token
-        if self._key_space.celled:
-            self._cluster()
 
     def view(self, start_token: int, end_token: int) -> MemoryView:
         """Chunks wholly inside `[start_token, end_token)`. The buffer must hold all of it (see `covers`)."""
@@ -104,26 +102,23 @@ class WindowBuffer:
             return False
         return self.start_token <= start_token and end_token <= self.end_token
 
-    def _cluster(self) -> None:
-        """The stretches that are complete and have no cells yet."""
-        for number, first, last in self._stretches(self.start_token or 0, self.end_token or 0):
-            if number not in self._cells:
-                self._cells[number] = make_cells(self._arrays["chunk_keys"][:, first:last])
-
     def _cells_in(self, start_token: int, end_token: int, first_chunk: int) -> KeyCells:
-        inside = self._stretches(start_token, end_token)
-        return KeyCells(tuple((first - first_chunk, self._cells[number]) for number, first, _ in inside))
-
-    def _stretches(self, start_token: int, end_token: int) -> list[tuple[int, int, int]]:
-        """Those that lie wholly in `[start_token, end_token)`: number, first chunk, and the chunk behind the last.
+        """Of the stretches that cover the interval; each is clustered when it is first asked for.
 
         A chunk belongs to the stretch that it begins in. None of them ends behind a view that holds its stretch,
         because chunks end with their segments, and views too.
         """
-        numbers = torch.arange(-(-start_token // STRETCH_TOKENS), end_token // STRETCH_TOKENS + 1)
-        starts = self._arrays["starts"][: self._num_chunks]
-        bounds = torch.searchsorted(starts, numbers.to(starts) * STRETCH_TOKENS).tolist()
-        return [each for each in zip(numbers.tolist(), bounds, bounds[1:], strict=False) if each[1] < each[2]]
+        covered = cover(start_token, end_token)
+        tokens = torch.tensor([(first, first + length) for first, length in covered]).view(-1, 2)
+        bounds = torch.searchsorted(self._arrays["starts"][: self._num_chunks], tokens.to(self._device)).tolist()
+        stretches = []
+        for stretch, (first, last) in zip(covered, bounds, strict=True):
+            if first == last:
+                continue
+            if stretch not in self._cells:
+                self._cells[stretch] = make_cells(self._arrays["chunk_keys"][:, first:last])
+            stretches.append((first - first_chunk, self._cells[stretch]))
+        return KeyCells(tuple(stretches))
 
     def _renew(self, chunks: dict[str, Tensor], added: int, end_token: int) -> None:
         kept_from = 0
@@ -155,8 +150,8 @@ class WindowBuffer:
         self._arrays = fresh
         self._num_chunks = kept
         self.start_token = int(fresh["starts"][0]) if kept else None
-        oldest = -(-(self.start_token or 0) // STRETCH_TOKENS)
-        self._cells = {number: cells for number, cells in self._cells.items() if number >= oldest}
+        oldest = self.start_token or 0
+        self._cells = {stretch: cells for stretch, cells in self._cells.items() if stretch[0] >= oldest}
 
 
 _CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}

@@ -1,12 +1,14 @@
 """Cells of alike keys, for a search that looks into the promising ones only (an inverted file, "IVF").
 
-    start of the view                                                     end of the view
-    ├── exact ──┼──────── stretch ────────┼──────── stretch ────────┼── exact ──┤
-                │ cells of alike keys     │ cells of alike keys     │
+    start of the view                                                        end of the view
+    ├ exact ┼ stretch ┼──────────────── stretch ────────────────┼ stretch ┼ exact ┤
+            │ cells   │ cells of alike keys                      │ cells   │
 
-A document is cut into stretches at fixed positions, and a stretch is clustered once it is complete, by itself. So what
-shares a cell is decided by the text of the stretch alone, not by when a reader began, what it has dropped, or how many
-readers there are. Stretches that the view cuts are searched exactly, the newest tokens among them.
+A document is cut into stretches at fixed positions, on several scales: small ones are complete soon, and in large ones
+a cell holds what is alike in a longer past, so that fewer have to be looked into. A view is covered by the largest
+stretches that lie wholly in it, and a stretch is clustered by itself. So what shares a cell is decided by the text
+of the stretch alone, not by when a reader began, what it has dropped, or how many readers there are. What is left at
+both ends of the view is searched exactly, the newest tokens among it.
 """
 
 from dataclasses import dataclass
@@ -16,11 +18,15 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-STRETCH_TOKENS = 16_384
-"""What may be left over at both ends of a view is searched exactly, and clustering costs the square of it."""
+STRETCHES = (16_384, 65_536, 262_144)
+"""Tokens of a stretch on each scale; each divides the next. Up to one of the smallest is searched exactly at either
+end of a view. Clustering costs the square of the length: with the largest, some 50 µs of CPU a token in all."""
 
 CELL_CHUNKS = 256
 """Chunks of a cell, on average. Small cells are probed closely, but every query is compared with every cell's mean."""
+
+ASSIGNED_CHUNKS = 16_384
+"""Compared with all means at a time: distances to 1,024 of them take 64 MB."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,17 @@ class KeyCells:
         return (~inside).nonzero().squeeze(1)
 
 
+def cover(start_token: int, end_token: int) -> list[tuple[int, int]]:
+    """The largest stretches that lie wholly in `[start_token, end_token)`: first token and length of each, in order."""
+    smallest = STRETCHES[0]
+    covered, at = [], -(-start_token // smallest) * smallest
+    while at + smallest <= end_token:
+        length = max(each for each in STRETCHES if at % each == 0 and at + each <= end_token)
+        covered.append((at, length))
+        at += length
+    return covered
+
+
 def make_cells(keys: Float32[Tensor, "index_heads chunks index_dim"]) -> Cells:
     """Cluster the chunk keys of a stretch. The same keys give the same cells, on one kind of CPU and with one number of
     threads."""
@@ -82,7 +99,7 @@ def make_cells(keys: Float32[Tensor, "index_heads chunks index_dim"]) -> Cells:
 
     num_cells = max(1, keys.shape[1] // CELL_CHUNKS)
     means = torch.stack([cluster_means(of_head, num_cells) for of_head in keys])
-    return Cells(means, _nearest(keys, means))
+    return Cells(means, torch.cat([_nearest(part, means) for part in keys.split(ASSIGNED_CHUNKS, dim=1)], dim=1))
 
 
 def _nearest(

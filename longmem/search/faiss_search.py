@@ -11,13 +11,22 @@ from longmem.search.cells import KeyCells
 from longmem.search.sketch import KeySketch
 
 ITERATIONS = 10
+POINTS_PER_MEAN = 64
+"""Keys that k-means looks at for each mean, drawn by SEED."""
 SEED = 0
 
 
 def cluster_means(keys: Float32[Tensor, "chunks dim"], num_cells: int) -> Float32[Tensor, "cells dim"]:
     """Means of `num_cells` clusters of the keys, by k-means from a fixed seed."""
     faiss.omp_set_num_threads(torch.get_num_threads())
-    clustering = faiss.Kmeans(keys.shape[1], num_cells, niter=ITERATIONS, seed=SEED, min_points_per_centroid=1)
+    clustering = faiss.Kmeans(
+        keys.shape[1],
+        num_cells,
+        niter=ITERATIONS,
+        seed=SEED,
+        min_points_per_centroid=1,
+        max_points_per_centroid=POINTS_PER_MEAN,
+    )
     clustering.train(np.ascontiguousarray(keys.cpu().numpy()))
     return torch.tensor(clustering.centroids).to(keys.device)
 

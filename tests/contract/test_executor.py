@@ -259,7 +259,8 @@ def test_waiting_for_nothing_returns_at_once(executor: AbstractExecutor) -> None
 def test_slots_are_taken_and_given_back(executor: AbstractExecutor, model: LongMem, key: DocumentKey) -> None:
     segments = cut(model, key, TEXTS["long"])
     free = {stage: executor.slots(stage) for stage in STAGES}
-    assert all(1 <= free[stage] < len(segments) for stage in STAGES)
+    assert min(free.values()) >= 1
+    assert free["encode"] < len(segments)
     for left in reversed(range(free["encode"])):
         executor.submit("encode", segments[left])
         assert executor.slots("encode") == left

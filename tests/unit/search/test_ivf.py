@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longmem.memory import window
 from longmem.memory.key_space import KeySpace
 from longmem.memory.window import WindowBuffer
 from longmem.search import cells, create_search
@@ -23,7 +22,7 @@ PROBES = 3
 @pytest.fixture(autouse=True)
 def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "CELL_CHUNKS", 8)
-    monkeypatch.setattr(window, "STRETCH_TOKENS", 64)
+    monkeypatch.setattr(cells, "STRETCHES", (32, 64))
 
 
 def keys_of(heads: int, chunks: int, dim: int, seed: int) -> Tensor:
@@ -188,13 +187,31 @@ def blocks_of(count: int, last: int = IDENTITY.segment_tokens) -> list:
     ]
 
 
+@given(start=st.integers(0, 500), length=st.integers(0, 500), scales=st.sampled_from([(8,), (8, 16), (4, 16, 64)]))
+def test_a_view_is_covered_by_the_largest_stretches_in_it(start: int, length: int, scales: tuple[int, ...]) -> None:
+    end = start + length
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cells, "STRETCHES", scales)
+        covered = cells.cover(start, end)
+    smallest = scales[0]
+    at = -(-start // smallest) * smallest
+    for first, size in covered:
+        assert (first, first % size) == (at, 0)
+        assert start <= first
+        assert first + size <= end
+        larger = [each for each in scales if each > size and first % each == 0]
+        assert all(first + each > end for each in larger)
+        at += size
+    assert end - at < smallest or end < at, "what is left is shorter than a stretch"
+
+
 @pytest.mark.parametrize("retrieval", ["joint", "per_head"])
-@pytest.mark.parametrize("stretch_tokens", [64, 48, 40, 7])
+@pytest.mark.parametrize("scales", [(32, 64), (48, 96), (40,), (7, 14)])
 def test_cells_of_a_view_are_a_function_of_its_text(
-    retrieval: str, stretch_tokens: int, monkeypatch: pytest.MonkeyPatch
+    retrieval: str, scales: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever a reader began, and whatever it keeps."""
-    monkeypatch.setattr(window, "STRETCH_TOKENS", stretch_tokens)
+    monkeypatch.setattr(cells, "STRETCHES", scales)
     key_space = KeySpace("raw", retrieval, celled=True)  # type: ignore[arg-type]
     size, blocks = IDENTITY.segment_tokens, blocks_of(24)
     for begin in (0, 3, 10):
@@ -206,10 +223,10 @@ def test_cells_of_a_view_are_a_function_of_its_text(
                 for start in (max(begin * size, end - memory_segments * size), max(begin * size, end - 90)):
                     view = buffer.view(start, end)
                     assert view.cells is not None
-                    numbers = range(-(-start // stretch_tokens), end // stretch_tokens)
-                    assert len(view.cells.stretches) == len(numbers)
-                    for number, (first, found) in zip(numbers, view.cells.stretches, strict=True):
-                        inside = (view.starts // stretch_tokens == number).nonzero().squeeze(1)
+                    covered = cells.cover(start, end)
+                    assert len(view.cells.stretches) == len(covered)
+                    for (token, length), (first, found) in zip(covered, view.cells.stretches, strict=True):
+                        inside = ((view.starts >= token) & (view.starts < token + length)).nonzero().squeeze(1)
                         assert first == int(inside[0])
                         expected = make_cells(view.chunk_keys[:, inside])
                         assert torch.equal(found.means, expected.means)

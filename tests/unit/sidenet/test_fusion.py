@@ -17,6 +17,7 @@ from longmem.backbone.families import FAMILIES
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.search import AbstractChunkSearch, ChunkHits, create_search, gather
+from longmem.search.cells import KeyCells
 from longmem.search.sketch import KeySketch
 from longmem.sidenet.fusion import attend, attend_to_memory, fuse
 from longmem.sidenet.places import Places, num_searchable, places_of
@@ -315,7 +316,14 @@ class Recording(AbstractChunkSearch):
         self.calls: list[tuple[Tensor, Tensor, int]] = []
         self.answers: list[ChunkHits] = []
 
-    def search(self, queries: Tensor, chunk_keys: Tensor, num_slots: int, sketch: KeySketch | None = None) -> ChunkHits:
+    def search(
+        self,
+        queries: Tensor,
+        chunk_keys: Tensor,
+        num_slots: int,
+        sketch: KeySketch | None = None,
+        cells: KeyCells | None = None,
+    ) -> ChunkHits:
         self.calls.append((queries, chunk_keys, num_slots))
         self.answers.append(self.engine.search(queries, chunk_keys, num_slots))
         return self.answers[-1]
