@@ -27,6 +27,7 @@ from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
 from pipelines.icl.run import IclRun
 from pipelines.icl.shown import Shown
 from pipelines.icl.task import Task
+from pipelines.job import default_in_flight
 from pipelines.job_folder import JobFolder
 from pipelines.summary import about
 
@@ -157,9 +158,8 @@ def _run(job: IclJob, tasks: dict[str, PreparedTask], run: IclRun, model: ModelD
     """Memories first, then items: only those that cells without all results need."""
     open_cells = [cell for cell in job.cells if len(run.journal.results.get(cell, {})) < len(tasks[cell.task].items)]
     memories = {cell: tasks[cell.task].memory(cell.seed, cell.memory_shots) for cell in open_cells if cell.memory_shots}
-    encoders = job.cluster.encoders if job.cluster else 1
     scheduler = SegmentScheduler(
-        Limits(4 * encoders, 2**30),
+        Limits(default_in_flight(job.cluster.encoders if job.cluster else 0), 2**30),
         model.segment_bytes,
         model.settings["segment_tokens"],
         model.settings["memory_tokens"],

@@ -79,7 +79,10 @@ class IclRun:
                 for done in scheduler.finish(completion.stage, completion.segment):
                     self.executor.release(done)
             self._tell_events()
-            scheduler.remove_finished()
+            for key, _ in scheduler.remove_finished():
+                memory = needed[key]
+                tokens = sum(segment.num_tokens for segment in memory.segments)
+                self.tell(f"{key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
         self.written.wall_s = perf_counter() - start
         return {key: self.executor.stored(key)[-1] for key in needed}
 
