@@ -85,6 +85,8 @@ class FillerMemory:
         changed = WindowBuffer((last - first) * size, self._model.backbone.device, self._model.key_space)
         for index in range(first, last):
             changed.append(encode(self._model, index, self._segment(index)))
+        # before anything is written: cells that it makes are those of the filler
+        view = self._buffer.view(0, num_tokens)
         ours = self._buffer.view(first * size, last * size)
         theirs = changed.view(first * size, last * size)
         written = {name: (getattr(ours, name), getattr(theirs, name)) for name in PARTS}
@@ -94,11 +96,10 @@ class FillerMemory:
         kept = {name: part.clone() for name, (part, _) in written.items()}
         for part, new in written.values():
             part.copy_(new)
+        if view.cells is not None:
+            begin = int(torch.searchsorted(view.starts, first * size))
+            view = replace(view, cells=view.cells.with_keys(begin, theirs.chunk_keys))
         try:
-            view = self._buffer.view(0, num_tokens)
-            if view.cells is not None:
-                begin = int(torch.searchsorted(view.starts, first * size))
-                view = replace(view, cells=view.cells.with_keys(begin, theirs.chunk_keys))
             yield view
         finally:
             for name, (part, _) in written.items():

@@ -13,7 +13,8 @@ from longmem.dtypes import to_tensor
 from longmem.errors import ConfigError
 from longmem.memory import window
 from longmem.model import LongMem
-from longmem.search import create_search
+from longmem.search import cells, create_search
+from longmem.search.ivf_search import IvfSearch
 from longmem.synthetic.memory import PARTS, FillerMemory, encode, start_of, tokens_of
 from longmem.synthetic.passkey import (
     AFTER,
@@ -88,6 +89,26 @@ def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypa
         asked = view.chunk_keys[:, 100:120].transpose(0, 1).contiguous()
         found = create_search("native").search(asked, view.chunk_keys, 1, view.sketch)
         assert found.ids.flatten().tolist() == list(range(100, 120))
+
+
+def test_a_needle_moves_to_cells_of_its_own_and_moves_none_of_the_filler_s(
+    model: LongMem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would be looked for where something else stood; and what stood there first would decide later searches."""
+    monkeypatch.setattr(cells, "STRETCHES", (128, 256))
+    monkeypatch.setattr(cells, "CELL_CHUNKS", 8)
+    model.search = IvfSearch()
+    expected = FillerMemory(model, "some hay, and more of it. ", 512)._buffer.view(0, 512).cells
+    assert expected is not None
+    memory = FillerMemory(model, "some hay, and more of it. ", 512)
+    for position in (100, 300):
+        with memory.with_needle(tokens_of(model.tokenizer, "a needle of 20 bytes"), position, 512) as view:
+            assert view.cells is not None
+            for (first, found), (_, filler) in zip(view.cells.stretches, expected.stretches, strict=True):
+                assert torch.equal(found.means, filler.means)
+                nearest = torch.cdist(view.chunk_keys[:, first : first + 256], found.means).argmin(dim=2)
+                assert torch.equal(found.cell_of, nearest)
+                assert torch.equal(found.cell_of, filler.cell_of) == (not first <= position < first + 256)
 
 
 def test_a_needle_leaves_nothing_behind(model: LongMem) -> None:
