@@ -55,7 +55,8 @@ class WindowBuffer:
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
+        arrays = sum(array.nbytes for array in self._arrays.values())
+        return arrays + sum(cells.num_bytes for cells in self._cells.values())
 
     def append(self, block: KVBlock) -> None:
         """Add the block of the next segment. A block may be shorter than its segment: what is stored in whole examples

@@ -36,6 +36,11 @@ class Cells:
     means: Float32[Tensor, "index_heads cells index_dim"]
     cell_of: Int64[Tensor, "index_heads chunks"]
 
+    @property
+    def num_bytes(self) -> int:
+        """With the lists that are made of it."""
+        return self.means.nbytes + 2 * self.cell_of.nbytes
+
     @cached_property
     def members(self) -> Int64[Tensor, "index_heads chunks"]:
         """Chunks by cell, oldest first in each."""
