@@ -104,16 +104,17 @@ def _score(
     """Score with every engine; returns the queries."""
     encoded = model.encode(segment)
     own, best = model.search, None
+    queries = torch.empty(0)
     for name, engine in engines.items():
         model.search = listening = Listening(engine)
         score = model.score_segment(segment, encoded.block.keys, encoded.taps, view)
         assert listening.hits is not None, "a memory that is not empty is searched"
         assert listening.queries is not None, "with queries"
-        best = best or listening.hits
+        best, queries = best or listening.hits, listening.queries
         found[name].nats.append(-score.logprobs)
-        found[name].recalls.append(_recall(listening.hits, best, listening.queries, view))
+        found[name].recalls.append(_recall(listening.hits, best, queries, view))
     model.search = own
-    return listening.queries
+    return queries
 
 
 def _searching(engine: AbstractChunkSearch, queries: Tensor, view: MemoryView, model: LongMem) -> Any:
