@@ -73,7 +73,7 @@ def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> d
             model = executor.describe()
             segment_tokens, memory_tokens = model.settings["segment_tokens"], model.settings["memory_tokens"]
             scheduler = SegmentScheduler(
-                Limits(default_in_flight(0), 2**30), model.segment_bytes, segment_tokens, memory_tokens, write=True
+                Limits(default_in_flight(None), 2**30), model.segment_bytes, segment_tokens, memory_tokens, write=True
             )
             job = PerplexityRun(
                 executor,

@@ -116,9 +116,9 @@ class PerplexityJob:
         return replace(self, threads=threads, cluster=cluster)
 
 
-def default_in_flight(num_workers: int) -> int:
-    """Encoded segments that may wait, for so many workers on a cluster; 0 for everything in this process."""
-    return IN_FLIGHT_PER_WORKER * num_workers or IN_FLIGHT_IN_PROCESS
+def default_in_flight(num_workers: int | None) -> int:
+    """Encoded segments that may wait, for so many workers on a cluster; None for everything in this process."""
+    return IN_FLIGHT_IN_PROCESS if num_workers is None else IN_FLIGHT_PER_WORKER * num_workers
 
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:

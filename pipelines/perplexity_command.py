@@ -142,7 +142,7 @@ def perplexity(
     """
     console = Console(stderr=True)
     folder = output_folder(out)
-    workers = 0 if address == "none" else encoders + readers
+    workers = None if address == "none" else encoders + readers
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.scheduler import Limits
@@ -158,7 +158,7 @@ def perplexity(
             raise ConfigError(f"--threads must be at least 1, got {threads}")
         if service is not None:
             refuse_options(context, OF_THE_SERVICE, f"service {service!r} decides that, for all its jobs; leave it out")
-        per_worker = threads or max(1, num_cores() // max(1, workers))
+        per_worker = threads or max(1, num_cores() // (workers or 1))
         source = model_source(
             model,
             dtype,

@@ -5,13 +5,14 @@ its slowest stage: encoders, stores, readers, the driver, or all cores together.
 scoring gets dearer while a document's window fills. In one process the stages follow each other and add up instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from longmem.errors import ConfigError
-from pipelines.plan_costs import UnitCosts
+from longmem.executor import PUT_SEGMENTS
+from pipelines.plan_costs import Cost, UnitCosts
 from pipelines.plan_resources import disk_bytes, network_bytes, object_store_bytes, open_documents, ram_bytes
 from pipelines.plan_workload import Cluster, Segments, Workload, kinds_of_segments
 
@@ -201,26 +202,46 @@ def _per_segment(
     window, share = segments.window_tokens, segments.share
     some = window > 0
     ones = np.ones(len(window))
-    # readers take turns in a document, and each of them needs every block of it
-    more = 0 if cluster.in_process else cluster.readers - 1
     score = costs.score
-    read = some * (costs.read.wall_s + more * costs.read_more.wall_s)
+
+    def put(part: Callable[[Cost], float]) -> float:
+        # a process writes several at a time, a store actor one by one
+        return _in_groups(part(costs.put), part(costs.put_more)) if cluster.in_process else part(costs.put)
+
+    def read(part: Callable[[Cost], float]) -> np.ndarray:
+        if cluster.in_process:
+            return some * _in_groups(part(costs.read), part(costs.read_more))
+        # readers take turns in a document, and each of them needs every block of it
+        return some * (part(costs.read) + (cluster.readers - 1) * part(costs.read_more))
+
     wall: dict[str, np.ndarray] = {
         "encode": costs.encode.wall_s * share,
-        "put": costs.put.wall_s * ones,
-        "score": np.where(some, score.wall.at(window), score.empty.wall_s) * share + read,
+        "put": put(_wall_s) * ones,
+        "score": np.where(some, score.wall.at(window), score.empty.wall_s) * share + read(_wall_s),
         "driver": costs.record.wall_s * ones,
     }
-    read_cpu = some * (costs.read.cpu_s + more * costs.read_more.cpu_s)
     cpu: dict[str, np.ndarray] = {
         "encode": costs.encode.cpu_s * share,
-        "put": costs.put.cpu_s * ones,
-        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read_cpu,
+        "put": put(_cpu_s) * ones,
+        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read(_cpu_s),
         "driver": costs.record.cpu_s * ones,
     }
     if costs.ray is not None and not cluster.in_process:
         cpu["ray"] = costs.ray.call.cpu_s * share
     return wall, cpu
+
+
+def _in_groups(first_s: float, more_s: float) -> float:
+    """Of one of PUT_SEGMENTS blocks that are written, and then read, together."""
+    return (first_s + (PUT_SEGMENTS - 1) * more_s) / PUT_SEGMENTS
+
+
+def _wall_s(cost: Cost) -> float:
+    return cost.wall_s
+
+
+def _cpu_s(cost: Cost) -> float:
+    return cost.cpu_s
 
 
 def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:

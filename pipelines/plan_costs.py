@@ -9,8 +9,12 @@ import numpy as np
 
 from longmem.errors import ConfigError, OutputError
 
-VERSION = 1
+VERSION = 2
 """Of the file's layout."""
+
+
+COSTS = ("encode", "put", "put_more", "read", "read_more", "record", "forget")
+"""Fields of UnitCosts that are a plain Cost."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class UnitCosts:
     memory_tokens: int
     encode: Cost
     put: Cost
+    put_more: Cost
+    """Each further block that is written in the same commit."""
     read: Cost
     """One block from the store into a reader's window."""
     read_more: Cost
@@ -124,8 +130,7 @@ def without_waiting(costs: UnitCosts) -> UnitCosts:
     def quiet(cost: Cost) -> Cost:
         return replace(cost, wall_s=min(cost.wall_s, cost.cpu_s))
 
-    names = ("encode", "put", "read", "read_more", "record", "forget")
-    quietened: dict[str, Any] = {name: quiet(getattr(costs, name)) for name in names}
+    quietened: dict[str, Any] = {name: quiet(getattr(costs, name)) for name in COSTS}
     score = replace(costs.score, empty=quiet(costs.score.empty), wall=costs.score.cpu)
     return replace(costs, score=score, **quietened)
 
@@ -170,7 +175,7 @@ def load_costs(path: Path, identity: dict[str, Any], *, with_ray: bool) -> UnitC
 
 
 def _decode(values: dict[str, Any]) -> UnitCosts:
-    costs = {name: Cost(**values[name]) for name in ("encode", "put", "read", "read_more", "record", "forget")}
+    costs = {name: Cost(**values[name]) for name in COSTS}
     score = values["score"]
     levels = tuple((int(tokens), Cost(**cost)) for tokens, cost in score["levels"])
     measured = ScoreCost(Cost(**score["empty"]), Line(**score["wall"]), Line(**score["cpu"]), score["residual"], levels)

@@ -2,17 +2,15 @@
 
 from math import ceil
 
+from longmem.memory.window_cache import READ_SEGMENTS
 from pipelines.job import default_in_flight
 from pipelines.plan_costs import UnitCosts
 from pipelines.plan_workload import Cluster, Segments, Workload
 
-READ_SEGMENTS = 8
-"""Blocks that a reader fetches at a time, at most."""
-
 
 def waiting_segments(cluster: Cluster) -> int:
     """Encoded segments that may wait for readers and stores, in the whole cluster."""
-    return default_in_flight(0 if cluster.in_process else cluster.encoders + cluster.readers)
+    return default_in_flight(None if cluster.in_process else cluster.encoders + cluster.readers)
 
 
 def open_documents(workload: Workload, cluster: Cluster, segments: Segments) -> float:
@@ -50,7 +48,7 @@ def object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -
     if cluster.in_process:
         return 0
     waiting = min(waiting_segments(cluster), segments.total)
-    fetched = min(READ_SEGMENTS, cluster.readers) * cluster.readers * (costs.memory_tokens > 0)
+    fetched = min(READ_SEGMENTS, segments.total) * cluster.readers * (costs.memory_tokens > 0)
     return waiting * costs.segment_bytes + fetched * costs.block_bytes
 
 

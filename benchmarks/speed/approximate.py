@@ -1,12 +1,15 @@
 """Approximate search in a long memory of real text: what it saves, which chunks it misses, and what they were worth.
 
 The memory is filled once. Then the next segments of the text are scored with every engine, each after the one before
-it was added, so that a memory of millions of tokens costs one pass over them and no more.
+it was added, so that a memory of millions of tokens costs one pass over them and no more. Searches of the last one are
+timed: its view does not begin or end with a stretch, as nearly none does.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
 from longmem.search import AbstractChunkSearch, ChunkHits, create_search
+from longmem.search.cells import STRETCHES, make_cells
 from longmem.search.ivf_search import IvfSearch
 from longmem.text.segments import cut_segments
 from longmem.types import Segment
@@ -61,13 +65,10 @@ def approximate(
     engines: dict[str, AbstractChunkSearch] = {EXACT: create_search("native")}
     engines |= {f"ivf, {count} cells": IvfSearch(count) for count in probes}
     found = {name: Found() for name in engines}
-    timings: Mapping[str, Timing] = {}
+    arguments: tuple[Any, ...] = ()
     for segment, view in _reading(model, window, segments[-scored_segments:], num_tokens):
-        asked = _score(model, segment, view, engines, found)
-        if not timings:
-            timings = take_turns(
-                {name: _searching(each, asked, view, model) for name, each in engines.items()}, repeats
-            )
+        arguments = _score(model, segment, view, engines, found)
+    timings = take_turns({name: partial(each.search, *arguments) for name, each in engines.items()}, repeats)
     exact = found[EXACT].perplexity
     lines = [
         Line(
@@ -81,6 +82,7 @@ def approximate(
         )
         for name, each in found.items()
     ]
+    lines += [Line(f"clustering, for each {size} tokens", _clustering(arguments[1], size, num_tokens))]
     title = f"{size} queries in {num_tokens:,} tokens of real text, top {model.config.num_slots}"
     return SpeedTable(title, lines, {"threads": torch.get_num_threads(), "scored_segments": scored_segments})
 
@@ -100,28 +102,38 @@ def _score(
     view: MemoryView,
     engines: Mapping[str, AbstractChunkSearch],
     found: Mapping[str, Found],
-) -> Tensor:
-    """Score with every engine; returns the queries."""
+) -> tuple[Any, ...]:
+    """Score with every engine; returns what each of them was asked."""
     encoded = model.encode(segment)
     own, best = model.search, None
-    queries = torch.empty(0)
+    arguments: tuple[Any, ...] = ()
     for name, engine in engines.items():
         model.search = listening = Listening(engine)
         score = model.score_segment(segment, encoded.block.keys, encoded.taps, view)
         assert listening.hits is not None, "a memory that is not empty is searched"
-        assert listening.queries is not None, "with queries"
-        best, queries = best or listening.hits, listening.queries
+        best, arguments = best or listening.hits, listening.arguments
         found[name].nats.append(-score.logprobs)
-        found[name].recalls.append(_recall(listening.hits, best, queries, view))
+        found[name].recalls.append(_recall(listening.hits, best, *arguments[:2]))
     model.search = own
-    return queries
+    return arguments
 
 
-def _searching(engine: AbstractChunkSearch, queries: Tensor, view: MemoryView, model: LongMem) -> Any:
-    slots = model.config.num_slots
-    return lambda: engine.search(queries, view.chunk_keys, slots, view.sketch, view.cells)
-
-
-def _recall(hits: ChunkHits, best: ChunkHits, queries: Tensor, view: MemoryView) -> float:
-    slack = ALMOST * queries.norm(dim=2)[..., None] * view.chunk_keys.norm(dim=2).max()
+def _recall(hits: ChunkHits, best: ChunkHits, queries: Tensor, chunk_keys: Tensor) -> float:
+    slack = ALMOST * queries.norm(dim=2)[..., None] * chunk_keys.norm(dim=2).max()
     return float((hits.scores >= best.scores[..., -1:] - slack).double().mean())
+
+
+def _clustering(chunk_keys: Tensor, segment_tokens: int, memory_tokens: int) -> Timing:
+    """A segment's part in the clustering of every scale that fits into the memory, which is done once for a reader."""
+    wall_s, cpu_s = [], []
+    for _ in range(2):
+        wall, cpu = 0.0, 0.0
+        for length in (each for each in STRETCHES if each <= memory_tokens):
+            keys = chunk_keys[:, : chunk_keys.shape[1] * length // memory_tokens]
+            begun = perf_counter(), process_time()
+            make_cells(keys)
+            share = segment_tokens / length
+            wall, cpu = wall + share * (perf_counter() - begun[0]), cpu + share * (process_time() - begun[1])
+        wall_s.append(wall)
+        cpu_s.append(cpu)
+    return Timing(tuple(wall_s), tuple(cpu_s))

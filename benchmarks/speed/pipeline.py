@@ -97,7 +97,7 @@ def jobs(
                         model=source,
                         cluster=shape,
                         threads=job_threads,
-                        limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else 0), 2**30),
+                        limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else None), 2**30),
                         store=store,
                     ),
                     console,

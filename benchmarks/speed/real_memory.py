@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,7 @@ class Listening(AbstractChunkSearch):
         self.gather = engine.gather
         self.queries: Tensor | None = None
         self.hits: ChunkHits | None = None
+        self.arguments: tuple[Any, ...] = ()
 
     @torch.no_grad()
     def search(
@@ -120,6 +122,6 @@ class Listening(AbstractChunkSearch):
         sketch: KeySketch | None = None,
         cells: KeyCells | None = None,
     ) -> ChunkHits:
-        self.queries = queries
+        self.queries, self.arguments = queries, (queries, chunk_keys, num_slots, sketch, cells)
         self.hits = self.engine.search(queries, chunk_keys, num_slots, sketch, cells)
         return self.hits

@@ -88,7 +88,7 @@ class LanceWriter(LanceReader):
         return self.put_all([block])[0]
 
     def put_all(self, blocks: Sequence[KVBlock]) -> list[PutReceipt]:
-        """One commit for all of them: some 20 ms, however many they are."""
+        """One commit for each payload table that they go to, one for the catalogue."""
         self._check_open()
         for block in blocks:
             check_block(block)
@@ -104,7 +104,16 @@ class LanceWriter(LanceReader):
             # of a segment that another process has put since, the insertion tells
             known = [block for block in blocks if block.segment in self._known_segments(block.key)]
             rows = {_name(block): row for block in known if (row := self._row(block)) is not None}
-            new = {_name(block): block for block in reversed(blocks) if _name(block) not in rows}
+            new: dict[str, KVBlock] = {}
+            for block in blocks:
+                # before anything is written: a conflict leaves nothing of its group behind
+                name = _name(block)
+                if name in rows:
+                    check_same_tokens(info_of(rows[name]), block)
+                elif name in new:
+                    check_same_tokens(describe_block(new[name]), block)
+                else:
+                    new[name] = block
             ours = self._commit(list(new.values())) if new else set()
             receipts = []
             for block in blocks:
@@ -144,7 +153,7 @@ class LanceWriter(LanceReader):
             inserted &= self._writes_of(blocks)
         self._on_step("put:catalogue")
         if time.time() - begun > janitor.OLD_S:
-            self._check_not_swept(blocks, set(payloads))
+            self._check_not_swept({name: [writes[write] for write in own] for name, own in payloads.items()})
         self._sync(CATALOGUE)
         self._on_step("put:catalogue-sync")
         for write in inserted:
@@ -210,13 +219,14 @@ class LanceWriter(LanceReader):
             self._epoch = token_hex(4)
             raise
 
-    def _check_not_swept(self, blocks: list[KVBlock], payloads: set[str]) -> None:
+    def _check_not_swept(self, payloads: dict[str, list[KVBlock]]) -> None:
         """After a put that stood still for so long that another process may have taken its payload for an orphan."""
-        if swept := payloads - set(self._database.table_names()):
+        if swept := set(payloads) - set(self._database.table_names()):
             self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, swept))})")
+            lost = ", ".join(f"{block.key} segment {block.segment}" for name in swept for block in payloads[name])
             raise StoreError(
-                f"{blocks[0].key} segment {blocks[0].segment}: the put was interrupted for more than "
-                f"{janitor.OLD_S:.0f} s and its payload was removed as an orphan; put it again"
+                f"{lost}: the put was interrupted for more than {janitor.OLD_S:.0f} s and its payload was removed as "
+                "an orphan; put it again"
             )
 
     def _sync(self, table: str) -> None:

@@ -2,7 +2,7 @@
 
 A counter of one's own drifts (other writers, deletes, crashes) until a store refuses everything or nothing. So the
 catalogue is counted again whenever the puts since the last count have used up an eighth of the room there was: seldom
-in a store with much room, at every put near the limit. The limit can be exceeded by one block for each other writer.
+in a store with much room, at every put near the limit. The limit can be exceeded by one commit for each other writer.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Quota:
         self._since = 0
 
     def check(self, num_bytes: int) -> None:
-        """Raises QuotaError unless a block of this size may be added."""
+        """Raises QuotaError unless so many bytes may be added."""
         if self._max_bytes is None:
             return
         if self._counted is None or self._since + num_bytes > (self._max_bytes - self._counted) / _SHARE:
@@ -33,8 +33,8 @@ class Quota:
         held = self._counted + self._since
         if held + num_bytes > self._max_bytes:
             raise QuotaError(
-                f"{self._uri} holds {held:,} bytes of at most {self._max_bytes:,}, and a block of {num_bytes:,} bytes "
-                "was to be added; nothing was stored: delete documents that are no longer needed (`longmem memory "
+                f"{self._uri} holds {held:,} bytes of at most {self._max_bytes:,}, and {num_bytes:,} bytes "
+                "were to be added; nothing was stored: delete documents that are no longer needed (`longmem memory "
                 "rm`), keep less (`--retention window`), or raise the limit"
             )
 

@@ -1,14 +1,16 @@
 """The hot tier of a reader: windows of the documents it is reading, filled from the store as they are needed."""
 
 from collections import OrderedDict
+from contextlib import suppress
 
 import torch
 
+from longmem.errors import CorruptionError
 from longmem.memory.key_space import KeySpace
 from longmem.memory.store import AbstractBlockSource
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
-from longmem.types import DocumentKey, SegmentInfo
+from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 READ_SEGMENTS = 8
 """Blocks fetched from the store at a time, so that catching up with a long past never holds it twice. Close behind the
@@ -77,7 +79,7 @@ class WindowCache:
         buffer = self._buffers.get(key)
         if buffer is None or not buffer.covers(start, end):
             buffer = self._buffer()
-            self._fill(key, buffer, range(start // self._segment_tokens, infos[-1].segment + 1))
+            self._fill(key, buffer, range(start // self._segment_tokens, infos[-1].segment + 1), ahead=False)
         self._buffers.move_to_end(key)
         return buffer.view(start, end)
 
@@ -85,13 +87,20 @@ class WindowCache:
         retained = self._memory_tokens + READ_SEGMENTS * self._segment_tokens
         return WindowBuffer(retained, self._device, self._key_space)
 
-    def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range) -> None:
+    def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range, ahead: bool = True) -> None:
         # out of the cache while it grows: a failed read must not leave a half-filled window behind
         self._buffers.pop(key, None)
         for first in range(segments.start, segments.stop, READ_SEGMENTS):
             stop = min(first + READ_SEGMENTS, segments.stop)
-            for block in self._source.read(key, first, stop, ahead=first + READ_SEGMENTS - stop):
+            for block in self._read(key, first, stop, first + READ_SEGMENTS - stop if ahead else 0):
                 buffer.append(block)
         self._buffers[key] = buffer
         while self.num_bytes > self._max_bytes and len(self._buffers) > 1:
             self._buffers.popitem(last=False)
+
+    def _read(self, key: DocumentKey, first: int, stop: int, ahead: int) -> list[KVBlock]:
+        if ahead:
+            # damage to a block that nobody has asked for is not theirs: the blocks alone tell whose it is
+            with suppress(CorruptionError):
+                return self._source.read(key, first, stop, ahead=ahead)
+        return self._source.read(key, first, stop)

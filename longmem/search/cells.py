@@ -52,6 +52,10 @@ class Cells:
         num_cells = self.means.shape[1]
         return torch.stack([torch.bincount(of_head, minlength=num_cells) for of_head in self.cell_of])
 
+    def narrow(self, num_chunks: int) -> "Cells":
+        """The first chunks alone, in the same cells."""
+        return self if num_chunks >= self.cell_of.shape[1] else Cells(self.means, self.cell_of[:, :num_chunks])
+
     def with_keys(self, first: int, keys: Float32[Tensor, "index_heads changed index_dim"]) -> "Cells":
         """The same cells after some chunks were given other keys."""
         cell_of = self.cell_of.clone()
@@ -66,8 +70,10 @@ class KeyCells:
     stretches: tuple[tuple[int, Cells], ...]
 
     def narrow(self, num_chunks: int) -> "KeyCells":
-        """Without what lies behind so many chunks."""
-        return KeyCells(tuple(each for each in self.stretches if each[0] + each[1].cell_of.shape[1] <= num_chunks))
+        """Without the chunks behind so many."""
+        return KeyCells(
+            tuple((first, cells.narrow(num_chunks - first)) for first, cells in self.stretches if first < num_chunks)
+        )
 
     def with_keys(self, first: int, keys: Float32[Tensor, "index_heads changed index_dim"]) -> "KeyCells":
         """The same cells after the chunks from `first` on were given other keys."""

@@ -1,7 +1,8 @@
 """Memories of synthetic tests, made in this process: a long filler in which a few tokens change, and packed examples.
 
 Segments are encoded independently of each other, so two short ways are exact: equal segments are encoded once, and
-where a needle is put into a filler only the segments that hold it are encoded again.
+where a needle is put into a filler only the segments that hold it are encoded again. Cells of an approximate search are
+the exception: a needle moves to the nearest one, and what they are alike in stays the filler's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -93,13 +94,13 @@ class FillerMemory:
         if ours.sketch is not None:
             # or bounds of what stood here before would hide the needle from the search
             written["sketch"] = ours.sketch.rows, ours.sketch.basis.place_keys(theirs.chunk_keys)
-        kept = {name: part.clone() for name, (part, _) in written.items()}
-        for part, new in written.values():
-            part.copy_(new)
         if view.cells is not None:
             begin = int(torch.searchsorted(view.starts, first * size))
             view = replace(view, cells=view.cells.with_keys(begin, theirs.chunk_keys))
+        kept = {name: part.clone() for name, (part, _) in written.items()}
         try:
+            for part, new in written.values():
+                part.copy_(new)
             yield view
         finally:
             for name, (part, _) in written.items():

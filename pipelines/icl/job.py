@@ -159,7 +159,7 @@ def _run(job: IclJob, tasks: dict[str, PreparedTask], run: IclRun, model: ModelD
     open_cells = [cell for cell in job.cells if len(run.journal.results.get(cell, {})) < len(tasks[cell.task].items)]
     memories = {cell: tasks[cell.task].memory(cell.seed, cell.memory_shots) for cell in open_cells if cell.memory_shots}
     scheduler = SegmentScheduler(
-        Limits(default_in_flight(job.cluster.encoders if job.cluster else 0), 2**30),
+        Limits(default_in_flight(job.cluster.encoders if job.cluster else None), 2**30),
         model.segment_bytes,
         model.settings["segment_tokens"],
         model.settings["memory_tokens"],

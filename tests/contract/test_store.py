@@ -410,8 +410,12 @@ def test_one_of_several_that_is_refused_harms_no_other(store: AbstractMemoryStor
         store.put_all(blocks)
     for info in store.segments(KEY):
         assert_same(store.read(KEY, info.segment, info.segment + 1)[0], make_block(segment=info.segment))
-    for index in (0, 2):
-        store.put(blocks[index])
+    with pytest.raises(ConflictError, match="segment 3"):
+        store.put_all([make_block(segment=3), make_block(segment=3, seed=9)])
+    store.trim(KEY, 9)
+    store.put(blocks[0])
+    store.put(make_block(segment=1))
+    store.put(blocks[2])
     assert [info.segment for info in store.segments(KEY)] == [0, 1, 2]
     bad = make_block(segment=3)
     bad.keys[0] = np.nan

@@ -7,13 +7,13 @@ from threading import Event
 
 import pytest
 
-from longmem.errors import ConflictError
+from longmem.errors import ConflictError, StoreError
 from longmem.executor import PUT_SEGMENTS, InlineExecutor
 from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.model import LongMem
 from longmem.text.segments import cut_segments
-from longmem.types import DocumentKey, Segment
+from longmem.types import DocumentKey, PutReceipt, Segment
 
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, having little money. "
 
@@ -83,9 +83,39 @@ def test_an_error_belongs_to_the_segment_that_meets_it(model: LongMem, tmp_path:
         encoded(executor, [first, second, third])
         for segment in (first, second, third):
             executor.submit("put", segment)
-        done = {each.segment.index: type(each.error) for each in executor.wait(60.0)}
-        assert done == {0: type(None), 1: ConflictError, 2: type(None)}
+        done = {each.segment.index: each for each in executor.wait(60.0)}
+        assert {index: type(each.error) for index, each in done.items()} == {
+            0: type(None),
+            1: ConflictError,
+            2: type(None),
+        }
+        for index in (0, 2):
+            receipt = done[index].result
+            assert isinstance(receipt, PutReceipt)
+            assert not receipt.duplicate, "the group left nothing behind when it failed"
         assert [info.segment for info in executor.stored(first.key)] == [0, 1, 2]
+
+
+def test_trouble_that_all_would_meet_is_met_once(model: LongMem, tmp_path: Path) -> None:
+    """A full disk, say: eight tries would be eight waits for it."""
+    tries = []
+
+    def on_step(step: str) -> None:
+        if step == "put:begin":
+            tries.append(step)
+            raise StoreError("the disk is full")
+
+    segments = cut(model, DocumentKey("default", "full"), TEXT)[:3]
+    with InlineExecutor(model, LanceMemoryStore(str(tmp_path / "memory.lance"), on_step)) as executor:
+        encoded(executor, segments)
+        for segment in segments:
+            executor.submit("put", segment)
+        done = executor.wait(60.0)
+        assert [(each.segment.index, str(each.error), each.result) for each in done] == [
+            (index, "the disk is full", None) for index in range(3)
+        ]
+        assert len(tries) == 1
+        assert executor.slots("put") == PUT_SEGMENTS
 
 
 def test_closing_in_process_waits_for_a_put_that_has_begun(model: LongMem, tmp_path: Path) -> None:

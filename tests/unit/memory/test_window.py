@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.dtypes import to_array
-from longmem.errors import MissingBlockError
+from longmem.errors import CorruptionError, MissingBlockError
 from longmem.kv_format import STORED_TYPES, pack, rounded
 from longmem.memory.key_space import KeySpace
 from longmem.memory.store import AbstractBlockSource, missing_blocks, with_more
@@ -423,6 +423,31 @@ def test_a_missing_block_is_an_error_and_leaves_nothing_behind(naive_view: Naive
     with pytest.raises(MissingBlockError, match="default/book"):
         cache.view(KEY, 31)
     same(cache.view(KEY, 25), naive_view(blocks, 0, 200))
+
+
+class DamagedSource(DictSource):
+    """One block is damaged."""
+
+    def __init__(self, blocks: Sequence[KVBlock], damaged: int) -> None:
+        super().__init__(blocks)
+        self.damaged = damaged
+
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
+        blocks = super().read(key, first_segment, last_segment, ahead=ahead)
+        if any(block.segment == self.damaged for block in blocks):
+            raise CorruptionError(f"segment {self.damaged}")
+        return blocks
+
+
+def test_a_damaged_block_troubles_only_those_who_need_it(naive_view: NaiveView) -> None:
+    """However far ahead of them it was read: a damaged last block is needed by no segment of its document."""
+    blocks = segments_of("book", 12, 8, 4)
+    cache = WindowCache(DamagedSource(blocks, 7), 8, 32)
+    for segment in range(8):
+        same(cache.view(KEY, segment), naive_view(blocks, max(0, 8 * segment - 32), 8 * segment))
+    with pytest.raises(CorruptionError, match="segment 7"):
+        cache.view(KEY, 8)
+    same(cache.view(KEY, 12), naive_view(blocks, 64, 96))
 
 
 def test_the_document_read_longest_ago_goes_first(naive_view: NaiveView) -> None:

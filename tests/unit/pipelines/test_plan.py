@@ -31,6 +31,7 @@ def costs(
         memory_tokens=MEMORY,
         encode=cost(encode),
         put=cost(put),
+        put_more=cost(put / 4),
         read=cost(0.004),
         read_more=cost(0.002),
         score=ScoreCost(cost(score / 2), line, line, 0.0, ((MEMORY, cost(score + slope * MEMORY)),)),
@@ -59,8 +60,8 @@ def test_one_process_adds_everything_up() -> None:
     """550 tokens: five full segments with 0, 100, 200, 300, 300 tokens in the window, and half of one with 300."""
     plan = predict(costs(), Workload((550,)), Cluster(in_process=True))
     encode = 5.5 * 0.1
-    put = 6 * 0.01
-    read = 5 * 0.004
+    put = 6 * (0.01 + 7 * 0.0025) / 8
+    read = 5 * (0.004 + 7 * 0.002) / 8
     score = 0.1 + 0.3 + 0.4 + 0.5 + 0.5 + 0.5 * 0.5 + read
     driver = 6 * 0.001
     tokenise, forget = 550 * 1e-5, 0.5
@@ -107,7 +108,7 @@ def test_between_two_nodes_half_of_everything_travels() -> None:
     assert plan.network_bytes_per_node == (12000 + 2000 + 8000) // 2
     assert plan.network_mb_per_s == pytest.approx(11000 / plan.wall_s / 1e6)
     # one encoder, two readers with a window each, the store, Ray, and half of what is in flight: all four segments,
-    # and the blocks that four readers fetch, four at a time
+    # and the blocks that four readers fetch, all that there are
     objects = 4 * 6000 + 16 * 1000
     assert plan.object_store_bytes == objects
     assert plan.ram_bytes_per_node == 2 * 10**6 + 2 * (3 * 10**6 + 9000) + 10**5 + 10**7 + objects // 2
@@ -249,7 +250,9 @@ def test_the_order_and_grouping_of_documents_do_not_change_the_work(lengths: tup
 
 def test_without_memory_nothing_is_stored_or_fetched() -> None:
     none = cost(0.0)
-    bare = replace(costs(), memory_tokens=0, put=none, read=none, read_more=none, forget=none, window_bytes=0)
+    bare = replace(
+        costs(), memory_tokens=0, put=none, put_more=none, read=none, read_more=none, forget=none, window_bytes=0
+    )
     plan = predict(bare, Workload((450,)), Cluster(in_process=True))
     assert plan.disk_bytes == 0
     assert plan.stages["score"].busy_s == pytest.approx(4.5 * 0.1)

@@ -20,6 +20,7 @@ def costs(ray: RayCost | None) -> UnitCosts:
         memory_tokens=300,
         encode=some,
         put=some,
+        put_more=some,
         read=some,
         read_more=some,
         score=ScoreCost(some, Line(0.1, 1e-5), Line(0.2, 2e-5), 0.03, ((100, some), (300, some))),
@@ -65,7 +66,7 @@ def test_costs_without_ray_are_refused_for_pools(tmp_path: Path) -> None:
         ("not json", "is no file of"),
         ("[]", "not written by this version"),
         ('{"version": 99}', "not written by this version"),
-        ('{"version": 1, "encode": {}}', "damaged"),
+        ('{"version": 2, "encode": {}}', "damaged"),
     ],
 )
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:

@@ -240,11 +240,17 @@ def test_cells_come_only_where_they_are_asked_for() -> None:
     assert buffer.view(0, 8 * IDENTITY.segment_tokens).cells is None
 
 
-def test_a_searched_part_leaves_out_what_lies_behind_it() -> None:
+def test_what_cannot_be_searched_is_left_out_and_the_rest_of_its_stretch_stays() -> None:
+    """The last chunk of a view has nothing behind it that could be copied, wherever the view ends."""
     made = make_cells(keys_of(1, 48, 16, 0))
     view = KeyCells(((4, made), (60, made)))
-    assert [first for first, _ in view.narrow(108).stretches] == [4, 60]
-    assert [first for first, _ in view.narrow(107).stretches] == [4]
-    assert view.narrow(51).stretches == ()
+    assert view.narrow(108).stretches == view.stretches
+    for num_chunks, sizes in ((107, [48, 47]), (61, [48, 1]), (60, [48]), (51, [47]), (4, [])):
+        cut = view.narrow(num_chunks)
+        assert [int(each.sizes.sum()) for _, each in cut.stretches] == sizes
+        assert cut.outside(num_chunks).tolist() == [each for each in view.outside(110).tolist() if each < num_chunks]
+        for (_, found), (_, whole) in zip(cut.stretches, view.stretches, strict=False):
+            assert torch.equal(found.means, whole.means)
+            assert torch.equal(found.cell_of, whole.cell_of[:, : found.cell_of.shape[1]])
     assert view.outside(110).tolist() == [0, 1, 2, 3, *range(52, 60), 108, 109]
     assert replace(view, stretches=()).outside(3).tolist() == [0, 1, 2]
