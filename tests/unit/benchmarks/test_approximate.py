@@ -1,0 +1,30 @@
+"""The benchmark of approximate search: exact search is its measure, and more cells come closer to it."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import approximate
+from longmem.model_source import ModelSource
+from longmem.testing import small_longmem
+
+
+def test_more_cells_find_more_and_all_of_them_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longmem.search.cells.STRETCHES", (64, 256))
+    monkeypatch.setattr(approximate, "STRETCHES", (64, 256))
+    monkeypatch.setattr("longmem.search.cells.CELL_CHUNKS", 8)
+    small_longmem(tmp_path, chunk_tokens=1, top_k=4).save_pretrained(tmp_path / "model")
+    source = ModelSource(str(tmp_path / "model"), search="ivf", settings={"memory_tokens": 512})
+    table = approximate.approximate(source, [], 512, [1, 8, 64], scored_segments=3, repeats=2)
+    assert [line.name for line in table.lines] == [
+        approximate.EXACT,
+        "ivf, 1 cells",
+        "ivf, 8 cells",
+        "ivf, 64 cells",
+        "clustering, for each 32 tokens",
+    ]
+    recalls = [float(line.notes["recall"]) for line in table.lines[:4]]
+    assert recalls[0] == recalls[3] == 1.0
+    assert recalls[1] < recalls[2] <= 1.0
+    assert table.lines[3].notes["perplexity"] == table.lines[0].notes["perplexity"]
+    assert all(line.timing.cpu_median_s > 0 for line in table.lines)
