@@ -50,7 +50,7 @@ def approximate(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Approximate search in long memories: time, recall and perplexity; a minute for 400,000 tokens."""
+    """Approximate search in long memories: time, recall and perplexity; some 15 minutes."""
     from benchmarks.speed import approximate as benchmark
 
     torch.set_num_threads(threads)
