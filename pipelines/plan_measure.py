@@ -212,8 +212,14 @@ class _OneByOne(AbstractBlockSource):
     def __init__(self, store: AbstractMemoryStore) -> None:
         self._store = store
 
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
-        assert ahead >= 0, f"ahead {ahead}"
+    def read(
+        self,
+        key: DocumentKey,
+        first_segment: int,
+        last_segment: int,
+        *,
+        ahead: int = 0,  # noqa: ARG002 - nothing is there
+    ) -> list[KVBlock]:
         return self._store.read(key, first_segment, last_segment)
 
 
