@@ -78,8 +78,8 @@ def growth(
     for name, ratio in (("cpu", "slowdown_cpu"), ("wall", "slowdown_wall")):
         spans = [f"{figures[span][f'{name}_s_per_1k_tokens']:.3f}" for span in ("second_span", "last_span")]
         table.add_row(f"{name} s per 1,000 tokens", *spans, f"{figures[ratio]:.3f}")
-    sizes = [f"{figures[name] / 2**20:,.0f}" for name in ("rss_bytes_when_full", "rss_bytes_max_after")]
-    table.add_row("resident MiB (window full, highest later)", *sizes, f"{figures['rss_growth']:.3f}")
+    peaks = [f"{figures[name] / 2**20:,.0f}" for name in ("peak_bytes_second_span", "peak_bytes")]
+    table.add_row("peak resident MiB until then", *peaks, f"{figures['peak_growth']:.3f}")
     Console().print(table)
     if not figures["passed"]:
         raise typer.Exit(1)

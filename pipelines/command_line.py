@@ -29,6 +29,14 @@ class ComputeDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class JobDtype(StrEnum):
+    """The same for a job, which may choose itself."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+
+
 class StoredFormat(StrEnum):
     """Format in which keys and values are stored."""
 

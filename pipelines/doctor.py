@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from time import perf_counter
 from typing import Literal
 
 import psutil
@@ -125,6 +124,8 @@ def _torch() -> Iterator[Finding]:
     except (ImportError, OSError) as error:  # OSError: a shared library of the wheel does not load here
         yield Finding("torch import", "failed", f"{error}: reinstall torch", "error")
         return
+    from longmem.precision import bfloat16_speedup
+
     cores, threads = usable_cores(), torch.get_num_threads()
     problem = None
     if threads > cores:
@@ -139,7 +140,7 @@ def _torch() -> Iterator[Finding]:
         problem,
         "warning" if problem else "ok",
     )
-    speedup = _bfloat16_speedup()
+    speedup = bfloat16_speedup()
     slow = speedup < 0.8
     yield Finding(
         "bfloat16",
@@ -186,22 +187,6 @@ def _cpu_quotas() -> Iterator[float]:
             quota, period = limit.read_text("utf-8").split()
             if quota != "max":
                 yield int(quota) / int(period)
-
-
-def _bfloat16_speedup() -> float:
-    """Time of a float32 product over that of a bfloat16 one. Measured, since support flags do not tell speed."""
-    import torch
-
-    def best_s(dtype: torch.dtype) -> float:
-        matrix = torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(6):
-            start = perf_counter()
-            matrix @ matrix
-            times.append(perf_counter() - start)
-        return min(times)
-
-    return best_s(torch.float32) / best_s(torch.bfloat16)
 
 
 def _ram() -> Finding:

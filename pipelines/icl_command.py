@@ -10,7 +10,7 @@ from rich.console import Console
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes, num_cores
+from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
 from pipelines.options import (
     Address,
     ChunkTokens,
@@ -76,7 +76,7 @@ def icl(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
-    dtype: Dtype = ComputeDtype.FLOAT32,
+    dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
     """Many-shot in-context learning: demonstrations in context, in memory, and both.
@@ -105,6 +105,7 @@ def icl(
                 model,
                 dtype,
                 search,
+                console,
                 on_gpu=gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,

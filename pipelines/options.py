@@ -1,13 +1,16 @@
 """Options that several commands share, so that they read alike everywhere."""
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, Durability, Placement, SearchEngine, StoredFormat, local_or_hub
+from pipelines.command_line import Durability, JobDtype, Placement, SearchEngine, StoredFormat, local_or_hub
 
 if TYPE_CHECKING:
     # loads torch
@@ -41,7 +44,13 @@ KvDtype = Annotated[
     ),
 ]
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.")]
-Dtype = Annotated[ComputeDtype, typer.Option(help="Compute type.")]
+Dtype = Annotated[
+    JobDtype,
+    typer.Option(
+        help="Compute type. auto: bfloat16 where this machine is at least 1.5 times as fast with it and perplexity "
+        "changes by less than 0.1%, else float32; it measures both and says what it chose."
+    ),
+]
 Search = Annotated[
     SearchEngine,
     typer.Option(
@@ -88,8 +97,9 @@ def check_resume(resume: bool, out: Path | None) -> None:
 
 def model_source(
     model: str | None,
-    dtype: ComputeDtype,
+    dtype: JobDtype,
     search: SearchEngine,
+    console: Console,
     *,
     on_gpu: bool = False,
     no_memory: bool = False,
@@ -99,8 +109,10 @@ def model_source(
     chunk_tokens: int | None,
     kv_dtype: StoredFormat | None = None,
 ) -> "ModelSource":
-    """The model that the options name. Raises ConfigError for options that contradict each other."""
+    """The model that the options name; prints which type it computes in where that is chosen here. Raises ConfigError
+    for options that contradict each other."""
     from longmem.model_source import REFERENCE_MODEL, ModelSource
+    from longmem.precision import choose_dtype
     from longmem.search import choose_engine
 
     if no_memory and memory_tokens:
@@ -112,9 +124,18 @@ def model_source(
         "chunk_tokens": chunk_tokens,
         "kv_dtype": None if kv_dtype is None else kv_dtype.value,
     }
-    return ModelSource(
+    source = ModelSource(
         local_or_hub(model or str(REFERENCE_MODEL)),
-        dtype=dtype.value,
+        dtype="bfloat16" if dtype == JobDtype.BFLOAT16 else "float32",
         search=choose_engine(search.value, "cuda" if on_gpu else "cpu"),
         settings={name: value for name, value in settings.items() if value is not None},
     )
+    if dtype != JobDtype.AUTO:
+        return source
+    if on_gpu:
+        raise ConfigError(
+            "--dtype auto measures this machine's CPU, the readers are to use GPUs: give --dtype float32 or bfloat16"
+        )
+    choice = choose_dtype(replace(source, search="auto"))
+    console.print(escape(str(choice)), soft_wrap=True)
+    return replace(source, dtype=choice.dtype)

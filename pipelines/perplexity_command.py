@@ -12,8 +12,8 @@ from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from pipelines.command_line import (
     EXIT_FAILED_DOCUMENTS,
-    ComputeDtype,
     Durability,
+    JobDtype,
     Placement,
     Retention,
     SearchEngine,
@@ -128,7 +128,7 @@ def perplexity(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
     ] = False,
-    dtype: Dtype = ComputeDtype.FLOAT32,
+    dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
     max_in_flight_segments: Annotated[
         int | None,
@@ -163,6 +163,7 @@ def perplexity(
             model,
             dtype,
             search,
+            console,
             on_gpu=reader_gpus > 0,
             no_memory=no_memory,
             segment_tokens=segment_tokens,

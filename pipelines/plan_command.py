@@ -9,7 +9,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command_line import (
-    ComputeDtype,
+    JobDtype,
     Retention,
     SearchEngine,
     exit_codes,
@@ -68,7 +68,7 @@ def plan(
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
     no_memory: NoMemory = False,
-    dtype: Dtype = ComputeDtype.FLOAT32,
+    dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 40.0,
     costs: Annotated[
@@ -109,6 +109,7 @@ def plan(
             model,
             dtype,
             search,
+            console,
             no_memory=no_memory,
             segment_tokens=segment_tokens,
             memory_tokens=memory_tokens,

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes
+from pipelines.command_line import JobDtype, SearchEngine, exit_codes
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -64,7 +64,7 @@ def probe(
     segment_tokens: SegmentTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
-    dtype: Dtype = ComputeDtype.FLOAT32,
+    dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
     threads: Threads = None,
 ) -> None:
@@ -112,6 +112,7 @@ def probe(
                 model,
                 dtype,
                 search,
+                console,
                 segment_tokens=segment_tokens,
                 memory_tokens=None,
                 top_k=top_k,

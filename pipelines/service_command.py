@@ -14,8 +14,8 @@ from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from longmem.redaction import redacted
 from pipelines.command_line import (
-    ComputeDtype,
     Durability,
+    JobDtype,
     Placement,
     SearchEngine,
     exit_codes,
@@ -85,7 +85,7 @@ def up(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
-    dtype: Dtype = ComputeDtype.FLOAT32,
+    dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
     """Start a service, and wait until its workers are ready. It ends with `longmem service down`.
@@ -105,6 +105,7 @@ def up(
                 model,
                 dtype,
                 search,
+                console,
                 on_gpu=reader_gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, SearchEngine, exit_codes, num_cores
+from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -52,7 +52,7 @@ def suffix(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
-    dtype: Dtype = ComputeDtype.FLOAT32,
+    dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
     """Which of several texts follows a long context? Accuracy by context length, with memory and without.
@@ -75,6 +75,7 @@ def suffix(
                 model,
                 dtype,
                 search,
+                console,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,
                 top_k=top_k,

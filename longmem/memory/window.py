@@ -10,6 +10,9 @@ chunks still wanted. So a view that someone holds stays what it was. Each token 
 life, and memory is bounded by `retain_tokens` however long the document grows.
 """
 
+import math
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
 import torch
 from torch import Tensor
 
@@ -133,8 +136,7 @@ class WindowBuffer:
             axis = _CHUNK_AXIS[name]
             size = list(like.shape)
             size[axis] = capacity
-            # zeros, not empty: untouched pages cost nothing, and padding must never be NaN
-            fresh[name] = torch.zeros(size, dtype=like.dtype, device=like.device)
+            fresh[name] = _zeros(size, like.dtype, like.device)
             if kept:
                 fresh[name].narrow(axis, 0, kept).copy_(self._arrays[name].narrow(axis, kept_from, kept))
         self._basis = None
@@ -144,7 +146,8 @@ class WindowBuffer:
             sample = searched[:, :: -(-kept // FITTED_CHUNKS)]
             self._basis = fit_basis(sample, self._key_space.asked(sample))
             if self._basis is not None:
-                fresh["sketch"] = searched.new_zeros((len(searched), capacity, self._basis.columns))
+                size = [len(searched), capacity, self._basis.columns]
+                fresh["sketch"] = _zeros(size, searched.dtype, searched.device)
                 for first in range(0, kept, FITTED_CHUNKS):
                     part = searched[:, first : first + FITTED_CHUNKS]
                     fresh["sketch"][:, first : first + part.shape[1]] = self._basis.place_keys(part)
@@ -153,6 +156,19 @@ class WindowBuffer:
         self.start_token = int(fresh["starts"][0]) if kept else None
         oldest = self.start_token or 0
         self._cells = {stretch: cells for stretch, cells in self._cells.items() if stretch[0] >= oldest}
+
+
+def _zeros(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, because untouched pages cost nothing, and padding must never be NaN.
+
+    On the CPU in a mapping of their own, which goes back to the system with the last view. The C library would keep
+    arrays of some sizes and put small things into the holes, so that the peak grew with every few renewals.
+    """
+    num_bytes = math.prod(size) * dtype.itemsize
+    if device.type != "cpu" or not num_bytes:
+        return torch.zeros(size, dtype=dtype, device=device)
+    pages = mmap(-1, num_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
 _CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from longmem import precision
 from longmem.errors import ClusterError
 from pipelines import doctor
 from pipelines.doctor import GIB, Finding, diagnose, render, usable_cores
@@ -123,7 +124,7 @@ def test_container_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_emulated_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_bfloat16_speedup", lambda: 0.1)
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.1)
     assert "float32" in str(named(diagnose(tmp_path), "bfloat16").problem)
 
 

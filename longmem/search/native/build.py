@@ -18,6 +18,7 @@ import xxhash
 from longmem.errors import ConfigError
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("top_k.c", "gather.c"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "bounds.h", "best.h"))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_S = 120.0
@@ -71,7 +72,7 @@ def native_library() -> ctypes.CDLL:
 
 def _library_path(compiler: str, folder: Path) -> Path:
     macros = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    sources = b"".join(source.read_bytes() for source in SOURCES)
+    sources = b"".join(source.read_bytes() for source in SOURCES + HEADERS)
     return folder / f"native-{xxhash.xxh3_64_hexdigest(sources + macros.encode())}.so"
 
 

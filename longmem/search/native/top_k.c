@@ -1,107 +1,20 @@
 /* Exact top-k by inner product, with bounds that spare most of the work. See `native_search.py` for the method.
 
-   For COLS keys at a time (a panel, which stays in the first-level cache) and ROWS queries at a time (whose sums stay
-   in registers), upper bounds of all inner products are made from short sketches of queries and keys. Only a pair
-   whose bound reaches the worst of the query's k best is looked at in full: first in float32, then, if that is not
-   less either, summed in double precision. So selection reads no score that it throws away from memory, and the k
-   best are those of double precision; equal ones go to the older key. */
+   For COLS keys at a time (a panel, which stays in the first-level cache) and ROWS queries at a time (a tile, whose
+   sums stay in registers), upper bounds of all inner products are made from short sketches of queries and keys, in
+   whole numbers of eight bits (`bounds.h`). Only a pair whose bound reaches what the query's k best imply is looked at
+   in full: its float32 product makes it a candidate or not, and the candidates that are left in the end are ranked in
+   double precision (`best.h`). So selection reads no score that it throws away from memory, and the k best are those of
+   double precision; equal ones go to the older key. */
 
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
 
-#if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 12 };
-#elif defined(__AVX__)
-enum { LANES = 8, ROWS = 6 };
-#else
-enum { LANES = 4, ROWS = 6 };
-#endif
-enum { COLS = 2 * LANES };
-
-typedef float floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef float floats4 __attribute__((vector_size(16)));
-typedef double doubles4 __attribute__((vector_size(32)));
-
-static inline floats load(const float *from) {
-    floats to;
-    memcpy(&to, from, sizeof to);
-    return to;
-}
-
-/* One bit for each lane that is at least the threshold. */
-static inline uint32_t at_least(floats values, float threshold) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask((__m512)values, _mm512_set1_ps(threshold), _CMP_GE_OQ);
-#elif defined(__AVX__)
-    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)values, _mm256_set1_ps(threshold), _CMP_GE_OQ));
-#else
-    uint32_t bits = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        bits |= (uint32_t)(values[lane] >= threshold) << lane;
-    return bits;
-#endif
-}
-
-static float product(const float *a, const float *b, int64_t dim) {
-    floats low = {0}, high = {0};
-    int64_t i = 0;
-    for (; i + COLS <= dim; i += COLS) {
-        low += load(a + i) * load(b + i);
-        high += load(a + i + LANES) * load(b + i + LANES);
-    }
-    low += high;
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        sum += low[lane];
-    for (; i < dim; i++)
-        sum += a[i] * b[i];
-    return sum;
-}
-
-/* The same order of summation on every machine. */
-static double precise_product(const float *a, const float *b, int64_t dim) {
-    enum { STRIPES = 4, STEP = 4 * STRIPES };
-    doubles4 sums[STRIPES] = {0};
-    int64_t i = 0;
-    for (; i + STEP <= dim; i += STEP)
-        for (int stripe = 0; stripe < STRIPES; stripe++) {
-            floats4 left, right;
-            memcpy(&left, a + i + 4 * stripe, sizeof left);
-            memcpy(&right, b + i + 4 * stripe, sizeof right);
-            sums[stripe] += __builtin_convertvector(left, doubles4) * __builtin_convertvector(right, doubles4);
-        }
-    const doubles4 all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    double sum = (all[0] + all[1]) + (all[2] + all[3]);
-    for (; i < dim; i++)
-        sum += (double)a[i] * b[i];
-    return sum;
-}
-
-typedef struct {
-    double score;
-    int64_t id;
-} hit;
-
-static inline int worse(hit a, hit b) { return a.score < b.score || (a.score == b.score && a.id > b.id); }
-
-/* The best hits of one query so far: once there are k, a heap with the worst on top. */
-typedef struct {
-    int64_t row;
-    hit *hits;
-    int64_t size, k;
-    double guess;    /* the k best must all be better than this, or it was too high */
-    float threshold; /* a bound below this cannot belong to the k best */
-    float margin;    /* what float32 bounds and products can be too low by */
-} best;
+#include "best.h"
+#include "bounds.h"
 
 typedef struct {
     const float *queries, *query_sketches, *keys, *key_sketches;
-    int64_t key_stride, sketch_stride, dim, width;
+    int64_t num_queries, key_stride, sketch_stride, dim, width, k, slots;
 } problem;
 
 /* Keys to look at: those of `ids`, or the first `size` where it is NULL. */
@@ -112,101 +25,167 @@ typedef struct {
 
 static inline int64_t id_of(list keys, int64_t place) { return keys.ids ? keys.ids[place] : place; }
 
-/* Room for the sketches of all queries, tile by tile, and of one panel of keys. */
+/* The coded sketches of all queries; room for as many of them tile by tile, and for a panel of keys. */
 typedef struct {
-    float *packed, *panel;
-} room;
+    coded_queries coded;
+    tile *tiles;
+    int32_t *pairs;
+    uint16_t *starts, *codes;
+    float *rows;
+    candidate *estimates;
+    hit *hits;
+} workspace;
 
-static room make_room(int64_t num_queries, int64_t width) {
-    return (room){malloc((num_queries + ROWS) * width * sizeof(float)), malloc(COLS * width * sizeof(float))};
+static void leave(workspace in) {
+    free(in.coded.pairs), free(in.coded.starts), free(in.coded.bounds);
+    free(in.tiles), free(in.pairs), free(in.starts), free(in.codes), free(in.rows);
+    free(in.estimates), free(in.hits);
 }
 
-static void leave(room in) { free(in.packed), free(in.panel); }
+static void copy_padded(const float *from, int64_t width, int64_t padded, float *to) {
+    memcpy(to, from, width * sizeof *to);
+    memset(to + width, 0, (padded - width) * sizeof *to);
+}
 
-static void sink(hit *hits, int64_t size, int64_t at) {
-    hit moving = hits[at];
-    for (int64_t child; (child = 2 * at + 1) < size; at = child) {
-        if (child + 1 < size && worse(hits[child + 1], hits[child]))
-            child++;
-        if (!worse(hits[child], moving))
-            break;
-        hits[at] = hits[child];
+/* Returns 0, or 1 when memory is short. */
+static int prepare(const problem *of, workspace *in) {
+    const shape sketch = shape_of(of->width);
+    const int64_t width = sketch.width, blocks = sketch.blocks, tiles = of->num_queries / ROWS + 1;
+    *in = (workspace){
+        {malloc(of->num_queries * width / 2 * sizeof(int32_t)), malloc(of->num_queries * blocks * sizeof(uint16_t)),
+         malloc(of->num_queries * sizeof(query_bounds))},
+        aligned_alloc(_Alignof(tile), tiles * sizeof(tile)),
+        calloc(tiles * ROWS * width / 2, sizeof(int32_t)),
+        calloc(tiles * ROWS * blocks, sizeof(uint16_t)),
+        malloc(COLS * width / 2 * sizeof(uint16_t)),
+        malloc(COLS * width * sizeof(float)),
+        malloc(most_candidates(of->k) * sizeof(candidate)),
+        malloc(of->k * sizeof(hit)),
+    };
+    if (!in->coded.pairs || !in->coded.starts || !in->coded.bounds || !in->tiles || !in->pairs || !in->starts ||
+        !in->codes || !in->rows || !in->estimates || !in->hits)
+        return 1;
+    memset(in->tiles, 0, tiles * sizeof(tile));
+    for (int64_t row = 0; row < of->num_queries; row++) {
+        copy_padded(of->query_sketches + row * of->width, of->width, width, in->rows);
+        code_query(in->rows, sketch, in->coded, row);
     }
-    hits[at] = moving;
+    return 0;
 }
 
-static void heapify(best *query) {
-    for (int64_t at = query->size / 2; at-- > 0;)
-        sink(query->hits, query->size, at);
-}
-
-static void offer(best *query, hit found) {
-    if (query->size < query->k) {
-        query->hits[query->size++] = found;
-        if (query->size < query->k)
-            return;
-        heapify(query);
-    } else if (worse(query->hits[0], found)) {
-        query->hits[0] = found;
-        sink(query->hits, query->k, 0);
-    } else {
-        return;
+/* Code the keys of a panel. */
+static panel_bounds put_panel(const problem *of, shape sketch, list keys, int64_t first, const workspace *in) {
+    for (int64_t col = 0; col < COLS; col++) {
+        float *row = in->rows + col * sketch.width;
+        if (first + col < keys.size)
+            copy_padded(of->key_sketches + id_of(keys, first + col) * of->sketch_stride, of->width, sketch.width, row);
+        else
+            memset(row, 0, sketch.width * sizeof *row);
     }
-    query->threshold = nextafterf((float)query->hits[0].score - query->margin, -INFINITY);
+    return code_panel(in->rows, sketch.width, in->codes);
 }
 
-/* Offer the keys of every panel `first`, `first + step`, ... to the queries, but for each `skip`-th (0: none). */
-static void scan(const problem *of, best **queue, int64_t num_queries, list keys, int64_t step, int64_t skip, room in) {
-    const int64_t num_tiles = (num_queries + ROWS - 1) / ROWS, width = of->width;
-    for (int64_t slot = 0; slot < num_tiles * ROWS; slot++)
-        for (int64_t w = 0; w < width; w++)
-            in.packed[(slot / ROWS * width + w) * ROWS + slot % ROWS] =
-                slot < num_queries ? of->query_sketches[queue[slot]->row * width + w] : 0;
-    for (int64_t number = 0; number * COLS < keys.size; number += step) {
-        if (skip && number % skip == 0)
-            continue;
-        const int64_t first = number * COLS, cols = keys.size - first < COLS ? keys.size - first : COLS;
-        for (int64_t col = 0; col < COLS; col++)
-            for (int64_t w = 0; w < width; w++)
-                in.panel[w * COLS + col] =
-                    col < cols ? of->key_sketches[id_of(keys, first + col) * of->sketch_stride + w] : 0;
-        for (int64_t tile = 0; tile < num_tiles; tile++) {
-            floats low[ROWS] = {0}, high[ROWS] = {0};
-            const float *sketch = in.packed + tile * width * ROWS;
-            for (int64_t w = 0; w < width; w++, sketch += ROWS) {
-                const floats left = load(in.panel + w * COLS), right = load(in.panel + w * COLS + LANES);
-                for (int row = 0; row < ROWS; row++) {
-                    low[row] += sketch[row] * left;
-                    high[row] += sketch[row] * right;
-                }
+static int64_t rank_all(const problem *of, const best *query, hit *hits) {
+    return rank(query, of->queries + query->row * of->dim, of->keys, of->key_stride, of->dim, hits);
+}
+
+/* Make a key a candidate if its product allows. Returns whether that raised the threshold. */
+static int look(const problem *of, best *query, int64_t id, const workspace *in) {
+    const float *sketch = of->query_sketches + query->row * of->width;
+    /* tighter than whole numbers, and still in the cache */
+    if (of->width < of->dim && product(sketch, of->key_sketches + id * of->sketch_stride, of->width) < query->threshold)
+        return 0;
+    const float score = product(of->queries + query->row * of->dim, of->keys + id * of->key_stride, of->dim);
+    if (!(score >= query->threshold))
+        return 0;
+    add(query, (candidate){score, id});
+    if (query->size == most_candidates(query->k)) {
+        /* more nearly equal ones than there is room for */
+        query->size = rank_all(of, query, in->hits);
+        for (int64_t each = 0; each < query->size; each++)
+            query->candidates[each] = (candidate){(float)in->hits[each].score, in->hits[each].id};
+    }
+    return 1;
+}
+
+/* Make a key a candidate by the score that its bound is made of. */
+static void estimate(best *query, int64_t id, float score) {
+    add(query, (candidate){score, id});
+    query->size = query->size < query->k ? query->size : query->k;
+}
+
+/* Offer the keys of the coded panel to the queries of a tile, `num_queries` at most ROWS. */
+static inline __attribute__((always_inline)) void compare(const problem *of, shape sketch, list keys, int64_t first,
+                                                          panel_bounds panel, int64_t number, best **queries,
+                                                          int64_t num_queries, int only_estimate,
+                                                          const workspace *in) {
+    const int64_t cols = keys.size - first;
+    const uint64_t present = cols < COLS ? ((uint64_t)1 << cols) - 1 : UINT64_MAX;
+    tile *with = in->tiles + number;
+    words low[ROWS], high[ROWS];
+    int16_t limits[VECTORS * FLOATS];
+    uint64_t passing[ROWS];
+    set_limits(with, panel, sketch, limits);
+    multiply(in->pairs + number * sketch.width / 2 * ROWS, in->starts + number * sketch.blocks * ROWS, in->codes,
+             sketch, low, high);
+    for (int place = 0; place < ROWS; place++)
+        passing[place] = greater(low[place], high[place], limits[place]) & present;
+    for (int place = 0; place < num_queries; place++)
+        for (; passing[place]; passing[place] &= passing[place] - 1) {
+            best *query = queries[place];
+            const query_bounds bounds = in->coded.bounds[query->row];
+            const int col = __builtin_ctzll(passing[place]);
+            const int64_t id = id_of(keys, first + col);
+            if (only_estimate) {
+                const int16_t sum = (int16_t)(col < LANES ? low[place][col] : high[place][col - LANES]);
+                estimate(query, id, (float)sum * (float)(1 << sketch.lost_bits) * bounds.scale / panel.inverse);
+                set_query(with, place, without_rests(bounds), query->threshold);
+            } else if (look(of, query, id, in)) {
+                set_query(with, place, bounds, query->threshold);
             }
-            for (int row = 0; row < ROWS && tile * ROWS + row < num_queries; row++) {
-                best *query = queue[tile * ROWS + row];
-                uint32_t passing =
-                    at_least(low[row], query->threshold) | at_least(high[row], query->threshold) << LANES;
-                if (cols < COLS)
-                    passing &= (1u << cols) - 1;
-                for (; passing; passing &= passing - 1) {
-                    const int64_t id = id_of(keys, first + __builtin_ctz(passing));
-                    const float *asked = of->queries + query->row * of->dim, *key = of->keys + id * of->key_stride;
-                    if (product(asked, key, of->dim) >= query->threshold)
-                        offer(query, (hit){precise_product(asked, key, of->dim), id});
-                }
-            }
+        }
+}
+
+/* Offer the keys of each `step`-th panel to the queries. */
+static void scan(const problem *of, best **queue, int64_t num_queries, list keys, int64_t step, int only_estimate,
+                 const workspace *in) {
+    const shape sketch = shape_of(of->width);
+    const int64_t num_tiles = (num_queries + ROWS - 1) / ROWS, pairs = sketch.width / 2, blocks = sketch.blocks;
+    for (int64_t slot = 0; slot < num_queries; slot++) {
+        const int64_t number = slot / ROWS, place = slot % ROWS, row = queue[slot]->row;
+        for (int64_t pair = 0; pair < pairs; pair++)
+            in->pairs[(number * pairs + pair) * ROWS + place] = in->coded.pairs[row * pairs + pair];
+        for (int64_t block = 0; block < blocks; block++)
+            in->starts[(number * blocks + block) * ROWS + place] = in->coded.starts[row * blocks + block];
+        const query_bounds bounds = in->coded.bounds[row];
+        set_query(in->tiles + number, place, only_estimate ? without_rests(bounds) : bounds, queue[slot]->threshold);
+    }
+    for (int64_t first = 0; first < keys.size; first += step * COLS) {
+        const panel_bounds panel = put_panel(of, sketch, keys, first, in);
+        for (int64_t number = 0; number < num_tiles; number++) {
+            const int64_t left = num_queries - number * ROWS;
+            compare(of, sketch, keys, first, panel, number, queue + number * ROWS, left < ROWS ? left : ROWS,
+                    only_estimate, in);
         }
     }
 }
 
-/* Best first, into the first columns of a row of ids and scores. */
-static void write_hits(best *query, int64_t slots, int64_t *ids, float *scores) {
-    /* fewer than k only where no more were looked at, or products are not numbers */
-    if (query->size < query->k)
-        heapify(query);
-    for (int64_t slot = query->size; slot-- > 0;) {
-        ids[query->row * slots + slot] = query->hits[0].id;
-        scores[query->row * slots + slot] = (float)query->hits[0].score;
-        query->hits[0] = query->hits[slot];
-        sink(query->hits, slot, 0);
+/* From estimates to a threshold: the score of the `k_of_sample`-th of them by true products. Then forget them. */
+static void guess_threshold(const problem *of, best *query, int64_t k_of_sample, const workspace *in) {
+    const int64_t size = query->size;
+    memcpy(in->estimates, query->candidates, size * sizeof *in->estimates);
+    query->k = k_of_sample, query->size = 0, query->threshold = -INFINITY;
+    for (int64_t each = 0; each < size; each++)
+        look(of, query, in->estimates[each].id, in);
+    query->k = of->k, query->size = 0;
+    query->guess = query->threshold + 2 * query->margin;
+}
+
+/* Into the first columns of a row of ids and scores. */
+static void write_hits(const problem *of, int64_t row, const hit *hits, int64_t size, int64_t *ids, float *scores) {
+    for (int64_t slot = 0; slot < size; slot++) {
+        ids[row * of->slots + slot] = hits[slot].id;
+        scores[row * of->slots + slot] = (float)hits[slot].score;
     }
 }
 
@@ -215,49 +194,55 @@ static void write_hits(best *query, int64_t slots, int64_t *ids, float *scores) 
    best, best first, into the first k of `slots` columns of ids and scores; k is at most num_keys, and a product that is
    not a number is never among them. Returns 0, or 1 when memory is short.
 
-   Until a query has k hits it has no threshold, and those of the first keys are low. So a sample of the keys is looked
-   at first, and a score that about twice k keys should reach is taken for the threshold of all others. Where fewer
-   than k exceed it, the guess was too high, and that query starts again without one. */
+   Until a query has k candidates it has no threshold, and those of the first keys are low. So the bounds of a sample of
+   the keys are looked at first, and a score that about twice k keys should reach is where all queries begin. Where
+   fewer than k exceed it, the guess was too high, and that query starts again without one. */
 int longmem_top_k(const float *queries, const float *query_sketches, const float *margins, int64_t num_queries,
                   const float *keys, int64_t key_stride, const float *key_sketches, int64_t sketch_stride,
                   int64_t num_keys, int64_t dim, int64_t width, int64_t k, int64_t slots, int64_t *ids,
                   float *scores) {
     enum { SAMPLED = 8, SAFETY = 2 };
-    const problem of = {queries, query_sketches, keys, key_sketches, key_stride, sketch_stride, dim, width};
+    const problem of = {queries, query_sketches, keys, key_sketches, num_queries, key_stride, sketch_stride, dim, width,
+                        k, slots};
     const list all_keys = {NULL, num_keys};
-    room in = make_room(num_queries, width);
+    workspace in;
+    const int short_of_memory = prepare(&of, &in);
     best *all = malloc(num_queries * sizeof *all), **queue = malloc(num_queries * sizeof *queue);
-    hit *hits = malloc(num_queries * k * sizeof *hits);
-    if (!in.packed || !in.panel || !all || !queue || !hits) {
-        leave(in), free(all), free(queue), free(hits);
+    candidate *candidates = malloc(num_queries * most_candidates(k) * sizeof *candidates);
+    if (short_of_memory || !all || !queue || !candidates) {
+        leave(in), free(all), free(queue), free(candidates);
         return 1;
     }
     const int64_t k_of_sample = (SAFETY * k + SAMPLED - 1) / SAMPLED;
     const int guess = num_keys >= 8 * SAMPLED * k;
     for (int64_t row = 0; row < num_queries; row++) {
-        all[row] = (best){row, hits + row * k, 0, guess ? k_of_sample : k, -INFINITY, -INFINITY, margins[row]};
+        all[row] = (best){row, guess ? SAFETY * k_of_sample : k, 0, candidates + row * most_candidates(k), -INFINITY,
+                          margins[row], -INFINITY};
         queue[row] = all + row;
     }
     if (guess) {
-        scan(&of, queue, num_queries, all_keys, SAMPLED, 0, in);
-        for (int64_t row = 0; row < num_queries; row++) {
-            all[row].k = k;
-            if (all[row].size)
-                all[row].guess = all[row].hits[0].score;
-        }
+        scan(&of, queue, num_queries, all_keys, SAMPLED, 1, &in);
+        for (int64_t row = 0; row < num_queries; row++)
+            guess_threshold(&of, all + row, k_of_sample, &in);
     }
-    scan(&of, queue, num_queries, all_keys, 1, guess ? SAMPLED : 0, in);
+    scan(&of, queue, num_queries, all_keys, 1, 0, &in);
     int64_t num_again = 0;
-    for (int64_t row = 0; row < num_queries; row++)
-        if (all[row].size < k || all[row].hits[0].score <= all[row].guess) {
+    for (int64_t row = 0; row < num_queries; row++) {
+        const int64_t size = rank_all(&of, all + row, in.hits);
+        if (size == k && in.hits[k - 1].score > all[row].guess) {
+            write_hits(&of, row, in.hits, size, ids, scores);
+        } else {
             all[row].size = 0, all[row].threshold = -INFINITY;
             queue[num_again++] = all + row;
         }
+    }
     if (num_again)
-        scan(&of, queue, num_again, all_keys, 1, 0, in);
-    for (int64_t row = 0; row < num_queries; row++)
-        write_hits(all + row, slots, ids, scores);
-    leave(in), free(all), free(queue), free(hits);
+        scan(&of, queue, num_again, all_keys, 1, 0, &in);
+    for (int64_t each = 0; each < num_again; each++) {
+        const int64_t size = rank_all(&of, queue[each], in.hits);
+        write_hits(&of, queue[each]->row, in.hits, size, ids, scores);
+    }
+    leave(in), free(all), free(queue), free(candidates);
     return 0;
 }
 
@@ -269,17 +254,19 @@ int longmem_top_k_in_cells(const float *queries, const float *query_sketches, co
                            int64_t sketch_stride, int64_t dim, int64_t width, int64_t k, int64_t slots,
                            const int64_t *members, const int64_t *bounds, int64_t num_cells, const int64_t *probes,
                            int64_t num_probes, int64_t *ids, float *scores) {
-    const problem of = {queries, query_sketches, keys, key_sketches, key_stride, sketch_stride, dim, width};
-    room in = make_room(num_queries, width);
+    const problem of = {queries, query_sketches, keys, key_sketches, num_queries, key_stride, sketch_stride, dim, width,
+                        k, slots};
+    workspace in;
+    const int short_of_memory = prepare(&of, &in);
     best *all = malloc(num_queries * sizeof *all), **queue = malloc(num_queries * num_probes * sizeof *queue);
-    hit *hits = malloc(num_queries * k * sizeof *hits);
+    candidate *candidates = malloc(num_queries * most_candidates(k) * sizeof *candidates);
     int64_t *ends = calloc(num_cells + 1, sizeof *ends);
-    if (!in.packed || !in.panel || !all || !queue || !hits || !ends) {
-        leave(in), free(all), free(queue), free(hits), free(ends);
+    if (short_of_memory || !all || !queue || !candidates || !ends) {
+        leave(in), free(all), free(queue), free(candidates), free(ends);
         return 1;
     }
     for (int64_t row = 0; row < num_queries; row++)
-        all[row] = (best){row, hits + row * k, 0, k, -INFINITY, -INFINITY, margins[row]};
+        all[row] = (best){row, k, 0, candidates + row * most_candidates(k), -INFINITY, margins[row], -INFINITY};
     /* the queries of each cell, side by side: cell c has those from ends[c - 1] to ends[c] */
     for (int64_t at = 0; at < num_queries * num_probes; at++)
         ends[probes[at] + 1]++;
@@ -290,9 +277,9 @@ int longmem_top_k_in_cells(const float *queries, const float *query_sketches, co
     for (int64_t cell = 0, first = 0; cell < num_cells; first = ends[cell++])
         if (ends[cell] > first)
             scan(&of, queue + first, ends[cell] - first,
-                 (list){members + bounds[cell], bounds[cell + 1] - bounds[cell]}, 1, 0, in);
+                 (list){members + bounds[cell], bounds[cell + 1] - bounds[cell]}, 1, 0, &in);
     for (int64_t row = 0; row < num_queries; row++)
-        write_hits(all + row, slots, ids, scores);
-    leave(in), free(all), free(queue), free(hits), free(ends);
+        write_hits(&of, row, in.hits, rank_all(&of, all + row, in.hits), ids, scores);
+    leave(in), free(all), free(queue), free(candidates), free(ends);
     return 0;
 }

@@ -1,6 +1,7 @@
 """The native engine: bounds that hold, results that sketches do not change, and every way that building it can fail."""
 
 import os
+import platform
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -83,6 +84,64 @@ def test_what_is_found_is_the_best_of_double_precision(num_keys: int, threads: i
             torch.testing.assert_close(hits.scores[:, 0].double(), expected, rtol=1e-6, atol=1e-12)
     finally:
         torch.set_num_threads(before)
+
+
+@given(
+    num_keys=st.sampled_from([1, 31, 65, 700]),
+    dim=st.sampled_from([1, 7, 16, 64, 200]),
+    k=st.integers(1, 20),
+    spread=st.sampled_from([0.0, 1.0, 8.0]),
+    odd=st.sampled_from([0.0, 1e-30, 1e-12, 1e12, 1e25, torch.inf, torch.nan]),
+    equal=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_bounds_of_whole_numbers_lose_nothing(
+    num_keys: int, dim: int, k: int, spread: float, odd: float, equal: bool, seed: int
+) -> None:
+    """Keys whose norms differ by orders of magnitude beside each other, with some that cannot be coded among them, and
+    many that are equal."""
+    random = torch.Generator().manual_seed(seed)
+    keys = torch.randn((num_keys, dim), generator=random)
+    keys *= torch.exp(spread * torch.randn((num_keys, 1), generator=random))
+    if equal:
+        keys = keys[torch.randint(max(1, num_keys // 50), (num_keys,), generator=random)]
+    keys[torch.randint(num_keys, (2,), generator=random)] *= odd
+    queries = torch.randn((9, dim), generator=random)
+    queries[3] *= odd
+    k = min(k, num_keys)
+    hits = create_search("native").search(queries[:, None], keys[None], k)
+    scores = queries.double() @ keys.double().T
+    for row, found, values in zip(scores, hits.ids[:, 0], hits.scores[:, 0], strict=True):
+        # what overflows float32 on the way is no number; what only the sum of doubles can hold is found as infinite
+        finite = row.where(row.isnan(), row).abs() < 1e30
+        if not bool(finite.all()):
+            assert not bool(row[found[found >= 0]].isnan().any())
+            continue
+        best = row.sort(descending=True, stable=True)
+        # double sums in another order: where scores are nearly equal, the worst of both must be
+        slack = 1e-12 * queries.double().norm(dim=1).max() * keys.double().norm(dim=1).max()
+        torch.testing.assert_close(row[found], best.values[:k], rtol=0, atol=float(slack))
+        torch.testing.assert_close(values.double(), row[found], rtol=1e-6, atol=float(slack))
+        assert len(set(found.tolist())) == k
+
+
+@pytest.mark.parametrize("level", ["x86-64", "haswell"])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of one family of processors")
+def test_other_kinds_of_processors_find_the_same(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the instructions of this one, if it has them; what it has not, it cannot run."""
+    keys, queries = decaying(3000, 200, 1), decaying(50, 200, 2)
+    sketch = sketch_of(keys[None], queries[None])
+    searches = [(queries[:, None], keys[None], 8, each) for each in (None, sketch)]
+    expected = [create_search("native").search(*arguments).ids for arguments in searches]
+    flags = [f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS]
+    monkeypatch.setattr(build, "FLAGS", flags)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    build.native_library.cache_clear()
+    try:
+        for arguments, ids in zip(searches, expected, strict=True):
+            assert torch.equal(create_search("native").search(*arguments).ids, ids)
+    finally:
+        build.native_library.cache_clear()
 
 
 def test_a_sample_that_promises_too_much() -> None:
