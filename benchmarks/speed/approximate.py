@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.growth import long_document
+from benchmarks.speed.faiss_indexes import KINDS, FaissIndexSearch
 from benchmarks.speed.real_memory import KEY, Listening
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import Timing, take_turns
+from longmem.errors import ConfigError
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
@@ -48,13 +50,26 @@ class Found:
 
 
 def approximate(
-    source: ModelSource, inputs: list[str], num_tokens: int, probes: list[int], scored_segments: int, repeats: int
+    source: ModelSource,
+    inputs: list[str],
+    num_tokens: int,
+    probes: list[int],
+    scored_segments: int,
+    repeats: int,
+    *,
+    with_faiss: bool = False,
 ) -> SpeedTable:
     """Searches of one segment in a memory of `num_tokens`; recall and perplexity over `scored_segments` segments.
 
-    `source` must open with `search="ivf"`, so that its views bring cells.
+    `source` must open with `search="ivf"`, so that its views bring cells. `with_faiss`: FAISS's own indexes too.
+    Raises ConfigError for these where the model does not search one token at a time for all heads.
     """
     model = source.open()
+    reading = model.config.retrieval, model.config.chunk_tokens
+    if with_faiss and reading != ("joint", 1):
+        raise ConfigError(
+            f"--faiss needs retrieval=joint and chunk_tokens=1, this model has {reading[0]} and {reading[1]}"
+        )
     size = model.config.segment_tokens
     text = long_document(num_tokens + scored_segments * size, inputs, source).text
     sequence = model.tokenizer.sequence(text)[: num_tokens + scored_segments * size]
@@ -64,9 +79,13 @@ def approximate(
         window.append(model.encode(segment).block)
     engines: dict[str, AbstractChunkSearch] = {EXACT: create_search("native")}
     engines |= {f"ivf, {count} cells": IvfSearch(count) for count in probes}
+    indexes = {name: FaissIndexSearch(kind) for name, kind in KINDS.items()} if with_faiss else {}
+    engines |= indexes
     found = {name: Found() for name in engines}
     arguments: tuple[Any, ...] = ()
     for segment, view in _reading(model, window, segments[-scored_segments:], num_tokens):
+        for index in indexes.values():
+            index.follow(view)
         arguments = _score(model, segment, view, engines, found)
     timings = take_turns({name: partial(each.search, *arguments) for name, each in engines.items()}, repeats)
     exact = found[EXACT].perplexity
@@ -78,7 +97,8 @@ def approximate(
                 "recall": f"{np.mean(each.recalls):.4f}",
                 "perplexity": f"{each.perplexity:.3f}",
                 "change": f"{each.perplexity / exact - 1:+.3%}",
-            },
+            }
+            | ({"built in (CPU s)": f"{indexes[name].building_s:,.0f}"} if name in indexes else {}),
         )
         for name, each in found.items()
     ]

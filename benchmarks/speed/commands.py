@@ -46,6 +46,9 @@ def approximate(
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens in memory; several for several tables.")] = None,
     probes: Annotated[list[int] | None, typer.Option(help="Cells that a query looks into; several.")] = None,
     scored_segments: Annotated[int, typer.Option(help="Segments for recall and perplexity.", min=1)] = 32,
+    with_faiss: Annotated[
+        bool, typer.Option("--faiss", help="FAISS's own indexes too; building them takes minutes.")
+    ] = False,
     threads: Threads = 1,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
@@ -58,7 +61,13 @@ def approximate(
     for number in tokens or [65_536, 262_144, 1_048_576]:
         source = ModelSource(str(model), search="ivf", settings={"memory_tokens": number})
         found = benchmark.approximate(
-            source, inputs or [], number, probes or [16, 32, 64, 128], scored_segments, repeats
+            source,
+            inputs or [],
+            number,
+            probes or [16, 32, 64, 128],
+            scored_segments,
+            repeats,
+            with_faiss=with_faiss,
         )
         tables.append(found)
     _finish(out / "approximate", tables)
