@@ -1,11 +1,13 @@
 """Exact search in one pass over the keys, in C (`native/top_k.c`).
 
 Brute force makes every score and then throws nearly all of them away: on real keys the product and the selection cost
-about the same. Here an upper bound is made of every score from sketches a fifth as long (`longmem.search.sketch`), and
-only keys whose bound reaches the best k so far are looked at in full. Nothing is approximate: what a bound lets go
-cannot be among the best k, and the best k are chosen by double-precision products.
+about the same. Here an upper bound is made of every score from sketches a fifth as long (`longmem.search.sketch`), in
+whole numbers of eight bits (`native/bounds.h`), and only keys whose bound reaches the best k so far are looked at in
+full. Nothing is approximate: what a bound lets go cannot be among the best k, and the best k are chosen by
+double-precision products.
 
-Without a sketch the bound is the float32 product itself, and the gain is that selection reads no score from memory.
+Without a sketch the bounds are made of the whole keys. Eight bits and a selection that reads no score from memory are
+then what is gained.
 """
 
 from collections.abc import Callable
