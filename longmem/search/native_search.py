@@ -13,7 +13,7 @@ then what is gained.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from longmem.errors import ConfigError
@@ -25,6 +25,10 @@ from longmem.search.native_gather import NativeGather
 from longmem.search.sketch import KeySketch
 
 UNIT_ROUNDOFF = 2.0**-24
+SMALLEST = 2.0**-149
+"""Of the positive numbers of float32."""
+SAFE_NORM = 1e-15
+"""Squares of longer vectors are normal numbers of float32, but for entries that do not matter beside others."""
 
 
 class NativeSearch(AbstractChunkSearch):
@@ -112,7 +116,7 @@ class NativeSearch(AbstractChunkSearch):
 def run_rows(search_rows: Callable[[int, int], int], num_rows: int, num_slots: int) -> None:
     """On all threads; raises MemoryError where one says that memory is short."""
     if any(in_threads(search_rows, num_rows)):
-        raise MemoryError(f"search of {num_rows} queries for {num_slots} chunks each: no memory for their heaps")
+        raise MemoryError(f"search of {num_rows} queries for {num_slots} chunks each: no memory for it")
 
 
 def bounds_of(
@@ -123,15 +127,30 @@ def bounds_of(
     and keys themselves."""
     if sketch is None:
         asked, rows, width = queries, keys, keys.shape[1]
-        largest = keys.norm(dim=1).amax()
+        largest = _largest(keys)
     else:
         asked, rows, width = sketch.basis.place_queries(queries[None])[0], sketch.rows[0], sketch.basis.width
-        largest = rows[:, -1].amax()
-    products = torch.maximum(queries.norm(dim=1), asked.norm(dim=1)) * largest
-    return asked.contiguous(), rows, width, _margins(products, max(width, keys.shape[1]))
+        largest = rows[:, -1].amax().double()
+    lengths = torch.maximum(queries.double().norm(dim=1), asked.double().norm(dim=1))
+    return asked.contiguous(), rows, width, _margins(lengths, largest, max(width, keys.shape[1]))
 
 
-def _margins(products: Float32[Tensor, " rows"], num_terms: int) -> Float32[Tensor, " rows"]:
-    """By how much a float32 sum of so many terms, whose vectors have norms with that product, can be too low; with
-    the rounding of the vectors themselves and of the sum's own comparison."""
-    return ((num_terms + 8) * UNIT_ROUNDOFF * products).contiguous()
+def _largest(keys: Float32[Tensor, "chunks dim"]) -> Float64[Tensor, ""]:
+    """Norm of the longest key. In double precision only where squares may be too small for float32, because a copy of
+    all keys costs as much as searching them."""
+    largest: Tensor = keys.norm(dim=1).amax().double()
+    if float(largest) <= SAFE_NORM:
+        largest = keys.double().norm(dim=1).amax()
+    return largest
+
+
+def _margins(
+    lengths: Float64[Tensor, " rows"], largest: Float64[Tensor, ""], num_terms: int
+) -> Float32[Tensor, " rows"]:
+    """By how much a float32 sum of so many terms can be wrong, for vectors of these lengths and others up to the
+    largest; with the rounding of the vectors themselves and of the sum's own comparison. Terms, and entries of
+    sketches, that are no normal numbers lose up to the smallest number each. Infinite where sums may be too large."""
+    relative = (num_terms + 8) * UNIT_ROUNDOFF * (lengths * largest).float()
+    absolute = SMALLEST * (2 * num_terms + num_terms**0.5 * (lengths + largest))
+    margins: Tensor = relative + absolute.float()
+    return margins.contiguous()

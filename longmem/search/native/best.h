@@ -26,8 +26,8 @@ typedef struct {
     int64_t row, k, size;
     candidate *candidates; /* best first; room for `most_candidates(k)` */
     float threshold;       /* a bound or float32 product below this cannot belong to the k best */
-    float margin;          /* what float32 bounds and products can be wrong by */
-    float guess;           /* the k best must all be better than this, or it was too high */
+    float margin;          /* by how much float32 bounds and products can be too low, and products too high */
+    float guess;           /* keys with products up to this may have been passed over */
 } best;
 
 /* Some more than k: float32 cannot tell which of those that are nearly equal is the k-th. */

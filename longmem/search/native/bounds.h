@@ -6,7 +6,7 @@
              ≤  s_a s_b (A · B  +  |A| |rest_b|  +  |rest_a| |b| / s_b),
 
    and A · B is exact. It is summed in sixteen bits, four times as many terms in an instruction as in float32. A block
-   of codes has a norm of at most 181, so by the inequality of Cauchy and Schwarz its sum fits, whatever wraps around on
+   of codes has a norm of at most 180, so by the inequality of Cauchy and Schwarz its sum fits, whatever wraps around on
    the way; longer vectors are several blocks, whose sums lose a few low bits before they are added.
 
    The keys of a panel share one scale, so that one comparison of whole numbers serves all of them. Key codes are stored
@@ -43,7 +43,7 @@ enum { BLOCK = 64, KEY_LIMIT = 127, QUERY_LIMIT = 64, KEY_OFFSET = 128 };
 
 /* (RADIUS + what rounding adds to the norm of a block, at most 4)² stays below 2^15. */
 static const float RADIUS = 176;
-/* Vectors with smaller scales would have squares that are no normal numbers. */
+/* Squares of smaller vectors are no normal numbers: they are not coded, and every key passes. */
 static const float SMALLEST_SCALE = 1e-15f;
 /* Adding and subtracting it rounds to a whole number. */
 static const float ROUNDING = 0x1.8p23f;
@@ -80,14 +80,17 @@ static inline floats smaller(floats a, floats b) {
     return (floats)(((numbers)a & first) | ((numbers)b & ~first));
 }
 
-/* What a vector is like: `scale` is what it needs; not a number, infinite or too small where it cannot be coded.
-   Vectors are padded with zeros. */
-typedef struct {
-    float scale, length;
-} measure;
+static inline float length_of(const float *x, int64_t width) {
+    floats squares = {0};
+    for (int64_t i = 0; i < width; i += FLOATS)
+        squares += load(x + i) * load(x + i);
+    return sqrtf(sum_of(squares));
+}
 
-static inline measure measured(const float *x, int64_t width, float limit) {
-    float largest_square = 0, all_squares = 0;
+/* The smallest scale with which the codes of a vector fit, which is padded with zeros. 0 is that of zeros only; one
+   that is not a number, infinite or below SMALLEST_SCALE says that it cannot be coded. */
+static inline float scale_for(const float *x, int64_t width, float limit) {
+    float largest_square = 0, most = 0;
     floats largest = {0};
     for (int64_t first = 0; first < width; first += BLOCK) {
         floats squares = {0};
@@ -97,16 +100,15 @@ static inline measure measured(const float *x, int64_t width, float limit) {
             largest = larger(size_of(part), largest);
         }
         const float square = sum_of(squares);
-        all_squares += square;
+        if (!(square < INFINITY))
+            return square;
         largest_square = square > largest_square ? square : largest_square;
     }
-    float most = 0;
     for (int lane = 0; lane < FLOATS; lane++)
         most = largest[lane] > most ? largest[lane] : most;
-    const float length = sqrtf(all_squares), by_norm = sqrtf(largest_square) / RADIUS, by_limit = most / limit;
-    if (!(length < INFINITY))
-        return (measure){length, length};
-    return (measure){by_norm > by_limit ? by_norm : by_limit, length};
+    const float by_norm = sqrtf(largest_square) / RADIUS, by_limit = most / limit;
+    const float scale = by_norm > by_limit ? by_norm : by_limit;
+    return most > 0 && scale == 0 ? most : scale;
 }
 
 static inline int can_be_coded(float scale) { return scale == 0 || (scale >= SMALLEST_SCALE && scale < INFINITY); }
@@ -140,10 +142,10 @@ typedef struct {
 /* `x` is used up. */
 static inline void code_query(float *x, shape of, coded_queries into, int64_t row) {
     const int64_t width = of.width, blocks = of.blocks;
-    const float scale = measured(x, width, QUERY_LIMIT).scale;
+    const float scale = scale_for(x, width, QUERY_LIMIT);
     if (can_be_coded(scale)) {
         const float rest = encode(x, width, scale);
-        into.bounds[row] = (query_bounds){scale, measured(x, width, QUERY_LIMIT).length, rest};
+        into.bounds[row] = (query_bounds){scale, length_of(x, width), rest};
     } else {
         /* such bounds let every key pass */
         memset(x, 0, width * sizeof *x);
@@ -171,10 +173,11 @@ static inline panel_bounds code_panel(float *rows, int64_t width, uint16_t *code
     float scale = 0, length = 0, most = 0;
     int coded = 1;
     for (int col = 0; col < COLS; col++) {
-        const measure key = measured(rows + col * width, width, KEY_LIMIT);
-        scale = key.scale > scale ? key.scale : scale;
-        length = key.length > length ? key.length : length;
-        coded &= key.scale < INFINITY;
+        const float needed = scale_for(rows + col * width, width, KEY_LIMIT);
+        const float key_length = length_of(rows + col * width, width);
+        scale = needed > scale ? needed : scale;
+        length = key_length > length ? key_length : length;
+        coded &= needed < INFINITY;
     }
     coded &= can_be_coded(scale);
     if (!coded)
@@ -207,8 +210,9 @@ static inline void set_query(tile *of, int place, query_bounds query, float thre
     of->rests[place / FLOATS][place % FLOATS] = query.rest;
 }
 
-/* Only keys whose sums are greater than these limits can have products that reach the thresholds. The slack is one unit
-   of the sums for what each block has lost, one for what float32 is wrong by here, and one for rounding towards zero. */
+/* Only keys whose sums are greater than these limits can have products that reach the thresholds. The slack is one
+   unit of the sums for what each block has lost, one for what float32 is wrong by here, and one for rounding towards
+   zero. */
 static inline void set_limits(const tile *of, panel_bounds panel, shape sketch, int16_t *limits) {
     const float unit = 1.0f / (float)(1 << sketch.lost_bits), slack = (float)(sketch.blocks + 2);
     const floats least = (floats){0} + INT16_MIN, most = (floats){0} + INT16_MAX;

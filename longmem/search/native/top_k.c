@@ -95,7 +95,11 @@ static int look(const problem *of, best *query, int64_t id, const workspace *in)
     /* tighter than whole numbers, and still in the cache */
     if (of->width < of->dim && product(sketch, of->key_sketches + id * of->sketch_stride, of->width) < query->threshold)
         return 0;
-    const float score = product(of->queries + query->row * of->dim, of->keys + id * of->key_stride, of->dim);
+    const float *asked = of->queries + query->row * of->dim, *key = of->keys + id * of->key_stride;
+    float score = product(asked, key, of->dim);
+    /* sums may be too large for float32 on the way */
+    if (isnan(score))
+        score = (float)precise_product(asked, key, of->dim);
     if (!(score >= query->threshold))
         return 0;
     add(query, (candidate){score, id});
@@ -191,8 +195,8 @@ static void write_hits(const problem *of, int64_t row, const hit *hits, int64_t 
 
 /* Queries [num_queries, dim] and keys [num_keys, dim] (rows `key_stride` apart); their sketches have `width` columns,
    and the inner product of two sketches is at least that of query and key, up to `margins` of the query. Writes the k
-   best, best first, into the first k of `slots` columns of ids and scores; k is at most num_keys, and a product that is
-   not a number is never among them. Returns 0, or 1 when memory is short.
+   best, best first, into the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a
+   product that is not a number is never among them. Returns 0, or 1 when memory is short.
 
    Until a query has k candidates it has no threshold, and those of the first keys are low. So the bounds of a sample of
    the keys are looked at first, and a score that about twice k keys should reach is where all queries begin. Where
@@ -229,7 +233,7 @@ int longmem_top_k(const float *queries, const float *query_sketches, const float
     int64_t num_again = 0;
     for (int64_t row = 0; row < num_queries; row++) {
         const int64_t size = rank_all(&of, all + row, in.hits);
-        if (size == k && in.hits[k - 1].score > all[row].guess) {
+        if (!guess || (size == k && in.hits[k - 1].score > all[row].guess)) {
             write_hits(&of, row, in.hits, size, ids, scores);
         } else {
             all[row].size = 0, all[row].threshold = -INFINITY;
@@ -246,9 +250,9 @@ int longmem_top_k(const float *queries, const float *query_sketches, const float
     return 0;
 }
 
-/* The same among the keys of some cells only. Cell c holds the keys `members[bounds[c]]` to `members[bounds[c + 1] - 1]`,
-   and a query looks into the `num_probes` different cells of its row of `probes`. It finds fewer than k where they hold
-   fewer. All queries of a cell are served together, so its keys are read once. */
+/* The same among the keys of some cells only. Cell c holds the keys `members[bounds[c]]` to
+   `members[bounds[c + 1] - 1]`, and a query looks into the `num_probes` different cells of its row of `probes`. It finds
+   fewer than k where they hold fewer. All queries of a cell are served together, so its keys are read once. */
 int longmem_top_k_in_cells(const float *queries, const float *query_sketches, const float *margins,
                            int64_t num_queries, const float *keys, int64_t key_stride, const float *key_sketches,
                            int64_t sketch_stride, int64_t dim, int64_t width, int64_t k, int64_t slots,

@@ -93,10 +93,18 @@ def test_what_is_found_is_the_best_of_double_precision(num_keys: int, threads: i
     spread=st.sampled_from([0.0, 1.0, 8.0]),
     odd=st.sampled_from([0.0, 1e-30, 1e-12, 1e12, 1e25, torch.inf, torch.nan]),
     equal=st.booleans(),
+    scales=st.sampled_from([(1.0, 1.0), (1e10, 1e-25), (1e-25, 1e10), (1e-22, 1e-23), (1e-30, 1e-30), (3e-44, 1e10)]),
     seed=st.integers(0, 10_000),
 )
 def test_bounds_of_whole_numbers_lose_nothing(
-    num_keys: int, dim: int, k: int, spread: float, odd: float, equal: bool, seed: int
+    num_keys: int,
+    dim: int,
+    k: int,
+    spread: float,
+    odd: float,
+    equal: bool,
+    scales: tuple[float, float],
+    seed: int,
 ) -> None:
     """Keys whose norms differ by orders of magnitude beside each other, with some that cannot be coded among them, and
     many that are equal."""
@@ -106,23 +114,48 @@ def test_bounds_of_whole_numbers_lose_nothing(
     if equal:
         keys = keys[torch.randint(max(1, num_keys // 50), (num_keys,), generator=random)]
     keys[torch.randint(num_keys, (2,), generator=random)] *= odd
+    keys *= scales[0]
     queries = torch.randn((9, dim), generator=random)
     queries[3] *= odd
+    queries *= scales[1]
     k = min(k, num_keys)
     hits = create_search("native").search(queries[:, None], keys[None], k)
     scores = queries.double() @ keys.double().T
     for row, found, values in zip(scores, hits.ids[:, 0], hits.scores[:, 0], strict=True):
-        # what overflows float32 on the way is no number; what only the sum of doubles can hold is found as infinite
-        finite = row.where(row.isnan(), row).abs() < 1e30
-        if not bool(finite.all()):
-            assert not bool(row[found[found >= 0]].isnan().any())
-            continue
-        best = row.sort(descending=True, stable=True)
+        numbers = row[~row.isnan()]
+        num_found = min(k, len(numbers))
+        assert found[num_found:].tolist() == [-1] * (k - num_found)
+        found, values = found[:num_found], values[:num_found]
+        assert len(set(found.tolist())) == num_found
+        best = numbers.sort(descending=True).values[:num_found]
         # double sums in another order: where scores are nearly equal, the worst of both must be
-        slack = 1e-12 * queries.double().norm(dim=1).max() * keys.double().norm(dim=1).max()
-        torch.testing.assert_close(row[found], best.values[:k], rtol=0, atol=float(slack))
-        torch.testing.assert_close(values.double(), row[found], rtol=1e-6, atol=float(slack))
-        assert len(set(found.tolist())) == k
+        sizes = queries.double().norm(dim=1).nan_to_num(posinf=0).max() * keys.double().norm(dim=1).nan_to_num(posinf=0)
+        torch.testing.assert_close(row[found], best, rtol=1e-12, atol=float(1e-12 * sizes.max()))
+        torch.testing.assert_close(values, row[found].float(), rtol=1e-6, atol=float(1e-12 * sizes.max()) + 1e-44)
+
+
+@pytest.mark.parametrize(
+    ("of_keys", "of_queries"), [(1e-25, 1e10), (1e10, 1e-25), (1e-23, 1e-22), (1e-38, 1e-3), (1.0, 1.0)]
+)
+def test_numbers_too_small_for_squares_lose_nothing(of_keys: float, of_queries: float) -> None:
+    """Keys that differ by little, so that the rounding of float32 decides if the margins are too small."""
+    random = torch.Generator().manual_seed(0)
+    keys = torch.randn((1, 64), generator=random) + 1e-6 * torch.randn((3000, 64), generator=random)
+    keys, queries = keys * of_keys, torch.randn((50, 64), generator=random) * of_queries
+    hits = create_search("native").search(queries[:, None], keys[None], 8)
+    found = (queries.double() @ keys.double().T).gather(1, hits.ids[:, 0])
+    best = brute_force(queries, keys, 8)[1]
+    torch.testing.assert_close(found, best, rtol=1e-12, atol=0)
+
+
+def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
+    random = torch.Generator().manual_seed(0)
+    tiny = torch.randint(1, 31, (2000, 16), generator=random) * 2.0**-149
+    large = 1e10 * torch.rand((5, 16), generator=random)
+    for queries, keys in ((large, tiny), (tiny[:5], 1e10 * torch.rand((2000, 16), generator=random))):
+        hits = create_search("native").search(queries[:, None], keys[None], 8)
+        found = (queries.double() @ keys.double().T).gather(1, hits.ids[:, 0])
+        torch.testing.assert_close(found, brute_force(queries, keys, 8)[1], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("level", ["x86-64", "haswell"])
