@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from longmem.kv_format import STORED_TYPES, pack, rounded
 from longmem.memory.key_space import KeySpace
 from longmem.memory.store import AbstractBlockSource, missing_blocks, with_more
 from longmem.memory.view import MemoryView
-from longmem.memory.window import WindowBuffer
+from longmem.memory.window import WindowBuffer, _zeros
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 from tests.blocks import make_block
@@ -497,3 +498,18 @@ def test_a_forgotten_document_is_read_anew(naive_view: NaiveView) -> None:
     source.blocks = {(block.key, block.segment): block for block in changed}
     same(cache.view(KEY, 3), naive_view(changed, 0, 24))
     assert identical(held, before)
+
+
+def test_what_is_let_go_returns_to_the_system() -> None:
+    """With the last view of it, and not before."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    zeros = _zeros([4, 2**23], torch.float32, torch.device("cpu"))
+    view = zeros.fill_(1.0)[1, 5:9]
+    held = process.memory_info().rss - before
+    assert held > 0.9 * zeros.nbytes
+    del zeros
+    assert view.tolist() == [1.0] * 4
+    assert process.memory_info().rss - before > 0.9 * held
+    del view
+    assert process.memory_info().rss - before < 0.1 * held
