@@ -34,7 +34,7 @@ class DtypeChoice:
     """Perplexity in bfloat16 over that in float32, less 1; None where speed had decided already."""
 
     def __str__(self) -> str:
-        speed = f"matrix products in bfloat16 are {self.speedup:.1f} times as fast here"
+        speed = f"matrix products in bfloat16 are {self.speedup:.2f} times as fast here"
         if self.difference is None:
             return f"computing in {self.dtype}: {speed}, at least {MIN_SPEEDUP} are wanted"
         changes = f"change the perplexity of {SAMPLE_TOKENS:,} tokens by {self.difference:+.3%}"

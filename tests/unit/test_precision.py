@@ -43,7 +43,7 @@ def test_a_machine_that_emulates_bfloat16_does_not_even_load_the_model(monkeypat
     choice = choose_dtype(ModelSource("nowhere"))
     assert choice.dtype == "float32"
     assert str(choice) == (
-        "computing in float32: matrix products in bfloat16 are 0.1 times as fast here, at least 1.5 are wanted"
+        "computing in float32: matrix products in bfloat16 are 0.12 times as fast here, at least 1.5 are wanted"
     )
 
 
@@ -56,7 +56,7 @@ def test_a_fast_machine_asks_for_the_perplexity(
     choice = choose_dtype(source)
     assert choice.dtype == dtype
     assert str(choice) == (
-        f"computing in {dtype}: matrix products in bfloat16 are 3.0 times as fast here and change the perplexity of "
+        f"computing in {dtype}: matrix products in bfloat16 are 3.04 times as fast here and change the perplexity of "
         f"4,096 tokens by {difference:+.3%}, at most 0.1% is allowed"
     )
 
@@ -74,7 +74,7 @@ def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.M
     console = Console(record=True, width=300)
     with console.capture() as said:
         assert chosen(source, JobDtype.AUTO, console).dtype == "bfloat16"
-    assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.0 times as fast here and")
+    assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here and")
     with console.capture() as said:
         assert chosen(source, JobDtype.FLOAT32, console).dtype == "float32"
         assert chosen(source, JobDtype.BFLOAT16, console).dtype == "bfloat16"
