@@ -78,7 +78,9 @@ def growth(
     for name, ratio in (("cpu", "slowdown_cpu"), ("wall", "slowdown_wall")):
         spans = [f"{figures[span][f'{name}_s_per_1k_tokens']:.3f}" for span in ("second_span", "last_span")]
         table.add_row(f"{name} s per 1,000 tokens", *spans, f"{figures[ratio]:.3f}")
-    peaks = [f"{figures[name] / 2**20:,.0f}" for name in ("peak_bytes_second_span", "peak_bytes")]
+    held = [f"{figures[name] / 2**20:,.0f}" for name in ("rss_bytes_second_span", "rss_bytes_later")]
+    table.add_row("most resident MiB after a segment (last: of all later)", *held, f"{figures['rss_growth']:.3f}")
+    peaks = [f"{figures[name] / 2**20:,.0f}" for name in ("peak_bytes_until_second_span", "peak_bytes")]
     table.add_row("peak resident MiB until then", *peaks, f"{figures['peak_growth']:.3f}")
     Console().print(table)
     if not figures["passed"]:

@@ -1,7 +1,8 @@
 """Does a document cost more the longer it gets? One very long document through the main job, in one process.
 
-Two claims are checked: the process never needs more memory than it did for the second 100,000 tokens (in the first the
-window was still filling), and the last 100,000 take as long per token as the second.
+Two claims are checked. Memory: the process never needs more than it did in its first 200,000 tokens, in the first half
+of which the window was filling, and after no segment holds more than in the second half. Time: the last 100,000 take
+as long per token as the second.
 """
 
 import resource
@@ -31,8 +32,10 @@ from pipelines.perplexity import PerplexityRun
 from pipelines.progress import Progress
 
 SPAN_TOKENS = 100_000
+ENOUGH_CHARACTERS = 16
+"""For each token: several times what real text needs, and far from a whole library, whose tokens fill the memory."""
 MAX_SLOWDOWN = 1 / 0.95
-MAX_PEAK_GROWTH = 1.02
+MAX_MEMORY_GROWTH = 1.02
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,15 @@ def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> d
 
 def long_document(tokens: int, inputs: Sequence[str], source: ModelSource) -> Document:
     """Real text, cut to length; repeated where the inputs (or the language reference) are too short."""
-    documents = list(read_documents(find_files(inputs))) if inputs else [language_reference()]
-    text = "\n\n".join(document.text for document in documents if isinstance(document, Document))
+    documents = read_documents(find_files(inputs)) if inputs else iter([language_reference()])
+    texts, num_characters = [], 0
+    for document in documents:
+        if isinstance(document, Document):
+            texts.append(document.text)
+            num_characters += len(document.text)
+        if num_characters >= ENOUGH_CHARACTERS * tokens:
+            break
+    text = "\n\n".join(texts)
     tokenizer = source.open_tokenizer()
     ids = tokenizer.sequence(text).tolist()[1:]
     repeated = (ids * (tokens // len(ids) + 1))[:tokens]
@@ -115,10 +125,11 @@ def _figures(samples: list[Sample], memory_tokens: int) -> dict[str, Any]:
     last = samples[-1].scored_tokens
     second = _span(samples, SPAN_TOKENS, 2 * SPAN_TOKENS)
     final = _span(samples, last - SPAN_TOKENS, last)
-    full = [sample for sample in samples if sample.scored_tokens >= 2 * memory_tokens]
     slowdown = final["cpu_s_per_1k_tokens"] / second["cpu_s_per_1k_tokens"]
-    peak_before = [sample.peak_bytes for sample in samples if sample.scored_tokens <= 2 * SPAN_TOKENS][-1]
-    peak_growth = samples[-1].peak_bytes / peak_before
+    first = [sample for sample in samples if sample.scored_tokens <= 2 * SPAN_TOKENS]
+    rss_second = max(sample.rss_bytes for sample in first if sample.scored_tokens > SPAN_TOKENS)
+    rss_later = max(sample.rss_bytes for sample in samples[len(first) :])
+    rss_growth, peak_growth = rss_later / rss_second, samples[-1].peak_bytes / first[-1].peak_bytes
     return {
         "tokens": last,
         "memory_tokens": memory_tokens,
@@ -126,12 +137,13 @@ def _figures(samples: list[Sample], memory_tokens: int) -> dict[str, Any]:
         "last_span": final,
         "slowdown_cpu": slowdown,
         "slowdown_wall": final["wall_s_per_1k_tokens"] / second["wall_s_per_1k_tokens"],
-        "rss_bytes_min_when_full": min(sample.rss_bytes for sample in full),
-        "rss_bytes_max_when_full": max(sample.rss_bytes for sample in full),
-        "peak_bytes_second_span": peak_before,
+        "rss_bytes_second_span": rss_second,
+        "rss_bytes_later": rss_later,
+        "rss_growth": rss_growth,
+        "peak_bytes_until_second_span": first[-1].peak_bytes,
         "peak_bytes": samples[-1].peak_bytes,
         "peak_growth": peak_growth,
-        "passed": slowdown <= MAX_SLOWDOWN and peak_growth <= MAX_PEAK_GROWTH,
+        "passed": slowdown <= MAX_SLOWDOWN and max(rss_growth, peak_growth) <= MAX_MEMORY_GROWTH,
         "samples": [vars(sample) for sample in samples[:: max(1, len(samples) // 200)]],
     }
 

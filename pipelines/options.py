@@ -102,6 +102,7 @@ def model_source(
     console: Console,
     *,
     on_gpu: bool = False,
+    encoders_on_gpu: bool = False,
     no_memory: bool = False,
     segment_tokens: int | None,
     memory_tokens: int | None,
@@ -109,8 +110,8 @@ def model_source(
     chunk_tokens: int | None,
     kv_dtype: StoredFormat | None = None,
 ) -> "ModelSource":
-    """The model that the options name; prints which type it computes in where that is chosen here. Raises ConfigError
-    for options that contradict each other."""
+    """The model that the options name, `on_gpu` where readers use one. Prints which type it computes in where that is
+    chosen here. Raises ConfigError for options that contradict each other."""
     from longmem.model_source import REFERENCE_MODEL, ModelSource
     from longmem.precision import choose_dtype
     from longmem.search import choose_engine
@@ -132,9 +133,9 @@ def model_source(
     )
     if dtype != JobDtype.AUTO:
         return source
-    if on_gpu:
+    if on_gpu or encoders_on_gpu:
         raise ConfigError(
-            "--dtype auto measures this machine's CPU, the readers are to use GPUs: give --dtype float32 or bfloat16"
+            "--dtype auto measures this machine's CPU, workers are to use GPUs: give --dtype float32 or bfloat16"
         )
     choice = choose_dtype(replace(source, search="auto"))
     console.print(escape(str(choice)), soft_wrap=True)

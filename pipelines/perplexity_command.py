@@ -165,6 +165,7 @@ def perplexity(
             search,
             console,
             on_gpu=reader_gpus > 0,
+            encoders_on_gpu=encoder_gpus > 0,
             no_memory=no_memory,
             segment_tokens=segment_tokens,
             memory_tokens=memory_tokens,

@@ -107,6 +107,7 @@ def up(
                 search,
                 console,
                 on_gpu=reader_gpus > 0,
+                encoders_on_gpu=encoder_gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,
                 top_k=top_k,

@@ -61,10 +61,10 @@ def test_a_fast_machine_asks_for_the_perplexity(
     )
 
 
-def chosen(source: ModelSource, dtype: JobDtype, console: Console, *, on_gpu: bool = False) -> ModelSource:
+def chosen(source: ModelSource, dtype: JobDtype, console: Console, **gpus: bool) -> ModelSource:
     """What the options of a command make of it."""
     settings = {name: source.settings.get(name) for name in ("segment_tokens", "memory_tokens", "top_k")}
-    return model_source(source.source, dtype, SearchEngine.TORCH, console, on_gpu=on_gpu, chunk_tokens=None, **settings)
+    return model_source(source.source, dtype, SearchEngine.TORCH, console, chunk_tokens=None, **gpus, **settings)
 
 
 def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +81,7 @@ def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.M
     assert said.get() == ""
 
 
-def test_the_cpu_here_does_not_speak_for_gpus_elsewhere(source: ModelSource) -> None:
-    with pytest.raises(ConfigError, match="readers are to use GPUs: give --dtype float32 or bfloat16"):
-        chosen(source, JobDtype.AUTO, Console(), on_gpu=True)
+@pytest.mark.parametrize("workers", ["on_gpu", "encoders_on_gpu"])
+def test_the_cpu_here_does_not_speak_for_gpus_elsewhere(workers: str, source: ModelSource) -> None:
+    with pytest.raises(ConfigError, match="workers are to use GPUs: give --dtype float32 or bfloat16"):
+        chosen(source, JobDtype.AUTO, Console(), **{workers: True})

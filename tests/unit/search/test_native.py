@@ -88,7 +88,7 @@ def test_what_is_found_is_the_best_of_double_precision(num_keys: int, threads: i
 
 @given(
     num_keys=st.sampled_from([1, 31, 65, 700]),
-    dim=st.sampled_from([1, 7, 16, 64, 200]),
+    dim=st.sampled_from([1, 7, 16, 64, 200, 600]),
     k=st.integers(1, 20),
     spread=st.sampled_from([0.0, 1.0, 8.0]),
     odd=st.sampled_from([0.0, 1e-30, 1e-12, 1e12, 1e25, torch.inf, torch.nan]),
@@ -162,6 +162,8 @@ def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of one family of processors")
 def test_other_kinds_of_processors_find_the_same(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the instructions of this one, if it has them; what it has not, it cannot run."""
+    if level == "haswell" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has no AVX2")
     keys, queries = decaying(3000, 200, 1), decaying(50, 200, 2)
     sketch = sketch_of(keys[None], queries[None])
     searches = [(queries[:, None], keys[None], 8, each) for each in (None, sketch)]
