@@ -68,14 +68,14 @@ class IvfSearch(NativeSearch):
         scores: Tensor,
     ) -> None:
         keys = keys if keys.stride(1) == 1 else keys.contiguous()
-        asked, rows, width, margins = bounds_of(queries, keys, sketch)
+        by = bounds_of(queries, keys, sketch)
         probes = probes_of(queries, means, self._probes)
 
         def search_rows(first: int, last: int) -> int:
             failed: int = self._library.longmem_top_k_in_cells(
-                *(queries[first].data_ptr(), asked[first].data_ptr(), margins[first].data_ptr(), last - first),
-                *(keys.data_ptr(), keys.stride(0), rows.data_ptr(), rows.stride(0)),
-                *(keys.shape[1], width, ids.shape[1], ids.shape[1]),
+                *by.of_queries(queries, first, last),
+                *by.of_keys(keys),
+                *(keys.shape[1], by.width, ids.shape[1], ids.shape[1]),
                 *(members.data_ptr(), bounds.data_ptr(), len(bounds) - 1, probes[first].data_ptr(), probes.shape[1]),
                 *(ids[first].data_ptr(), scores[first].data_ptr()),
             )

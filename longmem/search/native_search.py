@@ -11,9 +11,10 @@ then what is gained.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
 from longmem.errors import ConfigError
@@ -99,18 +100,38 @@ class NativeSearch(AbstractChunkSearch):
         scores: Tensor,
     ) -> None:
         keys = keys if keys.stride(1) == 1 else keys.contiguous()
-        asked, rows, width, margins = bounds_of(queries, keys, sketch)
+        by = bounds_of(queries, keys, sketch)
+        codes, panels = self._code(by)
 
         def search_rows(first: int, last: int) -> int:
             failed: int = self._library.longmem_top_k(
-                *(queries[first].data_ptr(), asked[first].data_ptr(), margins[first].data_ptr(), last - first),
-                *(keys.data_ptr(), keys.stride(0), rows.data_ptr(), rows.stride(0)),
-                *(len(keys), keys.shape[1], width, min(ids.shape[1], len(keys)), ids.shape[1]),
+                *by.of_queries(queries, first, last),
+                *by.of_keys(keys),
+                *(codes.data_ptr(), panels.data_ptr(), by.largest),
+                *(len(keys), keys.shape[1], by.width, min(ids.shape[1], len(keys)), ids.shape[1]),
                 *(ids[first].data_ptr(), scores[first].data_ptr()),
             )
             return failed
 
-        run_rows(search_rows, len(queries), ids.shape[1])
+        if any(in_threads(search_rows, len(queries))):
+            raise MemoryError(f"search of {len(queries)} queries for {ids.shape[1]} chunks each: no memory for it")
+
+    def _code(self, by: "Bounds") -> tuple[UInt8[Tensor, "panels bytes"], Float32[Tensor, "panels three"]]:
+        """Codes of the rows of all keys, and what bounds need beside them, for all threads."""
+        num_panels = -(-len(by.rows) // self._library.longmem_panel_keys())
+        codes = torch.empty((num_panels, self._library.longmem_panel_bytes(by.width)), dtype=torch.uint8)
+        panels = torch.empty((num_panels, 3))
+
+        def code(first: int, last: int) -> int:
+            failed: int = self._library.longmem_code_panels(
+                *(by.rows.data_ptr(), by.rows.stride(0), len(by.rows), by.width),
+                *(first, last, codes.data_ptr(), panels.data_ptr()),
+            )
+            return failed
+
+        if any(in_threads(code, num_panels)):
+            raise MemoryError(f"search in {len(by.rows)} chunks: no memory for it")
+        return codes, panels
 
 
 def run_rows(search_rows: Callable[[int, int], int], num_rows: int, num_slots: int) -> None:
@@ -119,12 +140,34 @@ def run_rows(search_rows: Callable[[int, int], int], num_rows: int, num_slots: i
         raise MemoryError(f"search of {num_rows} queries for {num_slots} chunks each: no memory for it")
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What upper bounds of products are made of; without a sketch, queries and keys themselves."""
+
+    asked: Float32[Tensor, "rows width"]
+    """One row for each query."""
+    rows: Float32[Tensor, "chunks columns"]
+    """One row for each key, of which `width` columns count."""
+    width: int
+    largest: float
+    """No key, or row of one, is longer."""
+    margins: Float32[Tensor, " rows"]
+    """By how much a float32 sum can be too low for each query."""
+
+    def of_queries(self, queries: Float32[Tensor, "rows dim"], first: int, last: int) -> tuple[int, int, int, int]:
+        """Arguments for the queries from `first` to `last`."""
+        begin = queries[first].data_ptr(), self.asked[first].data_ptr(), self.margins[first].data_ptr()
+        return *begin, last - first
+
+    def of_keys(self, keys: Float32[Tensor, "chunks dim"]) -> tuple[int, int, int, int]:
+        """Arguments for all keys."""
+        return keys.data_ptr(), keys.stride(0), self.rows.data_ptr(), self.rows.stride(0)
+
+
 def bounds_of(
     queries: Float32[Tensor, "rows dim"], keys: Float32[Tensor, "chunks dim"], sketch: KeySketch | None
-) -> tuple[Float32[Tensor, "rows width"], Float32[Tensor, "chunks columns"], int, Float32[Tensor, " rows"]]:
-    """What upper bounds of the products are made of: a row for each query, a row for each key, how many columns of
-    them to multiply, and by how much the float32 sum can be too low for each query. Without a sketch, they are queries
-    and keys themselves."""
+) -> Bounds:
+    """Of all queries and all keys."""
     if sketch is None:
         asked, rows, width = queries, keys, keys.shape[1]
         largest = _largest(keys)
@@ -132,7 +175,8 @@ def bounds_of(
         asked, rows, width = sketch.basis.place_queries(queries[None])[0], sketch.rows[0], sketch.basis.width
         largest = rows[:, -1].amax().double()
     lengths = torch.maximum(queries.double().norm(dim=1), asked.double().norm(dim=1))
-    return asked.contiguous(), rows, width, _margins(lengths, largest, max(width, keys.shape[1]))
+    margins = _margins(lengths, largest, max(width, keys.shape[1]))
+    return Bounds(asked.contiguous(), rows, width, float(largest), margins)
 
 
 def _largest(keys: Float32[Tensor, "chunks dim"]) -> Float64[Tensor, ""]:

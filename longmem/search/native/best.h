@@ -16,46 +16,88 @@ typedef struct {
 
 static inline int worse(hit a, hit b) { return a.score < b.score || (a.score == b.score && a.id > b.id); }
 
-/* A candidate's score is its float32 product. */
-typedef struct {
-    float score;
-    int64_t id;
-} candidate;
-
+/* Candidates are in no order, and scores are float32 products that are numbers. Ids are short, because the candidates of
+   all queries should stay in the cache: memory has fewer than 2^31 chunks. */
 typedef struct {
     int64_t row, k, size;
-    candidate *candidates; /* best first; room for `most_candidates(k)` */
-    float threshold;       /* a bound or float32 product below this cannot belong to the k best */
-    float margin;          /* by how much float32 bounds and products can be too low, and products too high */
-    float guess;           /* keys with products up to this may have been passed over */
+    float *scores;   /* room for `most_candidates(k)` */
+    int32_t *ids;    /* the same */
+    float threshold; /* a bound or float32 product below this cannot belong to the k best */
+    float margin;    /* by how much float32 bounds and products can be too low, and products too high */
+    float guess;     /* keys with products up to this may have been passed over */
 } best;
 
-/* Some more than k: float32 cannot tell which of those that are nearly equal is the k-th. */
-static inline int64_t most_candidates(int64_t k) { return k + 16; }
+/* Some more than k, so that they are seldom thinned out, and because float32 cannot tell which of those that are nearly
+   equal is the k-th. */
+static inline int64_t most_candidates(int64_t k) { return (k + k / 2 + 8) / FLOATS * FLOATS + FLOATS; }
 
-/* Add a candidate to the others, of which there are fewer than the most, and forget those that cannot be among the k
-   best any more. */
-static inline void add(best *to, candidate found) {
-    candidate *all = to->candidates;
-    int64_t place = to->size++;
-    for (; place && all[place - 1].score < found.score; place--)
-        all[place] = all[place - 1];
-    all[place] = found;
-    if (to->size < to->k)
+/* Whole numbers in the order of the floats whose bits they are made of. */
+static inline numbers in_order(floats values) {
+    const numbers bits = (numbers)values;
+    return bits ^ (bits >> 31 & INT32_MAX);
+}
+
+/* The k-th best of `size` scores, k at most `size`; there is room for whole vectors of them. Halves the range of whole
+   numbers that it can be in until it is found: no branch depends on one score. */
+static inline float kth_best(float *scores, int64_t size, int64_t k) {
+    const int64_t whole = (size + FLOATS - 1) / FLOATS * FLOATS;
+    for (int64_t each = size; each < whole; each++)
+        scores[each] = -INFINITY;
+    int64_t low = INT32_MAX, high = INT32_MIN;
+    numbers least = (numbers){0} + INT32_MAX, most = (numbers){0} + INT32_MIN;
+    for (int64_t each = 0; each < whole; each += FLOATS) {
+        const numbers keys = in_order(load(scores + each)), smaller = keys < least, larger = keys > most;
+        least = (keys & smaller) | (least & ~smaller), most = (keys & larger) | (most & ~larger);
+    }
+    for (int lane = 0; lane < FLOATS; lane++) {
+        low = least[lane] < low ? least[lane] : low;
+        high = most[lane] > high ? most[lane] : high;
+    }
+    /* at least k are not below `low`, and fewer than k are above `high` */
+    while (low < high) {
+        const int64_t middle = low + (high - low + 1) / 2;
+        numbers minus = {0};
+        for (int64_t each = 0; each < whole; each += FLOATS)
+            minus += in_order(load(scores + each)) >= (numbers){0} + (int32_t)middle;
+        int64_t count = 0;
+        for (int lane = 0; lane < FLOATS; lane++)
+            count -= minus[lane];
+        if (count >= k)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const int32_t bits = (int32_t)low ^ ((int32_t)low >> 31 & INT32_MAX);
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
+/* Forget the candidates that cannot be among the k best. */
+static inline void thin_out(best *of) {
+    if (of->size < of->k)
         return;
     /* the k best are at least this good by true products, and another margin less by float32 products */
-    const float least = all[to->k - 1].score - 2 * to->margin, below = least - 0x1p-22f * fabsf(least);
-    to->threshold = below > to->threshold ? below : to->threshold;
-    while (to->size > to->k && all[to->size - 1].score < to->threshold)
-        to->size--;
+    const float least = kth_best(of->scores, of->size, of->k) - 2 * of->margin, below = least - 0x1p-22f * fabsf(least);
+    of->threshold = below > of->threshold ? below : of->threshold;
+    int64_t kept = 0;
+    for (int64_t each = 0; each < of->size; each++) {
+        of->scores[kept] = of->scores[each], of->ids[kept] = of->ids[each];
+        kept += of->scores[each] >= of->threshold;
+    }
+    of->size = kept;
 }
 
 /* The k best of the candidates into `hits`, best first; returns how many there are. A product that is not a number is
    not among them. */
-static int64_t rank(const best *of, const float *query, const float *keys, int64_t key_stride, int64_t dim, hit *hits) {
+static int64_t rank(best *of, const float *query, const float *keys, int64_t key_stride, int64_t dim, hit *hits) {
+    enum { AHEAD = 4 };
     int64_t size = 0;
+    thin_out(of);
     for (int64_t each = 0; each < of->size; each++) {
-        const int64_t id = of->candidates[each].id;
+        if (each + AHEAD < of->size)
+            fetch(keys + of->ids[each + AHEAD] * key_stride, dim);
+        const int64_t id = of->ids[each];
         const hit found = {precise_product(query, keys + id * key_stride, dim), id};
         if (isnan(found.score) || (size == of->k && !worse(hits[size - 1], found)))
             continue;

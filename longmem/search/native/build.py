@@ -18,7 +18,7 @@ import xxhash
 from longmem.errors import ConfigError
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("top_k.c", "gather.c"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "bounds.h", "best.h"))
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_S = 120.0
@@ -49,9 +49,13 @@ def native_library() -> ctypes.CDLL:
             f"search=native cannot use {path}: {error}; make its folder writable, or use search=torch"
         ) from error
     number, address = ctypes.c_int64, ctypes.c_void_p
+    library.longmem_panel_keys.argtypes, library.longmem_panel_keys.restype = [], number
+    library.longmem_panel_bytes.argtypes, library.longmem_panel_bytes.restype = [number], number
+    library.longmem_code_panels.argtypes = [address, *(number,) * 5, address, address]
     library.longmem_top_k.argtypes = [
         *(address, address, address, number),
         *(address, number, address, number),
+        *(address, address, ctypes.c_float),
         *(number,) * 5,
         *(address, address),
     ]

@@ -9,6 +9,7 @@
 enum { FLOATS = 8 };
 
 typedef float floats __attribute__((vector_size(4 * FLOATS)));
+typedef int32_t numbers __attribute__((vector_size(4 * FLOATS)));
 typedef float floats4 __attribute__((vector_size(16)));
 typedef double doubles4 __attribute__((vector_size(32)));
 
@@ -19,12 +20,16 @@ static inline floats load(const float *from) {
 }
 
 static inline float sum_of(floats values) {
-    float parts[FLOATS];
-    memcpy(parts, &values, sizeof parts);
-    for (int width = FLOATS / 2; width; width /= 2)
-        for (int lane = 0; lane < width; lane++)
-            parts[lane] += parts[lane + width];
-    return parts[0];
+    floats4 halves[2];
+    memcpy(halves, &values, sizeof halves);
+    const floats4 four = halves[0] + halves[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/* Into the cache, before they are needed. */
+static inline void fetch(const float *row, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += 16)
+        __builtin_prefetch(row + i);
 }
 
 static inline float product(const float *a, const float *b, int64_t dim) {
