@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 
 import grpc
 import ray
@@ -50,14 +52,15 @@ def connect(address: str, num_cpus: int, object_store_bytes: int | None) -> Conn
             return join(AUTO)
     _prepare()
     try:
-        ray.init(
-            address=LOCAL,
-            num_cpus=max(num_cpus, os.cpu_count() or 1),
-            object_store_memory=object_store_bytes,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _sigterm_stays_ours():
+            ray.init(
+                address=LOCAL,
+                num_cpus=max(num_cpus, os.cpu_count() or 1),
+                object_store_memory=object_store_bytes,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"cannot start Ray on this machine: {error}; try --address none") from error
     return Connection(owned=True, started_here=True, dashboard_url=_dashboard_url())
@@ -78,7 +81,8 @@ def _join(address: str) -> Connection:
     _prepare()
     _check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _sigterm_stays_ours():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address == AUTO:
             raise ClusterError(
@@ -95,6 +99,21 @@ def _prepare() -> None:
     """Before the first daemon starts: no usage pings, and no change of CUDA_VISIBLE_DEVICES for CPU workers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@contextmanager
+def _sigterm_stays_ours() -> Iterator[None]:
+    """Ray takes SIGTERM over, in Python and once more beneath it, where its handler aborts this process."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # None: set by somebody who does not speak Python
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:

@@ -5,9 +5,12 @@ the way back, the reader's copy of the block, the search, gathering and fusion, 
 """
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -70,12 +73,15 @@ def jobs(
     source: ModelSource, inputs: list[str], threads: int, repeats: int, console: Console, only: str = ""
 ) -> SpeedTable:
     """Whole perplexity jobs on one document: in memory, on disk, on Ray; those whose name contains `only`. Start-up is
-    left out. Raises ConfigError where that is none."""
+    left out. Beside each other, jobs that have nothing to do with each other show what the cores can do for two at
+    once; the time is for one of them. Raises ConfigError where no name is."""
     cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
+    beside = f"one thread, LanceDB, {threads} beside each other, each"
     shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
         "in process, memory://": ("memory://", None, threads),
         "in process, LanceDB": (None, None, threads),
         "one thread, LanceDB": (None, None, 1),
+        beside: (None, None, 1),
         "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
         "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
     }
@@ -90,25 +96,33 @@ def jobs(
         tokens = 0
         for turn in range(repeats):
             for number, (name, (store, shape, job_threads)) in enumerate(chosen.items()):
-                summary = run_job(
-                    PerplexityJob(
-                        inputs=(str(text),),
-                        out=Path(folder) / f"{turn}-{number}",
-                        model=source,
-                        cluster=shape,
-                        threads=job_threads,
-                        limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else None), 2**30),
-                        store=store,
-                    ),
-                    console,
+                job = PerplexityJob(
+                    inputs=(str(text),),
+                    out=Path(folder) / f"{turn}-{number}",
+                    model=source,
+                    cluster=shape,
+                    threads=job_threads,
+                    limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else None), 2**30),
+                    store=store,
                 )
-                times[name].append(summary["wall_s"])
-                tokens = summary["counts"]["tokens"]
+                summaries = _beside_each_other(job, threads) if name == beside else [run_job(job, console)]
+                times[name].append(max(summary["wall_s"] for summary in summaries) / len(summaries))
+                tokens = summaries[0]["counts"]["tokens"]
     lines = []
     for name, walls in times.items():
         timing = Timing(tuple(walls))
         lines.append(Line(name, timing, {"tokens/s": f"{tokens / timing.median_s:,.0f}"}))
     return SpeedTable(f"perplexity of {tokens:,} tokens", lines, {"threads": threads, "repeats": repeats})
+
+
+def _beside_each_other(job: PerplexityJob, count: int) -> list[dict[str, Any]]:
+    """The same job in processes of their own."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_run_quietly, [replace(job, out=Path(f"{job.out}-{each}")) for each in range(count)]))
+
+
+def _run_quietly(job: PerplexityJob) -> dict[str, Any]:
+    return run_job(job, Console(stderr=True, quiet=True))
 
 
 def _together(parts: list[Timing]) -> Timing:

@@ -208,8 +208,8 @@ def kill_one(pid: int, choose: random.Random) -> bool:
 
 
 def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -> list[str]:
-    """Run a job to its end, with `kills` ("worker" or "driver") at random moments of its progress; returns those that
-    were done. A killed driver is started again with --resume."""
+    """Run a job to its end, with `kills` ("worker", "driver", or "asked": SIGTERM to the driver) at random moments of
+    its progress; returns those that were done. A driver that ended is started again with --resume."""
     choose = random.Random(seed)
     journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []
     resumed = False
@@ -221,6 +221,11 @@ def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -
                 assert time.monotonic() < deadline, f"no progress in {LIMIT_S:g} s, {left} are left"
                 if left and lines_of(journal) >= goal:
                     if left[0] == "driver":
+                        done.append(left.pop(0))
+                        break
+                    if left[0] == "asked":
+                        process.terminate()
+                        assert process.wait(timeout=LIMIT_S) == 130, log.read_text("utf-8")
                         done.append(left.pop(0))
                         break
                     if kill_one(process.pid, choose):
@@ -243,7 +248,7 @@ def test_random_kills_change_nothing(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["perplexity", str(books), "--model", str(checkpoint), "--threads", "1", "--tokens"]
-    kills = ["worker"] * 2 + ["driver"] + ["worker"] * 3
+    kills = ["worker", "driver", "worker", "asked"]
     done = run_and_kill([*arguments, "--address", "local", "--out", str(out)], out, 1, kills)
     assert done == kills
     assert table_bytes(out) == undisturbed

@@ -39,9 +39,9 @@ static inline int64_t codes_of_panel(shape sketch) { return COLS * sketch.width 
 /* A key to look at for the query in a slot. */
 typedef struct {
     int64_t slot, id;
-} pair;
+} visit;
 
-enum { MOST_ROOMS = 24, CACHE_LINE = 64, AHEAD = 64 };
+enum { MOST_ROOMS = 32, CACHE_LINE = 64, AHEAD = 64 };
 
 typedef struct {
     void *rooms[MOST_ROOMS];
@@ -180,15 +180,15 @@ static void add(const problem *of, best *query, float score, int64_t id, hit *hi
 
 /* Make keys candidates if their products allow. At most AHEAD of them: all products are made before the first of them
    decides anything, so that none waits for a decision. */
-static void look(const problem *of, best **queue, const pair *pairs, int64_t num_pairs, const workspace *in) {
+static void look(const problem *of, best **queue, const visit *visits, int64_t num_visits, const workspace *in) {
     float scores[AHEAD];
-    for (int64_t each = 0; each < num_pairs; each++)
-        scores[each] = product_of(of, in->rows[pairs[each].slot], pairs[each].id);
-    for (int64_t each = 0; each < num_pairs; each++) {
-        const int64_t slot = pairs[each].slot;
+    for (int64_t each = 0; each < num_visits; each++)
+        scores[each] = product_of(of, in->rows[visits[each].slot], visits[each].id);
+    for (int64_t each = 0; each < num_visits; each++) {
+        const int64_t slot = visits[each].slot;
         if (!(scores[each] >= in->thresholds[slot]))
             continue;
-        add(of, queue[slot], scores[each], pairs[each].id, in->hits);
+        add(of, queue[slot], scores[each], visits[each].id, in->hits);
         if (queue[slot]->threshold > in->thresholds[slot])
             set_threshold(in, slot, queue[slot]->threshold);
     }
@@ -197,8 +197,8 @@ static void look(const problem *of, best **queue, const pair *pairs, int64_t num
 /* Look at keys of the panel that begins with the key `first`, for some slots. */
 static void look_at_passing(const problem *of, best **queue, list keys, int64_t first, int64_t num_slots,
                             const workspace *in) {
-    pair pairs[AHEAD];
-    int64_t num_pairs = 0;
+    visit visits[AHEAD];
+    int64_t num_visits = 0;
     for (int64_t each = 0; each < num_slots; each++) {
         const int64_t slot = in->to_look_at[each];
         const float *sketch = of->query_sketches + in->rows[slot] * of->width;
@@ -209,14 +209,14 @@ static void look_at_passing(const problem *of, best **queue, list keys, int64_t 
                 product(sketch, of->key_sketches + id * of->sketch_stride, of->width) < in->thresholds[slot])
                 continue;
             fetch(of->keys + id * of->key_stride, of->dim);
-            pairs[num_pairs++] = (pair){slot, id};
-            if (num_pairs == AHEAD) {
-                look(of, queue, pairs, num_pairs, in);
-                num_pairs = 0;
+            visits[num_visits++] = (visit){slot, id};
+            if (num_visits == AHEAD) {
+                look(of, queue, visits, num_visits, in);
+                num_visits = 0;
             }
         }
     }
-    look(of, queue, pairs, num_pairs, in);
+    look(of, queue, visits, num_visits, in);
 }
 
 /* Offer keys, and the panels of them, to the queries. */
