@@ -113,8 +113,7 @@ class NativeSearch(AbstractChunkSearch):
             )
             return failed
 
-        if any(in_threads(search_rows, len(queries))):
-            raise MemoryError(f"search of {len(queries)} queries for {ids.shape[1]} chunks each: no memory for it")
+        run_rows(search_rows, len(queries), ids.shape[1])
 
     def _code(self, by: "Bounds") -> tuple[UInt8[Tensor, "panels bytes"], Float32[Tensor, "panels three"]]:
         """Codes of the rows of all keys, and what bounds need beside them, for all threads."""
@@ -142,7 +141,7 @@ def run_rows(search_rows: Callable[[int, int], int], num_rows: int, num_slots: i
 
 @dataclass(frozen=True)
 class Bounds:
-    """What upper bounds of products are made of; without a sketch, queries and keys themselves."""
+    """What upper bounds of products are made of: rows of sketches; without one, queries and keys themselves."""
 
     asked: Float32[Tensor, "rows width"]
     """One row for each query."""

@@ -16,8 +16,8 @@ typedef struct {
 
 static inline int worse(hit a, hit b) { return a.score < b.score || (a.score == b.score && a.id > b.id); }
 
-/* Candidates are in no order, and scores are float32 products that are numbers. Ids are short, because the candidates of
-   all queries should stay in the cache: memory has fewer than 2^31 chunks. */
+/* Candidates are in no order, and scores are float32 products that are numbers. Ids are short, because the candidates
+   of all queries should stay in the cache: memory has fewer than 2^31 chunks. */
 typedef struct {
     int64_t row, k, size;
     float *scores;   /* room for `most_candidates(k)` */

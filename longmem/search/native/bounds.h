@@ -5,8 +5,8 @@
        a · b  =  s_a s_b (A · B  +  A · rest_b  +  rest_a · b / s_b)
              ≤  s_a s_b (A · B  +  |A| |rest_b|  +  |rest_a| |b| / s_b),
 
-   and A · B is exact. It is summed in sixteen bits, four times as many terms in an instruction as in float32; the sum of
-   a block fits, whatever wraps around on the way. Longer vectors are several blocks, whose sums lose a few low bits
+   and A · B is exact. It is summed in sixteen bits, four times as many terms in an instruction as in float32; the sum
+   of a block fits, whatever wraps around on the way. Longer vectors are several blocks, whose sums lose a few low bits
    before they are added. */
 
 #ifndef LONGMEM_BOUNDS_H
@@ -137,8 +137,8 @@ static inline __attribute__((always_inline)) void multiply(tile with, const uint
     }
 }
 
-/* Which of the present keys of a panel pass the limits of each query. Not to be merged into its callers, because the sums need all
-   registers there are. */
+/* Which of the present keys of a panel pass the limits of each query. Not to be merged into its callers, because the
+   sums need all registers there are. */
 static __attribute__((noinline)) void compare_tile(tile with, const uint16_t *codes, shape of, const int16_t *limits,
                                                    uint64_t present, uint64_t passing[ROWS]) {
     words low[ROWS], high[ROWS];

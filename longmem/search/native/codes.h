@@ -1,7 +1,7 @@
 /* Vectors in whole numbers of eight bits, and how far that takes them away.
 
-   A vector is written as x = scale · (codes + rest), with whole codes. A block of codes has a norm of at most 180, so by
-   the inequality of Cauchy and Schwarz the inner product of two blocks fits into sixteen bits.
+   A vector is written as x = scale · (codes + rest), with whole codes. A block of codes has a norm of at most 180, so
+   by the inequality of Cauchy and Schwarz the inner product of two blocks fits into sixteen bits.
 
    The keys of a panel share one scale, so that one comparison of whole numbers serves all of them. Key codes are stored
    plus 128, because the instruction that multiplies them wants one side without a sign. */

@@ -17,8 +17,8 @@ typedef struct {
 
 enum { LEAST_STEP = 16, LEAST_PANELS = 16 };
 
-/* With Bernoulli's luck, `step` times fewer keys hold k / step of the k best, give or take the root of that; three times
-   the root more are enough but for one query in a hundred. */
+/* With Bernoulli's luck, `step` times fewer keys hold k / step of the k best, give or take the root of that; three
+   times the root more are enough but for one query in a hundred. */
 static inline sample sample_for(int64_t k, int64_t num_keys) {
     const int64_t num_panels = num_keys / COLS;
     sample of = {LEAST_STEP, COLS};

@@ -49,8 +49,8 @@ int longmem_code_panels(const float *key_sketches, int64_t sketch_stride, int64_
 
 /* Queries [num_queries, dim] and keys [num_keys, dim] (rows `key_stride` apart); their sketches have `width` columns,
    and the inner product of two sketches is at least that of query and key, up to `margins` of the query. `codes` and
-   `bounds` are those of all panels; no key or sketch of one is longer than `largest`. Writes the k best, best first, into
-   the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a product that is not a
+   `bounds` are those of all panels; no key or sketch of one is longer than `largest`. Writes the k best, best first,
+   into the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a product that is not a
    number is never among them. Returns 0, or 1 when memory is short. */
 int longmem_top_k(const float *queries, const float *query_sketches, const float *margins, int64_t num_queries,
                   const float *keys, int64_t key_stride, const float *key_sketches, int64_t sketch_stride,
