@@ -103,7 +103,8 @@ def _prepare() -> None:
 
 @contextmanager
 def _sigterm_stays_ours() -> Iterator[None]:
-    """Ray takes SIGTERM over, in Python and once more beneath it, where its handler aborts this process."""
+    """Ray takes SIGTERM over, in Python and once more beneath it, where its handler aborts this process. Python lets
+    only the main thread set handlers: who joins in another keeps Ray's."""
     if current_thread() is not main_thread():
         yield
         return

@@ -363,7 +363,7 @@ def model_of(small_model: Callable[..., LongMem]) -> Iterator[Callable[..., Long
 
 
 # no shrinking: each example runs a model, and a simpler schedule is not easier to read
-@settings(max_examples=8, phases=[Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=14, phases=[Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(
     choices=st.randoms(use_true_random=False),
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3),
