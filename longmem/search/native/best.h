@@ -37,35 +37,54 @@ static inline numbers in_order(floats values) {
     return bits ^ (bits >> 31 & INT32_MAX);
 }
 
+/* The least of some whole numbers that is not below `floor`; INT32_MAX where none is. */
+static inline int32_t least_from(int32_t floor, const float *scores, int64_t whole) {
+    numbers least = (numbers){0} + INT32_MAX;
+    for (int64_t each = 0; each < whole; each += FLOATS) {
+        const numbers keys = in_order(load(scores + each)), lower = (keys >= floor) & (keys < least);
+        least = (keys & lower) | (least & ~lower);
+    }
+    int32_t found = least[0];
+    for (int lane = 1; lane < FLOATS; lane++)
+        found = least[lane] < found ? least[lane] : found;
+    return found;
+}
+
+/* How many of them are not below `floor`. */
+static inline int64_t count_from(int32_t floor, const float *scores, int64_t whole) {
+    numbers minus = {0};
+    for (int64_t each = 0; each < whole; each += FLOATS)
+        minus += in_order(load(scores + each)) >= floor;
+    int64_t count = 0;
+    for (int lane = 0; lane < FLOATS; lane++)
+        count -= minus[lane];
+    return count;
+}
+
 /* The k-th best of `size` scores, k at most `size`; there is room for whole vectors of them. Halves the range of whole
-   numbers that it can be in until it is found: no branch depends on one score. */
+   numbers that it can be in until k are above the middle, or only equal ones are left: no branch depends on one score.
+*/
 static inline float kth_best(float *scores, int64_t size, int64_t k) {
     const int64_t whole = (size + FLOATS - 1) / FLOATS * FLOATS;
     for (int64_t each = size; each < whole; each++)
         scores[each] = -INFINITY;
-    int64_t low = INT32_MAX, high = INT32_MIN;
-    numbers least = (numbers){0} + INT32_MAX, most = (numbers){0} + INT32_MIN;
-    for (int64_t each = 0; each < whole; each += FLOATS) {
-        const numbers keys = in_order(load(scores + each)), smaller = keys < least, larger = keys > most;
-        least = (keys & smaller) | (least & ~smaller), most = (keys & larger) | (most & ~larger);
-    }
-    for (int lane = 0; lane < FLOATS; lane++) {
-        low = least[lane] < low ? least[lane] : low;
-        high = most[lane] > high ? most[lane] : high;
+    numbers most = in_order(load(scores));
+    for (int64_t each = FLOATS; each < whole; each += FLOATS) {
+        const numbers keys = in_order(load(scores + each)), larger = keys > most;
+        most = (keys & larger) | (most & ~larger);
     }
     /* at least k are not below `low`, and fewer than k are above `high` */
+    int64_t low = least_from(INT32_MIN, scores, whole), high = INT32_MIN;
+    for (int lane = 0; lane < FLOATS; lane++)
+        high = most[lane] > high ? most[lane] : high;
     while (low < high) {
-        const int64_t middle = low + (high - low + 1) / 2;
-        numbers minus = {0};
-        for (int64_t each = 0; each < whole; each += FLOATS)
-            minus += in_order(load(scores + each)) >= (numbers){0} + (int32_t)middle;
-        int64_t count = 0;
-        for (int lane = 0; lane < FLOATS; lane++)
-            count -= minus[lane];
+        const int64_t middle = low + (high - low + 1) / 2, count = count_from((int32_t)middle, scores, whole);
         if (count >= k)
             low = middle;
         else
             high = middle - 1;
+        if (count == k)
+            low = high = least_from((int32_t)middle, scores, whole);
     }
     const int32_t bits = (int32_t)low ^ ((int32_t)low >> 31 & INT32_MAX);
     float found;

@@ -1,7 +1,8 @@
 /* Vectors in whole numbers of eight bits, and how far that takes them away.
 
-   A vector is written as x = scale · (codes + rest), with whole codes. A block of codes has a norm of at most 180, so
-   by the inequality of Cauchy and Schwarz the inner product of two blocks fits into sixteen bits.
+   A vector is written as x = scale · (codes + rest), with whole codes. Processors that sum products of bytes in 32 bits
+   (VNNI) take all of eight bits. For the others a block of codes has a norm of at most 180, so by the inequality of
+   Cauchy and Schwarz the inner product of two blocks fits into sixteen bits.
 
    The keys of a panel share one scale, so that one comparison of whole numbers serves all of them. Key codes are stored
    plus 128, because the instruction that multiplies them wants one side without a sign. */
@@ -20,34 +21,49 @@
 #endif
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "pairs of codes are put together as on little-endian processors"
+#error "groups of codes are put together as on little-endian processors"
 #endif
 
-#if defined(__AVX512BW__)
-enum { LANES = 32, ROWS = 12 };
-#elif defined(__AVX2__)
-enum { LANES = 16, ROWS = 6 };
+/* A sum has SUM_BITS, and a step adds the products of GROUP codes to it. A panel is PARTS vectors of LANES sums, a tile
+   ROWS queries: all their sums stay in registers. */
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LONGMEM_VNNI
+enum { SUM_BITS = 32, LANES = 16, PARTS = 4, ROWS = 6 };
+typedef uint32_t word;
+typedef int32_t signed_word;
 #else
-enum { LANES = 8, ROWS = 6 };
+#if defined(__AVX512BW__)
+enum { SUM_BITS = 16, LANES = 32, PARTS = 2, ROWS = 12 };
+#elif defined(__AVX2__)
+enum { SUM_BITS = 16, LANES = 16, PARTS = 2, ROWS = 6 };
+#else
+enum { SUM_BITS = 16, LANES = 8, PARTS = 2, ROWS = 6 };
 #endif
-/* Keys of a panel. A tile is ROWS queries: its sums with a panel stay in registers. */
-enum { COLS = 2 * LANES };
-/* Sketch columns whose products are summed in sixteen bits; the greatest codes. */
-enum { BLOCK = 64, KEY_LIMIT = 127, QUERY_LIMIT = 64, KEY_OFFSET = 128 };
+typedef uint16_t word;
+typedef int16_t signed_word;
+#endif
+/* Greatest and least limits of sums, as float32 can say them. */
+static const float LEAST_LIMIT = SUM_BITS == 16 ? INT16_MIN : INT32_MIN;
+static const float MOST_LIMIT = SUM_BITS == 16 ? INT16_MAX : 0x1p31f - 0x1p7f;
+enum { GROUP = SUM_BITS / 8, COLS = PARTS * LANES };
+/* The greatest codes. */
+enum { KEY_LIMIT = 127, QUERY_LIMIT = SUM_BITS == 16 ? 64 : 127, KEY_OFFSET = 128 };
+/* Sketch columns whose products fit into one sum. */
+enum { BLOCK = SUM_BITS == 16 ? 64 : 1 << 16 };
 
 /* (RADIUS + what rounding adds to the norm of a block, at most 4)² stays below 2^15. */
-static const float RADIUS = 176;
+static const float RADIUS = SUM_BITS == 16 ? 176 : INFINITY;
 /* Squares of smaller vectors are no normal numbers: they are not coded, and every key passes. */
 static const float SMALLEST_SCALE = 1e-15f;
 /* Adding and subtracting it rounds to a whole number. */
 static const float ROUNDING = 0x1.8p23f;
 
 typedef uint64_t pairs_of_numbers __attribute__((vector_size(4 * FLOATS)));
-typedef int16_t shorts __attribute__((vector_size(2 * FLOATS)));
-typedef uint16_t words __attribute__((vector_size(2 * LANES)));
-typedef int16_t signed_words __attribute__((vector_size(2 * LANES)));
+typedef signed_word slot_limits __attribute__((vector_size(sizeof(word) * FLOATS)));
+typedef word words __attribute__((vector_size(sizeof(word) * LANES)));
+typedef signed_word signed_words __attribute__((vector_size(sizeof(word) * LANES)));
 
-/* Of sketches: `width` is padded, `lost_bits` is how many low bits a block's sum loses, so that sixteen bits hold the
+/* Of sketches: `width` is padded, `lost_bits` is how many low bits a block's sum loses, so that one sum holds the
    total. */
 typedef struct {
     int64_t width, blocks;
@@ -64,14 +80,23 @@ static inline shape shape_of(int64_t width) {
 
 static inline floats size_of(floats values) { return (floats)((numbers)values & INT32_MAX); }
 
+/* The second, where one is not a number. */
 static inline floats larger(floats a, floats b) {
+#if defined(__AVX2__)
+    return (floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     const numbers first = a > b;
     return (floats)(((numbers)a & first) | ((numbers)b & ~first));
+#endif
 }
 
 static inline floats smaller(floats a, floats b) {
+#if defined(__AVX2__)
+    return (floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
     const numbers first = a < b;
     return (floats)(((numbers)a & first) | ((numbers)b & ~first));
+#endif
 }
 
 /* How large vectors are: the greatest sum of squares of a block and of a whole vector, and the largest numbers. */
@@ -120,8 +145,8 @@ typedef struct {
 
 /* Queries, one after the other. */
 typedef struct {
-    int32_t *pairs;   /* [width / 2] for each: two codes, twice */
-    uint16_t *starts; /* [blocks] for each: what the sum of a block begins with */
+    int32_t *groups; /* [width / GROUP] for each: GROUP codes, as often as there is room for them */
+    word *starts;    /* [blocks] for each: what the sum of a block begins with */
     query_bounds *bounds;
 } coded_queries;
 
@@ -147,24 +172,51 @@ static inline void code_query(float *x, shape of, coded_queries into, int64_t ro
     }
     for (int64_t block = 0; block < blocks; block++) {
         int32_t sum = 0;
-        for (int64_t i = block * BLOCK; i < width && i < (block + 1) * BLOCK; i += 2) {
-            const int32_t even = (int32_t)x[i], odd = (int32_t)x[i + 1];
-            sum += even + odd;
-            into.pairs[(row * width + i) / 2] =
-                (int32_t)(((uint32_t)(even & 0xff) | (uint32_t)(odd & 0xff) << 8) * 0x10001u);
+        for (int64_t i = block * BLOCK; i < width && i < (block + 1) * BLOCK; i += GROUP) {
+            uint32_t group = 0;
+            for (int each = 0; each < GROUP; each++) {
+                const int32_t code = (int32_t)x[i + each];
+                sum += code;
+                group |= (uint32_t)(code & 0xff) << 8 * each;
+            }
+            into.groups[(row * width + i) / GROUP] = (int32_t)(GROUP == 2 ? group * 0x10001u : group);
         }
-        into.starts[row * blocks + block] = (uint16_t)(-KEY_OFFSET * sum);
+        into.starts[row * blocks + block] = (word)(-KEY_OFFSET * sum);
     }
 }
 
-/* The keys of a panel: `codes` holds two codes of each of COLS keys, then the next two of each. */
+/* The keys of a panel: `codes` holds GROUP codes of each of COLS keys, then the next ones of each. */
 typedef struct {
     float inverse, length, rest; /* of the scale; the largest |b| / scale and |rest_b| in it */
 } panel_bounds;
 
+enum { SIDE = 4 }; /* keys whose codes are stored together */
+
+/* The lowest bytes of FLOATS numbers of each key, to the places of these keys in one group after the other. */
+static inline void store_codes(const floats numbers_of[SIDE], uint8_t *codes) {
+#if defined(LONGMEM_VNNI)
+    __m128i keys[SIDE];
+    for (int key = 0; key < SIDE; key++)
+        keys[key] = _mm256_cvtepi32_epi8((__m256i)numbers_of[key]);
+    const __m128i front = _mm_unpacklo_epi32(keys[0], keys[1]), back = _mm_unpacklo_epi32(keys[2], keys[3]);
+    _mm_storeu_si128((__m128i *)codes, _mm_unpacklo_epi64(front, back));
+    _mm_storeu_si128((__m128i *)(codes + COLS * GROUP), _mm_unpackhi_epi64(front, back));
+#else
+    pairs_of_numbers together = {0};
+    for (int key = 0; key < SIDE; key++) {
+        /* the second number of a pair is the upper half, and goes beside the first */
+        const pairs_of_numbers pair = (pairs_of_numbers)numbers_of[key];
+        together |= ((pair & 0xff) | (pair >> 24 & 0xff00)) << 16 * key;
+    }
+    for (int pair = 0; pair < FLOATS / 2; pair++) {
+        const uint64_t side = together[pair];
+        memcpy(codes + pair * COLS * GROUP, &side, sizeof side);
+    }
+#endif
+}
+
 /* `rows` are COLS padded keys. */
-static inline panel_bounds code_panel(const float *const *rows, int64_t width, uint16_t *codes) {
-    enum { SIDE = 4 }; /* keys whose codes are stored together */
+static inline panel_bounds code_panel(const float *const *rows, int64_t width, uint8_t *codes) {
     extent size = {.finite = 1};
     for (int col = 0; col < COLS; col++)
         measure(rows[col], width, &size);
@@ -179,20 +231,15 @@ static inline panel_bounds code_panel(const float *const *rows, int64_t width, u
     for (int col = 0; col < COLS; col += SIDE) {
         floats rests[SIDE] = {0};
         for (int64_t i = 0; i < width; i += FLOATS) {
-            pairs_of_numbers together = {0};
+            floats plain[SIDE];
             for (int key = 0; key < SIDE; key++) {
                 /* rounds as ROUNDING does, and leaves code + KEY_OFFSET in the lowest byte */
                 const floats exact = load(rows[col + key] + i) * inverse;
-                const floats plain = exact + (ROUNDING + KEY_OFFSET), code = plain - (ROUNDING + KEY_OFFSET);
+                plain[key] = exact + (ROUNDING + KEY_OFFSET);
+                const floats code = plain[key] - (ROUNDING + KEY_OFFSET);
                 rests[key] += (exact - code) * (exact - code);
-                /* the second number of a pair is the upper half, and goes beside the first */
-                const pairs_of_numbers pair = (pairs_of_numbers)plain;
-                together |= ((pair & 0xff) | (pair >> 24 & 0xff00)) << 16 * key;
             }
-            for (int pair = 0; pair < FLOATS / 2; pair++) {
-                const uint64_t side = together[pair];
-                memcpy(codes + (i / 2 + pair) * COLS + col, &side, sizeof side);
-            }
+            store_codes(plain, codes + i * COLS + col * GROUP);
         }
         for (int key = 0; key < SIDE; key++) {
             const float rest = sum_of(rests[key]);

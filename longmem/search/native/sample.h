@@ -66,12 +66,12 @@ static int guess_thresholds(const problem *of, best **queue, int64_t num_keys, p
         met[slot].sums[0] = met[slot].sums[1] = (words)((signed_words){0} + INT16_MIN);
     put_queries(sketch, queue, of->num_queries, in);
     for (int64_t number = 0; (number * by.step + 1) * COLS <= num_keys; number++) {
-        const uint16_t *codes = coded.codes + number * by.step * codes_of_panel(sketch);
+        const uint8_t *codes = coded.codes + number * by.step * codes_of_panel(sketch);
         /* sums of different panels have different scales */
         const float ratio = KEY_LIMIT / (coded.bounds[number * by.step].inverse * largest);
-        const int16_t factor = (int16_t)(ratio < 1 ? ratio * INT16_MAX : INT16_MAX);
+        const float factor = ratio < 1 ? ratio : 1;
         for (int64_t at = 0; at < tiles; at++)
-            raise_maxima(tile_of(sketch, at, in), codes, sketch, factor, (uint16_t)number, met + at * ROWS);
+            raise_maxima(tile_of(sketch, at, in), codes, sketch, factor, (word)number, met + at * ROWS);
     }
     for (int64_t slot = 0; slot < of->num_queries; slot++)
         guess_threshold(of, by, queue[slot], met + slot);

@@ -28,13 +28,13 @@ static inline int64_t id_of(list keys, int64_t place) { return keys.ids ? keys.i
 
 /* The panels of a list: their codes, one panel after the other, and their bounds. */
 typedef struct {
-    uint16_t *codes;
+    uint8_t *codes;
     panel_bounds *bounds;
 } panels;
 
 static inline int64_t num_panels(int64_t num_keys) { return (num_keys + COLS - 1) / COLS; }
 
-static inline int64_t codes_of_panel(shape sketch) { return COLS * sketch.width / 2; }
+static inline int64_t codes_of_panel(shape sketch) { return COLS * sketch.width; }
 
 /* A key to look at for the query in a slot. */
 typedef struct {
@@ -48,8 +48,8 @@ typedef struct {
     int num_rooms, short_of_memory;
     coded_queries coded; /* of all queries */
     /* of the queries of a scan, slot by slot, tile by tile */
-    int32_t *pairs;
-    uint16_t *starts;
+    int32_t *groups;
+    word *starts;
     query_limits limits;
     int64_t *rows;       /* of the queries in slots */
     float *thresholds;   /* theirs */
@@ -87,15 +87,15 @@ static workspace prepare(const problem *of) {
     const shape sketch = shape_of(of->width);
     const int64_t width = sketch.width, blocks = sketch.blocks, slots = num_tiles(of->num_queries) * ROWS + FLOATS;
     workspace in = {0};
-    in.coded.pairs = room(&in, of->num_queries * width / 2 * sizeof *in.coded.pairs);
+    in.coded.groups = room(&in, of->num_queries * width / GROUP * sizeof *in.coded.groups);
     in.coded.starts = room(&in, of->num_queries * blocks * sizeof *in.coded.starts);
     in.coded.bounds = room(&in, of->num_queries * sizeof *in.coded.bounds);
-    in.pairs = room(&in, slots * width / 2 * sizeof *in.pairs);
+    in.groups = room(&in, slots * width / GROUP * sizeof *in.groups);
     in.starts = room(&in, slots * blocks * sizeof *in.starts);
     in.limits.thresholds = room(&in, slots * sizeof(float));
     in.limits.lengths = room(&in, slots * sizeof(float));
     in.limits.rests = room(&in, slots * sizeof(float));
-    in.limits.limits = room(&in, slots * sizeof(int16_t));
+    in.limits.limits = room(&in, slots * sizeof *in.limits.limits);
     in.rows = room(&in, slots * sizeof *in.rows);
     in.thresholds = room(&in, slots * sizeof *in.thresholds);
     in.passing = room(&in, slots * sizeof *in.passing);
@@ -138,11 +138,11 @@ static inline void set_threshold(const workspace *in, int64_t slot, float thresh
 
 /* Lay the codes of queries out for tiles. */
 static void put_queries(shape sketch, best **queue, int64_t num_queries, const workspace *in) {
-    const int64_t num_pairs = sketch.width / 2;
+    const int64_t num_groups = sketch.width / GROUP;
     for (int64_t slot = 0; slot < num_queries; slot++) {
         const int64_t number = slot / ROWS, place = slot % ROWS, row = queue[slot]->row;
-        for (int64_t each = 0; each < num_pairs; each++)
-            in->pairs[(number * num_pairs + each) * ROWS + place] = in->coded.pairs[row * num_pairs + each];
+        for (int64_t each = 0; each < num_groups; each++)
+            in->groups[(number * num_groups + each) * ROWS + place] = in->coded.groups[row * num_groups + each];
         for (int64_t block = 0; block < sketch.blocks; block++)
             in->starts[(number * sketch.blocks + block) * ROWS + place] = in->coded.starts[row * sketch.blocks + block];
         in->rows[slot] = row;
@@ -151,7 +151,7 @@ static void put_queries(shape sketch, best **queue, int64_t num_queries, const w
 }
 
 static inline tile tile_of(shape sketch, int64_t number, const workspace *in) {
-    return (tile){in->pairs + number * sketch.width / 2 * ROWS, in->starts + number * sketch.blocks * ROWS};
+    return (tile){in->groups + number * sketch.width / GROUP * ROWS, in->starts + number * sketch.blocks * ROWS};
 }
 
 /* In float32, but for sums that are too large for it on the way. */
@@ -225,7 +225,7 @@ static void scan(const problem *of, best **queue, int64_t num_queries, list keys
     const int64_t tiles = num_tiles(num_queries);
     put_queries(sketch, queue, num_queries, in);
     for (int64_t first = 0, panel = 0; first < keys.size; first += COLS, panel++) {
-        const uint16_t *codes = coded.codes + panel * codes_of_panel(sketch);
+        const uint8_t *codes = coded.codes + panel * codes_of_panel(sketch);
         const int64_t cols = keys.size - first;
         const uint64_t present = cols < COLS ? ((uint64_t)1 << cols) - 1 : UINT64_MAX;
         set_limits(in->limits, num_queries, coded.bounds[panel], sketch);

@@ -32,12 +32,12 @@ static void begin(const problem *of, const float *margins, int64_t queue_size, b
 
 /* Keys of a panel, and bytes of its codes where sketches have `width` columns. */
 int64_t longmem_panel_keys(void) { return COLS; }
-int64_t longmem_panel_bytes(int64_t width) { return codes_of_panel(shape_of(width)) * sizeof(uint16_t); }
+int64_t longmem_panel_bytes(int64_t width) { return codes_of_panel(shape_of(width)); }
 
 /* Code the panels from `first` to `last` of [num_keys, width] sketches, into `codes` [panels, longmem_panel_bytes] and
    `bounds` [panels, 3]. Returns 0, or 1 when memory is short. */
 int longmem_code_panels(const float *key_sketches, int64_t sketch_stride, int64_t num_keys, int64_t width,
-                        int64_t first, int64_t last, uint16_t *codes, float *bounds) {
+                        int64_t first, int64_t last, uint8_t *codes, float *bounds) {
     float *copies = malloc(COLS * shape_of(width).width * sizeof *copies);
     if (!copies)
         return 1;
@@ -54,7 +54,7 @@ int longmem_code_panels(const float *key_sketches, int64_t sketch_stride, int64_
    number is never among them. Returns 0, or 1 when memory is short. */
 int longmem_top_k(const float *queries, const float *query_sketches, const float *margins, int64_t num_queries,
                   const float *keys, int64_t key_stride, const float *key_sketches, int64_t sketch_stride,
-                  uint16_t *codes, float *bounds, float largest, int64_t num_keys, int64_t dim, int64_t width,
+                  uint8_t *codes, float *bounds, float largest, int64_t num_keys, int64_t dim, int64_t width,
                   int64_t k, int64_t slots, int64_t *ids, float *scores) {
     const panels coded = {codes, (panel_bounds *)bounds};
     const problem of = {queries, query_sketches, keys, key_sketches, num_queries, key_stride, sketch_stride, dim, width,

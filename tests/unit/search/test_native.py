@@ -3,6 +3,7 @@
 import os
 import platform
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,12 +159,25 @@ def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
         torch.testing.assert_close(found, brute_force(queries, keys, 8)[1], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("level", ["x86-64", "haswell"])
+@pytest.mark.parametrize(
+    ("level", "needs"),
+    [
+        ("x86-64", ""),
+        ("haswell", "__AVX2__"),
+        ("skylake-avx512", "__AVX512BW__"),
+        ("cascadelake", "__AVX512VNNI__"),
+    ],
+)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of one family of processors")
-def test_other_kinds_of_processors_find_the_same(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_kinds_of_processors_find_the_same(
+    level: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the instructions of this one, if it has them; what it has not, it cannot run."""
-    if level == "haswell" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        pytest.skip("this processor has no AVX2")
+    compiler = build.find_compiler()
+    assert compiler is not None
+    macros = subprocess.check_output([compiler, *build.FLAGS, "-dM", "-E", "-x", "c", os.devnull], text=True)
+    if needs not in macros:
+        pytest.skip(f"this processor has no {needs.strip('_')}")
     keys, queries = decaying(3000, 200, 1), decaying(50, 200, 2)
     sketch = sketch_of(keys[None], queries[None])
     searches = [(queries[:, None], keys[None], 8, each) for each in (None, sketch)]
