@@ -1,5 +1,6 @@
 """Scoring one text in this process: the plain loop that every faster way of running must agree with."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from longmem.memory.store import check_fingerprint
 from longmem.model import LongMem
 from longmem.past import AbstractPast, ContinuedPast, OwnPast, check_own, text_key
 from longmem.text.segments import cut_segments
-from longmem.types import SegmentScore
+from longmem.types import Segment, SegmentScore
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,31 @@ def score_sequence(
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
         check_own(memory, segments)
         past = OwnPast(memory, model.config, model.key_space, model.backbone.device)
-    scores, backbone = [], []
-    for segment in segments:
-        encoded = model.encode(segment)
-        placed = replace(segment, start_token=past.offset + segment.start_token)
-        scores.append(model.score_segment(placed, encoded.block.keys, encoded.taps, past.view(segment.index)))
-        backbone.append(encoded.backbone_logprobs)
-        past.accept(encoded.block)
+    scores, backbone = zip(*_score_segments(model, segments, past), strict=True)
     return TextScores(
         logprobs=np.concatenate([score.logprobs for score in scores]),
         backbone_logprobs=np.concatenate(backbone),
         num_unscored_tokens=0,
-        segments=scores,
+        segments=list(scores),
     )
+
+
+def score_segments(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:
+    """The same for tokens with a private memory, one segment after the other, as far as they are asked for."""
+    past = ContinuedPast(None, model.config, model.key_space, model.backbone.device)
+    for score, _ in _score_segments(model, cut_segments(text_key(None), sequence, model.config.segment_tokens), past):
+        yield score
+
+
+def _score_segments(
+    model: LongMem, segments: Sequence[Segment], past: AbstractPast
+) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"]]]:
+    """Scores of each, and log-probabilities of the backbone alone."""
+    for segment in segments:
+        encoded = model.encode(segment)
+        placed = replace(segment, start_token=past.offset + segment.start_token)
+        yield (
+            model.score_segment(placed, encoded.block.keys, encoded.taps, past.view(segment.index)),
+            encoded.backbone_logprobs,
+        )
+        past.accept(encoded.block)

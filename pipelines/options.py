@@ -1,5 +1,6 @@
 """Options that several commands share, so that they read alike everywhere."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -109,12 +110,15 @@ def model_source(
     top_k: int | None,
     chunk_tokens: int | None,
     kv_dtype: StoredFormat | None = None,
+    inputs: Sequence[str] = (),
 ) -> "ModelSource":
-    """The model that the options name, `on_gpu` where readers use one. Prints which type it computes in where that is
-    chosen here. Raises ConfigError for options that contradict each other."""
+    """The model that the options name, `on_gpu` where readers use one. Where the type that it computes in is chosen
+    here, with the first document of `inputs` as a sample, prints which. Raises ConfigError for options that contradict
+    each other and for inputs that are not there."""
     from longmem.model_source import REFERENCE_MODEL, ModelSource
     from longmem.precision import choose_dtype
     from longmem.search import choose_engine
+    from longmem.text.documents import first_document
 
     if no_memory and memory_tokens:
         raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
@@ -137,6 +141,6 @@ def model_source(
         raise ConfigError(
             "--dtype auto measures this machine's CPU, workers are to use GPUs: give --dtype float32 or bfloat16"
         )
-    choice = choose_dtype(replace(source, search="auto"))
+    choice = choose_dtype(replace(source, search="auto"), first_document(inputs))
     console.print(escape(str(choice)), soft_wrap=True)
     return replace(source, dtype=choice.dtype)

@@ -172,6 +172,7 @@ def perplexity(
             top_k=top_k,
             chunk_tokens=chunk_tokens,
             kv_dtype=kv_dtype,
+            inputs=inputs or (),
         )
         job = PerplexityJob(
             inputs=tuple(inputs or ()),

@@ -68,6 +68,11 @@ def read_documents(files: Sequence[InputFile]) -> Iterator[Document | Unreadable
             yield document
 
 
+def first_document(inputs: Sequence[str]) -> Document | None:
+    """The first that can be read; None where there is none. Raises ConfigError like `find_files`."""
+    return next((document for document in read_documents(find_files(inputs)) if isinstance(document, Document)), None)
+
+
 def _duplicate(document: Document | UnreadableDocument, seen: Mapping[str, str]) -> UnreadableDocument:
     name = f"{document.id} (again, {document.source})"
     while name in seen:

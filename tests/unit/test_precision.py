@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from longmem import precision
 from longmem.errors import ConfigError
 from longmem.model_source import ModelSource
-from longmem.precision import bfloat16_difference, bfloat16_speedup, choose_dtype
+from longmem.precision import PerplexityChange, bfloat16_change, bfloat16_speedup, choose_dtype
 from longmem.scoring import score_text
 from longmem.types import Document
 from pipelines.command_line import JobDtype, SearchEngine
@@ -27,15 +28,35 @@ def test_speed_is_measured() -> None:
     assert 0 < bfloat16_speedup() < 1000
 
 
-def test_the_difference_is_that_of_two_models(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_change_is_that_of_two_models(source: ModelSource) -> None:
     """Of the same sample, read from the beginning."""
-    text = "the memory of a long text"
-    monkeypatch.setattr(precision, "language_reference", lambda: Document("sample", text * 20, "here"))
-    exact, rounded = (
-        score_text(replace(source, dtype=dtype).open(), text * 20).perplexity for dtype in ("float32", "bfloat16")
-    )
-    assert rounded != exact
-    assert bfloat16_difference(source) == rounded / exact - 1
+    text = "the memory of a long text" * 20
+    exact, rounded = (score_text(replace(source, dtype=dtype).open(), text) for dtype in ("float32", "bfloat16"))
+    change = bfloat16_change(source, Document("sample", text, "here"))
+    assert rounded.perplexity != exact.perplexity
+    assert change.relative == pytest.approx(rounded.perplexity / exact.perplexity - 1, abs=1e-9)
+    assert (change.document, change.num_tokens) == ("sample", len(exact.logprobs))
+    assert 0 < change.margin < 1
+
+
+def test_a_change_that_is_not_clear_is_looked_at_longer(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With limits that the change is far from, that it has at the first look, and that it is beyond."""
+    sample = Document("sample", "the memory of a long text" * 100, "here")
+    monkeypatch.setattr(precision, "SAMPLE_TOKENS", (64, 64))
+    first = bfloat16_change(source, sample)
+    assert first.num_tokens == 64
+    monkeypatch.setattr(precision, "SAMPLE_TOKENS", (64, 512))
+    for limit, least, most in ((1.0, 64, 64), (abs(first.relative), 128, 512), (1e-12, 64, 512)):
+        monkeypatch.setattr(precision, "MAX_CHANGE", limit)
+        change = bfloat16_change(source, sample)
+        assert least <= change.num_tokens <= most
+        assert change.is_clear or change.num_tokens == 512
+
+
+def test_a_text_of_one_segment_says_nothing_of_its_spread(source: ModelSource) -> None:
+    change = bfloat16_change(source, Document("sample", "one", "here"))
+    assert change.margin == float("inf")
+    assert not change.is_clear
 
 
 def test_a_machine_that_emulates_bfloat16_does_not_even_load_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,38 +68,53 @@ def test_a_machine_that_emulates_bfloat16_does_not_even_load_the_model(monkeypat
     )
 
 
-@pytest.mark.parametrize(("difference", "dtype"), [(0.00099, "bfloat16"), (-0.00101, "float32")])
+@pytest.mark.parametrize(("relative", "dtype"), [(0.00099, "bfloat16"), (-0.00101, "float32")])
 def test_a_fast_machine_asks_for_the_perplexity(
-    difference: float, dtype: str, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+    relative: float, dtype: str, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    change = PerplexityChange("moby-dick", 4096, relative, 0.0002)
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 3.04)
-    monkeypatch.setattr(precision, "bfloat16_difference", lambda _source: difference)
+    monkeypatch.setattr(precision, "bfloat16_change", lambda _source, _sample: change)
     choice = choose_dtype(source)
     assert choice.dtype == dtype
+    assert not change.is_clear
     assert str(choice) == (
         f"computing in {dtype}: matrix products in bfloat16 are 3.04 times as fast here and change the perplexity of "
-        f"4,096 tokens by {difference:+.3%}, at most 0.1% is allowed"
+        f"the first 4,096 tokens of moby-dick by {relative:+.3%} ± 0.020%, at most 0.1% is allowed"
     )
 
 
-def chosen(source: ModelSource, dtype: JobDtype, console: Console, **gpus: bool) -> ModelSource:
+def chosen(source: ModelSource, dtype: JobDtype, console: Console, **options: Any) -> ModelSource:
     """What the options of a command make of it."""
     settings = {name: source.settings.get(name) for name in ("segment_tokens", "memory_tokens", "top_k")}
-    return model_source(source.source, dtype, SearchEngine.TORCH, console, chunk_tokens=None, **gpus, **settings)
+    return model_source(source.source, dtype, SearchEngine.TORCH, console, chunk_tokens=None, **options, **settings)
 
 
 def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 2.0)
-    monkeypatch.setattr(precision, "MAX_DIFFERENCE", 1.0)
-    monkeypatch.setattr(precision, "SAMPLE_TOKENS", 256)
+    monkeypatch.setattr(precision, "MAX_CHANGE", 1.0)
+    monkeypatch.setattr(precision, "SAMPLE_TOKENS", (128, 256))
     console = Console(record=True, width=300)
     with console.capture() as said:
         assert chosen(source, JobDtype.AUTO, console).dtype == "bfloat16"
     assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here and")
+    assert " of the first 128 tokens of python-language-reference by " in said.get()
     with console.capture() as said:
         assert chosen(source, JobDtype.FLOAT32, console).dtype == "float32"
         assert chosen(source, JobDtype.BFLOAT16, console).dtype == "bfloat16"
     assert said.get() == ""
+
+
+def test_the_sample_is_the_first_document_that_can_be_read(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 2.0)
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe not text")
+    (tmp_path / "b.txt").write_text("a text of one's own")
+    console = Console(record=True, width=300)
+    with console.capture() as said:
+        chosen(source, JobDtype.AUTO, console, inputs=[str(tmp_path)])
+    assert " tokens of b by " in said.get()
 
 
 @pytest.mark.parametrize("workers", ["on_gpu", "encoders_on_gpu"])
