@@ -15,16 +15,17 @@ import ray.exceptions
 
 from actors.acceptance import Acceptance
 from actors.failures import translated
+from actors.grouping import Grouping, PutGroup
 from actors.outcome import Outcome
 from actors.placing import Placing
 from actors.policy import Patience
-from actors.pool import Worker
+from actors.pool import TASKS_PER_ACTOR, Worker
 from actors.supervision import Supervisor
 from actors.tasks import Encoded, Place, RequestTask, SegmentTask, Task
 from actors.worker import WorkerInfo
 from actors.workers import Workers
 from longmem.errors import ClusterError, QuarantineError
-from longmem.executor import STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
+from longmem.executor import PUT_SEGMENTS, STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
 from longmem.model_source import ModelDescription
 from longmem.requests import Request
 from longmem.types import DocumentKey, Segment, SegmentInfo
@@ -57,6 +58,7 @@ class PooledExecutor(AbstractExecutor):
         self._workers = workers
         self._pools = workers.by_stage()
         self._placing = Placing(workers)
+        self._grouping = Grouping(self._placing, clock)
         self._patience = patience
         self._clock = clock
         self._acceptance = Acceptance()
@@ -96,7 +98,16 @@ class PooledExecutor(AbstractExecutor):
         return self._acceptance.describe()
 
     def slots(self, stage: Stage) -> int:
-        return self._pools[stage].slots - len(self._waiting[stage]) if stage in self._pools else 0
+        if stage not in self._pools:
+            return 0
+        if stage == "put":
+            sent = sum(
+                len(task.members) if isinstance(task, PutGroup) else 1
+                for task in self._running.values()
+                if task.stage == "put"
+            )
+            return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
+        return self._pools[stage].slots - len(self._waiting[stage])
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._waiting[stage].append(SegmentTask(stage, segment))
@@ -120,7 +131,8 @@ class PooledExecutor(AbstractExecutor):
             # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
             busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
             ended = self._completed or self._answers
-            self.turn(max(0.0, deadline_s - self._clock()) if busy and not ended else 0.0)
+            left_s = min(deadline_s - self._clock(), self._grouping.wait_s)
+            self.turn(max(0.0, left_s) if busy and not ended else 0.0)
             if self._completed or self._answers or not busy or self._clock() >= deadline_s:
                 completed, self._completed = self._completed, []
                 return completed
@@ -194,7 +206,11 @@ class PooledExecutor(AbstractExecutor):
             return ray.get(ref)
 
     def _send_waiting(self) -> None:
-        for waiting in self._waiting.values():
+        more_come = bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
+        for store, group in self._grouping.take(self._waiting["put"], more_come):
+            self._send(group, store)
+        for stage in ("encode", "score"):
+            waiting = self._waiting[stage]
             for task in list(waiting):
                 if isinstance(task, SegmentTask):
                     made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
@@ -210,10 +226,12 @@ class PooledExecutor(AbstractExecutor):
 
     def _send(self, task: Task, worker: Worker) -> None:
         assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
-        if isinstance(task, SegmentTask):
+        if isinstance(task, PutGroup):
+            outcome = self._send_group(task, worker)
+        elif isinstance(task, SegmentTask):
             outcome = self._send_segment(task, worker, worker.info)
         else:
-            assert isinstance(task, RequestTask), f"{task} is neither of a segment nor a request"
+            assert isinstance(task, RequestTask), f"{task} is neither of segments nor a request"
             outcome = worker.actor.answer.remote(task.request)
         if not worker.tasks:
             worker.first_since_s = self._clock()
@@ -221,6 +239,12 @@ class PooledExecutor(AbstractExecutor):
         worker.alone = task.alone
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
+
+    def _send_group(self, group: PutGroup, worker: Worker) -> Any:
+        """Returns the reference of the outcome."""
+        for member in group.members:
+            member.encoded = self._encoded[member.place]
+        return worker.actor.put.remote(*(self._encoded[member.place].block for member in group.members))
 
     def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
         """Returns the reference of the outcome."""
@@ -230,13 +254,16 @@ class PooledExecutor(AbstractExecutor):
             task.encoded = Encoded(block, taps, info.node_id)
             return outcome
         task.encoded = self._encoded[task.place]
-        if task.stage == "put":
-            return actor.put.remote(task.encoded.block)
         self._placing.reads(worker, segment.key)
         return actor.score.remote(segment, task.encoded.block, task.encoded.taps)
 
     def _ended(self, task: Task, outcome: Outcome) -> None:
-        self._leave(task)
+        worker = self._leave(task)
+        if isinstance(task, PutGroup):
+            self._grouping.ended(worker, outcome.busy_s)
+            for member, of_member in zip(task.members, task.outcomes(outcome), strict=True):
+                self._report(member, of_member)
+            return
         self._report(task, outcome)
         if not isinstance(task, SegmentTask) or task.stage != "encode":
             return
@@ -257,33 +284,43 @@ class PooledExecutor(AbstractExecutor):
             self._completed.append(completion)
 
     def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
-        worker = task.worker
+        worker, sent_to = task.worker, task.sent_to
         assert worker is not None, f"{task} failed and was never sent"
         cause = getattr(error, "cause", None)
-        if isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause, ray.exceptions.ObjectLostError):
-            self._leave(task)
-            self._lost_objects(task, error)
-        elif isinstance(error, WORKER_LOST):
-            # by then the worker may be another incarnation, which is well
-            if worker.info is task.sent_to:
-                self._supervisor.lost(task.stage, worker, error)
-            blame = worker.guilty is task
-            task.alone = True
-            self._leave(task)
-            self._try_again(task, error, blame)
-        elif isinstance(error, ray.exceptions.RayTaskError):
-            self._leave(task)
-            self._try_again(task, error, blame=True)
-        else:
+        lost_objects = isinstance(error, ray.exceptions.ObjectLostError) or isinstance(
+            cause, ray.exceptions.ObjectLostError
+        )
+        lost_worker = not lost_objects and isinstance(error, WORKER_LOST)
+        if not (lost_objects or lost_worker or isinstance(error, ray.exceptions.RayTaskError)):
             raise ClusterError(f"{task}: {error}") from error
+        # by then the worker may be another incarnation, which is well
+        if lost_worker and worker.info is sent_to:
+            self._supervisor.lost(task.stage, worker, error)
+        blame = worker.guilty is task if lost_worker else True
+        self._leave(task)
+        if isinstance(task, PutGroup):
+            if len(task.members) > 1:
+                # nobody knows yet which of them it was
+                for member in reversed(task.members):
+                    member.alone = True
+                    self._waiting["put"].appendleft(member)
+                return
+            (task,) = task.members
+        if lost_objects:
+            self._lost_objects(task, error)
+            return
+        task.alone |= lost_worker
+        self._try_again(task, error, blame)
 
-    def _leave(self, task: Task) -> None:
+    def _leave(self, task: Task) -> Worker:
+        """Returns the worker that the task leaves."""
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
         worker.alone = False
         worker.first_since_s = self._clock()
         task.worker = task.sent_to = None
+        return worker
 
     def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
         task.tries += blame

@@ -12,7 +12,7 @@ from actors.outcome import Outcome, attempt
 from actors.pool import ActorPool, Worker
 from actors.worker import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from longmem.memory.opening import StoreSettings
-from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore
+from longmem.memory.store import AbstractBlockSource, AbstractMemoryStore, put_each
 from longmem.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
@@ -46,8 +46,9 @@ class StoreActor:
         """Answers unless the process is stopped or gone."""
 
     @ray.method(concurrency_group="write")
-    def put(self, block: KVBlock) -> Outcome:
-        return attempt(lambda: self._store().put(block))
+    def put(self, *blocks: KVBlock) -> Outcome:
+        """Several blocks together; the result is what came of each, a PutReceipt or a LongMemError."""
+        return attempt(lambda: put_each(self._store(), blocks))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def read(self, key: DocumentKey, first_segment: int, last_segment: int, ahead: int) -> list[KVBlock]:

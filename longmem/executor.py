@@ -19,14 +19,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
-from longmem.errors import ConflictError, LongMemError, NumericError, QuotaError
-from longmem.memory.store import AbstractMemoryStore, check_fingerprint
+from longmem.errors import LongMemError
+from longmem.memory.store import AbstractMemoryStore, check_fingerprint, put_each
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelDescription, describe
 from longmem.requests import Memories, Request
 from longmem.stages import STAGES, Stage
-from longmem.types import DocumentKey, EncodedSegment, KVBlock, PutReceipt, Segment, SegmentInfo, SegmentScore
+from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
 
 __all__ = [
     "STAGES",
@@ -153,9 +153,6 @@ PUT_SEGMENTS = 8
 and each waits for the later ones in memory. With 1, 4, 8 and 16 a segment costs 25, 9, 4.5 and 4 ms of CPU, written and
 read."""
 
-OF_ONE_BLOCK = (ConflictError, NumericError, QuotaError)
-"""Errors that one of several blocks may meet and the others not: then each is put alone."""
-
 
 class InlineExecutor(AbstractExecutor):
     """Everything in the caller's process: no Ray, the same numbers. Models run in the caller's thread, puts in one of
@@ -235,22 +232,15 @@ class InlineExecutor(AbstractExecutor):
         return putting.result()
 
     def _put(self, segments: list[Segment]) -> list[Completion]:
-        if len(segments) == 1:
-            return [self._run("put", segments[0])]
         start = perf_counter()
-        receipts: list[PutReceipt | None] = [None] * len(segments)
-        failure = None
-        try:
-            receipts = [*self._store.put_all([self._block(segment) for segment in segments])]
-        except OF_ONE_BLOCK:
-            return [self._run("put", segment) for segment in segments]
-        except LongMemError as error:
-            failure = error
+        results = put_each(self._store, [self._encoded[segment.key, segment.index].block for segment in segments])
         busy_s = (perf_counter() - start) / len(segments)
-        return [Completion("put", *each, failure, busy_s) for each in zip(segments, receipts, strict=True)]
-
-    def _block(self, segment: Segment) -> KVBlock:
-        return self._encoded[segment.key, segment.index].block
+        return [
+            Completion("put", segment, None, result, busy_s)
+            if isinstance(result, LongMemError)
+            else Completion("put", segment, result, None, busy_s)
+            for segment, result in zip(segments, results, strict=True)
+        ]
 
     def answers(self) -> list[Answer]:
         answers, self._answers = self._answers, []
@@ -267,13 +257,11 @@ class InlineExecutor(AbstractExecutor):
 
     def _run(self, stage: Stage, segment: Segment) -> Completion:
         start = perf_counter()
-        result: EncodeReceipt | PutReceipt | SegmentScore | None = None
+        result: EncodeReceipt | SegmentScore | None = None
         error = None
         try:
             if stage == "encode":
                 result = self._encode(segment)
-            elif stage == "put":
-                result = self._store.put(self._block(segment))
             else:
                 encoded = self._encoded[segment.key, segment.index]
                 view = self._windows.view(segment.key, segment.index)

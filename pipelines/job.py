@@ -36,9 +36,9 @@ from pipelines.tables import documents_table, segments_table, tokens_table
 
 MEMORY_FOLDER = "memory.lance"
 
-IN_FLIGHT_PER_WORKER = 4
+IN_FLIGHT_PER_WORKER = 8
 IN_FLIGHT_IN_PROCESS = 2 * PUT_SEGMENTS
-"""Encoded segments that may wait by default; in one process some are written while others are read."""
+"""Encoded segments that may wait by default: some are written while others are read."""
 
 Retention = Literal["window", "document", "forever"]
 """How long blocks stay: while a window may reach them, while their document is scored, or after the job too."""

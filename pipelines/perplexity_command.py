@@ -132,7 +132,7 @@ def perplexity(
     search: Search = SearchEngine.AUTO,
     max_in_flight_segments: Annotated[
         int | None,
-        typer.Option(help="Encoded segments that may wait for readers.", show_default="4 per worker, 16 in process"),
+        typer.Option(help="Encoded segments that may wait for readers.", show_default="8 per worker, 16 in process"),
     ] = None,
     max_in_flight_bytes: Annotated[int, typer.Option(help="Bytes of them.")] = 2**30,
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actors.grouping import pause_s
 from longmem.errors import ConfigError
 from longmem.executor import PUT_SEGMENTS
 from pipelines.plan_costs import Cost, UnitCosts
@@ -158,19 +159,15 @@ class _Times:
 
 
 def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cluster) -> _Times:
-    wall, cpu = _per_segment(costs, segments, cluster)
+    # a document belongs to one store: others work only while segments of other documents wait too
+    stores = min(float(cluster.stores), open_documents(workload, cluster, segments))
+    wall, cpu = _per_segment(costs, segments, cluster, stores)
     busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
     cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
     if cluster.in_process:
         # one after the other: the whole time belongs to the stages, in their shares
         return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
-    workers = {
-        "encode": float(cluster.encoders),
-        # a document belongs to one store: others work only while segments of other documents wait too
-        "put": min(float(cluster.stores), open_documents(workload, cluster, segments)),
-        "score": float(cluster.readers),
-        "driver": 1.0,
-    }
+    workers = {"encode": float(cluster.encoders), "put": stores, "score": float(cluster.readers), "driver": 1.0}
     limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
     limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / _free_cores(costs, cluster)
     table: np.ndarray = np.stack(list(limits.values()))
@@ -196,44 +193,58 @@ def _forgotten(workload: Workload) -> int:
 
 
 def _per_segment(
-    costs: UnitCosts, segments: Segments, cluster: Cluster
+    costs: UnitCosts, segments: Segments, cluster: Cluster, stores: float
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Wall and CPU seconds of one segment of each kind, by stage."""
+    """Wall and CPU seconds of one segment of each kind, by stage, where so many stores work at once."""
     window, share = segments.window_tokens, segments.share
     some = window > 0
-    ones = np.ones(len(window))
     score = costs.score
+    encode_s = costs.encode.wall_s * share
+    score_s = np.where(some, score.wall.at(window), score.empty.wall_s) * share
+    together = _puts_together(
+        costs, cluster, stores * np.maximum(encode_s / cluster.encoders, score_s / cluster.readers)
+    )
 
-    def put(part: Callable[[Cost], float]) -> float:
-        # a process writes several at a time, a store actor one by one
-        return _in_groups(part(costs.put), part(costs.put_more)) if cluster.in_process else part(costs.put)
+    def put(part: Callable[[Cost], float]) -> np.ndarray:
+        return _in_groups(part(costs.put), part(costs.put_more), together)
 
     def read(part: Callable[[Cost], float]) -> np.ndarray:
-        if cluster.in_process:
-            return some * _in_groups(part(costs.read), part(costs.read_more))
-        # readers take turns in a document, and each of them needs every block of it
-        return some * (part(costs.read) + (cluster.readers - 1) * part(costs.read_more))
+        # a reader takes what was put together; in a document readers take turns, and each needs every block of it
+        others = 0 if cluster.in_process else (cluster.readers - 1) * part(costs.read_more)
+        return some * (_in_groups(part(costs.read), part(costs.read_more), together) + others)
 
     wall: dict[str, np.ndarray] = {
-        "encode": costs.encode.wall_s * share,
-        "put": put(_wall_s) * ones,
-        "score": np.where(some, score.wall.at(window), score.empty.wall_s) * share + read(_wall_s),
-        "driver": costs.record.wall_s * ones,
+        "encode": encode_s,
+        "put": put(_wall_s),
+        "score": score_s + read(_wall_s),
+        "driver": costs.record.wall_s * np.ones(len(window)),
     }
     cpu: dict[str, np.ndarray] = {
         "encode": costs.encode.cpu_s * share,
-        "put": put(_cpu_s) * ones,
+        "put": put(_cpu_s),
         "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read(_cpu_s),
-        "driver": costs.record.cpu_s * ones,
+        "driver": costs.record.cpu_s * np.ones(len(window)),
     }
     if costs.ray is not None and not cluster.in_process:
         cpu["ray"] = costs.ray.call.cpu_s * share
     return wall, cpu
 
 
-def _in_groups(first_s: float, more_s: float) -> float:
-    """Of one of PUT_SEGMENTS blocks that are written, and then read, together."""
-    return (first_s + (PUT_SEGMENTS - 1) * more_s) / PUT_SEGMENTS
+def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) -> np.ndarray:
+    """Segments that a store commits together, where the pools have one for it every `segment_s`: as many as come while
+    it commits them and pauses."""
+    if cluster.in_process:
+        return np.full(len(segment_s), float(PUT_SEGMENTS))
+    first_s, more_s = costs.put.wall_s, costs.put_more.wall_s
+    room_s = np.maximum(segment_s - more_s, 1e-9)
+    together: np.ndarray = np.clip((first_s - more_s + pause_s(first_s)) / room_s, 1.0, PUT_SEGMENTS)
+    return together
+
+
+def _in_groups(first_s: float, more_s: float, size: np.ndarray) -> np.ndarray:
+    """Of one of `size` blocks that are written, or read, together."""
+    of_each: np.ndarray = (first_s + (size - 1) * more_s) / size
+    return of_each
 
 
 def _wall_s(cost: Cost) -> float:

@@ -92,8 +92,9 @@ class ScriptedEncoder(_Scripted):
 
 @ray.remote(concurrency_groups={"read": 1, **HEALTH})
 class ScriptedStore(_Scripted):
-    def put(self, block: Any) -> Outcome:
-        return self.begin("put", block[0])
+    def put(self, *blocks: Any) -> Outcome:
+        outcomes = [self.begin("put", block[0]) for block in blocks]
+        return Outcome([each.result for each in outcomes], None, 0.001 * len(blocks))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:

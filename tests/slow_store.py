@@ -15,7 +15,7 @@ PUT_S = 0.15
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class SlowStoreActor(StoreActor.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
     @ray.method(concurrency_group="write")
-    def put(self, block: KVBlock) -> Outcome:
+    def put(self, *blocks: KVBlock) -> Outcome:
         time.sleep(PUT_S)
-        outcome: Outcome = super().put(block)
+        outcome: Outcome = super().put(*blocks)
         return outcome

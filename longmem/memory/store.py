@@ -11,10 +11,21 @@ from types import TracebackType
 
 import numpy as np
 
-from longmem.errors import ConflictError, FingerprintError, MissingBlockError, NumericError, StoreError
+from longmem.errors import (
+    ConflictError,
+    FingerprintError,
+    LongMemError,
+    MissingBlockError,
+    NumericError,
+    QuotaError,
+    StoreError,
+)
 from longmem.kv_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.memory.handle import DocumentMemory
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
+
+OF_ONE_BLOCK = (ConflictError, NumericError, QuotaError)
+"""Errors that one of several blocks may meet and the others not."""
 
 
 class AbstractBlockSource(ABC):
@@ -157,6 +168,17 @@ def describe_block(block: KVBlock) -> SegmentInfo:
         tokens_checksum=block.tokens_checksum(),
         num_bytes=block.num_bytes,
     )
+
+
+def put_each(store: AbstractMemoryStore, blocks: Sequence[KVBlock]) -> list[PutReceipt | LongMemError]:
+    """Several blocks in one commit; each alone where one may be refused and the others not. What came of each, in their
+    order."""
+    try:
+        return [*store.put_all(blocks)]
+    except OF_ONE_BLOCK as error:
+        return [error] if len(blocks) == 1 else [each for block in blocks for each in put_each(store, [block])]
+    except LongMemError as error:
+        return [error] * len(blocks)
 
 
 def check_fingerprint(stored: Fingerprint | None, offered: Fingerprint) -> None:

@@ -98,6 +98,17 @@ def test_pools_take_as_long_as_the_slowest_stage_of_each_segment() -> None:
     )
 
 
+def test_a_store_commits_what_comes_while_it_commits_and_pauses() -> None:
+    """A commit takes 10 ms and 2.5 for each further block, the pause 200, and a segment comes every 50."""
+    plan = predict(costs(encode=0.05, score=0.02, slope=0.0), Workload((400,)), on_ray())
+    together = (0.01 - 0.0025 + 0.2) / (0.05 - 0.0025)
+    assert 4 < together < 5
+    assert plan.stages["put"].busy_s == pytest.approx(4 * (0.01 + (together - 1) * 0.0025) / together)
+    # and at most eight at a time
+    fast = predict(costs(encode=0.001, score=0.001, slope=0.0), Workload((400,)), on_ray())
+    assert fast.stages["put"].busy_s == pytest.approx(4 * (0.01 + 7 * 0.0025) / 8)
+
+
 def test_between_two_nodes_half_of_everything_travels() -> None:
     plan = predict(costs(), Workload((400,)), on_ray(2, 4, nodes=2))
     assert plan.network_bytes == {

@@ -1,0 +1,150 @@
+"""Which puts go together, and when, on a clock of the test's own. Nothing here needs a running Ray."""
+
+from collections import deque
+from dataclasses import dataclass
+from math import inf
+
+import pytest
+
+from actors.grouping import MOST_WAIT_S, PAUSE, Grouping, PutGroup
+from actors.outcome import Outcome
+from actors.placing import Placing
+from actors.pool import ActorPool, Worker
+from actors.store import StorePool
+from actors.tasks import SegmentTask, Task
+from actors.worker import WorkerInfo
+from actors.workers import Workers
+from longmem.errors import ConflictError, StoreError
+from longmem.executor import PUT_SEGMENTS
+from tests.scripted_driver import segments_of
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Stores:
+    """Some stores, puts that wait for them, and what is sent when."""
+
+    def __init__(self, count: int = 1) -> None:
+        stores = StorePool([None] * count, [str(rank) for rank in range(count)])
+        for store in stores.workers:
+            store.info = WorkerInfo(pid=1, created_s=0.0, node_id="a", result=None)
+        self.workers: list[Worker] = stores.workers
+        self.clock = Clock()
+        self.waiting: deque[Task] = deque()
+        nobody = ActorPool([], [])
+        self.grouping = Grouping(Placing(Workers(nobody, stores, nobody)), self.clock)
+
+    def wait(self, document: str, count: int, alone: tuple[int, ...] = ()) -> None:
+        for segment in segments_of(document, count):
+            task = SegmentTask("put", segment)
+            task.alone = segment.index in alone
+            self.waiting.append(task)
+
+    def taken(self, more_come: bool = True) -> list[list[int]]:
+        """Segments of each group that is sent."""
+        groups = []
+        for store, group in self.grouping.take(self.waiting, more_come):
+            store.tasks.append(group)
+            store.alone = group.alone
+            groups.append([put.segment.index for put in group.members])
+        return groups
+
+    def committed(self, busy_s: float) -> None:
+        for store in self.workers:
+            if store.tasks:
+                store.tasks.pop(0)
+                store.alone = False
+                self.grouping.ended(store, busy_s)
+
+
+def test_the_first_put_does_not_wait() -> None:
+    stores = Stores()
+    stores.wait("a", 1)
+    assert stores.taken() == [[0]]
+    assert not stores.waiting
+
+
+def test_others_wait_until_the_pause_is_long_beside_the_commit() -> None:
+    stores = Stores()
+    stores.wait("a", 1)
+    stores.taken()
+    stores.wait("a", 3)
+    assert stores.taken() == []
+    assert stores.grouping.wait_s == inf, "the end of the commit is what they wait for"
+    stores.committed(busy_s=0.01)
+    assert stores.taken() == []
+    assert stores.grouping.wait_s == pytest.approx(0.01 * PAUSE)
+    stores.clock.now_s += 0.01 * PAUSE
+    assert stores.taken() == [[0, 1, 2]]
+    assert stores.grouping.wait_s == inf
+
+
+def test_a_slow_disk_does_not_hold_readers_up_for_long() -> None:
+    stores = Stores()
+    stores.wait("a", 1)
+    stores.taken()
+    stores.committed(busy_s=10.0)
+    stores.wait("a", 1)
+    assert stores.taken() == []
+    assert stores.grouping.wait_s == MOST_WAIT_S
+
+
+def test_nobody_waits_for_company_that_does_not_come() -> None:
+    stores = Stores()
+    stores.wait("a", 1)
+    stores.taken()
+    stores.committed(busy_s=0.01)
+    stores.wait("a", 2)
+    assert stores.taken(more_come=False) == [[0, 1]]
+
+
+def test_a_full_group_does_not_wait() -> None:
+    stores = Stores()
+    stores.wait("a", 1)
+    stores.taken()
+    stores.wait("a", PUT_SEGMENTS + 2)
+    assert stores.taken() == [list(range(PUT_SEGMENTS))]
+    assert len(stores.waiting) == 2
+
+
+def test_each_store_has_groups_and_pauses_of_its_own() -> None:
+    stores = Stores(count=2)
+    for document in "abcdefgh":
+        stores.wait(document, 1)
+    sizes = sorted(len(group) for group in stores.taken())
+    assert len(sizes) == 2
+    assert sum(sizes) == 8
+    stores.workers[0].tasks.clear()
+    stores.grouping.ended(stores.workers[0], 0.0)
+    for document in "abcdefgh":
+        stores.wait(document, 1)
+    # the other one still commits
+    assert len(stores.taken()) == 1
+
+
+def test_a_put_that_must_be_alone_has_no_company() -> None:
+    stores = Stores()
+    stores.wait("a", 4, alone=(1,))
+    assert stores.taken(more_come=False) == [[0]]
+    assert stores.taken(more_come=False) == [], "not beside the one before it"
+    stores.committed(busy_s=0.0)
+    assert stores.taken(more_come=False) == [[1]]
+    assert stores.taken(more_come=False) == []
+    stores.committed(busy_s=0.0)
+    assert stores.taken(more_come=False) == [[2, 3]]
+
+
+def test_each_has_what_came_of_it() -> None:
+    group = PutGroup("put", [SegmentTask("put", segment) for segment in segments_of("a", 2)])
+    refused, closed = ConflictError("other tokens"), StoreError("closed")
+    assert group.outcomes(Outcome(["receipt", refused], None, 0.2)) == [
+        Outcome("receipt", None, 0.1),
+        Outcome(None, refused, 0.1),
+    ]
+    assert group.outcomes(Outcome(None, closed, 0.2)) == [Outcome(None, closed, 0.1)] * 2
