@@ -263,6 +263,7 @@ class InlineExecutor(AbstractExecutor):
             if stage == "encode":
                 result = self._encode(segment)
             else:
+                assert stage == "score", f"{stage} is not of a model"
                 encoded = self._encoded[segment.key, segment.index]
                 view = self._windows.view(segment.key, segment.index)
                 result = self._model.score_segment(segment, encoded.block.keys, encoded.taps, view)

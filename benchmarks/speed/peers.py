@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.speed.real_memory import RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import REPEATS, Timing, take_turns
+from longmem.backbone.fast_linear import is_worthwhile, use_fast_linear
 from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.window import WindowBuffer
 
@@ -35,11 +36,13 @@ def segment_with_memory(memory: RealMemory, repeats: int) -> SpeedTable:
 
     cases: dict[str, Callable[[], object]] = {"LongMem, backbone and SideNet": longmem}
     not_run = {}
-    with _memorizing(memory) as peer:
-        if peer is None:
+    with _memorizing(memory) as as_it_is, _memorizing(memory, with_fast_linear=True) as faster:
+        if as_it_is is None or faster is None:
             not_run[PACKAGE] = f"it is not installed: {INSTALL}"
         else:
-            cases[PACKAGE] = peer
+            cases[PACKAGE] = as_it_is
+            if is_worthwhile():
+                cases[f"{PACKAGE}, with our linear layers"] = faster
         timings = take_turns(cases, repeats)
     title = f"{last.num_tokens} tokens read with {config.memory_tokens:,} in memory, and written"
     lines = [_line(name, timing, last.num_tokens) for name, timing in timings.items()]
@@ -93,14 +96,16 @@ def _times(timing: Timing, factor: float) -> Timing:
 
 def _plain(memory: RealMemory, num_tokens: int) -> LlamaForCausalLM:
     """A Llama of the backbone's shape with random weights and positions for the whole context: its numbers mean
-    nothing, its time does."""
+    nothing, its time does. With our linear layers, so that what is compared is the way to read."""
     config = memory.model.backbone.model.config
     shape = LlamaConfig.from_dict({**config.to_dict(), "max_position_embeddings": num_tokens})
-    return LlamaForCausalLM(shape).eval()
+    model = LlamaForCausalLM(shape).eval()
+    use_fast_linear(model)
+    return model
 
 
 @contextmanager
-def _memorizing(memory: RealMemory) -> Iterator[Callable[[], object] | None]:
+def _memorizing(memory: RealMemory, *, with_fast_linear: bool = False) -> Iterator[Callable[[], object] | None]:
     """A forward of the package's model, its memory filled with vectors of the right number and kind."""
     try:
         from memorizing_transformers_pytorch import MemorizingTransformer
@@ -122,6 +127,8 @@ def _memorizing(memory: RealMemory) -> Iterator[Callable[[], object] | None]:
             num_retrieved_memories=config.top_k,
             knn_memories_directory=str(Path(folder) / "knn"),
         ).eval()
+        if with_fast_linear:
+            use_fast_linear(peer)
         text = torch.from_numpy(np.asarray(memory.segment.tokens).astype(np.int64))[None]
         random = torch.Generator().manual_seed(0)
         with peer.knn_memories_context(batch_size=1) as memories:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as hf_logging
 
 from longmem.backbone.families import family_of
+from longmem.backbone.fast_linear import use_fast_linear
 from longmem.config import Dtype
 from longmem.dtypes import TORCH_DTYPES, to_array
 from longmem.errors import CheckpointError, ConfigError
@@ -66,6 +67,7 @@ def load_causal_lm(source: str | Path, dtype: Dtype) -> PreTrainedModel:
             f"{source} has weights of more layers than the {config.num_hidden_layers} of its config.json: {surplus[:3]}"
         )
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    use_fast_linear(frozen)
     return frozen
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from longmem.backbone.backbone import Backbone
+from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced, projected
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
@@ -88,6 +89,7 @@ class SideNet(nn.Module):
         self.copy_head = (
             CopyHead(head_input, config, self._shape.kv_heads, attention_scale) if config.copy_head else None
         )
+        use_fast_linear(self)
         # in a list, so that the shared modules are not registered: they are neither saved nor trained
         self._stack = [_shallow_stack(backbone, self.layers, self.norm, r)]
 

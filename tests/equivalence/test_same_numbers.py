@@ -307,7 +307,7 @@ class Workers(InlineExecutor):
         for _ in range(self._choices.randint(1, 3)):
             if self._waiting:
                 chosen = self._waiting.pop(self._choices.randrange(len(self._waiting)))
-                self._ended.append(self._run(*chosen))
+                self._ended += self._put([chosen[1]]) if chosen[0] == "put" else [self._run(*chosen)]
         self._choices.shuffle(self._ended)
         told = self._choices.randint(0 if self._waiting else min(1, len(self._ended)), len(self._ended))
         completions, self._ended = self._ended[:told], self._ended[told:]
