@@ -206,8 +206,7 @@ class PooledExecutor(AbstractExecutor):
             return ray.get(ref)
 
     def _send_waiting(self) -> None:
-        more_come = bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
-        for store, group in self._grouping.take(self._waiting["put"], more_come):
+        for store, group in self._grouping.take(self._waiting["put"], self._puts_may_wait):
             self._send(group, store)
         for stage in ("encode", "score"):
             waiting = self._waiting[stage]
@@ -223,6 +222,14 @@ class PooledExecutor(AbstractExecutor):
                 elif task.alone:
                     # or those behind it would keep every worker busy
                     break
+
+    @property
+    def _puts_may_wait(self) -> bool:
+        """Others come, or no reader has to wait for them soon."""
+        if self._waiting["encode"] or any(worker.tasks for worker in self._workers.encoders.workers):
+            return True
+        readers = self._workers.readers.workers
+        return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
     def _send(self, task: Task, worker: Worker) -> None:
         assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"

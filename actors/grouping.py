@@ -65,8 +65,8 @@ class Grouping:
         """The store has committed, which took `busy_s`."""
         self._pause_ends_s[store] = self._clock() + pause_s(busy_s)
 
-    def take(self, waiting: deque[Task], more_come: bool) -> list[tuple[Worker, PutGroup]]:
-        """Groups that are to be sent now, out of `waiting`. `more_come`: others may come, and are worth waiting for."""
+    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[Worker, PutGroup]]:
+        """Groups that are to be sent now, out of `waiting`. `may_wait`: for others that come."""
         by_store: dict[Worker, list[SegmentTask]] = {}
         for task in waiting:
             assert isinstance(task, SegmentTask), f"{task} is no put"
@@ -81,7 +81,7 @@ class Grouping:
         for store, puts in by_store.items():
             for first in range(0, len(puts), PUT_SEGMENTS):
                 group = PutGroup("put", puts[first : first + PUT_SEGMENTS])
-                wait_s = self._pause_of(store) if more_come and len(group.members) < PUT_SEGMENTS else 0.0
+                wait_s = self._pause_of(store) if may_wait and len(group.members) < PUT_SEGMENTS else 0.0
                 if wait_s > 0:
                     self.wait_s = min(self.wait_s, wait_s)
                 else:

@@ -4,6 +4,7 @@ Both are measured, because neither follows from what a processor says it support
 differ in what its eight bits do to them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -19,7 +20,9 @@ from longmem.text.language_reference import language_reference
 from longmem.types import Document
 
 MIN_SPEEDUP = 1.5
-"""Of matrix products. With less, a whole job gains almost nothing and its numbers change."""
+"""Of matrix products. With less, nothing else is worth measuring."""
+MIN_GAIN = 1.1
+"""Of reading. With less, a job gains almost nothing and its numbers change."""
 MAX_CHANGE = 0.001
 """Relative, of perplexity with memory."""
 SAMPLE_TOKENS = (4096, 32_768)
@@ -32,8 +35,8 @@ INTERVAL = 1.96
 
 
 @dataclass(frozen=True)
-class PerplexityChange:
-    """Of a text's first tokens by computing in bfloat16."""
+class Comparison:
+    """What computing in bfloat16 does to a text's first tokens."""
 
     document: str
     num_tokens: int
@@ -41,10 +44,12 @@ class PerplexityChange:
     """Perplexity in bfloat16 over that in float32, less 1."""
     margin: float
     """Half of the 95% interval of `relative`, from segments as independent draws; infinite for fewer than two."""
+    gain: float
+    """Time of reading in float32 over that in bfloat16."""
 
     @property
     def is_small(self) -> bool:
-        """As far as one can see."""
+        """Whether perplexity changes little, as far as one can see."""
         return abs(self.relative) < MAX_CHANGE
 
     @property
@@ -60,17 +65,18 @@ class DtypeChoice:
     dtype: Dtype
     speedup: float
     """Time of a float32 matrix product over that of a bfloat16 one."""
-    change: PerplexityChange | None
-    """None where speed had decided already."""
+    reading: Comparison | None
+    """None where products had decided already."""
 
     def __str__(self) -> str:
         speed = f"matrix products in bfloat16 are {self.speedup:.2f} times as fast here"
-        if self.change is None:
+        if self.reading is None:
             return f"computing in {self.dtype}: {speed}, at least {MIN_SPEEDUP} are wanted"
-        change = self.change
+        reading = self.reading
         return (
-            f"computing in {self.dtype}: {speed} and change the perplexity of the first {change.num_tokens:,} tokens "
-            f"of {change.document} by {change.relative:+.3%} ± {change.margin:.3%}, at most {MAX_CHANGE:.1%} is allowed"
+            f"computing in {self.dtype}: {speed}, reading the first {reading.num_tokens:,} tokens of "
+            f"{reading.document} {reading.gain:.2f} times (at least {MIN_GAIN} are wanted); their perplexity changes by "
+            f"{reading.relative:+.3%} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
         )
 
 
@@ -80,8 +86,9 @@ def choose_dtype(source: ModelSource, sample: Document | None = None) -> DtypeCh
     speedup = bfloat16_speedup(source.device)
     if speedup < MIN_SPEEDUP:
         return DtypeChoice("float32", speedup, None)
-    change = bfloat16_change(source, sample or language_reference())
-    return DtypeChoice("bfloat16" if change.is_small else "float32", speedup, change)
+    reading = compare_reading(source, sample or language_reference())
+    is_better = reading.is_small and reading.gain >= MIN_GAIN
+    return DtypeChoice("bfloat16" if is_better else "float32", speedup, reading)
 
 
 def bfloat16_speedup(device: str = "cpu") -> float:
@@ -103,28 +110,44 @@ def bfloat16_speedup(device: str = "cpu") -> float:
         return best_s(torch.float32) / best_s(torch.bfloat16)
 
 
-def bfloat16_change(source: ModelSource, sample: Document) -> PerplexityChange:
+def compare_reading(source: ModelSource, sample: Document) -> Comparison:
     """Read the sample in both types, side by side, until the change is clear or there are no more tokens."""
     next_look, most = SAMPLE_TOKENS
     sequence = source.open_tokenizer().sequence(sample.text)[: most + 1]
-    exact, rounded = (
-        score_segments(replace(source, dtype=dtype).open(), sequence) for dtype in ("float32", "bfloat16")
-    )
+    exact, rounded = (_Reading(replace(source, dtype=dtype), sequence) for dtype in ("float32", "bfloat16"))
     losses: list[np.ndarray] = []
     for in_float32, in_bfloat16 in zip(exact, rounded, strict=True):
-        losses.append(in_float32.logprobs.astype(np.float64) - in_bfloat16.logprobs)
+        losses.append(in_float32.astype(np.float64) - in_bfloat16)
         if sum(map(len, losses)) >= next_look:
             next_look *= 2
-            if (change := _change_of(sample.id, losses)).is_clear:
-                return change
-    return _change_of(sample.id, losses)
+            if _compared(sample.id, losses, exact, rounded).is_clear:
+                break
+    return _compared(sample.id, losses, exact, rounded)
 
 
-def _change_of(document: str, losses: list[np.ndarray]) -> PerplexityChange:
+class _Reading:
+    """Log-probabilities, segment by segment, and how long they took."""
+
+    def __init__(self, source: ModelSource, sequence: np.ndarray) -> None:
+        self._segments = score_segments(source.open(), sequence)
+        self.took_s: list[float] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        start = perf_counter()
+        for score in self._segments:
+            self.took_s.append(perf_counter() - start)
+            yield score.logprobs
+            start = perf_counter()
+
+
+def _compared(document: str, losses: list[np.ndarray], exact: _Reading, rounded: _Reading) -> Comparison:
     """`losses`: of each segment, nats that each token loses."""
     of_tokens = np.concatenate(losses)
-    if not len(of_tokens):
-        return PerplexityChange(document, 0, 0.0, float("inf"))
     means = np.array([loss.mean() for loss in losses if len(loss)])
-    margin = INTERVAL * means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("inf")
-    return PerplexityChange(document, len(of_tokens), float(np.expm1(of_tokens.mean())), float(margin))
+    return Comparison(
+        document=document,
+        num_tokens=len(of_tokens),
+        relative=float(np.expm1(of_tokens.mean())) if len(of_tokens) else 0.0,
+        margin=float(INTERVAL * means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("inf"),
+        gain=float(np.median(exact.took_s) / np.median(rounded.took_s)),
+    )

@@ -48,7 +48,7 @@ NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.
 Dtype = Annotated[
     JobDtype,
     typer.Option(
-        help="Compute type. auto: bfloat16 where this machine is at least 1.5 times as fast with it and perplexity "
+        help="Compute type. auto: bfloat16 where this machine reads at least 1.1 times as fast with it and perplexity "
         "changes by less than 0.1%, else float32; it measures both and says what it chose."
     ),
 ]

@@ -11,7 +11,7 @@ from rich.console import Console
 from longmem import precision
 from longmem.errors import ConfigError
 from longmem.model_source import ModelSource
-from longmem.precision import PerplexityChange, bfloat16_change, bfloat16_speedup, choose_dtype
+from longmem.precision import Comparison, bfloat16_speedup, choose_dtype, compare_reading
 from longmem.scoring import score_text
 from longmem.types import Document
 from pipelines.command_line import JobDtype, SearchEngine
@@ -32,7 +32,7 @@ def test_the_change_is_that_of_two_models(source: ModelSource) -> None:
     """Of the same sample, read from the beginning."""
     text = "the memory of a long text" * 20
     exact, rounded = (score_text(replace(source, dtype=dtype).open(), text) for dtype in ("float32", "bfloat16"))
-    change = bfloat16_change(source, Document("sample", text, "here"))
+    change = compare_reading(source, Document("sample", text, "here"))
     assert rounded.perplexity != exact.perplexity
     assert change.relative == pytest.approx(rounded.perplexity / exact.perplexity - 1, abs=1e-9)
     assert (change.document, change.num_tokens) == ("sample", len(exact.logprobs))
@@ -43,18 +43,26 @@ def test_a_change_that_is_not_clear_is_looked_at_longer(source: ModelSource, mon
     """With limits that the change is far from, that it has at the first look, and that it is beyond."""
     sample = Document("sample", "the memory of a long text" * 100, "here")
     monkeypatch.setattr(precision, "SAMPLE_TOKENS", (64, 64))
-    first = bfloat16_change(source, sample)
+    first = compare_reading(source, sample)
     assert first.num_tokens == 64
     monkeypatch.setattr(precision, "SAMPLE_TOKENS", (64, 512))
     for limit, least, most in ((1.0, 64, 64), (abs(first.relative), 128, 512), (1e-12, 64, 512)):
         monkeypatch.setattr(precision, "MAX_CHANGE", limit)
-        change = bfloat16_change(source, sample)
+        change = compare_reading(source, sample)
         assert least <= change.num_tokens <= most
         assert change.is_clear or change.num_tokens == 512
 
 
+@pytest.mark.parametrize(
+    ("relative", "margin", "clear"),
+    [(0.0005, 0.0004, True), (0.0005, 0.0006, False), (-0.0015, 0.0004, True), (-0.0015, 0.0006, False)],
+)
+def test_a_change_is_clear_when_no_limit_is_within_its_interval(relative: float, margin: float, clear: bool) -> None:
+    assert Comparison("a", 4096, relative, margin, 1.0).is_clear is clear
+
+
 def test_a_text_of_one_segment_says_nothing_of_its_spread(source: ModelSource) -> None:
-    change = bfloat16_change(source, Document("sample", "one", "here"))
+    change = compare_reading(source, Document("sample", "one", "here"))
     assert change.margin == float("inf")
     assert not change.is_clear
 
@@ -68,19 +76,22 @@ def test_a_machine_that_emulates_bfloat16_does_not_even_load_the_model(monkeypat
     )
 
 
-@pytest.mark.parametrize(("relative", "dtype"), [(0.00099, "bfloat16"), (-0.00101, "float32")])
-def test_a_fast_machine_asks_for_the_perplexity(
-    relative: float, dtype: str, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("relative", "gain", "dtype"),
+    [(0.00099, 1.1, "bfloat16"), (-0.00101, 1.3, "float32"), (0.0001, 1.09, "float32")],
+)
+def test_a_fast_machine_asks_for_perplexity_and_gain(
+    relative: float, gain: float, dtype: str, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change = PerplexityChange("moby-dick", 4096, relative, 0.0002)
+    change = Comparison("moby-dick", 4096, relative, 0.0002, gain)
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 3.04)
-    monkeypatch.setattr(precision, "bfloat16_change", lambda _source, _sample: change)
+    monkeypatch.setattr(precision, "compare_reading", lambda _source, _sample: change)
     choice = choose_dtype(source)
     assert choice.dtype == dtype
-    assert not change.is_clear
     assert str(choice) == (
-        f"computing in {dtype}: matrix products in bfloat16 are 3.04 times as fast here and change the perplexity of "
-        f"the first 4,096 tokens of moby-dick by {relative:+.3%} ± 0.020%, at most 0.1% is allowed"
+        f"computing in {dtype}: matrix products in bfloat16 are 3.04 times as fast here, reading the first 4,096 tokens "
+        f"of moby-dick {gain:.2f} times (at least 1.1 are wanted); their perplexity changes by {relative:+.3%} ± 0.020% "
+        "(at most 0.1% is allowed)"
     )
 
 
@@ -93,12 +104,13 @@ def chosen(source: ModelSource, dtype: JobDtype, console: Console, **options: An
 def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 2.0)
     monkeypatch.setattr(precision, "MAX_CHANGE", 1.0)
+    monkeypatch.setattr(precision, "MIN_GAIN", 0.0)
     monkeypatch.setattr(precision, "SAMPLE_TOKENS", (128, 256))
     console = Console(record=True, width=300)
     with console.capture() as said:
         assert chosen(source, JobDtype.AUTO, console).dtype == "bfloat16"
-    assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here and")
-    assert " of the first 128 tokens of python-language-reference by " in said.get()
+    assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here, ")
+    assert ", reading the first 128 tokens of python-language-reference " in said.get()
     with console.capture() as said:
         assert chosen(source, JobDtype.FLOAT32, console).dtype == "float32"
         assert chosen(source, JobDtype.BFLOAT16, console).dtype == "bfloat16"
@@ -114,7 +126,7 @@ def test_the_sample_is_the_first_document_that_can_be_read(
     console = Console(record=True, width=300)
     with console.capture() as said:
         chosen(source, JobDtype.AUTO, console, inputs=[str(tmp_path)])
-    assert " tokens of b by " in said.get()
+    assert " tokens of b " in said.get()
 
 
 @pytest.mark.parametrize("workers", ["on_gpu", "encoders_on_gpu"])

@@ -46,10 +46,10 @@ class Stores:
             task.alone = segment.index in alone
             self.waiting.append(task)
 
-    def taken(self, more_come: bool = True) -> list[list[int]]:
+    def taken(self, may_wait: bool = True) -> list[list[int]]:
         """Segments of each group that is sent."""
         groups = []
-        for store, group in self.grouping.take(self.waiting, more_come):
+        for store, group in self.grouping.take(self.waiting, may_wait):
             store.tasks.append(group)
             store.alone = group.alone
             groups.append([put.segment.index for put in group.members])
@@ -101,7 +101,7 @@ def test_nobody_waits_for_company_that_does_not_come() -> None:
     stores.taken()
     stores.committed(busy_s=0.01)
     stores.wait("a", 2)
-    assert stores.taken(more_come=False) == [[0, 1]]
+    assert stores.taken(may_wait=False) == [[0, 1]]
 
 
 def test_a_full_group_does_not_wait() -> None:
@@ -131,13 +131,13 @@ def test_each_store_has_groups_and_pauses_of_its_own() -> None:
 def test_a_put_that_must_be_alone_has_no_company() -> None:
     stores = Stores()
     stores.wait("a", 4, alone=(1,))
-    assert stores.taken(more_come=False) == [[0]]
-    assert stores.taken(more_come=False) == [], "not beside the one before it"
+    assert stores.taken(may_wait=False) == [[0]]
+    assert stores.taken(may_wait=False) == [], "not beside the one before it"
     stores.committed(busy_s=0.0)
-    assert stores.taken(more_come=False) == [[1]]
-    assert stores.taken(more_come=False) == []
+    assert stores.taken(may_wait=False) == [[1]]
+    assert stores.taken(may_wait=False) == []
     stores.committed(busy_s=0.0)
-    assert stores.taken(more_come=False) == [[2, 3]]
+    assert stores.taken(may_wait=False) == [[2, 3]]
 
 
 def test_each_has_what_came_of_it() -> None:
