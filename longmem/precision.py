@@ -75,8 +75,8 @@ class DtypeChoice:
         reading = self.reading
         return (
             f"computing in {self.dtype}: {speed}, reading the first {reading.num_tokens:,} tokens of "
-            f"{reading.document} {reading.gain:.2f} times (at least {MIN_GAIN} are wanted); their perplexity changes by "
-            f"{reading.relative:+.3%} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
+            f"{reading.document} {reading.gain:.2f} times (at least {MIN_GAIN} are wanted); their perplexity changes "
+            f"by {reading.relative:+.3%} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
         )
 
 
