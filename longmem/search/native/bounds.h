@@ -150,8 +150,9 @@ static inline __attribute__((always_inline)) void multiply_blocks(tile with, con
     }
 }
 
-static inline __attribute__((always_inline)) void compare(const words sums[ROWS][PARTS], const signed_word *limits,
-                                                          uint64_t present, uint64_t passing[ROWS]) {
+static inline __attribute__((always_inline)) void compare_each(const words sums[ROWS][PARTS],
+                                                               const signed_word *limits, uint64_t present,
+                                                               uint64_t passing[ROWS]) {
     for (int row = 0; row < ROWS; row++)
         passing[row] = greater(sums[row], limits[row]) & present;
 }
@@ -164,10 +165,10 @@ static __attribute__((noinline)) void compare_tile(tile with, const uint8_t *cod
     words sums[ROWS][PARTS];
     if (of.blocks == 1) {
         multiply_block(with, codes, of.width / GROUP, 0, sums);
-        compare(sums, limits, present, passing);
+        compare_each(sums, limits, present, passing);
     } else {
         multiply_blocks(with, codes, of, sums);
-        compare(sums, limits, present, passing);
+        compare_each(sums, limits, present, passing);
     }
 }
 
@@ -176,8 +177,8 @@ typedef struct {
     words sums[PARTS], numbers[PARTS];
 } maxima;
 
-static inline __attribute__((always_inline)) void raise(const words sums[ROWS][PARTS], float factor, word number,
-                                                        maxima best[ROWS]) {
+static inline __attribute__((always_inline)) void raise_each(const words sums[ROWS][PARTS], float factor, word number,
+                                                             maxima best[ROWS]) {
     for (int row = 0; row < ROWS; row++)
         for (int part = 0; part < PARTS; part++) {
             const words found = scaled(sums[row][part], factor), before = best[row].sums[part];
@@ -192,10 +193,10 @@ static __attribute__((noinline)) void raise_maxima(tile with, const uint8_t *cod
     words sums[ROWS][PARTS];
     if (of.blocks == 1) {
         multiply_block(with, codes, of.width / GROUP, 0, sums);
-        raise(sums, factor, number, best);
+        raise_each(sums, factor, number, best);
     } else {
         multiply_blocks(with, codes, of, sums);
-        raise(sums, factor, number, best);
+        raise_each(sums, factor, number, best);
     }
 }
 
