@@ -101,11 +101,7 @@ class PooledExecutor(AbstractExecutor):
         if stage not in self._pools:
             return 0
         if stage == "put":
-            sent = sum(
-                len(task.members) if isinstance(task, PutGroup) else 1
-                for task in self._running.values()
-                if task.stage == "put"
-            )
+            sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutGroup))
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
@@ -291,7 +287,7 @@ class PooledExecutor(AbstractExecutor):
             self._completed.append(completion)
 
     def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
-        worker, sent_to = task.worker, task.sent_to
+        worker = task.worker
         assert worker is not None, f"{task} failed and was never sent"
         cause = getattr(error, "cause", None)
         lost_objects = isinstance(error, ray.exceptions.ObjectLostError) or isinstance(
@@ -301,9 +297,9 @@ class PooledExecutor(AbstractExecutor):
         if not (lost_objects or lost_worker or isinstance(error, ray.exceptions.RayTaskError)):
             raise ClusterError(f"{task}: {error}") from error
         # by then the worker may be another incarnation, which is well
-        if lost_worker and worker.info is sent_to:
+        if lost_worker and worker.info is task.sent_to:
             self._supervisor.lost(task.stage, worker, error)
-        blame = worker.guilty is task if lost_worker else True
+        blame = not lost_worker or worker.guilty is task
         self._leave(task)
         if isinstance(task, PutGroup):
             if len(task.members) > 1:

@@ -1,0 +1,64 @@
+"""When puts may wait for company, by what the other pools have to do. Nothing here needs a running Ray; what needs real
+processes is in tests/fault/test_dispatch.py.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.dispatch import PooledExecutor
+from actors.policy import Patience
+from actors.pool import TASKS_PER_ACTOR, ActorPool
+from actors.store import StorePool
+from actors.worker import WorkerInfo
+from actors.workers import Workers
+from longmem.executor import PUT_SEGMENTS
+from tests.scripted_driver import segments_of
+
+
+class Store:
+    """Keeps what it is sent, and never answers."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[Any, ...]] = []
+        self.ready = SimpleNamespace(remote=object)
+        self.put = SimpleNamespace(remote=self._put)
+
+    def _put(self, *blocks: Any) -> object:
+        self.groups.append(blocks)
+        return object()
+
+
+@pytest.fixture
+def workers() -> Workers:
+    """An encoder, a store that has just committed, and two readers, all ready."""
+    pools = [kind([Store() for _ in names], list(names)) for kind, names in _POOLS]
+    for pool in pools:
+        for worker in pool.workers:
+            worker.info = WorkerInfo(pid=1, created_s=0.0, node_id="a", result=None)
+    return Workers(*pools)  # type: ignore[arg-type]
+
+
+_POOLS: tuple[tuple[Any, str], ...] = ((ActorPool, "e"), (StorePool, "s"), (ActorPool, "ab"))
+
+
+@pytest.mark.parametrize(
+    ("encodes", "scores", "waits"), [(1, 0, True), (0, 0, False), (0, 2, False), (0, 3, True), (1, 3, True)]
+)
+def test_puts_wait_while_something_is_encoded_or_readers_have_enough(
+    workers: Workers, encodes: int, scores: int, waits: bool
+) -> None:
+    """Enough is more than one segment for each of the two."""
+    executor = PooledExecutor(workers, Patience(), clock=lambda: 100.0)
+    (store,) = workers.stores.workers
+    vars(executor)["_grouping"].ended(store, 0.01)
+    workers.encoders.workers[0].tasks = [object()] * encodes
+    for number in range(scores):
+        workers.readers.workers[number % 2].tasks.append(object())
+    (segment,) = segments_of("a", 1)
+    vars(executor)["_encoded"][segment.key, 0] = SimpleNamespace(block="block", node_id="a")
+    assert executor.slots("put") == PUT_SEGMENTS * TASKS_PER_ACTOR
+    executor.submit("put", segment)
+    assert executor.slots("put") == PUT_SEGMENTS * TASKS_PER_ACTOR - 1
+    assert store.actor.groups == ([] if waits else [("block",)])
