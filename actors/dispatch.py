@@ -14,6 +14,7 @@ import ray
 import ray.exceptions
 
 from actors.acceptance import Acceptance
+from actors.balance import Balance
 from actors.failures import translated
 from actors.grouping import Grouping, PutGroup
 from actors.outcome import Outcome
@@ -58,6 +59,7 @@ class PooledExecutor(AbstractExecutor):
         self._workers = workers
         self._pools = workers.by_stage()
         self._placing = Placing(workers)
+        self._balance = Balance(workers)
         self._grouping = Grouping(self._placing, clock)
         self._patience = patience
         self._clock = clock
@@ -253,12 +255,14 @@ class PooledExecutor(AbstractExecutor):
         """Returns the reference of the outcome."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
-            outcome, block, taps = actor.encode.options(num_returns=3).remote(segment)
-            task.encoded = Encoded(block, taps, info.node_id)
+            prepare = self._balance.encodes(worker)
+            outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
+            task.encoded = Encoded(block, state, info.node_id)
             return outcome
         task.encoded = self._encoded[task.place]
         self._placing.reads(worker, segment.key)
-        return actor.score.remote(segment, task.encoded.block, task.encoded.taps)
+        self._balance.scores(worker)
+        return actor.score.remote(segment, task.encoded.block, task.encoded.state)
 
     def _ended(self, task: Task, outcome: Outcome) -> None:
         worker = self._leave(task)
@@ -347,7 +351,7 @@ class PooledExecutor(AbstractExecutor):
                 self._report(each, outcome)
 
     def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
-        """The block or the taps are gone, with the node that held them; or what a request or its answer lay in."""
+        """What was encoded is gone, with the node that held it; or what a request or its answer lay in."""
         if not isinstance(task, SegmentTask):
             self._try_again(task, error, blame=False)
             return

@@ -1,4 +1,4 @@
-"""The encoder pool: actors that hold a model and turn segments into blocks and taps, with no state between segments.
+"""The encoder pool: actors that hold a model and do all that needs no memory, with no state between segments.
 
 They also answer requests that need the whole model, and for a service's clients they turn text into tokens.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from actors.outcome import Outcome, attempt
 from actors.store import RemoteBlockSource
-from actors.worker import HEALTH, UNTIL_DONE, opened
+from actors.worker import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.executor import EncodeReceipt
 from longmem.memory.window_cache import WindowCache
@@ -39,6 +39,7 @@ class EncoderActor:
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
     ) -> None:
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._source = source
         self._rank = rank
@@ -68,14 +69,14 @@ class EncoderActor:
     def alive(self) -> None:
         """Answers unless the process is stopped or gone."""
 
-    def encode(self, segment: Segment) -> tuple[Outcome, KVBlock | None, object]:
-        """Returned as three objects: the receipt goes to the driver, block and taps only to who needs them."""
-        outcome = attempt(lambda: self._loaded().encode(segment))
+    def encode(self, segment: Segment, prepare: bool) -> tuple[Outcome, KVBlock | None, object]:
+        """Returned as three objects: the receipt goes to the driver, the rest only to who needs it."""
+        outcome = attempt(lambda: self._loaded().encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
-        return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.taps
+        return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.state
 
     def answer(self, request: Request) -> Outcome:
         return attempt(lambda: self._answer(request))

@@ -1,9 +1,9 @@
 """The executor on Ray: an encoder pool that writes, store actors, and a SideNet pool that reads.
 
     driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── SideNetActor ◄──segment── driver
-                              └──────────────block, taps─────────────────────┘
+                              └──────────────block, state────────────────────┘
 
-Blocks and taps go from worker to worker through Ray's object store; the driver holds only references to them.
+Encoded segments go from worker to worker through Ray's object store; the driver holds only references to them.
 """
 
 from collections.abc import Callable

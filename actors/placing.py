@@ -1,6 +1,6 @@
 """Which worker gets a task: near to what the task needs.
 
-Blocks and taps are made on the encoder's node and read by the reader and the store; windows live in readers. A document
+Encoded segments lie on the encoder's node and are read by the reader and the store; windows live in readers. A document
 is therefore encoded on the nodes of readers that hold its window, and each segment is read where it was encoded, there
 by a reader that holds the window if one does.
 """
@@ -43,7 +43,7 @@ class Placing:
 
         if stage == "encode":
             return self._workers.encoders.choose(is_far, alone)
-        # taps are several times as large as the block, which is all that a second window costs per segment
+        # the state is larger than the block, which is all that a second window costs per segment
         return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in homes), alone)
 
     def reads(self, worker: Worker, key: DocumentKey) -> None:

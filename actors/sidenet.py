@@ -6,7 +6,7 @@ import torch
 
 from actors.outcome import Outcome, attempt
 from actors.store import RemoteBlockSource
-from actors.worker import HEALTH, UNTIL_DONE, opened
+from actors.worker import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
@@ -20,6 +20,7 @@ class SideNetActor:
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
     ) -> None:
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._source = source
         self._rank = rank
@@ -52,8 +53,8 @@ class SideNetActor:
     def alive(self) -> None:
         """Answers unless the process is stopped or gone."""
 
-    def score(self, segment: Segment, block: KVBlock, taps: np.ndarray) -> Outcome:
-        return attempt(lambda: self._score(segment, block, taps))
+    def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> Outcome:
+        return attempt(lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)
     def forget(self, key: DocumentKey) -> None:
@@ -61,6 +62,6 @@ class SideNetActor:
         if self._opened is not None:
             self._opened[1].forget(key)
 
-    def _score(self, segment: Segment, block: KVBlock, taps: np.ndarray) -> SegmentScore:
+    def _score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> SegmentScore:
         model, windows, _ = self._loaded()
-        return model.score_segment(segment, block.keys, taps, windows.view(segment.key, segment.index))
+        return model.score_segment(segment, block.keys, state, windows.view(segment.key, segment.index))

@@ -21,7 +21,7 @@ class StageSnapshot:
     segments: int = 0
     tokens: int = 0
     num_bytes: int = 0
-    """Bytes of encoded blocks and taps (encode), or of blocks that the store acknowledged (put)."""
+    """Bytes of encoded segments (encode), or of blocks that the store acknowledged (put)."""
     busy_s: float = 0.0
     failed_tasks: int = 0
     retries: int = 0

@@ -14,10 +14,10 @@ Place = tuple[DocumentKey, int]
 
 @dataclass(frozen=True)
 class Encoded:
-    """References to a segment's block and taps, and the node that made them."""
+    """References to a segment's block and SideNet state, and the node that made them."""
 
     block: Any
-    taps: Any
+    state: Any
     node_id: str
 
 

@@ -44,7 +44,7 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
         view = past.view(segment.index)
         for name, change in readings.items():
             scores[name].append(
-                model.score_segment(segment, encoded.block.keys, encoded.taps, change(segment, view)).logprobs
+                model.score_segment(segment, encoded.block.keys, encoded.state, change(segment, view)).logprobs
             )
         past.accept(encoded.block)
     return {name: np.concatenate(parts) for name, parts in scores.items()}

@@ -1,8 +1,8 @@
 """How stages are run: one protocol, in this process (here) or on a cluster (`actors.executor.RayExecutor`).
 
-A segment passes three stages. `encode` makes its block and taps, `put` writes the block, `score` reads taps and
-memory. Bulk data (blocks, taps) never passes through the caller: the executor holds it, by segment, until `release`.
-Only receipts come back: log-probabilities and statistics, a few kilobytes per segment.
+A segment passes three stages. `encode` does all that needs no memory, `put` writes the block, `score` reads the
+memory. What is encoded never passes through the caller: the executor holds it, by segment, until `release`. Only
+receipts come back: log-probabilities and statistics, a few kilobytes per segment.
 
 A request is answered as a whole by one worker that holds the whole model, and writes nothing.
 """
@@ -120,7 +120,7 @@ class AbstractExecutor(ABC):
 
     @abstractmethod
     def release(self, segment: Segment) -> None:
-        """Drop the block and taps of a segment that needs no further stage."""
+        """Drop the block and all else of a segment that needs no further stage."""
 
     @abstractmethod
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
@@ -266,7 +266,7 @@ class InlineExecutor(AbstractExecutor):
                 assert stage == "score", f"{stage} is not of a model"
                 encoded = self._encoded[segment.key, segment.index]
                 view = self._windows.view(segment.key, segment.index)
-                result = self._model.score_segment(segment, encoded.block.keys, encoded.taps, view)
+                result = self._model.score_segment(segment, encoded.block.keys, encoded.state, view)
         except LongMemError as caught:
             error = caught
         return Completion(stage, segment, result, error, perf_counter() - start)

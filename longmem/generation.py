@@ -22,7 +22,7 @@ from longmem.memory.store import check_fingerprint
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.past import AbstractPast, ContinuedPast, FixedPast, text_key
-from longmem.sidenet.sidenet import SideNetInput
+from longmem.sidenet.sidenet import SideNetInput, start_state
 from longmem.types import Segment
 
 
@@ -56,7 +56,7 @@ class Decoder:
 
     def _start_segment(self) -> None:
         self._backbone_cache: Any = self._model.backbone.new_cache()
-        self._sidenet_cache: Any = self._model.sidenet.new_cache()
+        self._sidenet_cache = self._model.sidenet.new_cache()
         self._view: MemoryView | None = self._past.view(self._segment)
         self._tokens: list[int] = []
         self._keys: list[Tensor] = []
@@ -83,7 +83,7 @@ class Decoder:
         )
         given = SideNetInput(
             tokens=batch,
-            taps=output.taps,
+            state=model.sidenet.prepare(batch, start_state(output.taps), self._sidenet_cache),
             keys=rounded(output.keys, model.config.kv_dtype),
             views=[self._view],
             before=torch.tensor([self._tokens], dtype=torch.long),

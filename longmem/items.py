@@ -22,7 +22,7 @@ from longmem.memory.view import MemoryView
 from longmem.model import LongMem, require_finite
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.reading import Reading
-from longmem.sidenet.sidenet import SideNetInput
+from longmem.sidenet.sidenet import SideNetInput, start_state
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward: enough that a small model's matrix products fill a core's vector units."""
@@ -135,13 +135,14 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
     for row, item in enumerate(items):
         tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
     config, backbone = model.config, model.backbone
-    # the backbone reads no memory: what is scored with several views passes it once
+    # what needs no memory is done once for all views
     different, row_of = torch.unique(tokens, dim=0, return_inverse=True)
     encoded = backbone.forward(different, model.sidenet.memory_layer, config.layer_reduction)
+    state = model.sidenet.prepare(different, start_state(encoded.taps))
     row_of = row_of.to(backbone.device)
     # keys are not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which
     # depends on the batch, into a difference of 1e-4 nats
-    given = SideNetInput(tokens, encoded.taps[:, row_of], encoded.keys[row_of], views)
+    given = SideNetInput(tokens, state[:, row_of], encoded.keys[row_of], views)
     alone = encoded.hidden[row_of]
     read = model.sidenet(given, model.search)
     scores = []

@@ -20,7 +20,7 @@ from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.search import choose_engine, create_search
 from longmem.sidenet.reading import retrieval_stats
-from longmem.sidenet.sidenet import SideNet, SideNetInput, SideNetOutput
+from longmem.sidenet.sidenet import SideNet, SideNetInput, SideNetOutput, start_state
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
@@ -143,16 +143,22 @@ class LongMem:
             self.sidenet.reader.key_space, sketched=self.search.reads_sketches, celled=self.search.reads_cells
         )
 
-    def encode(self, segment: Segment) -> EncodedSegment:
-        """One backbone forward over the segment alone. Raises NumericError when anything that leaves is not finite."""
+    @torch.no_grad()
+    def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:
+        """One backbone forward over the segment alone; with `prepare` also the SideNet's layers that need no memory,
+        which `score_segment` runs otherwise. Raises NumericError when anything that the backbone makes is not finite.
+        """
         tokens = torch.from_numpy(np.array(segment.tokens))[None]
         output = self.backbone.forward(tokens, self.sidenet.memory_layer, self.config.layer_reduction)
         logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
         where = f"{segment.key} segment {segment.index}"
+        state = start_state(output.taps)
+        if prepare:
+            state = self.sidenet.prepare(tokens, state)
         require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
         return EncodedSegment(
             block=self.block(segment, output.keys[0], output.values[0]),
-            taps=to_array(output.taps[:, 0]),
+            state=to_array(state[:, 0]),
             backbone_logprobs=to_array(logprobs),
         )
 
@@ -184,18 +190,19 @@ class LongMem:
         self,
         segment: Segment,
         keys: KVArray,
-        taps: Shaped[np.ndarray, "taps tokens hidden"],
+        state: Shaped[np.ndarray, "parts tokens hidden"],
         view: MemoryView | None,
     ) -> SegmentScore:
         """Log-probabilities of the segment's targets, reading `view` and nothing else; `keys` are those of the
-        segment's own block. Raises NumericError."""
+        segment's own block, `state` is of its EncodedSegment. Raises NumericError."""
         assert view is None or view.end_token == segment.start_token, (
             f"segment {segment.index} starts at {segment.start_token}, its view ends at {view and view.end_token}"
         )
         device = self.backbone.device
+        tokens = torch.from_numpy(np.array(segment.tokens))[None]
         given = SideNetInput(
-            tokens=torch.from_numpy(np.array(segment.tokens))[None],
-            taps=to_tensor(taps, device)[:, None],
+            tokens=tokens,
+            state=self.sidenet.prepare(tokens, to_tensor(state, device)[:, None]),
             keys=unpack(keys, self.config.kv_dtype, device)[None],
             views=[view],
         )

@@ -70,10 +70,10 @@ class ModelSource:
 def describe(model: LongMem) -> ModelDescription:
     """Facts about a loaded model."""
     config, shape = model.config, model.backbone.shape
-    num_taps = model.backbone.num_layers // config.layer_reduction + 1
+    num_parts = len(model.sidenet.layers) + 1
     compute_bytes = model.backbone.dtype.itemsize
     stored_bytes = token_bytes(shape.kv_heads, shape.head_dim, config.kv_dtype)
-    per_token = num_taps * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
+    per_token = num_parts * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
     own = sum(parameter.numel() for parameter in model.sidenet.parameters())
     return ModelDescription(
         name=model.backbone.name,

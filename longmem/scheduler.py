@@ -96,7 +96,7 @@ class SegmentScheduler:
 
     @property
     def num_in_flight(self) -> int:
-        """Segments that hold, or are about to hold, blocks and taps."""
+        """Segments that hold, or are about to hold, encoded data."""
         return sum(
             len(document.encoded) + sum(stage == "encode" for stage, _ in document.running)
             for document in self._documents.values()
@@ -168,7 +168,7 @@ class SegmentScheduler:
         return max(0, index * self._segment_tokens - self._memory_tokens) // self._segment_tokens
 
     def finish(self, stage: Stage, segment: Segment) -> list[Segment]:
-        """Report that a task ended well; returns segments whose block and taps are no longer needed."""
+        """Report that a task ended well; returns segments whose encoded data are no longer needed."""
         document = self._documents[segment.key]
         document.running.remove((stage, segment.index))
         if stage == "encode":

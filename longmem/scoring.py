@@ -89,7 +89,7 @@ def _score_segments(
         encoded = model.encode(segment)
         placed = replace(segment, start_token=past.offset + segment.start_token)
         yield (
-            model.score_segment(placed, encoded.block.keys, encoded.taps, past.view(segment.index)),
+            model.score_segment(placed, encoded.block.keys, encoded.state, past.view(segment.index)),
             encoded.backbone_logprobs,
         )
         past.accept(encoded.block)

@@ -1,6 +1,6 @@
 """The nouns of the project: what passes through each arrow of the flow.
 
-    text → Document → Segment → EncodedSegment(KVBlock, taps) → [store] → MemoryView → SegmentScore
+    text → Document → Segment → EncodedSegment(KVBlock, state) → [store] → MemoryView → SegmentScore
 
 Axis names, used in every shape of the project:
 
@@ -173,18 +173,18 @@ class PutReceipt:
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """One backbone forward: the block for the memory, the taps for the SideNet, the baseline for free."""
+    """What needs no memory: the block to be stored, what the SideNet goes on from, and the baseline for free."""
 
     block: KVBlock
-    taps: Shaped[np.ndarray, "taps tokens hidden"]
-    """Hidden states H[0], H[r], H[2r], ..., H[L], before the final norm (float32, or uint16 holding bfloat16)."""
+    state: Shaped[np.ndarray, "parts tokens hidden"]
+    """Of the SideNet (float32, or uint16 holding bfloat16)."""
     backbone_logprobs: Float32[np.ndarray, " targets"]
     """Natural-log probability of every target under the backbone alone."""
 
     @property
     def num_bytes(self) -> int:
         """What the segment occupies until it is stored and scored."""
-        return self.block.num_bytes + self.taps.nbytes
+        return self.block.num_bytes + self.state.nbytes
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,11 @@ def _per_segment(
     score = costs.score
     encode_s = costs.encode.wall_s * share
     score_s = np.where(some, score.wall.at(window), score.empty.wall_s) * share
+    if not cluster.in_process:
+        # encoders run for readers what needs no memory, while they would wait for them (actors/balance.py)
+        ahead_s = score_s / cluster.readers - encode_s / cluster.encoders
+        moved_s = np.clip(ahead_s / (1 / cluster.readers + 1 / cluster.encoders), 0.0, costs.prepare.wall_s * share)
+        encode_s, score_s = encode_s + moved_s, score_s - moved_s
     together = _puts_together(
         costs, cluster, stores * np.maximum(encode_s / cluster.encoders, score_s / cluster.readers)
     )

@@ -9,11 +9,11 @@ import numpy as np
 
 from longmem.errors import ConfigError, OutputError
 
-VERSION = 2
+VERSION = 3
 """Of the file's layout."""
 
 
-COSTS = ("encode", "put", "put_more", "read", "read_more", "record", "forget")
+COSTS = ("encode", "prepare", "put", "put_more", "read", "read_more", "record", "forget")
 """Fields of UnitCosts that are a plain Cost."""
 
 
@@ -84,6 +84,8 @@ class UnitCosts:
     segment_tokens: int
     memory_tokens: int
     encode: Cost
+    prepare: Cost
+    """The SideNet's layers that need no memory; part of `score`, unless an encoder runs them."""
     put: Cost
     put_more: Cost
     """Each further block that is written in the same commit."""
@@ -102,7 +104,7 @@ class UnitCosts:
     """Opening the model."""
     block_bytes: int
     """Keys, values and token ids of a full segment."""
-    tap_bytes: int
+    state_bytes: int
     """Hidden states of a full segment."""
     window_bytes: int
     """A reader's full window."""
@@ -116,7 +118,7 @@ class UnitCosts:
 
     @property
     def segment_bytes(self) -> int:
-        return self.block_bytes + self.tap_bytes
+        return self.block_bytes + self.state_bytes
 
 
 def without_waiting(costs: UnitCosts) -> UnitCosts:

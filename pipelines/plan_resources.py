@@ -74,7 +74,7 @@ def network_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -> dic
     elsewhere = (cluster.nodes - 1) / cluster.nodes
     stored = segments.full * (costs.memory_tokens > 0)
     return {
-        "taps and block to a reader": int(elsewhere * segments.full * costs.segment_bytes),
+        "encoded segments to readers": int(elsewhere * segments.full * costs.segment_bytes),
         "block to the store": int(elsewhere * stored * costs.block_bytes),
         "blocks from the store": int(elsewhere * stored * costs.block_bytes * cluster.readers),
     }

@@ -8,7 +8,7 @@ from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
-from longmem.sidenet.sidenet import SideNetInput
+from longmem.sidenet.sidenet import SideNetCache, SideNetInput, start_state
 
 DEFAULT_FORM: dict[str, Any] = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}
 """How a model reads when nothing else is said; small models of tests have the paper's form."""
@@ -19,12 +19,14 @@ def sidenet_input(
     model: LongMem,
     tokens: Tensor,
     views: list[MemoryView | None],
-    cache: Any = None,
+    caches: tuple[Any, SideNetCache | None] = (None, None),
     before: Tensor | None = None,
 ) -> SideNetInput:
     """From one backbone forward, as `encode` and `score_segment` do it.
 
-    `cache` and `before`: of the backbone, and the segment's earlier tokens, when decoding step by step.
+    `caches` (of backbone and SideNet) and `before`, the segment's earlier tokens: when decoding step by step.
     """
-    output = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction, cache)
-    return SideNetInput(tokens, output.taps, rounded(output.keys, model.config.kv_dtype), views, before)
+    of_backbone, of_sidenet = caches
+    output = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction, of_backbone)
+    state = model.sidenet.prepare(tokens, start_state(output.taps), of_sidenet)
+    return SideNetInput(tokens, state, rounded(output.keys, model.config.kv_dtype), views, before)

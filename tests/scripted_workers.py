@@ -85,7 +85,7 @@ class _Scripted:
 class ScriptedEncoder(_Scripted):
     description = NoModel()
 
-    def encode(self, segment: Segment) -> tuple[Outcome, Any, Any]:
+    def encode(self, segment: Segment, prepare: bool) -> tuple[Outcome, Any, Any]:
         outcome = self.begin("encode", segment)
         return outcome, (segment, np.zeros(BLOCK_BYTES, np.uint8)), np.zeros(BLOCK_BYTES, np.uint8)
 
@@ -107,7 +107,7 @@ class ScriptedStore(_Scripted):
 
 @ray.remote(concurrency_groups=HEALTH)
 class ScriptedReader(_Scripted):
-    def score(self, segment: Segment, block: Any, taps: Any) -> Outcome:
+    def score(self, segment: Segment, block: Any, state: Any) -> Outcome:
         assert block[0].index == segment.index
         return self.begin("score", segment)
 

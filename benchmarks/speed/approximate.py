@@ -129,7 +129,7 @@ def _score(
     arguments: tuple[Any, ...] = ()
     for name, engine in engines.items():
         model.search = listening = Listening(engine)
-        score = model.score_segment(segment, encoded.block.keys, encoded.taps, view)
+        score = model.score_segment(segment, encoded.block.keys, encoded.state, view)
         assert listening.hits is not None, "a memory that is not empty is searched"
         best, arguments = best or listening.hits, listening.arguments
         found[name].nats.append(-score.logprobs)

@@ -32,7 +32,7 @@ def segment_with_memory(memory: RealMemory, repeats: int) -> SpeedTable:
         made = model.encode(last)
         InMemoryStore().put(made.block)
         WindowBuffer(config.segment_tokens, key_space=model.key_space).append(made.block)
-        model.score_segment(last, encoded.block.keys, encoded.taps, memory.view)
+        model.score_segment(last, encoded.block.keys, encoded.state, memory.view)
 
     cases: dict[str, Callable[[], object]] = {"LongMem, backbone and SideNet": longmem}
     not_run = {}
@@ -61,7 +61,7 @@ def long_context(memory: RealMemory, num_tokens: int, repeats: int) -> SpeedTabl
 
     def segment() -> None:
         WindowBuffer(segment_tokens, key_space=model.key_space).append(model.encode(last).block)
-        model.score_segment(last, encoded.block.keys, encoded.taps, memory.view)
+        model.score_segment(last, encoded.block.keys, encoded.state, memory.view)
 
     @torch.no_grad()
     def full() -> None:

@@ -39,7 +39,7 @@ JOB_TOKENS = 120_000
 def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
     """One segment of `memory`, stage by stage."""
     model, encoded, last = memory.model, memory.encoded, memory.segment
-    keys, taps = encoded.block.keys, encoded.taps
+    keys, state = encoded.block.keys, encoded.state
     with (
         TemporaryDirectory(prefix="longmem-speed-") as folder,
         MemoryStore.open(Path(folder) / "memory.lance") as store,
@@ -47,8 +47,8 @@ def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
         writer, window = _Writer(encoded.block, store), _Window(encoded.block, model.key_space)
         cases: dict[str, Callable[[], object]] = {
             "backbone forward (encode)": lambda: model.encode(last),
-            "SideNet forward, memory off": lambda: model.score_segment(last, keys, taps, None),
-            "SideNet forward, full window": lambda: model.score_segment(last, keys, taps, memory.view),
+            "SideNet forward, memory off": lambda: model.score_segment(last, keys, state, None),
+            "SideNet forward, full window": lambda: model.score_segment(last, keys, state, memory.view),
             WRITING: writer.next,
             "reader's copy of the block": window.next,
         }

@@ -97,7 +97,7 @@ def _read(model: LongMem, past: Iterable[KVBlock], last: Segment) -> RealMemory:
     encoded = model.encode(last)
     listening = Listening(model.search)
     model.search = listening
-    model.score_segment(last, encoded.block.keys, encoded.taps, view)
+    model.score_segment(last, encoded.block.keys, encoded.state, view)
     model.search = listening.engine
     assert listening.queries is not None, "a full window is searched"
     return RealMemory(model, last, encoded, view, listening.queries)

@@ -1,6 +1,5 @@
 """The frozen backbone: one forward of one segment gives keys and values, taps, and the backbone's own log-probs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
 from longmem.backbone.families import AttentionShape, Family, family_of
@@ -126,15 +126,9 @@ class Backbone:
         self, hidden: Float[Tensor, "tokens head_input"], targets: Int[Tensor, " targets"]
     ) -> Float32[Tensor, " targets"]:
         """Natural-log probability of target i under the prediction of position i, for `targets <= tokens`."""
-        rows: Sequence[Tensor] = [
-            (logits := self.logits(hidden[start : start + LOGIT_ROWS][: len(part)]))
-            .gather(1, part[:, None].to(logits.device, torch.long))
-            .squeeze(1)
-            - logits.logsumexp(dim=1)
-            for start in range(0, len(targets), LOGIT_ROWS)
-            if len(part := targets[start : start + LOGIT_ROWS])
-        ]
-        return torch.cat(list(rows)) if rows else torch.empty(0)
+        wanted = targets.to(hidden.device, torch.long)
+        parts = zip(hidden[: len(wanted)].split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True)
+        return torch.cat([-cross_entropy(self.logits(rows), part, reduction="none") for rows, part in parts])
 
     def new_cache(self) -> DynamicCache:
         """An empty cache for `forward`, to decode step by step."""

@@ -7,12 +7,17 @@ H are the taps (before the final norm). With a_i = 0, where training starts, the
 untrained SideNet is the backbone. The paper has a_i = 1. Layer i starts as a copy of block r·i + r − 1, so that the
 memory layer's queries match the stored keys from step 0.
 
-The layers run inside a shallow copy of the backbone's own stack, so position scheme, causal mask and cache are the
+The layers run in two parts, because only the second needs a memory: `prepare` runs those below the memory layer, and
+whoever has time for it may do so; `forward` runs the memory layer and those above it. Between them goes a *state*: x[i]
+and the steps H[r(j+1)] − H[r·j] of the layers j ≥ i that are still to run. How many parts it has says what i is.
+
+Each part runs inside a shallow copy of the backbone's own stack, so position scheme, causal mask and cache are the
 family's own code. Embeddings, position tables and the language-model head are shared with the backbone and frozen.
 """
 
 import copy
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +38,33 @@ from longmem.sidenet.fusion import fuse
 from longmem.sidenet.reading import MemoryReader, Reading
 
 
+def start_state(taps: Float[Tensor, "taps batch tokens hidden"]) -> Float[Tensor, "taps batch tokens hidden"]:
+    """The state of a segment of which no layer has run."""
+    return torch.cat([taps[:1], taps.diff(dim=0)])
+
+
 @dataclass(frozen=True)
 class SideNetInput:
     """A batch of segments, or of pieces of segments when decoding step by step."""
 
     tokens: Int[Tensor, "batch tokens"]
-    taps: Float[Tensor, "taps batch tokens hidden"]
+    state: Float[Tensor, "parts batch tokens hidden"]
+    """What `SideNet.prepare` made of them."""
     keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
     """The backbone's keys of these tokens at the memory layer, as they are stored."""
     views: list[MemoryView | None]
     """What row b may read (None: no memory, local attention only)."""
     before: Int[Tensor, "batch earlier"] | None = None
     """Tokens of the segment that earlier steps have read."""
+
+
+@dataclass(frozen=True)
+class SideNetCache:
+    """Of both parts, to decode step by step."""
+
+    below: Any
+    """A transformers cache, as `reading`; None where the memory layer is the first one."""
+    reading: Any
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class SideNetOutput:
 
 
 class SideNet(nn.Module):
-    """Trainable half of LongMem, initialised from the backbone's blocks.
+    """Trainable half of LongMem, initialised from the backbone's blocks: `prepare`, then `forward`.
 
     Parameters beyond the copied ones: `scale` (a_i, one per layer), `gate` (b_h, one per query head of the memory
     layer; sigmoid 0.5 at the start, as in the paper), and those of the memory reader and the copy head.
@@ -69,12 +89,13 @@ class SideNet(nn.Module):
         self.memory_layer = config.resolve_layer(backbone.num_layers)
         r = config.layer_reduction
         self._family, self._shape = backbone.family, backbone.shape
-        sources = list(backbone.layers)[r - 1 :: r]
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for layer in sources)
-        for index, layer in enumerate(self.layers):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    setattr(module, "layer_idx", index)  # noqa: B010 - mypy takes a module's attributes for tensors
+        sources = range(r - 1, backbone.num_layers, r)
+        self.layers = nn.ModuleList(copy.deepcopy(backbone.layers[source]) for source in sources)
+        for part in (self.layers[: self.memory_index], self.layers[self.memory_index :]):
+            for index, layer in enumerate(part):
+                for module in layer.modules():
+                    if hasattr(module, "layer_idx"):
+                        setattr(module, "layer_idx", index)  # noqa: B010 - mypy takes a module's attributes for tensors
         norm = getattr(backbone.stack, backbone.family.norm)
         self.norm: nn.Module | None = copy.deepcopy(norm)
         # copies of frozen blocks are frozen too
@@ -90,8 +111,12 @@ class SideNet(nn.Module):
             CopyHead(head_input, config, self._shape.kv_heads, attention_scale) if config.copy_head else None
         )
         use_fast_linear(self)
+        first = self.memory_index
         # in a list, so that the shared modules are not registered: they are neither saved nor trained
-        self._stack = [_shallow_stack(backbone, self.layers, self.norm, r)]
+        self._stacks = [
+            _shallow_stack(backbone, self.layers[:first], nn.Identity(), sources[:first]),
+            _shallow_stack(backbone, self.layers[first:], self.norm, sources[first:]),
+        ]
 
     @property
     def memory_index(self) -> int:
@@ -102,13 +127,35 @@ class SideNet(nn.Module):
     def _memory_attention(self) -> nn.Module:
         return self._family.attention_of(self.layers[self.memory_index])
 
-    def new_cache(self) -> DynamicCache:
-        """An empty cache for `forward`, to decode step by step."""
-        return DynamicCache(config=self._stack[0].config)
+    def new_cache(self) -> SideNetCache:
+        """An empty cache for `prepare` and `forward`, to decode step by step."""
+        below, reading = self._stacks
+        return SideNetCache(
+            DynamicCache(config=below.config) if self.memory_index else None, DynamicCache(config=reading.config)
+        )
 
-    def forward(self, given: SideNetInput, search: AbstractChunkSearch, cache: Any = None) -> SideNetOutput:
-        """Run the layers with the cross-network residuals; row b reads `views[b]` and nothing else."""
-        attention, taps = self._memory_attention, given.taps
+    def prepare(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        state: Float[Tensor, "parts batch tokens hidden"],
+        cache: SideNetCache | None = None,
+    ) -> Float[Tensor, "fewer batch tokens hidden"]:
+        """The state in front of the memory layer. A state that is there already stays what it is."""
+        first, done = self.memory_index, len(self.layers) + 1 - len(state)
+        assert done in (0, first), f"layers run from 0 to {first}, or are done; {done} were"
+        if done == first:
+            return state
+        hidden, steps = state[0], state[1:]
+        with self._moved(range(first), hidden, steps[:first]) as moved:
+            self._run(self._stacks[0], tokens, hidden.device, cache and cache.below)
+        return torch.cat([moved[-1][None], steps[first:]])
+
+    def forward(
+        self, given: SideNetInput, search: AbstractChunkSearch, cache: SideNetCache | None = None
+    ) -> SideNetOutput:
+        """Run the memory layer and those above it; row b reads `views[b]` and nothing else."""
+        attention = self._memory_attention
+        hidden, *steps = given.state
         readings: list[Reading | None] = []
 
         def read_and_fuse(local: Tensor) -> Tensor:
@@ -124,14 +171,41 @@ class SideNet(nn.Module):
         with ExitStack() as hooks:
             latest = hooks.enter_context(projected(self._family, attention, self._shape))
             hooks.enter_context(output_replaced(self._family, attention, self._shape, read_and_fuse))
-            for index, layer in enumerate(self.layers):
-                hooks.callback(layer.register_forward_hook(self._residual(index, taps), with_kwargs=True).remove)
-            hooks.callback(self.layers[0].register_forward_pre_hook(_start_from(taps[0]), with_kwargs=True).remove)
-            output = self._stack[0](
-                input_ids=given.tokens.to(taps.device, torch.long), past_key_values=cache, use_cache=cache is not None
-            )
-        hidden = output.last_hidden_state
-        return SideNetOutput(hidden, readings, self._copies(given, hidden, readings))
+            hooks.enter_context(self._moved(range(self.memory_index, len(self.layers)), hidden, steps))
+            read: Tensor = self._run(self._stacks[1], given.tokens, hidden.device, cache and cache.reading)
+        return SideNetOutput(read, readings, self._copies(given, read, readings))
+
+    def _run(self, stack: nn.Module, tokens: Tensor, device: torch.device, cache: Any) -> Tensor:
+        output = stack(input_ids=tokens.to(device, torch.long), past_key_values=cache, use_cache=cache is not None)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @contextmanager
+    def _moved(self, indices: range, start: Tensor, steps: Sequence[Tensor] | Tensor) -> Iterator[list[Tensor]]:
+        """Layers `indices` begin with `start` instead of the stack's own embedding of the tokens, and their outputs
+        become the update of the module docstring; yields what each has made, once it has run."""
+        moved: list[Tensor] = []
+
+        def begin(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (start, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": start}
+
+        def residual(scale: Tensor, step: Tensor) -> Any:
+            def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+                before, after = hidden_input(args, kwargs), hidden_output(output)
+                moved.append(before + scale.to(before.dtype) * (after - before) + step)
+                return (moved[-1], *output[1:]) if isinstance(output, tuple) else moved[-1]
+
+            return hook
+
+        with ExitStack() as hooks:
+            for index, step in zip(indices, steps, strict=True):
+                hook = residual(self.scale[index], step)
+                hooks.callback(self.layers[index].register_forward_hook(hook, with_kwargs=True).remove)
+            first = self.layers[indices.start]
+            hooks.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            yield moved
 
     def _read(
         self, queries: Float[Tensor, "batch tokens heads head_dim"], given: SideNetInput, search: AbstractChunkSearch
@@ -161,30 +235,10 @@ class SideNet(nn.Module):
             for row, (reading, view) in enumerate(zip(readings, given.views, strict=True))
         ]
 
-    def _residual(self, index: int, taps: Tensor) -> Any:
-        """Forward hook of layer `index`: the update of the module docstring."""
 
-        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            before, after = hidden_input(args, kwargs), hidden_output(output)
-            moved = before + self.scale[index].to(before.dtype) * (after - before) + (taps[index + 1] - taps[index])
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-        return hook
-
-
-def _start_from(hidden: Tensor) -> Any:
-    """Forward pre-hook that replaces a block's input by H[0]: the stack's own embedding of the tokens is not used."""
-
-    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    return hook
-
-
-def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | None, reduction: int) -> nn.Module:
-    """The backbone's stack with other layers and norm; every other module is the backbone's own object."""
+def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | None, sources: range) -> nn.Module:
+    """The backbone's stack with other layers, copies of its blocks `sources`, and another norm; every other module is
+    the backbone's own object."""
     stack = copy.copy(backbone.stack)
     stack._modules = dict(backbone.stack._modules)
     setattr(stack, backbone.family.layers, layers)
@@ -192,6 +246,6 @@ def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | 
     config = copy.deepcopy(backbone.model.config)
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
-        config.layer_types = list(config.layer_types)[reduction - 1 :: reduction]
+        config.layer_types = [config.layer_types[source] for source in sources]
     stack.config = config
     return stack

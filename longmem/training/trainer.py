@@ -19,7 +19,7 @@ from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
-from longmem.sidenet.sidenet import SideNetInput
+from longmem.sidenet.sidenet import SideNetInput, start_state
 from longmem.training.config import TrainingConfig
 from longmem.training.stream import RowStream, Sequences
 from longmem.types import Segment
@@ -160,8 +160,8 @@ class Trainer:
         model.sidenet.eval()
         segments, views = zip(*(row.next() for row in rows), strict=True)
         output = encode_rows(model, segments)
-        given = training_input(model, segments, output, views)
         with torch.autocast(model.backbone.device.type, torch.bfloat16, enabled=self._autocast):
+            given = training_input(model, segments, output, views)
             read = model.sidenet(given, model.search)
             logprobs = [
                 model.target_logprobs(read, row, torch.from_numpy(np.array(segment.targets)))
@@ -192,9 +192,10 @@ def training_input(
     model: LongMem, segments: Sequence[Segment], output: BackboneOutput, views: Sequence[MemoryView | None]
 ) -> SideNetInput:
     """What the SideNet reads of freshly encoded segments; keys rounded as the store would."""
+    tokens = _stacked([segment.tokens for segment in segments])
     return SideNetInput(
-        tokens=_stacked([segment.tokens for segment in segments]),
-        taps=output.taps,
+        tokens=tokens,
+        state=model.sidenet.prepare(tokens, start_state(output.taps)),
         keys=rounded(output.keys, model.config.kv_dtype),
         views=list(views),
     )

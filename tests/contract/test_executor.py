@@ -280,7 +280,7 @@ def test_release_frees_what_was_encoded(executor: AbstractExecutor, model: LongM
     for segment in (first, second):
         receipt = run_one(executor, "encode", segment).result
         assert isinstance(receipt, EncodeReceipt)
-        assert receipt.num_bytes == model.encode(segment).block.num_bytes + model.encode(segment).taps.nbytes
+        assert receipt.num_bytes == model.encode(segment).block.num_bytes + model.encode(segment).state.nbytes
     executor.release(first)
     executor.release(first)
     with pytest.raises(KeyError):

@@ -68,7 +68,7 @@ def test_memory_matters_and_texts_differ(model: LongMem, alone: Callable[[int], 
         assert alone(number).segments[-1].retrieval.memory_tokens > 0
         first = cut_segments(DocumentKey("", ""), model.tokenizer.sequence(TEXTS[number]), 16)[1]
         encoded = model.encode(first)
-        unread = model.score_segment(first, encoded.block.keys, encoded.taps, None)
+        unread = model.score_segment(first, encoded.block.keys, encoded.state, None)
         assert not np.array_equal(unread.logprobs, alone(number).segments[1].logprobs)
 
 

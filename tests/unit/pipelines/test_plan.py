@@ -20,7 +20,13 @@ def cost(seconds: float) -> Cost:
 
 
 def costs(
-    *, encode: float = 0.1, put: float = 0.01, score: float = 0.2, slope: float = 0.001, driver: float = 0.001
+    *,
+    encode: float = 0.1,
+    prepare: float = 0.0,
+    put: float = 0.01,
+    score: float = 0.2,
+    slope: float = 0.001,
+    driver: float = 0.001,
 ) -> UnitCosts:
     """Round numbers: scoring costs `score` + `slope` for each token in the window."""
     line = Line(score, slope)
@@ -30,6 +36,7 @@ def costs(
         segment_tokens=SIZE,
         memory_tokens=MEMORY,
         encode=cost(encode),
+        prepare=cost(prepare),
         put=cost(put),
         put_more=cost(put / 4),
         read=cost(0.004),
@@ -40,7 +47,7 @@ def costs(
         tokenise_s=1e-5,
         load_s=2.0,
         block_bytes=1000,
-        tap_bytes=5000,
+        state_bytes=5000,
         window_bytes=9000,
         store_overhead=1.1,
         record_bytes=400,
@@ -98,6 +105,26 @@ def test_pools_take_as_long_as_the_slowest_stage_of_each_segment() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("encode", "score", "readers", "moved"),
+    [
+        (0.10, 0.20, 1, 0.05),  # both take 0.15
+        (0.10, 0.30, 1, 0.08),  # no more than there is
+        (0.10, 0.15, 2, 0.0),  # readers are faster
+        (0.10, 0.26, 2, 0.02),  # 0.12 with one encoder, 0.24 with two readers
+    ],
+)
+def test_encoders_prepare_for_readers_as_much_as_makes_both_equal(
+    encode: float, score: float, readers: int, moved: float
+) -> None:
+    given = costs(encode=encode, score=score - 0.004, slope=0.0, prepare=0.08, driver=0.0)
+    without = replace(given, read=cost(0.004), read_more=cost(0.0), put=cost(0.0), put_more=cost(0.0))
+    plan = predict(without, Workload((40_000,)), on_ray(1, readers))
+    each = {stage: plan.stages[stage].busy_s / 400 for stage in ("encode", "score")}
+    assert each["encode"] == pytest.approx(encode + moved, rel=0.03)
+    assert each["score"] == pytest.approx(score - moved, rel=0.03)
+
+
 def test_a_store_commits_what_comes_while_it_commits_and_pauses() -> None:
     """A commit takes 10 ms and 2.5 for each further block, the pause 200, and a segment comes every 50."""
     plan = predict(costs(encode=0.05, score=0.02, slope=0.0), Workload((400,)), on_ray())
@@ -112,7 +139,7 @@ def test_a_store_commits_what_comes_while_it_commits_and_pauses() -> None:
 def test_between_two_nodes_half_of_everything_travels() -> None:
     plan = predict(costs(), Workload((400,)), on_ray(2, 4, nodes=2))
     assert plan.network_bytes == {
-        "taps and block to a reader": 4 * 6000 // 2,
+        "encoded segments to readers": 4 * 6000 // 2,
         "block to the store": 4 * 1000 // 2,
         "blocks from the store": 4 * 4 * 1000 // 2,
     }

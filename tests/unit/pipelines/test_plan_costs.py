@@ -19,6 +19,7 @@ def costs(ray: RayCost | None) -> UnitCosts:
         segment_tokens=100,
         memory_tokens=300,
         encode=some,
+        prepare=some,
         put=some,
         put_more=some,
         read=some,
@@ -29,7 +30,7 @@ def costs(ray: RayCost | None) -> UnitCosts:
         tokenise_s=1e-6,
         load_s=1.5,
         block_bytes=10,
-        tap_bytes=20,
+        state_bytes=20,
         window_bytes=30,
         store_overhead=1.04,
         record_bytes=40,
@@ -66,7 +67,7 @@ def test_costs_without_ray_are_refused_for_pools(tmp_path: Path) -> None:
         ("not json", "is no file of"),
         ("[]", "not written by this version"),
         ('{"version": 99}', "not written by this version"),
-        ('{"version": 2, "encode": {}}', "damaged"),
+        ('{"version": 3, "encode": {}}', "damaged"),
     ],
 )
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -78,9 +79,9 @@ def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> 
 def test_a_missing_field_is_damage(tmp_path: Path) -> None:
     save_costs(costs(RAY), tmp_path / "costs.json")
     values = json.loads((tmp_path / "costs.json").read_text())
-    del values["tap_bytes"]
+    del values["state_bytes"]
     (tmp_path / "costs.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="tap_bytes"):
+    with pytest.raises(ConfigError, match="state_bytes"):
         load_costs(tmp_path / "costs.json", IDENTITY, with_ray=True)
 
 

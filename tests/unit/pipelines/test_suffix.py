@@ -155,8 +155,8 @@ def test_a_score_is_that_of_a_segment_after_its_memory(model: LongMem, naive_vie
             segment = Segment(DocumentKey("", ""), 0, end, tokens[:-1], tokens[1:])
             encoded = model.encode(segment)
             for seen, nats in ((view, score.nll_memory), (None, score.nll_no_memory)):
-                expected = model.score_segment(segment, encoded.block.keys, encoded.taps, seen).logprobs[local - 1 :]
-                assert nats[index] == pytest.approx(-expected.sum(), abs=1e-4)
+                read = model.score_segment(segment, encoded.block.keys, encoded.state, seen)
+                assert nats[index] == pytest.approx(-read.logprobs[local - 1 :].sum(), abs=1e-4)
             assert score.nll_backbone[index] == pytest.approx(-encoded.backbone_logprobs[local - 1 :].sum(), abs=1e-4)
             assert score.suffix_tokens[index] == len(targets)
 

@@ -1,9 +1,11 @@
 """The SideNet's recurrence against transformers' own blocks called one by one; gradients; step-by-step decoding."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longmem.backbone.families import FAMILIES
 from longmem.config import PAPER_FORM
+from longmem.dtypes import to_tensor
 from longmem.memory.view import MemoryView
 from longmem.model import LongMem
 from longmem.sidenet.sidenet import SideNetOutput
 from longmem.testing import save_small_backbone
+from longmem.text.segments import cut_segments
+from longmem.types import DocumentKey
 from tests.inputs import DEFAULT_FORM, FORMS, sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -26,10 +31,10 @@ def tokens_of(batch: int = 1, length: int = LENGTH, seed: int = 0) -> Tensor:
     return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def run(model: LongMem, tokens: Tensor, views: list[MemoryView | None], cache: Any = None) -> Tensor:
-    """The SideNet's hidden states; the backbone's forward in front of it starts anew."""
+def run(model: LongMem, tokens: Tensor, views: list[MemoryView | None]) -> Tensor:
+    """The SideNet's hidden states."""
     with torch.no_grad():
-        hidden: Tensor = model.sidenet(sidenet_input(model, tokens, views), model.search, cache).hidden
+        hidden: Tensor = model.sidenet(sidenet_input(model, tokens, views), model.search).hidden
     return hidden
 
 
@@ -318,7 +323,7 @@ def test_gradients_reach_the_sidenet_and_nothing_else(
         if not name.endswith(("k_proj.bias",)):
             assert parameter.grad.abs().max() > 0, f"{name} has a gradient of zero"
     assert all(parameter.grad is None for parameter in model.backbone.model.parameters())
-    assert not any(part.requires_grad for part in (given.taps, given.keys, view.keys, view.values))
+    assert not any(part.requires_grad for part in (given.keys, view.keys, view.values))
     assert not output.readings[0].chunk_ids.requires_grad
 
 
@@ -329,10 +334,9 @@ def test_gradients_of_gate_and_scale_are_the_slopes(
     model = small_model(family)
     view = view_for(model, random_view)
     tokens = tokens_of()
-    given = sidenet_input(model, tokens, [view])
 
     def loss() -> Tensor:
-        hidden = model.sidenet(given, model.search).hidden
+        hidden = model.sidenet(sidenet_input(model, tokens, [view]), model.search).hidden
         return -model.backbone.target_logprobs(hidden[0], tokens[0, 1:]).double().mean()
 
     loss().backward()
@@ -386,8 +390,8 @@ def pieces(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: lis
     caches = model.backbone.new_cache(), model.sidenet.new_cache()
     outputs, start = [], 0
     for part in tokens.split(lengths, dim=1):
-        given = sidenet_input(model, part, [view], caches[0], tokens[:, :start])
         with torch.no_grad():
+            given = sidenet_input(model, part, [view], caches, tokens[:, :start])
             outputs.append(model.sidenet(given, model.search, caches[1]))
         start += part.shape[1]
     return outputs
@@ -451,12 +455,27 @@ def test_a_reader_without_the_backbone_s_blocks_gives_the_same(
 ) -> None:
     model = small_model(family, **DEFAULT_FORM)
     view, tokens = view_for(model, random_view), tokens_of()
-    given = sidenet_input(model, tokens, [view])
     with torch.no_grad():
+        given = sidenet_input(model, tokens, [view])
         before = model.target_logprobs(model.sidenet(given, model.search), 0, tokens[0, 1:])
         model.backbone.drop_layers()
         after = model.target_logprobs(model.sidenet(given, model.search), 0, tokens[0, 1:])
     assert torch.equal(before, after)
+
+
+@every_family
+def test_a_segment_scores_the_same_whoever_prepares_it(
+    family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
+) -> None:
+    model = small_model(family, **DEFAULT_FORM)
+    (segment,) = cut_segments(DocumentKey("", "d"), tokens_of()[0].int().numpy(), LENGTH)
+    view = replace(view_for(model, random_view), end_token=0)
+    encoded, prepared = (model.encode(segment, prepare=prepare) for prepare in (False, True))
+    assert len(prepared.state) < len(encoded.state) == len(model.sidenet.layers) + 1
+    scores = [model.score_segment(segment, each.block.keys, each.state, view) for each in (encoded, prepared)]
+    assert np.array_equal(scores[0].logprobs, scores[1].logprobs)
+    again = model.sidenet.prepare(tokens_of(), to_tensor(prepared.state)[:, None])
+    assert np.array_equal(again[:, 0].numpy(), prepared.state), "what is prepared stays as it is"
 
 
 @every_family

@@ -1,0 +1,47 @@
+"""Whoever would wait runs the layers that need no memory. Nothing here needs Ray."""
+
+import pytest
+
+from actors.balance import Balance
+from actors.pool import ActorPool
+from actors.store import StorePool
+from actors.workers import Workers
+
+
+@pytest.fixture
+def workers() -> Workers:
+    return Workers(ActorPool([1], ["encoder"]), StorePool([2], ["store"]), ActorPool([3, 4], ["first", "second"]))
+
+
+def test_readers_prepare_until_an_encoder_has_waited_for_them(workers: Workers) -> None:
+    balance = Balance(workers)
+    (encoder,), (reader, other) = workers.encoders.workers, workers.readers.workers
+    assert not balance.encodes(encoder), "nothing is there to be read: nobody waits for readers"
+    encoder.tasks = ["encode"]
+    reader.tasks = ["score"]
+    assert not balance.encodes(encoder), "it has something to do"
+    encoder.tasks = []
+    assert balance.encodes(encoder)
+    encoder.tasks = ["encode"]
+    assert balance.encodes(encoder), "until a reader waits"
+    balance.scores(reader)
+    assert balance.encodes(encoder), "this one has something to do"
+    balance.scores(other)
+    assert not balance.encodes(encoder)
+
+
+def test_a_reader_that_is_the_last_to_work_waits_for_nobody(workers: Workers) -> None:
+    balance = Balance(workers)
+    (encoder,), (reader, other) = workers.encoders.workers, workers.readers.workers
+    reader.tasks = ["score"]
+    assert balance.encodes(encoder)
+    balance.scores(other)
+    assert balance.encodes(encoder), "no encoder was at work"
+
+
+def test_what_is_only_written_is_never_prepared(workers: Workers) -> None:
+    balance = Balance(workers)
+    (encoder,) = workers.encoders.workers
+    for tasks in ([], ["encode"], []):
+        encoder.tasks = tasks
+        assert not balance.encodes(encoder)
