@@ -132,14 +132,17 @@ class WindowBuffer:
         kept = self._num_chunks - kept_from
         capacity = int((kept + added) * GROWTH) + 1
         fresh = {}
+        self._basis = None
+        self._arrays.pop("sketch", None)
         for name, like in chunks.items():
             axis = _CHUNK_AXIS[name]
             size = list(like.shape)
             size[axis] = capacity
             fresh[name] = _zeros(size, like.dtype, like.device)
-            if kept:
-                fresh[name].narrow(axis, 0, kept).copy_(self._arrays[name].narrow(axis, kept_from, kept))
-        self._basis = None
+            # out of the buffer first: where no view holds it, only one array is there twice at a time
+            old = self._arrays.pop(name, None)
+            if old is not None:
+                fresh[name].narrow(axis, 0, kept).copy_(old.narrow(axis, kept_from, kept))
         if self._key_space.sketched and kept >= SKETCHED_CHUNKS:
             # fitted anew, because a longer past says better what the keys are like
             searched = fresh["chunk_keys"][:, :kept]
