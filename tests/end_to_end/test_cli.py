@@ -697,7 +697,8 @@ def uninterrupted(model: Path, long_books: Path, tmp_path_factory: pytest.TempPa
 
 
 def interrupted(args: list[str], out: Path, sent: signal.Signals, num_lines: int = 6) -> Outcome:
-    """Start a job and send it a signal when its journal has some lines."""
+    """Start a job and send it a signal when its journal has some lines. It runs in short turns, so that it cannot end
+    before a test that is kept waiting has looked."""
     with start(*args) as process:
         try:
             deadline = time.monotonic() + 60
@@ -705,8 +706,11 @@ def interrupted(args: list[str], out: Path, sent: signal.Signals, num_lines: int
             while not journal.exists() or journal.read_bytes().count(b"\n") < num_lines:
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline, "no progress in a minute"
-                time.sleep(0.005)
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.02)
+                process.send_signal(signal.SIGSTOP)
             process.send_signal(sent)
+            process.send_signal(signal.SIGCONT)
             stdout, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
