@@ -12,11 +12,11 @@ POISON = "\x07"
 class PoisonedModel(LongMem):
     """Opened by workers in their own processes; must not be asked to encode poison in the process of a test."""
 
-    def encode(self, segment: Segment) -> EncodedSegment:
+    def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:
         (token,) = self.tokenizer.sequence(POISON)[1:]
         if token in segment.tokens:
             os._exit(1)
-        return super().encode(segment)
+        return super().encode(segment, prepare)
 
 
 class PoisonedSource(ModelSource):
