@@ -15,5 +15,6 @@ def in_threads(work: Callable[[int, int], Result], num_rows: int) -> list[Result
     if threads == 1:
         return [work(0, num_rows)]
     cuts = [num_rows * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, cuts[:-1], cuts[1:]))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = pool.map(work, cuts[1:-1], cuts[2:])
+        return [work(0, cuts[1]), *others]
