@@ -15,7 +15,7 @@ if sys.argv[1] == "keep":
 
 def work():
     for _ in range(2):
-        parts = [torch.zeros(2**20).add_(1.0) for _ in range(8)]
+        parts = [torch.zeros(2**20).add_(1.0) for _ in range(6)]
         del parts
 
 def faults():
@@ -36,9 +36,9 @@ thread.join()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is the C library told anything")
 def test_a_thread_uses_freed_memory_again() -> None:
-    """Eight tensors of 4 MiB, made and dropped twenty times over."""
+    """Six tensors of 4 MiB, made and dropped twenty times over; more would not fit into one of the heaps."""
     kept, freed = (
         int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
         for how in ("keep", "free")
     )
-    assert kept < freed / 2
+    assert kept < freed / 4
