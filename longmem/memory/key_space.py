@@ -42,9 +42,10 @@ class KeySpace:
         return moved.to(keys.dtype)
 
     def searched(
-        self, chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"]
-    ) -> Float32[Tensor, "index_heads chunks index_dim"]:
-        """The matrices to search: one for each head, or one that has all heads side by side."""
+        self, chunk_keys: Float[Tensor, "kv_heads chunks head_dim"]
+    ) -> Float[Tensor, "index_heads chunks index_dim"]:
+        """The matrices to search: one for each head, or one that has all heads side by side. No copy of keys that are
+        kept so."""
         if self.retrieval == "per_head":
             return chunk_keys
         return chunk_keys.transpose(0, 1).flatten(1)[None]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float32, Int32, Int64, Shaped
+from jaxtyping import Float, Int32, Int64, Shaped
 from torch import Tensor
 
 from longmem.search.cells import KeyCells
@@ -16,13 +16,14 @@ from longmem.search.sketch import KeySketch
 class MemoryView:
     """Chunks that lie wholly in `[start_token, end_token)` of one document, oldest first.
 
-    Laid out by head, so that the keys of one head are one contiguous matrix to search and one retrieved chunk is one
-    contiguous row to gather. Slots of a partial chunk beyond its length hold zeros and are masked, never read.
+    Keys and values are seen by head and kept by token, as they were stored: what all heads retrieve together lies
+    together. Slots of a partial chunk beyond its length hold zeros and are masked, never read.
     """
 
-    chunk_keys: Float32[Tensor, "index_heads chunks index_dim"]
+    chunk_keys: Float[Tensor, "index_heads chunks index_dim"]
     """Mean key of each chunk, over its real tokens: one matrix for each KV head, or one with all heads side by side
-    (`index_heads` 1, `index_dim` kv_heads · head_dim) where all heads search together."""
+    (`index_heads` 1, `index_dim` kv_heads · head_dim) where all heads search together. In float32; where a chunk is one
+    token, the very keys, in their own type."""
     keys: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
     """Keys in the form that the reader asked for (`longmem.memory.key_space`)."""
     values: Shaped[Tensor, "kv_heads chunks chunk head_dim"]

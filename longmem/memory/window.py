@@ -10,9 +10,6 @@ chunks still wanted. So a view that someone holds stays what it was. Each token 
 life, and memory is bounded by `retain_tokens` however long the document grows.
 """
 
-import math
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
-
 import torch
 from torch import Tensor
 
@@ -20,6 +17,7 @@ from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
+from longmem.pages import zeros_in_pages
 from longmem.search.cells import Cells, KeyCells, cover, make_cells
 from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
 from longmem.types import KVBlock
@@ -72,7 +70,7 @@ class WindowBuffer:
         if not self._arrays or self._num_chunks + added > len(self._arrays["starts"]):
             self._renew(chunks, added, block.end_token)
         if self._basis is not None:
-            chunks["sketch"] = self._basis.place_keys(chunks["chunk_keys"])
+            chunks["sketch"] = self._basis.place_keys(self._chunk_keys(chunks))
         for name, array in self._arrays.items():
             axis = _CHUNK_AXIS[name]
             array.narrow(axis, self._num_chunks, added).copy_(chunks[name])
@@ -92,7 +90,15 @@ class WindowBuffer:
         rows = parts.pop("sketch", None)
         sketch = None if self._basis is None or rows is None else KeySketch(self._basis, rows)
         cells = self._cells_in(start_token, end_token, first) if self._key_space.celled else None
+        parts["chunk_keys"] = self._chunk_keys(parts)
+        parts |= {name: parts[name].permute(2, 0, 1, 3) for name in ("keys", "values")}
         return MemoryView(**parts, sketch=sketch, cells=cells, end_token=end_token)
+
+    def _chunk_keys(self, arrays: dict[str, Tensor]) -> Tensor:
+        """Of arrays, or parts of them. Where a chunk is one token they are its keys, which are not kept twice."""
+        if "chunk_keys" in arrays:
+            return arrays["chunk_keys"]
+        return self._key_space.searched(arrays["keys"][:, 0].transpose(0, 1))
 
     def _chunks_between(self, start_token: int, end_token: int) -> tuple[int, int]:
         starts = self._arrays["starts"][: self._num_chunks]
@@ -120,7 +126,7 @@ class WindowBuffer:
             if first == last:
                 continue
             if stretch not in self._cells:
-                self._cells[stretch] = make_cells(self._arrays["chunk_keys"][:, first:last])
+                self._cells[stretch] = make_cells(self._chunk_keys(self._arrays)[:, first:last])
             stretches.append((first - first_chunk, self._cells[stretch]))
         return KeyCells(tuple(stretches))
 
@@ -145,12 +151,12 @@ class WindowBuffer:
                 fresh[name].narrow(axis, 0, kept).copy_(old.narrow(axis, kept_from, kept))
         if self._key_space.sketched and kept >= SKETCHED_CHUNKS:
             # fitted anew, because a longer past says better what the keys are like
-            searched = fresh["chunk_keys"][:, :kept]
-            sample = searched[:, :: -(-kept // FITTED_CHUNKS)]
+            searched = self._chunk_keys(fresh)[:, :kept]
+            sample = searched[:, :: -(-kept // FITTED_CHUNKS)].float()
             self._basis = fit_basis(sample, self._key_space.asked(sample))
             if self._basis is not None:
                 size = [len(searched), capacity, self._basis.columns]
-                fresh["sketch"] = _zeros(size, searched.dtype, searched.device)
+                fresh["sketch"] = _zeros(size, torch.float32, searched.device)
                 for first in range(0, kept, FITTED_CHUNKS):
                     part = searched[:, first : first + FITTED_CHUNKS]
                     fresh["sketch"][:, first : first + part.shape[1]] = self._basis.place_keys(part)
@@ -162,23 +168,16 @@ class WindowBuffer:
 
 
 def _zeros(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, because untouched pages cost nothing, and padding must never be NaN.
-
-    On the CPU in a mapping of their own, which goes back to the system with the last view. The C library would keep
-    arrays of some sizes and put small things into the holes, so that the peak grew with every few renewals.
-    """
-    num_bytes = math.prod(size) * dtype.itemsize
-    if device.type != "cpu" or not num_bytes:
-        return torch.zeros(size, dtype=dtype, device=device)
-    pages = mmap(-1, num_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype).view(size)
+    """Zeros, because padding must never be NaN, and what is not written yet costs nothing."""
+    return zeros_in_pages(size, dtype) if device.type == "cpu" else torch.zeros(size, dtype=dtype, device=device)
 
 
-_CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 1, "values": 1, "tokens": 0, "starts": 0, "lengths": 0}
+_CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 0, "values": 0, "tokens": 0, "starts": 0, "lengths": 0}
 
 
 def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:
-    """A block in the layout of a view; the last chunk is padded with zeros and its length says so."""
+    """A block as it is kept, keys and values [chunks, chunk, kv_heads, head_dim]; the last chunk is padded with zeros
+    and its length says so."""
     chunk, kv_dtype = block.fingerprint.chunk_tokens, block.fingerprint.kv_dtype
     num_chunks = -(-block.num_tokens // chunk)
     padding = num_chunks * chunk - block.num_tokens
@@ -186,19 +185,21 @@ def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) 
     lengths = torch.full((num_chunks,), chunk)
     lengths[-1] -= padding
 
-    def by_head(tensor: Tensor) -> Tensor:
+    def by_chunk(tensor: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, padding))
         rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
-        return rows.permute(2, 0, 1, 3)
+        return rows
 
-    keys = by_head(key_space.place(unpack(block.keys, kv_dtype)))
+    keys = by_chunk(key_space.place(unpack(block.keys, kv_dtype)))
     tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
     parts = {
-        "chunk_keys": key_space.searched(keys.float().sum(dim=2) / lengths[None, :, None]),
         "keys": keys,
-        "values": by_head(unpack(block.values, kv_dtype)),
+        "values": by_chunk(unpack(block.values, kv_dtype)),
         "tokens": tokens,
         "starts": starts,
         "lengths": lengths,
     }
+    if chunk > 1:
+        means = keys.float().sum(dim=1) / lengths[:, None, None]
+        parts["chunk_keys"] = key_space.searched(means.transpose(0, 1))
     return {name: part.to(device) for name, part in parts.items()}

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from longmem.search.cells import KeyCells
@@ -41,12 +41,13 @@ class AbstractChunkSearch(ABC):
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
         cells: KeyCells | None = None,
     ) -> ChunkHits:
         """Top `num_slots` chunks per token and head; a slot without a chunk has id -1, never an invented one.
 
-        `sketch`, `cells`: of the same keys, if there are any.
+        Chunk keys may be of any floating-point type that `longmem.config` can store; the products are those of their
+        numbers in float32. `sketch`, `cells`: of the same keys, if there are any.
         """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 STRETCHES = (16_384, 65_536, 262_144)
@@ -56,7 +56,7 @@ class Cells:
         """The first chunks alone, in the same cells."""
         return self if num_chunks >= self.cell_of.shape[1] else Cells(self.means, self.cell_of[:, :num_chunks])
 
-    def with_keys(self, first: int, keys: Float32[Tensor, "index_heads changed index_dim"]) -> "Cells":
+    def with_keys(self, first: int, keys: Float[Tensor, "index_heads changed index_dim"]) -> "Cells":
         """The same cells after some chunks were given other keys."""
         cell_of = self.cell_of.clone()
         cell_of[:, first : first + keys.shape[1]] = _nearest(keys, self.means)
@@ -75,7 +75,7 @@ class KeyCells:
             tuple((first, cells.narrow(num_chunks - first)) for first, cells in self.stretches if first < num_chunks)
         )
 
-    def with_keys(self, first: int, keys: Float32[Tensor, "index_heads changed index_dim"]) -> "KeyCells":
+    def with_keys(self, first: int, keys: Float[Tensor, "index_heads changed index_dim"]) -> "KeyCells":
         """The same cells after the chunks from `first` on were given other keys."""
         changed = []
         for start, cells in self.stretches:
@@ -103,7 +103,7 @@ def cover(start_token: int, end_token: int) -> list[tuple[int, int]]:
     return covered
 
 
-def make_cells(keys: Float32[Tensor, "index_heads chunks index_dim"]) -> Cells:
+def make_cells(keys: Float[Tensor, "index_heads chunks index_dim"]) -> Cells:
     """Cluster the chunk keys of a stretch. The same keys give the same cells, on one kind of CPU and with one number of
     threads."""
     from longmem.search.faiss_search import cluster_means
@@ -114,8 +114,8 @@ def make_cells(keys: Float32[Tensor, "index_heads chunks index_dim"]) -> Cells:
 
 
 def _nearest(
-    keys: Float32[Tensor, "index_heads chunks index_dim"], means: Float32[Tensor, "index_heads cells index_dim"]
+    keys: Float[Tensor, "index_heads chunks index_dim"], means: Float32[Tensor, "index_heads cells index_dim"]
 ) -> Int64[Tensor, "index_heads chunks"]:
     """By Euclidean distance; of equal ones the first."""
-    distances = means.square().sum(dim=2)[:, None] - 2 * torch.einsum("hcd,hmd->hcm", keys, means)
+    distances = means.square().sum(dim=2)[:, None] - 2 * torch.einsum("hcd,hmd->hcm", keys.float(), means)
     return distances.argmin(dim=2)

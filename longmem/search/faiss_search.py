@@ -3,7 +3,7 @@
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from longmem.search.base import AbstractChunkSearch, ChunkHits
@@ -16,7 +16,7 @@ POINTS_PER_MEAN = 64
 SEED = 0
 
 
-def cluster_means(keys: Float32[Tensor, "chunks dim"], num_cells: int) -> Float32[Tensor, "cells dim"]:
+def cluster_means(keys: Float[Tensor, "chunks dim"], num_cells: int) -> Float32[Tensor, "cells dim"]:
     """Means of `num_cells` clusters of the keys, by k-means from a fixed seed."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     clustering = faiss.Kmeans(
@@ -27,7 +27,7 @@ def cluster_means(keys: Float32[Tensor, "chunks dim"], num_cells: int) -> Float3
         min_points_per_centroid=1,
         max_points_per_centroid=POINTS_PER_MEAN,
     )
-    clustering.train(np.ascontiguousarray(keys.cpu().numpy()))
+    clustering.train(np.ascontiguousarray(keys.float().cpu().numpy()))
     return torch.tensor(clustering.centroids).to(keys.device)
 
 
@@ -39,7 +39,7 @@ class FaissSearch(AbstractChunkSearch):
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
         cells: KeyCells | None = None,  # noqa: ARG002 - nor these
@@ -56,7 +56,7 @@ class FaissSearch(AbstractChunkSearch):
             for head in range(heads):
                 found_scores, found_ids = faiss.knn(
                     np.ascontiguousarray(queries[:, head].cpu().numpy()),
-                    np.ascontiguousarray(chunk_keys[head // group].cpu().numpy()),
+                    np.ascontiguousarray(chunk_keys[head // group].float().cpu().numpy()),
                     num_slots,
                     metric=faiss.METRIC_INNER_PRODUCT,
                 )

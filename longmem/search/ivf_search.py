@@ -5,7 +5,7 @@ what it loses is measured in docs/performance.md.
 """
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from longmem.search.base import ChunkHits
@@ -35,7 +35,7 @@ class IvfSearch(NativeSearch):
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
         cells: KeyCells | None = None,
@@ -59,7 +59,7 @@ class IvfSearch(NativeSearch):
     def _search_cells(
         self,
         queries: Float32[Tensor, "rows dim"],
-        keys: Float32[Tensor, "chunks dim"],
+        keys: Float[Tensor, "chunks dim"],
         sketch: KeySketch | None,
         means: Float32[Tensor, "cells dim"],
         members: Int64[Tensor, " chunks"],

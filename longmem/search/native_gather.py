@@ -7,10 +7,8 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from longmem.search.gather import TORCH_GATHER, AbstractGather
-from longmem.search.native.build import native_library
+from longmem.search.native.build import KINDS, native_library
 from longmem.search.native.threads import in_threads
-
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class NativeGather(AbstractGather):
@@ -57,15 +55,15 @@ def _run(
 ) -> Float32[Tensor, "tokens heads outer"]:
     """Threads take ranges of tokens."""
     left, ids = left.contiguous(), ids.contiguous()
-    if rows.stride(2) != 1 or rows.stride(1) != rows.shape[2]:
+    if rows.stride(2) != 1:
         rows = rows.contiguous()
     num_tokens, heads, retrieved = ids.shape
 
     def of_tokens(first: int, last: int) -> None:
         function(
-            *(left[first:].data_ptr(), ids[first:].data_ptr(), rows.data_ptr()),
-            *(rows.stride(0) * rows.element_size(), last - first, heads, heads // len(rows), retrieved),
-            *(rows.shape[2], KINDS[rows.dtype], out[first:].data_ptr()),
+            *(left[first:].data_ptr(), ids[first:].data_ptr()),
+            *(rows.data_ptr(), rows.stride(1), rows.stride(0), KINDS[rows.dtype]),
+            *(last - first, heads, heads // len(rows), retrieved, rows.shape[2], out[first:].data_ptr()),
         )
 
     in_threads(of_tokens, num_tokens)

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from longmem.errors import ConfigError
 from longmem.search.base import AbstractChunkSearch, ChunkHits
 from longmem.search.cells import KeyCells
-from longmem.search.native.build import native_library
+from longmem.search.native.build import KINDS, native_library
 from longmem.search.native.threads import in_threads
 from longmem.search.native_gather import NativeGather
 from longmem.search.sketch import KeySketch
@@ -49,7 +49,7 @@ class NativeSearch(AbstractChunkSearch):
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
         cells: KeyCells | None = None,  # noqa: ARG002 - of approximate search
@@ -66,7 +66,7 @@ class NativeSearch(AbstractChunkSearch):
     def _by_kv_head(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         search_head: Callable[[int, Tensor, Tensor, Tensor], None],
     ) -> ChunkHits:
@@ -74,6 +74,7 @@ class NativeSearch(AbstractChunkSearch):
         fill, all of them contiguous."""
         if queries.device.type != "cpu":
             raise ConfigError(f"search={self.name} runs on the CPU, the model is on {queries.device}: use search=torch")
+        assert queries.dtype == torch.float32, f"C reads queries as float32, they are {queries.dtype}"
         num_tokens, heads, dim = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape
         ids = torch.full((heads, num_tokens, num_slots), -1, dtype=torch.int64)
@@ -94,7 +95,7 @@ class NativeSearch(AbstractChunkSearch):
     def _search_head(
         self,
         queries: Float32[Tensor, "rows dim"],
-        keys: Float32[Tensor, "chunks dim"],
+        keys: Float[Tensor, "chunks dim"],
         sketch: KeySketch | None,
         ids: Tensor,
         scores: Tensor,
@@ -123,8 +124,8 @@ class NativeSearch(AbstractChunkSearch):
 
         def code(first: int, last: int) -> int:
             failed: int = self._library.longmem_code_panels(
-                *(by.rows.data_ptr(), by.rows.stride(0), len(by.rows), by.width),
-                *(first, last, codes.data_ptr(), panels.data_ptr()),
+                *_rows(by.rows),
+                *(len(by.rows), by.width, first, last, codes.data_ptr(), panels.data_ptr()),
             )
             return failed
 
@@ -145,7 +146,7 @@ class Bounds:
 
     asked: Float32[Tensor, "rows width"]
     """One row for each query."""
-    rows: Float32[Tensor, "chunks columns"]
+    rows: Float[Tensor, "chunks columns"]
     """One row for each key, of which `width` columns count."""
     width: int
     largest: float
@@ -158,13 +159,18 @@ class Bounds:
         begin = queries[first].data_ptr(), self.asked[first].data_ptr(), self.margins[first].data_ptr()
         return *begin, last - first
 
-    def of_keys(self, keys: Float32[Tensor, "chunks dim"]) -> tuple[int, int, int, int]:
+    def of_keys(self, keys: Float[Tensor, "chunks dim"]) -> tuple[int, ...]:
         """Arguments for all keys."""
-        return keys.data_ptr(), keys.stride(0), self.rows.data_ptr(), self.rows.stride(0)
+        return *_rows(keys), *_rows(self.rows)
+
+
+def _rows(of: Float[Tensor, "rows columns"]) -> tuple[int, int, int]:
+    """Arguments for rows of any kind."""
+    return of.data_ptr(), of.stride(0), KINDS[of.dtype]
 
 
 def bounds_of(
-    queries: Float32[Tensor, "rows dim"], keys: Float32[Tensor, "chunks dim"], sketch: KeySketch | None
+    queries: Float32[Tensor, "rows dim"], keys: Float[Tensor, "chunks dim"], sketch: KeySketch | None
 ) -> Bounds:
     """Of all queries and all keys."""
     if sketch is None:
@@ -178,10 +184,10 @@ def bounds_of(
     return Bounds(asked.contiguous(), rows, width, float(largest), margins)
 
 
-def _largest(keys: Float32[Tensor, "chunks dim"]) -> Float64[Tensor, ""]:
+def _largest(keys: Float[Tensor, "chunks dim"]) -> Float64[Tensor, ""]:
     """Norm of the longest key. In double precision only where squares may be too small for float32, because a copy of
     all keys costs as much as searching them."""
-    largest: Tensor = keys.norm(dim=1).amax().double()
+    largest: Tensor = torch.linalg.vector_norm(keys, dim=1, dtype=torch.float32).amax().double()
     if float(largest) <= SAFE_NORM:
         largest = keys.double().norm(dim=1).amax()
     return largest

@@ -14,7 +14,7 @@ would keep. A sketch decides what is looked at, never a result.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 REST = 0.075
@@ -40,7 +40,7 @@ class SketchBasis:
         return self.width + 1
 
     def place_keys(
-        self, keys: Float32[Tensor, "index_heads chunks index_dim"]
+        self, keys: Float[Tensor, "index_heads chunks index_dim"]
     ) -> Float32[Tensor, "index_heads chunks columns"]:
         """Sketches of keys, and in the last column the larger of |k| and |sketch|."""
         sketches = self._cut(torch.einsum("hcd,hed->hce", keys.double(), self.of_keys))

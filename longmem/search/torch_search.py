@@ -1,7 +1,7 @@
 """Exact search with one matrix product and one top-k per head; runs where the queries are."""
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from longmem.search.base import AbstractChunkSearch, ChunkHits
@@ -20,7 +20,7 @@ class TorchSearch(AbstractChunkSearch):
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
         cells: KeyCells | None = None,  # noqa: ARG002 - nor these
@@ -37,7 +37,7 @@ class TorchSearch(AbstractChunkSearch):
         rows = max(1, SCORE_BYTES // (4 * num_chunks))
         products = torch.empty((min(rows, num_tokens), num_chunks), device=queries.device)
         for head in range(heads):
-            keys = chunk_keys[head // group].T
+            keys = chunk_keys[head // group].float().T
             for start in range(0, num_tokens, rows):
                 part = queries[start : start + rows, head]
                 torch.mm(part, keys, out=products[: len(part)])

@@ -109,15 +109,15 @@ static inline void thin_out(best *of) {
 
 /* The k best of the candidates into `hits`, best first; returns how many there are. A product that is not a number is
    not among them. */
-static int64_t rank(best *of, const float *query, const float *keys, int64_t key_stride, int64_t dim, hit *hits) {
+static int64_t rank(best *of, const float *query, const rows *keys, int64_t dim, hit *hits) {
     enum { AHEAD = 4 };
     int64_t size = 0;
     thin_out(of);
     for (int64_t each = 0; each < of->size; each++) {
         if (each + AHEAD < of->size)
-            fetch(keys + of->ids[each + AHEAD] * key_stride, dim);
+            fetch(row_of(keys, of->ids[each + AHEAD]), dim * bytes_of(keys->kind));
         const int64_t id = of->ids[each];
-        const hit found = {precise_product(query, keys + id * key_stride, dim), id};
+        const hit found = {precise_product(query, keys, id, dim), id};
         if (isnan(found.score) || (size == of->k && !worse(hits[size - 1], found)))
             continue;
         int64_t place = size < of->k ? size++ : size - 1;

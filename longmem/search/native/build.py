@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import platformdirs
+import torch
 import xxhash
 
 from longmem.errors import ConfigError
@@ -22,6 +23,8 @@ HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_S = 120.0
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""Types of rows that the C part reads, by its numbers for them (`rows.h`)."""
 
 
 def find_compiler() -> str | None:
@@ -51,17 +54,18 @@ def native_library() -> ctypes.CDLL:
     number, address = ctypes.c_int64, ctypes.c_void_p
     library.longmem_panel_keys.argtypes, library.longmem_panel_keys.restype = [], number
     library.longmem_panel_bytes.argtypes, library.longmem_panel_bytes.restype = [number], number
-    library.longmem_code_panels.argtypes = [address, *(number,) * 5, address, address]
+    rows = address, number, ctypes.c_int
+    library.longmem_code_panels.argtypes = [*rows, *(number,) * 4, address, address]
     library.longmem_top_k.argtypes = [
         *(address, address, address, number),
-        *(address, number, address, number),
+        *(*rows, *rows),
         *(address, address, ctypes.c_float),
         *(number,) * 5,
         *(address, address),
     ]
     library.longmem_top_k_in_cells.argtypes = [
         *(address, address, address, number),
-        *(address, number, address, number),
+        *(*rows, *rows),
         *(number,) * 4,
         *(address, address, number, address, number),
         *(address, address),
@@ -69,7 +73,7 @@ def native_library() -> ctypes.CDLL:
     for function in (library.longmem_top_k, library.longmem_top_k_in_cells):
         function.restype = ctypes.c_int
     for function in (library.longmem_products, library.longmem_mixtures):
-        function.argtypes = [*(address,) * 3, *(number,) * 6, ctypes.c_int, address]
+        function.argtypes = [address, address, address, number, number, ctypes.c_int, *(number,) * 5, address]
         function.restype = None
     return library
 

@@ -14,8 +14,9 @@
 #include "bounds.h"
 
 typedef struct {
-    const float *queries, *query_sketches, *keys, *key_sketches;
-    int64_t num_queries, key_stride, sketch_stride, dim, width, k, slots;
+    const float *queries, *query_sketches;
+    rows keys, key_sketches;
+    int64_t num_queries, dim, width, k, slots;
 } problem;
 
 /* Keys to look at: those of `ids`, or the first `size` where it is NULL. */
@@ -77,11 +78,6 @@ static void leave(const workspace *in) {
 
 static inline int64_t num_tiles(int64_t num_queries) { return (num_queries + ROWS - 1) / ROWS; }
 
-static void copy_padded(const float *from, int64_t width, int64_t padded, float *to) {
-    memcpy(to, from, width * sizeof *to);
-    memset(to + width, 0, (padded - width) * sizeof *to);
-}
-
 /* Room for a search, and the codes of its queries. */
 static workspace prepare(const problem *of) {
     const shape sketch = shape_of(of->width);
@@ -104,30 +100,30 @@ static workspace prepare(const problem *of) {
     float *copy = room(&in, width * sizeof *copy);
     if (!in.short_of_memory)
         for (int64_t row = 0; row < of->num_queries; row++) {
-            copy_padded(of->query_sketches + row * of->width, of->width, width, copy);
+            copy_padded(of->query_sketches + row * of->width, FLOAT32, of->width, width, copy);
             code_query(copy, sketch, in.coded, row);
         }
     return in;
 }
 
 /* Code some panels of a list. `copies` has room for a panel of padded keys. */
-static void code_panels(const float *key_sketches, int64_t sketch_stride, int64_t width, list keys,
-                        int64_t first_panel, int64_t last_panel, float *copies, panels into) {
+static void code_panels(const rows *key_sketches, int64_t width, list keys, int64_t first_panel, int64_t last_panel,
+                        float *copies, panels into) {
     const shape sketch = shape_of(width);
     for (int64_t number = first_panel; number < last_panel; number++) {
-        const float *rows[COLS];
+        const float *of_keys[COLS];
         for (int64_t col = 0; col < COLS; col++) {
             const int64_t place = number * COLS + col;
             float *copy = copies + col * sketch.width;
-            rows[col] = copy;
+            of_keys[col] = copy;
             if (place >= keys.size)
                 memset(copy, 0, sketch.width * sizeof *copy);
-            else if (width == sketch.width)
-                rows[col] = key_sketches + id_of(keys, place) * sketch_stride;
+            else if (width == sketch.width && key_sketches->kind == FLOAT32)
+                of_keys[col] = row_of(key_sketches, id_of(keys, place));
             else
-                copy_padded(key_sketches + id_of(keys, place) * sketch_stride, width, sketch.width, copy);
+                copy_padded(row_of(key_sketches, id_of(keys, place)), key_sketches->kind, width, sketch.width, copy);
         }
-        into.bounds[number] = code_panel(rows, sketch.width, into.codes + number * codes_of_panel(sketch));
+        into.bounds[number] = code_panel(of_keys, sketch.width, into.codes + number * codes_of_panel(sketch));
     }
 }
 
@@ -156,13 +152,13 @@ static inline tile tile_of(shape sketch, int64_t number, const workspace *in) {
 
 /* In float32, but for sums that are too large for it on the way. */
 static inline float product_of(const problem *of, int64_t row, int64_t id) {
-    const float *query = of->queries + row * of->dim, *key = of->keys + id * of->key_stride;
-    const float score = product(query, key, of->dim);
-    return isnan(score) ? (float)precise_product(query, key, of->dim) : score;
+    const float *query = of->queries + row * of->dim;
+    const float score = product(query, &of->keys, id, of->dim);
+    return isnan(score) ? (float)precise_product(query, &of->keys, id, of->dim) : score;
 }
 
 static int64_t rank_all(const problem *of, best *query, hit *hits) {
-    return rank(query, of->queries + query->row * of->dim, of->keys, of->key_stride, of->dim, hits);
+    return rank(query, of->queries + query->row * of->dim, &of->keys, of->dim, hits);
 }
 
 static void add(const problem *of, best *query, float score, int64_t id, hit *hits) {
@@ -206,9 +202,9 @@ static void look_at_passing(const problem *of, best **queue, list keys, int64_t 
             const int64_t id = id_of(keys, first + __builtin_ctzll(left));
             /* tighter than whole numbers */
             if (of->width < of->dim &&
-                product(sketch, of->key_sketches + id * of->sketch_stride, of->width) < in->thresholds[slot])
+                product(sketch, &of->key_sketches, id, of->width) < in->thresholds[slot])
                 continue;
-            fetch(of->keys + id * of->key_stride, of->dim);
+            fetch(row_of(&of->keys, id), of->dim * bytes_of(of->keys.kind));
             visits[num_visits++] = (visit){slot, id};
             if (num_visits == AHEAD) {
                 look(of, queue, visits, num_visits, in);

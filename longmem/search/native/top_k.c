@@ -34,31 +34,33 @@ static void begin(const problem *of, const float *margins, int64_t queue_size, b
 int64_t longmem_panel_keys(void) { return COLS; }
 int64_t longmem_panel_bytes(int64_t width) { return codes_of_panel(shape_of(width)); }
 
-/* Code the panels from `first` to `last` of [num_keys, width] sketches, into `codes` [panels, longmem_panel_bytes] and
-   `bounds` [panels, 3]. Returns 0, or 1 when memory is short. */
-int longmem_code_panels(const float *key_sketches, int64_t sketch_stride, int64_t num_keys, int64_t width,
+/* Code the panels from `first` to `last` of [num_keys, width] sketches (rows `stride` apart; `kind`: 0 float32, 1 float16,
+   2 bfloat16), into `codes` [panels, longmem_panel_bytes] and `bounds` [panels, 3]. Returns 0, or 1 when memory is short.
+*/
+int longmem_code_panels(const void *key_sketches, int64_t stride, int kind, int64_t num_keys, int64_t width,
                         int64_t first, int64_t last, uint8_t *codes, float *bounds) {
+    const rows sketches = {key_sketches, stride, kind};
     float *copies = malloc(COLS * shape_of(width).width * sizeof *copies);
     if (!copies)
         return 1;
-    code_panels(key_sketches, sketch_stride, width, (list){NULL, num_keys}, first, last, copies,
+    code_panels(&sketches, width, (list){NULL, num_keys}, first, last, copies,
                 (panels){codes, (panel_bounds *)bounds});
     free(copies);
     return 0;
 }
 
-/* Queries [num_queries, dim] and keys [num_keys, dim] (rows `key_stride` apart); their sketches have `width` columns,
-   and the inner product of two sketches is at least that of query and key, up to `margins` of the query. `codes` and
+/* Queries [num_queries, dim] and keys [num_keys, dim]; their sketches have `width` columns, and the inner product of two
+   sketches is at least that of query and key, up to `margins` of the query. Strides and kinds are as above. `codes` and
    `bounds` are those of all panels; no key or sketch of one is longer than `largest`. Writes the k best, best first,
    into the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a product that is not a
    number is never among them. Returns 0, or 1 when memory is short. */
 int longmem_top_k(const float *queries, const float *query_sketches, const float *margins, int64_t num_queries,
-                  const float *keys, int64_t key_stride, const float *key_sketches, int64_t sketch_stride,
-                  uint8_t *codes, float *bounds, float largest, int64_t num_keys, int64_t dim, int64_t width,
-                  int64_t k, int64_t slots, int64_t *ids, float *scores) {
+                  const void *keys, int64_t key_stride, int key_kind, const void *key_sketches, int64_t sketch_stride,
+                  int sketch_kind, uint8_t *codes, float *bounds, float largest, int64_t num_keys, int64_t dim,
+                  int64_t width, int64_t k, int64_t slots, int64_t *ids, float *scores) {
     const panels coded = {codes, (panel_bounds *)bounds};
-    const problem of = {queries, query_sketches, keys, key_sketches, num_queries, key_stride, sketch_stride, dim, width,
-                        k, slots};
+    const rows of_keys = {keys, key_stride, key_kind}, of_sketches = {key_sketches, sketch_stride, sketch_kind};
+    const problem of = {queries, query_sketches, of_keys, of_sketches, num_queries, dim, width, k, slots};
     const list all_keys = {NULL, num_keys};
     workspace in = prepare(&of);
     best *all, **queue;
@@ -99,12 +101,12 @@ int longmem_top_k(const float *queries, const float *query_sketches, const float
    `members[bounds[c + 1] - 1]`, and a query looks into the `num_probes` different cells of its row of `probes`. It finds
    fewer than k where they hold fewer. All queries of a cell are served together, so its keys are read once. */
 int longmem_top_k_in_cells(const float *queries, const float *query_sketches, const float *margins,
-                           int64_t num_queries, const float *keys, int64_t key_stride, const float *key_sketches,
-                           int64_t sketch_stride, int64_t dim, int64_t width, int64_t k, int64_t slots,
+                           int64_t num_queries, const void *keys, int64_t key_stride, int key_kind,
+                           const void *key_sketches, int64_t sketch_stride, int sketch_kind, int64_t dim, int64_t width, int64_t k, int64_t slots,
                            const int64_t *members, const int64_t *bounds, int64_t num_cells, const int64_t *probes,
                            int64_t num_probes, int64_t *ids, float *scores) {
-    const problem of = {queries, query_sketches, keys, key_sketches, num_queries, key_stride, sketch_stride, dim, width,
-                        k, slots};
+    const rows of_keys = {keys, key_stride, key_kind}, of_sketches = {key_sketches, sketch_stride, sketch_kind};
+    const problem of = {queries, query_sketches, of_keys, of_sketches, num_queries, dim, width, k, slots};
     workspace in = prepare(&of);
     best *all, **queue;
     begin(&of, margins, num_queries * num_probes, &all, &queue, &in);
@@ -130,7 +132,7 @@ int longmem_top_k_in_cells(const float *queries, const float *query_sketches, co
         if (ends[cell] == first)
             continue;
         const list of_cell = {members + bounds[cell], bounds[cell + 1] - bounds[cell]};
-        code_panels(key_sketches, sketch_stride, width, of_cell, 0, num_panels(of_cell.size), copies, coded);
+        code_panels(&of_sketches, width, of_cell, 0, num_panels(of_cell.size), copies, coded);
         scan(&of, queue + first, ends[cell] - first, of_cell, coded, &in);
     }
     for (int64_t row = 0; row < num_queries; row++)

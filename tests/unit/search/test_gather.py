@@ -15,15 +15,15 @@ STORED = [torch.float32, torch.float16, torch.bfloat16]
 def case(
     num_tokens: int, kv_heads: int, group: int, retrieved: int, num_rows: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, weights, ids, and rows that are a slice of a larger array, as those of a view are."""
+    """Queries, weights, ids, and rows that are a slice of a larger array, as those of a view are: by token."""
     random = torch.Generator().manual_seed(num_tokens + num_rows)
     heads = kv_heads * group
     queries = torch.randn((num_tokens, heads, head_dim), generator=random)
     weights = torch.rand((num_tokens, heads, retrieved), generator=random).softmax(dim=2)
     ids = torch.randint(num_rows, (num_tokens, heads, retrieved), generator=random)
-    around = torch.full((kv_heads, num_rows + 9, head_dim), 1e3).to(dtype)
-    around[:, 4 : 4 + num_rows] = torch.randn((kv_heads, num_rows, head_dim), generator=random).to(dtype)
-    return queries, weights, ids, around[:, 4 : 4 + num_rows]
+    around = torch.full((num_rows + 9, kv_heads, head_dim), 1e3).to(dtype)
+    around[4 : 4 + num_rows] = torch.randn((num_rows, kv_heads, head_dim), generator=random).to(dtype)
+    return queries, weights, ids, around[4 : 4 + num_rows].transpose(0, 1)
 
 
 def expected(queries: Tensor, weights: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,6 +62,9 @@ def test_any_shape(
             # sums of at most 64 products of numbers of size one, in float32
             torch.testing.assert_close(gather.products(queries, ids, rows).double(), products, rtol=1e-5, atol=1e-4)
             torch.testing.assert_close(gather.mixtures(weights, ids, rows).double(), mixtures, rtol=1e-5, atol=1e-5)
+            for layout in (rows.contiguous(), rows.transpose(1, 2).contiguous().transpose(1, 2)):
+                assert torch.equal(gather.products(queries, ids, layout), gather.products(queries, ids, rows))
+                assert torch.equal(gather.mixtures(weights, ids, layout), gather.mixtures(weights, ids, rows))
     finally:
         torch.set_num_threads(before)
 

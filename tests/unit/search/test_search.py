@@ -45,6 +45,24 @@ def inputs(num_tokens: int, heads: int, kv_heads: int, chunks: int, head_dim: in
 
 
 @every_engine
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [3, 16, 70])
+@pytest.mark.parametrize("num_chunks", [9, 3000])
+def test_keys_of_half_the_length_are_searched_as_if_they_were_float32(
+    engine: str, dtype: torch.dtype, head_dim: int, num_chunks: int
+) -> None:
+    """As windows keep them where a chunk is one token: by token, all heads side by side."""
+    queries, keys = inputs(12, 4, 2, num_chunks, head_dim, seed=5)
+    keys = keys.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+    keys[:, 7] *= 2.0**-13  # below the normal numbers of float16
+    search = create_search(engine)
+    found, expected = search.search(queries, keys, 7), search.search(queries, keys.float(), 7)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.scores, expected.scores)
+    check_against_brute_force(found, queries, keys.float(), 7)
+
+
+@every_engine
 @given(
     num_tokens=st.integers(0, 6),
     kv_heads=st.integers(1, 3),

@@ -86,7 +86,7 @@ def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypa
     with memory.with_needle(tokens_of(model.tokenizer, "a needle of 20 bytes"), 100, 512) as view:
         assert view.sketch is not None
         torch.testing.assert_close(view.sketch.rows, view.sketch.basis.place_keys(view.chunk_keys))
-        asked = view.chunk_keys[:, 100:120].transpose(0, 1).contiguous()
+        asked = view.chunk_keys[:, 100:120].transpose(0, 1).float().contiguous()
         found = create_search("native").search(asked, view.chunk_keys, 1, view.sketch)
         assert found.ids.flatten().tolist() == list(range(100, 120))
 
@@ -106,7 +106,7 @@ def test_a_needle_moves_to_cells_of_its_own_and_moves_none_of_the_filler_s(
             assert view.cells is not None
             for (first, found), (_, filler) in zip(view.cells.stretches, expected.stretches, strict=True):
                 assert torch.equal(found.means, filler.means)
-                nearest = torch.cdist(view.chunk_keys[:, first : first + 256], found.means).argmin(dim=2)
+                nearest = torch.cdist(view.chunk_keys[:, first : first + 256].float(), found.means).argmin(dim=2)
                 assert torch.equal(found.cell_of, nearest)
                 assert torch.equal(found.cell_of, filler.cell_of) == (not first <= position < first + 256)
 
