@@ -107,6 +107,9 @@ class PooledExecutor(AbstractExecutor):
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
+    def foresee(self, num_left: int) -> None:
+        self._balance.num_left = num_left
+
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._waiting[stage].append(SegmentTask(stage, segment))
         self._send_waiting()
@@ -223,9 +226,7 @@ class PooledExecutor(AbstractExecutor):
 
     @property
     def _puts_may_wait(self) -> bool:
-        """Others come, or no reader has to wait for them soon."""
-        if self._waiting["encode"] or any(worker.tasks for worker in self._workers.encoders.workers):
-            return True
+        """No reader has to wait for them soon."""
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
@@ -255,7 +256,7 @@ class PooledExecutor(AbstractExecutor):
         """Returns the reference of the outcome."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
-            prepare = self._balance.encodes(worker)
+            prepare = self._balance.encodes(worker, len(self._encoded))
             outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome

@@ -1,8 +1,8 @@
 """When encoded segments go to a store: several at a time, because a commit costs the same for all of them.
 
 A store that commits every segment alone takes a core that models could use. Waiting for company costs nothing while
-segments come fast, and would cost time where they come slowly; so a store may commit again once the pause since its
-last commit is long beside that commit.
+readers have enough to do; and then a store commits again once the pause since its last commit is long beside that
+commit.
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ from math import inf
 
 from actors.outcome import Outcome
 from actors.placing import Placing
-from actors.pool import Worker
+from actors.pool import TASKS_PER_ACTOR, Worker
 from actors.tasks import SegmentTask, Task
 from longmem.errors import LongMemError
 from longmem.executor import PUT_SEGMENTS
@@ -81,7 +81,7 @@ class Grouping:
         for store, puts in by_store.items():
             for first in range(0, len(puts), PUT_SEGMENTS):
                 group = PutGroup("put", puts[first : first + PUT_SEGMENTS])
-                wait_s = self._pause_of(store) if may_wait and len(group.members) < PUT_SEGMENTS else 0.0
+                wait_s = 0.0 if len(group.members) == PUT_SEGMENTS else self._wait_of(store, may_wait)
                 if wait_s > 0:
                     self.wait_s = min(self.wait_s, wait_s)
                 else:
@@ -91,6 +91,9 @@ class Grouping:
                 waiting.remove(put)
         return taken
 
-    def _pause_of(self, store: Worker) -> float:
-        """Seconds that it still pauses; its next commit can wait for the one that it works on."""
+    def _wait_of(self, store: Worker, may_wait: bool) -> float:
+        """Seconds until it is to get fewer puts than a whole group. Behind the group that it works on another may wait, so
+        that it never has nothing to do; more groups would be no faster than one."""
+        if not may_wait:
+            return inf if len(store.tasks) >= TASKS_PER_ACTOR else 0.0
         return inf if store.tasks else max(0.0, self._pause_ends_s.get(store, 0.0) - self._clock())

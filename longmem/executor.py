@@ -101,6 +101,9 @@ class AbstractExecutor(ABC):
         """Start a task. `put` and `score` need the segment's `encode` to have completed, and `score` its past to
         have been stored."""
 
+    def foresee(self, num_left: int) -> None:  # noqa: B027 - most executors make nothing of it
+        """At most so many segments are still to be submitted for encoding. Changes who works on what, no result."""
+
     @abstractmethod
     def ask(self, request: Request) -> int:
         """Start a request, in a slot of stage `encode`; returns its number. Documents that it reads must be stored."""

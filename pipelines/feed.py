@@ -55,6 +55,12 @@ class DocumentFeed:
             raise item
         return item
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known by now that no document is left."""
+        with self._queue.mutex:
+            return list(self._queue.queue) == [None]
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()

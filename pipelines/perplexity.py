@@ -93,6 +93,8 @@ class PerplexityRun:
                 if prepared is not None:
                     self._admit(prepared)
             for stage, segment in self._scheduler.start(self._executor.slots):
+                if feed.has_ended:
+                    self._executor.foresee(self._scheduler.num_waiting)
                 self._executor.submit(stage, segment)
             for completion in self._executor.wait(WAIT_S):
                 self._complete(completion)

@@ -44,11 +44,9 @@ _POOLS: tuple[tuple[Any, str], ...] = ((ActorPool, "e"), (StorePool, "s"), (Acto
 
 
 @pytest.mark.parametrize(
-    ("encodes", "scores", "waits"), [(1, 0, True), (0, 0, False), (0, 2, False), (0, 3, True), (1, 3, True)]
+    ("encodes", "scores", "waits"), [(1, 0, False), (0, 0, False), (1, 2, False), (0, 3, True), (1, 3, True)]
 )
-def test_puts_wait_while_something_is_encoded_or_readers_have_enough(
-    workers: Workers, encodes: int, scores: int, waits: bool
-) -> None:
+def test_puts_wait_while_readers_have_enough(workers: Workers, encodes: int, scores: int, waits: bool) -> None:
     """Enough is more than one segment for each of the two."""
     executor = PooledExecutor(workers, Patience(), clock=lambda: 100.0)
     (store,) = workers.stores.workers

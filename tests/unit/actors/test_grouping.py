@@ -9,7 +9,7 @@ import pytest
 from actors.grouping import MOST_WAIT_S, PAUSE, Grouping, PutGroup
 from actors.outcome import Outcome
 from actors.placing import Placing
-from actors.pool import ActorPool, Worker
+from actors.pool import TASKS_PER_ACTOR, ActorPool, Worker
 from actors.store import StorePool
 from actors.tasks import SegmentTask, Task
 from actors.worker import WorkerInfo
@@ -102,6 +102,17 @@ def test_nobody_waits_for_company_that_does_not_come() -> None:
     stores.committed(busy_s=0.01)
     stores.wait("a", 2)
     assert stores.taken(may_wait=False) == [[0, 1]]
+
+
+def test_a_store_that_falls_behind_commits_more_at_a_time() -> None:
+    """However much readers hurry it."""
+    stores = Stores()
+    for number in range(TASKS_PER_ACTOR + 2):
+        stores.wait("abcdef"[number], 1)
+        assert len(stores.taken(may_wait=False)) == (number < TASKS_PER_ACTOR)
+    assert stores.grouping.wait_s == inf, "the end of a commit is what they wait for"
+    stores.committed(busy_s=1.0)
+    assert stores.taken(may_wait=False) == [[0, 0]]
 
 
 def test_a_full_group_does_not_wait() -> None:

@@ -151,6 +151,27 @@ def test_closing_ends_a_blocked_producer(tokenizer: Tokenizer, num_taken: int) -
     feed.close()
 
 
+def test_the_end_is_known_once_all_is_taken_and_read(tokenizer: Tokenizer) -> None:
+    """And not while a document may still come."""
+    go_on = threading.Event()
+
+    def documents() -> Iterator[Document]:
+        yield document("a")
+        yield document("b")
+        go_on.wait()
+
+    feed = DocumentFeed(documents(), tokenizer, 8, "default", always)
+    assert not feed.has_ended
+    feed.next()
+    feed.next()
+    assert not feed.has_ended, "nobody knows yet"
+    go_on.set()
+    wait_for(lambda: feed.has_ended)
+    assert feed.next() is None
+    assert feed.has_ended
+    feed.close()
+
+
 def test_closing_after_the_end_is_harmless(tokenizer: Tokenizer) -> None:
     feed = DocumentFeed(iter([]), tokenizer, 8, "default", always)
     assert feed.next() is None
