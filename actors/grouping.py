@@ -92,7 +92,7 @@ class Grouping:
         return taken
 
     def _wait_of(self, store: Worker, may_wait: bool) -> float:
-        """Seconds until it is to get fewer puts than a whole group. Behind the group that it works on another may wait, so
+        """Seconds until it is to get fewer puts than a whole group. Behind a group that it works on one may wait, so
         that it never has nothing to do; more groups would be no faster than one."""
         if not may_wait:
             return inf if len(store.tasks) >= TASKS_PER_ACTOR else 0.0
