@@ -32,8 +32,6 @@ from pipelines.perplexity import PerplexityRun
 from pipelines.progress import Progress
 
 SPAN_TOKENS = 100_000
-ENOUGH_CHARACTERS = 16
-"""For each token: several times what real text needs, and far from a whole library, whose tokens fill the memory."""
 MAX_SLOWDOWN = 1 / 0.95
 MAX_MEMORY_GROWTH = 1.02
 
@@ -107,16 +105,14 @@ def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> d
 def long_document(tokens: int, inputs: Sequence[str], source: ModelSource) -> Document:
     """Real text, cut to length; repeated where the inputs (or the language reference) are too short."""
     documents = read_documents(find_files(inputs)) if inputs else iter([language_reference()])
-    texts, num_characters = [], 0
-    for document in documents:
-        if isinstance(document, Document):
-            texts.append(document.text)
-            num_characters += len(document.text)
-        if num_characters >= ENOUGH_CHARACTERS * tokens:
-            break
-    text = "\n\n".join(texts)
     tokenizer = source.open_tokenizer()
-    ids = tokenizer.sequence(text).tolist()[1:]
+    ids: list[int] = []
+    for document in documents:
+        # one by one, because a tokenizer takes some hundred bytes for each token of a text
+        if isinstance(document, Document):
+            ids += tokenizer.sequence(f"{document.text}\n\n").tolist()[1:]
+        if len(ids) >= tokens:
+            break
     repeated = (ids * (tokens // len(ids) + 1))[:tokens]
     return Document("growth", tokenizer.decode(repeated), "benchmarks.growth")
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,13 @@ def invoke(*args: str) -> Outcome:
 
 def start(*args: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [str(LONGMEM), *args], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [str(LONGMEM), *args],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # where a shell has put the tests into the background, they ignore Ctrl-C, and what they start would too
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -714,7 +721,7 @@ def interrupted(args: list[str], out: Path, sent: signal.Signals, num_lines: int
             stdout, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert not (out / "summary.json").exists(), "it was meant to be stopped half way"
+    assert not (out / "summary.json").exists(), f"it was meant to be stopped half way: {stderr}"
     return Outcome(process.returncode, stdout, stderr)
 
 
