@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from longmem.memory.store import AbstractMemoryStore, check_fingerprint, put_eac
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelDescription, describe
+from longmem.pages import in_pages
 from longmem.requests import Memories, Request
 from longmem.stages import STAGES, Stage
 from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
@@ -276,6 +277,9 @@ class InlineExecutor(AbstractExecutor):
 
     def _encode(self, segment: Segment) -> EncodeReceipt:
         encoded = self._model.encode(segment)
+        # it stays until it is scored, and its block for as long as a store keeps it at hand
+        block = replace(encoded.block, keys=in_pages(encoded.block.keys), values=in_pages(encoded.block.values))
+        encoded = replace(encoded, block=block, state=in_pages(encoded.state))
         self._encoded[segment.key, segment.index] = encoded
         return EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
 

@@ -18,7 +18,6 @@ from longmem.errors import NumericError
 from longmem.kv_format import num_not_finite, pack, unpack
 from longmem.memory.key_space import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.pages import in_pages
 from longmem.search import choose_engine, create_search
 from longmem.sidenet.reading import retrieval_stats
 from longmem.sidenet.sidenet import SideNet, SideNetInput, SideNetOutput, start_state
@@ -159,7 +158,7 @@ class LongMem:
         require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
         return EncodedSegment(
             block=self.block(segment, output.keys[0], output.values[0]),
-            state=in_pages(to_array(state[:, 0])),
+            state=to_array(state[:, 0]),
             backbone_logprobs=to_array(logprobs),
         )
 
@@ -175,7 +174,7 @@ class LongMem:
                     f"{where} stored as {self.config.kv_dtype}: expected finite numbers, {count} are too large for it; "
                     "use kv_dtype=bfloat16"
                 )
-            stored.append(in_pages(packed))
+            stored.append(packed)
         return KVBlock(
             key=segment.key,
             segment=segment.index,

@@ -139,7 +139,7 @@ def _score(
 
 
 def _recall(hits: ChunkHits, best: ChunkHits, queries: Tensor, chunk_keys: Tensor) -> float:
-    slack = ALMOST * queries.norm(dim=2)[..., None] * chunk_keys.norm(dim=2).max()
+    slack = ALMOST * queries.norm(dim=2)[..., None] * chunk_keys.float().norm(dim=2).max()
     return float((hits.scores >= best.scores[..., -1:] - slack).double().mean())
 
 

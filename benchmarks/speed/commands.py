@@ -40,6 +40,24 @@ def retrieval(
 
 
 @app.command()
+def fusion(
+    inputs: Inputs = None,
+    model: Model = REFERENCE_MODEL,
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Reading retrieved keys and values in C against torch, at the model's shape and at GPT-2-medium's."""
+    from benchmarks.speed import fusion as benchmark
+    from benchmarks.speed.real_memory import medium_memory, real_memory
+
+    torch.set_num_threads(threads)
+    memory = real_memory(ModelSource(str(model)), inputs or [])
+    tables = [benchmark.fusion(memory, memory.model.backbone.name, repeats)]
+    _finish(out / "fusion", [*tables, benchmark.fusion(medium_memory(), "GPT-2-medium's shape", repeats)])
+
+
+@app.command()
 def approximate(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,

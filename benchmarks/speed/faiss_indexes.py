@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from longmem.memory.view import MemoryView
@@ -70,7 +70,7 @@ class FaissIndexSearch(AbstractChunkSearch):
         """Add what is new in this view."""
         faiss.omp_set_num_threads(torch.get_num_threads())
         begun_s = process_time()
-        keys = view.chunk_keys[0]
+        keys = view.chunk_keys[0].float()
         start = int(view.starts[0])
         if self._index is None:
             self._origin, self._index = start, self._make(keys.shape[1], len(keys))
@@ -85,7 +85,7 @@ class FaissIndexSearch(AbstractChunkSearch):
     def search(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
-        chunk_keys: Float32[Tensor, "kv_heads chunks head_dim"],  # noqa: ARG002 - the index has them
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],  # noqa: ARG002 - the index has them
         num_slots: int,
         sketch: KeySketch | None = None,  # noqa: ARG002 - of this project's engines
         cells: KeyCells | None = None,  # noqa: ARG002 - likewise

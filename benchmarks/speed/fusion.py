@@ -1,0 +1,109 @@
+"""Reading what was retrieved: products of queries with keys, and mixtures of values, that one segment makes.
+
+In C rows are read where they lie. Torch copies them first, a tile of tokens at a time; or all of them at once, which is
+what the formula says, an array of tokens × heads × retrieved × head_dim.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from benchmarks.speed.real_memory import Listening, RealMemory
+from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.timing import take_turns
+from longmem.search.gather import TORCH_GATHER, AbstractGather
+from longmem.search.native_gather import NativeGather
+
+
+class WholeGather(AbstractGather):
+    """Every row is copied and widened before the first product."""
+
+    def products(
+        self,
+        queries: Float[Tensor, "tokens heads head_dim"],
+        ids: Int64[Tensor, "tokens heads retrieved"],
+        rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    ) -> Float[Tensor, "tokens heads retrieved"]:
+        return torch.einsum("thkd,thd->thk", _copied(ids, rows, queries.dtype), queries)
+
+    def mixtures(
+        self,
+        weights: Float[Tensor, "tokens heads retrieved"],
+        ids: Int64[Tensor, "tokens heads retrieved"],
+        rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        return torch.einsum("thkd,thk->thd", _copied(ids, rows, weights.dtype), weights)
+
+
+def _copied(
+    ids: Int64[Tensor, "tokens heads retrieved"], rows: Shaped[Tensor, "kv_heads rows head_dim"], dtype: torch.dtype
+) -> Float[Tensor, "tokens heads retrieved head_dim"]:
+    heads = ids.shape[1]
+    kv_head = torch.arange(heads) // (heads // len(rows))
+    copied: Tensor = rows[kv_head[None, :, None], ids].to(dtype)
+    return copied
+
+
+@dataclass
+class ListeningGather(AbstractGather):
+    """Reads as `gather` does, and keeps what it was asked."""
+
+    gather: AbstractGather
+    of_products: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    of_mixtures: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def products(
+        self,
+        queries: Float[Tensor, "tokens heads head_dim"],
+        ids: Int64[Tensor, "tokens heads retrieved"],
+        rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    ) -> Float[Tensor, "tokens heads retrieved"]:
+        self.of_products.append((queries, ids, rows))
+        return self.gather.products(queries, ids, rows)
+
+    def mixtures(
+        self,
+        weights: Float[Tensor, "tokens heads retrieved"],
+        ids: Int64[Tensor, "tokens heads retrieved"],
+        rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        self.of_mixtures.append((weights, ids, rows))
+        return self.gather.mixtures(weights, ids, rows)
+
+    def again(self, gather: AbstractGather) -> list[Tensor]:
+        """What another one makes of the same."""
+        products = [gather.products(*each) for each in self.of_products]
+        return products + [gather.mixtures(*each) for each in self.of_mixtures]
+
+
+def fusion(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
+    """What the segment reads of its full window."""
+    native, engine = NativeGather(), memory.model.search
+    listening = Listening(engine)
+    listening.gather = heard = ListeningGather(native)
+    memory.model.search = listening
+    memory.model.score_segment(memory.segment, memory.encoded.block.keys, memory.encoded.state, memory.view)
+    memory.model.search = engine
+    kinds = {
+        "in C, in place (search=native)": native,
+        "torch, a tile at a time (search=torch)": TORCH_GATHER,
+        "torch, all rows at once": WholeGather(),
+    }
+    exact = heard.again(WholeGather())
+    differences = {
+        label: max(float((one - other).abs().max()) for one, other in zip(heard.again(kind), exact, strict=True))
+        for label, kind in kinds.items()
+    }
+    with torch.no_grad():
+        timings = take_turns({label: lambda kind=kind: heard.again(kind) for label, kind in kinds.items()}, repeats)
+    _, ids, rows = heard.of_products[0]
+    title = (
+        f"{name}: {ids.shape[0]:,} tokens × {ids.shape[1]} heads read {ids.shape[2]} of {rows.shape[1]:,} keys and "
+        f"values of {rows.shape[2]} in {str(rows.dtype).removeprefix('torch.')}"
+    )
+    lines = [
+        Line(label, timing, {"largest difference": f"{differences[label]:.1e}"}) for label, timing in timings.items()
+    ]
+    return SpeedTable(title, lines, {"threads": torch.get_num_threads()})
