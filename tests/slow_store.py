@@ -9,7 +9,7 @@ from actors.store import StoreActor
 from actors.worker import HEALTH
 from longmem.types import KVBlock
 
-PUT_S = 0.15
+PUT_S = 0.06
 
 
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})

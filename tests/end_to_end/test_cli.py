@@ -692,7 +692,7 @@ def test_a_backbone_with_nan_gives_an_error_and_no_number(models: Path, text: Pa
 def long_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long")
     for number in range(2):
-        (folder / f"{number}.txt").write_text(prose(20 + number, 3000), "utf-8")
+        (folder / f"{number}.txt").write_text(prose(20 + number, 1500), "utf-8")
     return folder
 
 
