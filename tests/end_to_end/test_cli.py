@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +69,11 @@ def invoke(*args: str) -> Outcome:
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # a shell has put the tests into the background: they ignore Ctrl-C, and what they start would too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
-        [str(LONGMEM), *args],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # where a shell has put the tests into the background, they ignore Ctrl-C, and what they start would too
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        [str(LONGMEM), *args], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
