@@ -80,11 +80,13 @@ static inline float widened_one(const void *row, int64_t at, int kind) {
 
 /* The first `width` numbers, and zeros up to `padded`. */
 static inline void copy_padded(const void *row, int kind, int64_t width, int64_t padded, float *to) {
-    if (kind == FLOAT32)
-        memcpy(to, row, width * sizeof *to);
-    else
-        for (int64_t at = 0; at < width; at++)
-            to[at] = widened_one(row, at, kind);
+    int64_t at = 0;
+    for (; at + FLOATS <= width; at += FLOATS) {
+        const floats wide = widened(row, at, kind);
+        memcpy(to + at, &wide, sizeof wide);
+    }
+    for (; at < width; at++)
+        to[at] = widened_one(row, at, kind);
     memset(to + width, 0, (padded - width) * sizeof *to);
 }
 
