@@ -1,8 +1,8 @@
 """Who runs the SideNet's layers that need no memory: readers, or encoders while these are ahead.
 
-Encoders that are ahead would soon wait for readers. How far they may be ahead is more than one group of puts, or
-readers would wait for groups to fill. In the end they are to be ready together: so when no more segments are left to
-encode than wait for readers, encoders prepare all of them.
+Encoders that are ahead would soon wait for readers. How far they may be ahead is more than a store holds back in one
+group of puts, which is no work that waits for a reader yet. In the end both are to be ready together: so when no more
+segments are left to encode than are still to be read, encoders prepare all of them.
 """
 
 from math import inf
@@ -18,17 +18,19 @@ class Balance:
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._encoders_wait = False
+        self.num_unread = 0
+        """Segments that are encoded and still to be scored."""
         self.num_left: float = inf
-        """At most so many segments are to be encoded after this one."""
+        """At most so many segments are still to be submitted for encoding."""
 
-    def encodes(self, worker: Worker, num_unread: int) -> bool:
-        """An encoder gets a segment while `num_unread` are encoded and not read; returns whether it prepares it."""
+    def encodes(self, worker: Worker) -> bool:
+        """An encoder gets a segment; returns whether it is to prepare it."""
         readers = self._workers.readers.workers
         if not worker.tasks and any(reader.tasks for reader in readers):
             # fewer than are enough here may be all that a job holds
             self._encoders_wait = True
         enough = PUT_SEGMENTS + TASKS_PER_ACTOR * len(readers)
-        return self._encoders_wait or num_unread > min(enough, self.num_left)
+        return self._encoders_wait or self.num_unread > min(enough, self.num_left)
 
     def scores(self, worker: Worker) -> None:
         """A reader gets a segment."""

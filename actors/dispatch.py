@@ -7,6 +7,7 @@ nothing. Every task is reported once.
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -107,8 +108,8 @@ class PooledExecutor(AbstractExecutor):
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
-    def foresee(self, num_left: int) -> None:
-        self._balance.num_left = num_left
+    def foresee(self, num_unread: int, num_left: float = inf) -> None:
+        self._balance.num_unread, self._balance.num_left = num_unread, num_left
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._waiting[stage].append(SegmentTask(stage, segment))
@@ -226,7 +227,9 @@ class PooledExecutor(AbstractExecutor):
 
     @property
     def _puts_may_wait(self) -> bool:
-        """No reader has to wait for them soon."""
+        """Others come, and no reader has to wait for these soon."""
+        if self._balance.num_unread == 0:
+            return bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
@@ -256,7 +259,7 @@ class PooledExecutor(AbstractExecutor):
         """Returns the reference of the outcome."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
-            prepare = self._balance.encodes(worker, len(self._encoded))
+            prepare = self._balance.encodes(worker)
             outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome

@@ -79,9 +79,11 @@ class Grouping:
         self.wait_s = inf
         taken = []
         for store, puts in by_store.items():
+            num_whole = len(puts) // PUT_SEGMENTS
             for first in range(0, len(puts), PUT_SEGMENTS):
                 group = PutGroup("put", puts[first : first + PUT_SEGMENTS])
-                wait_s = 0.0 if len(group.members) == PUT_SEGMENTS else self._wait_of(store, may_wait)
+                whole = len(group.members) == PUT_SEGMENTS
+                wait_s = 0.0 if whole else self._wait_of(store, len(store.tasks) + num_whole, may_wait)
                 if wait_s > 0:
                     self.wait_s = min(self.wait_s, wait_s)
                 else:
@@ -91,9 +93,9 @@ class Grouping:
                 waiting.remove(put)
         return taken
 
-    def _wait_of(self, store: Worker, may_wait: bool) -> float:
-        """Seconds until it is to get fewer puts than a whole group. Behind a group that it works on one may wait, so
-        that it never has nothing to do; more groups would be no faster than one."""
+    def _wait_of(self, store: Worker, num_before: int, may_wait: bool) -> float:
+        """Seconds until it is to get fewer puts than a whole group, behind so many groups. Behind the one that it works
+        on another may wait, so that it never has nothing to do; more would be no faster than one."""
         if not may_wait:
-            return inf if len(store.tasks) >= TASKS_PER_ACTOR else 0.0
-        return inf if store.tasks else max(0.0, self._pause_ends_s.get(store, 0.0) - self._clock())
+            return inf if num_before >= TASKS_PER_ACTOR else 0.0
+        return inf if num_before else max(0.0, self._pause_ends_s.get(store, 0.0) - self._clock())

@@ -22,6 +22,7 @@ from longmem.executor import Completion, InlineExecutor
 from longmem.memory.opening import MemoryStore
 from longmem.model_source import REFERENCE_MODEL, ModelSource
 from longmem.scheduler import Limits, SegmentScheduler
+from longmem.synthetic.memory import tokens_of
 from longmem.text.documents import find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
@@ -110,7 +111,7 @@ def long_document(tokens: int, inputs: Sequence[str], source: ModelSource) -> Do
     for document in documents:
         # one by one, because a tokenizer takes some hundred bytes for each token of a text
         if isinstance(document, Document):
-            ids += tokenizer.sequence(f"{document.text}\n\n").tolist()[1:]
+            ids += tokens_of(tokenizer, f"{document.text}\n\n").tolist()
         if len(ids) >= tokens:
             break
     repeated = (ids * (tokens // len(ids) + 1))[:tokens]

@@ -202,7 +202,7 @@ def _per_segment(
     encode_s = costs.encode.wall_s * share
     score_s = np.where(some, score.wall.at(window), score.empty.wall_s) * share
     if not cluster.in_process:
-        # encoders run for readers what needs no memory, while they would wait for them (actors/balance.py)
+        # encoders run for readers what needs no memory, while they are ahead of them (actors/balance.py)
         ahead_s = score_s / cluster.readers - encode_s / cluster.encoders
         moved_s = np.clip(ahead_s / (1 / cluster.readers + 1 / cluster.encoders), 0.0, costs.prepare.wall_s * share)
         encode_s, score_s = encode_s + moved_s, score_s - moved_s
@@ -237,7 +237,8 @@ def _per_segment(
 
 def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) -> np.ndarray:
     """Segments that a store commits together, where the pools have one for it every `segment_s`: as many as come while
-    it commits them and pauses."""
+    it commits them and pauses. That it does not pause where readers are idle is left out: there the store has more
+    to do than this says, and encoders decide how long a job takes."""
     if cluster.in_process:
         return np.full(len(segment_s), float(PUT_SEGMENTS))
     first_s, more_s = costs.put.wall_s, costs.put_more.wall_s

@@ -44,8 +44,8 @@ class KeySpace:
     def searched(
         self, chunk_keys: Float[Tensor, "kv_heads chunks head_dim"]
     ) -> Float[Tensor, "index_heads chunks index_dim"]:
-        """The matrices to search: one for each head, or one that has all heads side by side. No copy of keys that are
-        kept so."""
+        """The matrices to search: one for each head, or one that has all heads side by side. A view of keys that lie
+        token by token."""
         if self.retrieval == "per_head":
             return chunk_keys
         return chunk_keys.transpose(0, 1).flatten(1)[None]

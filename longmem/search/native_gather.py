@@ -12,7 +12,8 @@ from longmem.search.native.threads import in_threads
 
 
 class NativeGather(AbstractGather):
-    """Leaves to torch what it cannot do: gradients, other types than float32, other devices than the CPU.
+    """Leaves to torch what it cannot do: gradients, queries and weights that are not float32, other devices than the
+    CPU.
 
     The results differ from torch's by the rounding of sums in another order.
     """

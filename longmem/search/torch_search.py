@@ -37,7 +37,8 @@ class TorchSearch(AbstractChunkSearch):
         rows = max(1, SCORE_BYTES // (4 * num_chunks))
         products = torch.empty((min(rows, num_tokens), num_chunks), device=queries.device)
         for head in range(heads):
-            keys = chunk_keys[head // group].float().T
+            if head % group == 0:
+                keys = chunk_keys[head // group].float().T
             for start in range(0, num_tokens, rows):
                 part = queries[start : start + rows, head]
                 torch.mm(part, keys, out=products[: len(part)])

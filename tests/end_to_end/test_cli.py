@@ -69,12 +69,14 @@ def invoke(*args: str) -> Outcome:
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # a shell has put the tests into the background: they ignore Ctrl-C, and what they start would too
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        [str(LONGMEM), *args], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # where a shell has put the tests into the background they ignore Ctrl-C, and what they start would too
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [str(LONGMEM), *args], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 def run_process(*args: str) -> Outcome:

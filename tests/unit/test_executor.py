@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from mmap import mmap
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import pytest
 
 from longmem.errors import ConflictError, StoreError
@@ -139,3 +141,17 @@ def test_an_unexpected_error_of_a_put_reaches_the_caller(model: LongMem, tmp_pat
         executor.submit("put", segment)
         with pytest.raises(ZeroDivisionError):
             executor.wait(60.0)
+
+
+def test_what_waits_in_this_process_is_no_part_of_the_heap(model: LongMem) -> None:
+    """Keys and values stay while a store keeps them at hand, the state until it is scored."""
+    (segment, *_) = cut(model, DocumentKey("default", "waiting"), TEXT)
+    with InlineExecutor(model, MemoryStore.open("memory://")) as executor:
+        executor.submit("encode", segment)
+        executor.wait(1.0)
+        (encoded,) = vars(executor)["_encoded"].values()
+        for array in (encoded.block.keys, encoded.block.values, encoded.state):
+            base = array
+            while isinstance(base, np.ndarray):
+                base = base.base
+            assert isinstance(base.obj if isinstance(base, memoryview) else base, mmap)

@@ -215,11 +215,11 @@ static inline void store_codes(const floats numbers_of[SIDE], uint8_t *codes) {
 #endif
 }
 
-/* `rows` are COLS padded keys. */
-static inline panel_bounds code_panel(const float *const *rows, int64_t width, uint8_t *codes) {
+/* `of_keys` are COLS padded keys. */
+static inline panel_bounds code_panel(const float *const *of_keys, int64_t width, uint8_t *codes) {
     extent size = {.finite = 1};
     for (int col = 0; col < COLS; col++)
-        measure(rows[col], width, &size);
+        measure(of_keys[col], width, &size);
     const float scale = scale_for(&size, KEY_LIMIT);
     if (!can_be_coded(scale)) {
         /* every key passes */
@@ -234,7 +234,7 @@ static inline panel_bounds code_panel(const float *const *rows, int64_t width, u
             floats plain[SIDE];
             for (int key = 0; key < SIDE; key++) {
                 /* rounds as ROUNDING does, and leaves code + KEY_OFFSET in the lowest byte */
-                const floats exact = load(rows[col + key] + i) * inverse;
+                const floats exact = load(of_keys[col + key] + i) * inverse;
                 plain[key] = exact + (ROUNDING + KEY_OFFSET);
                 const floats code = plain[key] - (ROUNDING + KEY_OFFSET);
                 rests[key] += (exact - code) * (exact - code);

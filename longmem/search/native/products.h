@@ -11,9 +11,9 @@ typedef float floats4 __attribute__((vector_size(16)));
 typedef double doubles4 __attribute__((vector_size(32)));
 
 static inline float sum_of(floats values) {
-    floats4 halves[2];
-    memcpy(halves, &values, sizeof halves);
-    const floats4 four = halves[0] + halves[1];
+    floats4 pair[2];
+    memcpy(pair, &values, sizeof pair);
+    const floats4 four = pair[0] + pair[1];
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 

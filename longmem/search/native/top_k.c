@@ -34,9 +34,9 @@ static void begin(const problem *of, const float *margins, int64_t queue_size, b
 int64_t longmem_panel_keys(void) { return COLS; }
 int64_t longmem_panel_bytes(int64_t width) { return codes_of_panel(shape_of(width)); }
 
-/* Code the panels from `first` to `last` of [num_keys, width] sketches (rows `stride` apart; `kind`: 0 float32, 1 float16,
-   2 bfloat16), into `codes` [panels, longmem_panel_bytes] and `bounds` [panels, 3]. Returns 0, or 1 when memory is short.
-*/
+/* Code the panels from `first` to `last` of [num_keys, width] sketches (rows `stride` apart; `kind`: 0 float32,
+   1 float16, 2 bfloat16), into `codes` [panels, longmem_panel_bytes] and `bounds` [panels, 3]. Returns 0, or 1 when
+   memory is short. */
 int longmem_code_panels(const void *key_sketches, int64_t stride, int kind, int64_t num_keys, int64_t width,
                         int64_t first, int64_t last, uint8_t *codes, float *bounds) {
     const rows sketches = {key_sketches, stride, kind};
@@ -49,11 +49,11 @@ int longmem_code_panels(const void *key_sketches, int64_t stride, int kind, int6
     return 0;
 }
 
-/* Queries [num_queries, dim] and keys [num_keys, dim]; their sketches have `width` columns, and the inner product of two
-   sketches is at least that of query and key, up to `margins` of the query. Strides and kinds are as above. `codes` and
-   `bounds` are those of all panels; no key or sketch of one is longer than `largest`. Writes the k best, best first,
-   into the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a product that is not a
-   number is never among them. Returns 0, or 1 when memory is short. */
+/* Queries [num_queries, dim] and keys [num_keys, dim]; their sketches have `width` columns, and the inner product of
+   two sketches is at least that of query and key, up to `margins` of the query. Strides and kinds are as above. `codes`
+   and `bounds` are those of all panels; no key or sketch of one is longer than `largest`. Writes the k best, best
+   first, into the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a product
+   that is not a number is never among them. Returns 0, or 1 when memory is short. */
 int longmem_top_k(const float *queries, const float *query_sketches, const float *margins, int64_t num_queries,
                   const void *keys, int64_t key_stride, int key_kind, const void *key_sketches, int64_t sketch_stride,
                   int sketch_kind, uint8_t *codes, float *bounds, float largest, int64_t num_keys, int64_t dim,
@@ -102,9 +102,10 @@ int longmem_top_k(const float *queries, const float *query_sketches, const float
    fewer than k where they hold fewer. All queries of a cell are served together, so its keys are read once. */
 int longmem_top_k_in_cells(const float *queries, const float *query_sketches, const float *margins,
                            int64_t num_queries, const void *keys, int64_t key_stride, int key_kind,
-                           const void *key_sketches, int64_t sketch_stride, int sketch_kind, int64_t dim, int64_t width, int64_t k, int64_t slots,
-                           const int64_t *members, const int64_t *bounds, int64_t num_cells, const int64_t *probes,
-                           int64_t num_probes, int64_t *ids, float *scores) {
+                           const void *key_sketches, int64_t sketch_stride, int sketch_kind, int64_t dim,
+                           int64_t width, int64_t k, int64_t slots, const int64_t *members, const int64_t *bounds,
+                           int64_t num_cells, const int64_t *probes, int64_t num_probes, int64_t *ids,
+                           float *scores) {
     const rows of_keys = {keys, key_stride, key_kind}, of_sketches = {key_sketches, sketch_stride, sketch_kind};
     const problem of = {queries, query_sketches, of_keys, of_sketches, num_queries, dim, width, k, slots};
     workspace in = prepare(&of);

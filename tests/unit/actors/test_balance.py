@@ -17,27 +17,27 @@ def workers() -> Workers:
 def test_readers_prepare_until_an_encoder_has_waited_for_them(workers: Workers) -> None:
     balance = Balance(workers)
     (encoder,), (reader, other) = workers.encoders.workers, workers.readers.workers
-    assert not balance.encodes(encoder, 0), "nothing is there to be read: nobody waits for readers"
+    assert not balance.encodes(encoder), "nothing is there to be read: nobody waits for readers"
     encoder.tasks = ["encode"]
     reader.tasks = ["score"]
-    assert not balance.encodes(encoder, 0), "it has something to do"
+    assert not balance.encodes(encoder), "it has something to do"
     encoder.tasks = []
-    assert balance.encodes(encoder, 0)
+    assert balance.encodes(encoder)
     encoder.tasks = ["encode"]
-    assert balance.encodes(encoder, 0), "until a reader waits"
+    assert balance.encodes(encoder), "until a reader waits"
     balance.scores(reader)
-    assert balance.encodes(encoder, 0), "this one has something to do"
+    assert balance.encodes(encoder), "this one has something to do"
     balance.scores(other)
-    assert not balance.encodes(encoder, 0)
+    assert not balance.encodes(encoder)
 
 
 def test_a_reader_that_is_the_last_to_work_waits_for_nobody(workers: Workers) -> None:
     balance = Balance(workers)
     (encoder,), (reader, other) = workers.encoders.workers, workers.readers.workers
     reader.tasks = ["score"]
-    assert balance.encodes(encoder, 0)
+    assert balance.encodes(encoder)
     balance.scores(other)
-    assert balance.encodes(encoder, 0), "no encoder was at work"
+    assert balance.encodes(encoder), "no encoder was at work"
 
 
 def test_what_is_only_written_is_never_prepared(workers: Workers) -> None:
@@ -45,24 +45,29 @@ def test_what_is_only_written_is_never_prepared(workers: Workers) -> None:
     (encoder,) = workers.encoders.workers
     for tasks in ([], ["encode"], []):
         encoder.tasks = tasks
-        assert not balance.encodes(encoder, 0)
+        assert not balance.encodes(encoder)
 
 
 def test_encoders_that_are_far_ahead_prepare_before_they_wait(workers: Workers) -> None:
-    """But not while readers may still have to wait for a group of puts to fill."""
+    """But not for what a store may hold back until a group of puts is full."""
     balance = Balance(workers)
     (encoder,) = workers.encoders.workers
     encoder.tasks = ["encode"]
     enough = PUT_SEGMENTS + 2 * TASKS_PER_ACTOR
-    assert [balance.encodes(encoder, ahead) for ahead in (0, enough, enough + 1, enough)] == [False, False, True, False]
+    found = []
+    for balance.num_unread in (0, enough, enough + 1, enough):
+        found.append(balance.encodes(encoder))
+    assert found == [False, False, True, False]
 
 
 def test_in_the_end_encoders_prepare_what_readers_would_be_left_with(workers: Workers) -> None:
     balance = Balance(workers)
     (encoder,) = workers.encoders.workers
     encoder.tasks = ["encode"]
+    balance.num_unread = 4
     found = []
-    for left in range(6, -1, -1):
-        balance.num_left = left
-        found.append(balance.encodes(encoder, 4))
+    for balance.num_left in range(6, -1, -1):
+        found.append(balance.encodes(encoder))
     assert found == [False] * 3 + [True] * 4
+    balance.num_unread = 0
+    assert not balance.encodes(encoder), "nobody is going to read"

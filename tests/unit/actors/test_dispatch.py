@@ -14,16 +14,23 @@ from actors.store import StorePool
 from actors.worker import WorkerInfo
 from actors.workers import Workers
 from longmem.executor import PUT_SEGMENTS
+from longmem.types import Segment
 from tests.scripted_driver import segments_of
 
 
-class Store:
-    """Keeps what it is sent, and never answers."""
+class Actor:
+    """Keeps what it is sent as a store or an encoder, and never answers."""
 
     def __init__(self) -> None:
         self.groups: list[tuple[Any, ...]] = []
+        self.prepared: list[bool] = []
         self.ready = SimpleNamespace(remote=object)
         self.put = SimpleNamespace(remote=self._put)
+        self.encode = SimpleNamespace(options=lambda **_options: SimpleNamespace(remote=self._encode))
+
+    def _encode(self, _segment: Segment, prepare: bool) -> tuple[object, object, object]:
+        self.prepared.append(prepare)
+        return object(), object(), object()
 
     def _put(self, *blocks: Any) -> object:
         self.groups.append(blocks)
@@ -33,7 +40,7 @@ class Store:
 @pytest.fixture
 def workers() -> Workers:
     """An encoder, a store that has just committed, and two readers, all ready."""
-    pools = [kind([Store() for _ in names], list(names)) for kind, names in _POOLS]
+    pools = [kind([Actor() for _ in names], list(names)) for kind, names in _POOLS]
     for pool in pools:
         for worker in pool.workers:
             worker.info = WorkerInfo(pid=1, created_s=0.0, node_id="a", result=None)
@@ -44,11 +51,23 @@ _POOLS: tuple[tuple[Any, str], ...] = ((ActorPool, "e"), (StorePool, "s"), (Acto
 
 
 @pytest.mark.parametrize(
-    ("encodes", "scores", "waits"), [(1, 0, False), (0, 0, False), (1, 2, False), (0, 3, True), (1, 3, True)]
+    ("unread", "encodes", "scores", "waits"),
+    [
+        (1, 1, 0, False),
+        (1, 0, 0, False),
+        (3, 1, 2, False),
+        (4, 0, 3, True),
+        (4, 1, 3, True),
+        (0, 1, 0, True),
+        (0, 0, 0, False),
+    ],
 )
-def test_puts_wait_while_readers_have_enough(workers: Workers, encodes: int, scores: int, waits: bool) -> None:
+def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
+    workers: Workers, unread: int, encodes: int, scores: int, waits: bool
+) -> None:
     """Enough is more than one segment for each of the two."""
     executor = PooledExecutor(workers, Patience(), clock=lambda: 100.0)
+    executor.foresee(unread)
     (store,) = workers.stores.workers
     vars(executor)["_grouping"].ended(store, 0.01)
     workers.encoders.workers[0].tasks = [object()] * encodes
@@ -60,3 +79,15 @@ def test_puts_wait_while_readers_have_enough(workers: Workers, encodes: int, sco
     executor.submit("put", segment)
     assert executor.slots("put") == PUT_SEGMENTS * TASKS_PER_ACTOR - 1
     assert store.actor.groups == ([] if waits else [("block",)])
+
+
+@pytest.mark.parametrize("unread", [0, 30])
+def test_only_what_is_to_be_read_is_prepared(workers: Workers, unread: int) -> None:
+    """Whatever else is encoded and still held, because it waits for a store."""
+    executor = PooledExecutor(workers, Patience())
+    *held, last = segments_of("a", 31)
+    for segment in held:
+        vars(executor)["_encoded"][segment.key, segment.index] = SimpleNamespace(block="block", node_id="a")
+    executor.foresee(unread, num_left=0)
+    executor.submit("encode", last)
+    assert workers.encoders.workers[0].actor.prepared == [unread > 0]

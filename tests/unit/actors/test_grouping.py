@@ -115,6 +115,18 @@ def test_a_store_that_falls_behind_commits_more_at_a_time() -> None:
     assert stores.taken(may_wait=False) == [[0, 0]]
 
 
+@pytest.mark.parametrize("may_wait", [True, False])
+def test_what_does_not_fill_a_group_waits_behind_those_that_go(may_wait: bool) -> None:
+    """Behind one commit another may wait; more would be no faster, and could not grow any more."""
+    stores = Stores()
+    stores.wait("a", 1)
+    stores.taken()
+    stores.wait("b", PUT_SEGMENTS + 1)
+    assert stores.taken(may_wait) == [list(range(PUT_SEGMENTS))]
+    assert len(stores.waiting) == 1
+    assert stores.grouping.wait_s == inf
+
+
 def test_a_full_group_does_not_wait() -> None:
     stores = Stores()
     stores.wait("a", 1)

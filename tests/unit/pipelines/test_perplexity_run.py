@@ -1,13 +1,15 @@
 """What a job tells its executor beside tasks."""
 
+from collections import Counter
 from io import StringIO
+from math import inf
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import pipelines.job
-from longmem.executor import AbstractExecutor, InlineExecutor, Stage
+from longmem.executor import AbstractExecutor, Completion, InlineExecutor, Stage
 from longmem.memory.in_memory import InMemoryStore
 from longmem.model_source import ModelSource
 from longmem.scheduler import Limits
@@ -18,23 +20,34 @@ from tests.texts import prose
 
 
 class Told(InlineExecutor):
-    """Remembers what was foreseen when a segment was submitted for encoding; None before anything was."""
+    """Remembers what was foreseen when a segment was submitted for encoding."""
 
     def __init__(self, job: PerplexityJob) -> None:
         super().__init__(job.model.open(), InMemoryStore())
-        self.num_left: int | None = None
-        self.left: list[int | None] = []
+        self.num_left: float = -1
+        self.num_unread = -1
+        self.left: list[float] = []
+        self.unread: list[int] = []
+        self.truly_unread: list[int] = []
+        self._ended: Counter[Stage] = Counter()
 
-    def foresee(self, num_left: int) -> None:
-        self.num_left = num_left
+    def foresee(self, num_unread: int, num_left: float = inf) -> None:
+        self.num_unread, self.num_left = num_unread, num_left
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         if stage == "encode":
             self.left.append(self.num_left)
+            self.unread.append(self.num_unread)
+            self.truly_unread.append(self._ended["encode"] - self._ended["score"])
         super().submit(stage, segment)
 
+    def wait(self, timeout_s: float) -> list[Completion]:
+        completions = super().wait(timeout_s)
+        self._ended.update(each.stage for each in completions)
+        return completions
 
-def test_what_is_left_to_encode_is_foreseen_once_no_document_can_come(
+
+def test_what_is_left_to_do_is_foreseen_as_far_as_documents_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_longmem(tmp_path / "backbone").save_pretrained(tmp_path / "model")
@@ -61,8 +74,10 @@ def test_what_is_left_to_encode_is_foreseen_once_no_document_can_come(
     assert summary["failures"] == []
     (executor,) = opened
     num_segments = len(executor.left)
-    foreseen = [left for left in executor.left if left is not None]
-    assert executor.left[0] is None, "documents are still to come"
+    foreseen = [left for left in executor.left if left != inf]
+    assert executor.left[0] == inf, "documents are still to come"
     assert executor.left[num_segments - len(foreseen) :] == foreseen
     assert foreseen == list(range(len(foreseen) - 1, -1, -1))
     assert foreseen
+    assert executor.unread == executor.truly_unread
+    assert max(executor.unread) > 0
