@@ -5,8 +5,6 @@ group of puts, which is no work that waits for a reader yet. In the end both are
 segments are left to encode than are still to be read, encoders prepare all of them.
 """
 
-from math import inf
-
 from actors.pool import TASKS_PER_ACTOR, Worker
 from actors.workers import Workers
 from longmem.executor import PUT_SEGMENTS
@@ -20,8 +18,8 @@ class Balance:
         self._encoders_wait = False
         self.num_unread = 0
         """Segments that are encoded and still to be scored."""
-        self.num_left: float = inf
-        """At most so many segments are still to be submitted for encoding."""
+        self.num_left: int | None = None
+        """At most so many segments are still to be submitted for encoding, where that is known."""
 
     def encodes(self, worker: Worker) -> bool:
         """An encoder gets a segment; returns whether it is to prepare it."""
@@ -30,7 +28,9 @@ class Balance:
             # fewer than are enough here may be all that a job holds
             self._encoders_wait = True
         enough = PUT_SEGMENTS + TASKS_PER_ACTOR * len(readers)
-        return self._encoders_wait or self.num_unread > min(enough, self.num_left)
+        if self.num_left is not None:
+            enough = min(enough, self.num_left)
+        return self._encoders_wait or self.num_unread > enough
 
     def scores(self, worker: Worker) -> None:
         """A reader gets a segment."""

@@ -7,7 +7,6 @@ nothing. Every task is reported once.
 
 from collections import deque
 from collections.abc import Callable
-from math import inf
 from time import monotonic
 from typing import Any
 
@@ -108,7 +107,7 @@ class PooledExecutor(AbstractExecutor):
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
-    def foresee(self, num_unread: int, num_left: float = inf) -> None:
+    def foresee(self, num_unread: int, num_left: int | None) -> None:
         self._balance.num_unread, self._balance.num_left = num_unread, num_left
 
     def submit(self, stage: Stage, segment: Segment) -> None:

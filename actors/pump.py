@@ -149,7 +149,7 @@ class Pump:
         self._executor.turn(0)
         self._start_text()
         for stage, segment in self._scheduler.start(self._slots):
-            self._executor.foresee(self._scheduler.lag_segments)
+            self._executor.foresee(self._scheduler.lag_segments, num_left=None)
             self._executor.submit(stage, segment)
         self._count()
         if self._busy:

@@ -12,7 +12,6 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
-from math import inf
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal
@@ -103,9 +102,9 @@ class AbstractExecutor(ABC):
         """Start a task. `put` and `score` need the segment's `encode` to have completed, and `score` its past to
         have been stored."""
 
-    def foresee(self, num_unread: int, num_left: float = inf) -> None:  # noqa: B027 - in one process it is of no use
+    def foresee(self, num_unread: int, num_left: int | None) -> None:  # noqa: B027 - in one process it is of no use
         """So many segments are encoded and still to be scored, and at most `num_left` are still to be submitted for
-        encoding. Changes who works on what, no result."""
+        encoding (None: nobody knows). Changes who works on what, no result."""
 
     @abstractmethod
     def ask(self, request: Request) -> int:

@@ -5,7 +5,6 @@ feed ─► admit ─► scheduler ─► executor ─► journal ─► tables,
 """
 
 from dataclasses import dataclass, field
-from math import inf
 from time import perf_counter
 
 import numpy as np
@@ -94,7 +93,7 @@ class PerplexityRun:
                 if prepared is not None:
                     self._admit(prepared)
             for stage, segment in self._scheduler.start(self._executor.slots):
-                num_left = self._scheduler.num_waiting if feed.has_ended else inf
+                num_left = self._scheduler.num_waiting if feed.has_ended else None
                 self._executor.foresee(self._scheduler.lag_segments, num_left)
                 self._executor.submit(stage, segment)
             for completion in self._executor.wait(WAIT_S):

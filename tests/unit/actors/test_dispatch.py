@@ -67,7 +67,7 @@ def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
 ) -> None:
     """Enough is more than one segment for each of the two."""
     executor = PooledExecutor(workers, Patience(), clock=lambda: 100.0)
-    executor.foresee(unread)
+    executor.foresee(unread, num_left=None)
     (store,) = workers.stores.workers
     vars(executor)["_grouping"].ended(store, 0.01)
     workers.encoders.workers[0].tasks = [object()] * encodes

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from io import StringIO
-from math import inf
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,14 @@ class Told(InlineExecutor):
 
     def __init__(self, job: PerplexityJob) -> None:
         super().__init__(job.model.open(), InMemoryStore())
-        self.num_left: float = -1
+        self.num_left: int | None = -1
         self.num_unread = -1
-        self.left: list[float] = []
+        self.left: list[int | None] = []
         self.unread: list[int] = []
         self.truly_unread: list[int] = []
         self._ended: Counter[Stage] = Counter()
 
-    def foresee(self, num_unread: int, num_left: float = inf) -> None:
+    def foresee(self, num_unread: int, num_left: int | None) -> None:
         self.num_unread, self.num_left = num_unread, num_left
 
     def submit(self, stage: Stage, segment: Segment) -> None:
@@ -74,8 +73,8 @@ def test_what_is_left_to_do_is_foreseen_as_far_as_documents_are_known(
     assert summary["failures"] == []
     (executor,) = opened
     num_segments = len(executor.left)
-    foreseen = [left for left in executor.left if left != inf]
-    assert executor.left[0] == inf, "documents are still to come"
+    foreseen = [left for left in executor.left if left is not None]
+    assert executor.left[0] is None, "documents are still to come"
     assert executor.left[num_segments - len(foreseen) :] == foreseen
     assert foreseen == list(range(len(foreseen) - 1, -1, -1))
     assert foreseen
