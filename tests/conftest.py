@@ -151,8 +151,12 @@ def _random_view(
 
 def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: int, key_space: KeySpace) -> MemoryView:
     _, kv_heads, head_dim = chunks[0][2].shape
-    keys = torch.zeros((kv_heads, len(chunks), size, head_dim), dtype=chunks[0][2].dtype)
-    values, tokens = torch.zeros_like(keys), torch.zeros((len(chunks), size), dtype=torch.int32)
+    # seen by head and kept by token, as real ones are
+    keys, values = (
+        torch.zeros((len(chunks), size, kv_heads, head_dim), dtype=chunks[0][2].dtype).permute(2, 0, 1, 3)
+        for _ in range(2)
+    )
+    tokens = torch.zeros((len(chunks), size), dtype=torch.int32)
     chunk_keys = torch.empty((kv_heads, len(chunks), head_dim))
     for index, (_, chunk_tokens, stored_keys, chunk_of_values) in enumerate(chunks):
         chunk_of_keys = key_space.place(stored_keys)
@@ -162,7 +166,7 @@ def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: i
         values[:, index, :length] = chunk_of_values.transpose(0, 1)
         chunk_keys[:, index] = chunk_of_keys.double().mean(dim=0).float()
     return MemoryView(
-        chunk_keys=key_space.searched(chunk_keys),
+        chunk_keys=key_space.searched(chunk_keys if size > 1 else chunk_keys.to(keys.dtype)),
         keys=keys,
         values=values,
         tokens=tokens,

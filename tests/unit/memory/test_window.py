@@ -91,7 +91,7 @@ def same(found: MemoryView | None, expected: MemoryView | None) -> None:
         one, other = getattr(found, name), getattr(expected, name)
         assert one.dtype == other.dtype, name
         assert torch.equal(one, other), f"{name}: {one} != {other}"
-    torch.testing.assert_close(found.chunk_keys.float(), expected.chunk_keys, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.chunk_keys, expected.chunk_keys, rtol=0, atol=1e-6)
     assert found.num_tokens == expected.num_tokens
 
 
