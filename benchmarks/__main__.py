@@ -52,6 +52,9 @@ def everything(context: typer.Context) -> None:
         growth()
         for command in speed_commands.app.registered_commands:
             assert command.callback is not None, "every command has a function"
+            if command.callback is speed_commands.gpu and not torch.cuda.is_available():
+                Console(stderr=True).print("gpu: not run, torch sees no GPU here")
+                continue
             command.callback()
 
 

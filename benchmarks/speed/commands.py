@@ -7,9 +7,12 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.speed.shapes import GPT2_MEDIUM, SHAPES
 from benchmarks.speed.table import SpeedTable, write_tables
 from benchmarks.speed.timing import REPEATS
+from longmem.config import Dtype
 from longmem.model_source import REFERENCE_MODEL, ModelSource
+from pipelines.command_line import check_device
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -49,12 +52,12 @@ def fusion(
 ) -> None:
     """Reading retrieved keys and values in C against torch, at the model's shape and at GPT-2-medium's."""
     from benchmarks.speed import fusion as benchmark
-    from benchmarks.speed.real_memory import medium_memory, real_memory
+    from benchmarks.speed.real_memory import random_memory, real_memory
 
     torch.set_num_threads(threads)
     memory = real_memory(ModelSource(str(model)), inputs or [])
     tables = [benchmark.fusion(memory, memory.model.backbone.name, repeats)]
-    _finish(out / "fusion", [*tables, benchmark.fusion(medium_memory(), "GPT-2-medium's shape", repeats)])
+    _finish(out / "fusion", [*tables, benchmark.fusion(random_memory(GPT2_MEDIUM), GPT2_MEDIUM.name, repeats)])
 
 
 @app.command()
@@ -128,10 +131,10 @@ def jobs(
 def pipeline_medium(threads: Threads = 1, repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
     """What memory adds to the models alone at GPT-2-medium's shape."""
     from benchmarks.speed import pipeline as benchmark
-    from benchmarks.speed.real_memory import medium_memory
+    from benchmarks.speed.real_memory import random_memory
 
     torch.set_num_threads(threads)
-    stages = benchmark.segment(medium_memory(), "one segment of GPT-2-medium's shape", repeats)
+    stages = benchmark.segment(random_memory(GPT2_MEDIUM), f"one segment of {GPT2_MEDIUM.name}", repeats)
     _finish(out / "pipeline-medium", [stages])
 
 
@@ -169,6 +172,29 @@ def peers(
     for num_tokens in context_tokens or (8_192, 16_384, 32_768):
         tables.append(benchmark.long_context(memory, num_tokens, benchmark.repeats_for(num_tokens, repeats)))
     _finish(out / "peers", tables)
+
+
+@app.command()
+def gpu(
+    shape: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SHAPES)}; several. Default: all.")] = None,
+    device: Annotated[str, typer.Option(help="cuda; or cpu, to try the command where there is none.")] = "cuda",
+    dtype: Annotated[Dtype, typer.Option(help="What the models compute in.")] = "bfloat16",
+    memory_tokens: Annotated[int, typer.Option(help="Window.")] = 65_536,
+    context_tokens: Annotated[list[int] | None, typer.Option(help="Lengths for full attention; several.")] = None,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Search, fusion, pipeline and full attention on one large GPU, with random weights at known shapes."""
+    from benchmarks.speed import gpu as benchmark
+
+    check_device(device)
+    tables = []
+    for name in shape or SHAPES:
+        if name not in SHAPES:
+            raise typer.BadParameter(f"expected one of {', '.join(SHAPES)}, got {name!r}", param_hint="--shape")
+        lengths = context_tokens or [8_192, 16_384, 32_768, 65_536]
+        tables += benchmark.gpu(SHAPES[name], device, dtype, memory_tokens, lengths, repeats)
+    _finish(out / "gpu", tables)
 
 
 def _finish(out: Path, tables: list[SpeedTable]) -> None:

@@ -41,7 +41,7 @@ def _copied(
     ids: Int64[Tensor, "tokens heads retrieved"], rows: Shaped[Tensor, "kv_heads rows head_dim"], dtype: torch.dtype
 ) -> Float[Tensor, "tokens heads retrieved head_dim"]:
     heads = ids.shape[1]
-    kv_head = torch.arange(heads) // (heads // len(rows))
+    kv_head = torch.arange(heads, device=ids.device) // (heads // len(rows))
     copied: Tensor = rows[kv_head[None, :, None], ids].to(dtype)
     return copied
 
@@ -80,17 +80,16 @@ class ListeningGather(AbstractGather):
 
 def fusion(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
     """What the segment reads of its full window."""
-    native, engine = NativeGather(), memory.model.search
+    engine = memory.model.search
     listening = Listening(engine)
-    listening.gather = heard = ListeningGather(native)
+    listening.gather = heard = ListeningGather(engine.gather)
     memory.model.search = listening
     memory.model.score_segment(memory.segment, memory.encoded.block.keys, memory.encoded.state, memory.view)
     memory.model.search = engine
-    kinds = {
-        "in C, in place (search=native)": native,
-        "torch, a tile at a time (search=torch)": TORCH_GATHER,
-        "torch, all rows at once": WholeGather(),
-    }
+    kinds: dict[str, AbstractGather] = {}
+    if memory.on_cpu:
+        kinds["in C, in place (search=native)"] = NativeGather()
+    kinds |= {"torch, a tile at a time (search=torch)": TORCH_GATHER, "torch, all rows at once": WholeGather()}
     exact = heard.again(WholeGather())
     differences = {
         label: max(float((one - other).abs().max()) for one, other in zip(heard.again(kind), exact, strict=True))

@@ -3,13 +3,14 @@ memory of the same size, full attention over the whole context, and an overlappi
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.speed.real_memory import RealMemory
 from benchmarks.speed.table import Line, SpeedTable
@@ -58,9 +59,11 @@ def long_context(memory: RealMemory, num_tokens: int, repeats: int) -> SpeedTabl
     segment_tokens = model.config.segment_tokens
     plain = _plain(memory, num_tokens)
     text = torch.from_numpy(np.resize(np.asarray(last.tokens), num_tokens).astype(np.int64))[None]
+    text = text.to(model.backbone.device)
 
     def segment() -> None:
-        WindowBuffer(segment_tokens, key_space=model.key_space).append(model.encode(last).block)
+        window = WindowBuffer(segment_tokens, model.backbone.device, model.key_space)
+        window.append(model.encode(last).block)
         model.score_segment(last, encoded.block.keys, encoded.state, memory.view)
 
     @torch.no_grad()
@@ -68,10 +71,10 @@ def long_context(memory: RealMemory, num_tokens: int, repeats: int) -> SpeedTabl
         plain(text, logits_to_keep=1)
 
     @torch.no_grad()
-    def window() -> None:
+    def sliding() -> None:
         plain(text[:, :segment_tokens], logits_to_keep=STRIDE)
 
-    timings = take_turns({"LongMem": segment, "full attention": full, "window": window}, repeats)
+    timings = take_turns({"LongMem": segment, "full attention": full, "window": sliding}, repeats)
     scaled = {
         "LongMem, every segment with a full window": _times(timings["LongMem"], num_tokens / segment_tokens),
         "full attention": timings["full attention"],
@@ -94,12 +97,13 @@ def _times(timing: Timing, factor: float) -> Timing:
     return Timing(tuple(factor * each for each in timing.wall_s), tuple(factor * each for each in timing.cpu_s))
 
 
-def _plain(memory: RealMemory, num_tokens: int) -> LlamaForCausalLM:
-    """A Llama of the backbone's shape with random weights and positions for the whole context: its numbers mean
+def _plain(memory: RealMemory, num_tokens: int) -> PreTrainedModel:
+    """The backbone's own architecture with random weights and positions for the whole context: its numbers mean
     nothing, its time does. With our linear layers, so that what is compared is the way to read."""
-    config = memory.model.backbone.model.config
-    shape = LlamaConfig.from_dict({**config.to_dict(), "max_position_embeddings": num_tokens})
-    model = LlamaForCausalLM(shape).eval()
+    backbone = memory.model.backbone
+    shape = deepcopy(backbone.model.config)
+    shape.max_position_embeddings = num_tokens
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(shape).eval().to(backbone.device, backbone.dtype)
     use_fast_linear(model)
     return model
 

@@ -12,7 +12,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from benchmarks.growth import long_document
+from benchmarks.speed.shapes import Shape
 from longmem.backbone.small import save_small_backbone
+from longmem.config import Dtype
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model import LongMem
@@ -41,6 +43,10 @@ class RealMemory:
     queries: Float32[Tensor, "tokens index_heads index_dim"]
     """What the segment's tokens search with."""
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.model.backbone.device.type == "cpu"
+
 
 def real_memory(source: ModelSource, inputs: list[str]) -> RealMemory:
     """Encode as much text as the window holds; the language reference where no input is given."""
@@ -52,17 +58,15 @@ def real_memory(source: ModelSource, inputs: list[str]) -> RealMemory:
     return _read(model, (model.encode(segment).block for segment in past), last)
 
 
-def medium_memory() -> RealMemory:
-    """A full window at GPT-2-medium's shape, with random weights: its numbers mean nothing, its times do.
+def random_memory(shape: Shape, device: str = "cpu", dtype: Dtype = "float32", **settings: Any) -> RealMemory:
+    """A full window at a shape, with random weights: its numbers mean nothing, its times do.
 
     Encoding a whole window would take minutes, so it holds the blocks of a few segments again and again, each time with
-    noise of half their size. Chunks are of four tokens, as in the paper.
+    noise of half their size. Chunks are of four tokens, as in the paper. `settings` are fields of LongMemConfig.
     """
     with TemporaryDirectory(prefix="longmem-speed-") as folder:
-        save_small_backbone(
-            Path(folder), "gpt2", n_embd=1024, n_layer=24, n_head=16, n_positions=1024, vocab_size=50_257
-        )
-        model = LongMem.from_backbone(folder, chunk_tokens=4)
+        save_small_backbone(Path(folder), shape.family, **shape.sizes)
+        model = LongMem.from_backbone(folder, dtype=dtype, device=device, chunk_tokens=4, **settings)
     config = model.config
     num_segments = config.memory_tokens // config.segment_tokens
     sequence = model.tokenizer.sequence(language_reference().text)[: config.memory_tokens + config.segment_tokens]
@@ -90,7 +94,7 @@ def medium_memory() -> RealMemory:
 
 
 def _read(model: LongMem, past: Iterable[KVBlock], last: Segment) -> RealMemory:
-    window = WindowBuffer(model.config.memory_tokens, key_space=model.key_space)
+    window = WindowBuffer(model.config.memory_tokens, model.backbone.device, model.key_space)
     for block in past:
         window.append(block)
     view = window.view(0, last.start_token)

@@ -43,6 +43,38 @@ def real(memory: RealMemory, repeats: int) -> SpeedTable:
     return _compare(title, queries, keys, top_k, memory.view.sketch, repeats)
 
 
+def on_device(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
+    """What a model on a GPU searches, head by head, against the matrix products alone."""
+    keys, queries = memory.view.chunk_keys, memory.queries
+    top_k = memory.model.config.num_slots
+    wide, group = keys.float(), queries.shape[1] // len(keys)
+    product = torch.empty((len(queries), keys.shape[1]), device=keys.device)
+    half = torch.empty_like(product, dtype=torch.bfloat16)
+
+    def searched() -> Tensor:
+        return create_search("torch").search(queries, keys, top_k).ids
+
+    def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+        for head in range(queries.shape[1]):
+            torch.mm(left[:, head], right[head // group].T, out=out)
+
+    half_queries, half_keys = queries.bfloat16(), keys.bfloat16()
+    cases: dict[str, Callable[[], object]] = {
+        "torch (search=torch)": searched,
+        "float32 product alone": lambda: multiply(queries, wide, product),
+        "bfloat16 product alone": lambda: multiply(half_queries, half_keys, half),
+    }
+    recall = _recall(searched(), queries, keys)
+    timings = take_turns(cases, repeats)
+    lines = [Line(label, timing) for label, timing in timings.items()]
+    lines[0] = Line(lines[0].name, lines[0].timing, {"recall": f"{recall:.4f}"})
+    title = (
+        f"{name}: {queries.shape[1]} searches × {keys.shape[1]:,} keys of {keys.shape[2]}, {len(queries):,} queries, "
+        f"top {top_k}"
+    )
+    return SpeedTable(title, lines, {"device": str(keys.device)})
+
+
 def _compare(
     title: str, queries: Tensor, keys: Tensor, top_k: int, sketch: KeySketch | None, repeats: int
 ) -> SpeedTable:
@@ -100,11 +132,12 @@ def _filled(index: Any, keys: Tensor) -> Any:
 def _recall(found: Tensor, queries: Tensor, keys: Tensor) -> float:
     """Share of the found chunks that are among the best in double precision; of chunks with equal scores (equal text)
     any may be named."""
-    shares = []
-    for head in range(len(keys)):
-        scores = queries[:, head].double() @ keys[head].double().T
+    shares, group = [], queries.shape[1] // len(keys)
+    for head in range(queries.shape[1]):
+        of_head = keys[head // group].double()
+        scores = queries[:, head].double() @ of_head.T
         worst = scores.topk(found.shape[2], dim=1).values[:, -1:]
-        rounding = 1e-12 * queries[:, head].double().norm(dim=1, keepdim=True) * keys[head].double().norm(dim=1).max()
+        rounding = 1e-12 * queries[:, head].double().norm(dim=1, keepdim=True) * of_head.norm(dim=1).max()
         shares.append((scores.gather(1, found[:, head]) >= worst - rounding).double().mean())
     return float(torch.stack(shares).mean())
 

@@ -7,6 +7,8 @@ from statistics import median, quantiles
 from time import perf_counter, process_time
 from typing import Any
 
+import torch
+
 REPEATS = 5
 
 
@@ -46,11 +48,19 @@ def take_turns(cases: Mapping[str, Callable[[], object]], repeats: int = REPEATS
     """Every case once to warm up, then `repeats` rounds of all of them."""
     for case in cases.values():
         case()
+        _finish()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, case in cases.items():
             gc.collect()
             wall_s, cpu_s = perf_counter(), process_time()
             case()
+            _finish()
             times[name].append((perf_counter() - wall_s, process_time() - cpu_s))
     return {name: Timing(*zip(*runs, strict=True)) for name, runs in times.items()}
+
+
+def _finish() -> None:
+    """A GPU works on what it was given after the call that gave it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,24 @@
+"""One large GPU: what memory adds to the models, and what others would cost, at the shapes of well-known models.
+
+Keys and values of the window lie in the GPU's memory; search and fusion are torch's (`search=torch`). Times are by the
+clock, after the GPU has finished.
+"""
+
+from benchmarks.speed import fusion, peers, pipeline, retrieval
+from benchmarks.speed.real_memory import random_memory
+from benchmarks.speed.shapes import Shape
+from benchmarks.speed.table import SpeedTable
+from longmem.config import Dtype
+
+
+def gpu(
+    shape: Shape, device: str, dtype: Dtype, memory_tokens: int, context_tokens: list[int], repeats: int
+) -> list[SpeedTable]:
+    """Every table of one shape."""
+    memory = random_memory(shape, device, dtype, memory_tokens=memory_tokens)
+    tables = [
+        retrieval.on_device(memory, shape.name, repeats),
+        fusion.fusion(memory, shape.name, repeats),
+        pipeline.segment(memory, f"one segment of {shape.name}", repeats),
+    ]
+    return tables + [peers.long_context(memory, num_tokens, repeats) for num_tokens in context_tokens]

@@ -1,0 +1,29 @@
+"""The benchmark of a GPU runs on a pretended one, where no tensor may be left behind."""
+
+from benchmarks.speed.gpu import gpu
+from benchmarks.speed.shapes import Shape
+from tests.pretended_gpu import pretended_gpu
+
+TINY = Shape(
+    "tiny Llama",
+    "llama",
+    {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    },
+)
+
+
+def test_every_table_is_made() -> None:
+    with pretended_gpu() as device:
+        search, fusion, segment, context = gpu(TINY, device, "float32", 4096, [2048], repeats=2)
+    assert search.lines[0].notes["recall"] == "1.0000"
+    assert len(fusion.lines) == 2
+    assert all(float(line.notes["largest difference"]) < 1e-3 for line in fusion.lines)
+    assert segment.title.endswith("to the floor's time")
+    assert [line.name for line in context.lines][1] == "full attention"
+    for table in (search, fusion, segment, context):
+        assert all(line.timing.median_s > 0 for line in table.lines)
