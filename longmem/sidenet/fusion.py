@@ -7,7 +7,7 @@ Gradients reach the query, the scale and the gate, never the stored keys and val
 """
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from longmem.memory.view import MemoryView
@@ -17,7 +17,7 @@ from longmem.sidenet.places import Places, places_of
 
 def memory_products(
     queries: Float[Tensor, "tokens heads head_dim"],
-    chunk_ids: Int64[Tensor, "tokens heads slots"],
+    chunk_ids: Int64[Tensor, "tokens index_heads slots"],
     view: MemoryView,
     gather: AbstractGather = TORCH_GATHER,
 ) -> Float32[Tensor, "tokens heads retrieved"]:
@@ -26,7 +26,7 @@ def memory_products(
     assert view.num_chunks > 0, "an empty memory has nothing to attend to; use local attention alone"
     chunk = view.chunk_size
     slots = chunk_ids.clamp(min=0)[..., None] * chunk + torch.arange(chunk, device=chunk_ids.device)
-    return gather.products(queries, slots.flatten(2), view.keys.flatten(1, 2)).float()
+    return gather.products(queries, _for_heads(slots.flatten(2), queries.shape[1]), view.keys.flatten(1, 2)).float()
 
 
 def attend(
@@ -38,10 +38,17 @@ def attend(
     gather: AbstractGather = TORCH_GATHER,
 ) -> Float[Tensor, "tokens heads head_dim"]:
     """`mem` of the formula above in `dtype`; invalid places weigh exactly zero, and each token and head needs a valid
-    one. With `continued`, a place gives the value of the token after it."""
-    weights = logits.masked_fill(~places.valid, -torch.inf).softmax(dim=2).to(dtype)
+    one. With `continued`, a place gives the value of the token after it. `places` may be those of heads that search for
+    several."""
+    heads = logits.shape[1]
+    weights = logits.masked_fill(_for_heads(~places.valid, heads), -torch.inf).softmax(dim=2).to(dtype)
     slots = view.slots_in_order[(places.index + int(continued)).where(places.valid, 0)]
-    return gather.mixtures(weights, slots, view.values.flatten(1, 2))
+    return gather.mixtures(weights, _for_heads(slots, heads), view.values.flatten(1, 2))
+
+
+def _for_heads(part: Shaped[Tensor, "tokens index_heads found"], heads: int) -> Shaped[Tensor, "tokens heads found"]:
+    """The same for all heads that a head searched for."""
+    return part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], dim=1)
 
 
 def attend_to_memory(

@@ -112,7 +112,6 @@ class MemoryReader(nn.Module):
             return None
         joint = self._config.retrieval == "joint"
         queries = self._queries(side_queries, own_keys)
-        heads = queries.shape[1]
         asked = queries
         if joint:
             asked = queries.unflatten(1, (self._shape.kv_heads, -1)).sum(dim=2).flatten(1)[:, None]
@@ -123,8 +122,7 @@ class MemoryReader(nn.Module):
             None if view.sketch is None else view.sketch.narrow(0, searchable),
             None if view.cells is None else view.cells.narrow(searchable),
         )
-        ids_by_head = hits.ids.expand(-1, heads, -1) if joint else hits.ids
-        products = memory_products(queries, ids_by_head, view, search.gather)
+        products = memory_products(queries, hits.ids, view, search.gather)
         places = places_of(hits.ids, view, self._continued)
         attended = None
         if self._config.fusion:
@@ -149,12 +147,7 @@ class MemoryReader(nn.Module):
         group = heads // products.shape[1]
         by_head = products.repeat_interleave(group, dim=1)
         scale = self._scale if self._config.keys == "raw" else self.log_scale.exp()[:, None]
-        everywhere = Places(*(_for_heads(part, heads) for part in (places.index, places.valid)))
-        return attend(by_head * scale, everywhere, view, side_queries.dtype, self._continued, gather)
-
-
-def _for_heads(part: Tensor, heads: int) -> Tensor:
-    return part.repeat_interleave(heads // part.shape[1], dim=1)
+        return attend(by_head * scale, places, view, side_queries.dtype, self._continued, gather)
 
 
 def retrieval_stats(
