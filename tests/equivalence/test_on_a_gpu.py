@@ -1,111 +1,21 @@
-"""On a GPU everything that reads and learns has its tensors where they belong, and finds what a CPU finds.
+"""What runs on a GPU, tried on a pretended one (`tests.on_a_gpu.pretended`).
 
-The GPU is a pretended one, so this holds of devices and of nothing else: see `tests.pretended_gpu`.
+In a process of its own, because torch takes a device for good, and its engine of gradients only before the first of
+them.
 """
 
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from longmem.config import PAPER_FORM
-from longmem.memory.handle import DocumentMemory
-from longmem.memory.in_memory import InMemoryStore
-from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
-from longmem.text.segments import cut_segments
-from longmem.training.config import TrainingConfig
-from longmem.training.trainer import Trainer
-from longmem.types import DocumentKey
-from tests.pretended_gpu import PretendedTensor, pretended_gpu
-
-SEGMENT = 32
-TEXT = "The old mill stood by the river, and the old man by the mill. " * 4
-KEY = DocumentKey("tests", "mill")
-ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
-"""Of float32 logarithms of sums over a few hundred numbers, in another order where the CPU has oneDNN's products."""
-FORMS: dict[str, dict[str, Any]] = {
-    "paper": PAPER_FORM,
-    "best": {},
-    "int8": {"kv_dtype": "int8", "chunk_tokens": 4, "retrieval": "joint", "copy_head": True},
-}
+CHECKS = Path(__file__).parents[1] / "on_a_gpu"
 
 
-@pytest.fixture(params=FORMS)
-def folder(request: pytest.FixtureRequest, small_model: Callable[..., LongMem], tmp_path: Path) -> Path:
-    form = {**FORMS[request.param], "segment_tokens": SEGMENT, "memory_tokens": 4 * SEGMENT}
-    small_model("llama", unsettled=True, **form).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def on_both(folder: Path, use: Callable[[LongMem], Any]) -> tuple[Any, Any]:
-    """What `use` makes of a model on the CPU and of the same one on a GPU."""
-    here = use(LongMem.from_pretrained(folder, search="torch"))
-    with pretended_gpu() as device:
-        model = LongMem.from_pretrained(folder, device=device)
-        parameters = [*model.backbone.model.parameters(), *model.sidenet.parameters()]
-        assert all(isinstance(each, PretendedTensor) for each in parameters)
-        assert model.search_engine == "torch"
-        there = use(model)
-    return here, there
-
-
-def test_documents_are_encoded_and_scored(folder: Path) -> None:
-    def score(model: LongMem) -> list[np.ndarray]:
-        window = WindowBuffer(model.config.memory_tokens, model.backbone.device, model.key_space)
-        logprobs = []
-        for segment in cut_segments(KEY, model.tokenizer.sequence(TEXT), SEGMENT):
-            encoded = model.encode(segment, prepare=segment.index % 2 == 1)
-            view = (
-                window.view(max(0, segment.start_token - 4 * SEGMENT), segment.start_token) if segment.index else None
-            )
-            logprobs.append(model.score_segment(segment, encoded.block.keys, encoded.state, view).logprobs)
-            window.append(encoded.block)
-        return logprobs
-
-    here, there = on_both(folder, score)
-    assert len(here) > 6
-    for one, other in zip(here, there, strict=True):
-        np.testing.assert_allclose(other, one, **ROUNDING)
-
-
-def test_texts_are_scored_and_continued_with_a_stored_memory(folder: Path) -> None:
-    def use(model: LongMem) -> tuple[np.ndarray, str]:
-        store = InMemoryStore()
-        for segment in cut_segments(KEY, model.tokenizer.sequence(TEXT), SEGMENT):
-            store.put(model.encode(segment).block)
-        memory = DocumentMemory(store, KEY).as_read_only()
-        return model.score(TEXT[:100], memory).logprobs, model.generate(TEXT[:50], memory, max_new_tokens=40)
-
-    here, there = on_both(folder, use)
-    np.testing.assert_allclose(there[0], here[0], **ROUNDING)
-    assert there[1] == here[1]
-
-
-def test_a_sidenet_is_trained(folder: Path) -> None:
-    random = np.random.default_rng(0)
-    sequences = [random.integers(0, 250, 4 * SEGMENT + 1).astype(np.int32) for _ in range(2)]
-
-    def train(model: LongMem) -> list[float]:
-        config = TrainingConfig(steps=4, rows=2, micro_rows=2, warmup_steps=0, learning_rate=1e-4)
-        trainer = Trainer(model, [lambda sequence=each: sequence for each in sequences], config)
-        return [trainer.step().loss for _ in range(4)]
-
-    here, there = on_both(folder, train)
-    np.testing.assert_allclose(there, here, **ROUNDING)
-
-
-def test_the_pretended_gpu_refuses_what_a_real_one_refuses() -> None:
-    with pretended_gpu() as device:
-        there = torch.arange(6.0, device=device).view(2, 3)
-        assert there.device.type == device
-        with pytest.raises(RuntimeError, match="one device"):
-            there + torch.ones(3)
-        with pytest.raises(RuntimeError, match="numpy"):
-            there.numpy()
-        assert torch.equal((there @ there.T)[torch.tensor([1])].cpu(), torch.tensor([[14.0, 50.0]]))
-        there[0].copy_(torch.ones(3))
-        assert there.tolist() == [[1.0, 1.0, 1.0], [3.0, 4.0, 5.0]]
+@pytest.mark.parametrize("checks", ["models.py", "benchmark.py"])
+def test_on_a_gpu(checks: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS / checks)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-10_000:]
+    assert " passed" in done.stdout

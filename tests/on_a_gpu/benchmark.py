@@ -2,7 +2,7 @@
 
 from benchmarks.speed.gpu import gpu
 from benchmarks.speed.shapes import Shape
-from tests.pretended_gpu import pretended_gpu
+from tests.on_a_gpu.pretended import pretended_gpu
 
 TINY = Shape(
     "tiny Llama",

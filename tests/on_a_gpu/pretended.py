@@ -15,11 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import (
-    _DummyBackendModule,
-    _DummyPrivateUse1Hook,
-    _setup_privateuseone_for_python_backend,
-)
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
 aten = torch.ops.aten
@@ -80,12 +76,6 @@ class _Functions(TorchFunctionMode):
 class _Module(_DummyBackendModule):
     """What torch asks of any device's module."""
 
-    def is_available(self) -> bool:
-        return _hook.available
-
-    def device_count(self) -> int:
-        return int(_hook.available)
-
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
@@ -94,17 +84,6 @@ class _Module(_DummyBackendModule):
 
     def set_rng_state(self, state: Tensor, device: int) -> None:
         """It draws no numbers of its own."""
-
-
-class _Hook(_DummyPrivateUse1Hook):
-    available = False
-    """Whether this process has such a device now; other tests in it have none."""
-
-    def is_available(self) -> bool:
-        return self.available
-
-
-_hook = _Hook()
 
 
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -136,21 +115,19 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @cache
 def _register() -> None:
-    """Once in a process: torch has room for one device of others."""
-    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module(), hook=_hook)
+    """For good: torch has room for one device that it does not know."""
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 
 
 @contextmanager
 def pretended_gpu() -> Iterator[str]:
-    """The name of a device that exists while the context does."""
+    """The name of the device, which works while the context lasts."""
     _register()
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     # as on a real GPU, a model that moves keeps its parameters, and those that two of its modules share
     torch.__future__.set_swap_module_params_on_conversion(True)
-    _hook.available = True
     try:
         with _Functions(), _Dispatch():
             yield NAME
     finally:
-        _hook.available = False
         torch.__future__.set_swap_module_params_on_conversion(swapped)
