@@ -1,7 +1,8 @@
 """Reading what was retrieved: products of queries with keys, and mixtures of values, that one segment makes.
 
 In C rows are read where they lie. Torch copies them first, a tile of tokens at a time; or all of them at once, which is
-what the formula says, an array of tokens × heads × retrieved × head_dim.
+what the formula says, an array of tokens × heads × retrieved × head_dim. torch.compile makes one loop of the formula,
+on a GPU a kernel of Triton, and copies nothing.
 """
 
 from dataclasses import dataclass, field
@@ -40,10 +41,48 @@ class WholeGather(AbstractGather):
 def _copied(
     ids: Int64[Tensor, "tokens heads retrieved"], rows: Shaped[Tensor, "kv_heads rows head_dim"], dtype: torch.dtype
 ) -> Float[Tensor, "tokens heads retrieved head_dim"]:
-    heads = ids.shape[1]
-    kv_head = torch.arange(heads, device=ids.device) // (heads // len(rows))
-    copied: Tensor = rows[kv_head[None, :, None], ids].to(dtype)
+    copied: Tensor = rows[_kv_heads(ids, rows), ids].to(dtype)
     return copied
+
+
+class CompiledGather(AbstractGather):
+    """Loops that torch.compile makes for each shape that it meets; the first call takes seconds."""
+
+    def __init__(self) -> None:
+        self._products = torch.compile(_summed_products)
+        self._mixtures = torch.compile(_summed_mixtures)
+
+    def products(
+        self,
+        queries: Float[Tensor, "tokens heads head_dim"],
+        ids: Int64[Tensor, "tokens heads retrieved"],
+        rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    ) -> Float[Tensor, "tokens heads retrieved"]:
+        made: Tensor = self._products(queries, ids, rows, _kv_heads(ids, rows))
+        return made
+
+    def mixtures(
+        self,
+        weights: Float[Tensor, "tokens heads retrieved"],
+        ids: Int64[Tensor, "tokens heads retrieved"],
+        rows: Shaped[Tensor, "kv_heads rows head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        made: Tensor = self._mixtures(weights, ids, rows, _kv_heads(ids, rows))
+        return made
+
+
+def _kv_heads(ids: Tensor, rows: Tensor) -> Int64[Tensor, "1 heads 1"]:
+    """The head of `rows` that each head of `ids` reads."""
+    heads = ids.shape[1]
+    return (torch.arange(heads, device=ids.device) // (heads // len(rows)))[None, :, None]
+
+
+def _summed_products(queries: Tensor, ids: Tensor, rows: Tensor, kv_heads: Tensor) -> Tensor:
+    return (rows[kv_heads, ids].to(queries.dtype) * queries[:, :, None]).sum(dim=3)
+
+
+def _summed_mixtures(weights: Tensor, ids: Tensor, rows: Tensor, kv_heads: Tensor) -> Tensor:
+    return (rows[kv_heads, ids].to(weights.dtype) * weights[..., None]).sum(dim=2)
 
 
 @dataclass
@@ -78,8 +117,8 @@ class ListeningGather(AbstractGather):
         return products + [gather.mixtures(*each) for each in self.of_mixtures]
 
 
-def fusion(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
-    """What the segment reads of its full window."""
+def fusion(memory: RealMemory, name: str, repeats: int, *, compiled: bool = True) -> SpeedTable:
+    """What the segment reads of its full window; `compiled` for torch.compile too, which needs a compiler for C++."""
     engine = memory.model.search
     listening = Listening(engine)
     listening.gather = heard = ListeningGather(engine.gather)
@@ -90,6 +129,8 @@ def fusion(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
     if memory.on_cpu:
         kinds["in C, in place (search=native)"] = NativeGather()
     kinds |= {"torch, a tile at a time (search=torch)": TORCH_GATHER, "torch, all rows at once": WholeGather()}
+    if compiled:
+        kinds["torch.compile, in one loop"] = CompiledGather()
     exact = heard.again(WholeGather())
     differences = {
         label: max(float((one - other).abs().max()) for one, other in zip(heard.again(kind), exact, strict=True))

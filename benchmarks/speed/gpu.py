@@ -12,13 +12,20 @@ from longmem.config import Dtype
 
 
 def gpu(
-    shape: Shape, device: str, dtype: Dtype, memory_tokens: int, context_tokens: list[int], repeats: int
+    shape: Shape,
+    device: str,
+    dtype: Dtype,
+    memory_tokens: int,
+    context_tokens: list[int],
+    repeats: int,
+    *,
+    compiled: bool = True,
 ) -> list[SpeedTable]:
-    """Every table of one shape."""
+    """Every table of one shape; `compiled` as in `fusion`."""
     memory = random_memory(shape, device, dtype, memory_tokens=memory_tokens)
     tables = [
         retrieval.on_device(memory, shape.name, repeats),
-        fusion.fusion(memory, shape.name, repeats),
+        fusion.fusion(memory, shape.name, repeats, compiled=compiled),
         pipeline.segment(memory, f"one segment of {shape.name}", repeats),
     ]
     return tables + [peers.long_context(memory, num_tokens, repeats) for num_tokens in context_tokens]
