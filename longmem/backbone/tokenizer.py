@@ -9,6 +9,10 @@ from jaxtyping import Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from longmem.errors import CheckpointError, DocumentError
+from longmem.pages import trim_heap
+
+LONG_TOKENS = 100_000
+"""Hugging Face's tokenizers take some 600 bytes for each token while they work, and leave half of it in the heap."""
 
 
 class Tokenizer:
@@ -51,7 +55,11 @@ class Tokenizer:
         if not ids:
             raise DocumentError("the text gives no tokens: expected at least one; remove the document or check it")
         start = [] if self.start_token is None else [self.start_token]
-        return np.asarray(start + ids, dtype=np.int32)
+        sequence = np.asarray(start + ids, dtype=np.int32)
+        del ids
+        if len(sequence) >= LONG_TOKENS:
+            trim_heap()
+        return sequence
 
     def encode(self, text: str, start: bool | None = None) -> list[int]:
         """Tokens of a text as the tokenizer by itself gives them, with special tokens where it adds any; or with the

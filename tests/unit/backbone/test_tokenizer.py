@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import byte_tokenizer
-from longmem.backbone.tokenizer import Tokenizer
+from longmem.backbone.tokenizer import LONG_TOKENS, Tokenizer
 from longmem.errors import CheckpointError, DocumentError
 
 
@@ -148,3 +149,13 @@ def test_no_tokenizer_there(text: str | None, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tokenizer") as caught:
         Tokenizer(tmp_path, 257)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_what_a_long_text_took_goes_back_to_the_system(small: Tokenizer) -> None:
+    """The tokens stay, and some hundred times as much does not."""
+    process = psutil.Process()
+    small.sequence("warm")
+    before = process.memory_info().rss
+    sequence = small.sequence("The mill stood by the river. " * 20_000)
+    assert len(sequence) > LONG_TOKENS
+    assert process.memory_info().rss - before < 5 * sequence.nbytes
