@@ -15,6 +15,7 @@ import psutil
 import torch
 from rich.console import Console
 
+from longmem.errors import ConfigError
 from longmem.executor import Completion, InlineExecutor
 from longmem.memory.opening import MemoryStore
 from longmem.model_source import REFERENCE_MODEL, ModelSource
@@ -32,6 +33,7 @@ from pipelines.progress import Progress
 SPAN_TOKENS = 100_000
 MAX_SLOWDOWN = 1 / 0.95
 MAX_MEMORY_GROWTH = 1.02
+FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,15 @@ def _new_peak_bytes() -> int:
     peak of all that follows."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     peak_kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    FORGET_PEAK.write_text("5", encoding="utf-8")
     return 1024 * peak_kib
 
 
 def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> dict[str, Any]:
-    """Score one document of `tokens` tokens; returns figures, samples and verdicts."""
+    """Score one document of `tokens` tokens; returns figures, samples and verdicts. Raises ConfigError where the system
+    cannot say what a process needed since it was last asked."""
+    if not FORGET_PEAK.exists():
+        raise ConfigError(f"growth needs Linux: there is no {FORGET_PEAK} here")
     torch.set_num_threads(threads)
     source = ModelSource(str(REFERENCE_MODEL))
     document = long_document(tokens, inputs, source)
