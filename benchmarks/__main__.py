@@ -47,15 +47,15 @@ app.registered_commands += speed_commands.app.registered_commands
 
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Without a name: all that need neither books nor trained models."""
+    """Without a name: all that need neither books nor trained models; growth last, because its verdict ends the run."""
     if context.invoked_subcommand is None:
-        growth()
         for command in speed_commands.app.registered_commands:
             assert command.callback is not None, "every command has a function"
             if command.callback is speed_commands.gpu and not torch.cuda.is_available():
                 Console(stderr=True).print("gpu: not run, torch sees no GPU here")
                 continue
             command.callback()
+        growth()
 
 
 @app.command()

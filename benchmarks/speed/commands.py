@@ -188,11 +188,12 @@ def gpu(
     from benchmarks.speed import gpu as benchmark
 
     check_device(device)
+    names = shape or list(SHAPES)
+    if unknown := [name for name in names if name not in SHAPES]:
+        raise typer.BadParameter(f"expected one of {', '.join(SHAPES)}, got {unknown[0]!r}", param_hint="--shape")
+    lengths = context_tokens or [8_192, 16_384, 32_768, 65_536]
     tables = []
-    for name in shape or SHAPES:
-        if name not in SHAPES:
-            raise typer.BadParameter(f"expected one of {', '.join(SHAPES)}, got {name!r}", param_hint="--shape")
-        lengths = context_tokens or [8_192, 16_384, 32_768, 65_536]
+    for name in names:
         tables += benchmark.gpu(SHAPES[name], device, dtype, memory_tokens, lengths, repeats)
     _finish(out / "gpu", tables)
 
