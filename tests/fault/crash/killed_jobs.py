@@ -1,0 +1,96 @@
+"""Run a whole job as a process, and kill it or its workers at random moments of its progress."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+OUR_WORKERS = ("ray::Encoder", "ray::SideNet", "ray::MemoryStore", "ray::Store")
+LIMIT_S = 120.0
+
+
+@contextmanager
+def driver(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a process of its own; nothing of it is left afterwards."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        )
+    try:
+        yield process
+    finally:
+        family = descendants(process.pid)
+        process.kill()
+        process.wait()
+        # Ray's own processes end when they notice
+        for each in psutil.wait_procs(family, timeout=20)[1]:
+            each.kill()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_one(pid: int, choose: random.Random) -> bool:
+    """SIGKILL a random worker of the job; False while there is none."""
+    workers = []
+    for process in descendants(pid):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith(OUR_WORKERS):
+            workers.append(process)
+    if not workers:
+        return False
+    victim = choose.choice(sorted(workers, key=lambda process: process.pid))
+    victim.kill()
+    return True
+
+
+def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -> list[str]:
+    """Run a job to its end, with `kills` ("worker", "driver", or "asked": SIGTERM to the driver) at random moments of
+    its progress; returns those that were done. A driver that ended is started again with --resume."""
+    choose = random.Random(seed)
+    journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []
+    resumed = False
+    while True:
+        with driver([*arguments, *(["--resume"] if resumed else [])], log) as process:
+            goal = lines_of(journal) + choose.randint(2, 6)
+            deadline = time.monotonic() + LIMIT_S
+            while process.poll() is None:
+                assert time.monotonic() < deadline, f"no progress in {LIMIT_S:g} s, {left} are left"
+                if left and lines_of(journal) >= goal:
+                    if left[0] == "driver":
+                        done.append(left.pop(0))
+                        break
+                    if left[0] == "asked":
+                        process.terminate()
+                        assert process.wait(timeout=LIMIT_S) == 130, log.read_text("utf-8")
+                        done.append(left.pop(0))
+                        break
+                    if kill_one(process.pid, choose):
+                        done.append(left.pop(0))
+                        goal = lines_of(journal) + choose.randint(2, 6)
+                        deadline = time.monotonic() + LIMIT_S
+                time.sleep(0.01)
+            else:
+                assert process.returncode == 0, log.read_text("utf-8")
+                return done
+        resumed = True
+
+
+def lines_of(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
