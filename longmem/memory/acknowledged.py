@@ -14,6 +14,7 @@ In a bucket a mark holds no digest, because reading each manifest back would cos
 catalogue is only seen to be older than its mark while it is shorter.
 """
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from longmem.errors import CorruptionError, StoreError
 from longmem.memory.object_files import ObjectFiles
 
 FOLDER = "acknowledged"
+
+HINT = "latest_version_hint.json"
+"""Beside the manifests of a table."""
 
 _LAST = 2**64 - 1
 """Lance counts versions down from here in the names of manifests, so that the newest is listed first."""
@@ -69,6 +73,14 @@ class Acknowledged(ABC):
         only where the marks alone do not tell. Raises CorruptionError."""
 
     @abstractmethod
+    def check_hint(self) -> None:
+        """Return unless there is other evidence of a commit that is gone. Raises CorruptionError."""
+
+    @abstractmethod
+    def newest(self) -> Mark | None:
+        """The newest mark; None where nothing was marked."""
+
+    @abstractmethod
     def record(self, version: int) -> None:
         """Mark a commit that is about to be acknowledged. Raises CorruptionError where the catalogue has gone back
         meanwhile, StoreError where the mark cannot be written."""
@@ -99,7 +111,7 @@ class _OnDisk(Acknowledged):
 
     def check(self, version: Callable[[], int]) -> None:
         del version  # the folder says it without opening the table
-        newest = next(iter(self._marks()), None)
+        newest = self.newest()
         for pause_s in (*_PAUSES_S, None):
             if newest is None or (reason := self._lacks(newest)) is None:
                 return
@@ -107,7 +119,23 @@ class _OnDisk(Acknowledged):
                 raise _lost(str(self._store), reason)
             time.sleep(pause_s)
             # a repair, or a writer that has gone on, may have replaced it
-            newest = next(iter(self._marks()), None)
+            newest = self.newest()
+
+    def newest(self) -> Mark | None:
+        return next(iter(self._marks()), None)
+
+    def check_hint(self) -> None:
+        """Raises CorruptionError where Lance's own hint of the newest version is beyond all that are there. It is
+        written after a commit, so that it is never too high; it tells of stores that have no mark yet."""
+        try:
+            hint = json.loads((self._versions / HINT).read_text(encoding="utf-8"))["version"]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (ValueError, KeyError, TypeError):
+            # Lance lists the versions then, and writes it anew
+            return
+        if isinstance(hint, int) and (newest := newest_version(self._versions)) < hint:
+            raise _lost(str(self._store), f"version {hint} of the catalogue was there, and the newest one is {newest}")
 
     def _lacks(self, mark: Mark) -> str | None:
         """Why the catalogue is not the one that was marked; None where it is."""
@@ -154,8 +182,8 @@ class _OnDisk(Acknowledged):
                     (self._folder / old.name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(
-                f"what was written is stored, and {self._folder} cannot be written to say so: {error}; free some space or "
-                "check its permissions, and write it again"
+                f"what was written is stored, and {self._folder} cannot be written to say so: {error}; free some space "
+                "or check its permissions, and write it again"
             ) from error
 
     def tidy(self) -> None:
@@ -185,6 +213,9 @@ class _OnDisk(Acknowledged):
 class _InBucket(Acknowledged):
     is_cheap = False
 
+    def check_hint(self) -> None:
+        """Nothing is there: a bucket lists what it holds, and Lance keeps no hint."""
+
     def __init__(self, files: ObjectFiles) -> None:
         self._files = files
         self._own: Mark | None = None
@@ -196,6 +227,9 @@ class _InBucket(Acknowledged):
                 self._files.uri,
                 f"version {marks[0].version} of the catalogue was acknowledged, and the newest one is {newest}",
             )
+
+    def newest(self) -> Mark | None:
+        return next(iter(self._marks()), None)
 
     def record(self, version: int) -> None:
         if self._own is not None and self._own.version > version:

@@ -96,8 +96,8 @@ def once_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         if other["tokens_checksum"] != row["tokens_checksum"]:
             raise CorruptionError(
-                f"{row['namespace']}/{row['document']} segment {row['segment']} is in the catalogue twice, with different "
-                f"tokens: two processes wrote it at the same moment; {REPAIR}"
+                f"{row['namespace']}/{row['document']} segment {row['segment']} is in the catalogue twice, with other "
+                f"tokens each time: two processes wrote it at the same moment; {REPAIR}"
             )
         if row["write"] < other["write"]:
             chosen[row["block"]] = row

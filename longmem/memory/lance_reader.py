@@ -20,6 +20,7 @@ from longmem.memory.identity import (
 )
 from longmem.memory.lance_table import HANDLES, REPAIR, LanceDatabase
 from longmem.memory.recent_rows import RecentRows
+from longmem.memory.rehearsal import rehearse
 from longmem.memory.store import AbstractMemoryStore, describe_block, missing_blocks, with_more
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
@@ -104,14 +105,26 @@ class LanceReader(AbstractMemoryStore):
     def fingerprint(self) -> Fingerprint | None:
         self._check_open()
         if self._known_identity is None and self._is_there():
-            rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
-            found = from_identity_rows(rows, self._database.uri)
-            if found is None and self._catalogue(columns=["segment"]).num_rows:
-                raise CorruptionError(f"{self._database.uri} has blocks and has lost its fingerprint; {REPAIR}")
-            if found is not None:
-                self._check_models(found)
-            self._known_identity = found
+            self._known_identity = self._stored_identity()
         return self._known_identity
+
+    def _stored_identity(self) -> Fingerprint | None:
+        rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
+        found = from_identity_rows(rows, self._database.uri)
+        if found is None and self._catalogue(columns=["segment"]).num_rows:
+            raise CorruptionError(f"{self._database.uri} has blocks and has lost its fingerprint; {REPAIR}")
+        if found is not None:
+            self._check_models(found)
+        return found
+
+    def _check_stored_identity(self) -> None:
+        """Raises CorruptionError where the fingerprint is another one than this store was opened with."""
+        known = self.fingerprint()
+        if known is not None and (stored := self._stored_identity()) != known:
+            raise CorruptionError(
+                f"the fingerprint of {self._database.uri} was replaced while it was open (before: {known}, now: {stored}); "
+                f"{REPAIR}"
+            )
 
     def _check_models(self, identity: Fingerprint) -> None:
         """Of one payload table, so that a foreign fingerprint is told before anything is read or written under it."""
@@ -146,7 +159,12 @@ class LanceReader(AbstractMemoryStore):
         )
 
     def verify(self, key: DocumentKey | None = None) -> int:
+        self._check_open()
+        # a file that this process has opened before may have been damaged since
+        self._database.forget_all()
         self._check_acknowledged()
+        self._acknowledged.check_hint()
+        self._check_stored_identity()
         if doubled := self.doubled(key):
             raise CorruptionError(
                 f"{len(doubled)} segments are more than once in the catalogue of {self._database.uri} "
@@ -154,11 +172,14 @@ class LanceReader(AbstractMemoryStore):
                 f"same moment; reads take one of them where they hold the same tokens; {REPAIR}"
             )
         keys = self.documents() if key is None else [key]
-        return sum(
+        num_blocks = sum(
             len(self._read(key, range(info.segment, info.segment + 1), from_disk=True))
             for key in keys
             for info in self.segments(key)
         )
+        if key is None and self._database.folder is not None and self._is_there():
+            rehearse(self._database.folder)
+        return num_blocks
 
     def num_bytes(self) -> int:
         self._check_open()
@@ -172,13 +193,15 @@ class LanceReader(AbstractMemoryStore):
     def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
         """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
         self._check_open()
-        damaged = []
-        for row in self._rows():
-            try:
-                self._blocks([row], from_disk=True)
-            except CorruptionError as error:
-                damaged.append((row, str(error)))
-        return damaged
+        return [(row, reason) for row in self._rows() if (reason := self.damage_of(row))]
+
+    def damage_of(self, row: dict[str, Any]) -> str | None:
+        """Why the block of a catalogue row cannot be read as it was written; None where it can."""
+        try:
+            self._blocks([row], from_disk=True)
+        except CorruptionError as error:
+            return str(error)
+        return None
 
     def doubled(self, key: DocumentKey | None = None) -> dict[str, list[dict[str, Any]]]:
         """Blocks that have several catalogue rows, in the order in which they were written; by the block's name."""
@@ -208,6 +231,7 @@ class LanceReader(AbstractMemoryStore):
                 self._acknowledged.check(
                     lambda: self._database.version(CATALOGUE, CATALOGUE_SCHEMA) if CATALOGUE in names else 0
                 )
+                self._acknowledged.check_hint()
         return self._exists
 
     def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:

@@ -121,6 +121,18 @@ class LanceMemoryStore(LanceWriter):
             if rows:
                 self._acknowledge()
 
+    def keep_row(self, row: dict[str, Any]) -> None:
+        """Make one catalogue row the only one of its block. Raises StoreError."""
+        with self._change:
+            others = f"block = {quoted(str(row['block']))} AND write != {int(row['write'])}"
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, others)
+            if self._catalogue(f"block = {quoted(str(row['block']))}", ["block"]).num_rows > 1:
+                # copies of one row, which no condition tells apart
+                self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"block = {quoted(str(row['block']))}")
+                self._database.insert_missing(CATALOGUE, to_table([row]), "block")
+            self._quota.freed()
+            self._acknowledge()
+
     def close(self) -> None:
         with self._change:
             self._closed = True

@@ -81,6 +81,7 @@ class LanceDatabase:
         """Tables that are known to have their primary key, which Lance never takes away."""
         self._lock = RLock()
         self._connection: Any = None
+        self._session = _shared_session()
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{uri} is a file; a memory store is a folder: choose another place")
 
@@ -192,9 +193,16 @@ class LanceDatabase:
         the next call tries again). Old files stay until `clean`."""
         return self._optimize(name, schema, NEVER)
 
-    def clean(self, name: str, schema: pa.Schema) -> bool:
-        """Remove versions of a table that are older than KEEP_VERSIONS, and their files."""
-        return self._optimize(name, schema, KEEP_VERSIONS)
+    def clean(self, name: str, schema: pa.Schema, older_than: timedelta = KEEP_VERSIONS) -> bool:
+        """Remove old versions of a table, and their files."""
+        return self._optimize(name, schema, older_than)
+
+    def forget_all(self) -> None:
+        """Open everything anew, and take nothing from what this process has read before."""
+        with self._lock:
+            self._tables.clear()
+            self._connection = None
+            self._session = _new_session()
 
     def forget(self, name: str) -> None:
         """Open the table anew next time."""
@@ -250,7 +258,9 @@ class LanceDatabase:
         """The connection; None while the place does not exist, because looking must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
-                self._connection = lancedb.connect(self.uri, read_consistency_interval=timedelta(0), session=_session())
+                self._connection = lancedb.connect(
+                    self.uri, read_consistency_interval=timedelta(0), session=self._session
+                )
             return self._connection
 
     def _table(self, name: str, columns: list[str]) -> Any:
@@ -279,7 +289,12 @@ def quoted(value: str) -> str:
 
 
 @cache
-def _session() -> Any:
+def _shared_session() -> Any:
+    """One cache of metadata for all databases of the process."""
+    return _new_session()
+
+
+def _new_session() -> Any:
     return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 
@@ -294,6 +309,10 @@ _LOST_RACE = (
     "manifest contention",
 )
 """What Lance says of a commit that another one has overtaken: its own tries are used up, or it has none."""
+
+
+class PlaceError(StoreError):
+    """The place is full, read-only or does not answer: what is stored there may be sound."""
 
 
 class _LostRaceError(StoreError):
@@ -331,11 +350,11 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
             raise
         text = str(error).lower()
         if any(sign in text for sign in _NO_SPACE):
-            raise StoreError(f"{doing}: the disk is full; free some space and run again ({error})") from error
+            raise PlaceError(f"{doing}: the disk is full; free some space and run again ({error})") from error
         if any(sign in text for sign in _NO_WRITE):
-            raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
+            raise PlaceError(f"{doing}: no permission to write there; choose another folder ({error})") from error
         if any(sign in text for sign in _NO_ANSWER):
-            raise StoreError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
+            raise PlaceError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
         if any(sign in text for sign in _LOST_RACE):
             raise _LostRaceError(
                 f"{doing}: other processes were faster each time; run again when fewer write ({error})"

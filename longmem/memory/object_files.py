@@ -56,8 +56,8 @@ class ObjectFiles:
         raise StoreError(
             f"{self.uri} accepted two creations of one object (it ignores If-None-Match: *), so that a store there "
             "would lose blocks silently whenever two writers meet; nothing was stored: use a server with conditional "
-            "writes (AWS S3, Google Cloud Storage, Azure Blob, MinIO, Ceph, …; on some, bucket versioning must be off), "
-            "or a local folder"
+            "writes (AWS S3, Google Cloud Storage, Azure Blob, MinIO, Ceph, …; on some, bucket versioning must be "
+            "off), or a local folder"
         )
 
     @cached_property
@@ -73,8 +73,8 @@ class ObjectFiles:
             from obstore.exceptions import BaseError
         except ImportError as error:
             raise StoreError(
-                f"{self.uri}: for what a store in a bucket keeps beside its tables (which writes were acknowledged), and "
-                f"to ask the bucket for conditional writes, longmem needs obstore: {INSTALL}"
+                f"{self.uri}: for what a store in a bucket keeps beside its tables (which writes were acknowledged), "
+                f"and to ask the bucket for conditional writes, longmem needs obstore: {INSTALL}"
             ) from error
         try:
             yield obstore
