@@ -35,7 +35,7 @@ HINT = "latest_version_hint.json"
 _LAST = 2**64 - 1
 """Lance counts versions down from here in the names of manifests, so that the newest is listed first."""
 
-_PAUSES_S = (0.02, 0.1, 0.5)
+_PAUSES_S = (0.01, 0.05, 0.2)
 """A network file system may show a mark before it shows the manifest: looked at again after these."""
 
 _NO_DIGEST = "0" * 16

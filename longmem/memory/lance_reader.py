@@ -24,6 +24,9 @@ from longmem.memory.rehearsal import rehearse
 from longmem.memory.store import AbstractMemoryStore, describe_block, missing_blocks, with_more
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
+MODELS_ASKED = 3
+"""Payload tables whose own fingerprint is compared when a store is opened. One suffices, unless it is damaged itself."""
+
 
 class LanceReader(AbstractMemoryStore):
     """Reads catalogue and payload; every row and block is compared with its checksums and hashes.
@@ -122,20 +125,23 @@ class LanceReader(AbstractMemoryStore):
         known = self.fingerprint()
         if known is not None and (stored := self._stored_identity()) != known:
             raise CorruptionError(
-                f"the fingerprint of {self._database.uri} was replaced while it was open (before: {known}, now: {stored}); "
-                f"{REPAIR}"
+                f"the fingerprint of {self._database.uri} was replaced while it was open (before: {known}, now: "
+                f"{stored}); {REPAIR}"
             )
 
     def _check_models(self, identity: Fingerprint) -> None:
-        """Of one payload table, so that a foreign fingerprint is told before anything is read or written under it."""
-        payload = next((name for name in sorted(self._database.table_names()) if is_payload(name)), None)
-        own = None
-        if payload is not None:
+        """Raises CorruptionError where none of a few payload tables is of the store's model, before anything is read or
+        written under a foreign fingerprint. Where only some are foreign, reads of their blocks say so."""
+        foreign = None
+        for payload in sorted(filter(is_payload, self._database.table_names()))[:MODELS_ASKED]:
             # dropped meanwhile, or damaged: that is told by a read of its blocks, and the others can be read
             with suppress(CorruptionError):
                 own = self._model_of(payload)
-        if payload is not None and own not in (None, identity):
-            raise self._foreign(payload, own, identity)
+                if own == identity:
+                    return
+                foreign = foreign or (payload, own)
+        if foreign is not None and foreign[1] is not None:
+            raise self._foreign(*foreign, identity)
 
     def _check_model(self, payload: str, identity: Fingerprint) -> None:
         """Raises CorruptionError unless a payload table was written by the model that the store names."""

@@ -194,8 +194,11 @@ class LanceWriter(LanceReader):
             self._sync(IDENTITY)
 
     def _create(self, fingerprint: Fingerprint) -> None:
-        self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
-        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
+        there = self._database.table_names()
+        for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
+            # one that a writer of an earlier version left when it died here has another schema, and gets its key later
+            if name not in there:
+                self._database.create_if_absent(name, schema)
         self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
         self._sync(IDENTITY)
         self._acknowledge()

@@ -262,9 +262,9 @@ class _Repair:
             if stored in found:
                 return True
             raise CorruptionError(
-                f"the payload tables of {self._database.uri} were written by {len(found)} models, as many tables by each "
-                f"of two, and the fingerprint is lost: restore the table `identity` from a copy ({ranked[0][0]} or "
-                f"{ranked[1][0]})"
+                f"the payload tables of {self._database.uri} were written by {len(found)} models, as many tables "
+                f"by each of two, and the fingerprint is lost: restore the table `identity` from a copy "
+                f"({ranked[0][0]} or {ranked[1][0]})"
             )
         if stored == fingerprint:
             return True

@@ -3,7 +3,7 @@
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,13 +31,6 @@ def folder(tmp_path: Path) -> Path:
         for index in range(NUM_BLOCKS):
             store.put(make_block(segment=index))
     return place
-
-
-@pytest.fixture(autouse=True)
-def _as_another_process() -> Iterator[None]:
-    """Lance keeps what it has read of a file, and would read a damaged one of this process as it was."""
-    yield
-    _shared_session.cache_clear()
 
 
 def table_of(folder: Path, name: str) -> Path:
@@ -84,6 +77,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("name", TABLES)
 def test_damage_is_told_and_repaired(folder: Path, name: str, damage: str) -> None:
     DAMAGES[damage](table_of(folder, name))
+    # Lance keeps what it has read of a file: now as another process would meet it
     _shared_session.cache_clear()
     with pytest.raises(CorruptionError, match="repair"), MemoryStore.open(folder) as store:
         store.read(KEY, 0, NUM_BLOCKS)
