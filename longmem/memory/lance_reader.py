@@ -25,7 +25,7 @@ from longmem.memory.store import AbstractMemoryStore, describe_block, missing_bl
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 MODELS_ASKED = 3
-"""Payload tables whose own fingerprint is compared when a store is opened. One suffices, unless it is damaged itself."""
+"""Payload tables whose own fingerprint is compared when a store is opened: one suffices, unless it is damaged."""
 
 
 class LanceReader(AbstractMemoryStore):
@@ -132,15 +132,16 @@ class LanceReader(AbstractMemoryStore):
     def _check_models(self, identity: Fingerprint) -> None:
         """Raises CorruptionError where none of a few payload tables is of the store's model, before anything is read or
         written under a foreign fingerprint. Where only some are foreign, reads of their blocks say so."""
-        foreign = None
+        foreign: tuple[str, Fingerprint] | None = None
         for payload in sorted(filter(is_payload, self._database.table_names()))[:MODELS_ASKED]:
             # dropped meanwhile, or damaged: that is told by a read of its blocks, and the others can be read
             with suppress(CorruptionError):
                 own = self._model_of(payload)
                 if own == identity:
                     return
-                foreign = foreign or (payload, own)
-        if foreign is not None and foreign[1] is not None:
+                if own is not None:
+                    foreign = foreign or (payload, own)
+        if foreign is not None:
             raise self._foreign(*foreign, identity)
 
     def _check_model(self, payload: str, identity: Fingerprint) -> None:

@@ -128,7 +128,9 @@ class _Repair:
         names = self._database.table_names()
         payloads = sorted(name for name in names if is_payload(name))
         suspect = self._rows_of_suspect_version() if lost else []
+        newest = _newest_manifest(self._folder / f"{CATALOGUE}.lance")
         has_catalogue = self._roll_back(CATALOGUE, CATALOGUE_SCHEMA.names)
+        went_back = lost or newest != _newest_manifest(self._folder / f"{CATALOGUE}.lance")
         has_identity = self._roll_back(IDENTITY, IDENTITY_SCHEMA.names)
         payloads = [name for name in payloads if self._roll_back(name, PAYLOAD_COLUMNS, ["write"])]
         if not payloads and not self._report.actions:
@@ -142,7 +144,7 @@ class _Repair:
         if self._report.actions:
             # a catalogue that went back is the one that counts from here on
             self._marks.reset(self._database.version(CATALOGUE, CATALOGUE_SCHEMA))
-        if lost:
+        if went_back:
             self._tell_unnamed(payloads)
 
     def _lost_commits(self) -> bool:
