@@ -10,13 +10,13 @@ import pyarrow as pa
 import xxhash
 
 from longmem.errors import CorruptionError
-from longmem.memory.lance_table import quoted
+from longmem.memory.lance_table import PRIMARY_KEY, REPAIR, quoted
 from longmem.types import DocumentKey, SegmentInfo
 
 CATALOGUE = "catalogue"
 CATALOGUE_SCHEMA = pa.schema(
     [
-        ("block", pa.string()),
+        pa.field("block", pa.string(), nullable=False, metadata=PRIMARY_KEY),
         ("place", pa.string()),
         ("namespace", pa.string()),
         ("document", pa.string()),
@@ -84,6 +84,24 @@ def info_of(row: dict[str, Any]) -> SegmentInfo:
         raise _damaged(row)
     columns = ("segment", "start_token", "num_tokens", "checksum", "tokens_checksum", "num_bytes")
     return SegmentInfo(key, *(row[name] for name in columns))
+
+
+def once_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole rows with one for each block, in their order. Where two writers of version 0.1 met, a block has several;
+    every reader takes that of the smallest `write`. Raises CorruptionError where they hold different tokens."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        other = chosen.setdefault(row["block"], row)
+        if other is row:
+            continue
+        if other["tokens_checksum"] != row["tokens_checksum"]:
+            raise CorruptionError(
+                f"{row['namespace']}/{row['document']} segment {row['segment']} is in the catalogue twice, with other "
+                f"tokens each time: two processes wrote it at the same moment; {REPAIR}"
+            )
+        if row["write"] < other["write"]:
+            chosen[row["block"]] = row
+    return list(chosen.values())
 
 
 def payload_name(key: DocumentKey, segment: int, epoch: str) -> str:

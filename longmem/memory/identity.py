@@ -8,10 +8,13 @@ import pyarrow as pa
 import xxhash
 
 from longmem.errors import CorruptionError
+from longmem.memory.lance_table import PRIMARY_KEY
 from longmem.types import Fingerprint
 
 IDENTITY = "identity"
-IDENTITY_SCHEMA = pa.schema([("name", pa.string()), ("value", pa.string())])
+IDENTITY_SCHEMA = pa.schema(
+    [pa.field("name", pa.string(), nullable=False, metadata=PRIMARY_KEY), pa.field("value", pa.string())]
+)
 
 METADATA_KEY = b"longmem.fingerprint"
 """Every payload table carries a copy in its schema, so that a lost identity can be restored."""

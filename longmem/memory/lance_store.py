@@ -15,6 +15,7 @@ With `durability="power"` the block survives that too: `put` returns when the di
 Payload tables are never compacted (Lance would rewrite all of them each time); the catalogue is, now and then.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from longmem.errors import ConflictError, MissingBlockError
@@ -22,7 +23,7 @@ from longmem.memory import janitor
 from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA, at, info_of, is_payload, row_of, to_table
 from longmem.memory.lance_table import quoted
 from longmem.memory.lance_writer import LanceWriter
-from longmem.types import DocumentKey, SegmentInfo
+from longmem.types import DocumentKey
 
 
 class LanceMemoryStore(LanceWriter):
@@ -34,30 +35,38 @@ class LanceMemoryStore(LanceWriter):
 
     def fork(self, source: DocumentKey, target: DocumentKey) -> int:
         self._check_open()
+        self._check_acknowledged()
         with self._change:
-            rows = self._catalogue(at(source)).to_pylist()
+            rows = self._rows(at(source))
             if not rows:
                 raise MissingBlockError(f"cannot fork {source}: the store holds no such document")
+            exists = ConflictError(f"cannot fork to {target}: the document exists; delete it or use another name")
             if self._catalogue(at(target), ["segment"]).num_rows:
-                raise ConflictError(f"cannot fork to {target}: the document exists; delete it or use another name")
-            infos = [(info_of(row), row) for row in rows]
-            copies = [
-                row_of(SegmentInfo(**{**vars(info), "key": target}), row["payload"], row["write"])
-                for info, row in infos
-            ]
+                raise exists
+            copies = [row_of(replace(info_of(row), key=target), row["payload"], row["write"]) for row in rows]
             for payload in {row["payload"] for row in rows}:
                 # who wrote it may have promised less
                 self._sync(payload)
-            inserted = self._database.insert_missing(CATALOGUE, to_table(copies), "block")
+            commit = self._database.insert_missing(CATALOGUE, to_table(copies), "block")
             self._on_step("fork:catalogue")
-            self._sync(CATALOGUE)
+            if commit.num_rows < len(copies):
+                # another process made the document meanwhile
+                if commit.num_rows:
+                    self._withdraw(target, rows)
+                raise exists
             # who deletes the source looks for other names of its payload: either they see ours, or we see their delete
             left = set(self._catalogue(at(source), ["write"])["write"].to_pylist())
             if not left >= {row["write"] for row in rows}:
-                self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, at(target))
+                self._withdraw(target, rows)
                 raise MissingBlockError(f"cannot fork {source}: it was deleted or trimmed meanwhile")
+            self._acknowledge(commit.version)
             self._on_step("fork:end")
-        return inserted
+        return commit.num_rows
+
+    def _withdraw(self, target: DocumentKey, rows: list[dict[str, Any]]) -> None:
+        """Remove a fork that was not acknowledged; blocks that others have put under its name stay."""
+        writes = ", ".join(str(int(row["write"])) for row in rows)
+        self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"{at(target)} AND write IN ({writes})")
 
     def delete(self, key: DocumentKey) -> int:
         return self._remove(key, None, "delete")
@@ -75,11 +84,13 @@ class LanceMemoryStore(LanceWriter):
             held = self._payload_tables(condition)
             removed = 0
             if held:
-                removed = self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+                blocks = len(set(self._catalogue(condition, ["block"])["block"].to_pylist()))
+                commit = self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+                removed = min(blocks, commit.num_rows)
                 self._quota.freed()
                 self._on_step(f"{operation}:catalogue")
                 # or a power cut could bring back a catalogue that names what is dropped now
-                self._sync(CATALOGUE)
+                self._acknowledge(commit.version)
                 self._on_step(f"{operation}:sync")
             # also tables that only a killed put has written to, or that a killed delete has left
             own = {name for name in self._database.table_names() if is_payload(name, key, below_segment)}
@@ -108,7 +119,19 @@ class LanceMemoryStore(LanceWriter):
                 self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
             self._quota.freed()
             if rows:
-                self._sync(CATALOGUE)
+                self._acknowledge()
+
+    def keep_row(self, row: dict[str, Any]) -> None:
+        """Make one catalogue row the only one of its block. Raises StoreError."""
+        with self._change:
+            others = f"block = {quoted(str(row['block']))} AND write != {int(row['write'])}"
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, others)
+            if self._catalogue(f"block = {quoted(str(row['block']))}", ["block"]).num_rows > 1:
+                # copies of one row, which no condition tells apart
+                self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"block = {quoted(str(row['block']))}")
+                self._database.insert_missing(CATALOGUE, to_table([row]), "block")
+            self._quota.freed()
+            self._acknowledge()
 
     def close(self) -> None:
         with self._change:

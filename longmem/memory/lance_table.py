@@ -6,7 +6,9 @@ stored bytes cannot be read.
 
 import errno
 import os
+import random
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import lancedb
 import pyarrow as pa
@@ -40,12 +42,31 @@ HANDLES = 128
 """Open tables per database; each holds its manifest in memory."""
 
 CONFLICT_TRIES = 20
-"""Commits are optimistic: who loses a race against a compaction of another process tries again."""
+"""Commits are optimistic: one that loses a race against another process is tried again, at most so often."""
+
+CONFLICT_PAUSE_S = 0.01
+"""Mean pause before the second try. It doubles with each try up to a second: 20 tries last for about 15 s."""
+
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
+"""Metadata of the column that `insert_missing` compares. Without it, and with a column that is nullable, Lance commits
+two concurrent inserts of one key without a conflict (lancedb 0.40, Lance 13)."""
+
+_PRIMARY_KEYS = (b"lance-schema:unenforced-primary-key", b"lance-schema:unenforced-primary-key:position")
+"""What marks it in a stored schema: from its creation, or set afterwards."""
 
 _FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 _NO_SPACE = ("no space left", "disk quota", f"os error {errno.ENOSPC}")
 _NO_WRITE = ("permission denied", "read-only file system", f"os error {errno.EROFS}", f"os error {errno.EACCES}")
+
+
+class Commit(NamedTuple):
+    """What one commit did to a table."""
+
+    num_rows: int
+    """Rows that it inserted or deleted."""
+    version: int
+    """Version of the table that it made."""
 
 
 class LanceDatabase:
@@ -56,8 +77,11 @@ class LanceDatabase:
         self.folder = None if "://" in uri else Path(uri)
         """Where it is, unless in an object store."""
         self._tables: OrderedDict[str, Any] = OrderedDict()
+        self._keyed: set[str] = set()
+        """Tables that are known to have their primary key, which Lance never takes away."""
         self._lock = RLock()
         self._connection: Any = None
+        self._session = _shared_session()
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{uri} is a file; a memory store is a folder: choose another place")
 
@@ -81,18 +105,37 @@ class LanceDatabase:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._connected().create_table(name, schema=schema, exist_ok=True)
 
+    def has_key(self, name: str, columns: list[str], column: str) -> bool:
+        """Whether concurrent inserts into a table are told apart by that column."""
+        with _translated(f"reading table {name}"):
+            return _is_key(self._table(name, columns).schema.field(column))
+
     def append(self, name: str, rows: pa.Table) -> None:
         with _translated(f"appending to table {name}", damage=False):
             self._table(name, rows.schema.names).add(rows)
 
-    def insert_missing(self, name: str, rows: pa.Table, column: str) -> int:
-        """Insert the rows whose `column` is not there yet, as one commit; returns how many."""
+    def insert_missing(self, name: str, rows: pa.Table, column: str) -> Commit:
+        """Insert the rows whose `column` is not there yet, as one commit.
 
-        def insert() -> int:
-            merge = self._table(name, rows.schema.names).merge_insert(column).when_not_matched_insert_all()
-            return int(merge.execute(rows).num_inserted_rows)
+        Of several writers that insert one key at the same moment exactly one counts it as inserted. A table of an
+        earlier version of longmem, whose column is no primary key, is given one first.
+        """
+        assert not rows.schema.field(column).nullable, f"{name}: a nullable column is no key: {column}"
+
+        def insert() -> Commit:
+            table = self._table(name, rows.schema.names)
+            if name not in self._keyed:
+                self._add_key(table, column)
+                self._keyed.add(name)
+            result = table.merge_insert(column).when_not_matched_insert_all().execute(rows)
+            return Commit(int(result.num_inserted_rows), int(result.version))
 
         return self._committed(f"writing to table {name}", name, insert)
+
+    def version(self, name: str, schema: pa.Schema) -> int:
+        """Newest version of a table."""
+        with _translated(f"reading table {name}"):
+            return int(self._table(name, schema.names).version)
 
     def select(
         self, name: str, schema: pa.Schema, where: str | None = None, columns: list[str] | None = None
@@ -107,11 +150,12 @@ class LanceDatabase:
             rows: pa.Table = query.to_arrow()
         return rows
 
-    def delete(self, name: str, schema: pa.Schema, where: str) -> int:
-        """Delete rows as one commit; returns how many."""
+    def delete(self, name: str, schema: pa.Schema, where: str) -> Commit:
+        """Delete rows as one commit."""
 
-        def delete() -> int:
-            return int(self._table(name, schema.names).delete(where).num_deleted_rows)
+        def delete() -> Commit:
+            result = self._table(name, schema.names).delete(where)
+            return Commit(int(result.num_deleted_rows), int(result.version))
 
         return self._committed(f"deleting from table {name}", name, delete)
 
@@ -149,9 +193,16 @@ class LanceDatabase:
         the next call tries again). Old files stay until `clean`."""
         return self._optimize(name, schema, NEVER)
 
-    def clean(self, name: str, schema: pa.Schema) -> bool:
-        """Remove versions of a table that are older than KEEP_VERSIONS, and their files."""
-        return self._optimize(name, schema, KEEP_VERSIONS)
+    def clean(self, name: str, schema: pa.Schema, older_than: timedelta = KEEP_VERSIONS) -> bool:
+        """Remove old versions of a table, and their files."""
+        return self._optimize(name, schema, older_than)
+
+    def forget_all(self) -> None:
+        """Open everything anew, and take nothing from what this process has read before."""
+        with self._lock:
+            self._tables.clear()
+            self._connection = None
+            self._session = _new_session()
 
     def forget(self, name: str) -> None:
         """Open the table anew next time."""
@@ -170,15 +221,33 @@ class LanceDatabase:
             return False
         return True
 
-    def _committed(self, doing: str, name: str, commit: Callable[[], int]) -> int:
-        for left in reversed(range(CONFLICT_TRIES)):
+    @staticmethod
+    def _add_key(table: Any, column: str) -> None:
+        """Make the column a primary key, in two commits that rewrite no data. A death between them changes nothing for
+        readers, and the next writer goes on."""
+        field = table.schema.field(column)
+        if _is_key(field):
+            return
+        if field.nullable:
+            table.alter_columns({"path": column, "nullable": False})
+        try:
+            table.set_unenforced_primary_key(column)
+        except _FOREIGN:
+            # another process may have been faster, and a key cannot be set twice
+            if not _is_key(table.schema.field(column)):
+                raise
+
+    def _committed(self, doing: str, name: str, commit: Callable[[], Commit]) -> Commit:
+        for tried in range(CONFLICT_TRIES):
             try:
                 with _translated(doing, damage=False):
                     return commit()
             except StoreError as error:
                 self.forget(name)
-                if not _is_conflict(error) or not left:
+                if not _is_conflict(error) or tried == CONFLICT_TRIES - 1:
                     raise
+            # without chance in it, two that met once meet again
+            time.sleep(random.uniform(0.5, 1.5) * min(CONFLICT_PAUSE_S * 2**tried, 1.0))
         raise AssertionError("unreachable: the last try returns or raises")
 
     def close(self) -> None:
@@ -189,7 +258,9 @@ class LanceDatabase:
         """The connection; None while the place does not exist, because looking must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
-                self._connection = lancedb.connect(self.uri, read_consistency_interval=timedelta(0), session=_session())
+                self._connection = lancedb.connect(
+                    self.uri, read_consistency_interval=timedelta(0), session=self._session
+                )
             return self._connection
 
     def _table(self, name: str, columns: list[str]) -> Any:
@@ -218,12 +289,38 @@ def quoted(value: str) -> str:
 
 
 @cache
-def _session() -> Any:
+def _shared_session() -> Any:
+    """One cache of metadata for all databases of the process."""
+    return _new_session()
+
+
+def _new_session() -> Any:
     return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 
+def _is_key(field: pa.Field) -> bool:
+    return not field.nullable and any(name in (field.metadata or {}) for name in _PRIMARY_KEYS)
+
+
+_LOST_RACE = (
+    "commit conflict",
+    "too many concurrent writ",
+    "concurrent transaction",
+    "manifest contention",
+)
+"""What Lance says of a commit that another one has overtaken: its own tries are used up, or it has none."""
+
+
+class PlaceError(StoreError):
+    """The place is full, read-only or does not answer: what is stored there may be sound."""
+
+
+class _LostRaceError(StoreError):
+    """Another process was faster; the same commit may be tried again."""
+
+
 def _is_conflict(error: StoreError) -> bool:
-    return "commit conflict" in str(error).lower()
+    return isinstance(error, _LostRaceError)
 
 
 _NO_ANSWER = (
@@ -253,13 +350,15 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
             raise
         text = str(error).lower()
         if any(sign in text for sign in _NO_SPACE):
-            raise StoreError(f"{doing}: the disk is full; free some space and run again ({error})") from error
+            raise PlaceError(f"{doing}: the disk is full; free some space and run again ({error})") from error
         if any(sign in text for sign in _NO_WRITE):
-            raise StoreError(f"{doing}: no permission to write there; choose another folder ({error})") from error
+            raise PlaceError(f"{doing}: no permission to write there; choose another folder ({error})") from error
         if any(sign in text for sign in _NO_ANSWER):
-            raise StoreError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
-        if "commit conflict" in text:
-            raise StoreError(f"{doing}: another process was faster ({error})") from error
+            raise PlaceError(f"{doing}: the storage does not answer as it should; run again later ({error})") from error
+        if any(sign in text for sign in _LOST_RACE):
+            raise _LostRaceError(
+                f"{doing}: other processes were faster each time; run again when fewer write ({error})"
+            ) from error
         # what a newest manifest of zeros looks like to a handle that is already open
         if damage or panic or "does not match existing table schema" in text:
             raise CorruptionError(f"{doing}: stored data cannot be read; {REPAIR} ({error})") from error

@@ -1,7 +1,7 @@
 """The writing half of the durable store: how blocks come to exist, and how its tables are kept small."""
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from secrets import randbits, token_hex
 from threading import Lock
@@ -26,15 +26,19 @@ from longmem.memory.codec import payload_schema, to_rows
 from longmem.memory.durability import Durability, TableSync
 from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA, identity_rows
 from longmem.memory.lance_reader import LanceReader
-from longmem.memory.lance_table import quoted
+from longmem.memory.lance_table import KEEP_VERSIONS, quoted
+from longmem.memory.object_files import ObjectFiles
 from longmem.memory.quota import Quota
-from longmem.memory.self_test import check_conditional_writes
 from longmem.memory.store import check_block, check_fingerprint, check_same_tokens, describe_block
 from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt
 
 COMPACT_EVERY = 32
 """Commits of puts between two compactions of the catalogue. Each takes some 10 ms; every commit in between leaves a
 fragment, of which each later one reads the block names, at 0.1 ms a fragment."""
+
+UNSURE_S = KEEP_VERSIONS.total_seconds() / 2
+"""A put that took longer looks whether its blocks are in the catalogue twice. Lance compares an insert with the commits
+since the version it was planned on, and passes over those whose versions were cleaned away (lancedb 0.40)."""
 
 KNOWN_DOCUMENTS = 64
 """Documents whose stored segments a writer remembers, so that a put need not look for what is not there."""
@@ -45,8 +49,10 @@ STEPS = (
     "put:payload-sync",
     "put:catalogue",
     "put:catalogue-sync",
+    "put:acknowledged",
     "compact:commit",
     "compact:sync",
+    "compact:acknowledged",
     "compact:end",
     "delete:catalogue",
     "delete:sync",
@@ -123,7 +129,11 @@ class LanceWriter(LanceReader):
                     receipts.append(PutReceipt(block.key, block.segment, block.num_bytes, duplicate=False))
                 else:
                     row = rows.get(_name(block)) or self._row(block)
-                    assert row is not None, f"{block.key} segment {block.segment}: neither inserted nor there"
+                    if row is None:
+                        raise StoreError(
+                            f"{block.key} segment {block.segment}: another process put it at the same moment and "
+                            "deleted it again; put it again"
+                        )
                     receipts.append(self._replayed(row, block))
         return receipts
 
@@ -148,14 +158,20 @@ class LanceWriter(LanceReader):
             row_of(describe_block(writes[write]), payload, write) for payload, own in payloads.items() for write in own
         ]
         inserted = {int(entry["write"]) for entry in entries}
-        if self._database.insert_missing(CATALOGUE, to_table(entries), "block") < len(entries):
+        commit = self._database.insert_missing(CATALOGUE, to_table(entries), "block")
+        if commit.num_rows < len(entries):
             # another process was faster with some: its blocks stay, our payload rows of them are never named
             inserted &= self._writes_of(blocks)
         self._on_step("put:catalogue")
-        if time.time() - begun > janitor.OLD_S:
+        took_s = time.time() - begun
+        if took_s > janitor.OLD_S:
             self._check_not_swept({name: [writes[write] for write in own] for name, own in payloads.items()})
+        if took_s > UNSURE_S:
+            inserted &= self._withdraw_doubled(blocks, inserted)
         self._sync(CATALOGUE)
         self._on_step("put:catalogue-sync")
+        self._acknowledged.record(commit.version)
+        self._on_step("put:acknowledged")
         for write in inserted:
             self._known_segments(writes[write].key).add(writes[write].segment)
             self._recent.keep(write, rows[write])
@@ -169,7 +185,7 @@ class LanceWriter(LanceReader):
         """What every writer does once."""
         folder = self._database.folder
         if folder is None:
-            check_conditional_writes(self._database.uri)
+            ObjectFiles(self._database.uri).check_conditional_writes()
         elif janitor.is_due(folder):
             # compaction too: writers that die often never come to their own
             self._tidy(janitor.OLD_S)
@@ -178,11 +194,14 @@ class LanceWriter(LanceReader):
             self._sync(IDENTITY)
 
     def _create(self, fingerprint: Fingerprint) -> None:
-        self._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
-        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
+        there = self._database.table_names()
+        for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
+            # one that a writer of an earlier version left when it died here has another schema, and gets its key later
+            if name not in there:
+                self._database.create_if_absent(name, schema)
         self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
-        self._sync(CATALOGUE)
         self._sync(IDENTITY)
+        self._acknowledge()
 
     def _tidy(self, old_s: float) -> janitor.Swept:
         if self._is_there():
@@ -194,6 +213,10 @@ class LanceWriter(LanceReader):
         self._on_step("compact:commit")
         self._sync(CATALOGUE)
         self._on_step("compact:sync")
+        # before old versions go: what a mark names is then never among them
+        self._acknowledge()
+        self._acknowledged.tidy()
+        self._on_step("compact:acknowledged")
         # only now, or a power cut could leave neither the old files nor the new ones
         self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
         self._sync(CATALOGUE)
@@ -229,6 +252,25 @@ class LanceWriter(LanceReader):
                 "an orphan; put it again"
             )
 
+    def _withdraw_doubled(self, blocks: list[KVBlock], ours: set[int]) -> set[int]:
+        """After a put that stood still for so long that the versions may be gone which would have told Lance of another
+        writer's insert: remove our row where there is another one of the block. Returns the writes that stay."""
+        names = ", ".join(quoted(_name(block)) for block in blocks)
+        rows = self._catalogue(f"block IN ({names})").to_pylist()
+        counts = Counter(row["block"] for row in rows)
+        doubled = {int(row["write"]) for row in rows if counts[row["block"]] > 1} & ours
+        if doubled:
+            condition = f"block IN ({names}) AND write IN ({', '.join(map(str, doubled))})"
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+        return ours - doubled
+
+    def _acknowledge(self, version: int | None = None) -> None:
+        """What the catalogue says now, or said in a version of it, is found again from here on."""
+        self._sync(CATALOGUE)
+        if version is None:
+            version = self._database.version(CATALOGUE, CATALOGUE_SCHEMA)
+        self._acknowledged.record(version)
+
     def _sync(self, table: str) -> None:
         if self._disk is not None:
             self._disk.table(table)
@@ -244,8 +286,7 @@ class LanceWriter(LanceReader):
         return known
 
     def _row(self, block: KVBlock) -> dict[str, Any] | None:
-        rows: list[dict[str, Any]] = self._catalogue(f"block = {quoted(_name(block))}").to_pylist()
-        return rows[0] if rows else None
+        return next(iter(self._rows(f"block = {quoted(_name(block))}")), None)
 
     def _writes_of(self, blocks: list[KVBlock]) -> set[int]:
         """The writes that hold these blocks."""
@@ -257,7 +298,7 @@ class LanceWriter(LanceReader):
         check_same_tokens(info, block)
         # who wrote it may have died before the disk had it
         self._sync(row["payload"])
-        self._sync(CATALOGUE)
+        self._acknowledge()
         return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)
 
 

@@ -5,12 +5,15 @@ gone are dropped from the catalogue: a job that needs them writes them again.
 """
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from longmem.errors import CorruptionError, StoreError
-from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA, is_payload
-from longmem.memory.codec import PAYLOAD_COLUMNS
+from longmem.memory.acknowledged import HINT, Acknowledged, acknowledged, version_of
+from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA, is_payload, to_table
+from longmem.memory.codec import PAYLOAD_COLUMNS, payload_schema
 from longmem.memory.identity import (
     IDENTITY,
     IDENTITY_SCHEMA,
@@ -21,11 +24,15 @@ from longmem.memory.identity import (
 )
 from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.lance_table import LanceDatabase
+from longmem.memory.rehearsal import rehearse
 from longmem.types import Fingerprint
 
 REBUILT = "rebuilt"
 
 DAMAGED_FOLDER = "damaged"
+
+_NAMED = 5
+"""Examples in a sentence."""
 
 
 @dataclass
@@ -43,75 +50,178 @@ def recover(uri: str) -> RecoveryReport:
     """Repair a store that nobody else has open. Running it on a sound store only verifies it.
 
     - a table whose newest version cannot be read goes back to the newest one that can;
-    - a catalogue that can be read but not compacted (an old version is damaged) is written anew;
-    - a lost fingerprint is restored from the payload tables;
+    - a catalogue that has lost acknowledged commits is taken as it is, and what nothing names any more is told;
+    - a catalogue that can be read but not written (an old version is damaged) is written anew;
+    - a fingerprint that is lost, or is not that of the payload tables, is restored from them;
+    - of several catalogue rows of one block, one that verifies stays;
     - catalogue entries whose block does not verify are dropped;
     - with no readable catalogue, every table is moved aside and the store is empty.
 
-    In an object store only damaged blocks are dropped. Raises StoreError when the place cannot be read or written,
-    CorruptionError for damage that it cannot repair (a damaged table in an object store).
+    In an object store only rows and damaged blocks are dropped. Raises StoreError when the place cannot be read or
+    written, CorruptionError for damage that it cannot repair (a damaged table in an object store).
     """
     report = RecoveryReport()
     database = LanceDatabase(uri)
-    if database.folder is not None and database.folder.is_dir():
+    if database.folder is None:
+        _accept_in_bucket(database, report)
+    elif database.folder.is_dir():
         _Repair(database, database.folder, report).run()
     with LanceMemoryStore(uri) as store:
+        for row, reason in _surplus_rows(store):
+            report.actions.append(f"removed a second row of {_block(row)} from the catalogue: {reason}")
         damaged = store.damaged_blocks()
         for row, reason in damaged:
-            report.actions.append(
-                f"dropped segment {row['segment']} of {row['namespace']}/{row['document']} from the catalogue: {reason}"
-            )
+            report.actions.append(f"dropped {_block(row)} from the catalogue: {reason}")
         store.drop_blocks([row for row, _ in damaged])
         report.num_dropped = len(damaged)
         report.num_blocks = store.verify()
     return report
 
 
+def _accept_in_bucket(database: LanceDatabase, report: RecoveryReport) -> None:
+    """A catalogue that is older than its mark is taken as it is. Raises CorruptionError where it cannot be read."""
+    marks = acknowledged(database.uri, None)
+    if CATALOGUE not in database.table_names():
+        return
+    version = database.version(CATALOGUE, CATALOGUE_SCHEMA)
+    try:
+        marks.check(lambda: version)
+    except CorruptionError as error:
+        report.actions.append(f"{error} (the catalogue of version {version} is taken as it is)")
+        marks.reset(version)
+
+
+def _surplus_rows(store: LanceMemoryStore) -> list[tuple[dict[str, Any], str]]:
+    """Removes all but one row of each block that has several: the one that readers take, if it verifies and all hold
+    the same tokens; else the first that was written and verifies."""
+    removed = []
+    for rows in store.doubled().values():
+        sound = [row for row in rows if not store.damage_of(row)] or rows
+        same = len({row["tokens_checksum"] for row in rows}) == 1
+        kept = min(sound, key=lambda row: int(row["write"])) if same else sound[0]
+        others = [row for row in rows if row is not kept]
+        store.keep_row(kept)
+        why = "the same tokens" if same else "other tokens, and was written later or cannot be read"
+        removed += [
+            (row, f"two processes had written it at the same moment, and this one holds {why}") for row in others
+        ]
+    return removed
+
+
 class _Repair:
+    """Of a store in a folder: its tables first, then what they say."""
+
     def __init__(self, database: LanceDatabase, folder: Path, report: RecoveryReport) -> None:
         self._database = database
         self._folder = folder
         self._report = report
         self._aside = folder / DAMAGED_FOLDER / time.strftime("%Y%m%d-%H%M%S")
+        self._marks: Acknowledged = acknowledged(database.uri, folder)
 
     def run(self) -> None:
         rebuilt, catalogue = (self._folder / f"{name}.lance" for name in (REBUILT, CATALOGUE))
         if rebuilt.is_dir() and not catalogue.exists():
             rebuilt.rename(catalogue)
             self._report.actions.append("finished a repair that was interrupted: the catalogue is back")
+            self._marks.reset(None)
+        lost = self._lost_commits()
         names = self._database.table_names()
         payloads = sorted(name for name in names if is_payload(name))
+        suspect = self._rows_of_suspect_version() if lost else []
+        newest = _newest_manifest(self._folder / f"{CATALOGUE}.lance")
         has_catalogue = self._roll_back(CATALOGUE, CATALOGUE_SCHEMA.names)
-        has_identity = self._roll_back(IDENTITY, IDENTITY_SCHEMA.names) and self._fingerprint() is not None
+        went_back = lost or newest != _newest_manifest(self._folder / f"{CATALOGUE}.lance")
+        has_identity = self._roll_back(IDENTITY, IDENTITY_SCHEMA.names)
         payloads = [name for name in payloads if self._roll_back(name, PAYLOAD_COLUMNS, ["write"])]
         if not payloads and not self._report.actions:
             # nothing was ever stored, or a first put died before its payload
             return
-        if not has_identity:
-            has_identity = self._restore_identity(payloads)
+        has_identity = self._check_identity(payloads, has_identity)
         if not has_catalogue or not has_identity:
-            lost = "catalogue" if not has_catalogue else "fingerprint"
-            for name in (*payloads, CATALOGUE, IDENTITY):
-                self._move_aside(self._folder / f"{name}.lance", f"the store has lost its {lost}")
-            self._report.actions.append(f"the {lost} could not be restored: the store is empty now")
+            self._empty(payloads, "catalogue" if not has_catalogue else "fingerprint")
             return
-        self._check_old_versions()
+        self._check_writes(suspect)
+        if self._report.actions:
+            # a catalogue that went back is the one that counts from here on
+            self._marks.reset(self._database.version(CATALOGUE, CATALOGUE_SCHEMA))
+        if went_back:
+            self._tell_unnamed(payloads)
 
-    def _check_old_versions(self) -> None:
+    def _lost_commits(self) -> bool:
+        """Whether commits are gone that were acknowledged."""
+        table = self._folder / f"{CATALOGUE}.lance"
         try:
-            self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
-            self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
+            self._marks.check(lambda: 0)
+            self._marks.check_hint()
         except CorruptionError as error:
-            self._report.actions.append(f"an old version of the catalogue is damaged: {error}")
-            rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA)
-            rebuilt = self._folder / f"{REBUILT}.lance"
-            self._move_aside(rebuilt, "it was left by a repair that was interrupted")
-            self._database.create_if_absent(REBUILT, CATALOGUE_SCHEMA)
-            self._database.append(REBUILT, rows)
-            self._move_aside(self._folder / f"{CATALOGUE}.lance", f"its {rows.num_rows} rows were written anew")
-            rebuilt.rename(self._folder / f"{CATALOGUE}.lance")
-            for name in (CATALOGUE, REBUILT):
-                self._database.forget(name)
+            self._report.actions.append(f"{error} (it was taken as it is)")
+            (table / "_versions" / HINT).unlink(missing_ok=True)
+            return True
+        return False
+
+    def _rows_of_suspect_version(self) -> list[dict[str, Any]]:
+        """The rows of a newest version that is not the one that was acknowledged under its number. It is moved aside: a
+        flipped bit of a manifest can leave out rows, or bring back deleted ones, and still be read."""
+        table = self._folder / f"{CATALOGUE}.lance"
+        mark = self._marks.newest()
+        newest = _newest_manifest(table)
+        if mark is None or newest is None or version_of(newest.name) != mark.version or len(_manifests(table)) < 2:
+            return []
+        try:
+            rows: list[dict[str, Any]] = self._database.select(CATALOGUE, CATALOGUE_SCHEMA).to_pylist()
+        except CorruptionError:
+            return []
+        self._move_aside(newest, "it is not the version that was acknowledged under this number")
+        self._database.forget(CATALOGUE)
+        return rows
+
+    def _check_writes(self, suspect: list[dict[str, Any]]) -> None:
+        """Write the catalogue anew where it can be read and not written, or lacks rows of a version that was moved
+        aside."""
+        reason = None
+        try:
+            rehearse(self._folder)
+        except CorruptionError as error:
+            reason = f"the catalogue could be read and not written: {error}"
+        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA).to_pylist()
+        held = {row["block"] for row in rows}
+        if more := [row for row in suspect if row["block"] not in held]:
+            reason = f"{reason}; " if reason else ""
+            reason += f"{len(more)} rows of the version that was moved aside are taken over, where their blocks verify"
+        if reason is None:
+            return
+        self._report.actions.append(reason)
+        rebuilt = self._folder / f"{REBUILT}.lance"
+        self._move_aside(rebuilt, "it was left by a repair that was interrupted")
+        self._database.create_if_absent(REBUILT, CATALOGUE_SCHEMA)
+        self._database.append(REBUILT, to_table(rows + more))
+        # a death from here on leaves no mark that the new catalogue does not keep
+        self._marks.reset(None)
+        self._move_aside(self._folder / f"{CATALOGUE}.lance", f"its {len(rows)} rows were written anew")
+        rebuilt.rename(self._folder / f"{CATALOGUE}.lance")
+        for name in (CATALOGUE, REBUILT):
+            self._database.forget(name)
+
+    def _tell_unnamed(self, payloads: list[str]) -> None:
+        """What the lost commits had made reachable: payload that no row names. It stays where its table has other
+        blocks, and is moved aside with the table where it has none."""
+        rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA).to_pylist()
+        named = {(row["payload"], int(row["write"])) for row in rows}
+        documents = {row["place"]: f"{row['namespace']}/{row['document']}" for row in rows}
+        unnamed: Counter[str] = Counter()
+        for name in payloads:
+            written = self._database.select(name, payload_schema(self._known()), columns=["write"])["write"].to_pylist()
+            if count := len({write for write in written if (name, write) not in named}):
+                unnamed[name] = count
+                if not any(payload == name for payload, _ in named):
+                    self._move_aside(self._folder / f"{name}.lance", "no row of the catalogue names any of its blocks")
+        if unnamed:
+            owners = sorted({documents.get(_place(name), "a document without any block left") for name in unnamed})
+            shown = ", ".join(owners[:_NAMED]) + (f" and {len(owners) - _NAMED} others" if len(owners) > _NAMED else "")
+            self._report.actions.append(
+                f"{sum(unnamed.values())} blocks were written that the catalogue does not name (lost with its newest "
+                f"commits, or left by writers that died): of {shown}; write these documents again"
+            )
 
     def _roll_back(self, name: str, columns: list[str], read: list[str] | None = None) -> bool:
         """Move newest versions aside until one can be read; False (and the table aside) when there is none."""
@@ -131,12 +241,42 @@ class _Repair:
                     self._move_aside(table, "no version of it can be read")
                     return False
                 self._move_aside(newest, "that version cannot be read")
-                (newest.parent / "latest_version_hint.json").unlink(missing_ok=True)
+                (newest.parent / HINT).unlink(missing_ok=True)
                 moved += 1
             else:
                 if moved:
                     self._report.actions.append(f"table {name} is back at the version before {moved} damaged one(s)")
                 return True
+
+    def _check_identity(self, payloads: list[str], readable: bool) -> bool:
+        """Restore the fingerprint from the payload tables where it is lost or another one; whether there is one."""
+        stored = self._fingerprint() if readable else None
+        found: Counter[Fingerprint] = Counter()
+        for name in payloads:
+            text = self._database.metadata(name, PAYLOAD_COLUMNS).get(METADATA_KEY)
+            if text is not None:
+                found[from_text(text.decode())] += 1
+        ranked = found.most_common(2)
+        if not ranked or (stored is not None and stored in found and len(found) == 1):
+            return stored is not None
+        fingerprint, count = ranked[0]
+        if len(ranked) > 1 and ranked[1][1] == count:
+            if stored in found:
+                return True
+            raise CorruptionError(
+                f"the payload tables of {self._database.uri} were written by {len(found)} models, as many tables "
+                f"by each of two, and the fingerprint is lost: restore the table `identity` from a copy "
+                f"({ranked[0][0]} or {ranked[1][0]})"
+            )
+        if stored == fingerprint:
+            return True
+        why = "it holds no readable fingerprint" if stored is None else "its fingerprint is that of another store"
+        self._move_aside(self._folder / f"{IDENTITY}.lance", why)
+        self._database.forget(IDENTITY)
+        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
+        self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
+        self._report.actions.append(f"restored the fingerprint from {count} of {len(payloads)} payload tables")
+        return True
 
     def _fingerprint(self) -> Fingerprint | None:
         rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
@@ -146,21 +286,16 @@ class _Repair:
             self._report.actions.append(str(error))
             return None
 
-    def _restore_identity(self, payloads: list[str]) -> bool:
-        found = set()
-        for name in payloads:
-            text = self._database.metadata(name, PAYLOAD_COLUMNS).get(METADATA_KEY)
-            if text is not None:
-                found.add(from_text(text.decode()))
-        if len(found) != 1:
-            return False
-        (fingerprint,) = found
-        self._move_aside(self._folder / f"{IDENTITY}.lance", "it holds no readable fingerprint")
-        self._database.forget(IDENTITY)
-        self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
-        self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
-        self._report.actions.append(f"restored the fingerprint from {len(payloads)} payload tables")
-        return True
+    def _known(self) -> Fingerprint:
+        fingerprint = self._fingerprint()
+        assert fingerprint is not None, "asked for the fingerprint before it was restored"
+        return fingerprint
+
+    def _empty(self, payloads: list[str], lost: str) -> None:
+        for name in (*payloads, CATALOGUE, IDENTITY):
+            self._move_aside(self._folder / f"{name}.lance", f"the store has lost its {lost}")
+        self._marks.reset(None)
+        self._report.actions.append(f"the {lost} could not be restored: the store is empty now")
 
     def _move_aside(self, path: Path, reason: str) -> None:
         if not path.exists():
@@ -177,12 +312,17 @@ class _Repair:
         self._report.actions.append(f"moved {path.relative_to(self._folder)} to {target.parent}: {reason}")
 
 
+def _manifests(table: Path) -> list[Path]:
+    return [path for path in (table / "_versions").glob("*.manifest") if version_of(path.name) is not None]
+
+
 def _newest_manifest(table: Path) -> Path | None:
-    manifests = [path for path in (table / "_versions").glob("*.manifest") if path.stem.isdigit()]
-    return max(manifests, key=_version, default=None)
+    return max(_manifests(table), key=lambda path: version_of(path.name) or 0, default=None)
 
 
-def _version(manifest: Path) -> int:
-    # Lance counts down from 2^64 - 1 in names of twenty digits, so that the newest is listed first
-    number = int(manifest.stem)
-    return 2**64 - 1 - number if len(manifest.stem) == 20 else number
+def _place(payload: str) -> str:
+    return payload.split("-")[1]
+
+
+def _block(row: dict[str, Any]) -> str:
+    return f"segment {row['segment']} of {row['namespace']}/{row['document']}"

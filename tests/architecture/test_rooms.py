@@ -20,7 +20,7 @@ MAX_LINES = 400
 ROOMS = {
     "ray": ("actors/",),
     "lancedb": ("longmem/memory/lance_table.py",),
-    "obstore": ("longmem/memory/self_test.py",),
+    "obstore": ("longmem/memory/object_files.py",),
     "lm_eval": ("longmem/evaluation/",),
     "faiss": ("longmem/search/faiss_search.py",),
     "transformers": ("longmem/backbone/", "longmem/sidenet/"),
@@ -191,7 +191,7 @@ VIOLATIONS = {
         ("actors", "import lancedb"),
         ("pipelines", "import lancedb"),
     ],
-    "obstore lives in longmem.memory.self_test": [
+    "obstore lives in longmem.memory.object_files": [
         ("longmem/memory", "import obstore"),
         ("pipelines", "from obstore.store import from_url"),
     ],

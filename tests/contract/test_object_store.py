@@ -1,8 +1,10 @@
 """The durable store in a bucket: a real S3-compatible server on loopback, the same code, the same promises."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -12,9 +14,13 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
+from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import MemoryStore
+from longmem.memory.recovery import recover
+from longmem.memory.store import AbstractMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
+from tests.racing import Meeting, Race, put_groups, put_other_tokens, race_in_threads
 
 NUMBERS = count()
 
@@ -126,6 +132,61 @@ def test_two_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
     assert errors == []
     with MemoryStore.open(f"s3://{bucket}/x") as store:
         assert store.verify() == 10
+
+
+def race_in_bucket(bucket: str, race: Race) -> list[Any]:
+    """Each thread has a store of its own, as a process would have."""
+    stores = [MemoryStore.open(f"s3://{bucket}/x") for _ in range(2)]
+
+    def run(_: AbstractMemoryStore, racer: int, meeting: Meeting) -> Any:
+        with stores[racer] as store:
+            return race(store, racer, meeting)
+
+    return race_in_threads(stores[0], run, count=2)
+
+
+def test_two_writers_of_the_same_blocks_in_a_bucket_have_one_winner(bucket: str) -> None:
+    found = race_in_bucket(bucket, partial(put_groups, 4, 5))
+    new = Counter(each.segment for receipts in found for each in receipts if not each.duplicate)
+    assert new == dict.fromkeys({each.segment for receipts in found for each in receipts}, 1)
+    for outcomes in zip(*race_in_bucket(bucket, partial(put_other_tokens, 3)), strict=True):
+        assert sorted(outcomes) == ["ConflictError", "new"]
+    with LanceMemoryStore(f"s3://{bucket}/x") as store:
+        assert store._catalogue().num_rows == store.verify() == len(new) + 3
+
+
+def test_an_older_copy_of_the_catalogue_in_a_bucket_is_told_and_taken_by_a_repair(bucket: str) -> None:
+    client, uri = boto3.client("s3"), f"s3://{bucket}/x"
+    with MemoryStore.open(uri) as store:
+        for index in range(3):
+            store.put(make_block(segment=index))
+        older = set(objects(bucket))
+        for index in range(3, 5):
+            store.put(make_block(segment=index))
+        newer = [name for name in objects(bucket) if name not in older and "/catalogue.lance/" in f"/{name}"]
+        for name in newer:
+            client.delete_object(Bucket=bucket, Key=name)
+        for call in (lambda: store.segments(KEY), store.verify):
+            with pytest.raises(CorruptionError, match="has lost writes that were acknowledged"):
+                call()
+    with pytest.raises(CorruptionError, match="has lost writes that were acknowledged"):
+        MemoryStore.open(uri)
+    report = recover(uri)
+    assert report.num_blocks == 3
+    assert len(report.actions) == 1
+    with MemoryStore.open(uri) as store:
+        assert [store.put(make_block(segment=index)).duplicate for index in range(5)] == [True] * 3 + [False] * 2
+        assert store.verify() == 5
+    assert recover(uri).actions == []
+
+
+def test_marks_of_a_bucket_do_not_pile_up(bucket: str) -> None:
+    for index in range(3):
+        with LanceMemoryStore(f"s3://{bucket}/x") as store:
+            store.put(make_block(segment=index))
+    store = LanceMemoryStore(f"s3://{bucket}/x")
+    store.compact()
+    assert sum("/acknowledged/" in name for name in objects(bucket)) == 1
 
 
 def test_a_server_without_conditional_writes_is_refused(front: Front, bucket: str) -> None:

@@ -1,0 +1,295 @@
+"""A record, outside the catalogue, of its newest acknowledged commit, so that a catalogue that went back is seen.
+
+    acknowledged/18446744073709551573-8c2f0e7d1a5b9c34      (2^64 - 1 - version)-(digest of that version's manifest)
+
+A mark is an empty file whose name says everything, so that it exists whole or not at all. It is made after a commit of
+the catalogue and before the commit is acknowledged. Whatever is marked must therefore be found again: the newest
+version must not be below the mark, and the manifest of the marked version must be the very one that was marked.
+
+A writer that dies between its commit and its mark leaves a catalogue that is newer than the mark, which is sound. The
+folder's name sorts before `catalogue.lance`, so that a tool that copies a store in the order of names while somebody
+writes copies the mark first.
+
+In a bucket a mark holds no digest, because reading each manifest back would cost a request for each put: there, a
+catalogue is only seen to be older than its mark while it is shorter.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from longmem.errors import CorruptionError, StoreError
+from longmem.memory.object_files import ObjectFiles
+
+FOLDER = "acknowledged"
+
+HINT = "latest_version_hint.json"
+"""Beside the manifests of a table."""
+
+_LAST = 2**64 - 1
+"""Lance counts versions down from here in the names of manifests, so that the newest is listed first."""
+
+_PAUSES_S = (0.01, 0.05, 0.2)
+"""A network file system may show a mark before it shows the manifest: looked at again after these."""
+
+_NO_DIGEST = "0" * 16
+
+
+class Mark(NamedTuple):
+    """One acknowledged commit of the catalogue."""
+
+    version: int
+    digest: str
+    """XXH3-64 of the manifest; zeros where it was not read."""
+
+    @property
+    def name(self) -> str:
+        return f"{_LAST - self.version:020d}-{self.digest}"
+
+    @staticmethod
+    def of(name: str) -> "Mark | None":
+        """None for a name that is no mark."""
+        number, dash, digest = name.partition("-")
+        if not (dash and len(number) == 20 and number.isdigit() and len(digest) == 16):
+            return None
+        return Mark(_LAST - int(number), digest)
+
+
+class Acknowledged(ABC):
+    """The marks of one store. Not thread-safe beyond what single files are: a store's lock protects `record`."""
+
+    is_cheap: bool
+    """Whether checking costs microseconds, so that every look into the catalogue may do it."""
+
+    @abstractmethod
+    def check(self, version: Callable[[], int]) -> None:
+        """Return when the catalogue holds every acknowledged commit. `version` reads its newest version, and is called
+        only where the marks alone do not tell. Raises CorruptionError."""
+
+    @abstractmethod
+    def check_hint(self) -> None:
+        """Return unless there is other evidence of a commit that is gone. Raises CorruptionError."""
+
+    @abstractmethod
+    def newest(self) -> Mark | None:
+        """The newest mark; None where nothing was marked."""
+
+    @abstractmethod
+    def record(self, version: int) -> None:
+        """Mark a commit that is about to be acknowledged. Raises CorruptionError where the catalogue has gone back
+        meanwhile, StoreError where the mark cannot be written."""
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Remove marks of writers that are gone, where a newer mark says more."""
+
+    @abstractmethod
+    def reset(self, version: int | None) -> None:
+        """Forget all marks and take the catalogue as it is (of `version`; None for none)."""
+
+
+def acknowledged(uri: str, folder: Path | None) -> Acknowledged:
+    """The marks of a store in a folder, or at a URI."""
+    return _InBucket(ObjectFiles(uri)) if folder is None else _OnDisk(folder)
+
+
+class _OnDisk(Acknowledged):
+    is_cheap = True
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._folder = store / FOLDER
+        self._versions = store / "catalogue.lance" / "_versions"
+        self._sound: tuple[Mark, tuple[int, int, int]] | None = None
+        """The mark that was compared last, and the manifest then: inode, time and size."""
+
+    def check(self, version: Callable[[], int]) -> None:
+        del version  # the folder says it without opening the table
+        newest = self.newest()
+        for pause_s in (*_PAUSES_S, None):
+            if newest is None or (reason := self._lacks(newest)) is None:
+                return
+            if pause_s is None:
+                raise _lost(str(self._store), reason)
+            time.sleep(pause_s)
+            # a repair, or a writer that has gone on, may have replaced it
+            newest = self.newest()
+
+    def newest(self) -> Mark | None:
+        return next(iter(self._marks()), None)
+
+    def check_hint(self) -> None:
+        """Raises CorruptionError where Lance's own hint of the newest version is beyond all that are there. It is
+        written after a commit, so that it is never too high; it tells of stores that have no mark yet."""
+        try:
+            hint = json.loads((self._versions / HINT).read_text(encoding="utf-8"))["version"]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (ValueError, KeyError, TypeError):
+            # Lance lists the versions then, and writes it anew
+            return
+        if isinstance(hint, int) and (newest := newest_version(self._versions)) < hint:
+            raise _lost(str(self._store), f"version {hint} of the catalogue was there, and the newest one is {newest}")
+
+    def _lacks(self, mark: Mark) -> str | None:
+        """Why the catalogue is not the one that was marked; None where it is."""
+        manifest = _manifest(self._versions, mark.version)
+        try:
+            status = manifest.stat()
+            state = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if self._sound != (mark, state):
+                if mark.digest not in (_NO_DIGEST, _digest(manifest)):
+                    return (
+                        f"version {mark.version} of the catalogue is not the one that was acknowledged: it was "
+                        "replaced by another copy, or is damaged"
+                    )
+                self._sound = (mark, state)
+        except FileNotFoundError:
+            newest = newest_version(self._versions)
+            if newest < mark.version:
+                return f"version {mark.version} of the catalogue was acknowledged, and the newest one is {newest}"
+            # a version behind the mark stays only where a writer died before marking it, so this one was cleaned away
+        return None
+
+    def record(self, version: int) -> None:
+        marks = self._marks()
+        if marks and marks[0].version > version:
+            # another writer has marked a later commit, which names ours too
+            self.check(lambda: version)
+            return
+        try:
+            digest = _digest(_manifest(self._versions, version))
+        except FileNotFoundError:
+            if newest_version(self._versions) < version:
+                raise _lost(str(self._store), f"version {version} was committed a moment ago and is gone") from None
+            digest = _NO_DIGEST
+        mark = Mark(version, digest)
+        if mark in marks:
+            return
+        if any(other.version == version and _NO_DIGEST not in (digest, other.digest) for other in marks):
+            raise _lost(str(self._store), f"version {version} was acknowledged before, with other content")
+        try:
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / mark.name).touch()
+            for old in marks:
+                if old.version < version:
+                    (self._folder / old.name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"what was written is stored, and {self._folder} cannot be written to say so: {error}; free some space "
+                "or check its permissions, and write it again"
+            ) from error
+
+    def tidy(self) -> None:
+        """Every `record` does it."""
+
+    def reset(self, version: int | None) -> None:
+        try:
+            for mark in self._marks():
+                (self._folder / mark.name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write to {self._folder}: {error}; check its permissions") from error
+        self._sound = None
+        if version is not None:
+            self.record(version)
+
+    def _marks(self) -> list[Mark]:
+        """Newest first."""
+        try:
+            names = sorted(path.name for path in self._folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"cannot read {self._folder}: {error}; check its permissions") from error
+        return [mark for name in names if (mark := Mark.of(name)) is not None]
+
+
+class _InBucket(Acknowledged):
+    is_cheap = False
+
+    def check_hint(self) -> None:
+        """Nothing is there: a bucket lists what it holds, and Lance keeps no hint."""
+
+    def __init__(self, files: ObjectFiles) -> None:
+        self._files = files
+        self._own: Mark | None = None
+
+    def check(self, version: Callable[[], int]) -> None:
+        marks = self._marks()
+        if marks and (newest := version()) < marks[0].version:
+            raise _lost(
+                self._files.uri,
+                f"version {marks[0].version} of the catalogue was acknowledged, and the newest one is {newest}",
+            )
+
+    def newest(self) -> Mark | None:
+        return next(iter(self._marks()), None)
+
+    def record(self, version: int) -> None:
+        if self._own is not None and self._own.version > version:
+            raise _lost(
+                self._files.uri, f"version {self._own.version} was acknowledged before version {version} was committed"
+            )
+        mark = Mark(version, _NO_DIGEST)
+        if mark == self._own:
+            return
+        self._files.create(f"{FOLDER}/{mark.name}")
+        if self._own is not None:
+            self._files.remove(f"{FOLDER}/{self._own.name}")
+        self._own = mark
+
+    def tidy(self) -> None:
+        for old in self._marks()[1:]:
+            # never removed before a newer one is there: an older mark says nothing more
+            self._files.remove(f"{FOLDER}/{old.name}")
+
+    def reset(self, version: int | None) -> None:
+        for mark in self._marks():
+            self._files.remove(f"{FOLDER}/{mark.name}")
+        self._own = None
+        if version is not None:
+            self.record(version)
+
+    def _marks(self) -> list[Mark]:
+        marks = (Mark.of(name.rpartition("/")[2]) for name in self._files.names(f"{FOLDER}/"))
+        return sorted((mark for mark in marks if mark is not None), reverse=True)
+
+
+def newest_version(versions: Path) -> int:
+    """Newest version that a folder of manifests holds; 0 for none."""
+    with suppress(FileNotFoundError):
+        found = [version_of(path.name) for path in versions.iterdir() if path.suffix == ".manifest"]
+        return max((number for number in found if number is not None), default=0)
+    return 0
+
+
+def version_of(name: str) -> int | None:
+    """Version that a manifest's name says; None for another name."""
+    stem = name.removesuffix(".manifest")
+    if not stem.isdigit():
+        return None
+    # names of fewer digits are of Lance before its second scheme
+    return _LAST - int(stem) if len(stem) == 20 else int(stem)
+
+
+def _manifest(versions: Path, version: int) -> Path:
+    path = versions / f"{_LAST - version:020d}.manifest"
+    old = versions / f"{version}.manifest"
+    return old if not path.exists() and old.exists() else path
+
+
+def _digest(manifest: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(manifest.read_bytes())
+
+
+def _lost(uri: str, reason: str) -> CorruptionError:
+    return CorruptionError(
+        f"{uri} has lost writes that were acknowledged: {reason}; put back the newest copy of the store as a whole, or "
+        "run `longmem memory verify --repair` to go on with what is left"
+    )

@@ -1,0 +1,206 @@
+"""Several writers that put, fork or conflict at the same moment: exactly one wins, and the store says so to each."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from longmem.errors import CorruptionError
+from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA
+from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA
+from longmem.memory.lance_store import LanceMemoryStore
+from longmem.memory.opening import IN_MEMORY, MemoryStore
+from longmem.memory.recovery import recover
+from longmem.memory.store import AbstractMemoryStore
+from longmem.types import DocumentKey, PutReceipt
+from tests.blocks import KEY, assert_same, make_block
+from tests.racing import (
+    Racers,
+    fork_into_one,
+    put_each_alone,
+    put_groups,
+    put_other_tokens,
+    race_in_threads,
+    racers,
+)
+
+SEGMENTS = 40
+GROUPS, SIZE = 32, 5
+"""With the conflicts and forks below some 250 races of processes."""
+CONFLICTS = 15
+FORKS = 12
+GROUPED = DocumentKey("default", "groups")
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Racers]:
+    with racers(2) as found:
+        yield found
+
+
+@pytest.fixture(params=["memory", "lance"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AbstractMemoryStore]:
+    uri = IN_MEMORY if request.param == "memory" else str(tmp_path / "memory.lance")
+    with MemoryStore.open(uri) as opened:
+        yield opened
+
+
+def as_stored_before(uri: str) -> None:
+    """Tables as longmem made them before they had a primary key."""
+    with LanceMemoryStore(uri) as store:
+        for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
+            store._database.create_if_absent(name, pa.schema([pa.field(each.name, each.type) for each in schema]))
+
+
+def check_receipts(found: list[list[PutReceipt]], segments: set[int]) -> None:
+    new = Counter(each.segment for receipts in found for each in receipts if not each.duplicate)
+    assert new == dict.fromkeys(segments, 1)
+
+
+@pytest.mark.parametrize("made_by", ["this version", "an earlier version"])
+def test_put_by_two_processes_at_once_has_one_winner(tmp_path: Path, processes: Racers, made_by: str) -> None:
+    uri, num_segments = str(tmp_path / "memory.lance"), SEGMENTS if made_by == "this version" else SEGMENTS // 4
+    if made_by != "this version":
+        as_stored_before(uri)
+    # the first race makes the store itself
+    found = processes.race(uri, partial(put_each_alone, num_segments))
+    check_receipts(found, set(range(num_segments)))
+    with LanceMemoryStore(uri) as store:
+        assert store._catalogue().num_rows == num_segments
+        assert store.verify() == num_segments
+        assert store.num_bytes() == num_segments * make_block().num_bytes
+        assert store._database.has_key(CATALOGUE, CATALOGUE_SCHEMA.names, "block")
+        assert store._database.select(IDENTITY, IDENTITY_SCHEMA).num_rows == 2
+
+
+def test_put_of_groups_that_overlap_has_one_winner_for_each_block(tmp_path: Path, processes: Racers) -> None:
+    uri = str(tmp_path / "memory.lance")
+    found = processes.race(uri, partial(put_groups, GROUPS, SIZE))
+    check_receipts(found, {each.segment for receipts in found for each in receipts})
+    with LanceMemoryStore(uri) as store:
+        assert store._catalogue().num_rows == len(store.segments(GROUPED)) == store.verify()
+
+
+def test_put_of_other_tokens_at_once_is_a_conflict_for_all_but_one(tmp_path: Path, processes: Racers) -> None:
+    uri = str(tmp_path / "memory.lance")
+    for outcomes in zip(*processes.race(uri, partial(put_other_tokens, CONFLICTS)), strict=True):
+        assert sorted(outcomes) == ["ConflictError", "new"]
+    with LanceMemoryStore(uri) as store:
+        assert store._catalogue().num_rows == CONFLICTS == store.verify()
+
+
+def test_fork_into_one_target_at_once_has_one_winner(tmp_path: Path, processes: Racers) -> None:
+    uri = str(tmp_path / "memory.lance")
+    with LanceMemoryStore(uri) as store:
+        store.put_all([make_block(segment=index) for index in range(3)])
+    for outcomes in zip(*processes.race(uri, partial(fork_into_one, FORKS)), strict=True):
+        assert sorted(outcomes) == ["3", "ConflictError"]
+    with LanceMemoryStore(uri) as store:
+        assert store._catalogue().num_rows == 3 * (FORKS + 1) == store.verify()
+
+
+def test_put_by_threads_at_once_has_one_winner(store: AbstractMemoryStore) -> None:
+    check_receipts(race_in_threads(store, partial(put_each_alone, 20)), set(range(20)))
+    found = race_in_threads(store, partial(put_groups, 5, SIZE))
+    check_receipts(found, {each.segment for receipts in found for each in receipts})
+    for outcomes in zip(*race_in_threads(store, partial(put_other_tokens, 5)), strict=True):
+        assert sorted(outcomes) == ["ConflictError", "ConflictError", "new"]
+    for outcomes in zip(*race_in_threads(store, partial(fork_into_one, 5)), strict=True):
+        assert sorted(outcomes) == ["20", "ConflictError", "ConflictError"]
+    assert store.num_bytes() == (20 + len(store.segments(GROUPED)) + 5) * make_block().num_bytes
+
+
+def test_fork_beside_a_put_into_its_target_keeps_the_put_alone(tmp_path: Path) -> None:
+    uri, target = str(tmp_path / "memory.lance"), DocumentKey("default", "target")
+    with LanceMemoryStore(uri) as other:
+        other.put_all([make_block(segment=index) for index in range(3)])
+
+        class Racing(LanceMemoryStore):
+            def _sync(self, table: str) -> None:
+                # after the fork has looked whether its target is free
+                other.put(make_block(target, 1, seed=7))
+
+        with Racing(uri) as racing, pytest.raises(ValueError, match="exists"):
+            racing.fork(KEY, target)
+        assert [info.segment for info in other.segments(target)] == [1]
+        assert_same(other.read(target, 1, 2)[0], make_block(target, 1, seed=7))
+        assert other.verify() == 4
+
+
+# --- a store in which writers of an earlier version have met ------------------------------------------------------
+
+
+def doubled_store(uri: str, other_tokens: bool) -> None:
+    """Both writers of segments 0 and 1 were told "new"."""
+    as_stored_before(uri)
+    with LanceMemoryStore(f"{uri}-2") as second, LanceMemoryStore(uri) as first:
+        theirs = [make_block(segment=index, seed=3 if other_tokens else 0) for index in range(2)]
+        second.put_all(theirs)
+        rows = second._catalogue()
+        first.put_all([make_block(segment=index) for index in range(3)])
+        first._database.append(CATALOGUE, rows)
+        for payload in second._payload_tables():
+            (Path(f"{uri}-2") / f"{payload}.lance").rename(Path(uri) / f"{payload}.lance")
+        first._acknowledge()
+
+
+def test_doubled_rows_of_the_same_tokens_are_read_once_told_and_repaired(tmp_path: Path) -> None:
+    uri = str(tmp_path / "memory.lance")
+    doubled_store(uri, other_tokens=False)
+    with LanceMemoryStore(uri) as store:
+        assert [info.segment for info in store.segments(KEY)] == [0, 1, 2]
+        for index, block in enumerate(store.read(KEY, 0, 3)):
+            assert_same(block, make_block(segment=index))
+        assert store.num_bytes() == 3 * make_block().num_bytes
+        assert store.put(make_block(segment=1)).duplicate
+        assert store.fork(KEY, DocumentKey("default", "copy")) == 3
+        with pytest.raises(CorruptionError, match=r"2 segments are more than once.*moby-dick segment 0.*repair"):
+            store.verify()
+    report = recover(uri)
+    assert (report.num_blocks, report.num_dropped) == (6, 0)
+    assert sum("removed a second row" in action for action in report.actions) == 2
+    with LanceMemoryStore(uri) as store:
+        assert store._catalogue().num_rows == 6 == store.verify()
+        assert store.delete(KEY) == 3
+    assert recover(uri).actions == []
+
+
+def test_doubled_rows_of_other_tokens_are_an_error_and_repaired(tmp_path: Path) -> None:
+    uri = str(tmp_path / "memory.lance")
+    doubled_store(uri, other_tokens=True)
+    with LanceMemoryStore(uri) as store:
+        assert_same(store.read(KEY, 2, 3)[0], make_block(segment=2))
+        for call in (lambda: store.read(KEY, 0, 3), lambda: store.segments(KEY), store.verify):
+            with pytest.raises(CorruptionError, match=r"twice|more than once"):
+                call()
+    report = recover(uri)
+    assert sum("other tokens" in action for action in report.actions) == 2
+    with LanceMemoryStore(uri) as store:
+        assert store.verify() == 3
+        # the one that was written first stays
+        for index, block in enumerate(store.read(KEY, 0, 3)):
+            assert_same(block, make_block(segment=index))
+
+
+def test_a_put_that_was_overtaken_while_it_was_stopped_withdraws_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance passes over another insert whose version is cleaned away. The stop is played: a put counts as slow at once,
+    and the other row is appended past Lance's check."""
+    uri = str(tmp_path / "memory.lance")
+    with LanceMemoryStore(uri) as other:
+        other.put_all([make_block(segment=index) for index in range(2)])
+        row = other._catalogue("segment = 1")
+        other._database.delete(CATALOGUE, CATALOGUE_SCHEMA, "segment = 1")
+
+        def overtaken(step: str) -> None:
+            if step == "put:catalogue":
+                other._database.append(CATALOGUE, row)
+
+        monkeypatch.setattr("longmem.memory.lance_writer.UNSURE_S", -1.0)
+        with LanceMemoryStore(uri, overtaken) as slow:
+            assert slow.put(make_block(segment=1)).duplicate
+        assert other._catalogue().num_rows == 2 == other.verify()

@@ -1,0 +1,148 @@
+"""Processes and threads that do the same thing to one store at the same moment. Processes are spawned once for many
+races: starting one costs seconds."""
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from longmem.errors import LongMemError
+from longmem.memory.opening import MemoryStore
+from longmem.memory.store import AbstractMemoryStore
+from longmem.types import DocumentKey, PutReceipt
+from tests.blocks import make_block
+
+SPAWN = multiprocessing.get_context("spawn")
+START_S = 120.0
+"""A process that has not come up after so long never does."""
+
+
+class Meeting(Protocol):
+    """A barrier of threads or of processes."""
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+Race = Callable[[AbstractMemoryStore, int, Meeting], Any]
+"""What one racer does: to its store, as the racer of this number, meeting the others before each race."""
+
+
+def put_each_alone(num_segments: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[PutReceipt]:
+    """Segments of one document, one by one, all racers the same."""
+    receipts = []
+    for segment in range(num_segments):
+        meeting.wait(START_S)
+        receipts.append(store.put(make_block(segment=segment)))
+    return receipts
+
+
+def put_groups(
+    num_groups: int, size: int, store: AbstractMemoryStore, racer: int, meeting: Meeting
+) -> list[PutReceipt]:
+    """Segments in groups of one commit; a group of each racer begins and ends elsewhere, so that they overlap."""
+    receipts = []
+    for group in range(num_groups):
+        first = group * size
+        meeting.wait(START_S)
+        order = [first + (index + racer) % (size + 1) for index in range(size)]
+        receipts += store.put_all([make_block(DocumentKey("default", "groups"), segment) for segment in order])
+    return receipts
+
+
+def put_other_tokens(num_segments: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[str]:
+    """Each racer has a block of its own for every segment: one wins, the others meet a conflict."""
+    outcomes = []
+    for segment in range(num_segments):
+        meeting.wait(START_S)
+        try:
+            store.put(make_block(DocumentKey("default", "conflict"), segment, seed=racer))
+            outcomes.append("new")
+        except LongMemError as error:
+            outcomes.append(type(error).__name__)
+    return outcomes
+
+
+def fork_into_one(num_targets: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[str]:
+    """All racers fork one document into the same target."""
+    outcomes = []
+    for target in range(num_targets):
+        meeting.wait(START_S)
+        try:
+            outcomes.append(str(store.fork(DocumentKey("default", "moby-dick"), DocumentKey("forks", str(target)))))
+        except LongMemError as error:
+            outcomes.append(type(error).__name__)
+    return outcomes
+
+
+class Racers:
+    """Spawned processes that wait for a race."""
+
+    def __init__(self, count: int) -> None:
+        self._barrier = SPAWN.Barrier(count)
+        self._pipes, self._processes = [], []
+        for racer in range(count):
+            ours, theirs = SPAWN.Pipe()
+            process = SPAWN.Process(target=_live, args=(theirs, racer, self._barrier), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def race(self, uri: str, race: Race) -> list[Any]:
+        """What each racer came to; `race` must be a function of a module, or a partial of one. Each opens the store."""
+        for pipe in self._pipes:
+            pipe.send((uri, race))
+        found = [pipe.recv() for pipe in self._pipes]
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return found
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(START_S)
+
+
+@contextmanager
+def racers(count: int) -> Iterator[Racers]:
+    found = Racers(count)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _live(pipe: Any, racer: int, barrier: Meeting) -> None:
+    while (task := pipe.recv()) is not None:
+        uri, race = task
+        try:
+            with MemoryStore.open(uri) as store:
+                pipe.send(race(store, racer, barrier))
+        except BaseException as error:  # noqa: BLE001 - a failure must reach the test, and end the others' waiting
+            barrier.abort()  # type: ignore[attr-defined]
+            pipe.send(error)
+
+
+def race_in_threads(store: AbstractMemoryStore, race: Race, count: int = 3) -> list[Any]:
+    """The same in threads of this process, on one store."""
+    meeting = threading.Barrier(count)
+    found: list[Any] = [None] * count
+
+    def run(racer: int) -> None:
+        try:
+            found[racer] = race(store, racer, meeting)
+        except BaseException as error:  # noqa: BLE001 - as above
+            meeting.abort()
+            found[racer] = error
+
+    threads = [threading.Thread(target=run, args=(racer,)) for racer in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return found
