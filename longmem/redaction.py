@@ -11,7 +11,7 @@ from typing import Any
 
 HIDDEN = "***"
 
-DATA_FIELDS = frozenset({"document", "example", "work", "answer", "label", "labels", "targets"})
+DATA_FIELDS = frozenset({"document", "example", "work", "answer", "cell", "tokens"})
 """Fields that hold what an input itself says: results are found and computed by them, so they stay as they are."""
 
 # a colon, a slash, a question mark, ... as they are, or percent-encoded once or more often
@@ -19,7 +19,7 @@ _COLON = r"(?::|%(?:25)*3A)"
 _SLASH = r"(?:\\?/|%(?:25)*2F)"
 _AT = r"(?:@|%(?:25)*40)"
 _EQUALS = r"(?:=|%(?:25)*3D)"
-_SCHEME = rf"(?P<scheme>[a-z][a-z0-9+.-]{{0,30}}{_COLON}{_SLASH}{_SLASH})"
+_SCHEME = rf"(?<=[a-z0-9+.-])(?P<scheme>{_COLON}{_SLASH}{_SLASH})"
 # neither whitespace nor what can end a URI in a text
 _END = r"\s'\"<>`"
 

@@ -1,14 +1,19 @@
 """`longmem fit`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, parse_settings
+from pipelines.command_line import (
+    ComputeDtype,
+    command_text,
+    exit_codes,
+    local_inputs,
+    local_or_hub,
+    parse_settings,
+)
+from pipelines.console import open_console
 
 
 def fit(
@@ -39,7 +44,7 @@ def fit(
 
     **Example:** `longmem fit --model my-backbone --data books/train --valid books/valid --out runs/fit`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource
@@ -55,7 +60,7 @@ def fit(
             config=CopyFitConfig(epochs=epochs, batch_tokens=batch_tokens, learning_rate=learning_rate, seed=seed),
             out=out,
             threads=threads,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         run_fit(job, console)
-        Console().print(f"fitted model: {out / MODEL_FOLDER}", soft_wrap=True)
+        open_console().print(f"fitted model: {out / MODEL_FOLDER}", soft_wrap=True)

@@ -1,16 +1,21 @@
 """`longmem icl`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
-from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
+from pipelines.command_line import (
+    JobDtype,
+    SearchEngine,
+    command_text,
+    exit_codes,
+    num_cores,
+    say_if_finished,
+)
+from pipelines.console import open_console
 from pipelines.options import (
     Address,
     ChunkTokens,
@@ -85,7 +90,7 @@ def icl(
 
     **Example:** `longmem icl sst2 trec --data icl/ --limit-items 200 --out runs/icl`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     folder = output_folder(out)
     with exit_codes(console, folder):
         from pipelines.icl.job import IclJob, run_icl
@@ -132,10 +137,11 @@ def icl(
             batch_items=batch_items,
             store=store,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_icl(job, console)
-        print_result(Console(), summary, folder)
+        if not say_if_finished(summary, folder):
+            print_result(open_console(), summary, folder)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

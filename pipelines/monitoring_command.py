@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipelines.command_line import exit_codes
+from pipelines.console import open_console, say
 
 app = typer.Typer(no_args_is_help=True, help="Files for Prometheus and Grafana.")
 
@@ -25,8 +25,8 @@ def export(
 
     **Example:** `longmem monitoring export monitoring`
     """
-    with exit_codes(Console(stderr=True), folder):
+    with exit_codes(open_console(stderr=True), folder):
         from pipelines.monitoring_export import export_monitoring
 
         for path in export_monitoring(folder, ray_folder):
-            typer.echo(path)
+            say(str(path))

@@ -1,11 +1,8 @@
 """`longmem perplexity`: options become one checked job."""
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from actors.policy import Patience
 from actors.shape import ClusterShape
@@ -17,10 +14,13 @@ from pipelines.command_line import (
     Placement,
     Retention,
     SearchEngine,
+    command_text,
     exit_codes,
     num_cores,
     refuse_options,
+    say_if_finished,
 )
+from pipelines.console import open_console
 from pipelines.options import (
     Address,
     ChunkTokens,
@@ -140,7 +140,7 @@ def perplexity(
 
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     folder = output_folder(out)
     workers = None if address == "none" else encoders + readers
     with exit_codes(console, folder):
@@ -218,9 +218,10 @@ def perplexity(
             write_memory=kept == Retention.FOREVER or not no_memory,
             limit_documents=limit_documents,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_job(job, console)
-        print_result(Console(), summary, job.out)
+        if not say_if_finished(summary, job.out):
+            print_result(open_console(), summary, job.out)
     if summary["counts"]["failed_documents"]:
         raise typer.Exit(EXIT_FAILED_DOCUMENTS)

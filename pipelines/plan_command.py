@@ -1,6 +1,5 @@
 """`longmem plan`: options become a workload and a cluster; costs are measured or read; the plan is printed."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,8 @@ from pipelines.command_line import (
     local_inputs,
     num_cores,
 )
+from pipelines.console import open_console, say_json
+from pipelines.interrupts import tidying
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -84,7 +85,7 @@ def plan(
 
     **Example:** `longmem plan books/ --nodes 4 --cores-per-node 16`, or `longmem plan --tokens 100000 --documents 5000`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console):
         if address not in ("none", "local"):
             raise ConfigError(f"--address must be local or none, got {address!r}: a plan is measured on this machine")
@@ -143,7 +144,7 @@ def plan(
         planned, suggested = predict(unit_costs, workload, chosen), predict(unit_costs, workload, best)
         comparison = None
         if not as_json:
-            plan_view.print_plan(Console(), planned, suggested, unit_costs)
+            plan_view.print_plan(open_console(), planned, suggested, unit_costs)
         if check:
             from pipelines.plan_check import check_plan
 
@@ -152,9 +153,9 @@ def plan(
                 local_inputs(inputs or []), source, workload, tried, unit_costs, limit_documents, seconds, console
             )
             if not as_json:
-                plan_view.print_comparison(Console(), comparison)
+                plan_view.print_comparison(open_console(), comparison)
         if as_json:
-            typer.echo(json.dumps(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2))
+            say_json(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2)
     if comparison is not None and not comparison.passed:
         raise typer.Exit(EXIT_OFF)
 
@@ -168,7 +169,8 @@ def _costs(
 
     if saved is not None:
         return load_costs(saved, identity_of(describe(source.open()), source, threads), with_ray=not in_process)
-    with console.status("measuring what one segment costs") as status:
+    # what is measured runs in other processes
+    with tidying(), console.status("measuring what one segment costs") as status:
         costs = measure_apart(source, threads, seconds)
         if not in_process:
             from pipelines.plan_measure_ray import with_ray_costs

@@ -1,16 +1,21 @@
 """`longmem pretrain`: options become one checked job."""
 
 import os
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, num_cores
+from pipelines.command_line import (
+    ComputeDtype,
+    command_text,
+    exit_codes,
+    local_inputs,
+    num_cores,
+    say_if_finished,
+)
+from pipelines.console import open_console
 
 
 def pretrain(
@@ -50,7 +55,7 @@ def pretrain(
 
     **Example:** `longmem pretrain --size 8m --data books/train --valid books/valid --out runs/backbone`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out):
         used_threads = threads or num_cores()
         # read once, when the tokenizer library starts its threads
@@ -83,10 +88,12 @@ def pretrain(
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_pretraining(job, console)
+        if say_if_finished(summary, out):
+            return
         if summary is None:
             console.print("[yellow]slice over.[/] Continue with the same command and --resume")
         else:
-            Console().print(f"trained backbone: {out / 'model'}", soft_wrap=True)
+            open_console().print(f"trained backbone: {out / 'model'}", soft_wrap=True)

@@ -1,16 +1,19 @@
 """`longmem probe`: options become one checked set of synthetic tests."""
 
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import JobDtype, SearchEngine, exit_codes
+from pipelines.command_line import (
+    JobDtype,
+    SearchEngine,
+    command_text,
+    exit_codes,
+)
+from pipelines.console import open_console
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -72,7 +75,7 @@ def probe(
 
     **Example:** `longmem probe passkey --lengths 4096,65536 --out runs/passkey`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.synthetic.pairs import PairPlan
@@ -122,10 +125,10 @@ def probe(
             filler=filler,
             out=output_folder(out),
             threads=threads,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_probe(job, console)
-        print_trials(Console(), summary, job.out)
+        print_trials(open_console(), summary, job.out)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from actors.shape import ClusterShape
@@ -21,6 +20,8 @@ from pipelines.command_line import (
     exit_codes,
     num_cores,
 )
+from pipelines.console import open_console
+from pipelines.interrupts import tidying
 from pipelines.options import (
     ChunkTokens,
     CpuShare,
@@ -92,7 +93,7 @@ def up(
 
     **Example:** `ray start --head`, then `longmem service up --store memory.lance --encoders 2 --readers 2`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console):
         from actors.service import Service, start_service
         from longmem.memory.opening import StoreSettings
@@ -134,10 +135,10 @@ def up(
         with _joined(address):
             running, started = start_service(service)
         state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
-        Console().print(
+        open_console().print(
             f"service {name} {state}: {service.source.source}, memory in {redacted(service.store.uri)}", soft_wrap=True
         )
-        Console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
+        open_console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
 
 
 @app.command()
@@ -149,15 +150,15 @@ def status(
 
     **Example:** `longmem service status`
     """
-    with exit_codes(Console(stderr=True)):
+    with exit_codes(open_console(stderr=True)):
         from actors.service import list_services, service_state
 
         with _joined(address):
             states = list_services() if name is None else [service_state(name)]
         if not states:
-            Console().print("no service runs on this cluster; start one with `longmem service up`")
+            open_console().print("no service runs on this cluster; start one with `longmem service up`")
         for state in states:
-            Console().print(escape(_described(state)), soft_wrap=True)
+            open_console().print(escape(_described(state)), soft_wrap=True)
 
 
 @app.command()
@@ -166,12 +167,12 @@ def down(name: Name = "longmem", address: Address = "auto") -> None:
 
     **Example:** `longmem service down --name longmem`
     """
-    with exit_codes(Console(stderr=True)):
+    with exit_codes(open_console(stderr=True)):
         from actors.service import stop_service
 
         with _joined(address):
             ended = stop_service(name)
-        Console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
+        open_console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
 
 
 @contextmanager
@@ -184,11 +185,12 @@ def _joined(address: str) -> Iterator[None]:
             f"a service needs a Ray cluster that outlives this command, not --address {address}; start one with "
             "`ray start --head`"
         )
-    connection = join(address)
-    try:
-        yield
-    finally:
-        connection.close()
+    with tidying():
+        connection = join(address)
+        try:
+            yield
+        finally:
+            connection.close()
 
 
 def _described(state: "ServiceState") -> str:

@@ -1,18 +1,18 @@
 """`longmem status`: how far live jobs are."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from longmem.errors import ConfigError
 from pipelines.command_line import exit_codes
+from pipelines.console import open_console, say_json
+from pipelines.interrupts import tidying
 
 if TYPE_CHECKING:
     from pipelines.status import JobStatus
@@ -37,7 +37,7 @@ def status(
 
     **Example:** `longmem status --out runs/moby --watch`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out or Path()):
         from pipelines.status import read_status, status_of
 
@@ -67,15 +67,15 @@ def _show(ask: Callable[[], list["JobStatus"]], nothing: str, as_json: bool, wat
     from pipelines.status import render
 
     jobs = ask()
-    console = Console()
+    console = open_console()
     if as_json:
-        typer.echo(json.dumps([each.to_json() for each in jobs], indent=2))
+        say_json([each.to_json() for each in jobs], indent=2)
         return
     if not watch:
         console.print(render(jobs) if jobs else Text(nothing))
         return
     try:
-        with Live(console=console, auto_refresh=False) as display:
+        with tidying(), Live(console=console, auto_refresh=False) as display:
             while True:
                 display.update(render(jobs) if jobs else Text(nothing), refresh=True)
                 time.sleep(WATCH_S)

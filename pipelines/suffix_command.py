@@ -1,15 +1,20 @@
 """`longmem suffix`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
+from pipelines.command_line import (
+    JobDtype,
+    SearchEngine,
+    command_text,
+    exit_codes,
+    num_cores,
+    say_if_finished,
+)
+from pipelines.console import open_console
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -59,7 +64,7 @@ def suffix(
 
     **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     folder = output_folder(out)
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
@@ -86,9 +91,11 @@ def suffix(
             split=split,
             limit_examples=limit_examples,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
-        print_suffix_result(Console(), run_suffix(job, console), folder)
+        summary = run_suffix(job, console)
+        if not say_if_finished(summary, folder):
+            print_suffix_result(open_console(), summary, folder)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -1,15 +1,22 @@
 """`longmem train`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, num_cores, parse_settings
+from pipelines.command_line import (
+    ComputeDtype,
+    command_text,
+    exit_codes,
+    local_inputs,
+    local_or_hub,
+    num_cores,
+    parse_settings,
+    say_if_finished,
+)
+from pipelines.console import open_console
 
 
 def train(
@@ -71,7 +78,7 @@ def train(
 
     **Example:** `longmem train --data books/train --valid books/valid --out runs/train`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource, reference_settings
@@ -122,7 +129,7 @@ def train(
             validate_every=validate_every,
             checkpoint_every=checkpoint_every,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
-        run_training(job, console)
-        Console().print(f"trained model: {out / 'model'}", soft_wrap=True)
+        if not say_if_finished(run_training(job, console), out):
+            open_console().print(f"trained model: {out / 'model'}", soft_wrap=True)
