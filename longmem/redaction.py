@@ -24,13 +24,13 @@ _SCHEME = rf"(?<=[a-z0-9+.-])(?P<scheme>{_COLON}{_SLASH}{_SLASH})"
 _END = r"\s'\"<>`"
 
 _USER_INFO = re.compile(
-    rf"{_SCHEME}(?P<secret>"
-    # user:password@, where the password may hold slashes, unless what follows the colon is the port of a host
-    rf"(?!(?:[\w.-]+|\[[0-9a-f:.]+\])(?::|%(?:25)*3A)\d{{1,5}}(?:[/?#{_END}]|\\/|%(?:25)*2F|$))"
+    rf"{_SCHEME}(?:"
+    # user:password@ and token@, up to the last @ before a slash
+    rf"(?:(?!{_SLASH}|%(?:25)*(?:3F|23))[^{_END}?#])+"
+    # user:password@, where the password holds slashes; unless what follows the colon is the port of a host
+    rf"|(?!(?:[\w.-]+|\[[0-9a-f:.]+\])(?::|%(?:25)*3A)\d{{1,5}}(?:[/?#{_END}]|\\/|%(?:25)*2F|$))"
     rf"(?:(?!{_SLASH}|{_COLON}|%(?:25)*(?:3F|23)|{_AT})[^{_END}?#])*{_COLON}"
     rf"(?:(?!{_COLON}{_SLASH}{_SLASH})[^{_END}?#,])*"
-    # user@
-    rf"|(?:(?!{_SLASH}|{_AT}|%(?:25)*(?:3F|23))[^{_END}?#])+"
     rf"){_AT}",
     re.IGNORECASE,
 )

@@ -20,6 +20,7 @@ from pipelines.fit_command import fit
 from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
+from pipelines.option_types import path_option, text_option
 from pipelines.perplexity_command import perplexity
 from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
@@ -62,12 +63,12 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def doctor(
-    out: Annotated[Path, typer.Option(help="Folder whose disk to check.")] = Path(),
+    out: Annotated[Path, path_option(help="Folder whose disk to check.")] = Path(),
     model: Annotated[
-        str | None, typer.Option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
+        str | None, text_option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="With --model: document to measure on.", show_default="the language reference")
+        str | None, text_option(help="With --model: document to measure on.", show_default="the language reference")
     ] = None,
 ) -> None:
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,

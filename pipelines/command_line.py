@@ -22,6 +22,7 @@ from longmem.errors import ConfigError, LongMemError
 from longmem.redaction import redacted
 from pipelines.console import open_console
 from pipelines.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
+from pipelines.option_types import OptionValueError
 
 EXIT_FAILED_DOCUMENTS = 1
 EXIT_BAD_INPUT = 2
@@ -125,10 +126,23 @@ def _parsing() -> Iterator[None]:
     try:
         with exit_codes(console):
             yield
+    except OptionValueError as error:
+        # in one line, like every other error
+        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}"))
+        raise typer.Exit(EXIT_BAD_INPUT) from None
     except _USAGE_ERROR as error:
         # typer shows the message in a frame of its own, whose lines end in the middle of a URI
         error.message = redacted(error.message)
         raise
+
+
+def _shown_name(parameter: Any) -> str:
+    """What the user calls an option or an argument."""
+    if parameter is None:
+        return "an option"
+    if parameter.param_type_name == "option":
+        return str(max(parameter.opts, key=len))
+    return str(parameter.metavar or parameter.name).removesuffix("...")
 
 
 def _say_error(console: Console, error: LongMemError) -> None:

@@ -16,22 +16,23 @@ from longmem.memory.store import AbstractMemoryStore
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, SegmentInfo
 from pipelines.command_line import EXIT_FAILED_DOCUMENTS, exit_codes
 from pipelines.console import open_console, say, say_json
+from pipelines.option_types import real_option, text_argument, text_option
 from pipelines.progress import printable
 
 memory = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Look into a memory store, check it, tidy it."
 )
 
-StoreOption = Annotated[str, typer.Option("--store", help="Folder or URI of the memory store.")]
-NamespaceOption = Annotated[str, typer.Option(help="Namespace of the document.")]
+StoreOption = Annotated[str, text_option("--store", help="Folder or URI of the memory store.")]
+NamespaceOption = Annotated[str, text_option(help="Namespace of the document.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-DocumentArgument = Annotated[str, typer.Argument(help="Name of the document.")]
+DocumentArgument = Annotated[str, text_argument(help="Name of the document.")]
 
 
 @memory.command("ls")
 def list_documents(
     store: StoreOption,
-    namespace: Annotated[str | None, typer.Option(help="Only this namespace.", show_default="all")] = None,
+    namespace: Annotated[str | None, text_option(help="Only this namespace.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Documents of a store, with their segments, tokens and bytes.
@@ -132,7 +133,7 @@ def verify(
 def compact(
     store: StoreOption,
     orphan_minutes: Annotated[
-        float, typer.Option(help="Remove what nothing refers to when it is older; 0 only where no writer lives.")
+        float, real_option(help="Remove what nothing refers to when it is older; 0 only where no writer lives.")
     ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -157,11 +158,11 @@ def compact(
 @memory.command()
 def fork(
     document: DocumentArgument,
-    target: Annotated[str, typer.Argument(help="Name of the new document.")],
+    target: Annotated[str, text_argument(help="Name of the new document.")],
     store: StoreOption,
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     to_namespace: Annotated[
-        str | None, typer.Option(help="Namespace of the new document.", show_default="the same")
+        str | None, text_option(help="Namespace of the new document.", show_default="the same")
     ] = None,
 ) -> None:
     """A second document with the same memory. Nothing is copied, and neither sees what the other writes later.
@@ -177,7 +178,7 @@ def fork(
 
 @memory.command("rm")
 def remove(
-    documents: Annotated[list[str], typer.Argument(metavar="DOCUMENT...", help="Names of documents.")],
+    documents: Annotated[list[str], text_argument(metavar="DOCUMENT...", help="Names of documents.")],
     store: StoreOption,
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

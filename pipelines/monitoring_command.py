@@ -7,6 +7,7 @@ import typer
 
 from pipelines.command_line import exit_codes
 from pipelines.console import open_console, say
+from pipelines.option_types import path_argument, text_option
 
 app = typer.Typer(no_args_is_help=True, help="Files for Prometheus and Grafana.")
 
@@ -18,8 +19,8 @@ def _group() -> None:
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into; made if it is absent.")],
-    ray_folder: Annotated[str, typer.Option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
+    folder: Annotated[Path, path_argument(metavar="DIR", help="Folder to write into; made if it is absent.")],
+    ray_folder: Annotated[str, text_option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
 ) -> None:
     """Write a Grafana dashboard, Prometheus alert rules, a scrape configuration and a README.
 

@@ -17,6 +17,15 @@ from pipelines.command_line import (
 )
 from pipelines.console import open_console, say_json
 from pipelines.interrupts import tidying
+from pipelines.option_types import (
+    MOST_THREADS,
+    MOST_WORKERS,
+    path_option,
+    real_option,
+    text_argument,
+    text_option,
+    whole_option,
+)
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -41,27 +50,38 @@ EXIT_OFF = 1
 def plan(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(
+        text_argument(
             metavar="INPUT", show_default=False, help="Documents, as in `longmem perplexity`; or give --tokens."
         ),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Instead of INPUT: tokens of each document.", show_default=False)
+        int | None, whole_option(help="Instead of INPUT: tokens of each document.", show_default=False)
     ] = None,
-    documents: Annotated[int, typer.Option(help="With --tokens: how many documents.")] = 1,
-    limit_documents: Annotated[int | None, typer.Option(help="Only the first N documents.", show_default=False)] = None,
-    nodes: Annotated[int, typer.Option(help="Machines like this one.")] = 1,
-    cores_per_node: Annotated[float | None, typer.Option(help="Cores of each.", show_default="this machine's")] = None,
-    encoders: Annotated[int | None, typer.Option(help="Encoder actors.", show_default="the best number")] = None,
-    readers: Annotated[int | None, typer.Option(help="SideNet actors.", show_default="the best number")] = None,
-    stores: Annotated[int | None, typer.Option(help="Store actors.", show_default="the best number")] = None,
+    documents: Annotated[int, whole_option(help="With --tokens: how many documents.")] = 1,
+    limit_documents: Annotated[int | None, whole_option(help="Only the first N documents.", show_default=False)] = None,
+    nodes: Annotated[int, whole_option(help="Machines like this one.", most=MOST_WORKERS)] = 1,
+    cores_per_node: Annotated[
+        float | None, real_option(help="Cores of each.", show_default="this machine's", above=True, most=1e6)
+    ] = None,
+    encoders: Annotated[
+        int | None, whole_option(help="Encoder actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None,
+    readers: Annotated[
+        int | None, whole_option(help="SideNet actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None,
+    stores: Annotated[
+        int | None, whole_option(help="Store actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None,
     retention: Annotated[
         Retention, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
     ] = Retention.DOCUMENT,
-    address: Annotated[str, typer.Option(help="local (pools on Ray) or none (one process).")] = "local",
+    address: Annotated[str, text_option(help="local (pools on Ray) or none (one process).")] = "local",
     model: Model = None,
     threads: Annotated[
-        int | None, typer.Option(help="Torch threads of each worker.", show_default="1, all cores with --address none")
+        int | None,
+        whole_option(
+            help="Torch threads of each worker.", show_default="1, all cores with --address none", most=MOST_THREADS
+        ),
     ] = None,
     segment_tokens: SegmentTokens = None,
     memory_tokens: MemoryTokens = None,
@@ -71,11 +91,11 @@ def plan(
     no_memory: NoMemory = False,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
-    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 40.0,
+    seconds: Annotated[float, real_option(help="About how long to measure.", above=True)] = 40.0,
     costs: Annotated[
-        Path | None, typer.Option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
+        Path | None, path_option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
     ] = None,
-    save_costs: Annotated[Path | None, typer.Option(help="Write the measured costs there.", show_default=False)] = None,
+    save_costs: Annotated[Path | None, path_option(help="Write the measured costs there.", show_default=False)] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Also run the job on this machine and compare; exit code 1 if off by 25%.")
     ] = False,

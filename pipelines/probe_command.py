@@ -14,6 +14,7 @@ from pipelines.command_line import (
     exit_codes,
 )
 from pipelines.console import open_console
+from pipelines.option_types import path_option, text_option, whole_option
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -51,19 +52,21 @@ def probe(
     out: Out = None,
     filler: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text to hide keys in and take words from.", show_default="the language reference"),
+        path_option(help="UTF-8 text to hide keys in and take words from.", show_default="the language reference"),
     ] = None,
     lengths: Annotated[
-        str, typer.Option(help="passkey: tokens of memory, by commas.")
+        str, text_option(help="passkey: tokens of memory, by commas.")
     ] = "4096,16384,65536,262144,1048576",
-    depths: Annotated[str, typer.Option(help="passkey: 0 (oldest) to 1 (newest), by commas.")] = "0,0.25,0.5,0.75,1",
-    trials: Annotated[int, typer.Option(help="passkey: for each length and depth.")] = 10,
+    depths: Annotated[str, text_option(help="passkey: 0 (oldest) to 1 (newest), by commas.")] = "0,0.25,0.5,0.75,1",
+    trials: Annotated[int, whole_option(help="passkey: for each length and depth.")] = 10,
     key: Annotated[Key, typer.Option(help="passkey: a key of four words or five digits.")] = Key.WORDS,
-    examples: Annotated[str, typer.Option(help="lookup, labels: lines in memory, by commas.")] = "20,200,2000",
-    shots: Annotated[str, typer.Option(help="lookup, labels: other lines in the local context, by commas.")] = "0,16",
-    questions: Annotated[int, typer.Option(help="lookup, labels: for each number of lines and shots.")] = 50,
-    choices: Annotated[int, typer.Option(help="Answers offered for each question; the number of labels.")] = 10,
-    seed: Annotated[int, typer.Option(help="Decides texts, keys, places and questions.")] = 0,
+    examples: Annotated[str, text_option(help="lookup, labels: lines in memory, by commas.")] = "20,200,2000",
+    shots: Annotated[str, text_option(help="lookup, labels: other lines in the local context, by commas.")] = "0,16",
+    questions: Annotated[int, whole_option(help="lookup, labels: for each number of lines and shots.")] = 50,
+    choices: Annotated[
+        int, whole_option(help="Answers offered for each question; the number of labels.", least=2)
+    ] = 10,
+    seed: Annotated[int, whole_option(help="Decides texts, keys, places and questions.", least=0)] = 0,
     segment_tokens: SegmentTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,

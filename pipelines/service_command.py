@@ -22,6 +22,7 @@ from pipelines.command_line import (
 )
 from pipelines.console import open_console
 from pipelines.interrupts import tidying
+from pipelines.option_types import text_option
 from pipelines.options import (
     ChunkTokens,
     CpuShare,
@@ -57,8 +58,8 @@ app = typer.Typer(
     help="A long-lived service on a running Ray cluster: many jobs and clients share its workers and its memory.",
 )
 
-Name = Annotated[str, typer.Option(help="Name of the service.")]
-Address = Annotated[str, typer.Option(help="A running Ray cluster: auto (the one on this machine), or its address.")]
+Name = Annotated[str, text_option(help="Name of the service.")]
+Address = Annotated[str, text_option(help="A running Ray cluster: auto (the one on this machine), or its address.")]
 
 
 @app.command()
@@ -67,7 +68,7 @@ def up(
     address: Address = "auto",
     model: Model = None,
     store: Annotated[
-        str, typer.Option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
+        str, text_option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
     ] = STORE,
     store_quota_bytes: StoreQuotaBytes = None,
     durability: Durable = Durability.PROCESS,
@@ -143,7 +144,7 @@ def up(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Option(help="Only this service.", show_default="all")] = None,
+    name: Annotated[str | None, text_option(help="Only this service.", show_default="all")] = None,
     address: Address = "auto",
 ) -> None:
     """The services of a cluster, what they hold, and which of their workers give no sign of life.

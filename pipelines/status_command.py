@@ -13,6 +13,7 @@ from longmem.errors import ConfigError
 from pipelines.command_line import exit_codes
 from pipelines.console import open_console, say_json
 from pipelines.interrupts import tidying
+from pipelines.option_types import path_option, text_option
 
 if TYPE_CHECKING:
     from pipelines.status import JobStatus
@@ -25,10 +26,10 @@ NO_JOBS = "No job runs on this cluster."
 
 def status(
     out: Annotated[
-        Path | None, typer.Option(help="Output folder of a job, running or not.", show_default="the running cluster")
+        Path | None, path_option(help="Output folder of a job, running or not.", show_default="the running cluster")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Cluster whose jobs to show.", show_default="auto: the one that runs here")
+        str | None, text_option(help="Cluster whose jobs to show.", show_default="auto: the one that runs here")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a list of jobs.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 s until Ctrl-C.")] = False,

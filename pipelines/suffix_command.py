@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from longmem.errors import ConfigError
 from pipelines.command_line import (
     JobDtype,
@@ -15,6 +13,7 @@ from pipelines.command_line import (
     say_if_finished,
 )
 from pipelines.console import open_console
+from pipelines.option_types import MOST_THREADS, path_argument, text_option, whole_option
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -34,7 +33,7 @@ from pipelines.options import (
 def suffix(
     file: Annotated[
         Path,
-        typer.Argument(
+        path_argument(
             metavar="FILE",
             help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json.",
         ),
@@ -43,20 +42,22 @@ def suffix(
     out: Out = None,
     resume: Resume = False,
     split: Annotated[
-        str | None, typer.Option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)
+        str | None, text_option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)
     ] = None,
     context_tokens: Annotated[
-        str, typer.Option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
+        str, text_option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
     ] = "512,1024,2048,4096,8192",
-    suffix_tokens: Annotated[int, typer.Option(help="Of a longer candidate the first tokens are scored.")] = 128,
+    suffix_tokens: Annotated[int, whole_option(help="Of a longer candidate the first tokens are scored.")] = 128,
     limit_examples: Annotated[
-        int | None, typer.Option(help="Score only the first N examples.", show_default=False)
+        int | None, whole_option(help="Score only the first N examples.", show_default=False)
     ] = None,
     segment_tokens: SegmentTokens = None,
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)
+    ] = None,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
