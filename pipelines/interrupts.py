@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 from typing import NoReturn
@@ -28,15 +27,18 @@ AGAIN_S = 0.02
 """While a module is being imported, the interruption is tried again so often."""
 
 
-@dataclass
 class _State:
-    """What this process knows of interruptions; only the main thread, where Python runs handlers, writes to it."""
+    """What this process knows of interruptions; only the main thread, where Python runs handlers, writes to it.
 
-    noted_s: float | None = None
-    """Monotonic seconds of the first signal; None: there was none."""
-    told: bool = False
-    tidying: int = 0
-    """Depth of `tidying` blocks."""
+    No dataclass: to import those takes longer than all that is imported here, and Ctrl-C is not handled until then.
+    """
+
+    def __init__(self) -> None:
+        self.noted_s: float | None = None
+        """Monotonic seconds of the last signal; None: there was none."""
+        self.told = False
+        self.tidying = 0
+        """Depth of `tidying` blocks."""
 
 
 _STATE = _State()
