@@ -6,8 +6,9 @@ in JSON and in HTML are treated alike. Text without a secret comes back unchange
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 HIDDEN = "***"
 
@@ -26,11 +27,14 @@ _END = r"\s'\"<>`"
 _USER_INFO = re.compile(
     rf"{_SCHEME}(?:"
     # user:password@ and token@, up to the last @ before a slash
-    rf"(?:(?!{_SLASH}|%(?:25)*(?:3F|23))[^{_END}?#])+"
+    rf"(?P<short>(?:(?!{_SLASH}|%(?:25)*(?:3F|23))[^{_END}?#])+)"
+    # the same behind a third slash, as some file systems write their paths, if there is a password
+    rf"|{_SLASH}(?P<third>(?:(?!{_SLASH}|{_COLON}|%(?:25)*(?:3F|23))[^{_END}?#])*{_COLON}"
+    rf"(?:(?!{_SLASH}|%(?:25)*(?:3F|23))[^{_END}?#])+)"
     # user:password@, where the password holds slashes; unless what follows the colon is the port of a host
-    rf"|(?!(?:[\w.-]+|\[[0-9a-f:.]+\])(?::|%(?:25)*3A)\d{{1,5}}(?:[/?#{_END}]|\\/|%(?:25)*2F|$))"
+    rf"|(?P<long>(?!(?:[\w.-]+|\[[0-9a-f:.]+\])(?::|%(?:25)*3A)\d{{1,5}}(?:[/?#{_END}]|\\/|%(?:25)*2F|$))"
     rf"(?:(?!{_SLASH}|{_COLON}|%(?:25)*(?:3F|23)|{_AT})[^{_END}?#])*{_COLON}"
-    rf"(?:(?!{_COLON}{_SLASH}{_SLASH})[^{_END}?#,])*"
+    rf"(?:(?!{_COLON}{_SLASH}{_SLASH})[^{_END}?#,])*)"
     rf"){_AT}",
     re.IGNORECASE,
 )
@@ -46,7 +50,7 @@ _SECRET_NAME = (
 _PARAMETER = re.compile(
     # ? & ; # as they are, percent-encoded, or as JSON and HTML write them
     rf"(?P<name>(?:[?&;#]|%(?:25)*(?:3F|26|3B|23)|\\u0026){_SECRET_NAME}{_EQUALS})"
-    rf"(?:(?!%(?:25)*(?:26|23)|\\u0026|\\)[^&;#{_END}])+",
+    rf"(?P<secret>(?:(?!%(?:25)*(?:26|23)|\\u0026|\\)[^&;#{_END}])+)",
     re.IGNORECASE,
 )
 _QUOTE = r"\\?(?:[\"']|&quot;|&#\d+;|%(?:25)*2[27])?"
@@ -62,8 +66,32 @@ _HEADER = re.compile(
 )
 
 
+LEAST_KNOWN = 6
+"""Characters of a secret that is hidden wherever it appears: a shorter one would be found in other words."""
+_known: re.Pattern[str] | None = None
+
+
+def know_secrets(texts: Iterable[str]) -> None:
+    """From now on also hide, wherever they appear, the secrets of the URIs in these texts (a command's arguments).
+
+    Libraries report what they were given without its scheme, or in pieces, where no pattern tells a password.
+    """
+    global _known
+    found: set[str] = set()
+    for text in texts:
+        for match in _USER_INFO.finditer(text):
+            whole = match["short"] or match["third"] or match["long"]
+            found |= {whole, re.split(_COLON, whole, maxsplit=1, flags=re.IGNORECASE)[-1]}
+        found |= {match["secret"] for match in _PARAMETER.finditer(text)}
+    found |= {unquote(each) for each in found}
+    secrets = sorted((each for each in found if len(each) >= LEAST_KNOWN), key=len, reverse=True)
+    _known = re.compile("|".join(map(re.escape, secrets))) if secrets else None
+
+
 def redacted(text: str) -> str:
     """`text` with every secret that a URI or a setting in it carries replaced by `***`."""
+    if _known is not None:
+        text = _known.sub(HIDDEN, text)
     if not any(sign in text for sign in ("=", ":", "%")):
         return text
     before = None

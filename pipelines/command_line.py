@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from longmem.errors import ConfigError, LongMemError
-from longmem.redaction import redacted
+from longmem.redaction import know_secrets, redacted
 from pipelines.console import open_console
 from pipelines.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
 from pipelines.option_types import OptionValueError
@@ -111,9 +111,10 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 class LongMemGroup(typer.core.TyperGroup):
     """The root of the command line: what ends the parsing of options ends like what ends a command."""
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
+        know_secrets(args)
         with _parsing():
-            return super().make_context(*arguments, **settings)
+            return super().make_context(info_name, args, parent, **settings)
 
     def invoke(self, *arguments: Any, **settings: Any) -> Any:
         with _parsing():

@@ -186,7 +186,7 @@ def _given(job: PerplexityJob, files: list[InputFile]) -> dict[str, Any]:
     """The part of a job's identity that the command gives."""
     return {
         "job": "perplexity",
-        "inputs": [file.path for file in files],
+        "inputs": [file.shown for file in files],
         "limit_documents": job.limit_documents,
         "search": job.model.search,
         "write_memory": job.write_memory,
