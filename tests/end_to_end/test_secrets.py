@@ -96,11 +96,7 @@ def test_a_secret_in_an_option_is_never_shown(
         if any(other.name == "address" for other in parameters) and parameter.name != "address":
             # nothing may start a cluster here
             given.append("--address=none" if path[0] not in ("service", "status") else "--address=127.0.0.1:1")
-        arguments = [
-            secret if each is parameter else "1"
-            for each in parameters
-            if each.param_type_name != "option" and (each.required or each is parameter)
-        ]
+        arguments = [secret if each is parameter else "1" for each in parameters if each.param_type_name != "option"]
         run(tmp_path, *path, *given, "--", *arguments)
 
 
@@ -113,13 +109,14 @@ def test_a_job_on_a_uri_with_a_secret_leaves_no_trace_of_it_and_goes_on_with_ano
         filesystem.pipe(f"/user:{secret}@bucket/books/a.txt", b"Call me Ishmael. " * 20)
         filesystem.pipe(f"/user:{secret}@bucket/books/b.jsonl", b'{"text": "a whale"}\n{"text": 7}\n')
     monkeypatch.setattr(sys, "argv", ["longmem", "perplexity", f"memory://user:{MARK}@bucket/books/a.txt"])
-    options = ("--model", str(tmp_path / "model"), "--address", "none", "--out", str(tmp_path / "out"))
+    options = ("--model", str(tmp_path / "model"), "--address", "none", "--threads", "1")
+    options += ("--out", str(tmp_path / "out"))
 
     def job(secret: str, *more: str, code: int = 0) -> str:
         inputs = [f"memory://user:{secret}@bucket/books/{name}" for name in ("a.txt", "b.jsonl")]
         return run(tmp_path / "out", "perplexity", *inputs, *options, *more, code=code)
 
-    assert "must be" in job(MARK, "--threads", "0", code=2)
+    assert "must be" in job(MARK, "--limit-documents", "0", code=2)
     job(MARK, "--limit-documents", "2")
     sources = pq.read_table(tmp_path / "out" / "documents.parquet").column("source").to_pylist()
     assert sources == ["memory://***@bucket/books/a.txt", "memory://***@bucket/books/b.jsonl line 1"]
@@ -139,10 +136,10 @@ def test_a_bug_shows_its_traceback_without_secrets(tmp_path: Path) -> None:
 import sys
 from pipelines.cli import main
 import pipelines.app
-def fail(*_arguments, **_settings):
+def fail():
     raise RuntimeError("a bug with {uri("s3", "a")}")
-pipelines.app.app.callback()(fail)
-sys.argv[1:] = ["perplexity"]
+pipelines.app.app.command("fail")(fail)
+sys.argv[1:] = ["fail"]
 main()
 """
     ended = subprocess.run(
