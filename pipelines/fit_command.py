@@ -12,9 +12,11 @@ from pipelines.command_line import (
     local_inputs,
     local_or_hub,
     parse_settings,
+    say_if_finished,
 )
 from pipelines.console import open_console
 from pipelines.option_types import MOST_THREADS, path_option, real_option, text_option, whole_option
+from pipelines.options import ResumeFromStart
 
 
 def fit(
@@ -38,6 +40,7 @@ def fit(
         list[str] | None,
         text_option("--set", metavar="NAME=VALUE", help="A field of LongMemConfig, for example copy_repeats=8."),
     ] = None,
+    resume: ResumeFromStart = False,
     dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = ComputeDtype.FLOAT32,
     threads: Annotated[
         int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)
@@ -48,7 +51,7 @@ def fit(
     **Example:** `longmem fit --model my-backbone --data books/train --valid books/valid --out runs/fit`
     """
     console = open_console(stderr=True)
-    with exit_codes(console, out):
+    with exit_codes(console):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource
         from longmem.training.copy_fit import CopyFitConfig
@@ -63,7 +66,8 @@ def fit(
             config=CopyFitConfig(epochs=epochs, batch_tokens=batch_tokens, learning_rate=learning_rate, seed=seed),
             out=out,
             threads=threads,
+            resume=resume,
             command=command_text(),
         )
-        run_fit(job, console)
-        open_console().print(f"fitted model: {out / MODEL_FOLDER}", soft_wrap=True)
+        if not say_if_finished(run_fit(job, console), out):
+            open_console().print(f"fitted model: {out / MODEL_FOLDER}", soft_wrap=True)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path | None, path_option(help="Output folder.", show_default="longmem-runs/<date-time>")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")]
+ResumeFromStart = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Leave a finished job in --out as it is; begin one that was interrupted from the start."
+    ),
+]
 Address = Annotated[
     str,
     text_option(

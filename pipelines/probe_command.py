@@ -12,6 +12,7 @@ from pipelines.command_line import (
     SearchEngine,
     command_text,
     exit_codes,
+    say_if_finished,
 )
 from pipelines.console import open_console
 from pipelines.option_types import path_option, text_option, whole_option
@@ -20,10 +21,12 @@ from pipelines.options import (
     Dtype,
     Model,
     Out,
+    ResumeFromStart,
     Search,
     SegmentTokens,
     Threads,
     TopK,
+    check_resume,
     model_source,
     output_folder,
 )
@@ -73,6 +76,7 @@ def probe(
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
     threads: Threads = None,
+    resume: ResumeFromStart = False,
 ) -> None:
     """Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.
 
@@ -86,6 +90,7 @@ def probe(
         from pipelines.probe import ProbeJob, run_probe
         from pipelines.probe_view import print_trials
 
+        check_resume(resume, out)
         asked = list(dict.fromkeys(subjects or list(Subject)))
         plans: list[PasskeyPlan | PairPlan] = []
         for subject in asked:
@@ -128,10 +133,12 @@ def probe(
             filler=filler,
             out=output_folder(out),
             threads=threads,
+            resume=resume,
             command=command_text(),
         )
         summary = run_probe(job, console)
-        print_trials(open_console(), summary, job.out)
+        if not say_if_finished(summary, job.out):
+            print_trials(open_console(), summary, job.out)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

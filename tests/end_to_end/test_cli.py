@@ -31,6 +31,7 @@ from longmem.model_source import REFERENCE_MODEL
 from longmem.testing import small_longmem
 from longmem.types import DocumentKey
 from pipelines.cli import app
+from tests.folders import snapshot
 
 LONGMEM = Path(sys.executable).parent / "longmem"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
@@ -775,15 +776,6 @@ def test_an_interrupted_job_says_how_to_go_on_and_does(
         for name, value in found.items():
             assert value == pytest.approx(sum(each["stages"][stage][name] for each in slices)), (stage, name)
     assert summary["stages"]["score"]["segments"] == summary["counts"]["segments"], "each was scored once"
-
-
-def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Bytes and modification time of every file."""
-    return {
-        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_resume_of_a_finished_job_changes_nothing(
