@@ -19,6 +19,7 @@ from longmem.executor import EncodeReceipt
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
+from longmem.redaction import redacted
 from longmem.requests import Memories, Request
 from longmem.types import EncodedSegment, KVBlock, Segment
 
@@ -51,7 +52,7 @@ class EncoderActor:
         self._tokenizer: Tokenizer | None = None
 
     def __repr__(self) -> str:
-        return f"Encoder(rank={self._rank}, model={self._source.source}, threads={self._threads})"
+        return f"Encoder(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
     def _loaded(self) -> LongMem:
         # at first use, not in __init__: an error then reaches the caller with its type, and a restarted actor loads

@@ -27,6 +27,7 @@ from actors.workers import Workers, names_of, start_workers
 from longmem.errors import ClusterError, ConfigError
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelSource
+from longmem.redaction import redacted
 
 DEFAULT_NAME = "longmem"
 PREFIX = "longmem-service-"
@@ -103,7 +104,7 @@ class ServiceActor:
         self._service = service
 
     def __repr__(self) -> str:
-        return f"Service(name={self._service.name}, model={self._service.source.source})"
+        return f"Service(name={self._service.name}, model={redacted(self._service.source.source)})"
 
     def describe(self) -> Service:
         return self._service

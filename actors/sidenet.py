@@ -10,6 +10,7 @@ from actors.worker import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from longmem.memory.window_cache import WindowCache
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
+from longmem.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentScore
 
 
@@ -30,7 +31,7 @@ class SideNetActor:
         self._opened: tuple[LongMem, WindowCache, Fingerprint] | None = None
 
     def __repr__(self) -> str:
-        return f"SideNet(rank={self._rank}, model={self._source.source}, threads={self._threads})"
+        return f"SideNet(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
     def _loaded(self) -> tuple[LongMem, WindowCache, Fingerprint]:
         if self._opened is None:

@@ -1,7 +1,7 @@
 """What is known of a live job at one moment: the message from the job to its monitor, and the content of status.json.
 
 Free of Ray, so that a command can read it without loading Ray. Sums only grow while a process runs a job; a resumed
-job begins at zero again, as `summary.json` does.
+job begins at zero again, while `summary.json` has the sums over all its processes.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True, kw_only=True)
 class StageSnapshot:
-    """One stage. `segments`, `tokens` and `busy_s` are those of `summary.json`."""
+    """One stage, in the process that runs the job now."""
 
     segments: int = 0
     tokens: int = 0

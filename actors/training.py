@@ -13,6 +13,7 @@ from actors.failures import translated
 from actors.outcome import Outcome, attempt
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription
+from longmem.redaction import redacted
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
@@ -29,7 +30,7 @@ class TrainingActor:
         self._worker: TrainingWorker | None = None
 
     def __repr__(self) -> str:
-        return f"Training(rank={self._rank}, rows={len(self._rows)}, model={self._task.model.source})"
+        return f"Training(rank={self._rank}, rows={len(self._rows)}, model={redacted(self._task.model.source)})"
 
     def address(self) -> str:
         """Where rank 0 listens for the others."""

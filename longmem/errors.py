@@ -22,6 +22,8 @@ Broken invariants of our own are `assert`s with a message, never one of these. E
 libraries are translated in the one file that imports the library.
 """
 
+from longmem.redaction import redacted
+
 __all__ = [
     "CheckpointError",
     "ClusterError",
@@ -44,7 +46,13 @@ __all__ = [
 
 
 class LongMemError(ValueError):
-    """Base of every error that the user can act on. The message says what was expected, what came, what to do."""
+    """Base of every error that the user can act on. The message says what was expected, what came, what to do.
+
+    Secrets in it are never shown, wherever it is printed: by a command, in a log, in a notebook, by Ray.
+    """
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class ConfigError(LongMemError):

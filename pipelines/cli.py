@@ -1,96 +1,28 @@
-"""The `longmem` command. Options become one checked job; errors become a sentence and an exit code.
+"""The entry point of the `longmem` script: takes over Ctrl-C before anything that takes time is imported.
 
-Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
+The application itself is `pipelines.app`.
 """
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
-
-import longmem
-from pipelines.command_line import (
-    EXIT_BAD_INPUT,
-    exit_codes,
-    local_or_hub,
-)
-from pipelines.fit_command import fit
-from pipelines.icl_command import icl
-from pipelines.memory_command import memory
-from pipelines.monitoring_command import app as monitoring
-from pipelines.perplexity_command import perplexity
-from pipelines.plan_command import plan
-from pipelines.pretrain_command import pretrain
-from pipelines.probe_command import probe
-from pipelines.service_command import app as service_app
-from pipelines.status_command import status
-from pipelines.suffix_command import suffix
-from pipelines.train_command import train
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="LongMem: score long documents with a frozen language model, a memory of all it has read, and a SideNet.",
-)
-
-
-app.command()(perplexity)
-app.command()(icl)
-app.command()(suffix)
-app.command()(train)
-app.command()(fit)
-app.command()(pretrain)
-app.add_typer(memory, name="memory")
-app.add_typer(service_app, name="service")
-app.command()(status)
-app.add_typer(monitoring, name="monitoring")
-app.command()(plan)
-app.command()(probe)
-
-
-@app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        typer.echo(f"longmem {longmem.__version__}")
-        raise typer.Exit
-
-
-@app.command()
-def doctor(
-    out: Annotated[Path, typer.Option(help="Folder whose disk to check.")] = Path(),
-    model: Annotated[
-        str | None, typer.Option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="With --model: document to measure on.", show_default="the language reference")
-    ] = None,
-) -> None:
-    """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
-    what a backbone's layers are worth as memory.
-
-    **Example:** `longmem doctor`, or `longmem doctor --model gpt2 --text book.txt`
-    """
-    if model is not None:
-        console = Console(stderr=True)
-        with exit_codes(console, out):
-            from pipelines.model_doctor import examine_model, render_probe
-
-            render_probe(examine_model(local_or_hub(model), text), model, Console())
-        return
-    if text is not None:
-        raise typer.BadParameter("needs --model", param_hint="--text")
-    from actors.cluster import find_cluster
-    from pipelines.doctor import diagnose, render
-
-    findings = diagnose(out, find_cluster=find_cluster)
-    render(findings, Console())
-    if any(finding.severity == "error" for finding in findings):
-        raise typer.Exit(EXIT_BAD_INPUT)
+from pipelines.interrupts import take_over
 
 
 def main() -> Any:
-    """Entry point of the `longmem` script."""
+    """Run the command line. Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted."""
+    take_over()
+    # only now: typer, rich and what the options need take tenths of a second, and Ctrl-C may come meanwhile
+    from pipelines.console import guard_streams
+
+    guard_streams()
+    from pipelines.app import app
+
     return app(prog_name="longmem")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from pipelines.app import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,21 +5,30 @@ Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted
 
 import json
 import os
-import signal
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
 from longmem.errors import ConfigError, LongMemError
+from longmem.redaction import know_secrets, redacted
+from pipelines.console import open_console
+from pipelines.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
+from pipelines.option_types import OptionValueError
 
 EXIT_FAILED_DOCUMENTS = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+
+_USAGE_ERROR: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""The root of the command line's own errors, which some versions of typer bring along and others take from click."""
 
 
 class ComputeDtype(StrEnum):
@@ -87,21 +96,77 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
         self._out = out
 
     def __enter__(self) -> None:
-        # a scheduler's polite kill is handled like Ctrl-C: workers stop, nothing scored is lost
-        signal.signal(signal.SIGTERM, _interrupt)
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or (error is not None and is_interrupted()):
             again = f"What was done is kept. Continue with the same command and --resume --out {self._out}"
-            self._console.print(f"[yellow]interrupted.[/] {escape(again if self._out else '')}", soft_wrap=True)
+            _say_interrupted(self._console, again if self._out else "")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):
-            self._console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            _say_error(self._console, error)
             raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+class LongMemGroup(typer.core.TyperGroup):
+    """The root of the command line: what ends the parsing of options ends like what ends a command."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
+        know_secrets(args)
+        with _parsing():
+            return super().make_context(info_name, args, parent, **settings)
+
+    def invoke(self, *arguments: Any, **settings: Any) -> Any:
+        with _parsing():
+            return super().invoke(*arguments, **settings)
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    console = open_console(stderr=True)
+    try:
+        with exit_codes(console):
+            yield
+    except OptionValueError as error:
+        # in one line, like every other error
+        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}"))
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except _USAGE_ERROR as error:
+        # typer shows the message in a frame of its own, whose lines end in the middle of a URI
+        error.message = redacted(error.message)
+        raise
+
+
+def _shown_name(parameter: Any) -> str:
+    """What the user calls an option or an argument."""
+    if parameter is None:
+        return "an option"
+    if parameter.param_type_name == "option":
+        return str(max(parameter.opts, key=len))
+    return str(parameter.metavar or parameter.name).removesuffix("...")
+
+
+def _say_error(console: Console, error: LongMemError) -> None:
+    console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+
+
+def _say_interrupted(console: Console, more: str) -> None:
+    say_interrupted(lambda line: console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True), more)
+
+
+def say_if_finished(summary: Mapping[str, Any] | None, out: Path) -> bool:
+    """Whether a job had finished before its command began; then says so, in one line."""
+    from pipelines.job_folder import FinishedSummary
+
+    if not isinstance(summary, FinishedSummary):
+        return False
+    open_console().print(escape(f"{out}: the job has finished before; nothing was changed"), soft_wrap=True)
+    return True
+
+
+def command_text() -> str:
+    """Return the command as it was given, without secrets."""
+    return shlex.join(["longmem", *map(redacted, sys.argv[1:])])
 
 
 def num_cores() -> int:

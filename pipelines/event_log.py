@@ -7,7 +7,6 @@ Fields that an event has no value for are left out. A resumed job goes on in the
 document's name can neither end a line nor reach a terminal as a control character.
 """
 
-import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import longmem
-from longmem.errors import LongMemError, OutputError
+from longmem.errors import LongMemError
 from longmem.executor import Completion, ExecutorEvent
-from longmem.redaction import redacted
 from pipelines.observer import JobObserver
+from pipelines.output import GrowingFile, encoded
 
 LOG_FILE = "log.jsonl"
 
@@ -32,13 +31,8 @@ class EventLog(JobObserver):
     """Appends to a job's log; every line is written at once. Raises OutputError when it cannot be written."""
 
     def __init__(self, path: Path, job_id: str) -> None:
-        self._path = path
         self._job_id = job_id
-        try:
-            # unbuffered: a killed job keeps every line it has written
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise OutputError(f"cannot open {path}: {error.strerror}") from error
+        self._file = GrowingFile(path)
 
     def event(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
         """One line; fields that are None are left out."""
@@ -49,14 +43,9 @@ class EventLog(JobObserver):
             "event": event,
             "job": self._job_id,
             **{name: value for name, value in fields.items() if value is not None},
-            "message": redacted(message),
+            "message": message,
         }
-        try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self._path}: {error.strerror}; repair that and run again with --resume"
-            ) from error
+        self._file.add(encoded(line) + b"\n")
 
     def started(self, command: str, resumed: bool) -> None:
         """The job begins, or goes on."""

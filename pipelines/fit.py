@@ -29,9 +29,11 @@ from longmem.training.copy_fit import (
     read_documents_once,
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
+from pipelines.asked import asked_model
 from pipelines.job_folder import JobFolder
 
 MODEL_FOLDER = "model"
+RESULTS = "fit.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,9 @@ class FitJob:
     config: CopyFitConfig
     out: Path
     threads: int | None
-    command: str
+    resume: bool = False
+    """Leave a finished job as it is, and begin an interrupted one from the start."""
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.document_tokens < 1:
@@ -54,23 +58,29 @@ class FitJob:
 
 
 def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
-    """Fit and write the output folder; returns what fit.json holds.
+    """Fit and write the output folder; returns what fit.json holds: a FinishedSummary where the job had finished
+    before, and nothing was changed.
 
     Raises ConfigError, DocumentError, ModelError, NumericError, OutputError.
     """
     began = time.monotonic()
-    with JobFolder(job.out, resume=False) as folder:
+    with JobFolder(job.out, job.resume) as folder:
+        asked = {**_given(job), "model": asked_model(job.model)}
+        if (finished := folder.finished(RESULTS, asked)) is not None:
+            return finished
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         texts = read_texts(job.data, "training")
         judges = read_texts(job.validation, "validation") if job.validation else []
         model = job.model.open()
         copy_head_of(model)
+        # before calibration, which depends on the data and not only on the model
+        described = describe(model)
         if model.config.trained_steps == 0:
             calibrate_on(model, tokenised_when_needed(model, texts))
-        folder.claim(
-            {"job": "fit", "data": list(job.data), "model": asdict(describe(model)), "config": asdict(job.config)}
-        )
+        folder.claim({**_given(job), "model": asdict(described)}, asked)
+        if (finished := folder.finished(RESULTS)) is not None:
+            return finished
         readings = _read(model, texts, job.document_tokens, "learn from", console)
         judged = _read(model, judges, job.document_tokens, "judge by", console) if judges else None
         perplexities: list[dict[str, Any]] = []
@@ -96,8 +106,19 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
             "steps": steps,
             "perplexity": perplexities,
         }
-        folder.write_json("fit.json", summary)
+        folder.write_json(RESULTS, summary)
     return summary
+
+
+def _given(job: FitJob) -> dict[str, Any]:
+    """The part of a job's identity that the command gives."""
+    return {
+        "job": "fit",
+        "data": list(job.data),
+        "validation": list(job.validation),
+        "document_tokens": job.document_tokens,
+        "config": asdict(job.config),
+    }
 
 
 def _read(model: LongMem, texts: list[str], document_tokens: int, role: str, console: Console) -> Readings:

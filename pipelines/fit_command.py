@@ -1,46 +1,57 @@
 """`longmem fit`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, parse_settings
+from pipelines.command_line import (
+    ComputeDtype,
+    command_text,
+    exit_codes,
+    local_inputs,
+    local_or_hub,
+    parse_settings,
+    say_if_finished,
+)
+from pipelines.console import open_console
+from pipelines.option_types import MOST_THREADS, path_option, real_option, text_option, whole_option
+from pipelines.options import ResumeFromStart
 
 
 def fit(
-    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
-    out: Annotated[Path, typer.Option(help="Output folder: fit.json and the fitted model.")],
+    data: Annotated[list[str], text_option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    out: Annotated[Path, path_option(help="Output folder: fit.json and the fitted model.")],
     model: Annotated[
         str | None,
-        typer.Option(
+        text_option(
             help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
         ),
     ] = None,
-    valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,
+    valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None,
     document_tokens: Annotated[
-        int, typer.Option(help="Of each document, from its start; 4 KiB of memory a token.")
+        int, whole_option(help="Of each document, from its start; 4 KiB of memory a token.")
     ] = 20_480,
-    epochs: Annotated[int, typer.Option(help="Times that every token is learned from.")] = 3,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of one step, drawn from all documents.")] = 2048,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of matrices.")] = 5e-4,
-    seed: Annotated[int, typer.Option(help="Order of the tokens.")] = 0,
+    epochs: Annotated[int, whole_option(help="Times that every token is learned from.")] = 3,
+    batch_tokens: Annotated[int, whole_option(help="Tokens of one step, drawn from all documents.")] = 2048,
+    learning_rate: Annotated[float, real_option(help="Peak learning rate of matrices.", above=True, most=100)] = 5e-4,
+    seed: Annotated[int, whole_option(help="Order of the tokens.", least=0)] = 0,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A field of LongMemConfig, for example copy_repeats=8."),
+        text_option("--set", metavar="NAME=VALUE", help="A field of LongMemConfig, for example copy_repeats=8."),
     ] = None,
+    resume: ResumeFromStart = False,
     dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = ComputeDtype.FLOAT32,
-    threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)
+    ] = None,
 ) -> None:
     """Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.
 
     **Example:** `longmem fit --model my-backbone --data books/train --valid books/valid --out runs/fit`
     """
-    console = Console(stderr=True)
-    with exit_codes(console, out):
+    console = open_console(stderr=True)
+    with exit_codes(console):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource
         from longmem.training.copy_fit import CopyFitConfig
@@ -55,7 +66,8 @@ def fit(
             config=CopyFitConfig(epochs=epochs, batch_tokens=batch_tokens, learning_rate=learning_rate, seed=seed),
             out=out,
             threads=threads,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            resume=resume,
+            command=command_text(),
         )
-        run_fit(job, console)
-        Console().print(f"fitted model: {out / MODEL_FOLDER}", soft_wrap=True)
+        if not say_if_finished(run_fit(job, console), out):
+            open_console().print(f"fitted model: {out / MODEL_FOLDER}", soft_wrap=True)

@@ -1,16 +1,20 @@
 """`longmem icl`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
-
 from actors.shape import ClusterShape
 from longmem.errors import ConfigError
-from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
+from pipelines.command_line import (
+    JobDtype,
+    SearchEngine,
+    command_text,
+    exit_codes,
+    num_cores,
+    say_if_finished,
+)
+from pipelines.console import open_console
+from pipelines.option_types import MOST_WORKERS, path_option, real_option, text_argument, text_option, whole_option
 from pipelines.options import (
     Address,
     ChunkTokens,
@@ -34,43 +38,47 @@ from pipelines.options import (
 def icl(
     tasks: Annotated[
         list[str],
-        typer.Argument(
+        text_argument(
             metavar="TASK...",
             show_default=False,
             help="sst2, mr, subj, sst5, mpqa, trec, squad (their files are in --data), or the path of a task's .toml.",
         ),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
+        Path | None, path_option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
     ] = None,
     model: Model = None,
     out: Out = None,
     resume: Resume = False,
-    shots: Annotated[str, typer.Option(help="Demonstrations in context: numbers with commas.")] = "0,4,20",
-    memory_shots: Annotated[str, typer.Option(help="Demonstrations in memory: numbers with commas.")] = "0,20,200,2000",
-    seeds: Annotated[int, typer.Option(help="Draws of demonstrations; each has an order of its own.")] = 6,
+    shots: Annotated[str, text_option(help="Demonstrations in context: numbers with commas.")] = "0,4,20",
+    memory_shots: Annotated[str, text_option(help="Demonstrations in memory: numbers with commas.")] = "0,20,200,2000",
+    seeds: Annotated[int, whole_option(help="Draws of demonstrations; each has an order of its own.")] = 6,
     limit_items: Annotated[
-        int | None, typer.Option(help="Items of each task, drawn once for all cells.", show_default="all")
+        int | None, whole_option(help="Items of each task, drawn once for all cells.", show_default="all")
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(
+        text_option(
             help="Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",
             show_default="inside --out, removed at the end",
         ),
     ] = None,
     address: Address = "auto",
-    workers: Annotated[int, typer.Option(help="Workers, which encode demonstrations and answer items.")] = 1,
+    workers: Annotated[
+        int, whole_option(help="Workers, which encode demonstrations and answer items.", most=MOST_WORKERS)
+    ] = 1,
     stores: Stores = 1,
     threads: Threads = None,
-    gpus: Annotated[float, typer.Option(help="GPU share of each worker.")] = 0.0,
-    batch_items: Annotated[int, typer.Option(help="Items that a worker gets at a time.")] = 32,
+    gpus: Annotated[float, real_option(help="GPU share of each worker.", most=64)] = 0.0,
+    batch_items: Annotated[int, whole_option(help="Items that a worker gets at a time.")] = 32,
     window_bytes: WindowBytes = 2**30,
     segment_tokens: SegmentTokens = None,
     memory_tokens: Annotated[
         int | None,
-        typer.Option(
-            help="Past tokens that an item may read.", show_default="the model's, or more if demonstrations need it"
+        whole_option(
+            help="Past tokens that an item may read.",
+            show_default="the model's, or more if demonstrations need it",
+            least=0,
         ),
     ] = None,
     top_k: TopK = None,
@@ -85,7 +93,7 @@ def icl(
 
     **Example:** `longmem icl sst2 trec --data icl/ --limit-items 200 --out runs/icl`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     folder = output_folder(out)
     with exit_codes(console, folder):
         from pipelines.icl.job import IclJob, run_icl
@@ -132,10 +140,11 @@ def icl(
             batch_items=batch_items,
             store=store,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_icl(job, console)
-        print_result(Console(), summary, folder)
+        if not say_if_finished(summary, folder):
+            print_result(open_console(), summary, folder)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

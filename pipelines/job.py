@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from actors.shape import ClusterShape
-from longmem.errors import ConfigError
-from longmem.executor import PUT_SEGMENTS, AbstractExecutor
+from longmem.errors import ConfigError, OutputError
+from longmem.executor import PUT_SEGMENTS, STAGES, AbstractExecutor
 from longmem.memory.durability import Durability
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
@@ -21,20 +22,23 @@ from longmem.scheduler import Limits, SegmentScheduler
 from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
+from pipelines.asked import asked_model
 from pipelines.executors import start_executor
 from pipelines.feed import DocumentFeed
-from pipelines.job_folder import JobFolder
+from pipelines.job_folder import FinishedSummary, JobFolder
 from pipelines.job_reporter import JobReporter
 from pipelines.journal import Journal
 from pipelines.observer import Observers
-from pipelines.perplexity import PerplexityRun, RunTotals
-from pipelines.progress import Progress
+from pipelines.perplexity import PerplexityRun, RunTotals, StageTotals
+from pipelines.progress import Progress, printable
 from pipelines.report import write_report
 from pipelines.service_job import ServiceChoice, attach_to, on_service
+from pipelines.slices import Slices
 from pipelines.summary import summarise
 from pipelines.tables import documents_table, segments_table, tokens_table
 
 MEMORY_FOLDER = "memory.lance"
+RESULTS = "summary.json"
 
 IN_FLIGHT_PER_WORKER = 8
 IN_FLIGHT_IN_PROCESS = 2 * PUT_SEGMENTS
@@ -122,20 +126,29 @@ def default_in_flight(num_workers: int | None) -> int:
 
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
-    """Run (or resume) a job; returns its summary. Every LongMemError that ends it leaves the folder resumable.
+    """Run (or resume) a job; returns its summary: a FinishedSummary where there was nothing left to do, and nothing
+    was changed. Every LongMemError that ends it leaves the folder resumable.
 
-    Raises ConfigError, OutputError, ModelError, StoreError, ClusterError.
+    Raises ConfigError, OutputError (also where a document of a finished job has changed), ModelError, StoreError,
+    ClusterError.
     """
-    files = find_files(job.inputs)
+    # a name that comes from a URI may hold what nobody is to see
+    files = [replace(file, id=redacted(file.id)) for file in find_files(job.inputs)]
     if job.service is not None:
         job = on_service(job, job.service)
     with JobFolder(job.out, job.resume) as folder:
         begun = folder.stored_identity()
         if begun is not None and not job.threads_given:
             job = job.with_threads(begun.get("threads", job.threads))
+        # which model a service has is only known on its cluster
+        asked = None if job.service else {**_given(job, files), "model": asked_model(job.model)}
+        if asked is not None and (finished := folder.finished(RESULTS, asked)) is not None:
+            return _unchanged(job, files, folder, finished)
         with open_executor(job, lambda text: console.print(escape(text), soft_wrap=True)) as executor:
             model = executor.describe()
-            job_id = folder.claim(identity(job, files, model))
+            job_id = folder.claim(identity(job, files, model), asked)
+            if (finished := folder.finished(RESULTS)) is not None:
+                return _unchanged(job, files, folder, finished)
             with (
                 folder.open_journal() as journal,
                 JobReporter(
@@ -144,7 +157,8 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
             ):
                 resumed = bool(journal.documents)
                 reporter.log.started(job.command, resumed)
-                totals = _score(job, files, executor, model, journal, job_id, reporter, console)
+                slices = Slices(job.out)
+                totals = _score(job, files, executor, model, journal, job_id, reporter, slices, console)
                 summary = _write_results(job, folder, journal, model, totals, resumed)
         if not job.keep_memory and job.store is None:
             shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
@@ -162,16 +176,42 @@ def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text
 def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:
     """What decides the results of a job. Where it runs and with how many workers does not."""
     return {
-        "job": "perplexity",
-        "inputs": [redacted(file.path) for file in files],
-        "limit_documents": job.limit_documents,
+        **_given(job, files),
         "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
         "settings": model.settings,
+    }
+
+
+def _given(job: PerplexityJob, files: list[InputFile]) -> dict[str, Any]:
+    """The part of a job's identity that the command gives."""
+    return {
+        "job": "perplexity",
+        "inputs": [file.shown for file in files],
+        "limit_documents": job.limit_documents,
         "search": job.model.search,
         "write_memory": job.write_memory,
         "keep_tokens": job.keep_tokens,
         "threads": job.threads,
     }
+
+
+def _unchanged(
+    job: PerplexityJob, files: list[InputFile], folder: JobFolder, finished: FinishedSummary
+) -> FinishedSummary:
+    """A finished job, after its texts were compared with those that it had. Raises OutputError for others."""
+    with folder.open_journal() as journal:
+        known = {name: record.text_digest for name, record in journal.documents.items()}
+    seen = {each.id: each.digest if isinstance(each, Document) else str(each.error) for each in _documents(job, files)}
+    if changed := sorted(name for name in {*known, *seen} if known.get(name) != seen.get(name)):
+        raise OutputError(
+            f"{job.out} holds a finished job, and {printable(changed[0])} has changed since the job began"
+            + (f" (and {len(changed) - 1:,} other documents)" if len(changed) > 1 else "")
+            + "; the results stay as they are: restore the text, or begin a new job in another folder"
+        )
+    if not job.keep_memory and job.store is None:
+        # left where a job was killed between its last result and its end
+        shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
+    return finished
 
 
 def _score(
@@ -182,6 +222,7 @@ def _score(
     journal: Journal,
     job_id: str,
     reporter: JobReporter,
+    slices: Slices,
     console: Console,
 ) -> RunTotals:
     settings = model.settings
@@ -203,6 +244,11 @@ def _score(
         namespace,
         needs_work=lambda document: not _is_scored(journal, document),
     )
+
+    def record(totals: RunTotals) -> None:
+        if slices.is_due:
+            slices.record(asdict(totals))
+
     try:
         with Progress(console, total_tokens=None) as progress:
             run = PerplexityRun(
@@ -215,11 +261,20 @@ def _score(
                 num_unscored_tokens=0 if tokenizer.start_token is not None else 1,
                 admit_below=2 * (job.cluster.encoders if job.cluster else 1),
                 trim_every=TRIM_EVERY if job.retention == "window" and job.write_memory else None,
+                record=record,
             )
-            run.run(feed)
+            try:
+                run.run(feed)
+            except BaseException:
+                # what ended the run matters more, and may be the reason why nothing can be written
+                with suppress(OutputError):
+                    slices.record(asdict(run.totals))
+                raise
     finally:
         feed.close()
-    return run.totals
+    slices.record(asdict(run.totals))
+    total = slices.total(asdict(run.totals))
+    return RunTotals({stage: StageTotals(**total["stages"][stage]) for stage in STAGES}, total["wall_s"])
 
 
 def _documents(job: PerplexityJob, files: list[InputFile]) -> Iterator[Document | UnreadableDocument]:
@@ -245,7 +300,7 @@ def _write_results(
     segments = [segment for record in scored for segment in journal.scored(record.document)]
     cluster = job.cluster
     summary = summarise(
-        command=redacted(job.command),
+        command=job.command,
         model=model,
         executor={
             "address": cluster.address if cluster else "none",
@@ -267,5 +322,5 @@ def _write_results(
     for name, table in tables.items():
         folder.write_table(f"{name}.parquet", table)
     write_report(job.out, summary, tables["documents"], tables["segments"])
-    folder.write_json("summary.json", summary)
+    folder.write_json(RESULTS, summary)
     return summary

@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import xxhash
 
 from longmem.errors import OutputError
+from pipelines.output import GrowingFile, encoded
 from pipelines.records import DocumentRecord, Record, SegmentRecord, decode, encode
 
 R = TypeVar("R")
@@ -29,11 +30,11 @@ class AbstractJournal(ABC, Generic[R]):
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = self._load(data)
-            self._file = path.open("ab", buffering=0)
-            if whole < len(data):
-                self._file.truncate(whole)
         except OSError as error:
             raise OutputError(f"cannot open {path}: {error.strerror}") from error
+        self._file = GrowingFile(path)
+        if whole < len(data):
+            self._file.cut(whole)
 
     @abstractmethod
     def _encode(self, record: R) -> dict[str, Any]:
@@ -49,16 +50,8 @@ class AbstractJournal(ABC, Generic[R]):
 
     def add(self, record: R) -> None:
         """Append one record; when this returns it survives the death of the process."""
-        text = json.dumps(self._encode(record), separators=(",", ":"), allow_nan=False).encode()
-        try:
-            line = memoryview(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
-            # unbuffered, so that nothing is left to be written when the file is closed; a write may be short
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self._path}: {error.strerror}; repair that and run again with --resume"
-            ) from error
+        text = encoded(self._encode(record), compact=True)
+        self._file.add(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
         self._accept(record)
 
     def close(self) -> None:

@@ -1,14 +1,12 @@
 """`longmem memory …`: look into a memory store, check it, tidy it. Names of documents are foreign text: they are shown
 without Rich markup and without control characters, and `--json` escapes them."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,23 +14,25 @@ from longmem.errors import ConfigError, MissingBlockError
 from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.memory.store import AbstractMemoryStore
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, SegmentInfo
-from pipelines.command_line import EXIT_FAILED_DOCUMENTS, EXIT_INTERRUPTED, exit_codes
+from pipelines.command_line import EXIT_FAILED_DOCUMENTS, exit_codes
+from pipelines.console import open_console, say, say_json
+from pipelines.option_types import real_option, text_argument, text_option
 from pipelines.progress import printable
 
 memory = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Look into a memory store, check it, tidy it."
 )
 
-StoreOption = Annotated[str, typer.Option("--store", help="Folder or URI of the memory store.")]
-NamespaceOption = Annotated[str, typer.Option(help="Namespace of the document.")]
+StoreOption = Annotated[str, text_option("--store", help="Folder or URI of the memory store.")]
+NamespaceOption = Annotated[str, text_option(help="Namespace of the document.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-DocumentArgument = Annotated[str, typer.Argument(help="Name of the document.")]
+DocumentArgument = Annotated[str, text_argument(help="Name of the document.")]
 
 
 @memory.command("ls")
 def list_documents(
     store: StoreOption,
-    namespace: Annotated[str | None, typer.Option(help="Only this namespace.", show_default="all")] = None,
+    namespace: Annotated[str | None, text_option(help="Only this namespace.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Documents of a store, with their segments, tokens and bytes.
@@ -53,7 +53,7 @@ def list_documents(
         described = _described(key, infos)
         numbers = (f"{described[name]:,}" for name in ("segments", "tokens", "bytes"))
         table.add_row(Text(printable(key.namespace)), Text(printable(key.document)), *numbers)
-    console = Console()
+    console = open_console()
     console.print(table)
     console.print(f"{len(found):,} documents, {total:,} bytes (blocks that forks share count once)")
 
@@ -88,7 +88,7 @@ def show(
         table.add_row(Text(name, style="dim"), Text(f"{shown:,}" if isinstance(shown, int) else printable(shown)))
     for name, value in vars(fingerprint).items():
         table.add_row(Text(name, style="dim"), Text(printable(str(value))))
-    Console().print(table)
+    open_console().print(table)
 
 
 @memory.command()
@@ -113,9 +113,9 @@ def verify(
         if as_json:
             _print_json({"blocks": num_blocks, "dropped": 0, "actions": []})
         else:
-            typer.echo(f"{num_blocks:,} blocks read, all of them as written")
+            say(f"{num_blocks:,} blocks read, all of them as written")
         return
-    with _told():
+    with exit_codes(open_console(stderr=True)):
         from longmem.memory.recovery import recover
 
         report = recover(_checked(store))
@@ -123,8 +123,8 @@ def verify(
         _print_json({"blocks": report.num_blocks, "dropped": report.num_dropped, "actions": report.actions})
     else:
         for action in report.actions:
-            typer.echo(f"repaired: {printable(action)}")
-        typer.echo(f"{report.num_blocks:,} blocks read, all of them as written; {report.num_dropped:,} dropped")
+            say(f"repaired: {printable(action)}")
+        say(f"{report.num_blocks:,} blocks read, all of them as written; {report.num_dropped:,} dropped")
     if report.actions:
         raise typer.Exit(EXIT_FAILED_DOCUMENTS)
 
@@ -133,7 +133,7 @@ def verify(
 def compact(
     store: StoreOption,
     orphan_minutes: Annotated[
-        float, typer.Option(help="Remove what nothing refers to when it is older; 0 only where no writer lives.")
+        float, real_option(help="Remove what nothing refers to when it is older; 0 only where no writer lives.")
     ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -141,7 +141,7 @@ def compact(
 
     **Example:** `longmem memory compact --store memory.lance`
     """
-    with _told():
+    with exit_codes(open_console(stderr=True)):
         from longmem.memory.lance_store import LanceMemoryStore
 
         with LanceMemoryStore(_checked(store)) as opened:
@@ -149,7 +149,7 @@ def compact(
     if as_json:
         _print_json({"files": swept.num_files, "tables": swept.num_tables, "bytes": swept.num_bytes})
         return
-    typer.echo(
+    say(
         f"removed {swept.num_files:,} temporary files and {swept.num_tables:,} orphaned tables, "
         f"{swept.num_bytes:,} bytes"
     )
@@ -158,11 +158,11 @@ def compact(
 @memory.command()
 def fork(
     document: DocumentArgument,
-    target: Annotated[str, typer.Argument(help="Name of the new document.")],
+    target: Annotated[str, text_argument(help="Name of the new document.")],
     store: StoreOption,
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     to_namespace: Annotated[
-        str | None, typer.Option(help="Namespace of the new document.", show_default="the same")
+        str | None, text_option(help="Namespace of the new document.", show_default="the same")
     ] = None,
 ) -> None:
     """A second document with the same memory. Nothing is copied, and neither sees what the other writes later.
@@ -173,12 +173,12 @@ def fork(
     copy = DocumentKey(namespace if to_namespace is None else to_namespace, target)
     with _opened(store) as opened:
         num_blocks = opened.fork(source, copy)
-    typer.echo(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
+    say(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
 
 
 @memory.command("rm")
 def remove(
-    documents: Annotated[list[str], typer.Argument(metavar="DOCUMENT...", help="Names of documents.")],
+    documents: Annotated[list[str], text_argument(metavar="DOCUMENT...", help="Names of documents.")],
     store: StoreOption,
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -199,24 +199,12 @@ def remove(
             typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True)
         for key in keys:
             opened.delete(key)
-    typer.echo(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Errors as a sentence and an exit code."""
-    console = Console(stderr=True)
-    with exit_codes(console, Path()):
-        try:
-            yield
-        except KeyboardInterrupt:
-            console.print("[yellow]interrupted.[/]")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    say(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
 
 
 @contextmanager
 def _opened(uri: str) -> Iterator[AbstractMemoryStore]:
-    with _told(), MemoryStore.open(_checked(uri)) as store:
+    with exit_codes(open_console(stderr=True)), MemoryStore.open(_checked(uri)) as store:
         yield store
 
 
@@ -254,4 +242,4 @@ def _unknown(key: DocumentKey, uri: str) -> MissingBlockError:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content))
+    say_json(content)

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipelines.command_line import exit_codes
+from pipelines.console import open_console, say
+from pipelines.option_types import path_argument, text_option
 
 app = typer.Typer(no_args_is_help=True, help="Files for Prometheus and Grafana.")
 
@@ -18,15 +19,15 @@ def _group() -> None:
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into; made if it is absent.")],
-    ray_folder: Annotated[str, typer.Option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
+    folder: Annotated[Path, path_argument(metavar="DIR", help="Folder to write into; made if it is absent.")],
+    ray_folder: Annotated[str, text_option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
 ) -> None:
     """Write a Grafana dashboard, Prometheus alert rules, a scrape configuration and a README.
 
     **Example:** `longmem monitoring export monitoring`
     """
-    with exit_codes(Console(stderr=True), folder):
+    with exit_codes(open_console(stderr=True), folder):
         from pipelines.monitoring_export import export_monitoring
 
         for path in export_monitoring(folder, ray_folder):
-            typer.echo(path)
+            say(str(path))

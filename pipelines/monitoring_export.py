@@ -8,6 +8,7 @@ from string import Template
 import longmem
 from longmem.errors import OutputError
 from pipelines.dashboard import dashboard
+from pipelines.output import write_text
 
 MARKER = "Written by `longmem monitoring export`"
 """In every file that may be replaced by a newer version of itself."""
@@ -37,9 +38,7 @@ def export_monitoring(folder: Path, ray_folder: str) -> list[Path]:
                 raise OutputError(f"{path} was not written by longmem; choose another folder, or move it away")
         for path, text in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.part")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, text, advice="choose another folder")
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error}; choose another folder") from error
     return list(contents)

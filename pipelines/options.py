@@ -12,31 +12,38 @@ from rich.markup import escape
 
 from longmem.errors import ConfigError
 from pipelines.command_line import Durability, JobDtype, Placement, SearchEngine, StoredFormat, local_or_hub
+from pipelines.option_types import MOST_THREADS, MOST_WORKERS, path_option, real_option, text_option, whole_option
 
 if TYPE_CHECKING:
     # loads torch
     from longmem.model_source import ModelSource
 
-Out = Annotated[Path | None, typer.Option(help="Output folder.", show_default="longmem-runs/<date-time>")]
+Out = Annotated[Path | None, path_option(help="Output folder.", show_default="longmem-runs/<date-time>")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")]
+ResumeFromStart = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Leave a finished job in --out as it is; begin one that was interrupted from the start."
+    ),
+]
 Address = Annotated[
     str,
-    typer.Option(
+    text_option(
         help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
         "start one), or a cluster address."
     ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
+    text_option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
 ]
-SegmentTokens = Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")]
+SegmentTokens = Annotated[int | None, whole_option(help="Local context.", show_default="the model's")]
 MemoryTokens = Annotated[
-    int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
+    int | None, whole_option(help="Past tokens that a segment may read.", show_default="the model's", least=0)
 ]
-TopK = Annotated[int | None, typer.Option(help="Tokens retrieved per token and head.", show_default="the model's")]
+TopK = Annotated[int | None, whole_option(help="Tokens retrieved per token and head.", show_default="the model's")]
 ChunkTokens = Annotated[
-    int | None, typer.Option(help="Tokens that are found and read together.", show_default="the model's")
+    int | None, whole_option(help="Tokens that are found and read together.", show_default="the model's")
 ]
 KvDtype = Annotated[
     StoredFormat | None,
@@ -60,25 +67,31 @@ Search = Annotated[
     ),
 ]
 
-Encoders = Annotated[int, typer.Option(help="Encoder actors (writers).")]
-Readers = Annotated[int, typer.Option(help="SideNet actors (readers).")]
-Stores = Annotated[int, typer.Option(help="Memory store actors; each document belongs to one.")]
+Encoders = Annotated[int, whole_option(help="Encoder actors (writers).", most=MOST_WORKERS)]
+Readers = Annotated[int, whole_option(help="SideNet actors (readers).", most=MOST_WORKERS)]
+Stores = Annotated[int, whole_option(help="Memory store actors; each document belongs to one.", most=MOST_WORKERS)]
 Threads = Annotated[
-    int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
+    int | None,
+    whole_option(
+        help="Torch threads of each worker.", show_default="cores divided among the workers", most=MOST_THREADS
+    ),
 ]
-EncoderGpus = Annotated[float, typer.Option(help="GPU share of each encoder.")]
-ReaderGpus = Annotated[float, typer.Option(help="GPU share of each reader.")]
+EncoderGpus = Annotated[float, real_option(help="GPU share of each encoder.", most=64)]
+ReaderGpus = Annotated[float, real_option(help="GPU share of each reader.", most=64)]
 Placed = Annotated[Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")]
 CpuShare = Annotated[
-    float, typer.Option(help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.")
+    float,
+    real_option(
+        help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.", above=True, most=1
+    ),
 ]
 Elastic = Annotated[
     bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
 ]
-WindowBytes = Annotated[int, typer.Option(help="Bytes of memory windows that each reader keeps.")]
+WindowBytes = Annotated[int, whole_option(help="Bytes of memory windows that each reader keeps.")]
 
 StoreQuotaBytes = Annotated[
-    int | None, typer.Option(help="Bytes that the store may hold; a job stops there.", show_default="no limit")
+    int | None, whole_option(help="Bytes that the store may hold; a job stops there.", show_default="no limit")
 ]
 Durable = Annotated[
     Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")

@@ -4,6 +4,7 @@ feed ─► admit ─► scheduler ─► executor ─► journal ─► tables,
         (text)   (what, when)  (where)    (as it comes)   (at the end)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -31,7 +32,7 @@ WAIT_S = 0.2
 
 @dataclass
 class StageTotals:
-    """What one stage did in this run."""
+    """What one stage did."""
 
     segments: int = 0
     tokens: int = 0
@@ -40,7 +41,7 @@ class StageTotals:
 
 @dataclass
 class RunTotals:
-    """What this run did, for the summary; results are in the journal."""
+    """What a run did, for the summary; results are in the journal."""
 
     stages: dict[Stage, StageTotals] = field(default_factory=lambda: {stage: StageTotals() for stage in STAGES})
     wall_s: float = 0.0
@@ -62,11 +63,14 @@ class PerplexityRun:
         num_unscored_tokens: int,
         admit_below: int,
         trim_every: int | None = None,
+        record: Callable[[RunTotals], None] = lambda _totals: None,
     ) -> None:
         """`admit_below`: another document is admitted while fewer segments than this wait for an encoder.
 
         `trim_every`: blocks that no segment will read any more are removed when there are so many of them; None keeps
         them until the document is done.
+
+        `record` is called after each turn, several times a second, with what was done until then.
         """
         self._executor = executor
         self._scheduler = scheduler
@@ -77,6 +81,7 @@ class PerplexityRun:
         self._num_unscored_tokens = num_unscored_tokens
         self._admit_below = admit_below
         self._trim_every = trim_every
+        self._record = record
         self._trimmed: dict[DocumentKey, int] = {}
         self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
         self._errors: dict[DocumentKey, LongMemError] = {}
@@ -107,7 +112,8 @@ class PerplexityRun:
                 self._scheduler.in_flight_bytes,
                 self._scheduler.lag_segments,
             )
-        self.totals.wall_s = perf_counter() - start
+            self.totals.wall_s = perf_counter() - start
+            self._record(self.totals)
 
     def _admit(self, prepared: Prepared) -> None:
         document = prepared.document

@@ -1,11 +1,8 @@
 """`longmem perplexity`: options become one checked job."""
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from actors.policy import Patience
 from actors.shape import ClusterShape
@@ -17,10 +14,14 @@ from pipelines.command_line import (
     Placement,
     Retention,
     SearchEngine,
+    command_text,
     exit_codes,
     num_cores,
     refuse_options,
+    say_if_finished,
 )
+from pipelines.console import open_console
+from pipelines.option_types import real_option, text_argument, text_option, whole_option
 from pipelines.options import (
     Address,
     ChunkTokens,
@@ -51,6 +52,8 @@ from pipelines.options import (
     output_folder,
 )
 
+LEAST_OBJECT_STORE_BYTES = 75 * 2**20
+"""Ray starts with no less."""
 OF_THE_SERVICE = (
     *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
     *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "kv_dtype"),
@@ -63,7 +66,7 @@ def perplexity(
     context: typer.Context,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(
+        text_argument(
             metavar="INPUT",
             show_default=False,
             help=".txt, .jsonl, .jsonl.gz (`text`, optional `id`), .parquet, or a folder; local or an fsspec URI. "
@@ -76,7 +79,7 @@ def perplexity(
     address: Address = "auto",
     service: Annotated[
         str | None,
-        typer.Option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
+        text_option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
     ] = None,
     encoders: Encoders = 1,
     readers: Readers = 1,
@@ -88,14 +91,17 @@ def perplexity(
     cpu_share: CpuShare = 1.0,
     elastic: Elastic = False,
     max_tries: Annotated[
-        int, typer.Option(help="Set a document aside when one of its segments has ended its worker this often.")
+        int, whole_option(help="Set a document aside when one of its segments has ended its worker this often.")
     ] = 5,
     task_deadline_s: Annotated[
-        float, typer.Option(help="Seconds one segment may take; then its worker is killed and it is tried again.")
+        float,
+        real_option(help="Seconds one segment may take; then its worker is killed and it is tried again.", above=True),
     ] = 1800.0,
     window_bytes: WindowBytes = 2**30,
-    object_store_bytes: Annotated[int, typer.Option(help="Bytes of Ray's object store, where Ray is started here.")] = 2
-    ** 30,
+    object_store_bytes: Annotated[
+        int,
+        whole_option(help="Bytes of Ray's object store, where Ray is started here.", least=LEAST_OBJECT_STORE_BYTES),
+    ] = 2**30,
     segment_tokens: SegmentTokens = None,
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
@@ -104,7 +110,7 @@ def perplexity(
     no_memory: NoMemory = False,
     store: Annotated[
         str | None,
-        typer.Option(
+        text_option(
             help="Memory store: LanceDB folder or URI, or memory:// (with --address none).", show_default="inside --out"
         ),
     ] = None,
@@ -120,10 +126,10 @@ def perplexity(
     store_quota_bytes: StoreQuotaBytes = None,
     durability: Durable = Durability.PROCESS,
     namespace: Annotated[
-        str | None, typer.Option(help="Where kept documents are filed.", show_default="default")
+        str | None, text_option(help="Where kept documents are filed.", show_default="default")
     ] = None,
     limit_documents: Annotated[
-        int | None, typer.Option(help="Score only the first N documents.", show_default=False)
+        int | None, whole_option(help="Score only the first N documents.", show_default=False)
     ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
@@ -132,15 +138,15 @@ def perplexity(
     search: Search = SearchEngine.AUTO,
     max_in_flight_segments: Annotated[
         int | None,
-        typer.Option(help="Encoded segments that may wait for readers.", show_default="8 per worker, 16 in process"),
+        whole_option(help="Encoded segments that may wait for readers.", show_default="8 per worker, 16 in process"),
     ] = None,
-    max_in_flight_bytes: Annotated[int, typer.Option(help="Bytes of them.")] = 2**30,
+    max_in_flight_bytes: Annotated[int, whole_option(help="Bytes of them.")] = 2**30,
 ) -> None:
     """Perplexity of long documents, with memory and without.
 
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     folder = output_folder(out)
     workers = None if address == "none" else encoders + readers
     with exit_codes(console, folder):
@@ -218,9 +224,10 @@ def perplexity(
             write_memory=kept == Retention.FOREVER or not no_memory,
             limit_documents=limit_documents,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_job(job, console)
-        print_result(Console(), summary, job.out)
+        if not say_if_finished(summary, job.out):
+            print_result(open_console(), summary, job.out)
     if summary["counts"]["failed_documents"]:
         raise typer.Exit(EXIT_FAILED_DOCUMENTS)

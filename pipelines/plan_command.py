@@ -1,6 +1,5 @@
 """`longmem plan`: options become a workload and a cluster; costs are measured or read; the plan is printed."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,17 @@ from pipelines.command_line import (
     exit_codes,
     local_inputs,
     num_cores,
+)
+from pipelines.console import open_console, say_json
+from pipelines.interrupts import tidying
+from pipelines.option_types import (
+    MOST_THREADS,
+    MOST_WORKERS,
+    path_option,
+    real_option,
+    text_argument,
+    text_option,
+    whole_option,
 )
 from pipelines.options import (
     ChunkTokens,
@@ -40,27 +50,38 @@ EXIT_OFF = 1
 def plan(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(
+        text_argument(
             metavar="INPUT", show_default=False, help="Documents, as in `longmem perplexity`; or give --tokens."
         ),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Instead of INPUT: tokens of each document.", show_default=False)
+        int | None, whole_option(help="Instead of INPUT: tokens of each document.", show_default=False)
     ] = None,
-    documents: Annotated[int, typer.Option(help="With --tokens: how many documents.")] = 1,
-    limit_documents: Annotated[int | None, typer.Option(help="Only the first N documents.", show_default=False)] = None,
-    nodes: Annotated[int, typer.Option(help="Machines like this one.")] = 1,
-    cores_per_node: Annotated[float | None, typer.Option(help="Cores of each.", show_default="this machine's")] = None,
-    encoders: Annotated[int | None, typer.Option(help="Encoder actors.", show_default="the best number")] = None,
-    readers: Annotated[int | None, typer.Option(help="SideNet actors.", show_default="the best number")] = None,
-    stores: Annotated[int | None, typer.Option(help="Store actors.", show_default="the best number")] = None,
+    documents: Annotated[int, whole_option(help="With --tokens: how many documents.")] = 1,
+    limit_documents: Annotated[int | None, whole_option(help="Only the first N documents.", show_default=False)] = None,
+    nodes: Annotated[int, whole_option(help="Machines like this one.", most=MOST_WORKERS)] = 1,
+    cores_per_node: Annotated[
+        float | None, real_option(help="Cores of each.", show_default="this machine's", above=True, most=1e6)
+    ] = None,
+    encoders: Annotated[
+        int | None, whole_option(help="Encoder actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None,
+    readers: Annotated[
+        int | None, whole_option(help="SideNet actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None,
+    stores: Annotated[
+        int | None, whole_option(help="Store actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None,
     retention: Annotated[
         Retention, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
     ] = Retention.DOCUMENT,
-    address: Annotated[str, typer.Option(help="local (pools on Ray) or none (one process).")] = "local",
+    address: Annotated[str, text_option(help="local (pools on Ray) or none (one process).")] = "local",
     model: Model = None,
     threads: Annotated[
-        int | None, typer.Option(help="Torch threads of each worker.", show_default="1, all cores with --address none")
+        int | None,
+        whole_option(
+            help="Torch threads of each worker.", show_default="1, all cores with --address none", most=MOST_THREADS
+        ),
     ] = None,
     segment_tokens: SegmentTokens = None,
     memory_tokens: MemoryTokens = None,
@@ -70,11 +91,11 @@ def plan(
     no_memory: NoMemory = False,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
-    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 40.0,
+    seconds: Annotated[float, real_option(help="About how long to measure.", above=True)] = 40.0,
     costs: Annotated[
-        Path | None, typer.Option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
+        Path | None, path_option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
     ] = None,
-    save_costs: Annotated[Path | None, typer.Option(help="Write the measured costs there.", show_default=False)] = None,
+    save_costs: Annotated[Path | None, path_option(help="Write the measured costs there.", show_default=False)] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Also run the job on this machine and compare; exit code 1 if off by 25%.")
     ] = False,
@@ -84,7 +105,7 @@ def plan(
 
     **Example:** `longmem plan books/ --nodes 4 --cores-per-node 16`, or `longmem plan --tokens 100000 --documents 5000`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console):
         if address not in ("none", "local"):
             raise ConfigError(f"--address must be local or none, got {address!r}: a plan is measured on this machine")
@@ -143,7 +164,7 @@ def plan(
         planned, suggested = predict(unit_costs, workload, chosen), predict(unit_costs, workload, best)
         comparison = None
         if not as_json:
-            plan_view.print_plan(Console(), planned, suggested, unit_costs)
+            plan_view.print_plan(open_console(), planned, suggested, unit_costs)
         if check:
             from pipelines.plan_check import check_plan
 
@@ -152,9 +173,9 @@ def plan(
                 local_inputs(inputs or []), source, workload, tried, unit_costs, limit_documents, seconds, console
             )
             if not as_json:
-                plan_view.print_comparison(Console(), comparison)
+                plan_view.print_comparison(open_console(), comparison)
         if as_json:
-            typer.echo(json.dumps(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2))
+            say_json(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2)
     if comparison is not None and not comparison.passed:
         raise typer.Exit(EXIT_OFF)
 
@@ -168,7 +189,8 @@ def _costs(
 
     if saved is not None:
         return load_costs(saved, identity_of(describe(source.open()), source, threads), with_ray=not in_process)
-    with console.status("measuring what one segment costs") as status:
+    # what is measured runs in other processes
+    with tidying(), console.status("measuring what one segment costs") as status:
         costs = measure_apart(source, threads, seconds)
         if not in_process:
             from pipelines.plan_measure_ray import with_ray_costs

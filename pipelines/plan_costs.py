@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from longmem.errors import ConfigError, OutputError
+from longmem.errors import ConfigError
+from longmem.redaction import redacted_values
+from pipelines.output import write_json
 
 VERSION = 3
 """Of the file's layout."""
@@ -139,10 +141,7 @@ def without_waiting(costs: UnitCosts) -> UnitCosts:
 
 def save_costs(costs: UnitCosts, path: Path) -> None:
     """Raises OutputError."""
-    try:
-        path.write_text(json.dumps({"version": VERSION, **asdict(costs)}, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another --save-costs") from error
+    write_json(path, {"version": VERSION, **asdict(costs)}, advice="choose another --save-costs")
 
 
 def load_costs(path: Path, identity: dict[str, Any], *, with_ray: bool) -> UnitCosts:
@@ -163,7 +162,7 @@ def load_costs(path: Path, identity: dict[str, Any], *, with_ray: bool) -> UnitC
         costs = _decode(values)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"--costs {path} is damaged ({error!r}); measure again with --save-costs") from error
-    if differences := _differences(costs.identity, identity):
+    if differences := _differences(costs.identity, redacted_values(identity)):
         raise ConfigError(
             f"--costs {path} was measured with another model or other settings (costs != plan): {differences}; "
             "measure again with --save-costs, or plan with the same options"

@@ -25,7 +25,7 @@ from longmem.training.run_state import checkpoints
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.pretrain_job import PretrainingJob, identity
-from pipelines.train import CHECKPOINT_FOLDER, MODEL_FOLDER, PRINT_EVERY_S, print_step
+from pipelines.train import CHECKPOINT_FOLDER, MODEL_FOLDER, PRINT_EVERY_S, RESULTS, print_step
 from pipelines.training_curves import CurveFiles
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -36,6 +36,7 @@ PERPLEXITIES = {"text": "validation text", "repeated": "second copy of repeated 
 
 def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | None:
     """One slice of the job; returns what `training.json` holds, or None when the slice's time was over before the end.
+    A job that had finished before gives a FinishedSummary, and nothing is changed.
 
     Ctrl-C leaves a checkpoint. Raises ConfigError, DocumentError, CheckpointError, NumericError, OutputError.
     """
@@ -48,6 +49,8 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
     find_files((*job.data, *job.valid))
     with JobFolder(job.out, job.resume) as folder:
         folder.claim(identity(job))
+        if (finished := folder.finished(RESULTS)) is not None:
+            return finished
         if not _prepare(job, is_over, console):
             return None
         windows, validation, config = _windows(job)
@@ -68,7 +71,7 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
             "corpus": asdict(_open(job, "train").facts),
             "validation": curves.validations(),
         }
-        folder.write_json("training.json", summary)
+        folder.write_json(RESULTS, summary)
     return summary
 
 

@@ -1,56 +1,69 @@
 """`longmem pretrain`: options become one checked job."""
 
 import os
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, num_cores
+from pipelines.command_line import (
+    ComputeDtype,
+    command_text,
+    exit_codes,
+    local_inputs,
+    num_cores,
+    say_if_finished,
+)
+from pipelines.console import open_console
+from pipelines.option_types import MOST_THREADS, path_option, real_option, text_option, whole_option
 
 
 def pretrain(
-    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
-    out: Annotated[Path, typer.Option(help="Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")],
-    size: Annotated[str, typer.Option(help="8m (the reference model's shape, for a CPU) or 100m (for a GPU).")],
-    valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,
-    valid_tokens: Annotated[int, typer.Option(help="Of each of them, from its start.")] = 4096,
+    data: Annotated[list[str], text_option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    out: Annotated[Path, path_option(help="Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")],
+    size: Annotated[str, text_option(help="8m (the reference model's shape, for a CPU) or 100m (for a GPU).")],
+    valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None,
+    valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 4096,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job in --out, or begin it where --out is empty.")
     ] = False,
     max_minutes: Annotated[
         float | None,
-        typer.Option(help="End this slice after so long, with a checkpoint; --resume goes on.", show_default="no end"),
+        real_option(
+            help="End this slice after so long, with a checkpoint; --resume goes on.", show_default="no end", above=True
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps.", show_default="one pass over the data; four for 100m")
+        int | None, whole_option(help="Optimiser steps.", show_default="one pass over the data; four for 100m")
     ] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Of a step.", show_default="the size's")] = None,
+    batch_tokens: Annotated[int | None, whole_option(help="Of a step.", show_default="the size's")] = None,
     micro_rows: Annotated[
-        int | None, typer.Option(help="Windows of one forward and backward.", show_default="the size's")
+        int | None, whole_option(help="Windows of one forward and backward.", show_default="the size's")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default="the size's")] = None,
+    learning_rate: Annotated[
+        float | None, real_option(help="Peak.", show_default="the size's", above=True, most=100)
+    ] = None,
     repeat_share: Annotated[
-        float | None, typer.Option(help="Windows that repeat their beginning, to learn copying.", show_default="0.1")
+        float | None,
+        real_option(help="Windows that repeat their beginning, to learn copying.", show_default="0.1", most=1),
     ] = None,
-    seed: Annotated[int, typer.Option(help="First weights and order of the windows.")] = 0,
+    seed: Annotated[int, whole_option(help="First weights and order of the windows.", least=0)] = 0,
     dtype: Annotated[
         ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")
     ] = ComputeDtype.BFLOAT16,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of torch and tokenizer.", show_default="cores")] = None,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 200,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    device: Annotated[str, text_option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, whole_option(help="Threads of torch and tokenizer.", show_default="cores", most=MOST_THREADS)
+    ] = None,
+    validate_every: Annotated[int, whole_option(help="Steps between validations.")] = 200,
+    checkpoint_every: Annotated[int, whole_option(help="Steps between checkpoints.")] = 200,
 ) -> None:
     """Train a small backbone and its tokenizer from nothing, in slices if need be.
 
     **Example:** `longmem pretrain --size 8m --data books/train --valid books/valid --out runs/backbone`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out):
         used_threads = threads or num_cores()
         # read once, when the tokenizer library starts its threads
@@ -83,10 +96,12 @@ def pretrain(
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
         summary = run_pretraining(job, console)
+        if say_if_finished(summary, out):
+            return
         if summary is None:
             console.print("[yellow]slice over.[/] Continue with the same command and --resume")
         else:
-            Console().print(f"trained backbone: {out / 'model'}", soft_wrap=True)
+            open_console().print(f"trained backbone: {out / 'model'}", soft_wrap=True)

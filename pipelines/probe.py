@@ -13,20 +13,22 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+import xxhash
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longmem.errors import DocumentError
 from longmem.model import LongMem
 from longmem.model_source import ModelSource, describe
-from longmem.redaction import redacted
 from longmem.synthetic.pairs import PairPlan, pair_trials
 from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
 from longmem.synthetic.trial import Trial
 from longmem.text.language_reference import language_reference
+from pipelines.asked import asked_model
 from pipelines.job_folder import JobFolder
 from pipelines.probe_report import write_probe_report
 
+RESULTS = "summary.json"
 Plan = PasskeyPlan | PairPlan
 CONDITION = ("subject", "examples", "shots", "memory_tokens", "depth")
 SHARES = ("greedy", "chosen", "read", "greedy_without", "chosen_without")
@@ -44,20 +46,31 @@ class ProbeJob:
     """None: the Python language reference."""
     out: Path
     threads: int | None
-    command: str
+    resume: bool = False
+    """Leave a finished job as it is, and begin an interrupted one from the start."""
+    command: str = ""
 
 
 def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
-    """Run all plans and write the output folder; returns the content of summary.json.
+    """Run all plans and write the output folder; returns the content of summary.json: a FinishedSummary where the job
+    had finished before, and nothing was changed.
 
     Raises ConfigError, ModelError and its kinds, DocumentError, NumericError, OutputError.
     """
     began = time.monotonic()
-    with JobFolder(job.out, resume=False) as folder:
+    with JobFolder(job.out, job.resume) as folder:
         text = _read(job.filler)
+        asked = {**_given(job, text), "model": asked_model(job.model)}
+        if (finished := folder.finished(RESULTS, asked)) is not None:
+            return finished
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         model = job.model.open()
+        described = describe(model)
+        weights = {**asdict(described.fingerprint), "sidenet": described.sidenet}
+        folder.claim({**_given(job, text), "model": weights, "settings": described.settings}, asked)
+        if (finished := folder.finished(RESULTS)) is not None:
+            return finished
         trials: list[Trial] = []
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
@@ -69,9 +82,21 @@ def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
                     progress.advance(task)
         summary = summarise(model, job, trials, time.monotonic() - began)
         folder.write_table("trials.parquet", pa.Table.from_pylist([asdict(trial) for trial in trials]))
-        folder.write_json("summary.json", summary)
         write_probe_report(folder, summary)
+        # last: a job whose summary is there has finished
+        folder.write_json(RESULTS, summary)
     return summary
+
+
+def _given(job: ProbeJob, text: str) -> dict[str, Any]:
+    """The part of a job's identity that the command and its filler give."""
+    return {
+        "job": "probe",
+        "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
+        "filler": xxhash.xxh3_128_hexdigest(text.encode("utf-8")),
+        "search": job.model.search,
+        "threads": job.threads,
+    }
 
 
 def trials_of(model: LongMem, text: str, plan: Plan) -> Iterator[Trial]:
@@ -94,7 +119,7 @@ def summarise(model: LongMem, job: ProbeJob, trials: Sequence[Trial], wall_s: fl
     """The content of summary.json."""
     described = describe(model)
     return {
-        "command": redacted(job.command),
+        "command": job.command,
         "model": {"name": described.name, "sidenet": described.sidenet, "trained": described.trained},
         "settings": described.settings,
         "filler": "the Python language reference" if job.filler is None else str(job.filler),

@@ -1,25 +1,32 @@
 """`longmem probe`: options become one checked set of synthetic tests."""
 
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import JobDtype, SearchEngine, exit_codes
+from pipelines.command_line import (
+    JobDtype,
+    SearchEngine,
+    command_text,
+    exit_codes,
+    say_if_finished,
+)
+from pipelines.console import open_console
+from pipelines.option_types import path_option, text_option, whole_option
 from pipelines.options import (
     ChunkTokens,
     Dtype,
     Model,
     Out,
+    ResumeFromStart,
     Search,
     SegmentTokens,
     Threads,
     TopK,
+    check_resume,
     model_source,
     output_folder,
 )
@@ -48,31 +55,34 @@ def probe(
     out: Out = None,
     filler: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text to hide keys in and take words from.", show_default="the language reference"),
+        path_option(help="UTF-8 text to hide keys in and take words from.", show_default="the language reference"),
     ] = None,
     lengths: Annotated[
-        str, typer.Option(help="passkey: tokens of memory, by commas.")
+        str, text_option(help="passkey: tokens of memory, by commas.")
     ] = "4096,16384,65536,262144,1048576",
-    depths: Annotated[str, typer.Option(help="passkey: 0 (oldest) to 1 (newest), by commas.")] = "0,0.25,0.5,0.75,1",
-    trials: Annotated[int, typer.Option(help="passkey: for each length and depth.")] = 10,
+    depths: Annotated[str, text_option(help="passkey: 0 (oldest) to 1 (newest), by commas.")] = "0,0.25,0.5,0.75,1",
+    trials: Annotated[int, whole_option(help="passkey: for each length and depth.")] = 10,
     key: Annotated[Key, typer.Option(help="passkey: a key of four words or five digits.")] = Key.WORDS,
-    examples: Annotated[str, typer.Option(help="lookup, labels: lines in memory, by commas.")] = "20,200,2000",
-    shots: Annotated[str, typer.Option(help="lookup, labels: other lines in the local context, by commas.")] = "0,16",
-    questions: Annotated[int, typer.Option(help="lookup, labels: for each number of lines and shots.")] = 50,
-    choices: Annotated[int, typer.Option(help="Answers offered for each question; the number of labels.")] = 10,
-    seed: Annotated[int, typer.Option(help="Decides texts, keys, places and questions.")] = 0,
+    examples: Annotated[str, text_option(help="lookup, labels: lines in memory, by commas.")] = "20,200,2000",
+    shots: Annotated[str, text_option(help="lookup, labels: other lines in the local context, by commas.")] = "0,16",
+    questions: Annotated[int, whole_option(help="lookup, labels: for each number of lines and shots.")] = 50,
+    choices: Annotated[
+        int, whole_option(help="Answers offered for each question; the number of labels.", least=2)
+    ] = 10,
+    seed: Annotated[int, whole_option(help="Decides texts, keys, places and questions.", least=0)] = 0,
     segment_tokens: SegmentTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
     threads: Threads = None,
+    resume: ResumeFromStart = False,
 ) -> None:
     """Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.
 
     **Example:** `longmem probe passkey --lengths 4096,65536 --out runs/passkey`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.synthetic.pairs import PairPlan
@@ -80,6 +90,7 @@ def probe(
         from pipelines.probe import ProbeJob, run_probe
         from pipelines.probe_view import print_trials
 
+        check_resume(resume, out)
         asked = list(dict.fromkeys(subjects or list(Subject)))
         plans: list[PasskeyPlan | PairPlan] = []
         for subject in asked:
@@ -122,10 +133,12 @@ def probe(
             filler=filler,
             out=output_folder(out),
             threads=threads,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            resume=resume,
+            command=command_text(),
         )
         summary = run_probe(job, console)
-        print_trials(Console(), summary, job.out)
+        if not say_if_finished(summary, job.out):
+            print_trials(open_console(), summary, job.out)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

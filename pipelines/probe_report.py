@@ -1,11 +1,9 @@
 """report.html of a set of synthetic tests: plots of what was found, and a table of every condition."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
@@ -22,6 +20,7 @@ from pipelines.charts import (
     svg,
 )
 from pipelines.job_folder import JobFolder
+from pipelines.page import write_page
 
 REPORT_NAME = "report.html"
 PAIR_TITLES = {"lookup": "Lookup by lines in memory", "labels": "Random labels by demonstrations in memory"}
@@ -32,16 +31,13 @@ HEAT = LinearSegmentedColormap.from_list("share", ["#b3261e", "#e8c547", "#17713
 
 def write_probe_report(folder: JobFolder, summary: dict[str, Any]) -> None:
     """Write report.html whole or not at all. Raises OutputError."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    write_page(
+        folder.path / REPORT_NAME,
+        "probe.html.j2",
+        {"percent": lambda value: f"{value:.1%}"},
+        summary=summary,
+        charts=charts(summary["conditions"]),
     )
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
-    html = environment.get_template("probe.html.j2").render(summary=summary, charts=charts(summary["conditions"]))
-    folder.write_text(REPORT_NAME, html)
 
 
 def _lowest(of_keys: list[dict[str, Any]]) -> str:

@@ -36,7 +36,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
     console.print(
         f"  {counts['tokens']:,} tokens of {counts['documents']:,} document{'s' if counts['documents'] != 1 else ''} "
-        f"in {summary['wall_s']:.1f} s" + ("" if summary["resumed"] else f" ({rate:,.0f} tokens/s)")
+        f"in {summary['wall_s']:.1f} s ({rate:,.0f} tokens/s)"
     )
     for failure in summary["failures"]:
         console.print(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from actors.shape import ClusterShape
@@ -21,6 +20,9 @@ from pipelines.command_line import (
     exit_codes,
     num_cores,
 )
+from pipelines.console import open_console
+from pipelines.interrupts import tidying
+from pipelines.option_types import text_option
 from pipelines.options import (
     ChunkTokens,
     CpuShare,
@@ -56,8 +58,8 @@ app = typer.Typer(
     help="A long-lived service on a running Ray cluster: many jobs and clients share its workers and its memory.",
 )
 
-Name = Annotated[str, typer.Option(help="Name of the service.")]
-Address = Annotated[str, typer.Option(help="A running Ray cluster: auto (the one on this machine), or its address.")]
+Name = Annotated[str, text_option(help="Name of the service.")]
+Address = Annotated[str, text_option(help="A running Ray cluster: auto (the one on this machine), or its address.")]
 
 
 @app.command()
@@ -66,7 +68,7 @@ def up(
     address: Address = "auto",
     model: Model = None,
     store: Annotated[
-        str, typer.Option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
+        str, text_option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
     ] = STORE,
     store_quota_bytes: StoreQuotaBytes = None,
     durability: Durable = Durability.PROCESS,
@@ -92,7 +94,7 @@ def up(
 
     **Example:** `ray start --head`, then `longmem service up --store memory.lance --encoders 2 --readers 2`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console):
         from actors.service import Service, start_service
         from longmem.memory.opening import StoreSettings
@@ -134,30 +136,30 @@ def up(
         with _joined(address):
             running, started = start_service(service)
         state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
-        Console().print(
+        open_console().print(
             f"service {name} {state}: {service.source.source}, memory in {redacted(service.store.uri)}", soft_wrap=True
         )
-        Console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
+        open_console().print(f"use it with: longmem perplexity INPUT --service {name}", soft_wrap=True)
 
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Option(help="Only this service.", show_default="all")] = None,
+    name: Annotated[str | None, text_option(help="Only this service.", show_default="all")] = None,
     address: Address = "auto",
 ) -> None:
     """The services of a cluster, what they hold, and which of their workers give no sign of life.
 
     **Example:** `longmem service status`
     """
-    with exit_codes(Console(stderr=True)):
+    with exit_codes(open_console(stderr=True)):
         from actors.service import list_services, service_state
 
         with _joined(address):
             states = list_services() if name is None else [service_state(name)]
         if not states:
-            Console().print("no service runs on this cluster; start one with `longmem service up`")
+            open_console().print("no service runs on this cluster; start one with `longmem service up`")
         for state in states:
-            Console().print(escape(_described(state)), soft_wrap=True)
+            open_console().print(escape(_described(state)), soft_wrap=True)
 
 
 @app.command()
@@ -166,12 +168,12 @@ def down(name: Name = "longmem", address: Address = "auto") -> None:
 
     **Example:** `longmem service down --name longmem`
     """
-    with exit_codes(Console(stderr=True)):
+    with exit_codes(open_console(stderr=True)):
         from actors.service import stop_service
 
         with _joined(address):
             ended = stop_service(name)
-        Console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
+        open_console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
 
 
 @contextmanager
@@ -184,11 +186,12 @@ def _joined(address: str) -> Iterator[None]:
             f"a service needs a Ray cluster that outlives this command, not --address {address}; start one with "
             "`ray start --head`"
         )
-    connection = join(address)
-    try:
-        yield
-    finally:
-        connection.close()
+    with tidying():
+        connection = join(address)
+        try:
+            yield
+        finally:
+            connection.close()
 
 
 def _described(state: "ServiceState") -> str:

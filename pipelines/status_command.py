@@ -1,18 +1,19 @@
 """`longmem status`: how far live jobs are."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from longmem.errors import ConfigError
 from pipelines.command_line import exit_codes
+from pipelines.console import open_console, say_json
+from pipelines.interrupts import tidying
+from pipelines.option_types import path_option, text_option
 
 if TYPE_CHECKING:
     from pipelines.status import JobStatus
@@ -25,10 +26,10 @@ NO_JOBS = "No job runs on this cluster."
 
 def status(
     out: Annotated[
-        Path | None, typer.Option(help="Output folder of a job, running or not.", show_default="the running cluster")
+        Path | None, path_option(help="Output folder of a job, running or not.", show_default="the running cluster")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Cluster whose jobs to show.", show_default="auto: the one that runs here")
+        str | None, text_option(help="Cluster whose jobs to show.", show_default="auto: the one that runs here")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a list of jobs.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 s until Ctrl-C.")] = False,
@@ -37,7 +38,7 @@ def status(
 
     **Example:** `longmem status --out runs/moby --watch`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out or Path()):
         from pipelines.status import read_status, status_of
 
@@ -67,15 +68,15 @@ def _show(ask: Callable[[], list["JobStatus"]], nothing: str, as_json: bool, wat
     from pipelines.status import render
 
     jobs = ask()
-    console = Console()
+    console = open_console()
     if as_json:
-        typer.echo(json.dumps([each.to_json() for each in jobs], indent=2))
+        say_json([each.to_json() for each in jobs], indent=2)
         return
     if not watch:
         console.print(render(jobs) if jobs else Text(nothing))
         return
     try:
-        with Live(console=console, auto_refresh=False) as display:
+        with tidying(), Live(console=console, auto_refresh=False) as display:
             while True:
                 display.update(render(jobs) if jobs else Text(nothing), refresh=True)
                 time.sleep(WATCH_S)

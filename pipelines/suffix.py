@@ -16,14 +16,17 @@ from rich.progress import track
 
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription, ModelSource, describe
-from longmem.redaction import redacted
+from pipelines.asked import asked_model
 from pipelines.job_folder import JobFolder
 from pipelines.journal import AbstractJournal
+from pipelines.slices import Slices
 from pipelines.suffix_data import SuffixExample, read_examples
 from pipelines.suffix_figures import WAYS, chance, figures_by_length, is_correct
 from pipelines.suffix_report import write_suffix_report
 from pipelines.suffix_scoring import SuffixLengths, SuffixScore, score_example
 from pipelines.summary import about
+
+RESULTS = "summary.json"
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -81,27 +84,37 @@ class SuffixJournal(AbstractJournal[list[SuffixScore]]):
 
 
 def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
-    """Run (or resume) a job in this process; returns its summary.
+    """Run (or resume) a job in this process; returns its summary: a FinishedSummary where there was nothing left to do,
+    and nothing was changed.
 
     Raises ConfigError, DocumentError, OutputError, ModelError, NumericError; what was scored stays.
     """
     examples = read_examples(job.input, job.split)[: job.limit_examples]
     torch.set_num_threads(job.threads)
     with JobFolder(job.out, job.resume) as folder:
+        asked = {**_given(job, examples), "model": asked_model(job.model)}
+        if (finished := folder.finished(RESULTS, asked)) is not None:
+            return finished
         model = job.model.open()
         job.lengths.local_tokens(model.config.segment_tokens)
         description = describe(model)
-        folder.claim(_identity(job, examples, description))
+        folder.claim(_identity(job, examples, description), asked)
+        if (finished := folder.finished(RESULTS)) is not None:
+            return finished
+        slices = Slices(job.out)
         with SuffixJournal(job.out / "journal.jsonl") as journal:
             num_resumed, start = len(journal.scores), time.perf_counter()
             left = [example for example in examples if example.id not in journal.scores]
             for example in track(left, "examples", console=console):
                 journal.add(score_example(model, example, job.lengths))
+                # an example takes seconds, and an interruption takes the present one with it
+                slices.record({"wall_s": time.perf_counter() - start})
         flat = [score for example in examples for score in journal.scores[example.id]]
-        summary = _summary(job, flat, description, num_resumed, time.perf_counter() - start)
+        wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
+        summary = _summary(job, flat, description, num_resumed, wall_s)
         folder.write_table("items.parquet", items_table(flat))
         write_suffix_report(job.out, summary)
-        folder.write_json("summary.json", summary)
+        folder.write_json(RESULTS, summary)
     return summary
 
 
@@ -114,11 +127,18 @@ def items_table(scores: list[SuffixScore]) -> pa.Table:
 def _identity(job: SuffixJob, examples: list[SuffixExample], model: ModelDescription) -> dict[str, Any]:
     """What decides the results of a job."""
     return {
+        **_given(job, examples),
+        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        "settings": model.settings,
+    }
+
+
+def _given(job: SuffixJob, examples: list[SuffixExample]) -> dict[str, Any]:
+    """The part of a job's identity that the command and its data give."""
+    return {
         "job": "suffix",
         "examples": xxhash.xxh3_128_hexdigest(repr(examples).encode("utf-8")),
         "lengths": asdict(job.lengths),
-        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        "settings": model.settings,
         "search": job.model.search,
         "threads": job.threads,
     }
@@ -129,7 +149,7 @@ def _summary(
 ) -> dict[str, Any]:
     num_examples = len({score.example for score in scores})
     return {
-        **about(redacted(job.command), model, {"address": "none", "threads": job.threads}, bool(num_resumed)),
+        **about(job.command, model, {"address": "none", "threads": job.threads}, bool(num_resumed)),
         "input": job.input.name,
         "split": job.split,
         "suffix_tokens": job.lengths.suffix_tokens,

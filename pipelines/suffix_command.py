@@ -1,15 +1,19 @@
 """`longmem suffix`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
-
 from longmem.errors import ConfigError
-from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
+from pipelines.command_line import (
+    JobDtype,
+    SearchEngine,
+    command_text,
+    exit_codes,
+    num_cores,
+    say_if_finished,
+)
+from pipelines.console import open_console
+from pipelines.option_types import MOST_THREADS, path_argument, text_option, whole_option
 from pipelines.options import (
     ChunkTokens,
     Dtype,
@@ -29,7 +33,7 @@ from pipelines.options import (
 def suffix(
     file: Annotated[
         Path,
-        typer.Argument(
+        path_argument(
             metavar="FILE",
             help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json.",
         ),
@@ -38,20 +42,22 @@ def suffix(
     out: Out = None,
     resume: Resume = False,
     split: Annotated[
-        str | None, typer.Option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)
+        str | None, text_option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)
     ] = None,
     context_tokens: Annotated[
-        str, typer.Option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
+        str, text_option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
     ] = "512,1024,2048,4096,8192",
-    suffix_tokens: Annotated[int, typer.Option(help="Of a longer candidate the first tokens are scored.")] = 128,
+    suffix_tokens: Annotated[int, whole_option(help="Of a longer candidate the first tokens are scored.")] = 128,
     limit_examples: Annotated[
-        int | None, typer.Option(help="Score only the first N examples.", show_default=False)
+        int | None, whole_option(help="Score only the first N examples.", show_default=False)
     ] = None,
     segment_tokens: SegmentTokens = None,
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)
+    ] = None,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
@@ -59,7 +65,7 @@ def suffix(
 
     **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     folder = output_folder(out)
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
@@ -86,9 +92,11 @@ def suffix(
             split=split,
             limit_examples=limit_examples,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
-        print_suffix_result(Console(), run_suffix(job, console), folder)
+        summary = run_suffix(job, console)
+        if not say_if_finished(summary, folder):
+            print_suffix_result(open_console(), summary, folder)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -29,7 +29,8 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures of a finished job. Results count the documents that were scored; `failures` lists the others.
 
-    Stage times are those of the run that finished the job, also where earlier runs did part of the work (`resumed`).
+    Seconds, and segments and tokens of stages, are sums over all runs that worked on the job (`pipelines.slices`): a
+    segment that was encoded again because its run was killed counts each time.
     """
     scored = [record for record in documents if record.status == "scored"]
     num_words = sum(record.num_words or 0 for record in scored)

@@ -21,6 +21,7 @@ from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
+from pipelines.asked import asked_model
 from pipelines.command_line import check_device
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
@@ -28,6 +29,7 @@ from pipelines.training_curves import CurveFiles
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
+RESULTS = "training.json"
 PRINT_EVERY_S = 10.0
 PERPLEXITIES = {"with_memory": "with memory", "without_memory": "without memory", "backbone": "backbone alone"}
 """Columns of `validation.csv`, named as in `Validation`, and what the picture calls them."""
@@ -84,34 +86,47 @@ def open_training(job: TrainingJob) -> Iterator[Training]:
 
 
 def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
-    """Train (or go on training); returns what `training.json` holds. Ctrl-C leaves a checkpoint.
+    """Train (or go on training); returns what `training.json` holds: a FinishedSummary where there was nothing left to
+    do, and nothing was changed. Ctrl-C leaves a checkpoint.
 
     Raises ConfigError, DocumentError, ModelError, NumericError, OutputError, ClusterError.
     """
+    with JobFolder(job.out, job.resume) as folder:
+        asked = {**_given(job), "model": asked_model(job.task.model)}
+        if (finished := folder.finished(RESULTS, asked)) is not None:
+            return finished
+        with open_training(job) as training:
+            return _run(job, folder, asked, training, console)
+
+
+def _run(
+    job: TrainingJob, folder: JobFolder, asked: dict[str, Any], training: Training, console: Console
+) -> dict[str, Any]:
     config = job.task.config
-    with JobFolder(job.out, job.resume) as folder, open_training(job) as training:
-        model = training.describe()
-        folder.claim(identity(job, model))
-        curves = CurveFiles(job.out, PERPLEXITIES)
-        saved = checkpoints(job.out / CHECKPOINT_FOLDER)
-        first = training.load(saved[-1].absolute()) if saved else 0
-        curves.begin(first)
-        console.print(f"{model.name}: {model.num_parameters:,} parameters, steps {first} to {config.steps}")
-        if first == 0:
-            _validate(training, curves, 0, console)
-        _train(job, training, curves, first, console)
-        training.export((job.out / MODEL_FOLDER).absolute(), model.settings["trained_steps"] + config.steps)
-        curves.draw()
-        summary = {
-            "longmem_version": longmem.__version__,
-            "command": job.command,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "training": asdict(config),
-            "settings": model.settings,
-            "workers": job.workers,
-            "validation": curves.validations(),
-        }
-        folder.write_json("training.json", summary)
+    model = training.describe()
+    folder.claim(identity(job, model), asked)
+    if (finished := folder.finished(RESULTS)) is not None:
+        return finished
+    curves = CurveFiles(job.out, PERPLEXITIES)
+    saved = checkpoints(job.out / CHECKPOINT_FOLDER)
+    first = training.load(saved[-1].absolute()) if saved else 0
+    curves.begin(first)
+    console.print(f"{model.name}: {model.num_parameters:,} parameters, steps {first} to {config.steps}")
+    if first == 0:
+        _validate(training, curves, 0, console)
+    _train(job, training, curves, first, console)
+    training.export((job.out / MODEL_FOLDER).absolute(), model.settings["trained_steps"] + config.steps)
+    curves.draw()
+    summary = {
+        "longmem_version": longmem.__version__,
+        "command": job.command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training": asdict(config),
+        "settings": model.settings,
+        "workers": job.workers,
+        "validation": curves.validations(),
+    }
+    folder.write_json(RESULTS, summary)
     return summary
 
 
@@ -137,12 +152,19 @@ def _train(job: TrainingJob, training: Training, curves: CurveFiles, first: int,
 
 def identity(job: TrainingJob, model: ModelDescription) -> dict[str, Any]:
     """What decides the curve. Where it runs and with how many workers does not."""
+    return {
+        **_given(job),
+        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        "settings": model.settings,
+    }
+
+
+def _given(job: TrainingJob) -> dict[str, Any]:
+    """The part of a job's identity that the command gives."""
     task = job.task
     return {
         "job": "train",
         "data": list(task.data),
-        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        "settings": model.settings,
         "training": {name: value for name, value in asdict(task.config).items() if name != "micro_rows"},
         "validation": list(task.validation),
         "validation_tokens": task.validation_tokens,

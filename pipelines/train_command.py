@@ -1,77 +1,97 @@
 """`longmem train`: options become one checked job."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from longmem.errors import ConfigError
-from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, num_cores, parse_settings
+from pipelines.command_line import (
+    ComputeDtype,
+    command_text,
+    exit_codes,
+    local_inputs,
+    local_or_hub,
+    num_cores,
+    parse_settings,
+    say_if_finished,
+)
+from pipelines.console import open_console
+from pipelines.option_types import MOST_THREADS, MOST_WORKERS, path_option, real_option, text_option, whole_option
 
 
 def train(
-    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
-    out: Annotated[Path, typer.Option(help="Output folder: curves, checkpoints, and the trained model.")],
+    data: Annotated[list[str], text_option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    out: Annotated[Path, path_option(help="Output folder: curves, checkpoints, and the trained model.")],
     backbone: Annotated[
         str | None,
-        typer.Option(
+        text_option(
             help="Frozen backbone (Hugging Face folder or hub id), or a LongMem folder whose SideNet learns on.",
             show_default="the reference model's",
         ),
     ] = None,
-    valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,
-    valid_tokens: Annotated[int, typer.Option(help="Of each of them, from its start.")] = 16_384,
+    valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None,
+    valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 16_384,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2000,
-    rows: Annotated[int, typer.Option(help="Documents read side by side; a step is one segment of each.")] = 8,
-    micro_rows: Annotated[int, typer.Option(help="Rows of one forward and backward.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    warmup_steps: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 50,
-    weight_decay: Annotated[float, typer.Option(help="On the copied layers' matrices.")] = 0.01,
-    clip_norm: Annotated[float, typer.Option(help="Longest gradient applied as it is.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Order of the documents.")] = 0,
+    steps: Annotated[int, whole_option(help="Optimiser steps.")] = 2000,
+    rows: Annotated[int, whole_option(help="Documents read side by side; a step is one segment of each.")] = 8,
+    micro_rows: Annotated[int, whole_option(help="Rows of one forward and backward.")] = 4,
+    learning_rate: Annotated[float, real_option(help="Peak learning rate.", above=True, most=100)] = 1e-3,
+    warmup_steps: Annotated[int, whole_option(help="Steps of linear warm-up.", least=0)] = 50,
+    weight_decay: Annotated[float, real_option(help="On the copied layers' matrices.", most=100)] = 0.01,
+    clip_norm: Annotated[float, real_option(help="Longest gradient applied as it is.", above=True)] = 1.0,
+    seed: Annotated[int, whole_option(help="Order of the documents.", least=0)] = 0,
     frozen_layers: Annotated[
         bool, typer.Option("--frozen-layers", help="Train only scale, gate, reader and copy head.")
     ] = False,
-    segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="1024")] = None,
-    memory_tokens: Annotated[int | None, typer.Option(help="Past tokens in memory.", show_default="65536")] = None,
+    segment_tokens: Annotated[int | None, whole_option(help="Local context.", show_default="1024")] = None,
+    memory_tokens: Annotated[
+        int | None, whole_option(help="Past tokens in memory.", show_default="65536", least=0)
+    ] = None,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Control: the same SideNet without memory.")] = False,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens found and read together.", show_default="1")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Tokens retrieved per token.", show_default="64")] = None,
+    chunk_tokens: Annotated[int | None, whole_option(help="Tokens found and read together.", show_default="1")] = None,
+    top_k: Annotated[int | None, whole_option(help="Tokens retrieved per token.", show_default="64")] = None,
     memory_layer: Annotated[
-        int | None, typer.Option(help="Backbone layer whose keys are stored.", show_default="three quarters up")
+        int | None,
+        whole_option(help="Backbone layer whose keys are stored.", show_default="three quarters up", least=0),
     ] = None,
     layer_reduction: Annotated[
-        int | None, typer.Option(help="Backbone layers for each SideNet layer.", show_default="2")
+        int | None, whole_option(help="Backbone layers for each SideNet layer.", show_default="2")
     ] = None,
-    gate_start: Annotated[float | None, typer.Option(help="Fusion gate's first logit.", show_default="0")] = None,
-    scale_start: Annotated[float | None, typer.Option(help="Layer scale's first value.", show_default="0")] = None,
+    gate_start: Annotated[
+        float | None, real_option(help="Fusion gate's first logit.", show_default="0", least=-1e6, most=1e6)
+    ] = None,
+    scale_start: Annotated[
+        float | None, real_option(help="Layer scale's first value.", show_default="0", least=-1e6, most=1e6)
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other field of LongMemConfig, for example keys=raw."),
+        text_option("--set", metavar="NAME=VALUE", help="Any other field of LongMemConfig, for example keys=raw."),
     ] = None,
     dtype: Annotated[
         ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")
     ] = ComputeDtype.BFLOAT16,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, text_option(help="cpu or cuda.")] = "cpu",
     address: Annotated[
-        str, typer.Option(help="none (this process), or Ray: local, auto, or a cluster's address.")
+        str, text_option(help="none (this process), or Ray: local, auto, or a cluster's address.")
     ] = "none",
-    workers: Annotated[int, typer.Option(help="Data-parallel Ray workers; they share the rows.")] = 1,
+    workers: Annotated[
+        int, whole_option(help="Data-parallel Ray workers; they share the rows.", most=MOST_WORKERS)
+    ] = 1,
     threads: Annotated[
-        int | None, typer.Option(help="Torch threads of each worker.", show_default="cores divided among the workers")
+        int | None,
+        whole_option(
+            help="Torch threads of each worker.", show_default="cores divided among the workers", most=MOST_THREADS
+        ),
     ] = None,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 200,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    validate_every: Annotated[int, whole_option(help="Steps between validations.")] = 200,
+    checkpoint_every: Annotated[int, whole_option(help="Steps between checkpoints.")] = 200,
 ) -> None:
     """Train a SideNet to read from memory; the backbone stays as it is.
 
     **Example:** `longmem train --data books/train --valid books/valid --out runs/train`
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with exit_codes(console, out):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model_source import REFERENCE_MODEL, ModelSource, reference_settings
@@ -122,7 +142,7 @@ def train(
             validate_every=validate_every,
             checkpoint_every=checkpoint_every,
             resume=resume,
-            command=shlex.join(["longmem", *sys.argv[1:]]),
+            command=command_text(),
         )
-        run_training(job, console)
-        Console().print(f"trained model: {out / 'model'}", soft_wrap=True)
+        if not say_if_finished(run_training(job, console), out):
+            open_console().print(f"trained model: {out / 'model'}", soft_wrap=True)

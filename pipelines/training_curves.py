@@ -2,15 +2,15 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from longmem.errors import OutputError
 from longmem.training.trainer import StepResult
+from pipelines.output import GrowingFile, write_bytes, write_text
 
 STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds")
 SMOOTHING_STEPS = 25
@@ -32,7 +32,7 @@ class CurveFiles:
             writer = csv.DictWriter(text, columns)
             writer.writeheader()
             writer.writerows(rows)
-            self._write(name, text.getvalue(), "w")
+            write_text(self.folder / name, text.getvalue())
 
     def add_step(self, result: StepResult, seconds: float) -> None:
         values = (
@@ -43,12 +43,11 @@ class CurveFiles:
             f"{result.gradient_norm:.5g}",
             f"{seconds:.3f}",
         )
-        self._write("curve.csv", ",".join(map(str, values)) + "\n", "a")
+        self._add("curve.csv", values)
 
     def add_validation(self, step: int, perplexities: Mapping[str, float]) -> None:
         """One perplexity for each label."""
-        values = (f"{perplexities[name]:.6g}" for name in self.labels)
-        self._write("validation.csv", ",".join([str(step), *values]) + "\n", "a")
+        self._add("validation.csv", (step, *(f"{perplexities[name]:.6g}" for name in self.labels)))
 
     def draw(self) -> None:
         """Write `curves.png`: training loss, and every validation perplexity."""
@@ -66,11 +65,10 @@ class CurveFiles:
         right.legend(frameon=False)
         for axes in (left, right):
             axes.grid(alpha=0.3)
-        try:
-            FigureCanvasAgg(figure)
-            figure.savefig(self.folder / "curves.png")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.folder / 'curves.png'}: {error.strerror}") from error
+        FigureCanvasAgg(figure)
+        picture = io.BytesIO()
+        figure.savefig(picture)
+        write_bytes(self.folder / "curves.png", picture.getvalue())
 
     def validations(self) -> list[dict[str, float]]:
         """All rows of `validation.csv`."""
@@ -84,14 +82,12 @@ class CurveFiles:
             # a line torn by a kill lacks columns; its step is computed again
             return [row for row in csv.DictReader(file) if None not in row.values()]
 
-    def _write(self, name: str, text: str, mode: str) -> None:
+    def _add(self, name: str, values: Iterable[object]) -> None:
+        file = GrowingFile(self.folder / name)
         try:
-            with (self.folder / name).open(mode, encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self.folder / name}: {error.strerror}; repair that and run again with --resume"
-            ) from error
+            file.add((",".join(map(str, values)) + "\n").encode())
+        finally:
+            file.close()
 
 
 def _smoothed(values: list[float]) -> list[float]:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longmem.errors import ConfigError, DocumentError
+from longmem.redaction import redacted
 from longmem.types import Document
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
@@ -45,6 +46,17 @@ class InputFile:
     path: str
     id: str
     suffix: str
+
+    @property
+    def shown(self) -> str:
+        """What errors and tables call the file: its local path, or its URI without secrets.
+
+        With a scheme, because no secret is recognised without one.
+        """
+        protocol = self.filesystem.protocol
+        scheme = protocol if isinstance(protocol, str) else protocol[0]
+        is_whole = scheme in ("file", "local") or "://" in self.path
+        return redacted(self.path if is_whole else f"{scheme}://{self.path.lstrip('/')}")
 
 
 def find_files(inputs: Sequence[str]) -> list[InputFile]:
@@ -127,21 +139,21 @@ def _read_file(file: InputFile) -> Iterator[Document | UnreadableDocument]:
             found = True
             yield document
         if not found:
-            yield _unreadable(file.id, file.path, f"{file.path} is empty: expected at least one document")
+            yield _unreadable(file.id, file.shown, f"{file.shown} is empty: expected at least one document")
     except _READ_ERRORS as error:
-        yield _unreadable(file.id, file.path, f"cannot read {file.path}: {error}")
+        yield _unreadable(file.id, file.shown, f"cannot read {file.shown}: {error}")
 
 
 def _read_text(file: InputFile) -> Iterator[Document | UnreadableDocument]:
     with _open(file) as stream:
-        yield _decoded(file.id, file.path, stream.read())
+        yield _decoded(file.id, file.shown, stream.read())
 
 
 def _read_lines(file: InputFile) -> Iterator[Document | UnreadableDocument]:
     with _open(file) as raw, gzip.open(raw) if file.suffix == ".jsonl.gz" else nullcontext(raw) as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield _from_line(f"{file.id}:{number}", f"{file.path} line {number}", line)
+                yield _from_line(f"{file.id}:{number}", f"{file.shown} line {number}", line)
 
 
 def _from_line(default_id: str, source: str, line: bytes) -> Document | UnreadableDocument:
@@ -160,12 +172,12 @@ def _read_parquet(file: InputFile) -> Iterator[Document | UnreadableDocument]:
     with _open(file) as stream, pq.ParquetFile(stream) as table:
         names = table.schema_arrow.names
         if "text" not in names:
-            yield _unreadable(file.id, file.path, f"{file.path} needs a column `text`, it has {names}")
+            yield _unreadable(file.id, file.shown, f"{file.shown} needs a column `text`, it has {names}")
             return
         row = 0
         for batch in table.iter_batches(batch_size=16, columns=[name for name in ("text", "id") if name in names]):
             for values in batch.to_pylist():
-                source = f"{file.path} row {row}"
+                source = f"{file.shown} row {row}"
                 yield _from_fields(f"{file.id}:{row}", source, values["text"], values.get("id"))
                 row += 1
 

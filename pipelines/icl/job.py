@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from actors.shape import ClusterShape
 from longmem.checkpoint import is_checkpoint, read_config
 from longmem.config import LongMemConfig
 from longmem.demonstrations import check_fits
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, OutputError
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
-from longmem.redaction import redacted
 from longmem.scheduler import Limits, SegmentScheduler
 from longmem.types import SegmentInfo
+from pipelines.asked import asked_model
 from pipelines.executors import start_executor
 from pipelines.icl.prepared import Cell, PreparedTask
 from pipelines.icl.records import IclJournal
@@ -28,10 +29,12 @@ from pipelines.icl.run import IclRun
 from pipelines.icl.shown import Shown
 from pipelines.icl.task import Task
 from pipelines.job import default_in_flight
-from pipelines.job_folder import JobFolder
+from pipelines.job_folder import FinishedSummary, JobFolder
+from pipelines.slices import Slices
 from pipelines.summary import about
 
 MEMORY_FOLDER = "memory.lance"
+RESULTS = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +92,35 @@ class IclJob:
 
 
 def run_icl(job: IclJob, console: Console) -> dict[str, Any]:
-    """Run (or resume) a job; returns its summary. Every LongMemError that ends it leaves the folder resumable."""
+    """Run (or resume) a job; returns its summary: a FinishedSummary where there was nothing left to do, and nothing
+    was changed. Every LongMemError that ends it leaves the folder resumable."""
 
     def tell(text: str) -> None:
         console.print(escape(text), soft_wrap=True)
 
     job, tasks = prepare(job)
     with JobFolder(job.out, job.resume) as folder:
+        asked = {**_given(job, tasks), "model": asked_model(job.model)}
+        if (finished := folder.finished(RESULTS, asked)) is not None:
+            return _unchanged(job, finished)
         with start_executor(job.model, StoreSettings(job.store_uri), job.cluster, job.threads, tell) as executor:
             model = executor.describe()
-            folder.claim(identity(job, tasks, model))
+            folder.claim(identity(job, tasks, model), asked)
+            if (finished := folder.finished(RESULTS)) is not None:
+                return _unchanged(job, finished)
             with IclJournal(folder.path / "journal.jsonl") as journal, Shown(console, job, tasks) as shown:
                 resumed = bool(journal.results)
-                run = IclRun(executor, journal, tell)
-                _run(job, tasks, run, model, shown)
-                summary = _write_results(job, tasks, folder, run, model, resumed)
+                slices = Slices(job.out)
+                run = IclRun(executor, journal, tell, slices)
+                try:
+                    _run(job, tasks, run, model, shown)
+                except BaseException:
+                    # what ended the run matters more, and may be the reason why nothing can be written
+                    with suppress(OutputError):
+                        slices.record(run.work())
+                    raise
+                slices.record(run.work())
+                summary = _write_results(job, tasks, folder, run, model, resumed, slices.total(run.work()))
         if job.store is None:
             shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
     return summary
@@ -142,16 +159,30 @@ def _settings(source: ModelSource) -> LongMemConfig:
 def identity(job: IclJob, tasks: dict[str, PreparedTask], model: ModelDescription) -> dict[str, Any]:
     """What decides the results of a job. Where it runs, with how many workers and in what batches does not."""
     return {
+        **_given(job, tasks),
+        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
+        "settings": model.settings,
+    }
+
+
+def _given(job: IclJob, tasks: dict[str, PreparedTask]) -> dict[str, Any]:
+    """The part of a job's identity that the command and its data give."""
+    return {
         "job": "icl",
         "tasks": {name: task.digest() for name, task in tasks.items()},
         "shots": sorted(job.shots),
         "memory_shots": sorted(job.memory_shots),
         "seeds": job.seeds,
         "limit_items": job.limit_items,
-        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        "settings": model.settings,
         "search": job.model.search,
     }
+
+
+def _unchanged(job: IclJob, finished: FinishedSummary) -> FinishedSummary:
+    if job.store is None:
+        # left where a job was killed between its last result and its end
+        shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
+    return finished
 
 
 def _run(job: IclJob, tasks: dict[str, PreparedTask], run: IclRun, model: ModelDescription, shown: Shown) -> None:
@@ -180,6 +211,7 @@ def _write_results(
     run: IclRun,
     model: ModelDescription,
     resumed: bool,
+    total: dict[str, Any],
 ) -> dict[str, Any]:
     rows = {name: item_rows(task, run.journal, job.cells) for name, task in tasks.items()}
     results = {name: TaskResults(task, rows[name]) for name, task in tasks.items()}
@@ -192,22 +224,22 @@ def _write_results(
         "batch_items": job.batch_items,
     }
     summary = {
-        **about(redacted(job.command), model, where, resumed),
+        **about(job.command, model, where, resumed),
         "grid": {
             "shots": sorted(job.shots),
             "memory_shots": sorted(job.memory_shots),
             "seeds": job.seeds,
             "limit_items": job.limit_items,
         },
-        "demonstrations": asdict(run.written),
-        "asked": asdict(run.asked),
-        "wall_s": run.written.wall_s + run.asked.wall_s,
+        "demonstrations": {**asdict(run.written), **total["written"]},
+        "asked": total["asked"],
+        "wall_s": total["written"]["wall_s"] + total["asked"]["wall_s"],
         "tasks": {name: _task_summary(job, tasks[name], results[name], grids[name], run) for name in tasks},
     }
     folder.write_table("items.parquet", item_table([row for of_task in rows.values() for row in of_task]))
     folder.write_table("grid.parquet", grid_table([row for of_task in grids.values() for row in of_task]))
     write_report(job.out, summary)
-    folder.write_json("summary.json", summary)
+    folder.write_json(RESULTS, summary)
     return summary
 
 

@@ -1,36 +1,20 @@
 """report.html of an in-context-learning job: one file that opens anywhere, without scripts or requests."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from longmem.errors import OutputError
 from pipelines.icl.charts import shots_chart
+from pipelines.page import write_page
 from pipelines.report import NOTHING, REPORT_NAME, count, duration, figure
-
-FOLDERS = (Path(__file__).parent, Path(__file__).parents[1])
-"""Of this page, and of the style that all reports have."""
 
 
 def write_report(folder: Path, summary: dict[str, Any]) -> Path:
     """Write `folder/report.html` whole or not at all. `summary` is the content of summary.json. Raises OutputError."""
-    environment = Environment(
-        loader=FileSystemLoader(FOLDERS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": count,
-        "figure": figure,
-        "duration": duration,
-        "percent": percent,
-        "points": points,
-    }
-    html = environment.get_template("icl_report.html.j2").render(
+    return write_page(
+        folder / REPORT_NAME,
+        "icl_report.html.j2",
+        {"count": count, "figure": figure, "duration": duration, "percent": percent, "points": points},
+        Path(__file__).parent,
         summary=summary,
         verdicts={name: verdict(task) for name, task in summary["tasks"].items()},
         charts={
@@ -39,14 +23,6 @@ def write_report(folder: Path, summary: dict[str, Any]) -> Path:
         },
         headlines={name: headline(task) for name, task in summary["tasks"].items()},
     )
-    path = folder / REPORT_NAME
-    temporary = folder / f".{REPORT_NAME}.{os.getpid()}.tmp"
-    try:
-        temporary.write_bytes(html.encode("utf-8", "replace"))
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; free some space or choose another --out") from error
-    return path
 
 
 def headline(task: dict[str, Any]) -> tuple[str, str]:

@@ -5,8 +5,9 @@ cells ─► batches of items ─► requests ─► journal
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
+from typing import Any
 
 from longmem.executor import AbstractExecutor
 from longmem.scheduler import SegmentScheduler, stored_segments
@@ -14,6 +15,7 @@ from longmem.types import DocumentKey, SegmentInfo
 from pipelines.icl.asking import request_for, results_of
 from pipelines.icl.prepared import Cell, Memory, PreparedTask, Prompt
 from pipelines.icl.records import BatchRecord, IclJournal
+from pipelines.slices import Slices
 
 WAIT_S = 0.2
 """How long the loop waits for the workers before it looks at Ctrl-C again."""
@@ -50,6 +52,8 @@ class IclRun:
     executor: AbstractExecutor
     journal: IclJournal
     tell: Callable[[str], None]
+    slices: Slices | None = None
+    """Where what was done is recorded now and then."""
     written: WriteTotals = field(default_factory=WriteTotals)
     asked: Asked = field(default_factory=Asked)
 
@@ -83,7 +87,8 @@ class IclRun:
                 memory = needed[key]
                 tokens = sum(segment.num_tokens for segment in memory.segments)
                 self.tell(f"{key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
-        self.written.wall_s = perf_counter() - start
+            self.written.wall_s = perf_counter() - start
+            self._record()
         return {key: self.executor.stored(key)[-1] for key in needed}
 
     def ask(
@@ -114,7 +119,19 @@ class IclRun:
                 self.asked.items += len(results)
                 progress(cell, len(results))
             self._tell_events()
-        self.asked.wall_s = perf_counter() - start
+            self.asked.wall_s = perf_counter() - start
+            self._record()
+
+    def work(self) -> dict[str, Any]:
+        """Return what this run did, as far as it adds up over runs: what a run found stored, an earlier one wrote."""
+        written = asdict(self.written)
+        for name in ("tokens_found", "segments_found", "demonstrations"):
+            del written[name]
+        return {"written": written, "asked": asdict(self.asked)}
+
+    def _record(self) -> None:
+        if self.slices is not None and self.slices.is_due:
+            self.slices.record(self.work())
 
     def _batches(
         self, cells: Mapping[Cell, tuple[PreparedTask, SegmentInfo | None]], batch_items: int

@@ -269,3 +269,72 @@ def test_every_module_says_what_it_is() -> None:
     assert [
         name for name, source in sources.items() if source.strip() and not ast.get_docstring(ast.parse(source))
     ] == []
+
+
+# --- one place prints, one place writes: what is redacted there is redacted everywhere ---------------------------
+
+PRINTERS = ("pipelines/console.py",)
+WRITERS = ("pipelines/output.py",)
+LOCK = "pipelines/job_folder.py"
+"""Opens the job's lock, and writes nothing into it."""
+
+
+def printed_and_written(source: str) -> tuple[set[str], set[str]]:
+    """Calls of a module that print without `pipelines.console`, and that write files without `pipelines.output`."""
+    printed, written = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        name = called.rpartition(".")[2]
+        if called in ("print", "Console", "rich.print", "rich.console.Console", "RedactingConsole") or name in (
+            "echo",
+            "secho",
+            "RichHandler",
+        ):
+            printed.add(called)
+        if called.startswith(("sys.stdout.write", "sys.stderr.write")):
+            printed.add(called)
+        modes = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        texts = [each.value for each in modes if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        if name == "open" and any(re.fullmatch("[rwaxbt+]+", text) and set(text) & set("wax+") for text in texts):
+            written.add(called)
+        if name in ("write_text", "write_bytes", "to_csv", "dump", "tofile") and "." in called:
+            written.add(called)
+        if name == "write_table" and called.startswith(("pq.", "parquet.", "pyarrow.")):
+            written.add(called)
+    return printed, written
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("Console(stderr=True).print(1)", 0),
+        ("print(uri)", 0),
+        ("typer.echo(uri)", 0),
+        ("sys.stderr.write(uri)", 0),
+        ("path.write_text(uri)", 1),
+        ("path.open('ab', buffering=0)", 1),
+        ("open(path, mode='w')", 1),
+        ("pq.write_table(table, path)", 1),
+        ("json.dump(values, file)", 1),
+    ],
+)
+def test_the_scan_sees_what_prints_and_writes(line: str, kind: int) -> None:
+    assert printed_and_written(line)[kind]
+
+
+@pytest.mark.parametrize("line", ["console.print(1)", "path.open('rb')", "path.open()", "write_json(path, {})"])
+def test_the_scan_sees_no_other_calls(line: str) -> None:
+    assert printed_and_written(line) == (set(), set())
+
+
+def test_pipelines_print_and_write_in_one_place_each() -> None:
+    found = {
+        name: printed_and_written((ROOT / name).read_text(encoding="utf-8"))
+        for name in MODULES
+        if name.startswith("pipelines/")
+    }
+    assert {name: calls for name, (calls, _) in found.items() if calls and name not in PRINTERS} == {}
+    writers = {name: calls for name, (_, calls) in found.items() if calls and name not in WRITERS}
+    assert writers == {LOCK: {"(path / LOCK_FILE).open"}}

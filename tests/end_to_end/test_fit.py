@@ -8,6 +8,7 @@ import pytest
 
 from longmem import LongMem
 from tests.end_to_end.test_train import invoke
+from tests.folders import snapshot
 
 
 @pytest.fixture
@@ -29,6 +30,10 @@ def test_gives_a_model_that_scores_better(tmp_path: Path, books: Path, small_bac
     assert code == 0, text
     assert "epoch 0: perplexity training" in text
     assert f"fitted model: {out / 'model'}" in text
+    before = snapshot(out)
+    code, text = invoke("fit", "--model", backbone, "--out", out, *options, *SMALL, "--resume")
+    assert (code, text.count("finished before")) == (0, 1), text
+    assert snapshot(out) == before
     summary = json.loads((out / "fit.json").read_text())
     first, *_, last = summary["perplexity"]
     assert last["validation"] < first["validation"]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from longmem.testing import small_longmem
 from pipelines.cli import app
+from tests.folders import snapshot
 from tests.inputs import DEFAULT_FORM
 
 pytest_plugins = ["tests.ray_cluster"]
@@ -140,9 +141,14 @@ def test_a_job_that_was_cut_off_ends_with_the_same_bytes(icl: Callable[..., Outc
     assert icl(tmp_path / "cut", "--batch-items", 4, "--resume").code == 0
     summary = summary_of(tmp_path / "cut")
     assert summary["resumed"]
-    assert 0 < summary["asked"]["items"] < 80
+    asked = [each["asked"]["items"] for each in json.loads((tmp_path / "cut" / "slices.json").read_text())["slices"]]
+    assert 0 < asked[1] < asked[0] == 80
+    assert summary["asked"]["items"] == sum(asked)
     for name in TABLES:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    before = snapshot(tmp_path / "cut")
+    assert "finished before" in icl(tmp_path / "cut", "--batch-items", 4, "--resume").stdout
+    assert snapshot(tmp_path / "cut") == before
     other = icl(tmp_path / "cut", "--resume", "--limit-items", 3)
     assert other.code == 2
     assert "holds another job" in other.stderr

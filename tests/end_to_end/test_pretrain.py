@@ -19,6 +19,7 @@ from longmem.pretraining.config import PretrainingConfig
 from longmem.pretraining.presets import PRESETS, Preset
 from longmem.pretraining.pretrainer import Pretrainer
 from pipelines.cli import app
+from tests.folders import snapshot
 from tests.texts import prose
 
 STEPS = 30
@@ -183,6 +184,10 @@ def test_a_finished_job_can_be_resumed(finished: Path, books: Path, tmp_path: Pa
     out = shutil.copytree(finished, tmp_path / "out")
     (out / "job.lock").unlink()
     assert pretrain(books, out, "--resume")[0] == 0
+    before = snapshot(out)
+    code, stdout, _ = pretrain(books, out, "--resume")
+    assert (code, stdout) == (0, f"{out}: the job has finished before; nothing was changed\n")
+    assert snapshot(out) == before
     assert (out / "model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
     assert curve(out) == curve(finished)
 
@@ -191,9 +196,9 @@ def test_a_finished_job_can_be_resumed(finished: Path, books: Path, tmp_path: Pa
     ("options", "message"),
     [
         (["--size", "7b"], "size must be one of 8m, 100m, tiny, got '7b'"),
-        (["--steps", "0"], "steps must be a whole number of at least 1, got 0"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--batch-tokens", "100"], "batch_tokens must be a multiple of the window's 32 tokens, got 100"),
-        (["--max-minutes", "0"], "--max-minutes must be more than 0, got 0"),
+        (["--max-minutes", "0"], "--max-minutes must be greater than 0, got 0"),
         (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
         (["--valid", "nowhere.txt"], "input not found: nowhere.txt"),
         (["--data", "nowhere"], "input not found: nowhere"),

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from longmem.model import LongMem
 from pipelines.cli import app
 from pipelines.probe import share
+from tests.folders import snapshot
 
 SMALL = ["--lengths", "256,512", "--depths", "0,0.5", "--trials", "2", "--choices", "4", "--examples", "20,40"]
 SMALL += ["--shots", "0,1", "--questions", "3", "--threads", "1"]
@@ -27,6 +28,10 @@ def test_all_subjects_leave_a_folder_that_agrees_with_itself(model: Path, tmp_pa
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["probe", "--model", str(model), "--out", str(out), *SMALL])
     assert result.exit_code == 0, result.output
+    before = snapshot(out)
+    again = CliRunner().invoke(app, ["probe", "--model", str(model), "--out", str(out), *SMALL, "--resume"])
+    assert (again.exit_code, again.output.count("finished before")) == (0, 1), again.output
+    assert snapshot(out) == before
     summary = json.loads((out / "summary.json").read_text())
     trials = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(trials) == summary["num_trials"] == 2 * 2 * 2 + 2 * (2 * 2 * 3)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from longmem.model import LongMem
 from pipelines.cli import app
+from tests.folders import snapshot
 from tests.texts import prose
 
 OPTIONS = ("--threads", "1", "--context-tokens", "16,64,128", "--suffix-tokens", "8")
@@ -91,10 +92,16 @@ def test_a_killed_job_goes_on_where_it_was(model: Path, file: Path, tmp_path: Pa
     journal = out / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:30])
+    (out / "summary.json").unlink()
     assert "holds another job" in invoke(*arguments).stderr
     assert invoke(*arguments, "--resume").exit_code == 0
     assert (out / "items.parquet").read_bytes() == expected
     assert summary_of(out)["counts"]["resumed_examples"] == 2
+    slices = json.loads((out / "slices.json").read_text())["slices"]
+    assert summary_of(out)["wall_s"] > sum(each["wall_s"] for each in slices) > slices[1]["wall_s"]
+    before = snapshot(out)
+    assert "finished before" in invoke(*arguments, "--resume").stdout
+    assert snapshot(out) == before
     changed = invoke(*arguments, "--resume", "--limit-examples", 5)
     assert changed.exit_code == 2
     assert "examples:" in changed.stderr

@@ -14,6 +14,7 @@ from longmem import LongMem
 from longmem.errors import CheckpointError
 from longmem.training.trainer import Trainer
 from pipelines.cli import app
+from tests.folders import snapshot
 
 STEPS = 6
 
@@ -84,6 +85,10 @@ def test_an_interrupted_run_resumes_to_the_same_curve(tmp_path: Path, train: Cal
     assert code == 0, output
     assert "steps 4 to 6" in output
     assert column(killed / "curve.csv", "step") == list(range(1, STEPS + 1))
+    before = snapshot(killed)
+    code, output = train(killed, "--checkpoint-every", 2, "--resume")
+    assert (code, output.count("finished before")) == (0, 1), output
+    assert snapshot(killed) == before
     losses = [column(folder / "curve.csv", "loss") for folder in (tmp_path / "whole", killed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

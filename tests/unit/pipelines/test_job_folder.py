@@ -15,6 +15,7 @@ import pytest
 
 from longmem.errors import OutputError
 from pipelines.job_folder import JobFolder
+from pipelines.output import write_text
 
 IDENTITY = {"job": "perplexity", "inputs": ["/books/a.txt"], "settings": {"top_k": 64}, "limit_documents": None}
 
@@ -157,7 +158,7 @@ def test_one_job_at_a_time_in_one_process(tmp_path: Path) -> None:
 Write = Callable[[JobFolder, int], None]
 WRITES: dict[str, Write] = {
     "a.json": lambda folder, number: folder.write_json("a.json", {"number": number}),
-    "a.txt": lambda folder, number: folder.write_text("a.txt", f"number {number} é"),
+    "a.txt": lambda folder, number: write_text(folder.path / "a.txt", f"number {number} é"),
     "a.parquet": lambda folder, number: folder.write_table("a.parquet", pa.table({"number": [number]})),
 }
 
