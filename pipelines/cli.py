@@ -19,6 +19,7 @@ from pipelines.fit_command import fit
 from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
+from pipelines.options import Adapter, adapter_folder
 from pipelines.perplexity_command import perplexity
 from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
@@ -64,6 +65,7 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
     ] = None,
+    adapter: Adapter = None,
     text: Annotated[
         str | None, typer.Option(help="With --model: document to measure on.", show_default="the language reference")
     ] = None,
@@ -78,10 +80,12 @@ def doctor(
         with exit_codes(console, out):
             from pipelines.model_doctor import examine_model, render_probe
 
-            render_probe(examine_model(local_or_hub(model), text), model, Console())
+            examined = examine_model(local_or_hub(model), text, adapter_folder(adapter, model))
+            render_probe(examined, model, Console())
         return
-    if text is not None:
-        raise typer.BadParameter("needs --model", param_hint="--text")
+    for name, value in (("--text", text), ("--adapter", adapter)):
+        if value is not None:
+            raise typer.BadParameter("needs --model", param_hint=name)
     from actors.cluster import find_cluster
     from pipelines.doctor import diagnose, render
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, parse_settings
+from pipelines.options import Adapter, adapter_folder
 
 
 def fit(
@@ -20,6 +21,7 @@ def fit(
             help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
         ),
     ] = None,
+    adapter: Adapter = None,
     valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,
     document_tokens: Annotated[
         int, typer.Option(help="Of each document, from its start; 4 KiB of memory a token.")
@@ -48,7 +50,12 @@ def fit(
 
         source = local_or_hub(model) if model is not None else str(REFERENCE_MODEL)
         job = FitJob(
-            model=ModelSource(source, dtype=dtype.value, settings=parse_settings(setting or [])),
+            model=ModelSource(
+                source,
+                dtype=dtype.value,
+                settings=parse_settings(setting or []),
+                adapter=adapter_folder(adapter, model),
+            ),
             data=local_inputs(data),
             validation=local_inputs(valid or []),
             document_tokens=document_tokens,

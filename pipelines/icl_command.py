@@ -12,6 +12,7 @@ from actors.shape import ClusterShape
 from longmem.errors import ConfigError
 from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
 from pipelines.options import (
+    Adapter,
     Address,
     ChunkTokens,
     Dtype,
@@ -44,6 +45,7 @@ def icl(
         Path | None, typer.Option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
     ] = None,
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     resume: Resume = False,
     shots: Annotated[str, typer.Option(help="Demonstrations in context: numbers with commas.")] = "0,4,20",
@@ -106,6 +108,7 @@ def icl(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 on_gpu=gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,

@@ -30,6 +30,13 @@ Model = Annotated[
     str | None,
     typer.Option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a PEFT adapter (LoRA and others) to merge into the backbone; needs `longmem[adapter]`.",
+        show_default="none",
+    ),
+]
 SegmentTokens = Annotated[int | None, typer.Option(help="Local context.", show_default="the model's")]
 MemoryTokens = Annotated[
     int | None, typer.Option(help="Past tokens that a segment may read.", show_default="the model's")
@@ -96,12 +103,23 @@ def check_resume(resume: bool, out: Path | None) -> None:
         raise ConfigError("--resume needs --out, the folder of the job to continue")
 
 
+def adapter_folder(adapter: Path | None, model: str | None, option: str = "--model") -> str | None:
+    """Return an absolute path, because workers have other working directories. Raises ConfigError for an adapter to a
+    model that is not named: the default is not the one that it was trained on."""
+    if adapter is None:
+        return None
+    if model is None:
+        raise ConfigError(f"--adapter needs {option}, the backbone that the adapter in {adapter} was trained on")
+    return str(adapter.absolute())
+
+
 def model_source(
     model: str | None,
     dtype: JobDtype,
     search: SearchEngine,
     console: Console,
     *,
+    adapter: Path | None = None,
     on_gpu: bool = False,
     encoders_on_gpu: bool = False,
     no_memory: bool = False,
@@ -134,6 +152,7 @@ def model_source(
         dtype="bfloat16" if dtype == JobDtype.BFLOAT16 else "float32",
         search=choose_engine(search.value, "cuda" if on_gpu else "cpu"),
         settings={name: value for name, value in settings.items() if value is not None},
+        adapter=adapter_folder(adapter, model),
     )
     if dtype != JobDtype.AUTO:
         return source

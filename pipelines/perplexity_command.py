@@ -22,6 +22,7 @@ from pipelines.command_line import (
     refuse_options,
 )
 from pipelines.options import (
+    Adapter,
     Address,
     ChunkTokens,
     CpuShare,
@@ -71,6 +72,7 @@ def perplexity(
         ),
     ] = None,
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     resume: Resume = False,
     address: Address = "auto",
@@ -164,6 +166,7 @@ def perplexity(
             dtype,
             search,
             console,
+            adapter=adapter,
             on_gpu=reader_gpus > 0,
             encoders_on_gpu=encoder_gpus > 0,
             no_memory=no_memory,

@@ -17,6 +17,7 @@ from pipelines.command_line import (
     num_cores,
 )
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     Dtype,
     KvDtype,
@@ -59,6 +60,7 @@ def plan(
     ] = Retention.DOCUMENT,
     address: Annotated[str, typer.Option(help="local (pools on Ray) or none (one process).")] = "local",
     model: Model = None,
+    adapter: Adapter = None,
     threads: Annotated[
         int | None, typer.Option(help="Torch threads of each worker.", show_default="1, all cores with --address none")
     ] = None,
@@ -110,6 +112,7 @@ def plan(
             dtype,
             search,
             console,
+            adapter=adapter,
             no_memory=no_memory,
             segment_tokens=segment_tokens,
             memory_tokens=memory_tokens,

@@ -12,6 +12,7 @@ from rich.console import Console
 from longmem.errors import ConfigError
 from pipelines.command_line import JobDtype, SearchEngine, exit_codes
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     Dtype,
     Model,
@@ -45,6 +46,7 @@ def probe(
         list[Subject] | None, typer.Argument(metavar="SUBJECT", show_default="all", help="passkey, lookup or labels.")
     ] = None,
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     filler: Annotated[
         Path | None,
@@ -113,6 +115,7 @@ def probe(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 segment_tokens=segment_tokens,
                 memory_tokens=None,
                 top_k=top_k,

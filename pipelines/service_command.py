@@ -22,6 +22,7 @@ from pipelines.command_line import (
     num_cores,
 )
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     CpuShare,
     Dtype,
@@ -65,6 +66,7 @@ def up(
     name: Name = "longmem",
     address: Address = "auto",
     model: Model = None,
+    adapter: Adapter = None,
     store: Annotated[
         str, typer.Option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
     ] = STORE,
@@ -106,6 +108,7 @@ def up(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 on_gpu=reader_gpus > 0,
                 encoders_on_gpu=encoder_gpus > 0,
                 segment_tokens=segment_tokens,

@@ -11,6 +11,7 @@ from rich.console import Console
 from longmem.errors import ConfigError
 from pipelines.command_line import JobDtype, SearchEngine, exit_codes, num_cores
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     Dtype,
     MemoryTokens,
@@ -35,6 +36,7 @@ def suffix(
         ),
     ],
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     resume: Resume = False,
     split: Annotated[
@@ -76,6 +78,7 @@ def suffix(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,
                 top_k=top_k,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, num_cores, parse_settings
+from pipelines.options import Adapter, adapter_folder
 
 
 def train(
@@ -22,6 +23,7 @@ def train(
             show_default="the reference model's",
         ),
     ] = None,
+    adapter: Adapter = None,
     valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,
     valid_tokens: Annotated[int, typer.Option(help="Of each of them, from its start.")] = 16_384,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
@@ -97,7 +99,13 @@ def train(
             settings = reference_settings("segment_tokens", "memory_layer") | settings
         source = local_or_hub(backbone or str(REFERENCE_MODEL / "backbone"))
         task = TrainingTask(
-            model=ModelSource(source, dtype=dtype.value, device=device, settings=settings),
+            model=ModelSource(
+                source,
+                dtype=dtype.value,
+                device=device,
+                settings=settings,
+                adapter=adapter_folder(adapter, backbone, "--backbone"),
+            ),
             data=local_inputs(data),
             validation=local_inputs(valid or []),
             validation_tokens=valid_tokens,
