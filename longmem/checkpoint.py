@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import longmem
+from longmem.backbone.adapter import refuse_adapter_files
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.files import CONFIG_FILE, read_json
 from longmem.backbone.loading import hash_weights
@@ -86,6 +87,7 @@ def load_parts(
             "for a plain backbone use LongMem.from_backbone"
         )
     _check_description(folder / CONFIG_FILE, description)
+    refuse_adapter_files(folder, None)
     # a model that was saved before there were repeats has none
     saved_settings = {"copy_repeats": 0, **description["longmem"]}
     config = LongMemConfig.from_dict({**saved_settings, **settings})

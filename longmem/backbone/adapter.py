@@ -131,9 +131,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             "save it again with safetensors"
         )
     try:
-        return load_file(path)
+        weights = load_file(path)
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}; copy or download it again") from error
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{name} of {path} has values that are NaN or infinite; copy or train it again")
+    return weights
 
 
 def _load(model: PreTrainedModel, folder: Path, config: "PeftConfig") -> "PeftModel":

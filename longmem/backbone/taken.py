@@ -179,7 +179,8 @@ def _is_own_rotation(tensor: StoredTensor, name: str, model: nn.Module) -> bool:
         # files hold them before or after scaling, by the version that wrote them
         return True
     with torch.device("cpu"):
-        own: Tensor = type(rotary[0])(model.config).inv_freq
+        own = type(rotary[0])(model.config).inv_freq
+    assert isinstance(own, Tensor), f"inv_freq of {type(rotary[0]).__name__} is a {type(own).__name__}"
     # wide enough for frequencies that were rounded to bfloat16, or to the smallest float16
     return own.shape == theirs.shape and torch.allclose(own, theirs, rtol=1e-2, atol=1e-6)
 

@@ -40,7 +40,8 @@ class Folder:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        return load_file(self.path / WEIGHTS)
+        # copied, because the file that they are mapped from may be written
+        return {name: tensor.clone() for name, tensor in load_file(self.path / WEIGHTS).items()}
 
     def save(self, weights: dict[str, Tensor], file: str = WEIGHTS) -> None:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, self.path / file, {"format": "pt"})
