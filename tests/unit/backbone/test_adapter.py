@@ -290,7 +290,7 @@ def test_perplexity_with_an_adapter_is_that_of_the_merged_model(llama: Path, lor
     tokens = torch.from_numpy(Tokenizer(llama, 257).sequence(TEXT)).long()
     parts = [tokens[first : first + 33] for first in range(0, len(tokens) - 1, 32)]
     nats = -sum(float(found(start, part).double().sum()) for part in parts)
-    job = ["perplexity", str(tmp_path / "book.txt"), "--model", str(llama), "--address", "none", "--search", "torch"]
+    job = ["perplexity", str(tmp_path / "book.txt"), "--model", str(llama), "--address", "none", "--threads", "1"]
     job += ["--segment-tokens", "32", "--memory-tokens", "64", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*job, "--adapter", str(lora)])
     assert result.exit_code == 0, result.output

@@ -462,7 +462,7 @@ def test_load_an_unknown_dtype_gives_the_number_or_a_sentence(
 
 def run(model: Path, tmp_path: Path) -> Any:
     (tmp_path / "book.txt").write_text(TEXT)
-    job = ["perplexity", str(tmp_path / "book.txt"), "--model", str(model), "--address", "none", "--search", "torch"]
+    job = ["perplexity", str(tmp_path / "book.txt"), "--model", str(model), "--address", "none", "--threads", "1"]
     return CliRunner().invoke(app, [*job, "--segment-tokens", str(SEGMENT), "--out", str(tmp_path / "out")])
 
 
