@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import longmem
+from longmem.backbone.adapter import refuse_adapter_files
 from longmem.backbone.backbone import Backbone
+from longmem.backbone.files import CONFIG_FILE, read_json
 from longmem.backbone.loading import hash_weights
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
@@ -25,7 +27,6 @@ from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import CheckpointError
 from longmem.sidenet.sidenet import SideNet
 
-CONFIG_FILE = "config.json"
 SIDENET_FILE = "sidenet.safetensors"
 BACKBONE_FOLDER = "backbone"
 MODEL_TYPE = "longmem"
@@ -86,6 +87,7 @@ def load_parts(
             "for a plain backbone use LongMem.from_backbone"
         )
     _check_description(folder / CONFIG_FILE, description)
+    refuse_adapter_files(folder, None)
     # a model that was saved before there were repeats has none
     saved_settings = {"copy_repeats": 0, **description["longmem"]}
     config = LongMemConfig.from_dict({**saved_settings, **settings})
@@ -153,17 +155,8 @@ def _check_digest(path: Path, found: str, expected: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` of a model folder holds. Raises CheckpointError."""
-    path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; expected a model folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
+    """Return what `config.json` of a model folder holds. Raises CheckpointError."""
+    return read_json(folder / CONFIG_FILE)
 
 
 def _check_description(path: Path, description: dict[str, Any]) -> None:

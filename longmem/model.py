@@ -57,16 +57,18 @@ class LongMem:
         dtype: Dtype = "float32",
         device: str = "cpu",
         search: str = "auto",
+        adapter: str | Path | None = None,
         **settings: Any,
     ) -> "LongMem":
-        """A new, untrained SideNet on a frozen Hugging Face causal LM (folder or hub id).
+        """Return a new, untrained SideNet on a frozen Hugging Face causal LM (folder or hub id).
 
-        `settings` are fields of LongMemConfig. Raises ModelError and its kinds, ConfigError.
+        `adapter` is the folder of a PEFT adapter, which is merged into it (needs the extra `adapter`). `settings` are
+        fields of LongMemConfig. Raises ModelError and its kinds, ConfigError.
         """
         from longmem.checkpoint import backbone_name
 
         config = LongMemConfig.from_dict(settings)
-        backbone = Backbone.load(source, dtype, backbone_name(source))
+        backbone = Backbone.load(source, dtype, backbone_name(source), adapter)
         backbone.check_segment_tokens(config.segment_tokens)
         tokenizer = Tokenizer(source, backbone.vocab_size)
         backbone.model.to(device)

@@ -8,6 +8,7 @@ from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
 from longmem.config import Dtype
+from longmem.errors import ConfigError
 from longmem.kv_format import token_bytes
 from longmem.model import LongMem
 from longmem.types import Fingerprint
@@ -51,6 +52,8 @@ class ModelSource:
     """Search engine; a job that runs on several machines names one, so that all of them use it."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of LongMemConfig to set or replace."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter to merge into a plain backbone."""
 
     def on_gpu(self) -> "ModelSource":
         """The same model, to be opened on the worker's GPU."""
@@ -58,13 +61,34 @@ class ModelSource:
 
     def open(self) -> LongMem:
         """Load the model. Raises ModelError and its kinds, ConfigError."""
-        create = LongMem.from_pretrained if is_checkpoint(self.source) else LongMem.from_backbone
-        return create(self.source, dtype=self.dtype, device=self.device, search=self.search, **self.settings)
+        if not is_checkpoint(self.source):
+            return LongMem.from_backbone(
+                self.source,
+                dtype=self.dtype,
+                device=self.device,
+                search=self.search,
+                adapter=self.adapter,
+                **self.settings,
+            )
+        refuse_adapter(self.source, self.adapter)
+        return LongMem.from_pretrained(
+            self.source, dtype=self.dtype, device=self.device, search=self.search, **self.settings
+        )
 
     def open_tokenizer(self) -> Tokenizer:
         """Only the tokenizer: a driver cuts documents into segments without loading weights."""
         folder = Path(self.source) / BACKBONE_FOLDER if is_checkpoint(self.source) else self.source
-        return Tokenizer(folder, load_config(folder).vocab_size)
+        return Tokenizer(folder, load_config(folder, self.adapter).vocab_size)
+
+
+def refuse_adapter(source: str, adapter: str | None) -> None:
+    """Raise ConfigError for an adapter to a LongMem folder: its SideNet was trained on the backbone without it."""
+    if adapter is not None:
+        backbone = Path(source) / BACKBONE_FOLDER
+        raise ConfigError(
+            f"an adapter changes the backbone that the SideNet of {source} was trained on; give --model {backbone} "
+            f"with --adapter {adapter}, and train or fit a SideNet on both"
+        )
 
 
 def describe(model: LongMem) -> ModelDescription:

@@ -21,6 +21,7 @@ from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
 from pipelines.option_types import path_option, text_option
+from pipelines.options import Adapter, adapter_folder
 from pipelines.perplexity_command import perplexity
 from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
@@ -67,6 +68,7 @@ def doctor(
     model: Annotated[
         str | None, text_option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
     ] = None,
+    adapter: Adapter = None,
     text: Annotated[
         str | None, text_option(help="With --model: document to measure on.", show_default="the language reference")
     ] = None,
@@ -81,10 +83,12 @@ def doctor(
         with exit_codes(console, out):
             from pipelines.model_doctor import examine_model, render_probe
 
-            render_probe(examine_model(local_or_hub(model), text), model, open_console())
+            examined = examine_model(local_or_hub(model), text, adapter_folder(adapter, model))
+            render_probe(examined, model, open_console())
         return
-    if text is not None:
-        raise typer.BadParameter("needs --model", param_hint="--text")
+    for name, value in (("--text", text), ("--adapter", adapter)):
+        if value is not None:
+            raise typer.BadParameter("needs --model", param_hint=name)
     from actors.cluster import find_cluster
     from pipelines.doctor import diagnose, render
 

@@ -16,7 +16,7 @@ from pipelines.command_line import (
 )
 from pipelines.console import open_console
 from pipelines.option_types import MOST_THREADS, path_option, real_option, text_option, whole_option
-from pipelines.options import ResumeFromStart
+from pipelines.options import Adapter, ResumeFromStart, adapter_folder
 
 
 def fit(
@@ -28,6 +28,7 @@ def fit(
             help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
         ),
     ] = None,
+    adapter: Adapter = None,
     valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None,
     document_tokens: Annotated[
         int, whole_option(help="Of each document, from its start; 4 KiB of memory a token.")
@@ -59,7 +60,12 @@ def fit(
 
         source = local_or_hub(model) if model is not None else str(REFERENCE_MODEL)
         job = FitJob(
-            model=ModelSource(source, dtype=dtype.value, settings=parse_settings(setting or [])),
+            model=ModelSource(
+                source,
+                dtype=dtype.value,
+                settings=parse_settings(setting or []),
+                adapter=adapter_folder(adapter, model),
+            ),
             data=local_inputs(data),
             validation=local_inputs(valid or []),
             document_tokens=document_tokens,

@@ -16,6 +16,7 @@ from pipelines.command_line import (
 from pipelines.console import open_console
 from pipelines.option_types import MOST_WORKERS, path_option, real_option, text_argument, text_option, whole_option
 from pipelines.options import (
+    Adapter,
     Address,
     ChunkTokens,
     Dtype,
@@ -48,6 +49,7 @@ def icl(
         Path | None, path_option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
     ] = None,
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     resume: Resume = False,
     shots: Annotated[str, text_option(help="Demonstrations in context: numbers with commas.")] = "0,4,20",
@@ -114,6 +116,7 @@ def icl(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 on_gpu=gpus > 0,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,

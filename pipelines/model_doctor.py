@@ -21,13 +21,13 @@ MAX_TOKENS = 24_576
 """Enough for a stable ranking of layers: a minute for a backbone of ten million parameters."""
 
 
-def examine_model(model: str, text: str | None) -> BackboneProbe:
+def examine_model(model: str, text: str | None, adapter: str | None = None) -> BackboneProbe:
     """Probe a backbone, or that of a LongMem folder, on the first document of `text` (None: the language reference).
 
-    Raises ModelError, DocumentError.
+    Raises ConfigError, ModelError, DocumentError.
     """
     folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
-    backbone = Backbone.load(folder)
+    backbone = Backbone.load(folder, adapter=adapter)
     tokenizer = Tokenizer(folder, backbone.vocab_size)
     sequence = tokenizer.sequence(_text(text))[: MAX_TOKENS + 1]
     return probe_backbone(backbone, sequence, min(SEGMENT_TOKENS, backbone.max_tokens or SEGMENT_TOKENS))

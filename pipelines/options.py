@@ -37,6 +37,13 @@ Model = Annotated[
     str | None,
     text_option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
 ]
+Adapter = Annotated[
+    Path | None,
+    path_option(
+        help="Folder of a PEFT adapter (LoRA and others) to merge into the backbone; needs `longmem[adapter]`.",
+        show_default="none",
+    ),
+]
 SegmentTokens = Annotated[int | None, whole_option(help="Local context.", show_default="the model's")]
 MemoryTokens = Annotated[
     int | None, whole_option(help="Past tokens that a segment may read.", show_default="the model's", least=0)
@@ -109,12 +116,23 @@ def check_resume(resume: bool, out: Path | None) -> None:
         raise ConfigError("--resume needs --out, the folder of the job to continue")
 
 
+def adapter_folder(adapter: Path | None, model: str | None, option: str = "--model") -> str | None:
+    """Return an absolute path, because workers have other working directories. Raises ConfigError for an adapter to a
+    model that is not named: the default is not the one that it was trained on."""
+    if adapter is None:
+        return None
+    if model is None:
+        raise ConfigError(f"--adapter needs {option}, the backbone that the adapter in {adapter} was trained on")
+    return str(adapter.absolute())
+
+
 def model_source(
     model: str | None,
     dtype: JobDtype,
     search: SearchEngine,
     console: Console,
     *,
+    adapter: Path | None = None,
     on_gpu: bool = False,
     encoders_on_gpu: bool = False,
     no_memory: bool = False,
@@ -147,6 +165,7 @@ def model_source(
         dtype="bfloat16" if dtype == JobDtype.BFLOAT16 else "float32",
         search=choose_engine(search.value, "cuda" if on_gpu else "cpu"),
         settings={name: value for name, value in settings.items() if value is not None},
+        adapter=adapter_folder(adapter, model),
     )
     if dtype != JobDtype.AUTO:
         return source

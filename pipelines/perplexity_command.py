@@ -23,6 +23,7 @@ from pipelines.command_line import (
 from pipelines.console import open_console
 from pipelines.option_types import real_option, text_argument, text_option, whole_option
 from pipelines.options import (
+    Adapter,
     Address,
     ChunkTokens,
     CpuShare,
@@ -74,6 +75,7 @@ def perplexity(
         ),
     ] = None,
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     resume: Resume = False,
     address: Address = "auto",
@@ -170,6 +172,7 @@ def perplexity(
             dtype,
             search,
             console,
+            adapter=adapter,
             on_gpu=reader_gpus > 0,
             encoders_on_gpu=encoder_gpus > 0,
             no_memory=no_memory,

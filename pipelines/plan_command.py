@@ -27,6 +27,7 @@ from pipelines.option_types import (
     whole_option,
 )
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     Dtype,
     KvDtype,
@@ -77,6 +78,7 @@ def plan(
     ] = Retention.DOCUMENT,
     address: Annotated[str, text_option(help="local (pools on Ray) or none (one process).")] = "local",
     model: Model = None,
+    adapter: Adapter = None,
     threads: Annotated[
         int | None,
         whole_option(
@@ -131,6 +133,7 @@ def plan(
             dtype,
             search,
             console,
+            adapter=adapter,
             no_memory=no_memory,
             segment_tokens=segment_tokens,
             memory_tokens=memory_tokens,

@@ -17,6 +17,7 @@ from pipelines.command_line import (
 from pipelines.console import open_console
 from pipelines.option_types import path_option, text_option, whole_option
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     Dtype,
     Model,
@@ -52,6 +53,7 @@ def probe(
         list[Subject] | None, typer.Argument(metavar="SUBJECT", show_default="all", help="passkey, lookup or labels.")
     ] = None,
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     filler: Annotated[
         Path | None,
@@ -124,6 +126,7 @@ def probe(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 segment_tokens=segment_tokens,
                 memory_tokens=None,
                 top_k=top_k,

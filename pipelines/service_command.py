@@ -24,6 +24,7 @@ from pipelines.console import open_console
 from pipelines.interrupts import tidying
 from pipelines.option_types import text_option
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     CpuShare,
     Dtype,
@@ -67,6 +68,7 @@ def up(
     name: Name = "longmem",
     address: Address = "auto",
     model: Model = None,
+    adapter: Adapter = None,
     store: Annotated[
         str, text_option(help="Memory store: LanceDB folder or URI. It stays when the service ends.")
     ] = STORE,
@@ -108,6 +110,7 @@ def up(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 on_gpu=reader_gpus > 0,
                 encoders_on_gpu=encoder_gpus > 0,
                 segment_tokens=segment_tokens,

@@ -15,6 +15,7 @@ from pipelines.command_line import (
 from pipelines.console import open_console
 from pipelines.option_types import MOST_THREADS, path_argument, text_option, whole_option
 from pipelines.options import (
+    Adapter,
     ChunkTokens,
     Dtype,
     MemoryTokens,
@@ -39,6 +40,7 @@ def suffix(
         ),
     ],
     model: Model = None,
+    adapter: Adapter = None,
     out: Out = None,
     resume: Resume = False,
     split: Annotated[
@@ -82,6 +84,7 @@ def suffix(
                 dtype,
                 search,
                 console,
+                adapter=adapter,
                 segment_tokens=segment_tokens,
                 memory_tokens=memory_tokens,
                 top_k=top_k,

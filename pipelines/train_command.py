@@ -18,6 +18,7 @@ from pipelines.command_line import (
 )
 from pipelines.console import open_console
 from pipelines.option_types import MOST_THREADS, MOST_WORKERS, path_option, real_option, text_option, whole_option
+from pipelines.options import Adapter, adapter_folder
 
 
 def train(
@@ -30,6 +31,7 @@ def train(
             show_default="the reference model's",
         ),
     ] = None,
+    adapter: Adapter = None,
     valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None,
     valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 16_384,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
@@ -117,7 +119,13 @@ def train(
             settings = reference_settings("segment_tokens", "memory_layer") | settings
         source = local_or_hub(backbone or str(REFERENCE_MODEL / "backbone"))
         task = TrainingTask(
-            model=ModelSource(source, dtype=dtype.value, device=device, settings=settings),
+            model=ModelSource(
+                source,
+                dtype=dtype.value,
+                device=device,
+                settings=settings,
+                adapter=adapter_folder(adapter, backbone, "--backbone"),
+            ),
             data=local_inputs(data),
             validation=local_inputs(valid or []),
             validation_tokens=valid_tokens,

@@ -53,10 +53,23 @@ class Backbone:
         )
 
     @classmethod
-    def load(cls, source: str | Path, dtype: Dtype = "float32", name: str | None = None) -> "Backbone":
-        """Open a folder or hub id; `name` is what reports call it, by default the last part of the source."""
-        folder = Path(source).absolute() if Path(source).is_dir() else None
-        return cls(load_causal_lm(source, dtype), name or Path(source).name, folder)
+    def load(
+        cls,
+        source: str | Path,
+        dtype: Dtype = "float32",
+        name: str | None = None,
+        adapter: str | Path | None = None,
+    ) -> "Backbone":
+        """Open a folder or hub id, with the PEFT adapter of a folder merged into it. `name` is what reports call it, by
+        default the last part of the source (and of the adapter)."""
+        # the files in the folder are not the merged weights
+        folder = Path(source).absolute() if adapter is None and Path(source).is_dir() else None
+        called = name or Path(source).name
+        return cls(
+            load_causal_lm(source, dtype, adapter),
+            called if adapter is None else f"{called}+{Path(adapter).name}",
+            folder,
+        )
 
     @property
     def stack(self) -> nn.Module:

@@ -66,6 +66,8 @@ class Family:
     output: str = "o_proj"
     scale: str = "scaling"
     """Attribute of the attention module that multiplies query·key."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Beginnings of weight names in the files of earlier transformers versions, and what they are today."""
 
     def stack_of(self, causal_lm: nn.Module) -> nn.Module:
         return _module(causal_lm, self.stack)
@@ -117,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         projections=("query_key_value",),
         split=_interleaved,
         output="dense",
+        renamed=(("embed_out.", "lm_head."),),
     ),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,

@@ -1,104 +1,149 @@
-"""Opening a Hugging Face causal language model: a folder or a hub id, safetensors only, frozen."""
+"""Opening a Hugging Face causal language model: a folder or a hub id, safetensors only, frozen.
 
-import json
-import re
+What transformers raises becomes a CheckpointError here, whatever it is: a damaged or hostile model folder can break
+anything in the library, which documents no closed set of exceptions.
+"""
+
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from longmem.backbone.families import family_of
+from longmem.backbone.adapter import merge_adapter, refuse_adapter_files
+from longmem.backbone.families import FAMILIES, family_of
 from longmem.backbone.fast_linear import use_fast_linear
+from longmem.backbone.files import CONFIG_FILE, find_file, is_local, one_line, read_headers, read_json, weight_files
+from longmem.backbone.taken import check_weights, first_not_finite
 from longmem.config import Dtype
 from longmem.dtypes import TORCH_DTYPES, to_array
 from longmem.errors import CheckpointError, ConfigError
 
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+MAX_LAYERS = 10_000
 
-def load_config(source: str | Path) -> PretrainedConfig:
-    """The model's configuration. Raises CheckpointError (not a model), UnknownFamilyError."""
-    if _looks_local(source) and not Path(source).is_dir():
+
+def load_config(source: str | Path, adapter: str | Path | None = None) -> PretrainedConfig:
+    """Return the model's configuration; `adapter` is the folder of one that is to be merged.
+
+    Raises CheckpointError (not a model, quantised, an adapter that was not asked for, code of its own),
+    UnknownFamilyError.
+    """
+    if is_local(source) and not Path(source).is_dir():
         raise CheckpointError(f"model folder not found: {source} (expected config.json and *.safetensors)")
+    refuse_adapter_files(source, adapter)
+    path = find_file(source, CONFIG_FILE)
+    if path is None:
+        raise CheckpointError(f"no {CONFIG_FILE} in {source}: expected a model folder with it and *.safetensors")
+    values = read_json(path)
+    refuse_code(source, CONFIG_FILE, values)
+    model_type = values.get("model_type")
+    # transformers guesses it from the name of the folder
+    if not isinstance(model_type, str):
+        raise CheckpointError(f'{CONFIG_FILE} of {source} must hold model_type, such as "llama", got {model_type!r}')
+    family_of(model_type)
+    _refuse_quantised(source, values)
+    for name in LAYER_COUNTS:
+        # transformers makes lists as long as this number before it looks at anything else
+        if isinstance(count := values.get(name), int) and count > MAX_LAYERS:
+            raise CheckpointError(f"{name} in {CONFIG_FILE} of {source} must be at most {MAX_LAYERS}, got {count}")
     try:
-        config = AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        model_type = _unknown_model_type(source)
-        if model_type is not None:
-            family_of(model_type)
-        raise CheckpointError(f"cannot read a model configuration from {source}: {error}") from error
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(f"cannot read a model configuration from {source}: {one_line(error)}") from error
     family_of(config.model_type)
     return config
 
 
-def load_causal_lm(source: str | Path, dtype: Dtype) -> PreTrainedModel:
-    """The model in eval mode, without gradients.
+def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None = None) -> PreTrainedModel:
+    """Return the model in eval mode, without gradients; with an adapter, merged in float32 and then rounded to `dtype`.
 
-    Raises CheckpointError when weights are missing, corrupt, of other shapes than the configuration says, or not in
-    safetensors (pickle is never read), UnknownFamilyError for an unsupported architecture.
+    Raises CheckpointError when weights are missing, corrupt, not finite, of other shapes than the configuration says,
+    more than it describes, or not in safetensors (pickle is never read); UnknownFamilyError for an unsupported
+    architecture.
     """
     if dtype == "float16":
         raise ConfigError("compute dtype must be float32 or bfloat16: float16 overflows in attention on a CPU")
-    config = load_config(source)
-    hf_logging.disable_progress_bar()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(source),
-            config=config,
-            dtype=TORCH_DTYPES[dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            # reported below with their names, where transformers would only say that there are some
-            ignore_mismatched_sizes=True,
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot load the weights of {source}: {error}; expected complete *.safetensors files "
-            "(copy or download them again)"
-        ) from error
-    # A tied head is not in the file and not reported; anything else that is missing would be random numbers.
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"weights of {source} are incomplete: {len(missing)} missing, first {missing[:3]}")
-    if report["mismatched_keys"]:
-        raise CheckpointError(f"weights of {source} do not fit config.json: {sorted(report['mismatched_keys'])[:3]}")
-    if surplus := sorted(key for key in report["unexpected_keys"] if _is_beyond(key, config)):
-        raise CheckpointError(
-            f"{source} has weights of more layers than the {config.num_hidden_layers} of its config.json: {surplus[:3]}"
-        )
+    config = load_config(source, adapter)
+    files = weight_files(source, getattr(config, "transformers_weights", None))
+    check_weights(source, config, read_headers(source, files))
+    computed = TORCH_DTYPES[dtype]
+    model = _load(source, config, torch.float32 if adapter is not None else computed, adapter)
+    if adapter is not None:
+        _check_finite(source, model)
+        model = merge_adapter(model, adapter).to(computed)
+    _check_finite(source if adapter is None else adapter, model)
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     use_fast_linear(frozen)
     return frozen
 
 
-def _is_beyond(key: str, config: PretrainedConfig) -> bool:
-    """Whether a weight belongs to a block that the configuration does not have."""
-    layers = family_of(config.model_type).layers
-    found = re.search(rf"(?:^|\.){re.escape(layers)}\.(\d+)\.", key)
-    return found is not None and int(found.group(1)) >= config.num_hidden_layers
-
-
-def _looks_local(source: str | Path) -> bool:
-    """A hub id is `name` or `owner/name`; everything else is a path."""
-    text = str(source)
-    return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
-
-
-def _unknown_model_type(source: str | Path) -> str | None:
-    """`model_type` of a local folder whose architecture transformers itself does not know."""
-    path = Path(source) / "config.json"
-    if not path.is_file():
-        return None
+def _load(
+    source: str | Path, config: PretrainedConfig, dtype: torch.dtype, adapter: str | Path | None
+) -> PreTrainedModel:
+    hf_logging.disable_progress_bar()
+    # where peft is installed, transformers adds an adapter that lies in the model's folder by itself, unmerged and in
+    # silence; it looks for one in this subfolder instead
+    elsewhere = {} if adapter is None else {"adapter_kwargs": {"subfolder": ".no-adapter"}}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    model_type = values.get("model_type") if isinstance(values, dict) else None
-    return model_type if isinstance(model_type, str) else None
+        model: PreTrainedModel
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **elsewhere,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot load the weights of {source}: {one_line(error)}; expected complete *.safetensors files "
+            "(copy or download them again)"
+        ) from error
+    # A tied head is not in the file and not reported; anything else that is missing would be random numbers.
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"weights of {source} are incomplete: {len(missing)} missing, first {missing[:3]}")
+    return model
+
+
+def refuse_code(source: str | Path, file: str, values: dict[str, Any]) -> None:
+    """Raise CheckpointError for a model folder that wants code of its own to be run.
+
+    Also where transformers has a class for the family: what the code would compute is not known, and to fall back to
+    that class could change every number.
+    """
+    if named := values.get("auto_map"):
+        raise CheckpointError(
+            f"{file} of {source} names code of its own (auto_map: {named!r:.200}), which is never run: expected one "
+            f"of {', '.join(sorted(FAMILIES))} as transformers has it; if it is one, take auto_map out of {file}"
+        )
+
+
+def _refuse_quantised(source: str | Path, values: dict[str, Any]) -> None:
+    for name in ("quantization_config", "compression_config"):
+        if (settings := values.get(name)) is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            raise CheckpointError(
+                f"{source} has quantised weights ({name} of config.json: {method or 'no method named'}), which are "
+                "not supported: expected float32, float16 or bfloat16; give the model before quantisation, or save a "
+                "dequantised copy"
+            )
+
+
+def _check_finite(source: str | Path, model: PreTrainedModel) -> None:
+    name = first_not_finite(model)
+    if name is not None:
+        raise CheckpointError(
+            f"{name} of {source} has values that are NaN or infinite; expected finite weights: copy or train the model "
+            "again"
+        )
 
 
 def hash_weights(model: torch.nn.Module, rounded_to: torch.dtype = torch.float32) -> str:
-    """XXH3-128 over every parameter's name, shape and value, in name order; as float32, so that it is the same
+    """Return XXH3-128 over every parameter's name, shape and value, in name order; as float32, so that it is the same
     whatever type holds the same numbers."""
     digest = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):

@@ -8,25 +8,34 @@ import xxhash
 from jaxtyping import Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from longmem.backbone.files import find_file, one_line, read_json
+from longmem.backbone.loading import refuse_code
 from longmem.errors import CheckpointError, DocumentError
 from longmem.pages import trim_heap
 
 LONG_TOKENS = 100_000
 """Hugging Face's tokenizers take some 600 bytes for each token while they work, and leave half of it in the heap."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""A folder without any of them has no tokenizer."""
 
 
 class Tokenizer:
     """A Hugging Face tokenizer that turns a whole document into its sequence.
 
-    Raises CheckpointError when the folder holds none, or one with more entries than the backbone's vocabulary.
+    Raises CheckpointError when the folder holds none, or one with more entries than the backbone's vocabulary. Special
+    tokens beyond it, such as a pad token that was added for training, are refused only in a text that has one.
     """
 
     def __init__(self, source: str | Path, vocab_size: int) -> None:
-        try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
-        except Exception as error:
-            raise CheckpointError(f"no usable tokenizer in {source}: {error}") from error
-        largest = max(self._tokenizer.get_vocab().values(), default=-1)
+        self._vocab_size = vocab_size
+        self._tokenizer = _load(source)
+        special = {id_ for id_, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        ordinary = set(self._tokenizer.get_vocab().values()) - special
+        if not ordinary:
+            # transformers makes a tokenizer of nothing for families that have one of their own, such as GPT-2
+            raise CheckpointError(_missing(source))
+        largest = max(ordinary | ({self.start_token} if self.start_token is not None else set()))
         if largest >= vocab_size:
             raise CheckpointError(
                 f"wrong tokenizer: {source} has token ids up to {largest}, but the backbone embeds only {vocab_size} "
@@ -48,12 +57,13 @@ class Tokenizer:
         """`[start] + tokens of the text`, or the tokens alone where the tokenizer has no start token.
 
         With a start token every token of the text is predicted once; without one the first token cannot be, and is
-        counted as unscored. Raises DocumentError when the text gives no token.
+        counted as unscored. Raises DocumentError when the text gives no token, or one that the backbone does not embed.
         """
         # verbose=False: a document is longer than `model_max_length` by design, the warning would mislead
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise DocumentError("the text gives no tokens: expected at least one; remove the document or check it")
+        self._check_embedded(ids)
         start = [] if self.start_token is None else [self.start_token]
         sequence = np.asarray(start + ids, dtype=np.int32)
         del ids
@@ -63,13 +73,24 @@ class Tokenizer:
 
     def encode(self, text: str, start: bool | None = None) -> list[int]:
         """Tokens of a text as the tokenizer by itself gives them, with special tokens where it adds any; or with the
-        start token in front, or without, as `start` says. A text that spells the start token gets no second one."""
+        start token in front, or without, as `start` says. A text that spells the start token gets no second one.
+
+        Raises DocumentError for a token that the backbone does not embed.
+        """
         spelled = None if self.start_token is None else str(self._tokenizer.decode([self.start_token]))
         bare = start is not None or (spelled is not None and text.startswith(spelled))
         ids = [int(token) for token in self._tokenizer(text, add_special_tokens=not bare, verbose=False)["input_ids"]]
+        self._check_embedded(ids)
         if start and self.start_token is not None and ids[:1] != [self.start_token]:
             ids.insert(0, self.start_token)
         return ids
+
+    def _check_embedded(self, ids: list[int]) -> None:
+        if ids and (largest := max(ids)) >= self._vocab_size:
+            raise DocumentError(
+                f"the text has the special token {self._tokenizer.convert_ids_to_tokens(largest)!r} with id {largest}, "
+                f"but the backbone embeds only {self._vocab_size} ids; take it out of the text"
+            )
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
@@ -84,3 +105,28 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(str(folder))
+
+
+def _load(source: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub id, which neither cuts nor pads. Raises CheckpointError."""
+    settings = find_file(source, TOKENIZER_CONFIG)
+    if settings is not None:
+        refuse_code(source, TOKENIZER_CONFIG, read_json(settings))
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:
+        if not any(find_file(source, name) for name in TOKENIZER_FILES):
+            raise CheckpointError(_missing(source)) from error
+        raise CheckpointError(f"no usable tokenizer in {source}: {one_line(error)}") from error
+    # tokenizer.json may hold what a training program had set, which is part of its digest; a document is read whole
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
+
+
+def _missing(source: str | Path) -> str:
+    return (
+        f"no tokenizer in {source}: expected tokenizer.json, or vocab.json and merges.txt; copy those of the "
+        "model that the weights are from"
+    )

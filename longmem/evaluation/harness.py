@@ -55,11 +55,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         device: str | None = None,
         search: str = "auto",
         add_bos_token: bool | None = None,
+        adapter: str | None = None,
         **settings: Any,
     ) -> None:
-        """`pretrained`: LongMem folder, Hugging Face folder or hub id. `memory`: on, or off for the backbone's own
-        numbers. `batch_size`: full segments that are computed together. `add_bos_token`: where the tokenizer's own
-        habit should not hold. `settings`: fields of LongMemConfig.
+        """`pretrained`: LongMem folder, Hugging Face folder or hub id. `adapter`: folder of a PEFT adapter to merge
+        into a Hugging Face folder. `memory`: on, or off for the backbone's own numbers. `batch_size`: full segments
+        that are computed together. `add_bos_token`: where the tokenizer's own habit should not hold. `settings`: fields
+        of LongMemConfig.
 
         Raises ConfigError, ModelError and its kinds, StoreError and its kinds.
         """
@@ -71,7 +73,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if memory == "off" and store is not None:
             raise ConfigError("memory=off reads no document; leave store and document out")
         self.model = ModelSource(
-            str(pretrained), dtype=dtype, device=device or "cpu", search=search, settings=settings
+            str(pretrained), dtype=dtype, device=device or "cpu", search=search, settings=settings, adapter=adapter
         ).open()
         self._name = str(pretrained)
         self._memory = memory == "on"

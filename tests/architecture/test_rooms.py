@@ -23,6 +23,7 @@ ROOMS = {
     "obstore": ("longmem/memory/object_files.py",),
     "lm_eval": ("longmem/evaluation/",),
     "faiss": ("longmem/search/faiss_search.py",),
+    "peft": ("longmem/backbone/adapter.py",),
     "transformers": ("longmem/backbone/", "longmem/sidenet/"),
 }
 
@@ -203,6 +204,11 @@ VIOLATIONS = {
     "faiss lives in longmem.search.faiss_search": [
         ("longmem/search", "import faiss"),
         ("actors", "def f():\n    import faiss"),
+    ],
+    "peft lives in longmem.backbone.adapter": [
+        ("longmem", "import peft"),
+        ("longmem/memory", "def f():\n    from peft import PeftModel"),
+        ("pipelines", "import peft"),
     ],
     "transformers lives in longmem.backbone and longmem.sidenet": [
         ("longmem", "from transformers import AutoModel"),
