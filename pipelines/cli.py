@@ -78,7 +78,7 @@ def doctor(
         with exit_codes(console, out):
             from pipelines.model_doctor import examine_model, render_probe
 
-            render_probe(examine_model(local_or_hub(model), text), model, Console())
+            render_probe(examine_model(local_or_hub(model), text, console), model, Console())
         return
     if text is not None:
         raise typer.BadParameter("needs --model", param_hint="--text")

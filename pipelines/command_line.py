@@ -115,8 +115,10 @@ def local_or_hub(model: str) -> str:
 
 
 def local_inputs(inputs: list[str]) -> tuple[str, ...]:
-    """Local inputs as absolute paths, because workers have other working directories; URIs as they are."""
-    return tuple(str(Path(each).absolute()) if Path(each).exists() else each for each in inputs)
+    """Return local inputs as absolute paths, because workers have other working directories; URIs as they are."""
+    from longmem.text.finding import is_local
+
+    return tuple(str(Path(each).absolute()) if is_local(each) else each for each in inputs)
 
 
 def refuse_options(context: typer.Context, names: tuple[str, ...], reason: str) -> None:

@@ -29,6 +29,7 @@ from longmem.training.copy_fit import (
     read_documents_once,
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
+from pipelines.inputs import find_inputs
 from pipelines.job_folder import JobFolder
 
 MODEL_FOLDER = "model"
@@ -59,6 +60,7 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
     Raises ConfigError, DocumentError, ModelError, NumericError, OutputError.
     """
     began = time.monotonic()
+    found = find_inputs((*job.data, *job.validation), console)
     with JobFolder(job.out, resume=False) as folder:
         if job.threads is not None:
             torch.set_num_threads(job.threads)
@@ -95,6 +97,7 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
             "tokens": readings.num_tokens,
             "steps": steps,
             "perplexity": perplexities,
+            "left_out": found.left_out.as_dict(),
         }
         folder.write_json("fit.json", summary)
     return summary

@@ -18,11 +18,12 @@ from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
 from longmem.redaction import redacted
 from longmem.scheduler import Limits, SegmentScheduler
-from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
+from longmem.text.documents import FoundFiles, LeftOut, UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
 from pipelines.executors import start_executor
 from pipelines.feed import DocumentFeed
+from pipelines.inputs import find_inputs
 from pipelines.job_folder import JobFolder
 from pipelines.job_reporter import JobReporter
 from pipelines.journal import Journal
@@ -126,7 +127,7 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
 
     Raises ConfigError, OutputError, ModelError, StoreError, ClusterError.
     """
-    files = find_files(job.inputs)
+    files = find_inputs(job.inputs, console)
     if job.service is not None:
         job = on_service(job, job.service)
     with JobFolder(job.out, job.resume) as folder:
@@ -145,7 +146,7 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
                 resumed = bool(journal.documents)
                 reporter.log.started(job.command, resumed)
                 totals = _score(job, files, executor, model, journal, job_id, reporter, console)
-                summary = _write_results(job, folder, journal, model, totals, resumed)
+                summary = _write_results(job, folder, journal, model, totals, resumed, files.left_out)
         if not job.keep_memory and job.store is None:
             shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
     return summary
@@ -159,7 +160,7 @@ def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text
     return start_executor(job.model, job.store_settings, job.cluster, job.threads, tell)
 
 
-def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:
+def identity(job: PerplexityJob, files: FoundFiles, model: ModelDescription) -> dict[str, Any]:
     """What decides the results of a job. Where it runs and with how many workers does not."""
     return {
         "job": "perplexity",
@@ -176,7 +177,7 @@ def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription
 
 def _score(
     job: PerplexityJob,
-    files: list[InputFile],
+    files: FoundFiles,
     executor: AbstractExecutor,
     model: ModelDescription,
     journal: Journal,
@@ -222,7 +223,7 @@ def _score(
     return run.totals
 
 
-def _documents(job: PerplexityJob, files: list[InputFile]) -> Iterator[Document | UnreadableDocument]:
+def _documents(job: PerplexityJob, files: FoundFiles) -> Iterator[Document | UnreadableDocument]:
     documents = read_documents(files) if files else iter([language_reference()])
     return islice(documents, job.limit_documents)
 
@@ -239,6 +240,7 @@ def _write_results(
     model: ModelDescription,
     totals: RunTotals,
     resumed: bool,
+    left_out: LeftOut,
 ) -> dict[str, Any]:
     documents = sorted(journal.documents.values(), key=lambda record: record.order)
     scored = [record for record in documents if record.status == "scored"]
@@ -260,6 +262,7 @@ def _write_results(
         resumed=resumed,
         documents=documents,
         segments=segments,
+        left_out=left_out.as_dict(),
     )
     tables = {"documents": documents_table(journal, documents), "segments": segments_table(segments)}
     if job.keep_tokens:

@@ -100,6 +100,7 @@ def plan(
         # torch and transformers take seconds to load: not for --help
         from pipelines import plan_view
         from pipelines.doctor import usable_cores
+        from pipelines.inputs import find_inputs
         from pipelines.plan import predict, suggest
         from pipelines.plan_input import document_tokens
         from pipelines.plan_workload import Cluster, Workload
@@ -128,8 +129,10 @@ def plan(
             threads=here.threads,
             in_process=in_process,
         )
+        left_out = {}
         if inputs:
-            lengths = document_tokens(local_inputs(inputs), source, limit_documents)
+            found = find_inputs(local_inputs(inputs), console)
+            lengths, left_out = document_tokens(found, source, limit_documents), found.left_out.as_dict()
         else:
             lengths = (tokens or 0,) * min(documents, limit_documents or documents)
         workload = Workload(lengths, retention.value)
@@ -154,7 +157,8 @@ def plan(
             if not as_json:
                 plan_view.print_comparison(Console(), comparison)
         if as_json:
-            typer.echo(json.dumps(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2))
+            figures = plan_view.as_json(planned, suggested, unit_costs, comparison) | {"left_out": left_out}
+            typer.echo(json.dumps(figures, indent=2))
     if comparison is not None and not comparison.passed:
         raise typer.Exit(EXIT_OFF)
 

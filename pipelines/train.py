@@ -22,6 +22,7 @@ from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
 from pipelines.command_line import check_device
+from pipelines.inputs import find_inputs
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.training_curves import CurveFiles
@@ -89,6 +90,7 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
     Raises ConfigError, DocumentError, ModelError, NumericError, OutputError, ClusterError.
     """
     config = job.task.config
+    found = find_inputs((*job.task.data, *job.task.validation), console)
     with JobFolder(job.out, job.resume) as folder, open_training(job) as training:
         model = training.describe()
         folder.claim(identity(job, model))
@@ -110,6 +112,7 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
             "settings": model.settings,
             "workers": job.workers,
             "validation": curves.validations(),
+            "left_out": found.left_out.as_dict(),
         }
         folder.write_json("training.json", summary)
     return summary

@@ -8,11 +8,13 @@ that describe a data set, are left out.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, overload
 
 import fsspec
 
 from longmem.errors import ConfigError
+from longmem.redaction import redacted
 from longmem.text.naming import tell_apart
 from longmem.text.opening import COMPRESSIONS, compression_of, irregular_kind
 
@@ -56,7 +58,7 @@ class LeftOut:
         """Count one more."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if len(shown := self.examples.setdefault(kind, [])) < NUM_EXAMPLES:
-            shown.append(name.encode("utf-8", "replace").decode("utf-8"))
+            shown.append(redacted(name.encode("utf-8", "replace").decode("utf-8")))
 
     def add_all(self, other: "LeftOut") -> None:
         """Count everything of another one."""
@@ -162,11 +164,12 @@ def _expand(name: str, left_out: LeftOut) -> list[InputFile]:
 
 
 def _expand_local(name: str, left_out: LeftOut) -> list[InputFile]:
-    path = os.path.abspath(name)
+    # not resolved: a link is named as the user names it
+    path = str(Path(name).absolute())
     try:
-        mode = os.stat(path).st_mode
-        if not os.path.isdir(path):
-            if (kind := irregular_kind(mode)) is not None:
+        kind = irregular_kind(Path(path).stat().st_mode)
+        if kind != "folder":
+            if kind is not None:
                 raise ConfigError(f"input {name} is a {kind}: expected a regular file or a folder")
             return [_one_file(None, path, name)]
         inside = LeftOut()
@@ -215,7 +218,7 @@ def _walk(root: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     while folders or links:
         below, path = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(path)
-        if not os.path.isdir(real):
+        if not Path(real).is_dir():
             if real in files:
                 left_out.add(AGAIN, below)
             else:
@@ -238,7 +241,7 @@ def _walk(root: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
             elif kind == "folder":
                 folders.append((place, entry.path))
             else:
-                files.add(os.path.join(real, name))
+                files.add(f"{real}/{name}")
                 yield place, entry.path
 
 

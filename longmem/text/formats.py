@@ -1,8 +1,8 @@
 """The documents of one file, by format. What cannot be read stands as an UnreadableDocument in its place."""
 
-import os
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -40,7 +40,7 @@ def read_file(file: InputFile) -> Documents:
 
 def _read_text(file: InputFile) -> Documents:
     limit = opening.MAX_TEXT_BYTES
-    if file.filesystem is None and file.suffix == ".txt" and (size := os.stat(file.path).st_size) > limit:
+    if file.filesystem is None and file.suffix == ".txt" and (size := Path(file.path).stat().st_size) > limit:
         raise TooLongError(f"{size:,} bytes, a document may have {limit:,}; split it")
     with open_stream(file.path, file.filesystem) as stream:
         yield _decoded(file.id, file.path, read_whole(stream, limit))

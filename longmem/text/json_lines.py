@@ -39,7 +39,9 @@ def parse_object(data: bytes | None, where: str, *, spelled_numbers: bool = Fals
     Raises DocumentError for a line that is too long, not UTF-8, not JSON, or JSON that is not an object.
     """
     if data is None:
-        raise DocumentError(f"{where} has more than {opening.MAX_RECORD_BYTES:,} bytes, the most that is read as one line")
+        raise DocumentError(
+            f"{where} has more than {opening.MAX_RECORD_BYTES:,} bytes, the most that is read as one line"
+        )
     values = parse_json(data, where, spelled_numbers=spelled_numbers, expected=expected)
     if not isinstance(values, dict):
         shown = data.decode("utf-8-sig").strip()[:40]

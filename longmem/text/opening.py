@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -78,7 +79,7 @@ def irregular_kind(mode: int) -> str | None:
 
 def _open_regular(path: str) -> Stream:
     """Open a local file that is a regular one: opening a FIFO would wait for its writer."""
-    _require_regular(path, os.stat(path).st_mode)
+    _require_regular(path, Path(path).stat().st_mode)
     # it may have become a FIFO since: O_NONBLOCK opens that at once, and means nothing for a regular file
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     stream = os.fdopen(descriptor, "rb")

@@ -140,7 +140,9 @@ def test_read_documents_of_json_names_what_is_no_document(
 def test_read_documents_of_lines_ends_them_at_lf_crlf_and_cr_alone(tmp_path: Path) -> None:
     inside = json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False)
     mark = "\ufeff"
-    path = write(tmp_path / "a.jsonl", f'{mark}{{"text": "a"}}\r\n{mark}{{"text": "b"}}\r{inside}\r\n\r\n{{"text": "c"}}')
+    path = write(
+        tmp_path / "a.jsonl", f'{mark}{{"text": "a"}}\r\n{mark}{{"text": "b"}}\r{inside}\r\n\r\n{{"text": "c"}}'
+    )
     assert good(path) == {"a:1": "a", "a:2": "b", "a:3": "one\u2028two\x85three", "a:5": "c"}
 
 
@@ -356,7 +358,23 @@ def test_find_files_of_one_name_with_several_suffixes_keeps_them(tmp_path: Path)
 
 def test_read_documents_of_any_id_keeps_different_ones_apart(tmp_path: Path) -> None:
     long = "x" * 5000
-    ids = ["", " ", "a/b", "../up", "nul\0id", long, "caf\u00e9", "cafe\u0301", 1, "1", True, 1.0, ["k"], {"k": 1}, None]
+    ids = [
+        "",
+        " ",
+        "a/b",
+        "../up",
+        "nul\0id",
+        long,
+        "caf\u00e9",
+        "cafe\u0301",
+        1,
+        "1",
+        True,
+        1.0,
+        ["k"],
+        {"k": 1},
+        None,
+    ]
     path = write(tmp_path / "n.jsonl", b"".join(line(f"text {number}", id=each) for number, each in enumerate(ids)))
     found = errors(path)
     bad = {name: message for name, message in found.items() if message}
