@@ -139,10 +139,8 @@ def test_read_documents_of_json_names_what_is_no_document(
 
 def test_read_documents_of_lines_ends_them_at_lf_crlf_and_cr_alone(tmp_path: Path) -> None:
     inside = json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False)
-    mark = "\ufeff"
-    path = write(
-        tmp_path / "a.jsonl", f'{mark}{{"text": "a"}}\r\n{mark}{{"text": "b"}}\r{inside}\r\n\r\n{{"text": "c"}}'
-    )
+    content = f'\ufeff{{"text": "a"}}\r\n\ufeff{{"text": "b"}}\r{inside}\r\n\r\n{{"text": "c"}}'
+    path = write(tmp_path / "a.jsonl", content)
     assert good(path) == {"a:1": "a", "a:2": "b", "a:3": "one\u2028two\x85three", "a:5": "c"}
 
 
