@@ -11,7 +11,7 @@ from math import isfinite
 from longmem.errors import DocumentError
 
 
-def given_id(value: object) -> str | None:
+def given_id(value: object, field: str = "id") -> str | None:
     """Return the id that a row gives itself, None where it gives none: no value, or a text without a visible character.
 
     Numbers are spelled out, so `1` and `"1"` are one id. Raises DocumentError for anything else.
@@ -22,7 +22,7 @@ def given_id(value: object) -> str | None:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return str(value)
-    raise DocumentError(f"`id` must be a text or a number, got {type(value).__name__} {value!r:.40}")
+    raise DocumentError(f"`{field}` must be a text or a number, got {type(value).__name__} {value!r:.40}")
 
 
 def tell_apart(names: Sequence[str], stems: Sequence[str], suffixes: Sequence[str], groups: Sequence[str]) -> list[str]:
