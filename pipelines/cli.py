@@ -19,6 +19,7 @@ from pipelines.fit_command import fit
 from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
+from pipelines.options import SpecialTokens
 from pipelines.perplexity_command import perplexity
 from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
@@ -67,6 +68,7 @@ def doctor(
     text: Annotated[
         str | None, typer.Option(help="With --model: document to measure on.", show_default="the language reference")
     ] = None,
+    special_tokens: SpecialTokens = None,
 ) -> None:
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
     what a backbone's layers are worth as memory.
@@ -78,7 +80,7 @@ def doctor(
         with exit_codes(console, out):
             from pipelines.model_doctor import examine_model, render_probe
 
-            render_probe(examine_model(local_or_hub(model), text, console), model, Console())
+            render_probe(examine_model(local_or_hub(model), text, special_tokens, console), model, Console())
         return
     if text is not None:
         raise typer.BadParameter("needs --model", param_hint="--text")

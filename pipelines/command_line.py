@@ -46,6 +46,13 @@ class StoredFormat(StrEnum):
     INT8 = "int8"
 
 
+class SpecialTokenRule(StrEnum):
+    """What a special token is that a text spells."""
+
+    PARSE = "parse"
+    TEXT = "text"
+
+
 class Placement(StrEnum):
     """How workers are spread over nodes."""
 

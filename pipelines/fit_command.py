@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, parse_settings
+from pipelines.options import SpecialTokens
 
 
 def fit(
@@ -32,6 +33,7 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A field of LongMemConfig, for example copy_repeats=8."),
     ] = None,
+    special_tokens: SpecialTokens = None,
     dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = ComputeDtype.FLOAT32,
     threads: Annotated[int | None, typer.Option(help="Torch threads.", show_default="all cores")] = None,
 ) -> None:
@@ -47,8 +49,11 @@ def fit(
         from pipelines.fit import MODEL_FOLDER, FitJob, run_fit
 
         source = local_or_hub(model) if model is not None else str(REFERENCE_MODEL)
+        settings = parse_settings(setting or [])
+        if special_tokens is not None:
+            settings["special_tokens"] = special_tokens.value
         job = FitJob(
-            model=ModelSource(source, dtype=dtype.value, settings=parse_settings(setting or [])),
+            model=ModelSource(source, dtype=dtype.value, settings=settings),
             data=local_inputs(data),
             validation=local_inputs(valid or []),
             document_tokens=document_tokens,

@@ -25,6 +25,8 @@ from pipelines.journal import Journal
 JOB_FILE = "job.json"
 LOCK_FILE = "job.lock"
 STATUS_FILE = "status.json"
+ADDED_SETTINGS = {"special_tokens": "parse"}
+"""Settings that a job of an earlier version does not name, and what it did: such a job can be resumed."""
 
 
 class JobFolder:
@@ -74,6 +76,9 @@ class JobFolder:
         job_id, stored = self._read_job()
         # through JSON, so that what is compared is what a file can hold
         offered = json.loads(json.dumps(identity))
+        for name, value in ADDED_SETTINGS.items():
+            if name in offered.get("settings", ()):
+                stored.get("settings", {}).setdefault(name, value)
         if names := sorted(name for name in {*stored, *offered} if stored.get(name) != offered.get(name)):
             pairs = [f"{name}: {_short(stored.get(name))} != {_short(offered.get(name))}" for name in names]
             raise OutputError(

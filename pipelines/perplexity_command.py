@@ -41,6 +41,7 @@ from pipelines.options import (
     Resume,
     Search,
     SegmentTokens,
+    SpecialTokens,
     StoreQuotaBytes,
     Stores,
     Threads,
@@ -54,6 +55,7 @@ from pipelines.options import (
 OF_THE_SERVICE = (
     *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
     *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "kv_dtype"),
+    "special_tokens",
     *("no_memory", "store", "durability", "store_quota_bytes", "dtype", "search"),
 )
 """Options that a job on a service cannot choose."""
@@ -101,6 +103,7 @@ def perplexity(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
+    special_tokens: SpecialTokens = None,
     no_memory: NoMemory = False,
     store: Annotated[
         str | None,
@@ -172,6 +175,7 @@ def perplexity(
             top_k=top_k,
             chunk_tokens=chunk_tokens,
             kv_dtype=kv_dtype,
+            special_tokens=special_tokens,
             inputs=inputs or (),
         )
         job = PerplexityJob(

@@ -25,6 +25,7 @@ from pipelines.options import (
     NoMemory,
     Search,
     SegmentTokens,
+    SpecialTokens,
     TopK,
     model_source,
 )
@@ -67,6 +68,7 @@ def plan(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
+    special_tokens: SpecialTokens = None,
     no_memory: NoMemory = False,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
@@ -117,6 +119,7 @@ def plan(
             top_k=top_k,
             chunk_tokens=chunk_tokens,
             kv_dtype=kv_dtype,
+            special_tokens=special_tokens,
         )
         here = Cluster(
             cores_per_node=usable_cores(),

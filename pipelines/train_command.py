@@ -10,6 +10,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, local_or_hub, num_cores, parse_settings
+from pipelines.options import SpecialTokens
 
 
 def train(
@@ -39,6 +40,7 @@ def train(
     segment_tokens: Annotated[int | None, typer.Option(help="Local context.", show_default="1024")] = None,
     memory_tokens: Annotated[int | None, typer.Option(help="Past tokens in memory.", show_default="65536")] = None,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Control: the same SideNet without memory.")] = False,
+    special_tokens: SpecialTokens = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens found and read together.", show_default="1")] = None,
     top_k: Annotated[int | None, typer.Option(help="Tokens retrieved per token.", show_default="64")] = None,
     memory_layer: Annotated[
@@ -86,6 +88,7 @@ def train(
             "memory_tokens": 0 if no_memory else memory_tokens,
             "chunk_tokens": chunk_tokens,
             "top_k": top_k,
+            "special_tokens": special_tokens and special_tokens.value,
             "memory_layer": memory_layer,
             "layer_reduction": layer_reduction,
             "gate_start": gate_start,

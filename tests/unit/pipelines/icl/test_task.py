@@ -37,7 +37,8 @@ def test_an_example_is_cut_at_its_target(tmp_path: Path) -> None:
 
 
 def test_examples_of_numbers_and_booleans_are_spelled_as_in_the_file(tmp_path: Path) -> None:
-    toml = 'name = "m"\ntrain = "train.jsonl"\ntest = "test.jsonl"\ntarget = "sum"\ntemplate = "{a}{{sum}} {b}: {sum}\\n"\n'
+    toml = 'name = "m"\ntrain = "train.jsonl"\ntest = "test.jsonl"\ntarget = "sum"\n'
+    toml += 'template = "{a}{{sum}} {b}: {sum}\\n"\n'
     task = load_task(str(write(tmp_path, [], toml)), None)
     task.test.write_text('{"a": 1.50, "b": true, "sum": 1e3}\n{"a": 12345678901234567890, "b": false, "sum": -0}\n')
     first, second = task.examples(task.test)
