@@ -13,7 +13,7 @@ from pipelines.options import SpecialTokens
 
 
 def fit(
-    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    data: Annotated[list[str], typer.Option(help="Documents to learn from: files and folders as in perplexity.")],
     out: Annotated[Path, typer.Option(help="Output folder: fit.json and the fitted model.")],
     model: Annotated[
         str | None,

@@ -80,7 +80,8 @@ class JobFolder:
             if name in offered.get("settings", ()):
                 stored.get("settings", {}).setdefault(name, value)
         if names := sorted(name for name in {*stored, *offered} if stored.get(name) != offered.get(name)):
-            pairs = [f"{name}: {_short(stored.get(name))} != {_short(offered.get(name))}" for name in names]
+            both = [(name, *_differing(stored.get(name), offered.get(name))) for name in names]
+            pairs = [f"{name}: {_short(theirs)} != {_short(ours)}" for name, theirs, ours in both]
             raise OutputError(
                 f"{self.path} holds another job (its job.json != this command): {'; '.join(pairs)}; "
                 "resume with the same inputs and settings, or choose another --out"
@@ -133,6 +134,14 @@ class JobFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _differing(first: object, second: object) -> tuple[object, object]:
+    """Return both values; of two dictionaries only the entries that differ."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return first, second
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return {name: first.get(name) for name in names}, {name: second.get(name) for name in names}
 
 
 def _short(value: object) -> str:

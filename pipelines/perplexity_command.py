@@ -68,8 +68,8 @@ def perplexity(
         typer.Argument(
             metavar="INPUT",
             show_default=False,
-            help=".txt, .jsonl, .jsonl.gz (`text`, optional `id`), .parquet, or a folder; local or an fsspec URI. "
-            "Without any: the Python language reference.",
+            help=".txt, .jsonl, .ndjson, .json (`text`, optional `id`; also .gz, .zst, .bz2, .xz), .parquet, or a "
+            "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
         ),
     ] = None,
     model: Model = None,

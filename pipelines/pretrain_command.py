@@ -14,7 +14,7 @@ from pipelines.command_line import ComputeDtype, exit_codes, local_inputs, num_c
 
 
 def pretrain(
-    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    data: Annotated[list[str], typer.Option(help="Documents to learn from: files and folders as in perplexity.")],
     out: Annotated[Path, typer.Option(help="Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")],
     size: Annotated[str, typer.Option(help="8m (the reference model's shape, for a CPU) or 100m (for a GPU).")],
     valid: Annotated[list[str] | None, typer.Option(help="Documents to judge by.", show_default="none")] = None,

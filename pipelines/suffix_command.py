@@ -32,7 +32,8 @@ def suffix(
         Path,
         typer.Argument(
             metavar="FILE",
-            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json.",
+            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json; also "
+            "compressed as .gz, .zst, .bz2 or .xz.",
         ),
     ],
     model: Model = None,

@@ -14,7 +14,7 @@ from pipelines.options import SpecialTokens
 
 
 def train(
-    data: Annotated[list[str], typer.Option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    data: Annotated[list[str], typer.Option(help="Documents to learn from: files and folders as in perplexity.")],
     out: Annotated[Path, typer.Option(help="Output folder: curves, checkpoints, and the trained model.")],
     backbone: Annotated[
         str | None,

@@ -315,3 +315,9 @@ def test_bad_requests(make: Make, tmp_path: Path) -> None:
         local_task("other", tmp_path)
     with pytest.raises(ConfigError, match="data of longmem_suffix not found"):
         local_task("longmem_suffix", tmp_path / "none.jsonl")
+    rows = {"longmem_perplexity": [{"text": None}, {}, {"text": 3}], "longmem_suffix": [{"prefix": "a", "label": 0}]}
+    for name, bad in rows.items():
+        for row in bad:
+            (tmp_path / "bad.jsonl").write_text("\n" + json.dumps(row))
+            with pytest.raises(DocumentError, match=r"bad.jsonl line 2: (text|candidates) is"):
+                local_task(name, tmp_path / "bad.jsonl")
