@@ -92,7 +92,7 @@ def load_parts(
     saved_settings = {"copy_repeats": 0, **description["longmem"]}
     config = LongMemConfig.from_dict({**saved_settings, **settings})
     backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
-    tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size)
+    tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size, config.special_tokens)
     _check_digest(folder / BACKBONE_FOLDER / "tokenizer.json", tokenizer.digest(), description["tokenizer_digest"])
     backbone.model.to(device)
     sidenet = SideNet(backbone, replace(config, copy_repeats=saved_settings["copy_repeats"]))

@@ -12,6 +12,7 @@ QuerySource = Literal["side", "key_space"]
 KeyForm = Literal["raw", "centred", "unit"]
 ValueForm = Literal["same", "next"]
 Retrieval = Literal["per_head", "joint"]
+SpecialTokens = Literal["parse", "text"]
 
 REPEAT_MEMORY_TOKENS = 2**24 - 1
 """Longest memory whose repeats can be found: places share 64 bits with hashes."""
@@ -22,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "keys": get_args(KeyForm),
     "values": get_args(ValueForm),
     "retrieval": get_args(Retrieval),
+    "special_tokens": get_args(SpecialTokens),
 }
 """Fields that take one of a few names."""
 
@@ -76,6 +78,9 @@ class LongMemConfig:
     the newest so many for each length of run; 0: none, only what was retrieved by keys."""
     fusion: bool = True
     """Mix attention over the retrieved values into the memory layer (paper)."""
+    special_tokens: SpecialTokens = "parse"
+    """What a special token is that a text spells (`<|endoftext|>`): the token itself, as Hugging Face's tokenizers have
+    it, or its characters as text."""
     scale_start: float = 0.0
     """a_i before training: 0 makes the untrained SideNet its backbone, the paper has 1 throughout."""
     gate_start: float = 0.0

@@ -21,13 +21,13 @@ Tokens = Int32[np.ndarray, "..."]
 
 
 def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | None) -> list[Tokens]:
-    """Examples in their order, one array of at most `segment_tokens` for each segment; the first one begins with the
-    start token, where there is one.
+    """Return examples in their order, one array of at most `segment_tokens` for each segment; the first one begins with
+    the start token, where there is one, and never with two.
 
     Raises DocumentError for an example that is longer than a segment, or has no tokens.
     """
     parts: list[list[Tokens]] = []
-    if start_token is not None:
+    if start_token is not None and not (examples and examples[0][:1].tolist() == [start_token]):
         parts.append([np.array([start_token], dtype=np.int32)])
     room = segment_tokens - len(parts)
     for number, example in enumerate(examples, start=1):

@@ -70,7 +70,7 @@ class LongMem:
         config = LongMemConfig.from_dict(settings)
         backbone = Backbone.load(source, dtype, backbone_name(source), adapter)
         backbone.check_segment_tokens(config.segment_tokens)
-        tokenizer = Tokenizer(source, backbone.vocab_size)
+        tokenizer = Tokenizer(source, backbone.vocab_size, config.special_tokens)
         backbone.model.to(device)
         model = cls(backbone, SideNet(backbone, config), tokenizer, config, search)
         if config.keys != "raw":

@@ -7,7 +7,7 @@ from typing import Any
 from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
-from longmem.config import Dtype
+from longmem.config import Dtype, LongMemConfig
 from longmem.errors import ConfigError
 from longmem.kv_format import token_bytes
 from longmem.model import LongMem
@@ -77,8 +77,12 @@ class ModelSource:
 
     def open_tokenizer(self) -> Tokenizer:
         """Only the tokenizer: a driver cuts documents into segments without loading weights."""
-        folder = Path(self.source) / BACKBONE_FOLDER if is_checkpoint(self.source) else self.source
-        return Tokenizer(folder, load_config(folder, self.adapter).vocab_size)
+        checkpoint = is_checkpoint(self.source)
+        folder = Path(self.source) / BACKBONE_FOLDER if checkpoint else self.source
+        saved = read_config(Path(self.source))["longmem"] if checkpoint else {}
+        rule = ("special_tokens", LongMemConfig.special_tokens)
+        special_tokens = self.settings.get(rule[0], saved.get(*rule))
+        return Tokenizer(folder, load_config(folder, self.adapter).vocab_size, special_tokens)
 
 
 def refuse_adapter(source: str, adapter: str | None) -> None:

@@ -21,7 +21,7 @@ from pipelines.icl_command import icl
 from pipelines.memory_command import memory
 from pipelines.monitoring_command import app as monitoring
 from pipelines.option_types import path_option, text_option
-from pipelines.options import Adapter, adapter_folder
+from pipelines.options import Adapter, SpecialTokens, adapter_folder
 from pipelines.perplexity_command import perplexity
 from pipelines.plan_command import plan
 from pipelines.pretrain_command import pretrain
@@ -72,6 +72,7 @@ def doctor(
     text: Annotated[
         str | None, text_option(help="With --model: document to measure on.", show_default="the language reference")
     ] = None,
+    special_tokens: SpecialTokens = None,
 ) -> None:
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
     what a backbone's layers are worth as memory.
@@ -83,7 +84,7 @@ def doctor(
         with exit_codes(console, out):
             from pipelines.model_doctor import examine_model, render_probe
 
-            examined = examine_model(local_or_hub(model), text, adapter_folder(adapter, model))
+            examined = examine_model(local_or_hub(model), text, special_tokens, console, adapter_folder(adapter, model))
             render_probe(examined, model, open_console())
         return
     for name, value in (("--text", text), ("--adapter", adapter)):

@@ -55,6 +55,13 @@ class StoredFormat(StrEnum):
     INT8 = "int8"
 
 
+class SpecialTokenRule(StrEnum):
+    """What a special token is that a text spells."""
+
+    PARSE = "parse"
+    TEXT = "text"
+
+
 class Placement(StrEnum):
     """How workers are spread over nodes."""
 
@@ -180,8 +187,10 @@ def local_or_hub(model: str) -> str:
 
 
 def local_inputs(inputs: list[str]) -> tuple[str, ...]:
-    """Local inputs as absolute paths, because workers have other working directories; URIs as they are."""
-    return tuple(str(Path(each).absolute()) if Path(each).exists() else each for each in inputs)
+    """Return local inputs as absolute paths, because workers have other working directories; URIs as they are."""
+    from longmem.text.finding import is_local
+
+    return tuple(str(Path(each).absolute()) if is_local(each) else each for each in inputs)
 
 
 def refuse_options(context: typer.Context, names: tuple[str, ...], reason: str) -> None:

@@ -30,6 +30,7 @@ from longmem.training.copy_fit import (
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from pipelines.asked import asked_model
+from pipelines.inputs import find_inputs
 from pipelines.job_folder import JobFolder
 
 MODEL_FOLDER = "model"
@@ -68,6 +69,7 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
         asked = {**_given(job), "model": asked_model(job.model)}
         if (finished := folder.finished(RESULTS, asked)) is not None:
             return finished
+        found = find_inputs((*job.data, *job.validation), console)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         texts = read_texts(job.data, "training")
@@ -105,6 +107,7 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
             "tokens": readings.num_tokens,
             "steps": steps,
             "perplexity": perplexities,
+            "left_out": found.left_out.as_dict(),
         }
         folder.write_json(RESULTS, summary)
     return summary

@@ -16,11 +16,11 @@ from pipelines.command_line import (
 )
 from pipelines.console import open_console
 from pipelines.option_types import MOST_THREADS, path_option, real_option, text_option, whole_option
-from pipelines.options import Adapter, ResumeFromStart, adapter_folder
+from pipelines.options import Adapter, ResumeFromStart, SpecialTokens, adapter_folder
 
 
 def fit(
-    data: Annotated[list[str], text_option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    data: Annotated[list[str], text_option(help="Documents to learn from: files and folders as in perplexity.")],
     out: Annotated[Path, path_option(help="Output folder: fit.json and the fitted model.")],
     model: Annotated[
         str | None,
@@ -42,6 +42,7 @@ def fit(
         text_option("--set", metavar="NAME=VALUE", help="A field of LongMemConfig, for example copy_repeats=8."),
     ] = None,
     resume: ResumeFromStart = False,
+    special_tokens: SpecialTokens = None,
     dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = ComputeDtype.FLOAT32,
     threads: Annotated[
         int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)
@@ -59,13 +60,11 @@ def fit(
         from pipelines.fit import MODEL_FOLDER, FitJob, run_fit
 
         source = local_or_hub(model) if model is not None else str(REFERENCE_MODEL)
+        settings = parse_settings(setting or [])
+        if special_tokens is not None:
+            settings["special_tokens"] = special_tokens.value
         job = FitJob(
-            model=ModelSource(
-                source,
-                dtype=dtype.value,
-                settings=parse_settings(setting or []),
-                adapter=adapter_folder(adapter, model),
-            ),
+            model=ModelSource(source, dtype=dtype.value, settings=settings, adapter=adapter_folder(adapter, model)),
             data=local_inputs(data),
             validation=local_inputs(valid or []),
             document_tokens=document_tokens,

@@ -26,6 +26,7 @@ from pipelines.options import (
     Resume,
     Search,
     SegmentTokens,
+    SpecialTokens,
     Stores,
     Threads,
     TopK,
@@ -86,6 +87,7 @@ def icl(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
+    special_tokens: SpecialTokens = None,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
@@ -123,6 +125,7 @@ def icl(
                 top_k=top_k,
                 chunk_tokens=chunk_tokens,
                 kv_dtype=kv_dtype,
+                special_tokens=special_tokens,
             ),
             cluster=None
             if address == "none"

@@ -17,14 +17,14 @@ from longmem.executor import PUT_SEGMENTS, STAGES, AbstractExecutor
 from longmem.memory.durability import Durability
 from longmem.memory.opening import IN_MEMORY, StoreSettings
 from longmem.model_source import ModelDescription, ModelSource
-from longmem.redaction import redacted
 from longmem.scheduler import Limits, SegmentScheduler
-from longmem.text.documents import InputFile, UnreadableDocument, find_files, read_documents
+from longmem.text.documents import FoundFiles, LeftOut, UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
 from pipelines.asked import asked_model
 from pipelines.executors import start_executor
 from pipelines.feed import DocumentFeed
+from pipelines.inputs import find_inputs
 from pipelines.job_folder import FinishedSummary, JobFolder
 from pipelines.job_reporter import JobReporter
 from pipelines.journal import Journal
@@ -132,8 +132,7 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     Raises ConfigError, OutputError (also where a document of a finished job has changed), ModelError, StoreError,
     ClusterError.
     """
-    # a name that comes from a URI may hold what nobody is to see
-    files = [replace(file, id=redacted(file.id)) for file in find_files(job.inputs)]
+    files = find_inputs(job.inputs, console)
     if job.service is not None:
         job = on_service(job, job.service)
     with JobFolder(job.out, job.resume) as folder:
@@ -159,7 +158,7 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
                 reporter.log.started(job.command, resumed)
                 slices = Slices(job.out)
                 totals = _score(job, files, executor, model, journal, job_id, reporter, slices, console)
-                summary = _write_results(job, folder, journal, model, totals, resumed)
+                summary = _write_results(job, folder, journal, model, totals, resumed, files.left_out)
         if not job.keep_memory and job.store is None:
             shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
     return summary
@@ -173,7 +172,7 @@ def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text
     return start_executor(job.model, job.store_settings, job.cluster, job.threads, tell)
 
 
-def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription) -> dict[str, Any]:
+def identity(job: PerplexityJob, files: FoundFiles, model: ModelDescription) -> dict[str, Any]:
     """What decides the results of a job. Where it runs and with how many workers does not."""
     return {
         **_given(job, files),
@@ -182,7 +181,7 @@ def identity(job: PerplexityJob, files: list[InputFile], model: ModelDescription
     }
 
 
-def _given(job: PerplexityJob, files: list[InputFile]) -> dict[str, Any]:
+def _given(job: PerplexityJob, files: FoundFiles) -> dict[str, Any]:
     """The part of a job's identity that the command gives."""
     return {
         "job": "perplexity",
@@ -195,9 +194,7 @@ def _given(job: PerplexityJob, files: list[InputFile]) -> dict[str, Any]:
     }
 
 
-def _unchanged(
-    job: PerplexityJob, files: list[InputFile], folder: JobFolder, finished: FinishedSummary
-) -> FinishedSummary:
+def _unchanged(job: PerplexityJob, files: FoundFiles, folder: JobFolder, finished: FinishedSummary) -> FinishedSummary:
     """A finished job, after its texts were compared with those that it had. Raises OutputError for others."""
     with folder.open_journal() as journal:
         known = {name: record.text_digest for name, record in journal.documents.items()}
@@ -216,7 +213,7 @@ def _unchanged(
 
 def _score(
     job: PerplexityJob,
-    files: list[InputFile],
+    files: FoundFiles,
     executor: AbstractExecutor,
     model: ModelDescription,
     journal: Journal,
@@ -277,7 +274,7 @@ def _score(
     return RunTotals({stage: StageTotals(**total["stages"][stage]) for stage in STAGES}, total["wall_s"])
 
 
-def _documents(job: PerplexityJob, files: list[InputFile]) -> Iterator[Document | UnreadableDocument]:
+def _documents(job: PerplexityJob, files: FoundFiles) -> Iterator[Document | UnreadableDocument]:
     documents = read_documents(files) if files else iter([language_reference()])
     return islice(documents, job.limit_documents)
 
@@ -294,6 +291,7 @@ def _write_results(
     model: ModelDescription,
     totals: RunTotals,
     resumed: bool,
+    left_out: LeftOut,
 ) -> dict[str, Any]:
     documents = sorted(journal.documents.values(), key=lambda record: record.order)
     scored = [record for record in documents if record.status == "scored"]
@@ -315,6 +313,7 @@ def _write_results(
         resumed=resumed,
         documents=documents,
         segments=segments,
+        left_out=left_out.as_dict(),
     )
     tables = {"documents": documents_table(journal, documents), "segments": segments_table(segments)}
     if job.keep_tokens:

@@ -28,6 +28,8 @@ from pipelines.output import PART, write_json, write_table
 JOB_FILE = "job.json"
 LOCK_FILE = "job.lock"
 STATUS_FILE = "status.json"
+ADDED_SETTINGS = {"special_tokens": "parse"}
+"""Settings that a job of an earlier version does not name, and what it did: such a job can be resumed."""
 
 
 class FinishedSummary(dict[str, Any]):
@@ -88,8 +90,12 @@ class JobFolder:
             return job_id
         job_id, stored, _ = self._read_job()
         offered = _as_stored(identity)
+        for name, value in ADDED_SETTINGS.items():
+            if name in offered.get("settings", ()):
+                stored.get("settings", {}).setdefault(name, value)
         if names := sorted(name for name in {*stored, *offered} if stored.get(name) != offered.get(name)):
-            pairs = [f"{name}: {_short(stored.get(name))} != {_short(offered.get(name))}" for name in names]
+            both = [(name, *_differing(stored.get(name), offered.get(name))) for name in names]
+            pairs = [f"{name}: {_short(theirs)} != {_short(ours)}" for name, theirs, ours in both]
             raise OutputError(
                 f"{self.path} holds another job (its job.json != this command): {'; '.join(pairs)}; "
                 "resume with the same inputs and settings, or choose another --out"
@@ -151,6 +157,14 @@ def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
     """Values as job.json holds them: without secrets, and as JSON gives them back."""
     stored: dict[str, Any] = json.loads(json.dumps(redacted_values(values)))
     return stored
+
+
+def _differing(first: object, second: object) -> tuple[object, object]:
+    """Return both values; of two dictionaries only the entries that differ."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return first, second
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return {name: first.get(name) for name in names}, {name: second.get(name) for name in names}
 
 
 def _short(value: object) -> str:

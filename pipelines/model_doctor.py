@@ -8,28 +8,37 @@ from rich.markup import escape
 from rich.table import Table
 
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.tokenizer import Tokenizer
 from longmem.checkpoint import BACKBONE_FOLDER, is_checkpoint
 from longmem.config import LongMemConfig
 from longmem.errors import DocumentError
+from longmem.model_source import ModelSource
 from longmem.probe import BackboneProbe, probe_backbone
-from longmem.text.documents import UnreadableDocument, find_files, read_documents
+from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
+from pipelines.command_line import SpecialTokenRule
+from pipelines.inputs import find_inputs
 
 SEGMENT_TOKENS = 512
 MAX_TOKENS = 24_576
 """Enough for a stable ranking of layers: a minute for a backbone of ten million parameters."""
 
 
-def examine_model(model: str, text: str | None, adapter: str | None = None) -> BackboneProbe:
+def examine_model(
+    model: str,
+    text: str | None,
+    special_tokens: SpecialTokenRule | None,
+    console: Console,
+    adapter: str | None = None,
+) -> BackboneProbe:
     """Probe a backbone, or that of a LongMem folder, on the first document of `text` (None: the language reference).
 
     Raises ConfigError, ModelError, DocumentError.
     """
     folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
     backbone = Backbone.load(folder, adapter=adapter)
-    tokenizer = Tokenizer(folder, backbone.vocab_size)
-    sequence = tokenizer.sequence(_text(text))[: MAX_TOKENS + 1]
+    settings = {} if special_tokens is None else {"special_tokens": special_tokens.value}
+    tokenizer = ModelSource(model, settings=settings, adapter=adapter).open_tokenizer()
+    sequence = tokenizer.sequence(_text(text, console))[: MAX_TOKENS + 1]
     return probe_backbone(backbone, sequence, min(SEGMENT_TOKENS, backbone.max_tokens or SEGMENT_TOKENS))
 
 
@@ -77,10 +86,10 @@ def _storable(num_layers: int) -> range:
     return range(reduction - 1, num_layers, reduction) if num_layers % reduction == 0 else range(num_layers)
 
 
-def _text(source: str | None) -> str:
+def _text(source: str | None, console: Console) -> str:
     if source is None:
         return language_reference().text
-    for document in read_documents(find_files([source])):
+    for document in read_documents(find_inputs([source], console)):
         if isinstance(document, UnreadableDocument):
             raise DocumentError(f"{document.source}: {document.error}")
         return document.text

@@ -11,7 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from longmem.errors import ConfigError
-from pipelines.command_line import Durability, JobDtype, Placement, SearchEngine, StoredFormat, local_or_hub
+from pipelines.command_line import (
+    Durability,
+    JobDtype,
+    Placement,
+    SearchEngine,
+    SpecialTokenRule,
+    StoredFormat,
+    local_or_hub,
+)
 from pipelines.option_types import MOST_THREADS, MOST_WORKERS, path_option, real_option, text_option, whole_option
 
 if TYPE_CHECKING:
@@ -56,6 +64,14 @@ KvDtype = Annotated[
     StoredFormat | None,
     typer.Option(
         help="Format of stored keys and values; int8 takes half of float16's bytes.", show_default="the model's"
+    ),
+]
+SpecialTokens = Annotated[
+    SpecialTokenRule | None,
+    typer.Option(
+        help="What a special token is that a text spells, such as <|endoftext|>: parse (the token, as Hugging Face has "
+        "it) or text (its characters).",
+        show_default="the model's, else parse",
     ),
 ]
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.")]
@@ -141,6 +157,7 @@ def model_source(
     top_k: int | None,
     chunk_tokens: int | None,
     kv_dtype: StoredFormat | None = None,
+    special_tokens: SpecialTokenRule | None = None,
     inputs: Sequence[str] = (),
 ) -> "ModelSource":
     """The model that the options name, `on_gpu` where readers use one. Where the type that it computes in is chosen
@@ -159,6 +176,7 @@ def model_source(
         "top_k": top_k,
         "chunk_tokens": chunk_tokens,
         "kv_dtype": None if kv_dtype is None else kv_dtype.value,
+        "special_tokens": None if special_tokens is None else special_tokens.value,
     }
     source = ModelSource(
         local_or_hub(model or str(REFERENCE_MODEL)),

@@ -146,6 +146,9 @@ class PerplexityRun:
         try:
             infos = self._executor.stored(key)
             stored = stored_segments(infos, prepared.segments)
+        except ConflictError as error:
+            self._record_failure(record, ConflictError(f"{document.source}: {error}"))
+            return
         except LongMemError as error:
             self._raise_if_fatal(error)
             self._record_failure(record, error)

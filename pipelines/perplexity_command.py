@@ -43,6 +43,7 @@ from pipelines.options import (
     Resume,
     Search,
     SegmentTokens,
+    SpecialTokens,
     StoreQuotaBytes,
     Stores,
     Threads,
@@ -58,6 +59,7 @@ LEAST_OBJECT_STORE_BYTES = 75 * 2**20
 OF_THE_SERVICE = (
     *("encoders", "readers", "stores", "threads", "encoder_gpus", "reader_gpus", "placement", "cpu_share", "elastic"),
     *("window_bytes", "object_store_bytes", "segment_tokens", "memory_tokens", "top_k", "chunk_tokens", "kv_dtype"),
+    "special_tokens",
     *("no_memory", "store", "durability", "store_quota_bytes", "dtype", "search"),
 )
 """Options that a job on a service cannot choose."""
@@ -70,8 +72,8 @@ def perplexity(
         text_argument(
             metavar="INPUT",
             show_default=False,
-            help=".txt, .jsonl, .jsonl.gz (`text`, optional `id`), .parquet, or a folder; local or an fsspec URI. "
-            "Without any: the Python language reference.",
+            help=".txt, .jsonl, .ndjson, .json (`text`, optional `id`; also .gz, .zst, .bz2, .xz), .parquet, or a "
+            "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
         ),
     ] = None,
     model: Model = None,
@@ -109,6 +111,7 @@ def perplexity(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
+    special_tokens: SpecialTokens = None,
     no_memory: NoMemory = False,
     store: Annotated[
         str | None,
@@ -181,6 +184,7 @@ def perplexity(
             top_k=top_k,
             chunk_tokens=chunk_tokens,
             kv_dtype=kv_dtype,
+            special_tokens=special_tokens,
             inputs=inputs or (),
         )
         job = PerplexityJob(

@@ -36,6 +36,7 @@ from pipelines.options import (
     NoMemory,
     Search,
     SegmentTokens,
+    SpecialTokens,
     TopK,
     model_source,
 )
@@ -90,6 +91,7 @@ def plan(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
+    special_tokens: SpecialTokens = None,
     no_memory: NoMemory = False,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
@@ -123,6 +125,7 @@ def plan(
         # torch and transformers take seconds to load: not for --help
         from pipelines import plan_view
         from pipelines.doctor import usable_cores
+        from pipelines.inputs import find_inputs
         from pipelines.plan import predict, suggest
         from pipelines.plan_input import document_tokens
         from pipelines.plan_workload import Cluster, Workload
@@ -140,6 +143,7 @@ def plan(
             top_k=top_k,
             chunk_tokens=chunk_tokens,
             kv_dtype=kv_dtype,
+            special_tokens=special_tokens,
         )
         here = Cluster(
             cores_per_node=usable_cores(),
@@ -152,8 +156,10 @@ def plan(
             threads=here.threads,
             in_process=in_process,
         )
+        left_out = {}
         if inputs:
-            lengths = document_tokens(local_inputs(inputs), source, limit_documents)
+            found = find_inputs(local_inputs(inputs), console)
+            lengths, left_out = document_tokens(found, source, limit_documents), found.left_out.as_dict()
         else:
             lengths = (tokens or 0,) * min(documents, limit_documents or documents)
         workload = Workload(lengths, retention.value)
@@ -178,7 +184,8 @@ def plan(
             if not as_json:
                 plan_view.print_comparison(open_console(), comparison)
         if as_json:
-            say_json(plan_view.as_json(planned, suggested, unit_costs, comparison), indent=2)
+            figures = plan_view.as_json(planned, suggested, unit_costs, comparison) | {"left_out": left_out}
+            say_json(figures, indent=2)
     if comparison is not None and not comparison.passed:
         raise typer.Exit(EXIT_OFF)
 

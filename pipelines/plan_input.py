@@ -1,25 +1,24 @@
 """How long the documents of a job are, in tokens."""
 
-from collections.abc import Sequence
 from itertools import islice
 
 from longmem.errors import ConfigError
 from longmem.model_source import ModelSource
-from longmem.text.documents import UnreadableDocument, find_files, read_documents
+from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
 
 EXACT_DOCUMENTS = 50
 """Documents that are tokenised. Of those after them only the bytes are counted: a plan must not take an hour."""
 
 
-def document_tokens(inputs: Sequence[str], source: ModelSource, limit: int | None) -> tuple[int, ...]:
-    """Tokens of every document that can be read, in their order; beyond EXACT_DOCUMENTS estimated from the bytes.
+def document_tokens(files: FoundFiles, source: ModelSource, limit: int | None) -> tuple[int, ...]:
+    """Return the tokens of every document that can be read, in order; beyond EXACT_DOCUMENTS estimated from the bytes.
 
-    Raises ConfigError for inputs that do not exist, or hold no readable document.
+    Raises ConfigError for inputs that hold no readable document.
     """
     tokenizer = source.open_tokenizer()
     lengths: list[int] = []
     tokens = num_bytes = 0
-    for document in islice(read_documents(find_files(inputs)), limit):
+    for document in islice(read_documents(files), limit):
         if isinstance(document, UnreadableDocument) or not document.text:
             continue
         if len(lengths) < EXACT_DOCUMENTS:
@@ -29,5 +28,5 @@ def document_tokens(inputs: Sequence[str], source: ModelSource, limit: int | Non
         else:
             lengths.append(max(1, round(document.num_bytes * tokens / num_bytes)))
     if not lengths:
-        raise ConfigError(f"no readable document in {', '.join(inputs)}")
+        raise ConfigError(f"no readable document in {', '.join(file.shown for file in files[:3])}")
     return tuple(lengths)

@@ -20,8 +20,8 @@ from longmem.pretraining.corpus import Corpus, open_corpus, read_texts, write_co
 from longmem.pretraining.pretrainer import Pretrainer
 from longmem.pretraining.tokenizer import START_ID, START_TOKEN, load_tokenizer, train_tokenizer
 from longmem.pretraining.windows import Windows
-from longmem.text.documents import find_files
 from longmem.training.run_state import checkpoints
+from pipelines.inputs import find_inputs
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.pretrain_job import PretrainingJob, identity
@@ -46,7 +46,7 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
         return job.max_minutes is not None and perf_counter() - start > 60 * job.max_minutes
 
     torch.set_num_threads(job.threads)
-    find_files((*job.data, *job.valid))
+    found = find_inputs((*job.data, *job.valid), console)
     with JobFolder(job.out, job.resume) as folder:
         folder.claim(identity(job))
         if (finished := folder.finished(RESULTS)) is not None:
@@ -70,6 +70,7 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
             "training": asdict(config),
             "corpus": asdict(_open(job, "train").facts),
             "validation": curves.validations(),
+            "left_out": found.left_out.as_dict(),
         }
         folder.write_json(RESULTS, summary)
     return summary

@@ -20,7 +20,7 @@ from pipelines.option_types import MOST_THREADS, path_option, real_option, text_
 
 
 def pretrain(
-    data: Annotated[list[str], text_option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    data: Annotated[list[str], text_option(help="Documents to learn from: files and folders as in perplexity.")],
     out: Annotated[Path, path_option(help="Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")],
     size: Annotated[str, text_option(help="8m (the reference model's shape, for a CPU) or 100m (for a GPU).")],
     valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None,

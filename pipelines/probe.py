@@ -23,7 +23,10 @@ from longmem.model_source import ModelSource, describe
 from longmem.synthetic.pairs import PairPlan, pair_trials
 from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
 from longmem.synthetic.trial import Trial
+from longmem.text.documents import InputFile, UnreadableDocument
+from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
+from longmem.text.opening import compression_of
 from pipelines.asked import asked_model
 from pipelines.job_folder import JobFolder
 from pipelines.probe_report import write_probe_report
@@ -158,7 +161,9 @@ def share(outcomes: Sequence[bool]) -> dict[str, float]:
 def _read(path: Path | None) -> str:
     if path is None:
         return language_reference().text
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"cannot read {path}: {error}; --filler needs a UTF-8 text file") from error
+    # a text file, whatever its name
+    file = InputFile(None, str(path.absolute()), path.stem, f".txt{compression_of(path.name)}")
+    (document,) = read_file(file)
+    if isinstance(document, UnreadableDocument):
+        raise DocumentError(f"{document.error}; --filler needs a UTF-8 text file")
+    return document.text

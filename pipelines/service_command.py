@@ -40,6 +40,7 @@ from pipelines.options import (
     Readers,
     Search,
     SegmentTokens,
+    SpecialTokens,
     StoreQuotaBytes,
     Stores,
     Threads,
@@ -89,6 +90,7 @@ def up(
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
     kv_dtype: KvDtype = None,
+    special_tokens: SpecialTokens = None,
     dtype: Dtype = JobDtype.FLOAT32,
     search: Search = SearchEngine.AUTO,
 ) -> None:
@@ -118,6 +120,7 @@ def up(
                 top_k=top_k,
                 chunk_tokens=chunk_tokens,
                 kv_dtype=kv_dtype,
+                special_tokens=special_tokens,
             ),
             store=StoreSettings(
                 store if "://" in store else str(Path(store).absolute()), durability.value, store_quota_bytes

@@ -24,6 +24,7 @@ from pipelines.options import (
     Resume,
     Search,
     SegmentTokens,
+    SpecialTokens,
     TopK,
     check_resume,
     model_source,
@@ -36,7 +37,8 @@ def suffix(
         Path,
         path_argument(
             metavar="FILE",
-            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json.",
+            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json; also "
+            "compressed as .gz, .zst, .bz2 or .xz.",
         ),
     ],
     model: Model = None,
@@ -57,6 +59,7 @@ def suffix(
     memory_tokens: MemoryTokens = None,
     top_k: TopK = None,
     chunk_tokens: ChunkTokens = None,
+    special_tokens: SpecialTokens = None,
     threads: Annotated[
         int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)
     ] = None,
@@ -89,6 +92,7 @@ def suffix(
                 memory_tokens=memory_tokens,
                 top_k=top_k,
                 chunk_tokens=chunk_tokens,
+                special_tokens=special_tokens,
             ),
             lengths=SuffixLengths(context_tokens=_lengths(context_tokens), suffix_tokens=suffix_tokens),
             threads=num_cores() if threads is None else threads,

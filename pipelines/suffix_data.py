@@ -5,15 +5,17 @@
 .json    {split: {work: [{"ctx": …, "pos": …, "negs": […]}, …]}}    ChapterBreak (Sun et al., NAACL 2022)
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, DocumentError
+from longmem.text.json_lines import read_json_file, read_objects
+from longmem.text.naming import given_id
+from longmem.text.opening import compression_of
 
-LAYOUTS = 'expected {"prefix", "candidates", "label"} or {"ctx", "pos", "negs"}'
+LAYOUTS = '{"prefix", "candidates", "label"} or {"ctx", "pos", "negs"}'
 
 
 @dataclass(frozen=True)
@@ -30,37 +32,35 @@ class SuffixExample:
 
 
 def read_examples(path: Path, split: str | None = None) -> list[SuffixExample]:
-    """All examples of a file; of a ChapterBreak file those of one split.
+    """Return all examples of a file, compressed or not; of a ChapterBreak file those of one split.
 
     Raises ConfigError, naming line or place, for anything that is not an example: a set with some left out would be
     another set.
     """
+    form = _unpacked(path).suffix
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid UTF-8: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; expected a .jsonl or .json file") from error
-    if path.suffix == ".jsonl":
-        if split is not None:
-            raise ConfigError(f"--split names a part of a ChapterBreak .json file, {path.name} has none; leave it out")
-        examples = list(_from_lines(path, text))
-    elif path.suffix == ".json":
-        examples = list(_from_works(path, _parse(text, str(path)), split))
-    else:
-        raise ConfigError(f"{path} has an unknown format: expected .jsonl or .json; {LAYOUTS}")
+        if form in (".jsonl", ".ndjson"):
+            if split is not None:
+                raise ConfigError(
+                    f"--split names a part of a ChapterBreak .json file, {path.name} has none; leave it out"
+                )
+            rows = read_objects(path, expected=LAYOUTS)
+            examples = [_example(values, where, f"{_unpacked(path).stem}:{number}") for number, where, values in rows]
+        elif form == ".json":
+            examples = list(_from_works(path, read_json_file(path, expected=LAYOUTS), split))
+        else:
+            raise ConfigError(f"{path} has an unknown format: expected .jsonl or .json with {LAYOUTS}")
+    except DocumentError as error:
+        raise ConfigError(str(error)) from error
     if not examples:
-        raise ConfigError(f"{path} holds no examples; {LAYOUTS}")
+        raise ConfigError(f"{path} holds no examples; expected {LAYOUTS}")
     _check_ids(path, examples)
     return examples
 
 
-def _from_lines(path: Path, text: str) -> Iterator[SuffixExample]:
-    # not splitlines: JSON may hold U+2028 and its kin inside a string
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{path} line {number}"
-            yield _example(_parse(line, where), where, f"{path.stem}:{number}")
+def _unpacked(path: Path) -> Path:
+    """Return a file's name without its compression."""
+    return Path(path.name[: len(path.name) - len(compression_of(path.name))])
 
 
 def _from_works(path: Path, values: Any, split: str | None) -> Iterator[SuffixExample]:
@@ -76,36 +76,41 @@ def _from_works(path: Path, values: Any, split: str | None) -> Iterator[SuffixEx
             yield _example(example, f"{path} work {work} example {number}", f"{work}:{number}", work)
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not valid JSON: {error}; {LAYOUTS}") from error
-
-
 def _example(values: Any, where: str, default_id: str, work: str | None = None) -> SuffixExample:
     if not isinstance(values, dict):
-        raise ConfigError(f"{where} must be an object, got {type(values).__name__}; {LAYOUTS}")
+        raise ConfigError(f"{where} must be an object, got {type(values).__name__}; expected {LAYOUTS}")
     context, candidates, label = (values.get(name) for name in ("prefix", "candidates", "label"))
     if "ctx" in values:
         negatives = values.get("negs")
         candidates = [values.get("pos"), *(negatives if isinstance(negatives, list) else [None])]
         context, label = values["ctx"], 0
     if not isinstance(candidates, list) or len(candidates) < 2:
-        raise ConfigError(f"{where} needs a list of at least two candidates; {LAYOUTS}")
+        raise ConfigError(f"{where} needs a list of at least two candidates; expected {LAYOUTS}")
     texts = {"context": context, **{f"candidate {index}": text for index, text in enumerate(candidates)}}
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
-            raise ConfigError(f"{where}: {name} must be a text that is not empty, got {text!r:.40}; {LAYOUTS}")
+            raise ConfigError(f"{where}: {name} must be a text that is not empty, got {text!r:.40}; expected {LAYOUTS}")
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(candidates):
         raise ConfigError(f"{where}: label must be a whole number from 0 to {len(candidates) - 1}, got {label!r}")
+    given, book = (_name(values, name, where) for name in ("id", "book"))
     return SuffixExample(
-        id=str(values.get("id", default_id)),
-        work=str(work or values.get("book", "")),
+        id=given or default_id,
+        work=work or book or "",
         context=str(context),
         candidates=tuple(candidates),
         label=label,
     )
+
+
+def _name(values: dict[str, Any], name: str, where: str) -> str | None:
+    """Return an id as `given_id` takes it, None where there is none."""
+    try:
+        given = given_id(values.get(name), name)
+    except DocumentError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if given is not None and not _is_unicode(given):
+        raise ConfigError(f"{where}: {name} is not valid Unicode")
+    return given
 
 
 def _is_unicode(text: str) -> bool:

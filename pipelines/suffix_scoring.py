@@ -113,5 +113,4 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
 
 def plain(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, " tokens"]:
     """The tokens of a text that goes on from another one: no start token."""
-    tokens = tokenizer.sequence(text)
-    return tokens if tokenizer.start_token is None else tokens[1:]
+    return tokenizer.tokens(text)

@@ -26,8 +26,10 @@ def summarise(
     resumed: bool,
     documents: Sequence[DocumentRecord],
     segments: Sequence[SegmentRecord],
+    left_out: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All figures of a finished job. Results count the documents that were scored; `failures` lists the others.
+    """Return all figures of a finished job. Results count the documents that were scored; `failures` lists the others,
+    `left_out` counts what stands in the inputs and is no document (`longmem.text.finding.LeftOut`).
 
     Seconds, and segments and tokens of stages, are sums over all runs that worked on the job (`pipelines.slices`): a
     segment that was encoded again because its run was killed counts each time.
@@ -55,6 +57,7 @@ def summarise(
         "change": figures and figures["change"],
         "wall_s": totals.wall_s,
         "stages": {stage: asdict(each) for stage, each in totals.stages.items()},
+        "left_out": left_out or {},
         "failures": [
             {"document": record.document, "source": record.source, "error": record.error}
             for record in documents

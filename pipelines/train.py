@@ -17,12 +17,14 @@ from rich.console import Console
 import longmem
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription
+from longmem.text.documents import FoundFiles
 from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
 from pipelines.asked import asked_model
 from pipelines.command_line import check_device
+from pipelines.inputs import find_inputs
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
 from pipelines.training_curves import CurveFiles
@@ -95,12 +97,18 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
         asked = {**_given(job), "model": asked_model(job.task.model)}
         if (finished := folder.finished(RESULTS, asked)) is not None:
             return finished
+        found = find_inputs((*job.task.data, *job.task.validation), console)
         with open_training(job) as training:
-            return _run(job, folder, asked, training, console)
+            return _run(job, folder, asked, training, found, console)
 
 
 def _run(
-    job: TrainingJob, folder: JobFolder, asked: dict[str, Any], training: Training, console: Console
+    job: TrainingJob,
+    folder: JobFolder,
+    asked: dict[str, Any],
+    training: Training,
+    found: FoundFiles,
+    console: Console,
 ) -> dict[str, Any]:
     config = job.task.config
     model = training.describe()
@@ -125,6 +133,7 @@ def _run(
         "settings": model.settings,
         "workers": job.workers,
         "validation": curves.validations(),
+        "left_out": found.left_out.as_dict(),
     }
     folder.write_json(RESULTS, summary)
     return summary

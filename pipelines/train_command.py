@@ -18,11 +18,11 @@ from pipelines.command_line import (
 )
 from pipelines.console import open_console
 from pipelines.option_types import MOST_THREADS, MOST_WORKERS, path_option, real_option, text_option, whole_option
-from pipelines.options import Adapter, adapter_folder
+from pipelines.options import Adapter, SpecialTokens, adapter_folder
 
 
 def train(
-    data: Annotated[list[str], text_option(help="Documents to learn from: .txt, .jsonl, .parquet, or a folder.")],
+    data: Annotated[list[str], text_option(help="Documents to learn from: files and folders as in perplexity.")],
     out: Annotated[Path, path_option(help="Output folder: curves, checkpoints, and the trained model.")],
     backbone: Annotated[
         str | None,
@@ -51,6 +51,7 @@ def train(
         int | None, whole_option(help="Past tokens in memory.", show_default="65536", least=0)
     ] = None,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Control: the same SideNet without memory.")] = False,
+    special_tokens: SpecialTokens = None,
     chunk_tokens: Annotated[int | None, whole_option(help="Tokens found and read together.", show_default="1")] = None,
     top_k: Annotated[int | None, whole_option(help="Tokens retrieved per token.", show_default="64")] = None,
     memory_layer: Annotated[
@@ -108,6 +109,7 @@ def train(
             "memory_tokens": 0 if no_memory else memory_tokens,
             "chunk_tokens": chunk_tokens,
             "top_k": top_k,
+            "special_tokens": special_tokens and special_tokens.value,
             "memory_layer": memory_layer,
             "layer_reduction": layer_reduction,
             "gate_start": gate_start,

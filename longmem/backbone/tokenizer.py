@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from longmem.backbone.files import find_file, one_line, read_json
 from longmem.backbone.loading import refuse_code
+from longmem.config import SpecialTokens
 from longmem.errors import CheckpointError, DocumentError
 from longmem.pages import trim_heap
 
@@ -27,7 +28,9 @@ class Tokenizer:
     tokens beyond it, such as a pad token that was added for training, are refused only in a text that has one.
     """
 
-    def __init__(self, source: str | Path, vocab_size: int) -> None:
+    def __init__(self, source: str | Path, vocab_size: int, special_tokens: SpecialTokens = "parse") -> None:
+        """`special_tokens`: what those are that a text spells, see LongMemConfig."""
+        self._parses = special_tokens == "parse"
         self._vocab_size = vocab_size
         self._tokenizer = _load(source)
         special = {id_ for id_, token in self._tokenizer.added_tokens_decoder.items() if token.special}
@@ -53,34 +56,43 @@ class Tokenizer:
         end = self._tokenizer.eos_token_id
         return None if end is None else int(end)
 
-    def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        """`[start] + tokens of the text`, or the tokens alone where the tokenizer has no start token.
-
-        With a start token every token of the text is predicted once; without one the first token cannot be, and is
-        counted as unscored. Raises DocumentError when the text gives no token, or one that the backbone does not embed.
-        """
-        # verbose=False: a document is longer than `model_max_length` by design, the warning would mislead
-        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def tokens(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """Return the tokens of a text alone. Raises DocumentError when it gives none."""
+        ids = self._ids(text)
         if not ids:
             raise DocumentError("the text gives no tokens: expected at least one; remove the document or check it")
-        self._check_embedded(ids)
-        start = [] if self.start_token is None else [self.start_token]
-        sequence = np.asarray(start + ids, dtype=np.int32)
+        tokens = np.asarray(ids, dtype=np.int32)
         del ids
-        if len(sequence) >= LONG_TOKENS:
+        if len(tokens) >= LONG_TOKENS:
             trim_heap()
-        return sequence
+        return tokens
+
+    def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """Return `[start] + tokens of the text`, or the tokens alone where the tokenizer has no start token.
+
+        With a start token every token of the text is predicted once; without one the first token cannot be, and is
+        counted as unscored. A text that itself begins with the start token gets no second one. Raises DocumentError
+        when the text gives no token beside it.
+        """
+        tokens = self.tokens(text)
+        if tokens.tolist() == [self.start_token]:
+            raise DocumentError("the text gives no tokens but the start token: expected at least one; remove it")
+        return self.begin(tokens)
+
+    def begin(self, tokens: Int32[np.ndarray, " tokens"]) -> Int32[np.ndarray, " all"]:
+        """Return tokens with the start token in front, where there is one and they do not begin with it themselves."""
+        start = self.start_token
+        if start is None or (len(tokens) and tokens[0] == start):
+            return tokens
+        return np.concatenate([np.asarray([start], dtype=np.int32), tokens])
 
     def encode(self, text: str, start: bool | None = None) -> list[int]:
-        """Tokens of a text as the tokenizer by itself gives them, with special tokens where it adds any; or with the
-        start token in front, or without, as `start` says. A text that spells the start token gets no second one.
-
-        Raises DocumentError for a token that the backbone does not embed.
-        """
-        spelled = None if self.start_token is None else str(self._tokenizer.decode([self.start_token]))
-        bare = start is not None or (spelled is not None and text.startswith(spelled))
-        ids = [int(token) for token in self._tokenizer(text, add_special_tokens=not bare, verbose=False)["input_ids"]]
-        self._check_embedded(ids)
+        """Return the tokens of a text as the tokenizer by itself gives them, with special tokens where it adds any; or
+        with the start token in front, or without, as `start` says. A text that spells the start token gets no second
+        one."""
+        if start is None and not self._spells_start(text):
+            return self._ids(text, add_special_tokens=True)
+        ids = self._ids(text)
         if start and self.start_token is not None and ids[:1] != [self.start_token]:
             ids.insert(0, self.start_token)
         return ids
@@ -91,6 +103,24 @@ class Tokenizer:
                 f"the text has the special token {self._tokenizer.convert_ids_to_tokens(largest)!r} with id {largest}, "
                 f"but the backbone embeds only {self._vocab_size} ids; take it out of the text"
             )
+
+    def _spells_start(self, text: str) -> bool:
+        """Return whether a text begins with the start token."""
+        if self.start_token is None or not self._parses:
+            return False
+        spelled = str(self._tokenizer.decode([self.start_token]))
+        # some tokenizers take spaces in front as part of the token
+        beginning = text[: len(text) - len(text.lstrip()) + len(spelled)]
+        return beginning.endswith(spelled) and self._ids(beginning)[:1] == [self.start_token]
+
+    def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        # verbose=False: a document is longer than `model_max_length` by design, the warning would mislead
+        encoded = self._tokenizer(
+            text, add_special_tokens=add_special_tokens, split_special_tokens=not self._parses, verbose=False
+        )
+        ids: list[int] = encoded["input_ids"]
+        self._check_embedded(ids)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -162,6 +162,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _rolling(self, tokens: list[int]) -> float:
         """Log-probability of a whole document, each token predicted once; 0 for one without tokens."""
+        # a text that begins with the start token brings its own
+        if tokens[:1] == [self.prefix_token_id]:
+            tokens = tokens[1:]
         if not tokens:
             return 0.0
         if self._memory:

@@ -89,9 +89,13 @@ def open_corpus(folder: Path, name: str) -> Corpus | None:
 
 
 def _parts(tokenizer: Tokenizer, text: str, limit_tokens: int | None) -> Iterator[np.ndarray]:
-    yield np.asarray([START_ID])
     left = limit_tokens
+    first = True
     for part in token_parts(tokenizer, text):
+        # a text that begins with the start token brings its own
+        if first and part[:1].tolist() != [START_ID]:
+            yield np.asarray([START_ID])
+        first = False
         yield part[:left]
         if left is not None:
             left -= min(left, len(part))

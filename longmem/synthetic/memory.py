@@ -28,8 +28,8 @@ Tokens = Int32[np.ndarray, " _"]
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> Tokens:
-    """The tokens of a piece of text, without the start token of a document."""
-    return tokenizer.sequence(text)[0 if tokenizer.start_token is None else 1 :]
+    """Return the tokens of a piece of text, without the start token of a document."""
+    return tokenizer.tokens(text)
 
 
 def start_of(tokenizer: Tokenizer) -> Tokens:

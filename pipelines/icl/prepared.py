@@ -141,8 +141,8 @@ class PreparedTask:
                     break
                 room -= len(demonstration)
                 kept += 1
-            parts = [np.array(self._start, dtype=np.int32), *context[len(context) - kept :], item.prompt]
-            prompts.append(Prompt(index, np.concatenate(parts), item.targets, kept))
+            tokens = np.concatenate([*context[len(context) - kept :], item.prompt])
+            prompts.append(Prompt(index, self._tokenizer.begin(tokens), item.targets, kept))
         return prompts
 
     def digest(self) -> str:
@@ -172,7 +172,7 @@ class PreparedTask:
         return Encoded(example, prompt[:common], demonstration, targets)
 
     def _tokens(self, text: str) -> Tokens:
-        return self._tokenizer.sequence(text)[len(self._start) :]
+        return self._tokenizer.tokens(text)
 
 
 def _with_words(task: Task, train: Sequence[Example]) -> Task:

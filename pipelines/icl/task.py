@@ -10,10 +10,13 @@
     negative = "negative"                                  # left out: the values of `train` themselves
 
 A task without labels is answered freely; it has `max_new_tokens` and `until` instead of words, and its target may be a
-list of accepted answers, of which demonstrations show the first. `.json` files have the layout of SQuAD 1.1.
+list of accepted answers, of which demonstrations show the first. `.json` files have the layout of SQuAD 1.1. Files may
+end in .gz, .zst, .bz2 or .xz too.
+
+Fields are shown as the file spells them: texts, numbers (`1.50` stays `1.50`), `true` and `false`. A row whose field is
+null, NaN, a list or an object is an error. Braces in the data are data.
 """
 
-import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +26,14 @@ from string import Formatter
 from typing import Any
 
 from longmem.errors import ConfigError, DocumentError
+from longmem.text.json_lines import read_json_file, read_objects
+from longmem.text.opening import compression_of
 
 SHIPPED = Path(__file__).parent / "tasks"
 NAMES = tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
 REQUIRED = {"name", "train", "test", "template", "target"}
 OPTIONAL = {"words", "max_new_tokens", "until"}
+JSON_NAMES = {float: "not a finite number:", list: "a list:", dict: "an object:"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,25 @@ class Task:
         except ValueError as error:
             raise ConfigError(f"task {self.name}: the template {self.template!r} is malformed: {error}") from error
 
+    @cached_property
+    def around_target(self) -> tuple[str, str]:
+        """Return the template's parts before and after the target, braces of the text still doubled."""
+        parts = ["", ""]
+        index = 0
+        for literal, field, form, conversion in Formatter().parse(self.template):
+            parts[index] += literal.replace("{", "{{").replace("}", "}}")
+            if field == self.target:
+                index += 1
+            elif field is not None:
+                parts[index] += f"{{{field}{'!' + conversion if conversion else ''}{':' + form if form else ''}}}"
+        return parts[0], parts[1]
+
     def examples(self, path: Path) -> list[Example]:
-        """Raises DocumentError for a row that lacks a field, has an empty target, or a label without a word."""
+        """Return the rows of a file as examples.
+
+        Raises DocumentError, naming file and line, for a row that lacks a field, has one that is not a text or a
+        number, an empty target, or a label without a word.
+        """
         return [self._example(name, row) for name, row in read_rows(path)]
 
     def _example(self, name: str, row: dict[str, Any]) -> Example:
@@ -96,8 +119,8 @@ class Task:
             raise DocumentError(
                 f"{name}: no field {', '.join(missing)} for the template of task {self.name}; it has {', '.join(row)}"
             )
-        value = row[self.target]
-        answers = tuple(str(each) for each in (value if isinstance(value, list) else [value]))
+        values = {field: spelled(name, field, row[field]) for field in self.fields if field != self.target}
+        answers = self._answers(name, row[self.target])
         if not answers or not answers[0].strip():
             raise DocumentError(f"{name}: {self.target}, the target of task {self.name}, is empty; remove the row")
         if self.words and answers[0] not in self.words:
@@ -105,11 +128,16 @@ class Task:
                 f"{name}: unknown label {answers[0]!r}: task {self.name} has {', '.join(self.words)}; correct the row, "
                 "or give the label a word in the task's file"
             )
-        before, after = self.template.split(f"{{{self.target}}}")
-        values = {field: str(row[field]) for field in self.fields}
+        before, after = self.around_target
         # spaces between examples belong in front of the next one, where tokenizers have them
         lead = after[len(after.rstrip(" ")) :]
         return Example(name, lead + before.format(**values).rstrip(" "), after.rstrip(" ").format(**values), answers)
+
+    def _answers(self, name: str, value: object) -> tuple[str, ...]:
+        """Return the label, or every accepted answer: only an answer that is generated may be one of several."""
+        if isinstance(value, list) and self.generates:
+            return tuple(spelled(name, self.target, each) for each in value)
+        return (spelled(name, self.target, value),)
 
     def shown(self, example: Example) -> str:
         """The target as text follows it."""
@@ -127,7 +155,7 @@ def load_task(name: str, data: Path | None) -> Task:
     if path.parent == SHIPPED and data is None:
         raise ConfigError(f"task {name} needs --data, the folder that holds its files")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read task {path}: {error}") from error
     if (lacks := REQUIRED - values.keys()) or (odd := values.keys() - REQUIRED - OPTIONAL):
@@ -148,28 +176,42 @@ def load_task(name: str, data: Path | None) -> Task:
     return task
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a file with a name for each. Raises DocumentError for what is no JSON object."""
+def spelled(name: str, field: str, value: object) -> str:
+    """Return a field's value as the file spells it: texts, numbers, `true` and `false`.
+
+    Raises DocumentError for null, NaN, lists and objects, and for text that is not valid Unicode.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        shown = "null" if value is None else f"{JSON_NAMES.get(type(value), type(value).__name__)} {value!r:.40}"
+        raise DocumentError(
+            f"{name}: field {field} is {shown}: expected a text, a number, true or false; correct or remove the row"
+        )
     try:
-        if path.suffix == ".json":
-            yield from _squad_rows(path)
-            return
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise DocumentError(f"{path.name}:{number}: expected a JSON object, got {line.strip()[:40]}")
-                    yield f"{path.name}:{number}", row
-    except json.JSONDecodeError as error:
-        raise DocumentError(f"{path}: {error}; expected JSON") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"cannot read {path}: {error}") from error
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DocumentError(f"{name}: field {field} is not valid Unicode: {error.reason} at {error.start}") from error
+    # a number is a text that remembers what it was
+    return str(value)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a file with a name for each, numbers as they are spelled.
+
+    Raises DocumentError for what is not a JSON object.
+    """
+    if path.name[: len(path.name) - len(compression_of(path.name))].endswith(".json"):
+        yield from _squad_rows(path)
+        return
+    for number, _, row in read_objects(path, spelled_numbers=True, expected="a JSON object"):
+        yield f"{path.name}:{number}", row
 
 
 def _squad_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    values = read_json_file(path, spelled_numbers=True, expected="the layout of SQuAD 1.1")
     try:
-        for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+        for article in values["data"]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
                     answers = [answer["text"] for answer in question["answers"]]

@@ -25,7 +25,21 @@ SMALL = [f"--set={name}" for name in ("segment_tokens=32", "memory_tokens=128", 
 
 def test_gives_a_model_that_scores_better(tmp_path: Path, books: Path, small_backbone: Callable[[str], Path]) -> None:
     backbone, out = small_backbone("llama"), tmp_path / "out"
-    options = ("--data", books, "--valid", books / "road.txt", "--batch-tokens", 128, "--epochs", 2, "--threads", 1)
+    (books / "notes.pdf").touch()
+    options = (
+        "--data",
+        books,
+        "--valid",
+        books / "road.txt",
+        "--special-tokens",
+        "text",
+        "--batch-tokens",
+        128,
+        "--epochs",
+        2,
+        "--threads",
+        1,
+    )
     code, text = invoke("fit", "--model", backbone, "--out", out, *options, *SMALL)
     assert code == 0, text
     assert "epoch 0: perplexity training" in text
@@ -35,6 +49,9 @@ def test_gives_a_model_that_scores_better(tmp_path: Path, books: Path, small_bac
     assert (code, text.count("finished before")) == (0, 1), text
     assert snapshot(out) == before
     summary = json.loads((out / "fit.json").read_text())
+    assert "not read: 1 .pdf (notes.pdf)" in text
+    assert summary["left_out"][".pdf"] == {"count": 1, "examples": ["notes.pdf"]}
+    assert summary["settings"]["special_tokens"] == "text"
     first, *_, last = summary["perplexity"]
     assert last["validation"] < first["validation"]
     road = (books / "road.txt").read_text()

@@ -74,6 +74,13 @@ def test_saved_costs_plan_in_a_moment(saved: Path, model: Path, book: Path) -> N
     assert f"{len(TEXT) + 1:,} tokens of 1 documents" in result.stdout
 
 
+def test_plan_of_a_folder_names_what_it_does_not_read(saved: Path, model: Path, book: Path) -> None:
+    (book.parent / "notes.pdf").touch()
+    result = plan(book.parent, "--model", model, "--costs", saved, "--json")
+    assert "not read: 1 .pdf (notes.pdf)" in result.stderr
+    assert json.loads(result.stdout)["left_out"] == {".pdf": {"count": 1, "examples": ["notes.pdf"]}}
+
+
 def test_json_for_imagined_documents(saved: Path, model: Path) -> None:
     result = plan("--tokens", 3200, "--documents", 5, "--model", model, "--costs", saved, "--json")
     values = json.loads(result.stdout)

@@ -39,6 +39,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed, words in (("train/a", 0, 500), ("train/b", 1, 700), ("valid/c", 2, 400)):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.txt").write_text(prose(seed, words), encoding="utf-8")
+    (folder / "train" / "notes.pdf").touch()
     return folder
 
 
@@ -70,6 +71,10 @@ def finished(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, stdout, stderr = pretrain(books, out)
     assert code == 0, stderr
     assert stdout == f"trained backbone: {out / 'model'}\n"
+    assert "not read: 1 .pdf (notes.pdf)" in stderr
+    assert json.loads((out / "training.json").read_text())["left_out"] == {
+        ".pdf": {"count": 1, "examples": ["notes.pdf"]}
+    }
     return out
 
 

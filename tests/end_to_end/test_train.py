@@ -59,8 +59,11 @@ def column(path: Path, name: str) -> list[float]:
 def test_gives_curves_and_a_model_that_scores(
     tmp_path: Path, books: Path, train: Callable[..., tuple[int, str]]
 ) -> None:
-    code, output = train(tmp_path / "out", "--valid", books / "pond.txt", "--validate-every", 3)
+    (books / "notes.pdf").touch()
+    rule = ("--special-tokens", "text")
+    code, output = train(tmp_path / "out", "--valid", books / "pond.txt", "--validate-every", 3, *rule)
     assert code == 0, output
+    assert "not read: 1 .pdf (notes.pdf)" in output
     out = tmp_path / "out"
     assert column(out / "curve.csv", "step") == list(range(1, STEPS + 1))
     assert column(out / "validation.csv", "step") == [0, 3, 6]
@@ -68,7 +71,10 @@ def test_gives_curves_and_a_model_that_scores(
     model = LongMem.from_pretrained(out / "model")
     assert model.config.trained_steps == STEPS
     assert model.score("The whale was as old as the pond. " * 9).perplexity > 1
-    assert json.loads((out / "training.json").read_text())["training"]["steps"] == STEPS
+    assert model.config.special_tokens == "text"
+    summary = json.loads((out / "training.json").read_text())
+    assert summary["training"]["steps"] == STEPS
+    assert summary["left_out"][".pdf"] == {"count": 1, "examples": ["notes.pdf"]}
 
 
 def test_an_interrupted_run_resumes_to_the_same_curve(tmp_path: Path, train: Callable[..., tuple[int, str]]) -> None:

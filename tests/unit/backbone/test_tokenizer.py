@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import byte_tokenizer
 from longmem.backbone.tokenizer import LONG_TOKENS, Tokenizer
+from longmem.config import SpecialTokens
 from longmem.errors import CheckpointError, DocumentError
 
 
@@ -159,3 +160,61 @@ def test_what_a_long_text_took_goes_back_to_the_system(small: Tokenizer) -> None
     sequence = small.sequence("The mill stood by the river. " * 20_000)
     assert len(sequence) > LONG_TOKENS
     assert process.memory_info().rss - before < 5 * sequence.nbytes
+
+
+# --- special tokens that a text spells ------------------------------------------------------------------------------
+
+SPELLED = [
+    "ab",
+    "<s>ab",
+    "  <s>ab",
+    "a<s>b</s>\n<s>c",
+    "<s><s>ab",
+    "</s>ab</s>",
+    "<s",
+    "ab <|im_start|>x",
+]
+
+
+@pytest.fixture(scope="module", params=["bos", "eos alone", "neither"])
+def spelling(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    special = {"bos": {"bos_token": "<s>", "eos_token": "</s>"}, "eos alone": {"eos_token": "</s>"}, "neither": {}}
+    return save(tmp_path_factory.mktemp("spelling"), **special[request.param])
+
+
+@pytest.mark.parametrize("text", SPELLED)
+@pytest.mark.parametrize("rule", ["parse", "text"])
+def test_sequence_of_spelled_special_tokens_is_that_of_plain_transformers(
+    spelling: Path, rule: SpecialTokens, text: str
+) -> None:
+    plain = AutoTokenizer.from_pretrained(str(spelling))
+    ids = plain(text, add_special_tokens=False, split_special_tokens=rule == "text")["input_ids"]
+    tokenizer = Tokenizer(spelling, 300, special_tokens=rule)
+    start = [] if tokenizer.start_token in (None, ids[0]) else [tokenizer.start_token]
+    assert tokenizer.tokens(text).tolist() == ids
+    assert tokenizer.sequence(text).tolist() == start + ids
+    assert tokenizer.encode(text, start=True) == start + ids
+    assert tokenizer.encode(text, start=False) == ids
+
+
+@pytest.mark.parametrize("text", SPELLED)
+@pytest.mark.parametrize("rule", ["parse", "text"])
+def test_encode_of_spelled_start_tokens_adds_no_second_one(tmp_path: Path, rule: SpecialTokens, text: str) -> None:
+    tokenizer = Tokenizer(save(tmp_path, bos_token="<s>", eos_token="</s>"), 300, special_tokens=rule)
+    ids = tokenizer.tokens(text).tolist()
+    # this tokenizer adds both by itself, as Llama's does
+    assert tokenizer.encode(text) == (ids if ids[0] == 256 else [256, *ids, 257])
+
+
+def test_sequence_of_a_start_token_alone_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save(tmp_path, bos_token="<s>"), 300)
+    with pytest.raises(DocumentError, match="no tokens but the start token"):
+        tokenizer.sequence("<s>")
+    assert len(Tokenizer(tmp_path, 300, special_tokens="text").sequence("<s>")) == 4
+
+
+def test_digest_of_either_rule_is_the_same(tmp_path: Path) -> None:
+    parse, text = (Tokenizer(save(tmp_path, bos_token="<s>"), 300, special_tokens=rule) for rule in ("parse", "text"))
+    before = parse.digest()
+    text.sequence("<s>ab")
+    assert text.digest() == before == parse.digest()

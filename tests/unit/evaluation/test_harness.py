@@ -93,6 +93,28 @@ def test_rolling_is_that_of_the_plain_model(make: Make, plain: HFLM) -> None:
     np.testing.assert_allclose(ours, asked(plain, "loglikelihood_rolling", texts), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("memory", ["on", "off"])
+def test_answers_to_a_text_that_spells_the_start_token_have_one(make: Make, memory: str) -> None:
+    model, start = make(memory=memory), "<|endoftext|>"
+    for text in (LONG, "Call me"):
+        (plain,), (spelled,) = (asked(model, "loglikelihood_rolling", [(each,)]) for each in (text, start + text))
+        assert spelled == plain
+        # what stands in front of a continuation that spells it is the start token itself
+        (plain,), (spelled,) = (asked(model, "loglikelihood", [("", each)]) for each in (text, start + text))
+        assert spelled == plain
+        arguments = {"until": [], "max_gen_toks": 8, "do_sample": False}
+        bos = make(memory=memory, add_bos_token=True)
+        expected = asked(bos, "generate_until", [(text, arguments)])
+        assert asked(bos, "generate_until", [(start + text, arguments)]) == expected
+        assert asked(model, "generate_until", [(start + text, arguments)]) == expected
+
+
+def test_special_tokens_as_text_are_characters(make: Make) -> None:
+    model, start = make(special_tokens="text"), "<|endoftext|>"
+    assert len(model.tok_encode(start + "ab")) == len(start) + 2
+    assert len(make().tok_encode(start + "ab")) == 3
+
+
 @pytest.mark.parametrize("until", [[], [" "], ["e", "a"]])
 def test_generation_is_that_of_the_plain_model(make: Make, plain: HFLM, until: list[str]) -> None:
     arguments = [(text, {"until": until, "max_gen_toks": 12, "do_sample": False}) for text in ("Call me", LONG)]
@@ -293,3 +315,9 @@ def test_bad_requests(make: Make, tmp_path: Path) -> None:
         local_task("other", tmp_path)
     with pytest.raises(ConfigError, match="data of longmem_suffix not found"):
         local_task("longmem_suffix", tmp_path / "none.jsonl")
+    rows = {"longmem_perplexity": [{"text": None}, {}, {"text": 3}], "longmem_suffix": [{"prefix": "a", "label": 0}]}
+    for name, bad in rows.items():
+        for row in bad:
+            (tmp_path / "bad.jsonl").write_text("\n" + json.dumps(row))
+            with pytest.raises(DocumentError, match=r"bad.jsonl line 2: (text|candidates) is"):
+                local_task(name, tmp_path / "bad.jsonl")

@@ -49,6 +49,18 @@ def test_a_resumed_job_keeps_its_id(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "job.json").read_bytes() == before
 
 
+def test_claim_of_a_job_before_there_was_a_setting_resumes_it_with_what_it_did(tmp_path: Path) -> None:
+    job_id = begin(tmp_path / "out")
+    for rule, same in (("parse", True), ("text", False)):
+        identity = {**IDENTITY, "settings": {"top_k": 64, "special_tokens": rule}}
+        with JobFolder(tmp_path / "out", resume=True) as folder:
+            if same:
+                assert folder.claim(identity) == job_id
+            else:
+                with pytest.raises(OutputError, match="settings: "):
+                    folder.claim(identity)
+
+
 def test_resume_in_a_new_folder_begins_the_job(tmp_path: Path) -> None:
     """So that a script may always say --resume."""
     with JobFolder(tmp_path / "out", resume=True) as folder:

@@ -1,5 +1,6 @@
 """Suffix identification: files, figures by hand, and scores against plain transformers and the naive view."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +39,20 @@ def test_layouts(tmp_path: Path) -> None:
     assert [(each.id, each.work, each.label) for each in examples] == [("17:0", "17", 0), ("17:1", "17", 0)]
 
 
+def test_read_examples_of_ids_that_are_not_given_numbers_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    rows = [{**OURS, "id": None, "book": None}, {**OURS, "id": 7}, {**OURS, "id": " "}]
+    path.write_bytes(gzip.compress("\r".join("\ufeff" + json.dumps(row) for row in rows).encode()))
+    assert [(each.id, each.work) for each in read_examples(path)] == [("x:1", ""), ("7", "b"), ("x:3", "b")]
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "split", "message"),
     [
+        ("x.jsonl", [{**OURS, "id": ["a"]}], None, r"line 1: `id` must be a text or a number, got list"),
+        ("x.jsonl", [{**OURS, "book": True}], None, r"line 1: `book` must be a text or a number, got bool"),
         ("x.jsonl", [OURS, "{"], None, "x.jsonl line 2 is not valid JSON"),
-        ("x.jsonl", [[1]], None, "line 1 must be an object, got list"),
+        ("x.jsonl", [[1]], None, "line 1 must be a JSON object, got list"),
         ("x.jsonl", [{**OURS, "prefix": " "}], None, "context must be a text that is not empty"),
         ("x.jsonl", [{**OURS, "prefix": "\ud800"}], None, "context must be a text"),
         ("x.jsonl", [{**OURS, "candidates": ["one"]}], None, "at least two candidates"),

@@ -1,9 +1,11 @@
 """Task files and their data: what is shown, and what is wrong with them."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from longmem.errors import ConfigError, DocumentError, LongMemError
@@ -34,14 +36,48 @@ def test_an_example_is_cut_at_its_target(tmp_path: Path) -> None:
     assert (second.name, second.answers, task.shown(second)) == ("train.jsonl:2", ("neg",), "poor")
 
 
-def test_any_field_of_any_type_can_be_shown(tmp_path: Path) -> None:
-    rows = [{"a": 3, "b": {"x": 1}, "sum": 7}]
+def test_examples_of_numbers_and_booleans_are_spelled_as_in_the_file(tmp_path: Path) -> None:
+    toml = 'name = "m"\ntrain = "train.jsonl"\ntest = "test.jsonl"\ntarget = "sum"\n'
+    toml += 'template = "{a}{{sum}} {b}: {sum}\\n"\n'
+    task = load_task(str(write(tmp_path, [], toml)), None)
+    task.test.write_text('{"a": 1.50, "b": true, "sum": 1e3}\n{"a": 12345678901234567890, "b": false, "sum": -0}\n')
+    first, second = task.examples(task.test)
+    assert (first.prompt, first.after, first.answers) == ("1.50{sum} true:", "\n", ("1e3",))
+    assert (second.prompt, second.answers) == ("12345678901234567890{sum} false:", ("-0",))
+
+
+def test_examples_of_a_bad_answer_among_several_names_it(tmp_path: Path) -> None:
+    toml = TASK + 'max_new_tokens = 3\nuntil = "x"\n'
+    task = load_task(str(write(tmp_path, [{"text": "a", "label": ["b", None]}], toml)), None)
+    with pytest.raises(DocumentError, match=r"train.jsonl:1: field label is null"):
+        task.examples(task.train)
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+def test_examples_of_a_file_with_marks_and_odd_line_ends_are_read(tmp_path: Path, compression: str) -> None:
+    mark, (first, second) = b"\xef\xbb\xbf", (json.dumps(row).encode() for row in ROWS)
+    data = mark + first + b"\r\n\n" + mark + second + b"\r" + first
+    toml = (TASK + WORDS).replace("train.jsonl", f"marked.jsonl{compression}")
+    packed = {"": data, ".gz": gzip.compress(data), ".zst": pa.compress(data, codec="zstd", asbytes=True)}
+    (tmp_path / f"marked.jsonl{compression}").write_bytes(packed[compression])
+    task = load_task(str(write(tmp_path, ROWS, toml)), None)
+    assert [each.name for each in task.examples(task.train)] == [f"marked.jsonl{compression}:{n}" for n in (1, 3, 4)]
+
+
+def test_templates_with_braces_of_their_own_show_them(tmp_path: Path) -> None:
+    toml = (TASK + WORDS).replace("{text} It was", "{{label}} {text} {{}} It was")
+    task = load_task(str(write(tmp_path, [{"text": "{label} {0} {{x}}", "label": "pos"}], toml)), None)
+    assert task.examples(task.train)[0].prompt == " Review: {label} {label} {0} {{x}} {} It was"
+
+
+def test_any_field_may_be_a_number(tmp_path: Path) -> None:
+    rows = [{"a": 3, "b": "x", "sum": 7}]
     toml = (
         'name = "m"\ntrain = "train.jsonl"\ntest = "test.jsonl"\ntarget = "sum"\ntemplate = "{a}{{}} {b}: {sum}\\n"\n'
     )
     task = load_task(str(write(tmp_path, rows, toml)), None)
     (example,) = task.examples(task.test)
-    assert (example.prompt, example.after, example.answers) == ("3{} {'x': 1}:", "\n", ("7",))
+    assert (example.prompt, example.after, example.answers) == ("3{} x:", "\n", ("7",))
 
 
 def test_braces_in_the_data_stay_as_they_are(tmp_path: Path) -> None:
@@ -88,8 +124,18 @@ def test_there_are_the_papers_tasks_and_two_more() -> None:
         ([{"text": "x", "label": "odd"}], r"train.jsonl:1: unknown label 'odd': task mine has pos, neg"),
         ([*ROWS, {"label": "pos"}], r"train.jsonl:3: no field text for the template of task mine; it has label"),
         ([{"text": "x", "label": " "}], r"train.jsonl:1: label, the target of task mine, is empty"),
-        ([{"text": "x", "label": []}], r"train.jsonl:1: label, the target of task mine, is empty"),
-        ([["x"]], r"train.jsonl:1: expected a JSON object"),
+        ([{"text": "x", "label": []}], r"train.jsonl:1: field label is a list"),
+        (
+            [{"text": "x", "label": ["pos"]}],
+            r"train.jsonl:1: field label is a list: \['pos'\]: expected a text, a number",
+        ),
+        ([{"text": "x", "label": None}], r"train.jsonl:1: field label is null"),
+        ([*ROWS, {"text": None, "label": "pos"}], r"train.jsonl:3: field text is null"),
+        ([{"text": float("nan"), "label": "pos"}], r"train.jsonl:1: field text is not a finite number: nan"),
+        ([{"text": float("-inf"), "label": "pos"}], r"train.jsonl:1: field text is not a finite number: -inf"),
+        ([{"text": {"a": 1}, "label": "pos"}], r"train.jsonl:1: field text is an object: \{'a': '1'\}"),
+        ([{"text": "\ud800", "label": "pos"}], r"train.jsonl:1: field text is not valid Unicode"),
+        ([["x"]], r"train.jsonl line 1 must be a JSON object, got list"),
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[Any], message: str) -> None:

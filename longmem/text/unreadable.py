@@ -1,0 +1,20 @@
+"""What stands in the place of a document that cannot be read."""
+
+from dataclasses import dataclass
+
+from longmem.errors import DocumentError
+
+
+@dataclass(frozen=True)
+class UnreadableDocument:
+    """A document that could not be read, and why."""
+
+    id: str
+    source: str
+    error: DocumentError
+
+
+def unreadable(name: str, source: str, message: str) -> UnreadableDocument:
+    """Return the failure of one document, in text that can be written: a file name can be any bytes."""
+    name, source, message = (text.encode("utf-8", "replace").decode("utf-8") for text in (name, source, message))
+    return UnreadableDocument(name, source, DocumentError(message))
