@@ -104,7 +104,7 @@ def join(address: str, tell: Callable[[str], None] = say_nothing) -> Connection:
 def _join(address: str, tell: Callable[[str], None]) -> Connection:
     if ray.is_initialized():
         connection = _connection(None, owned=False)
-        tell(f"uses the Ray cluster at {connection.address}, which this process had joined before{_room()}")
+        tell(f"uses the Ray cluster at {connection.address}, which this process had joined before; {free_cpus()}")
         return connection
     _prepare()
     head = _head(address)
@@ -119,7 +119,7 @@ def _join(address: str, tell: Callable[[str], None]) -> Connection:
         ray.shutdown()
         raise NoClusterError(f"the Ray cluster at {head.address} ends with the command of {whose.decode()}: ")
     connection = _connection(head, owned=True)
-    tell(f"joined the Ray cluster at {head}{_room()}")
+    tell(f"joined the Ray cluster at {head}; {free_cpus()}")
     return connection
 
 
@@ -191,9 +191,10 @@ def _ended(node: Any) -> Callable[[], list[str]]:
     return ended
 
 
-def _room() -> str:
+def free_cpus() -> str:
+    """How much of the cluster is free."""
     total, free = ray.cluster_resources(), ray.available_resources()
-    return f", where {free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs are free"
+    return f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs are free"
 
 
 def _first_words(error: Exception) -> str:

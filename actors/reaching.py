@@ -35,6 +35,8 @@ MODE = "RAY_AUTH_MODE"
 USER_MODE = os.environ.get(MODE, "").lower()
 """What the user has chosen, read before this process or Ray chooses: `token`, `disabled`, or nothing."""
 
+_tokens_used = False
+
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
 OR_ELSE = "or use --address local to start a cluster here, or --address none to run without Ray"
 
@@ -99,6 +101,11 @@ def check_admitted(head: Head) -> None:
                 f"the Ray cluster at {head} has no token authentication and {MODE}=token asks for it: its workers "
                 f"could not answer; unset {MODE}, or start the cluster with {MODE}=token"
             )
+        if _tokens_used:
+            raise ClusterError(
+                f"the Ray cluster at {head} has no token authentication, and this process has used a cluster that has: "
+                "Ray keeps tokens on, and its workers could not answer; join it from another process"
+            )
         _set_mode("disabled")
         return
     if USER_MODE == "disabled":
@@ -117,7 +124,14 @@ def check_admitted(head: Head) -> None:
             f"the Ray cluster at {head} refuses the token that is here; put the token of that cluster into "
             f"{TOKEN_PLACES} (`ray get-auth-token` prints it where the cluster was started), {OR_ELSE}"
         )
+    note_tokens()
     _set_mode("token")
+
+
+def note_tokens() -> None:
+    """From now on Ray's servers in this process ask for tokens, also after the mode has changed."""
+    global _tokens_used
+    _tokens_used = True
 
 
 def _checked(address: str, what: str) -> str:
@@ -208,5 +222,7 @@ def _set_mode(mode: str) -> None:
 
 def forget_mode() -> None:
     """Leave the mode to Ray again, which turns tokens on for a cluster that it starts here."""
+    if USER_MODE != "disabled":
+        note_tokens()
     if not USER_MODE and os.environ.pop(MODE, None) is not None:
         Config.initialize("")

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from time import monotonic
 
-from actors.cluster import check_capacity, describe_lack
+from actors.cluster import check_capacity, describe_lack, free_cpus
 from longmem.errors import ClusterError
 
 FEWER = "--encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
 """Options that make a job or a service need less room."""
-FIRST_S = 15.0
-"""When a job that still waits for workers says so first: they start within seconds where there is room."""
+FIRST_S = 30.0
+"""When a job that still waits for workers says so first: they start within seconds where there is room.
+Until they are ready, the job's own workers hold CPUs too."""
 AGAIN_S = 60.0
 """How often it says so again."""
 
@@ -50,11 +51,9 @@ class Room:
         now = self._clock()
         if now >= self._next_s:
             self._next_s = now + AGAIN_S
-            free = describe_lack(*self._needs)
-            why = f" ({free})" if free else ""
             self._tell(
                 f"{num_missing} workers have not started for {now - self._begun_s:.0f} s, of at most "
-                f"{self._limit_s:g} s{why}; where other jobs hold the cluster, {self._advice}"
+                f"{self._limit_s:g} s; {free_cpus()}; where other jobs hold them, {self._advice}"
             )
 
     def exhausted(self, num_missing: int, share: float) -> ClusterError:
