@@ -114,7 +114,7 @@ def _join(address: str, tell: Callable[[str], None]) -> Connection:
     except Exception as error:
         # it may have got half way
         ray.shutdown()
-        raise ClusterError(f"cannot join the Ray cluster at {head}: {_first_words(error)}; {OR_ELSE}") from error
+        raise ClusterError(f"cannot join the Ray cluster at {head}: {in_one_line(error)}; {OR_ELSE}") from error
     if head.source == "found" and (whose := _internal_kv_get(PRIVATE)):
         ray.shutdown()
         raise NoClusterError(f"the Ray cluster at {head.address} ends with the command of {whose.decode()}: ")
@@ -153,7 +153,7 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
     except Exception as error:
         ray.shutdown()
         raise ClusterError(
-            f"cannot start Ray on this machine: {_first_words(error)}; try again (a busy machine may be too slow for "
+            f"cannot start Ray on this machine: {in_one_line(error)}; try again (a busy machine may be too slow for "
             "Ray), or use --address none"
         ) from error
     _internal_kv_put(PRIVATE, f"process {os.getpid()}".encode())
@@ -197,8 +197,8 @@ def free_cpus() -> str:
     return f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs are free"
 
 
-def _first_words(error: Exception) -> str:
-    """Ray's message as one line."""
+def in_one_line(error: Exception) -> str:
+    """Ray's message as one line; for versions that differ, which they are."""
     versions = VERSIONS.findall(str(error))
     if len(versions) == 2:
         (theirs, their_python), (ours, our_python) = versions
