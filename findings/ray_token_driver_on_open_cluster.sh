@@ -29,8 +29,8 @@ port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)
 "$PYTHON" -m ray.scripts.scripts start --head --block --port="$port" --num-cpus=1 --object-store-memory=100000000 \
     --include-dashboard=false --min-worker-port=0 --max-worker-port=0 --temp-dir="$folder/r" >head.log 2>&1 &
 head=$!
-for _ in $(seq 120); do (echo >"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break || sleep 0.5; done
-sleep 2
+for _ in $(seq 300); do (echo >"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break || sleep 0.5; done
+sleep 5
 
 cat >driver.py <<'PYTHON_END'
 import logging, sys

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 PARTS = {
     "encoder": "ray::Encoder",
     "reader": "ray::SideNet",
-    "store": "ray::MemoryStore",
-    "monitor": "ray::JobMonitor",
+    "store": "Store",
+    "monitor": "JobMonitor",
     "dashboard": "dashboard/dashboard.py",
     "dashboard agent": "ray::DashboardAgent",
     "runtime environments": "ray::RuntimeEnvAgent",
@@ -64,8 +64,10 @@ def part(pid: int, what: str) -> psutil.Process:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        # the log monitor and others name the raylet among their arguments
-        if PARTS[what] in (title.split(" ")[0] if what in FATAL else title):
+        # a worker's title changes with what it does, and other processes name the raylet among their arguments
+        worker = what in ("encoder", "reader", "store", "monitor")
+        text = title.split(" ")[0] if what in FATAL or worker else title
+        if PARTS[what] in text and (not worker or text.startswith("ray::")):
             return process
     raise AssertionError(f"no {what} runs")
 
