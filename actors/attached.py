@@ -1,6 +1,8 @@
 """An executor on the pools of a service, which it leaves running."""
 
-from actors.cluster import Connection, join
+from collections.abc import Callable
+
+from actors.cluster import Connection, join, say_nothing
 from actors.dispatch import PooledExecutor
 from actors.policy import Patience
 from actors.service import Service, find_service
@@ -27,7 +29,7 @@ class AttachedExecutor(PooledExecutor):
         self.service = service
         self.connection = connection
         self.workers = service.workers()
-        super().__init__(self.workers, patience or service.shape.patience)
+        super().__init__(self.workers, patience or service.shape.patience, connection=connection)
         # a service is whole, but one of its workers may be starting again just now
         self.begin(elastic=True)
         if offered is not None:
@@ -40,13 +42,21 @@ class AttachedExecutor(PooledExecutor):
 
 
 def attach(
-    address: str, name: str, *, patience: Patience | None = None, offered: ModelDescription | None = None
+    address: str,
+    name: str,
+    *,
+    patience: Patience | None = None,
+    offered: ModelDescription | None = None,
+    tell: Callable[[str], None] = say_nothing,
 ) -> AttachedExecutor:
-    """Join the cluster and attach to a service. Raises ClusterError when there is no such cluster or service,
-    FingerprintError when it holds another model than `offered`."""
-    connection = join(address)
+    """Join the cluster, say to `tell` which it is, and attach to a service.
+
+    Raises ClusterError when there is no such cluster or service, FingerprintError when it holds another model than
+    `offered`."""
+    connection = join(address, tell)
     try:
-        return AttachedExecutor(find_service(name), connection, patience=patience, offered=offered)
+        with connection.watch.explaining():
+            return AttachedExecutor(find_service(name), connection, patience=patience, offered=offered)
     except BaseException:
         connection.close()
         raise

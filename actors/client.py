@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from actors.attached import AttachedExecutor, attach
-from actors.cluster import AUTO
 from actors.encoder import TokenizedText
 from actors.failures import translated
 from actors.outcome import Outcome
 from actors.pump import Pump, Reading, ReadingResult
 from actors.reading import GenerateRequest, ScoreRequest
 from actors.service import DEFAULT_NAME
+from actors.shape import AUTO
 from longmem.errors import ClusterError, ConfigError, RequestTimeoutError
 from longmem.generation import Sampling
 from longmem.model_source import ModelDescription

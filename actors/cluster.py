@@ -2,24 +2,34 @@
 
 import logging
 import os
+import re
 import signal
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import Lock, current_thread, main_thread
+from typing import Any
 
-import grpc
 import ray
-from ray._private.services import get_ray_address_from_environment
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
+from actors.liveness import GCS, RAYLET, ClusterWatch
+from actors.reaching import OR_ELSE, Head, check_admitted, forget_mode, resolve
+from actors.shape import AUTO, LOCAL
 from longmem.errors import ClusterError
 
-LOCAL = "local"
-AUTO = "auto"
-CONNECT_S = 5.0
+DAEMONS = {PROCESS_TYPE_GCS_SERVER: GCS, PROCESS_TYPE_RAYLET: RAYLET}
+PRIVATE = b"longmem:private"
+"""Key of a cluster that a command started for itself, and that ends with it; the value names the process."""
+VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+"""In Ray's message on versions that differ: the cluster's first, then those of this process."""
 _JOINING = Lock()
 """Ray's connection belongs to the process: two clients in two threads must not make it twice."""
+
+
+def say_nothing(_text: str) -> None:
+    """Take what an operator should know, where no operator listens."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +39,107 @@ class Connection:
     owned: bool
     started_here: bool
     """A cluster of this process alone, which ends with it."""
+    address: str
+    """Where it was joined, or where it was started."""
     dashboard_url: str | None
+    watch: ClusterWatch = field(repr=False)
+    """Says when the cluster is lost."""
+
+    def advice(self, fewer: str) -> str:
+        """What a user can do who finds no room; `fewer` names the options that make a job smaller."""
+        own = "" if self.started_here else ", or --address local, which starts a cluster for this command alone"
+        return f"use fewer {fewer}{own}"
 
     def close(self) -> None:
-        if self.owned:
+        if self.owned and ray.is_initialized():
             ray.shutdown()
+        self.watch.close()
 
 
-def connect(address: str, num_cpus: int, object_store_bytes: int | None) -> Connection:
-    """Join the cluster at `address`, or start one here.
+def connect(
+    address: str, num_cpus: int, object_store_bytes: int | None, tell: Callable[[str], None] = say_nothing
+) -> Connection:
+    """Join the cluster at `address`, or start one here; `tell` gets which one it is before anything else happens.
 
     `local` always starts one, `auto` joins a running one and else starts one, anything else is an address to join
-    (`host:port`, `ray://host:port`). `num_cpus` and `object_store_bytes` (None: Ray's own choice) size a cluster that
-    is started here: it may have more CPU slots than the machine has cores, because workers declare threads and the
-    system shares them.
-    Raises ClusterError when the address cannot be reached.
+    (`host:port`, `ray://host:port`). `auto` does not join a cluster that another command started for itself, because it
+    ends with that command. `num_cpus` and `object_store_bytes` (None: Ray's own choice) size a cluster that is started
+    here: it may have more CPU slots than the machine has cores, because workers declare threads and the system shares
+    them. Raises ClusterError when the address cannot be reached, or refuses this process.
     """
     if ray.is_initialized() or address not in (AUTO, LOCAL):
-        return join(address)
+        return join(address, tell)
+    before = ""
     if address == AUTO:
-        with suppress(ClusterError):
-            return join(AUTO)
+        try:
+            return join(AUTO, tell)
+        except NoClusterError as error:
+            before = error.before
+    connection = _start(num_cpus, object_store_bytes)
+    tell(f"{before}started a Ray cluster on this machine, at {connection.address}")
+    return connection
+
+
+class NoClusterError(ClusterError):
+    """`auto` found no cluster to join: one can be started instead."""
+
+    def __init__(self, before: str = "") -> None:
+        """`before`: what was found instead, as the beginning of a sentence."""
+        super().__init__(
+            f"{before}no Ray cluster to join runs on this machine; start one with `ray start --head`, or name one with "
+            "--address"
+        )
+        self.before = before
+
+
+def join(address: str, tell: Callable[[str], None] = say_nothing) -> Connection:
+    """Join a cluster that runs, and never start one; `auto` is one that runs on this machine.
+
+    Raises ClusterError when there is none.
+    """
+    with _JOINING:
+        return _join(address, tell)
+
+
+def _join(address: str, tell: Callable[[str], None]) -> Connection:
+    if ray.is_initialized():
+        connection = _connection(None, owned=False)
+        tell(f"uses the Ray cluster at {connection.address}, which this process had joined before; {free_cpus()}")
+        return connection
     _prepare()
+    head = _head(address)
+    try:
+        with _sigterm_stays_ours():
+            ray.init(address=head.address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        # it may have got half way
+        ray.shutdown()
+        raise ClusterError(f"cannot join the Ray cluster at {head}: {in_one_line(error)}; {OR_ELSE}") from error
+    if head.source == "found" and (whose := _internal_kv_get(PRIVATE)):
+        ray.shutdown()
+        raise NoClusterError(f"the Ray cluster at {head.address} ends with the command of {whose.decode()}: ")
+    connection = _connection(head, owned=True)
+    tell(f"joined the Ray cluster at {head}; {free_cpus()}")
+    return connection
+
+
+def _head(address: str) -> Head:
+    """The head that an address leads to, which lets this process in. Raises ClusterError."""
+    head = resolve(address)
+    if head is None:
+        raise NoClusterError
+    try:
+        check_admitted(head)
+    except ClusterError as error:
+        if head.source == "recorded":
+            raise NoClusterError(f"the Ray cluster that is on record here, at {head.address}, has ended: ") from error
+        raise
+    return head
+
+
+def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
+    _prepare()
+    forget_mode()
     try:
         with _sigterm_stays_ours():
             ray.init(
@@ -61,38 +150,64 @@ def connect(address: str, num_cpus: int, object_store_bytes: int | None) -> Conn
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ClusterError(f"cannot start Ray on this machine: {error}; try --address none") from error
-    return Connection(owned=True, started_here=True, dashboard_url=_dashboard_url())
-
-
-def join(address: str) -> Connection:
-    """Join a cluster that runs, and never start one; `auto` is one that runs on this machine.
-
-    Raises ClusterError when there is none.
-    """
-    with _JOINING:
-        return _join(address)
-
-
-def _join(address: str) -> Connection:
-    if ray.is_initialized():
-        return Connection(owned=False, started_here=False, dashboard_url=_dashboard_url())
-    _prepare()
-    _check_reachable(address)
-    try:
-        with _sigterm_stays_ours():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == AUTO:
-            raise ClusterError(
-                "no Ray cluster runs on this machine; start one with `ray start --head`, or name one with --address"
-            ) from error
+    except Exception as error:
+        ray.shutdown()
         raise ClusterError(
-            f"cannot join a Ray cluster at {address!r}: {error}; check the address with `ray status`, "
-            "or use --address local to start one here, or --address none to run without Ray"
+            f"cannot start Ray on this machine: {in_one_line(error)}; try again (a busy machine may be too slow for "
+            "Ray), or use --address none"
         ) from error
-    return Connection(owned=True, started_here=False, dashboard_url=_dashboard_url())
+    _internal_kv_put(PRIVATE, f"process {os.getpid()}".encode())
+    return _connection(None, owned=True)
+
+
+def _connection(head: Head | None, owned: bool) -> Connection:
+    """What is known of the cluster that this process is connected to."""
+    node = ray._private.worker._global_node
+    started_here = head is None and owned
+    address = str(ray.get_runtime_context().gcs_address) if head is None or not head.is_client else head.address
+    whose = "that this command started" if started_here else f"at {address}"
+    if node is None:
+        # Ray's client: what it joins through is all that it can see
+        targets = {"client server": head.target if head is not None else address}
+    else:
+        targets = {GCS: node.gcs_address, RAYLET: f"{node.node_ip_address}:{node.node_manager_port}"}
+    return Connection(
+        owned, started_here, address, _dashboard_url(), ClusterWatch(f"the Ray cluster {whose}", targets, _ended(node))
+    )
+
+
+def _ended(node: Any) -> Callable[[], list[str]]:
+    """What names the daemons that have ended, where they are children of this process."""
+
+    def ended() -> list[str]:
+        if node is None or not node.is_head():
+            return []
+        return [
+            f"{DAEMONS[kind]} has ended (exit status {process.returncode})"
+            for kind, process in node.dead_processes()
+            if kind in DAEMONS
+        ]
+
+    return ended
+
+
+def free_cpus() -> str:
+    """How much of the cluster is free."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs are free"
+
+
+def in_one_line(error: Exception) -> str:
+    """Ray's message as one line; for versions that differ, which they are."""
+    versions = VERSIONS.findall(str(error))
+    if len(versions) == 2:
+        (theirs, their_python), (ours, our_python) = versions
+        return (
+            f"it runs Ray {theirs} on Python {their_python}, this process Ray {ours} on Python {our_python}; "
+            "install the same versions on both sides"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
 
 
 def _prepare() -> None:
@@ -117,64 +232,24 @@ def _sigterm_stays_ours() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes, and cannot be interrupted meanwhile."""
-    if address == AUTO:
-        # who finds no cluster raises at once; one that was found may be stopped, or out of reach
-        with suppress(ConnectionError):
-            address = str(get_ray_address_from_environment(AUTO, None))
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if address in (AUTO, LOCAL) or not separator:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-        _check_answers(f"{host}:{port}")
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"nothing answers at {address!r} ({error}); check the address with `ray status`, or use --address local to "
-            "start a cluster here, or --address none to run without Ray"
-        ) from error
-
-
-def _check_answers(target: str) -> None:
-    """A head that is stopped still accepts connections, for the system does. Raises TimeoutError when it says nothing.
-
-    Any answer will do, a refusal too: whether it is a healthy Ray that one may join is for Ray to find out.
-    """
-    # past any proxy, as Ray's own connections
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        try:
-            check(b"", timeout=CONNECT_S)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise TimeoutError(f"it accepts connections and says nothing for {CONNECT_S:g} s") from error
-
-
 def find_cluster() -> str | None:
-    """Address of the cluster that `auto` would join, or None when none runs. Raises ClusterError for one that does not
-    answer."""
+    """Address of the cluster that runs here, or None when none does. Raises ClusterError for one that does not answer,
+    or that refuses this process."""
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
-    _check_reachable(AUTO)
     try:
-        ray.init(address=AUTO, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError:
+        return _head(AUTO).address
+    except NoClusterError:
         return None
-    try:
-        return str(ray.get_runtime_context().gcs_address)
-    finally:
-        ray.shutdown()
 
 
-def check_capacity(num_cpus: float, num_gpus: float) -> None:
-    """Raises ClusterError when the whole cluster is too small, instead of waiting for ever for a place."""
+def check_capacity(num_cpus: float, num_gpus: float, advice: str) -> None:
+    """Raises ClusterError when the whole cluster is too small, instead of waiting for room that never comes; `advice`
+    says what to do."""
     total = ray.cluster_resources()
-    for name, needed, flags in (("CPU", num_cpus, "--encoders, --readers or --threads"), ("GPU", num_gpus, "GPUs")):
+    for name, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
         if needed > total.get(name, 0):
-            raise ClusterError(
-                f"the job needs {needed:g} {name}, the cluster has {total.get(name, 0):g}; use fewer {flags}"
-            )
+            raise ClusterError(f"the job needs {needed:g} {name}, the cluster has {total.get(name, 0):g}; {advice}")
 
 
 def describe_lack(num_cpus: float, num_gpus: float) -> str | None:

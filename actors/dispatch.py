@@ -7,6 +7,7 @@ nothing. Every task is reported once.
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import Any
 
@@ -15,12 +16,14 @@ import ray.exceptions
 
 from actors.acceptance import Acceptance
 from actors.balance import Balance
+from actors.cluster import Connection
 from actors.failures import translated
 from actors.grouping import Grouping, PutGroup
 from actors.outcome import Outcome
 from actors.placing import Placing
 from actors.policy import Patience
 from actors.pool import TASKS_PER_ACTOR, Worker
+from actors.room import Room
 from actors.supervision import Supervisor
 from actors.tasks import Encoded, Place, RequestTask, SegmentTask, Task
 from actors.worker import WorkerInfo
@@ -55,8 +58,16 @@ class PooledExecutor(AbstractExecutor):
     after_quarantine = "the document is set aside, --resume tries it again"
     """What is said to whoever asked for a task that failed too often."""
 
-    def __init__(self, workers: Workers, patience: Patience, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        patience: Patience,
+        clock: Callable[[], float] = monotonic,
+        connection: Connection | None = None,
+    ) -> None:
+        """`connection`: of the cluster whose loss is told; None where the caller looks after it."""
         self._workers = workers
+        self._connection = connection
         self._pools = workers.by_stage()
         self._placing = Placing(workers)
         self._balance = Balance(workers)
@@ -74,27 +85,41 @@ class PooledExecutor(AbstractExecutor):
         self._num_requests = 0
         self._answers: list[Answer] = []
 
-    def begin(self, elastic: bool, explain: Callable[[int], str] = lambda _num_missing: "see `ray status`") -> None:
+    def begin(self, elastic: bool, room: Room | None = None) -> None:
         """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
+        `room` is told that the job waits.
 
-        Raises what a worker that cannot be used says, and ClusterError when some do not start within `recover_s`, with
-        what `explain` says of that many.
+        Raises what a worker that cannot be used says, and ClusterError when some do not start within `recover_s`.
         """
         begun_s = self._clock()
         could_begin_s: float | None = None
-        while self._supervisor.num_starting:
+        while num_missing := self._supervisor.num_starting:
             self.turn(TICK_S)
-            if not elastic and self._clock() - begun_s > self._patience.recover_s:
-                missing = self._supervisor.num_starting
-                raise ClusterError(
-                    f"{missing} workers did not start within {self._patience.recover_s:g} s: {explain(missing)}"
-                )
-            self._supervisor.check()
-            if elastic and all(pool.manned for pool in self._pools.values()):
+            if room is not None:
+                room.waiting(num_missing)
+            can_begin = elastic and all(pool.manned for pool in self._pools.values())
+            if not can_begin and self._clock() - begun_s > self._patience.recover_s:
+                raise self._not_started(room)
+            with self._explaining():
+                self._supervisor.check()
+            if can_begin:
                 could_begin_s = could_begin_s or self._clock()
                 if self._clock() - could_begin_s > LATE_S:
                     break
         self._supervisor.begin()
+
+    def _not_started(self, room: Room | None) -> ClusterError:
+        num_missing = self._supervisor.num_starting
+        if room is None:
+            text = f"{num_missing} workers did not start within {self._patience.recover_s:g} s: see `ray status`"
+            return ClusterError(text)
+        # stores may be missing too, and need no room
+        num_workers = len(self._workers.encoders.workers) + len(self._workers.readers.workers)
+        return room.exhausted(num_missing, min(1.0, num_missing / num_workers))
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        """Where the cluster is lost, that is why calls fail."""
+        return nullcontext() if self._connection is None else self._connection.watch.explaining()
 
     def describe(self) -> ModelDescription:
         return self._acceptance.describe()
@@ -127,8 +152,9 @@ class PooledExecutor(AbstractExecutor):
     def wait(self, timeout_s: float) -> list[Completion]:
         deadline_s = self._clock() + timeout_s
         while True:
-            self._send_waiting()
-            self._supervisor.check()
+            with self._explaining():
+                self._send_waiting()
+                self._supervisor.check()
             # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
             busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
             ended = self._completed or self._answers
@@ -139,7 +165,12 @@ class PooledExecutor(AbstractExecutor):
                 return completed
 
     def turn(self, timeout_s: float, also: Any = None) -> None:
-        """Deal with what is ready, after waiting for at most `timeout_s`, or until `also` is ready."""
+        """Deal with what is ready, after waiting for at most `timeout_s`, or until `also` is ready. Raises ClusterError
+        when the cluster is lost."""
+        with self._explaining():
+            self._turn(timeout_s, also)
+
+    def _turn(self, timeout_s: float, also: Any) -> None:
         refs = [*self._running, *self._supervisor.refs, *([] if also is None else [also])]
         if not refs:
             return
@@ -198,7 +229,7 @@ class PooledExecutor(AbstractExecutor):
         """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
         would never be killed. Raises ClusterError after `recover_s`."""
         deadline_s = self._clock() + self._patience.recover_s
-        with translated(doing):
+        with self._explaining(), translated(doing):
             while not ray.wait([ref], timeout=0)[0]:
                 if self._clock() > deadline_s:
                     raise ClusterError(f"{doing}: no answer for {self._patience.recover_s:g} s; see `ray status`")

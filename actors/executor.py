@@ -12,8 +12,10 @@ from secrets import token_hex
 
 import ray
 
-from actors.cluster import Connection, check_capacity, connect, describe_lack
+from actors.cluster import Connection, connect, say_nothing
 from actors.dispatch import PooledExecutor
+from actors.failures import translated
+from actors.room import FEWER, Room
 from actors.shape import ClusterShape
 from actors.workers import start_workers
 from longmem.memory.opening import StoreSettings
@@ -35,22 +37,24 @@ class RayExecutor(PooledExecutor):
         source: ModelSource,
         store: StoreSettings | str,
         shape: ClusterShape,
-        tell: Callable[[str], None] = lambda _text: None,
+        tell: Callable[[str], None] = say_nothing,
     ) -> None:
-        """`tell` gets what an operator should know while the workers start."""
-        self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes)
+        """`tell` gets what an operator should know: which cluster it is, and that the job waits for room."""
+        self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes, tell)
         self._open = True
         try:
-            check_capacity(shape.min_cpus, shape.min_gpus)
-            if (lack := describe_lack(shape.min_cpus, shape.min_gpus)) is not None:
-                tell(f"the job has no room yet: {lack}")
-            workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
-            super().__init__(workers, shape.patience)
+            with self.connection.watch.explaining(), translated("starting the workers"):
+                # a cluster of its own has room: its workers are only slow to start
+                waits = say_nothing if self.connection.started_here else tell
+                advice = self.connection.advice(FEWER)
+                room = Room(shape.min_cpus, shape.min_gpus, shape.patience.recover_s, waits, advice)
+                workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
+            super().__init__(workers, shape.patience, connection=self.connection)
         except BaseException:
             self.connection.close()
             raise
         try:
-            self.begin(shape.elastic, lambda num_missing: _explain(shape, num_missing))
+            self.begin(shape.elastic, room)
         except BaseException:
             self._stop()
             raise
@@ -59,24 +63,16 @@ class RayExecutor(PooledExecutor):
         if not self._open or not ray.is_initialized():
             return
         try:
-            self._workers.stores.close(CLOSE_S)
+            # the stores of a lost cluster have ended with it, or answer nothing
+            if not self.connection.watch.lost:
+                self._workers.stores.close(CLOSE_S)
         finally:
             self._stop()
 
     def _stop(self) -> None:
         self._open = False
         # a cluster of our own ends with all that is in it
-        if not self.connection.started_here:
+        if not self.connection.started_here and not self.connection.watch.lost:
             self._workers.stop()
         super().close()
         self.connection.close()
-
-
-def _explain(shape: ClusterShape, num_missing: int) -> str:
-    # stores may be missing too, and need no room
-    share = min(1.0, num_missing / shape.num_workers)
-    lack = describe_lack(share * shape.num_cpus, share * shape.num_gpus)
-    return (
-        f"{lack or 'there is room for them, see `ray status`'}; let other jobs end, use fewer --encoders, --readers or "
-        "--threads, a smaller --cpu-share, or --elastic"
-    )

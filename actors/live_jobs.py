@@ -1,5 +1,6 @@
 """The jobs that run on a cluster, asked from outside: what `longmem status` shows."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -7,8 +8,9 @@ import ray
 import ray.exceptions
 import ray.util
 
-from actors.cluster import AUTO, Connection, connect, find_cluster
+from actors.cluster import Connection, find_cluster, join, say_nothing
 from actors.monitor import NAME
+from actors.shape import AUTO
 from actors.snapshot import JobSnapshot
 from actors.worker import NAMESPACE
 
@@ -16,13 +18,14 @@ ANSWER_S = 5.0
 
 
 class LiveJobs:
-    """A connection to a cluster, to ask again and again. Raises ClusterError when `address` cannot be reached."""
+    """A connection to a cluster, to ask again and again; `tell` gets which cluster it is. Raises ClusterError when
+    `address` cannot be reached, and when the cluster is lost."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tell: Callable[[str], None] = say_nothing) -> None:
         found = find_cluster() if address == AUTO else address
         self._connection: Connection | None = None
         if found is not None:
-            self._connection = connect(found, num_cpus=1, object_store_bytes=None)
+            self._connection = join(found, tell)
 
     @property
     def connected(self) -> bool:
@@ -31,8 +34,12 @@ class LiveJobs:
 
     def snapshots(self) -> list[JobSnapshot]:
         """The last snapshot of every job, oldest job first; a monitor that does not answer is left out."""
-        if not self.connected:
+        if self._connection is None:
             return []
+        with self._connection.watch.explaining():
+            return self._ask()
+
+    def _ask(self) -> list[JobSnapshot]:
         asked = [actor.latest.remote() for actor in _monitors()]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
         snapshots = [snapshot for reference in answered if (snapshot := _answer(reference)) is not None]

@@ -7,6 +7,7 @@ Needs a Ray that is joined (`actors.cluster.join`). Names are the only truth: an
 """
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic, sleep, time
@@ -15,11 +16,12 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from actors.cluster import check_capacity
+from actors.cluster import Connection, join, say_nothing
 from actors.dispatch import PooledExecutor
 from actors.failures import translated
 from actors.policy import Patience
 from actors.pool import ActorPool
+from actors.room import FEWER, Room
 from actors.shape import ClusterShape
 from actors.store import StorePool
 from actors.worker import NAMESPACE
@@ -118,8 +120,9 @@ def check_name(name: str) -> None:
         )
 
 
-def start_service(service: Service) -> tuple[Service, bool]:
-    """Start the pools and wait until they are ready; returns what runs, and whether it was started by this call.
+def start_service(service: Service, tell: Callable[[str], None] = say_nothing) -> tuple[Service, bool]:
+    """Start the pools and wait until they are ready; returns what runs, and whether it was started by this call. `tell`
+    gets what an operator should know meanwhile.
 
     A service that runs with the same settings is left as it is. Raises ClusterError when it runs with others, when an
     interrupted start left workers, or when the cluster is too small, and what a worker raises that cannot open the
@@ -135,24 +138,36 @@ def start_service(service: Service) -> tuple[Service, bool]:
         return running, False
     if left := _worker_names(service.name):
         raise _half_started(service.name, left)
-    check_capacity(service.shape.min_cpus, service.shape.min_gpus)
+    # joined already: this one only tells when the cluster is lost
+    connection = join(service.shape.address)
+    try:
+        with connection.watch.explaining():
+            return _start_pools(service, connection, tell), True
+    finally:
+        connection.close()
+
+
+def _start_pools(service: Service, connection: Connection, tell: Callable[[str], None]) -> Service:
+    shape = service.shape
+    room = Room(shape.min_cpus, shape.min_gpus, shape.patience.recover_s, tell, f"use fewer {FEWER}")
     try:
         workers = start_workers(service.source, service.store, service.shape, PREFIX + service.name, detached=True)
     except ValueError as error:
         # Ray's word for a name that is taken; a store is the first of all, so nothing of ours was created
         raise ClusterError(f"service {service.name!r} is being started by somebody else: {error}") from error
     try:
-        executor = PooledExecutor(workers, service.shape.patience)
-        executor.begin(service.shape.elastic)
+        executor = PooledExecutor(workers, shape.patience, connection=connection)
+        executor.begin(shape.elastic, room)
         complete = replace(service, since_s=time())
         kind: Any = ServiceActor
         actor = kind.options(name=PREFIX + service.name, namespace=NAMESPACE, lifetime="detached").remote(complete)
         with translated(f"starting service {service.name!r}"):
             ray.get(actor.describe.remote())
     except BaseException:
-        _end([PREFIX + service.name, *(name for names in service.actor_names.values() for name in names)])
+        if not connection.watch.lost:
+            _end([PREFIX + service.name, *(name for names in service.actor_names.values() for name in names)])
         raise
-    return complete, True
+    return complete
 
 
 def find_service(name: str) -> Service:

@@ -6,12 +6,17 @@ from typing import Literal
 from actors.policy import Patience
 from longmem.errors import ConfigError
 
+AUTO = "auto"
+"""Address that joins a cluster which runs on this machine, and else starts one."""
+LOCAL = "local"
+"""Address that starts a cluster for one command."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterShape:
     """How many actors of each kind, and what each declares to Ray's scheduler. Raises ConfigError."""
 
-    address: str = "auto"
+    address: str = AUTO
     encoders: int = 1
     readers: int = 1
     """0 where no segment is scored: encoders store segments and answer requests."""

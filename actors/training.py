@@ -1,22 +1,30 @@
 """Data-parallel training: every worker reads its own rows, and all apply the sum of their gradients (gloo)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import ray
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.cluster import check_capacity, connect
+from actors.cluster import connect, say_nothing
 from actors.failures import translated
 from actors.outcome import Outcome, attempt
+from actors.room import Room
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription
 from longmem.redaction import redacted
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
+
+START_S = 600.0
+"""How long workers may wait for room."""
+TICK_S = 1.0
+"""How often it is looked whether the cluster still lives."""
 
 
 @ray.remote
@@ -73,28 +81,47 @@ class dist_free_port:  # noqa: N801 - reads as a statement: `with dist_free_port
 
 
 class RayTraining:
-    """The same calls as one TrainingWorker, answered by many. Raises ClusterError when a worker is lost."""
+    """The same calls as one TrainingWorker, answered by many. Raises ClusterError when a worker or the cluster is
+    lost."""
 
-    def __init__(self, task: TrainingTask, num_workers: int, address: str) -> None:
+    def __init__(
+        self, task: TrainingTask, num_workers: int, address: str, tell: Callable[[str], None] = say_nothing
+    ) -> None:
+        """`tell` gets what an operator should know: which cluster it is, and that the workers wait for room."""
         if task.config.rows % num_workers:
             raise ConfigError(f"rows={task.config.rows} must be a multiple of the {num_workers} workers")
         num_cpus = num_workers * task.threads
         num_gpus = num_workers if task.model.device == "cuda" else 0
-        self._connection = connect(address, num_cpus, None)
-        check_capacity(num_cpus, num_gpus)
+        self._actors: list[Any] = []
+        self._connection = connect(address, num_cpus, None, tell)
         share = task.config.rows // num_workers
         actor = TrainingActor.options(num_cpus=task.threads, num_gpus=num_gpus // num_workers)  # type: ignore[attr-defined]
-        self._actors = [
-            actor.remote(task, rank, range(rank * share, (rank + 1) * share)) for rank in range(num_workers)
-        ]
         try:
-            with translated("starting the training workers"):
-                meeting = ray.get(self._actors[0].address.remote())
+            with self._explained("starting the training workers"):
+                waits = say_nothing if self._connection.started_here else tell
+                room = Room(num_cpus, num_gpus, START_S, waits, self._connection.advice("--workers or --threads"))
+                self._actors = [
+                    actor.remote(task, rank, range(rank * share, (rank + 1) * share)) for rank in range(num_workers)
+                ]
+                meeting = self._meeting(room)
                 opened = self._gather([each.open.remote(meeting, num_workers) for each in self._actors])
         except BaseException:
             self.close()
             raise
         self._description: ModelDescription = opened[0]
+
+    def _meeting(self, room: Room) -> str:
+        """Wait until every worker has its place; returns where rank 0 listens. Raises ClusterError after START_S."""
+        waiting = [each.address.remote() for each in self._actors]
+        first, deadline_s = waiting[0], monotonic() + START_S
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=TICK_S)
+            self._connection.watch.check()
+            if waiting:
+                room.waiting(len(waiting))
+                if monotonic() > deadline_s:
+                    raise room.exhausted(len(waiting), len(waiting) / len(self._actors))
+        return str(ray.get(first))
 
     def describe(self) -> ModelDescription:
         return self._description
@@ -123,17 +150,23 @@ class RayTraining:
         self._first("export", folder, trained_steps)
 
     def close(self) -> None:
-        if not self._connection.started_here:
+        if not self._connection.started_here and not self._connection.watch.lost:
             for actor in self._actors:
                 ray.kill(actor)
         self._connection.close()
 
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Ray's errors as ours; where the cluster is lost, that is the reason."""
+        with self._connection.watch.explaining(), translated(doing):
+            yield
+
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        with translated(f"training ({method})"):
+        with self._explained(f"training ({method})"):
             return self._gather([actor.call.remote(method, *arguments) for actor in self._actors])
 
     def _first(self, method: str, *arguments: Any) -> Any:
-        with translated(f"training ({method})"):
+        with self._explained(f"training ({method})"):
             return self._gather([self._actors[0].call.remote(method, *arguments)])[0]
 
     def _gather(self, refs: list[Any]) -> list[Any]:
@@ -141,10 +174,12 @@ class RayTraining:
         part of the sum."""
         pending = list(refs)
         while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
-            outcome: Outcome = ray.get(ready[0])
-            if outcome.error is not None:
-                for actor in self._actors:
-                    ray.kill(actor)
-                raise outcome.error
+            ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)
+            self._connection.watch.check()
+            for ref in ready:
+                outcome: Outcome = ray.get(ref)
+                if outcome.error is not None:
+                    for actor in self._actors:
+                        ray.kill(actor)
+                    raise outcome.error
         return [outcome.result for outcome in ray.get(refs)]

@@ -12,15 +12,22 @@ def asked_model(source: ModelSource) -> dict[str, Any]:
     This may differ for equal models, whose weights then are read to compare them. It is never the only thing that a
     result rests on.
     """
-    folder = Path(source.source)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     return {
         "source": source.source,
+        "adapter": source.adapter,
         "dtype": source.dtype,
         "device": source.device,
         "search": source.search,
         "settings": source.settings,
-        "files": [
-            [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
-        ],
+        "files": _files(source.source),
+        "adapter_files": _files(source.adapter),
     }
+
+
+def _files(folder: str | None) -> list[tuple[str, int, int]]:
+    """Return name, size and time of each file of a local folder; nothing for a hub id."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    root = Path(folder)
+    found = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*")) if path.is_file()]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in found]

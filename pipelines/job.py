@@ -168,7 +168,7 @@ def open_executor(job: PerplexityJob, tell: Callable[[str], None] = lambda _text
     """The service's workers, those of the job on Ray, or this process. `tell` gets what the user should know
     meanwhile."""
     if job.service is not None:
-        return attach_to(job.service, job)
+        return attach_to(job.service, job, tell)
     return start_executor(job.model, job.store_settings, job.cluster, job.threads, tell)
 
 

@@ -1,12 +1,13 @@
 """`longmem service up|status|down`: pools that outlive a command, and that many jobs and clients share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from actors.shape import ClusterShape
@@ -139,8 +140,8 @@ def up(
                 elastic=elastic,
             ),
         )
-        with _joined(address):
-            running, started = start_service(service)
+        with _joined(address, console):
+            running, started = start_service(service, _teller(console))
         state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
         open_console().print(
             f"service {name} {state}: {service.source.source}, memory in {redacted(service.store.uri)}", soft_wrap=True
@@ -157,10 +158,11 @@ def status(
 
     **Example:** `longmem service status`
     """
-    with exit_codes(open_console(stderr=True)):
+    console = open_console(stderr=True)
+    with exit_codes(console):
         from actors.service import list_services, service_state
 
-        with _joined(address):
+        with _joined(address, console):
             states = list_services() if name is None else [service_state(name)]
         if not states:
             open_console().print("no service runs on this cluster; start one with `longmem service up`")
@@ -174,17 +176,18 @@ def down(name: Name = "longmem", address: Address = "auto") -> None:
 
     **Example:** `longmem service down --name longmem`
     """
-    with exit_codes(open_console(stderr=True)):
+    console = open_console(stderr=True)
+    with exit_codes(console):
         from actors.service import stop_service
 
-        with _joined(address):
+        with _joined(address, console):
             ended = stop_service(name)
         open_console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[None]:
-    """Within a running cluster; this command never starts one, because it would end with the command."""
+def _joined(address: str, console: Console) -> Iterator[None]:
+    """Join a running cluster, and say which; this command never starts one, because it would end with the command."""
     from actors.cluster import join
 
     if address in ("none", "local"):
@@ -193,11 +196,16 @@ def _joined(address: str) -> Iterator[None]:
             "`ray start --head`"
         )
     with tidying():
-        connection = join(address)
+        connection = join(address, _teller(console))
         try:
-            yield
+            with connection.watch.explaining():
+                yield
         finally:
             connection.close()
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(escape(text), soft_wrap=True)
 
 
 def _described(state: "ServiceState") -> str:

@@ -1,5 +1,6 @@
 """A job on a service: its model, its store and its pools are those of the service."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,10 +58,12 @@ def on_service(job: "PerplexityJob", choice: ServiceChoice) -> "PerplexityJob":
     )
 
 
-def attach_to(choice: ServiceChoice, job: "PerplexityJob") -> AbstractExecutor:
-    """An executor on the service's pools. Raises ClusterError, and FingerprintError for another model."""
+def attach_to(choice: ServiceChoice, job: "PerplexityJob", tell: Callable[[str], None]) -> AbstractExecutor:
+    """An executor on the service's pools; `tell` gets which cluster it is.
+
+    Raises ClusterError, and FingerprintError for another model."""
     from actors.attached import attach
 
     assert job.cluster is not None, "a job on a service has the service's pools"
     offered = describe(choice.offered.open()) if choice.offered is not None else None
-    return attach(choice.address, choice.name, patience=job.cluster.patience, offered=offered)
+    return attach(choice.address, choice.name, patience=job.cluster.patience, offered=offered, tell=tell)

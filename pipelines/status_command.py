@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from longmem.errors import ConfigError
@@ -56,7 +57,7 @@ def status(
             return
         from actors.live_jobs import LiveJobs
 
-        with LiveJobs(address or "auto") as live:
+        with LiveJobs(address or "auto", lambda text: console.print(escape(text), soft_wrap=True)) as live:
 
             def ask() -> list["JobStatus"]:
                 return [status_of(each, alive=None) for each in live.snapshots()]

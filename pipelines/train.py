@@ -3,7 +3,7 @@
 out/job.json · curve.csv · validation.csv · curves.png · checkpoints/ · model/ · training.json
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 
 import longmem
 from longmem.errors import ConfigError
@@ -73,14 +74,14 @@ class Training(Protocol):
 
 
 @contextmanager
-def open_training(job: TrainingJob) -> Iterator[Training]:
-    """Workers here or on Ray, which is imported only for that."""
+def open_training(job: TrainingJob, tell: Callable[[str], None]) -> Iterator[Training]:
+    """Workers here or on Ray, which is imported only for that. `tell` gets what the user should know meanwhile."""
     if job.address == "none":
         yield TrainingWorker(job.task, range(job.task.config.rows))
         return
     from actors.training import RayTraining
 
-    training = RayTraining(job.task, job.workers, job.address)
+    training = RayTraining(job.task, job.workers, job.address, tell)
     try:
         yield training
     finally:
@@ -98,7 +99,11 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
         if (finished := folder.finished(RESULTS, asked)) is not None:
             return finished
         found = find_inputs((*job.task.data, *job.task.validation), console)
-        with open_training(job) as training:
+
+        def tell(text: str) -> None:
+            console.print(escape(text), soft_wrap=True)
+
+        with open_training(job, tell) as training:
             return _run(job, folder, asked, training, found, console)
 
 

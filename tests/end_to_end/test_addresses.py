@@ -2,38 +2,23 @@
 may talk to a cluster that a job starts."""
 
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from longmem.testing import small_longmem
+from tests.ray_heads import Head, environment, started_heads
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIMIT_S = 240.0
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
-ROOT = Path(__file__).parents[2]
+OPEN = environment(RAY_AUTH_MODE="disabled")
 LONGMEM = [sys.executable, "-c", "from pipelines.cli import main; main()", "perplexity"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +39,7 @@ def options(folder: Path, address: str, name: str) -> list[str]:
 def start(folder: Path, address: str, name: str, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*LONGMEM, *options(folder, address, name), *more],
-        env=environment(),
+        env=OPEN,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,49 +62,11 @@ def assert_same(folder: Path, name: str) -> None:
         assert (folder / name / table).read_bytes() == (folder / "none" / table).read_bytes(), table
 
 
-@dataclass(frozen=True)
-class Head:
-    """A head node with two CPUs, and the ports where it listens."""
-
-    gcs: int
-    client: int
-    dashboard: int
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    head = Head(free_port(), free_port(), free_port())
-    # a short path, because it becomes the name of a Unix socket
-    temporary = tempfile.mkdtemp(prefix="lm-", dir="/tmp")
-    ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    ports = [f"--port={head.gcs}", f"--ray-client-server-port={head.client}", f"--dashboard-port={head.dashboard}"]
-    size = ["--num-cpus=2", f"--object-store-memory={2**27}", "--dashboard-host=127.0.0.1"]
-    log = Path(temporary) / "start.log"
-    with log.open("wb") as output:
-        # --block: it ends with its own processes, where `ray stop` would end those of every cluster on the machine
-        process = subprocess.Popen(
-            [*ray_start, *ports, *size, f"--temp-dir={temporary}"],
-            env=environment(),
-            stdout=output,
-            stderr=output,
-            cwd="/",
-        )
-    deadline = time.monotonic() + LIMIT_S
-    try:
-        while not all(listens(port) for port in (head.gcs, head.client, head.dashboard)):
-            assert process.poll() is None, log.read_text("utf-8")
-            assert time.monotonic() < deadline, log.read_text("utf-8")
-            time.sleep(0.1)
+    """With two CPUs."""
+    with started_heads(OPEN) as (head,):
         yield head
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
@@ -153,7 +100,7 @@ def test_a_submitted_job(head: Head, folder: Path) -> None:
     address = f"http://127.0.0.1:{head.dashboard}"
     submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--", *entry]
     process = subprocess.Popen(
-        submit, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+        submit, env=OPEN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
     )
     assert "succeeded" in finish(process)
     assert_same(folder, "submitted")
@@ -188,10 +135,9 @@ connection.close()
 
 def test_a_cluster_of_our_own_asks_for_a_token(tmp_path: Path) -> None:
     """Ray's token authentication is on where nobody has said anything, and the dashboard is on loopback."""
-    free = {name: value for name, value in environment().items() if name != "RAY_AUTH_MODE"}
     process = subprocess.Popen(
         [sys.executable, "-c", CONNECT],
-        env={**free, "HOME": str(tmp_path)},
+        env=environment(HOME=str(tmp_path)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

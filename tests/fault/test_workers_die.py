@@ -176,7 +176,7 @@ def test_a_job_without_room_says_what_it_waits_for_and_ends(
     told: list[tuple[float, str]] = []
     shape = ClusterShape(address="local", patience=Patience(recover_s=4))
     begun = monotonic()
-    with pytest.raises(ClusterError, match=r"\d workers did not start within 4 s.*--cpu-share"):
+    with pytest.raises(ClusterError, match=r"\d workers did not start within 4 s.*--cpu-share.*--address local"):
         RayExecutor(
             ModelSource(str(checkpoint)),
             str(tmp_path / "memory.lance"),
@@ -184,9 +184,13 @@ def test_a_job_without_room_says_what_it_waits_for_and_ends(
             lambda text: told.append((monotonic() - begun, text)),
         )
     assert monotonic() - begun < 20
-    ((told_s, text),) = told
+    ((_, where), (told_s, text)) = told
+    assert where.startswith(f"uses the Ray cluster at {ray.get_runtime_context().gcs_address}, ")
+    assert where.endswith("; 1 of 8 CPUs are free")
     assert told_s < 2
     assert "it waits for 2 CPU, the cluster has 1 free" in text
+    assert "It waits for at most 4 s" in text
+    assert "--address local" in text
     ray.kill(other)
 
 

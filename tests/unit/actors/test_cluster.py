@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.cluster import AUTO, find_cluster, join
+from actors.cluster import NoClusterError, connect, find_cluster, in_one_line, join
+from actors.shape import AUTO, LOCAL
 from longmem.errors import ClusterError
 
 
@@ -22,7 +23,7 @@ def dead_head(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def stopped_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where `auto` leads: a port that the system opens to callers with nobody behind it, as of a stopped process."""
-    monkeypatch.setattr("actors.cluster.CONNECT_S", 0.5)
+    monkeypatch.setattr("actors.reaching.CONNECT_S", 0.5)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
@@ -49,3 +50,72 @@ def test_a_stopped_head_is_told_too(stopped_head: str) -> None:
         find_cluster()
     with pytest.raises(ClusterError, match=f"nothing answers at '{stopped_head}' .*says nothing for"):
         join(AUTO)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:8265", "is that of a dashboard"),
+        ("head", "expected HOST:PORT"),
+        ("head:port", "expected HOST:PORT"),
+        (":6379", "expected HOST:PORT"),
+        ("head:65536", "expected HOST:PORT"),
+        ("ray://head", "expected HOST:PORT"),
+    ],
+)
+@pytest.mark.parametrize("through", ["option", "environment"])
+def test_join_with_an_address_that_is_none_says_what_was_expected(
+    monkeypatch: pytest.MonkeyPatch, address: str, message: str, through: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=message):
+        join(address if through == "option" else AUTO)
+
+
+def test_auto_with_a_dead_address_in_the_environment_starts_no_other_cluster(dead_head: str) -> None:
+    """The user has named it: another one would run the job where it was not meant to run."""
+    with pytest.raises(ClusterError, match=f"nothing answers at '{dead_head}'"):
+        connect(AUTO, num_cpus=1, object_store_bytes=None)
+
+
+def test_auto_with_a_dead_cluster_on_record_is_no_cluster(dead_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What /tmp/ray/ray_current_cluster names after a crash; nobody can join it, and nobody has named it."""
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("actors.reaching.services.find_gcs_addresses", FoundNothing())
+    monkeypatch.setattr("actors.reaching.services.find_bootstrap_address", lambda _folder: dead_head)
+    assert find_cluster() is None
+    with pytest.raises(NoClusterError) as caught:
+        join(AUTO)
+    assert caught.value.before == f"the Ray cluster that is on record here, at {dead_head}, has ended: "
+
+
+class FoundNothing:
+    """Ray's search for processes of a GCS, on a machine without one."""
+
+    def __call__(self) -> set[str]:
+        return set()
+
+    def cache_clear(self) -> None:
+        pass
+
+
+def test_versions_that_differ_are_named_on_both_sides() -> None:
+    from ray._private.utils import check_version_info
+
+    theirs = {"ray_version": "2.1.0", "python_version": "3.9.1"}
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info(theirs, "here")
+    text = in_one_line(caught.value)
+    assert text.startswith("it runs Ray 2.1.0 on Python 3.9.1, this process Ray "), text
+    assert text.endswith("install the same versions on both sides"), text
+
+
+def test_a_start_that_is_too_slow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception for it."""
+
+    def slow(**_options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen\n because of  the raylet.")
+
+    monkeypatch.setattr("actors.cluster.ray.init", slow)
+    with pytest.raises(ClusterError, match=r"cannot start Ray .* timed out during startup\. This .*--address none"):
+        connect(LOCAL, num_cpus=1, object_store_bytes=None)

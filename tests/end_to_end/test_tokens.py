@@ -1,0 +1,134 @@
+"""Clusters with and without Ray's token authentication, joined by address: with the user's token, or told why not."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ray_heads import Head, environment, started_heads
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+TOKEN = "a-token-of-this-test-0123456789"
+LIMIT_S = 120.0
+
+JOIN = """
+import json, os, sys, time
+import ray
+from actors.cluster import connect
+from longmem.errors import ClusterError
+
+@ray.remote(num_cpus=0)
+class Echo:
+    def say(self, text):
+        return text
+
+def case(name, address, token):
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    if token is not None:
+        os.environ["RAY_AUTH_TOKEN"] = token
+    begun, told = time.monotonic(), []
+    try:
+        connection = connect(address, num_cpus=1, object_store_bytes=None, tell=told.append)
+    except ClusterError as error:
+        said = str(error)
+    else:
+        echo = Echo.remote()
+        said = ray.get(echo.say.remote("an actor answers"), timeout=60)
+        del echo
+        connection.close()
+    print(json.dumps({"case": name, "said": said, "told": told, "s": time.monotonic() - begun}), flush=True)
+
+for each in json.loads(sys.argv[1]):
+    case(*each)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home folder of whoever started the cluster: `ray start` finds its token, and turns tokens on."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN, "utf-8")
+    return home
+
+
+@pytest.fixture(scope="module")
+def heads(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Head]]:
+    """One that asks for the token, and one that was started where there was none."""
+    stranger = tmp_path_factory.mktemp("stranger")
+    with started_heads(environment(HOME=str(home)), environment(HOME=str(stranger))) as heads:
+        yield heads
+
+
+def joined(home: Path, cases: list[tuple[str, str, str | None]], **more: str) -> dict[str, dict[str, Any]]:
+    """What came of each case, all in one process: (name, address, token in the environment)."""
+    process = subprocess.run(
+        [sys.executable, "-c", JOIN, json.dumps(cases)],
+        env=environment(HOME=str(home), **more),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    records = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    assert "gcs_client.cc" not in process.stderr, "Ray was left to find out that it is refused"
+    return {record["case"]: record for record in records}
+
+
+def test_join_by_address_token_on_cluster_and_none_on_another_is_matched(heads: list[Head], home: Path) -> None:
+    """`host:port` and `ray://`, in one process: the token mode follows the cluster."""
+    locked, opened = heads
+    found = joined(
+        home,
+        [
+            ("open", f"127.0.0.1:{opened.gcs}", None),
+            ("address", f"127.0.0.1:{locked.gcs}", None),
+            ("client", f"ray://127.0.0.1:{locked.client}", None),
+            ("open again", f"127.0.0.1:{opened.gcs}", None),
+            ("wrong", f"127.0.0.1:{locked.gcs}", "another"),
+            ("client port", f"127.0.0.1:{locked.client}", None),
+            ("dashboard", f"127.0.0.1:{locked.dashboard}", None),
+            ("client wrong", f"ray://127.0.0.1:{locked.client}", "another"),
+        ],
+    )
+    for name in ("open", "address", "client"):
+        assert found[name]["said"] == "an actor answers", found[name]
+        (told,) = found[name]["told"]
+        assert told.startswith("joined the Ray cluster at "), told
+        assert told.endswith("; 2 of 2 CPUs are free"), told
+    for name in ("wrong", "client wrong"):
+        assert "refuses the token that is here" in found[name]["said"]
+    assert "join it from another process" in found["open again"]["said"]
+    assert "write ray://HOST:PORT" in found["client port"]["said"]
+    assert "does not answer as a Ray head" in found["dashboard"]["said"]
+    for name in ("wrong", "client wrong", "client port", "dashboard"):
+        assert found[name]["s"] < 5, found[name]
+
+
+def test_join_by_address_without_token_says_so_at_once(heads: list[Head], tmp_path: Path) -> None:
+    locked, _ = heads
+    addresses = {"address": f"127.0.0.1:{locked.gcs}", "client": f"ray://127.0.0.1:{locked.client}"}
+    found = joined(tmp_path, [(name, address, None) for name, address in addresses.items()])
+    for name, record in found.items():
+        assert f"the Ray cluster at {addresses[name]} asks for a token and there is none here" in record["said"]
+        assert record["s"] < 5, record
+
+
+@pytest.mark.parametrize(
+    ("mode", "which", "message"),
+    [
+        ("disabled", 0, "RAY_AUTH_MODE=disabled keeps this process from sending one"),
+        ("token", 1, "has no token authentication and RAY_AUTH_MODE=token asks for it"),
+    ],
+)
+def test_join_by_address_against_the_users_mode_is_refused(
+    heads: list[Head], home: Path, mode: str, which: int, message: str
+) -> None:
+    found = joined(home, [("only", f"127.0.0.1:{heads[which].gcs}", None)], RAY_AUTH_MODE=mode)
+    assert message in found["only"]["said"]
