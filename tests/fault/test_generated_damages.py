@@ -211,8 +211,8 @@ def judged(sound: Path, folder: Path, damage: Damage, seed: int) -> tuple[str, s
 
 
 def judged_apart(sound: Path, folder: Path, chosen: list[Damage]) -> Iterator[tuple[str, str]]:
-    """In a process of its own: a flipped bit in a length can make Lance ask for more memory than there is, and then Rust
-    ends the process. That is loud, and nothing is written."""
+    """In a process of its own: a flipped bit in a length can make Lance ask for more memory than there is, and then
+    Rust ends the process. That is loud, and nothing is written."""
     spawn, start = multiprocessing.get_context("spawn"), 0
     while start < len(chosen):
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
