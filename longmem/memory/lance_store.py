@@ -1,8 +1,9 @@
 """The durable store: LanceDB tables on disk (or in a bucket).
 
-    identity    the fingerprint that the first block fixed
-    catalogue   one row per block: whose, where, how long, checksums, and the write that holds its payload
-    p-…         payload: chunk rows of up to 64 segments of one document
+    identity        the fingerprint that the first block fixed
+    catalogue       one row per block: whose, where, how long, checksums, and the write that holds its payload
+    p-…             payload: chunk rows of up to 64 segments of one document, and a copy of the fingerprint
+    acknowledged/   the newest commit of the catalogue that was acknowledged (no table: names of empty files)
 
 A put appends the payload first and inserts the catalogue rows last, as one commit: blocks exist from that commit on,
 whole. A process that dies in between leaves payload rows that nothing names; they are never read.
@@ -10,7 +11,23 @@ whole. A process that dies in between leaves payload rows that nothing names; th
 **What an acknowledged put promises.** When `put` returned, the block survives the death of any process (`kill -9`)
 and is visible to every process that has the store open. LanceDB does not fsync local files, so with
 `durability="process"` a power cut or kernel crash can lose the last seconds; checksums then tell damage from data.
-With `durability="power"` the block survives that too: `put` returns when the disk has it.
+With `durability="power"` the block survives that too: `put` returns when the disk has it. A catalogue that went back
+behind what was acknowledged is an error for every reader and writer (`acknowledged.py`).
+
+**What concurrent writers can rely on.** Any number of threads, processes and nodes may put the same blocks at the same
+moment. Exactly one put of a block is told that it is new; every other one is told that it is a duplicate, or meets a
+ConflictError where its tokens differ. Of several forks into one target one succeeds. A `fork` beside a `delete` or
+`trim` of its source succeeds whole or raises. This rests on Lance's conflict detection between inserts of one key:
+`merge_insert` records the inserted keys in its transaction where the column is not nullable and is the table's
+unenforced primary key, and a commit that inserted one of them meanwhile makes it start again (lancedb 0.40, Lance 13).
+Tables of stores that were made before have no such key, and are given one by the next write. In a bucket it also
+needs conditional writes, which the first put asks for.
+
+Lance compares an insert only with commits whose versions are still there. Versions are kept for ten minutes; a put
+that took longer than five looks for a second row of its blocks, and withdraws its own.
+
+Not guaranteed: that a put and a `delete` of *the same document* at the same moment leave the put's block readable. It
+may be acknowledged, and be gone with the payload table that the delete drops; then reads raise CorruptionError.
 
 Payload tables are never compacted (Lance would rewrite all of them each time); the catalogue is, now and then.
 """
@@ -27,8 +44,8 @@ from longmem.types import DocumentKey
 
 
 class LanceMemoryStore(LanceWriter):
-    """Keeps every promise of AbstractMemoryStore, across processes. One document has one writer at a time; any number
-    of processes may read it meanwhile, and other documents may have other writers."""
+    """Keeps every promise of AbstractMemoryStore, across threads, processes and nodes, for any number of writers and
+    readers; one document is not deleted while it is written (see above)."""
 
     def __enter__(self) -> "LanceMemoryStore":
         return self

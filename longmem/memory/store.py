@@ -55,6 +55,8 @@ class AbstractMemoryStore(AbstractBlockSource):
     - **One model.** The first block fixes the store's fingerprint; blocks with another one are refused.
     - **Read your writes.** What `put` acknowledged is visible to the next call of any thread or process.
     - **Thread-safe.** Every method may be called from several threads at once.
+    - **One winner.** Of several puts of one block at the same moment, by threads or processes, exactly one is told that
+      it is new; of several forks into one document exactly one succeeds.
 
     Damage is an error (CorruptionError), never a number.
     """
