@@ -5,6 +5,7 @@ job.lock           held by the process that runs the job
 journal.jsonl      results as they came
 status.json        how far the job is, every 2 s
 log.jsonl          what happened to it
+slices.json        what each process did that worked on it
 memory.lance/      the memory store, unless another one was named
 summary.json  documents.parquet  segments.parquet  tokens.parquet  report.html
 """

@@ -181,8 +181,8 @@ def test_a_longmem_folder_learns_on(tmp_path: Path, books: Path, train: Callable
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--rows", 0), "rows must be a whole number of at least 1"),
-        (("--learning-rate", -1), "learning_rate must be a positive number"),
+        (("--rows", 0), "--rows must be at least 1, got 0"),
+        (("--learning-rate", -1), "--learning-rate must be greater than 0, got -1"),
         (("--no-memory",), "contradict each other"),
         (("--set", "keys=odd"), "keys must be one of raw, centred, unit"),
         (("--set", "colour=blue"), "unknown settings"),
