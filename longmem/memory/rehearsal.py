@@ -46,7 +46,7 @@ def rehearse(store: Path) -> None:
             if not places:
                 raise StoreError(
                     f"every block of {store} can be read; whether its catalogue can be written could not be tried, "
-                    f"neither there nor in {tempfile.gettempdir()}: {error}; free some space, or name a folder with TMPDIR"
+                    f"neither there nor in {tempfile.gettempdir()}: {error}; free some space, or set TMPDIR"
                 ) from error
         else:
             return
