@@ -14,6 +14,7 @@ In a bucket a mark holds no digest, because reading each manifest back would cos
 catalogue is only seen to be older than its mark while it is shorter.
 """
 
+import errno
 import json
 import time
 from abc import ABC, abstractmethod
@@ -181,6 +182,11 @@ class _OnDisk(Acknowledged):
                 if old.version < version:
                     (self._folder / old.name).unlink(missing_ok=True)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"the disk is full: what was written is stored, and {self._folder} cannot say so ({error}); free "
+                    "some space and write it again"
+                ) from error
             raise StoreError(
                 f"what was written is stored, and {self._folder} cannot be written to say so: {error}; free some space "
                 "or check its permissions, and write it again"

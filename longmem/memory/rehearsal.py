@@ -28,17 +28,28 @@ _AT_ONCE = timedelta(milliseconds=1)
 def rehearse(store: Path) -> None:
     """Insert, delete, compact and clean on a copy of a local store's catalogue. Raises CorruptionError where one of
     them fails or changes what the catalogue says, StoreError where no copy can be made."""
-    for left in reversed(range(TRIES)):
-        with _copy_of(store) as copy:
-            try:
+    places: list[Path | None] = [store, None]
+    tries = TRIES
+    while True:
+        try:
+            with _copy_of(store, places[0]) as copy:
                 _try(LanceDatabase(str(copy)))
-            except CorruptionError as error:
-                if not left:
-                    raise CorruptionError(
-                        f"every block of {store} can be read, and the next write or compaction would fail: {error}"
-                    ) from error
-            else:
-                return
+        except CorruptionError as error:
+            tries -= 1
+            if not tries:
+                raise CorruptionError(
+                    f"every block of {store} can be read, and the next write or compaction would fail: {error}"
+                ) from error
+        except (OSError, PlaceError) as error:
+            # full, or only to be read: what is tried is the catalogue, not the disk
+            del places[0]
+            if not places:
+                raise StoreError(
+                    f"every block of {store} can be read; whether its catalogue can be written could not be tried, "
+                    f"neither there nor in {tempfile.gettempdir()}: {error}; free some space, or set TMPDIR"
+                ) from error
+        else:
+            return
 
 
 def _try(database: LanceDatabase) -> None:
@@ -72,13 +83,10 @@ def _as_damage() -> Iterator[None]:
 
 
 @contextmanager
-def _copy_of(store: Path) -> Iterator[Path]:
-    """A folder with the catalogue alone. One that is left by a death goes with the next sweep of the store."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=DOOMED_PREFIX, dir=store))
-    except OSError:
-        # a store that may only be read
-        folder = Path(tempfile.mkdtemp(prefix="longmem-"))
+def _copy_of(store: Path, place: Path | None) -> Iterator[Path]:
+    """A folder with the catalogue alone, in a place or the system's for temporary files. One that is left in the store
+    by a death goes with the next sweep."""
+    folder = Path(tempfile.mkdtemp(prefix=DOOMED_PREFIX, dir=place))
     try:
         table, copied = (place / f"{CATALOGUE}.lance" for place in (store, folder))
         # versions first: what they name exists for minutes more, also beside a writer that cleans

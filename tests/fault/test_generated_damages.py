@@ -144,9 +144,9 @@ def check_works(folder: Path) -> None:
                 store.put(make_block(key, segment, seed=SEEDS[key]))
         store.put(make_block(new))
         store.fork(new, DocumentKey("default", "new-fork"))
-        store.compact(0)
+        store.compact(0.0)
         assert store.delete(new) == 1
-        store.compact(0)
+        store.compact(0.0)
     assert right_blocks(folder) == {(key, segment) for key, segments in HELD.items() for segment in segments}
     with LanceMemoryStore(str(folder)) as store:
         store.verify()
