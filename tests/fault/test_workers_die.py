@@ -12,7 +12,9 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from actors.policy import Patience
 from actors.shape import ClusterShape
@@ -194,19 +196,26 @@ def test_a_job_without_room_says_what_it_waits_for_and_ends(
     ray.kill(other)
 
 
-def test_a_model_that_workers_cannot_open_keeps_its_error_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_model_that_workers_cannot_open_keeps_its_error_and_leaves_nothing(
+    ray_cluster: None, checkpoint: Path, tmp_path: Path
+) -> None:
     import ray
 
     from actors.executor import RayExecutor
 
-    source = ModelSource(str(tmp_path / "no-such-model"))
+    surplus = Path(shutil.copytree(checkpoint / "backbone", tmp_path / "surplus"))
+    weights = {name: tensor.clone() for name, tensor in load_file(surplus / "model.safetensors").items()}
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.ones(32)
+    save_file(weights, surplus / "model.safetensors", {"format": "pt"})
     assert alive_actors() == {}
-    with pytest.raises(ModelError, match="no-such-model") as caught:
-        RayExecutor(source, str(tmp_path / "memory.lance"), ClusterShape())
-    with pytest.raises(ModelError) as inline:
-        source.open()
-    assert type(caught.value) is type(inline.value)
-    assert str(caught.value) == str(inline.value)
+    for folder, word in ((tmp_path / "no-such-model", "no-such-model"), (surplus, r"q_proj\.bias")):
+        source = ModelSource(str(folder))
+        with pytest.raises(ModelError, match=word) as caught:
+            RayExecutor(source, str(tmp_path / "memory.lance"), ClusterShape())
+        with pytest.raises(ModelError) as inline:
+            source.open()
+        assert type(caught.value) is type(inline.value)
+        assert str(caught.value) == str(inline.value)
     deadline = monotonic() + 10
     while alive_actors() and monotonic() < deadline:
         sleep(0.1)
