@@ -597,7 +597,7 @@ def test_bad_documents_are_named_and_the_others_are_scored(model: Path, text: Pa
     (bad / "empty.txt").write_text("")
     (bad / "binary.txt").write_bytes(b"\x7fELF\0\0")
     (bad / "latin1.txt").write_bytes("naïve".encode("latin-1"))
-    (bad / "book.txt").write_text("a second one of that name")
+    (bad / "twin.jsonl").write_text('{"text": "a second one of that name", "id": "book"}')
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"text": "first line"}\n{"text": torn\n{"text": "third \\u001b[31mline", "id": "third"}\n')
     out = tmp_path / "out"
