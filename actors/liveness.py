@@ -124,7 +124,7 @@ class ClusterWatch:
             raise
 
     def _look_again(self, error: Exception) -> None:
-        """Look after a failure; for longer where workers have ended, because a raylet ends its workers before itself."""
+        """Look after a failure; longer where workers have ended, because a raylet ends its workers before itself."""
         cause = error.__cause__ if isinstance(error, ClusterError) else error
         deadline_s = monotonic() + (ENDING_S if isinstance(cause, ENDED) else 0.0)
         while self._lost is None:
