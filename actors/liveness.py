@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, sleep
 
 import grpc
 import ray.exceptions
@@ -36,6 +36,11 @@ EXIT_LOST = 2
 
 REFUSED_S = 3.0
 """How long a raylet may refuse connections: its port has an owner for as long as it lives, and it never comes back."""
+
+ENDING_S = 10.0
+"""How long a raylet may take to end after its workers, and a head after those."""
+ENDED = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError)
+"""What Ray says of workers that are gone."""
 
 GCS = "head process (GCS)"
 RAYLET = "node process (raylet)"
@@ -109,8 +114,7 @@ class ClusterWatch:
             self.check()
             yield
         except (ClusterError, ConnectionError, ray.exceptions.RayError) as error:
-            if self._lost is None:
-                self._look(corroborated=True)
+            self._look_again(error)
             if self._lost is not None and str(error) != self._lost:
                 self._told = True
                 raise ClusterError(self._lost) from error
@@ -118,6 +122,16 @@ class ClusterWatch:
                 # Ray's client, whose connection breaks for other reasons too
                 raise ClusterError(f"the connection to {self._name} broke ({error}); {CONTINUE}") from error
             raise
+
+    def _look_again(self, error: Exception) -> None:
+        """Look after a failure; longer where workers have ended, because a raylet ends its workers before itself."""
+        cause = error.__cause__ if isinstance(error, ClusterError) else error
+        deadline_s = monotonic() + (ENDING_S if isinstance(cause, ENDED) else 0.0)
+        while self._lost is None:
+            self._look(corroborated=True)
+            if self._lost is not None or monotonic() >= deadline_s:
+                return
+            sleep(0.1)
 
     def close(self) -> None:
         """Look no more."""
