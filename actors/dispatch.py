@@ -23,7 +23,7 @@ from actors.outcome import Outcome
 from actors.placing import Placing
 from actors.policy import Patience
 from actors.pool import TASKS_PER_ACTOR, Worker
-from actors.room import Room
+from actors.room import Room, not_started
 from actors.supervision import Supervisor
 from actors.tasks import Encoded, Place, RequestTask, SegmentTask, Task
 from actors.worker import WorkerInfo
@@ -99,7 +99,7 @@ class PooledExecutor(AbstractExecutor):
                 room.waiting(num_missing)
             can_begin = elastic and all(pool.manned for pool in self._pools.values())
             if not can_begin and self._clock() - begun_s > self._patience.recover_s:
-                raise self._not_started(room)
+                raise not_started(room, self._workers, num_missing, self._patience.recover_s)
             with self._explaining():
                 self._supervisor.check()
             if can_begin:
@@ -107,15 +107,6 @@ class PooledExecutor(AbstractExecutor):
                 if self._clock() - could_begin_s > LATE_S:
                     break
         self._supervisor.begin()
-
-    def _not_started(self, room: Room | None) -> ClusterError:
-        num_missing = self._supervisor.num_starting
-        if room is None:
-            text = f"{num_missing} workers did not start within {self._patience.recover_s:g} s: see `ray status`"
-            return ClusterError(text)
-        # stores may be missing too, and need no room
-        num_workers = len(self._workers.encoders.workers) + len(self._workers.readers.workers)
-        return room.exhausted(num_missing, min(1.0, num_missing / num_workers))
 
     def _explaining(self) -> AbstractContextManager[None]:
         """Where the cluster is lost, that is why calls fail."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from actors.cluster import check_capacity, describe_lack, free_cpus
+from actors.workers import Workers
 from longmem.errors import ClusterError
 
 FEWER = "--encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
@@ -63,3 +64,12 @@ class Room:
             f"{num_missing} workers did not start within {self._limit_s:g} s: {lack}; let other jobs end, "
             f"or {self._advice}"
         )
+
+
+def not_started(room: Room | None, workers: Workers, num_missing: int, limit_s: float) -> ClusterError:
+    """What ends a job whose workers did not start; without a room it is not known what they need."""
+    if room is None:
+        return ClusterError(f"{num_missing} workers did not start within {limit_s:g} s: see `ray status`")
+    # stores may be missing too, and need no room
+    num_workers = len(workers.encoders.workers) + len(workers.readers.workers)
+    return room.exhausted(num_missing, min(1.0, num_missing / num_workers))
