@@ -527,8 +527,8 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "unknown family": ("backbone", lambda m: edit(m / "config.json", model_type="t5"), "family 't5' is not supported"),
     "unheard-of family": ("backbone", lambda m: edit(m / "config.json", model_type="zork"), "family 'zork' is not"),
     "weights cut off": ("backbone", lambda m: cut(m / "model.safetensors"), "cannot load the weights"),
-    "weights missing": ("backbone", lambda m: (m / "model.safetensors").unlink(), "cannot load the weights"),
-    "no tokenizer": ("backbone", lambda m: (m / "tokenizer.json").unlink(), "no usable tokenizer"),
+    "weights missing": ("backbone", lambda m: (m / "model.safetensors").unlink(), "no weights in"),
+    "no tokenizer": ("backbone", lambda m: (m / "tokenizer.json").unlink(), "no tokenizer in"),
     "broken tokenizer": ("backbone", lambda m: (m / "tokenizer.json").write_text("{"), "no usable tokenizer"),
     "wrong tokenizer": ("trained", lambda m: foreign_tokenizer(m / "backbone/tokenizer.json"), "wrong tokenizer"),
     "flipped bit": ("trained", lambda m: flip(m / "backbone/model.safetensors"), "is not what was saved"),
@@ -669,11 +669,12 @@ def test_text_that_no_file_can_hold_fails_alone(model: Path, tmp_path: Path) -> 
     assert [row["document"] for row in rows(tmp_path / "out", "documents") if row["status"] == "scored"] == ["good"]
 
 
-def test_a_backbone_with_nan_gives_an_error_and_no_number(models: Path, text: Path, tmp_path: Path) -> None:
+def test_a_backbone_that_overflows_gives_an_error_and_no_number(models: Path, text: Path, tmp_path: Path) -> None:
     model = damaged(models, "backbone", tmp_path)
     weights = load_file(model / "model.safetensors")
     name = next(name for name in weights if "layers.1" in name and "down_proj" in name)
-    weights[name][0, 0] = float("nan")
+    # finite, so that it loads: a product of such weights is not
+    weights[name][:] = 3e38
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     out = tmp_path / "out"
     outcome = invoke(*arguments(text, model, out, "--segment-tokens", 32, "--memory-tokens", 96))

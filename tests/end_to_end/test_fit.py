@@ -43,13 +43,13 @@ def test_gives_a_model_that_scores_better(tmp_path: Path, books: Path, small_bac
     code, text = invoke("fit", "--model", backbone, "--out", out, *options, *SMALL)
     assert code == 0, text
     assert "epoch 0: perplexity training" in text
+    assert "not read: 1 .pdf (notes.pdf)" in text
     assert f"fitted model: {out / 'model'}" in text
     before = snapshot(out)
     code, text = invoke("fit", "--model", backbone, "--out", out, *options, *SMALL, "--resume")
     assert (code, text.count("finished before")) == (0, 1), text
     assert snapshot(out) == before
     summary = json.loads((out / "fit.json").read_text())
-    assert "not read: 1 .pdf (notes.pdf)" in text
     assert summary["left_out"][".pdf"] == {"count": 1, "examples": ["notes.pdf"]}
     assert summary["settings"]["special_tokens"] == "text"
     first, *_, last = summary["perplexity"]
