@@ -22,7 +22,7 @@ from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 
 SEED = 7
-QUICK = 16
+QUICK = 8
 """Damages of a default run, of each kind and file some. A slow run makes ALL of them."""
 ALL = 140
 OTHER, FORK, DELETED = (DocumentKey("default", name) for name in ("other", "fork", "deleted"))
@@ -100,6 +100,9 @@ def damages(folder: Path, chance: random.Random) -> Iterator[Damage]:
             file = chance.choice(groups[group])
             if kind not in ("older", "other"):
                 yield Damage(file, kind)
+                continue
+            if group[1] == "_deletions":
+                # not covered: Lance's list of a fragment's deleted rows has no checksum, and another valid one is believed
                 continue
             peers = [each for each in groups[group] if each != file]
             if kind == "older":
@@ -229,7 +232,7 @@ def test_generated_damages_are_told_and_mended(sound: Path, tmp_path: Path) -> N
     without_flips = (damage for damage in damages(sound, random.Random(SEED)) if damage.kind != "flip")
     found = [judged(sound, tmp_path / "memory.lance", damage, SEED) for damage in islice(without_flips, QUICK)]
     assert [words for verdict, words in found if verdict == "wrong"] == []
-    assert Counter(verdict for verdict, _ in found)["mended"] >= QUICK // 8
+    assert Counter(verdict for verdict, _ in found)["mended"] >= 1
 
 
 @pytest.mark.slow
