@@ -26,8 +26,12 @@ needs conditional writes, which the first put asks for.
 Lance compares an insert only with commits whose versions are still there. Versions are kept for ten minutes; a put
 that took longer than five looks for a second row of its blocks, and withdraws its own.
 
-Not guaranteed: that a put and a `delete` of *the same document* at the same moment leave the put's block readable. It
-may be acknowledged, and be gone with the payload table that the delete drops; then reads raise CorruptionError.
+A `delete`, `trim` or sweep beside a put of the same document drops no payload that an acknowledged put needs: the one
+that drops moves the table away and then looks for rows that name it, the one that puts adds its row and then looks for
+the table. A put whose payload went before its row came raises StoreError and leaves nothing. No clock decides this.
+
+Not guaranteed in a bucket, where nothing can be moved away: a put and a `delete` of *the same document* at the same
+moment. The put may be acknowledged while its payload goes with the delete; then reads raise CorruptionError.
 
 Payload tables are never compacted (Lance would rewrite all of them each time); the catalogue is, now and then.
 """
@@ -45,7 +49,7 @@ from longmem.types import DocumentKey
 
 class LanceMemoryStore(LanceWriter):
     """Keeps every promise of AbstractMemoryStore, across threads, processes and nodes, for any number of writers and
-    readers; one document is not deleted while it is written (see above)."""
+    readers; in a bucket, one document is not deleted while it is written (see above)."""
 
     def __enter__(self) -> "LanceMemoryStore":
         return self

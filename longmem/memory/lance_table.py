@@ -170,8 +170,17 @@ class LanceDatabase:
         with _translated(f"reading table {name}"):
             return dict(self._table(name, columns).schema.metadata or {})
 
-    def drop(self, name: str) -> None:
-        """Remove a table and its files."""
+    def has_table(self, name: str) -> bool:
+        """Return whether a table is there. Costs one file status in a folder, a listing in an object store."""
+        return name in self.table_names() if self.folder is None else (self.folder / f"{name}.lance").is_dir()
+
+    def drop(self, name: str, is_needed: Callable[[], bool]) -> None:
+        """Remove a table and its files.
+
+        In a folder, `is_needed` is asked once the table is out of the way; where it is needed, it is put back. A writer
+        that first names a table and then looks whether it is there therefore never names one that goes. An object store
+        has no renaming: there the table goes at once.
+        """
         with _translated(f"dropping table {name}", damage=False):
             self.forget(name)
             if self.folder is None:
@@ -183,6 +192,9 @@ class LanceDatabase:
             try:
                 (self.folder / f"{name}.lance").rename(doomed)
             except FileNotFoundError:
+                return
+            if is_needed():
+                doomed.rename(self.folder / f"{name}.lance")
                 return
             # as young as its drop: a janitor leaves it to us
             os.utime(doomed)

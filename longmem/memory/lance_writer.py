@@ -164,8 +164,9 @@ class LanceWriter(LanceReader):
             inserted &= self._writes_of(blocks)
         self._on_step("put:catalogue")
         took_s = time.time() - begun
-        if took_s > janitor.OLD_S:
-            self._check_not_swept({name: [writes[write] for write in own] for name, own in payloads.items()})
+        # a clock may jump, and a `delete` drops at once: in a folder looking costs microseconds
+        if self._database.folder is not None or took_s > janitor.OLD_S:
+            self._check_not_dropped({name: [writes[write] for write in own] for name, own in payloads.items()})
         if took_s > UNSURE_S:
             inserted &= self._withdraw_doubled(blocks, inserted)
         self._sync(CATALOGUE)
@@ -236,20 +237,28 @@ class LanceWriter(LanceReader):
 
     def _drop(self, name: str) -> None:
         try:
-            self._database.drop(name)
+            self._database.drop(name, lambda: bool(self._payload_tables(f"payload = {quoted(name)}")))
         except StoreError:
             # it may be half there: nothing more is appended to it
             self._epoch = token_hex(4)
             raise
 
-    def _check_not_swept(self, payloads: dict[str, list[KVBlock]]) -> None:
-        """After a put that stood still for so long that another process may have taken its payload for an orphan."""
-        if swept := set(payloads) - set(self._database.table_names()):
-            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, swept))})")
-            lost = ", ".join(f"{block.key} segment {block.segment}" for name in swept for block in payloads[name])
+    def _check_not_dropped(self, payloads: dict[str, list[KVBlock]]) -> None:
+        """Withdraw rows whose payload another process has dropped before they named it. Raises StoreError.
+
+        That process deleted the document, or took the payload for that of a dead writer: after a put that was
+        interrupted for long, or a clock that jumped.
+        """
+        if dropped := {name for name in payloads if not self._database.has_table(name)}:
+            for name in dropped:
+                self._database.forget(name)
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, dropped))})")
+            # nothing more is appended to a table that may be half there
+            self._epoch = token_hex(4)
+            lost = ", ".join(f"{block.key} segment {block.segment}" for name in dropped for block in payloads[name])
             raise StoreError(
-                f"{lost}: the put was interrupted for more than {janitor.OLD_S:.0f} s and its payload was removed as "
-                "an orphan; put it again"
+                f"{lost}: while it was put, another process deleted the document or removed its payload as that of a "
+                "dead writer; put it again"
             )
 
     def _withdraw_doubled(self, blocks: list[KVBlock], ours: set[int]) -> set[int]:

@@ -108,3 +108,70 @@ def test_a_put_that_slept_too_long_says_so(tmp_path: Path, monkeypatch: pytest.M
         assert store.documents() == []
         store.put(make_block())
         assert len(store.read(KEY, 0, 1)) == 1
+
+
+# --- beside a put, whatever the clocks say ------------------------------------------------------------------------
+
+
+def remove(folder: Path, how: str) -> None:
+    """Remove what no row names, in another process's way: as after a clock that jumped, or with the document."""
+    with LanceMemoryStore(str(folder)) as other:
+        if how == "sweep":
+            other.compact(old_s=-1.0)
+        else:
+            other.delete(KEY)
+
+
+@pytest.mark.parametrize("how", ["sweep", "delete"])
+@pytest.mark.parametrize("step", ["put:payload", "put:payload-sync"])
+def test_put_whose_payload_is_removed_meanwhile_raises_and_leaves_nothing(tmp_path: Path, how: str, step: str) -> None:
+    folder = tmp_path / "memory.lance"
+    removed = []
+
+    def on_step(reached: str) -> None:
+        if reached == step and not removed:
+            removed.append(reached)
+            remove(folder, how)
+
+    with LanceMemoryStore(str(folder)) as first:
+        first.put(make_block(DocumentKey("default", "other")))
+    with LanceMemoryStore(str(folder), on_step) as store:
+        with pytest.raises(StoreError, match="put it again"):
+            store.put(make_block())
+        assert store.segments(KEY) == []
+        assert not store.put(make_block()).duplicate
+        assert len(store.read(KEY, 0, 1)) == store.verify(KEY) == 1
+
+
+@pytest.mark.parametrize("how", ["sweep", "delete"])
+def test_removal_of_a_payload_that_a_put_names_meanwhile_keeps_it(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "memory.lance"
+    killed_put(folder, KEY)
+    with LanceMemoryStore(str(folder)) as writer:
+        # the table is there and nothing names it
+        payload = next(folder.glob("p-*.lance")).stem
+        monkeypatch.setattr(writer, "_epoch", payload.rpartition("-")[2])
+        rename = Path.rename
+
+        def put_first(path: Path, target: Path) -> Path:
+            if path.stem == payload and not writer.segments(KEY):
+                assert not writer.put(make_block()).duplicate
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", put_first)
+        remove(folder, how)
+        monkeypatch.undo()
+    with LanceMemoryStore(str(folder)) as store:
+        assert len(store.read(KEY, 0, 1)) == store.verify() == 1
+
+
+def test_put_after_another_process_deleted_the_document_stores_it(tmp_path: Path) -> None:
+    folder = tmp_path / "memory.lance"
+    with LanceMemoryStore(str(folder)) as store:
+        store.put(make_block())
+        remove(folder, "delete")
+        assert not store.put(make_block()).duplicate
+        assert not store.put(make_block(segment=1)).duplicate
+        assert len(store.read(KEY, 0, 2)) == store.verify() == 2
