@@ -102,7 +102,7 @@ def damages(folder: Path, chance: random.Random) -> Iterator[Damage]:
                 yield Damage(file, kind)
                 continue
             if group[1] == "_deletions":
-                # not covered: Lance's list of deleted rows has no checksum, and another valid one is believed
+                # not covered: Lance's list of a fragment's deleted rows has no checksum; another valid one is believed
                 continue
             peers = [each for each in groups[group] if each != file]
             if kind == "older":
