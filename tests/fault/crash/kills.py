@@ -4,8 +4,8 @@
 
 In process, a job runs as a process of its own that a fork server starts with the imports done. On Ray, the driver and
 the workers are killed. SIGKILL alone counts as a kill; SIGSTOP, SIGHUP, SIGTERM and SIGINT come on top. At least half
-of the kills come after the first result is in the journal. With `faketime` (Debian package) installed, a third of the
-jobs run under a clock that jumps by hours, forwards and backwards.
+of the kills come after the first result is in the journal. A third of the jobs run under a wall clock that jumps by
+hours and days, forwards and backwards.
 
 A job that ended must have byte-identical tables, and its store every block once. Prints one JSON object; exit code 1 at
 the first difference, which stays in DIR.
@@ -18,6 +18,8 @@ import os
 import secrets
 import shutil
 import signal
+import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,8 +52,10 @@ ANSWERED = {signal.SIGHUP: 130, signal.SIGTERM: 130, signal.SIGINT: 130}
 """Signals that end a job, and the exit code that they must give."""
 RAY_STRIKES = ("worker", "worker", "driver", "worker", "asked")
 """One job's share of strikes on Ray; `asked` is SIGTERM."""
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+CLOCK_SOURCE = Path(__file__).with_name("clock.c")
 JUMPS_S = (7200, -7200, 90_000, -90_000, 0)
+JUMP_SHARE = 0.02
+"""Of the looks at a job, each some milliseconds after the last."""
 
 
 @dataclass
@@ -68,6 +72,9 @@ class Campaign:
         self._random = Random(f"kills-{self.seed}")
         self._expected = ray_job.prepare(self.folder / "reference", CHARACTERS)
         self._num_segments = lines_of(self.folder / "reference" / "undisturbed" / "journal.jsonl")
+        self._preloaded = self.folder / "clock.so"
+        compiler = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
+        subprocess.run([*compiler, "-o", str(self._preloaded), str(CLOCK_SOURCE), "-ldl"], check=True)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
 
@@ -87,7 +94,7 @@ class Campaign:
     def _in_process(self, turn: int) -> None:
         out = self.folder / f"process-{turn}"
         out.mkdir()
-        clock = _jumping_clock(out) if turn % 3 == 0 else None
+        clock = self._jumping_clock(out) if turn % 3 == 0 else None
         resume = False
         strikes = self._random.randint(2, 6) if self._left("process") else 0
         while True:
@@ -109,7 +116,8 @@ class Campaign:
         delay_s = random.uniform(0.0, 1.5) if early else random.uniform(0.0, 0.05)
         goal = 0 if early else before + random.randint(1, max(1, (self._num_segments - before) // 3))
         process = self._context.Process(
-            target=run_command, args=(self._arguments(out, resume), str(out / "log.txt"), clock and str(clock))
+            target=run_command,
+            args=(self._arguments(out, resume), str(out / "log.txt"), str(self._preloaded), clock and str(clock)),
         )
         process.start()
         assert process.pid is not None
@@ -189,12 +197,17 @@ class Campaign:
         if not len(segments) == len(names) == verified == expected:
             raise Violation(f"{name} stores {len(segments)} rows of {len(names)} blocks, {expected} expected")
 
+    @staticmethod
+    def _jumping_clock(out: Path) -> Path:
+        (out / "clock").write_bytes(bytes(8))
+        return out / "clock"
+
     def _check_alive(self, begun: float, out: Path) -> None:
         if time.monotonic() - begun > JOB_S:
             raise Violation(f"{out} hangs: {(out / 'log.txt').read_text()[-2000:]}")
 
 
-def run_command(arguments: list[str], log: str, clock: str | None) -> None:
+def run_command(arguments: list[str], log: str, preloaded: str, clock: str | None) -> None:
     """Run the command in this process, as a shell would."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -202,12 +215,7 @@ def run_command(arguments: list[str], log: str, clock: str | None) -> None:
     os.dup2(descriptor, 2)
     if clock is not None:
         # a library is preloaded only into a new program
-        environment = os.environ | {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": clock,
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        environment = os.environ | {"LD_PRELOAD": preloaded, "LONGMEM_TEST_CLOCK": clock}
         command = "from pipelines.cli import main; main()"
         os.execve(sys.executable, [sys.executable, "-c", command, *arguments], environment)
     from pipelines.cli import main
@@ -216,19 +224,12 @@ def run_command(arguments: list[str], log: str, clock: str | None) -> None:
     main()
 
 
-def _jumping_clock(out: Path) -> Path | None:
-    if not FAKETIME.exists():
-        return None
-    (out / "clock").write_text("+0", encoding="ascii")
-    return out / "clock"
-
-
 def _jump(clock: Path | None, random: Random) -> None:
     """Move the clock of a job now and then."""
-    if clock is not None and random.random() < 0.02:
-        part = clock.with_suffix(".part")
-        part.write_text(f"{random.choice(JUMPS_S):+d}", encoding="ascii")
-        part.replace(clock)
+    if clock is not None and random.random() < JUMP_SHARE:
+        # written in place: the job has the file mapped
+        with clock.open("r+b") as file:
+            file.write(struct.pack("<q", random.choice(JUMPS_S)))
 
 
 def main() -> int:
