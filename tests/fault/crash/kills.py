@@ -41,7 +41,7 @@ from tests.fault.crash.killed_jobs import lines_of, run_and_kill
 
 PRELOADED = ["torch", "transformers", "pyarrow.parquet", "faiss", "pipelines.job", "pipelines.report"]
 """Imported once, by the fork server: a job then starts in a tenth of the time. LanceDB starts threads and cannot."""
-CHARACTERS = 8_000
+CHARACTERS = 3_000
 JOB_S = 300.0
 """A job that makes no progress for so long hangs."""
 KILL_SHARE = 0.75
