@@ -165,8 +165,9 @@ def _expand(name: str, left_out: LeftOut) -> list[InputFile]:
         paths = sorted(filesystem.find(path)) if is_folder else [path]
     except FileNotFoundError:
         raise ConfigError(f"input not found: {name} (expected a file or folder; see --help for formats)") from None
-    except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"cannot open input {name}: {error}") from error
+    except Exception as error:
+        # a remote file system raises what its client does (botocore, aiohttp, …), which no list names
+        raise ConfigError(f"cannot open input {name}: {str(error) or type(error).__name__}") from error
     if not is_folder:
         return [_one_file(filesystem, path, name)]
     inside = LeftOut()

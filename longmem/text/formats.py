@@ -36,6 +36,11 @@ def read_file(file: InputFile) -> Documents:
         yield unreadable(file.id, file.shown, f"cannot read {file.shown}: it has {error}")
     except READ_ERRORS as error:
         yield unreadable(file.id, file.shown, f"cannot read {file.shown}: {error}")
+    except Exception as error:
+        # a remote file system raises what its client does (botocore, aiohttp, …), which no list names
+        if file.filesystem is None:
+            raise
+        yield unreadable(file.id, file.shown, f"cannot read {file.shown}: {type(error).__name__}: {error}")
 
 
 def _read_text(file: InputFile) -> Documents:

@@ -8,10 +8,13 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from longmem.errors import ConfigError
 from longmem.text.documents import UnreadableDocument, find_files, read_documents
@@ -381,3 +384,33 @@ def test_read_documents_of_any_id_keeps_different_ones_apart(tmp_path: Path) -> 
     ]
     assert list(bad) == [f"1 (again, {path} line 10)", "n:11", "n:13", "n:14"]
     assert "`id` must be a text or a number, got bool True" in bad["n:11"]
+
+
+class ClientFailed(Exception):
+    """Neither an OSError nor a ValueError, as those of most clients of object stores."""
+
+
+def test_remote_file_systems_that_raise_errors_of_their_own_are_named_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fsspec.open_files("memory://failing/*", "wb", num=2, name_function=lambda i: f"{i}.txt") as files:
+        for number, file in enumerate(files):
+            file.write(f"text {number}".encode())
+    found = find_files(["memory://failing"])
+    usual = MemoryFileSystem.open
+
+    def fail(self: MemoryFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.endswith("0.txt"):
+            raise ClientFailed("SlowDown")
+        return usual(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "open", fail)
+    first, second = read_documents(found)
+    assert isinstance(first, UnreadableDocument)
+    assert "memory://failing/0.txt: ClientFailed: SlowDown" in str(first.error)
+    assert (second.id, getattr(second, "text", None)) == ("1", "text 1")
+
+    def refuse(self: MemoryFileSystem, path: str, **kwargs: Any) -> Any:
+        raise ClientFailed
+
+    monkeypatch.setattr(MemoryFileSystem, "info", refuse)
+    with pytest.raises(ConfigError, match="cannot open input memory://failing: ClientFailed"):
+        find_files(["memory://failing"])
