@@ -50,7 +50,7 @@ EARLY_SHARE = 0.3
 """Of the kills in process: before the first result may be in the journal."""
 ANSWERED = {signal.SIGHUP: 130, signal.SIGTERM: 130, signal.SIGINT: 130}
 """Signals that end a job, and the exit code that they must give."""
-RAY_STRIKES = ("worker", "worker", "driver", "worker", "asked")
+RAY_STRIKES = ("worker",) * 8 + ("driver", "asked")
 """One job's share of strikes on Ray; `asked` is SIGTERM."""
 CLOCK_SOURCE = Path(__file__).with_name("clock.c")
 JUMPS_S = (7200, -7200, 90_000, -90_000, 0)
