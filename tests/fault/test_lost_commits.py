@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
-from longmem.memory import acknowledged
+from longmem.memory import acknowledged, janitor
 from longmem.memory.acknowledged import FOLDER, HINT, Mark, newest_version
+from longmem.memory.lance_manifest import DELETIONS
 from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.memory.recovery import recover
@@ -159,6 +160,114 @@ def test_a_flipped_byte_of_the_newest_manifest_is_told_and_what_it_named_is_kept
     recover(str(folder))
     with MemoryStore.open(folder) as store:
         assert store.verify() >= NUM_BLOCKS - 1
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> Callable[[Path], Path]:
+    """Replaces the deletion file of a store (of a trim of segment 0) by that of a trim of the last one, as valid and as
+    long: Lance notices nothing. Returns the file."""
+
+    def swap(folder: Path) -> Path:
+        with LanceMemoryStore(str(tmp_path / "turned.lance")) as turned:
+            turned.put_all([make_block(segment=index) for index in reversed(range(NUM_BLOCKS))])
+            turned.trim(KEY, 1)
+        (ours, theirs) = (
+            next((place / "catalogue.lance" / DELETIONS).iterdir()) for place in (folder, tmp_path / "turned.lance")
+        )
+        ours.write_bytes(theirs.read_bytes())
+        return ours
+
+    return swap
+
+
+@pytest.fixture
+def trimmed(tmp_path: Path) -> Path:
+    place = tmp_path / "trimmed.lance"
+    with LanceMemoryStore(str(place)) as store:
+        store.put_all([make_block(segment=index) for index in range(NUM_BLOCKS)])
+        store.trim(KEY, 1)
+        store.put(make_block(OTHER))
+    # or the first put of the next writer would compact, and no row be deleted any more
+    (place / janitor.STAMP).touch()
+    return place
+
+
+def test_deletion_file_that_is_replaced_by_another_valid_one_is_told_everywhere_and_mended(
+    trimmed: Path, swapped: Callable[[Path], Path]
+) -> None:
+    swapped(trimmed)
+    for use in WAYS_IN.values():
+        with pytest.raises(CorruptionError, match=LOST):
+            use(trimmed)
+    report = recover(str(trimmed))
+    assert (report.num_blocks, report.num_dropped) == (NUM_BLOCKS, 0)
+    assert any("put back from its copy" in action for action in report.actions)
+    with MemoryStore.open(trimmed) as store:
+        assert [info.segment for info in store.segments(KEY)] == list(range(1, NUM_BLOCKS))
+    assert recover(str(trimmed)).actions == []
+
+
+@pytest.mark.parametrize("use", ["put", "delete", "compact", "segments", "verify"])
+def test_deletion_file_that_is_replaced_under_an_open_store_is_told_before_anything_is_written(
+    trimmed: Path, swapped: Callable[[Path], Path], use: str
+) -> None:
+    uses: dict[str, Callable[[LanceMemoryStore], object]] = {
+        "put": lambda store: store.put(make_block(OTHER, 1)),
+        "delete": lambda store: store.delete(OTHER),
+        "compact": lambda store: store.compact(),
+        "segments": lambda store: store.segments(KEY),
+        "verify": lambda store: store.verify(),
+    }
+    with LanceMemoryStore(str(trimmed)) as store:
+        store.put(make_block(OTHER, 5))
+        newest = versions(trimmed)[0]
+        swapped(trimmed)
+        with pytest.raises(CorruptionError, match=LOST):
+            uses[use](store)
+    assert versions(trimmed)[0] == newest
+
+
+def test_deletion_file_that_is_replaced_without_a_copy_is_told_by_the_repair(
+    trimmed: Path, swapped: Callable[[Path], Path]
+) -> None:
+    swapped(trimmed)
+    shutil.rmtree(trimmed / FOLDER / "deletions")
+    report = recover(str(trimmed))
+    assert any("deleted blocks may be back" in action for action in report.actions)
+    with MemoryStore.open(trimmed) as store:
+        assert store.verify() == report.num_blocks
+    assert recover(str(trimmed)).actions == []
+
+
+def test_deletion_file_of_a_trim_that_died_before_its_mark_is_covered_by_the_next_write(
+    trimmed: Path, swapped: Callable[[Path], Path]
+) -> None:
+    def dies(reached: str) -> None:
+        if reached == "trim:catalogue":
+            raise KeyboardInterrupt
+
+    with LanceMemoryStore(str(trimmed), dies) as store, pytest.raises(KeyboardInterrupt):
+        store.trim(KEY, 2)
+    with MemoryStore.open(trimmed) as store:
+        assert store.verify() == NUM_BLOCKS - 1
+        store.put(make_block(OTHER, 1))
+    newest = max((trimmed / "catalogue.lance" / DELETIONS).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(bytes(data))
+    with pytest.raises(CorruptionError, match=LOST):
+        MemoryStore.open(trimmed)
+
+
+def test_copies_of_deletion_files_are_those_of_the_newest_version(trimmed: Path) -> None:
+    copies = trimmed / FOLDER / "deletions"
+    with LanceMemoryStore(str(trimmed)) as store:
+        for segment in range(2, 4):
+            store.trim(KEY, segment)
+            assert len(list(copies.iterdir())) <= 2  # that of the writer before stays until a compaction
+        store.compact()
+        assert list(copies.iterdir()) == []
+        assert store.verify() == NUM_BLOCKS - 2
 
 
 def test_a_lost_commit_of_a_store_without_a_record_is_told_by_the_hint(folder: Path) -> None:
