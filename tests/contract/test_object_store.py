@@ -132,7 +132,7 @@ def test_two_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
         assert store.verify() == 10
 
 
-GROUPS, SIZE = 20, 11
+GROUPS, SIZE = 10, 21
 """Of each group all but one key are put by both processes in the same round: 200 keys are contested."""
 GROUPED = DocumentKey("default", "groups")
 
