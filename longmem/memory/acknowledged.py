@@ -175,7 +175,7 @@ class _OnDisk(Acknowledged):
             # another writer has marked a later commit, which names ours too
             self.check(lambda: version)
             return
-        if marks and marks[0].version < version:
+        if marks and marks[0].version < version and self._lacks(marks[0]) is not None:
             # what it says is said by ours from here on
             self.check(lambda: version)
         mark, state = self._mark(version)
@@ -187,7 +187,7 @@ class _OnDisk(Acknowledged):
         try:
             self._folder.mkdir(exist_ok=True)
             if state is not None:
-                self._files.keep_copies()
+                self._files.keep_copies(state)
             (self._folder / mark.name).touch()
             for old in marks:
                 if old.version < version:
@@ -223,9 +223,9 @@ class _OnDisk(Acknowledged):
 
     def tidy(self) -> None:
         """Of marks, every `record` does it; copies of deletion files may be left."""
-        if self._sound is not None and self.newest() == self._sound[0]:
-            with suppress(OSError):
-                self._files.remove_old_copies()
+        with suppress(OSError):
+            # what is left says nothing, and costs a few bytes
+            self._files.remove_old_copies()
 
     def damaged_deletions(self) -> dict[Path, bytes]:
         newest = self.newest()

@@ -24,6 +24,8 @@ class State(NamedTuple):
     """XXH3-64 of the manifest, and of the digests of the deletion files that it names."""
     files: dict[Path, Status]
     """The manifest and these files."""
+    deletions: dict[Path, str]
+    """The deletion files, with their digests."""
 
     @property
     def is_unchanged(self) -> bool:
@@ -32,13 +34,13 @@ class State(NamedTuple):
 
 
 class CatalogueFiles:
-    """Reads versions of one catalogue. Not thread-safe beyond what a dict is."""
+    """Reads versions of one catalogue, and copies their deletion files. Threads may read; one at a time may copy."""
 
     def __init__(self, table: Path, copies: Path) -> None:
         self._table = table
         self._copies = copies
-        self._digests: dict[Path, tuple[Status, str]] = {}
-        """Of the deletion files of the version that was read last. Their names are never used twice."""
+        self._known: dict[Path, tuple[Status, str]] = {}
+        """Digests of the deletion files of the version that was read last. Their names are never used twice."""
         self._copied: set[Path] = set()
 
     def read(self, manifest: Path) -> State:
@@ -47,39 +49,37 @@ class CatalogueFiles:
         files = {manifest: _status(manifest)}
         data = manifest.read_bytes()
         hasher = xxhash.xxh3_64(data)
-        digests: dict[Path, tuple[Status, str]] = {}
+        read: dict[Path, tuple[Status, str]] = {}
         for name in deletion_files(data):
             path = self._table / DELETIONS / name
             files[path] = status = _status(path)
-            known = self._digests.get(path)
-            digests[path] = known if known is not None and known[0] == status else (status, _digest(path.read_bytes()))
-            hasher.update(digests[path][1].encode())
-        self._digests = digests
-        return State(hasher.hexdigest(), files)
+            known = self._known.get(path)
+            read[path] = known if known is not None and known[0] == status else (status, _digest(path.read_bytes()))
+            hasher.update(read[path][1].encode())
+        self._known = read
+        return State(hasher.hexdigest(), files, {path: digest for path, (_, digest) in read.items()})
 
-    def keep_copies(self) -> None:
-        """Copy the deletion files of the version that was read last, and forget those of versions before. Costs nothing
-        where they are the same. Raises OSError."""
-        wanted = {self._copy_of(path, digest) for path, (_, digest) in self._digests.items()}
-        if wanted == self._copied:
+    def keep_copies(self, state: State) -> None:
+        """Copy the deletion files of a version, and remove the copies that were made for the version before. Costs
+        nothing where they are the same. Raises OSError."""
+        wanted = {self._copy_of(path, digest): path for path, digest in state.deletions.items()}
+        if wanted.keys() == self._copied:
             return
-        for path, (_, digest) in self._digests.items():
-            copy = self._copy_of(path, digest)
-            if copy not in self._copied:
-                with suppress(FileNotFoundError):
-                    # gone means that a later version has taken its place, which its writer copies
-                    data = path.read_bytes()
-                    if not copy.exists() or copy.stat().st_size != len(data):
-                        self._copies.mkdir(parents=True, exist_ok=True)
-                        copy.write_bytes(data)
-        for old in self._copied - wanted:
+        for copy in wanted.keys() - self._copied:
+            with suppress(FileNotFoundError):
+                # gone means that a later version has taken its place, which its writer copies
+                data = wanted[copy].read_bytes()
+                if not copy.exists() or copy.stat().st_size != len(data):
+                    self._copies.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(data)
+        for old in self._copied - wanted.keys():
             old.unlink(missing_ok=True)
-        self._copied = wanted
+        self._copied = set(wanted)
 
     def remove_old_copies(self) -> None:
-        """Also those that writers have left which died. Raises OSError."""
+        """Remove what writers have left that died: copies of files that are gone. Raises OSError."""
         for copy in self._copies.iterdir() if self._copies.is_dir() else ():
-            if copy not in self._copied:
+            if not (self._table / DELETIONS / copy.name.rpartition("-")[0]).exists():
                 copy.unlink(missing_ok=True)
 
     def damaged(self, manifest: Path) -> dict[Path, bytes]:
@@ -96,7 +96,7 @@ class CatalogueFiles:
 
     def forget(self) -> None:
         """Take nothing from what was read before."""
-        self._digests = {}
+        self._known = {}
         self._copied = set()
 
     def _copy_of(self, path: Path, digest: str) -> Path:

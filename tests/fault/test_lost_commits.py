@@ -269,12 +269,18 @@ def test_deletion_file_of_a_trim_that_died_before_its_mark_is_covered_by_the_nex
         MemoryStore.open(trimmed)
 
 
-def test_copies_of_deletion_files_are_those_of_the_newest_version(trimmed: Path) -> None:
-    copies = trimmed / FOLDER / "deletions"
+def test_copies_of_deletion_files_go_with_what_they_are_of(trimmed: Path) -> None:
+    copies, files = trimmed / FOLDER / "deletions", trimmed / "catalogue.lance" / DELETIONS
     with LanceMemoryStore(str(trimmed)) as store:
         for segment in range(2, 4):
             store.trim(KEY, segment)
-            assert len(list(copies.iterdir())) <= 2  # that of the writer before stays until a compaction
+        # its own for the newest version, and that of the writer before
+        assert len(list(copies.iterdir())) == 2
+        store.compact()
+        assert len(list(copies.iterdir())) == 1
+        for old in files.iterdir():
+            # a compaction does it after ten minutes
+            old.unlink()
         store.compact()
         assert list(copies.iterdir()) == []
         assert store.verify() == NUM_BLOCKS - 2

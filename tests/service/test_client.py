@@ -127,7 +127,7 @@ async def test_bad_requests_say_what_is_wrong_and_harm_nothing(client: "MemoryCl
 
 @contextmanager
 def without_newest_commit(store: Path) -> Iterator[None]:
-    """The catalogue goes back by one commit within the block. The manifest comes back as it was: others use the store."""
+    """The catalogue goes back by one commit within the block; then the manifest comes back, because others use it."""
     newest = min((store / "catalogue.lance" / "_versions").glob("*.manifest"))
     newest.rename(store.parent / newest.name)
     try:
