@@ -3,6 +3,7 @@ races: starting one costs seconds."""
 
 import multiprocessing
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -73,6 +74,22 @@ def fork_into_one(num_targets: int, store: AbstractMemoryStore, racer: int, meet
         except LongMemError as error:
             outcomes.append(type(error).__name__)
     return outcomes
+
+
+def contested(found: list[list[PutReceipt]], num_rounds: int) -> int:
+    """Keys that every racer put in the same round; the receipts of one racer are in rounds of equal size."""
+    rounds = [
+        [{each.segment for each in receipts[start : start + size]} for start in range(0, len(receipts), size)]
+        for receipts in found
+        if (size := len(receipts) // num_rounds)
+    ]
+    return sum(len(set.intersection(*each)) for each in zip(*rounds, strict=True))
+
+
+def check_receipts(found: list[list[PutReceipt]], segments: set[int]) -> None:
+    """Assert that each segment is new once, whoever put it."""
+    new = Counter(each.segment for receipts in found for each in receipts if not each.duplicate)
+    assert new == dict.fromkeys(segments, 1)
 
 
 class Racers:

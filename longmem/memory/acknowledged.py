@@ -1,17 +1,21 @@
 """A record, outside the catalogue, of its newest acknowledged commit, so that a catalogue that went back is seen.
 
-    acknowledged/18446744073709551573-8c2f0e7d1a5b9c34      (2^64 - 1 - version)-(digest of that version's manifest)
+    acknowledged/18446744073709551573-8c2f0e7d1a5b9c34      (2^64 - 1 - version)-(digest of that version)
 
 A mark is an empty file whose name says everything, so that it exists whole or not at all. It is made after a commit of
 the catalogue and before the commit is acknowledged. Whatever is marked must therefore be found again: the newest
-version must not be below the mark, and the manifest of the marked version must be the very one that was marked.
+version must not be below the mark, and the marked version must be the very one that was marked: its manifest, and the
+files that say which of its rows are deleted (`catalogue_state.py`).
 
 A writer that dies between its commit and its mark leaves a catalogue that is newer than the mark, which is sound. The
 folder's name sorts before `catalogue.lance`, so that a tool that copies a store in the order of names while somebody
 writes copies the mark first.
 
 In a bucket a mark holds no digest, because reading each manifest back would cost a request for each put: there, a
-catalogue is only seen to be older than its mark while it is shorter.
+catalogue is only seen to be older than its mark while it is shorter. A look at the marks is a request there, too:
+opening, `verify`, `segments`, `documents`, `num_bytes`, forks and compactions make it, also those of read-only
+readers; reads of blocks do not. A reader that has a bucket open learns of a catalogue that went back from the next of
+these calls; what it reads until then is what the older catalogue names, compared with its checksums as ever.
 """
 
 import errno
@@ -23,9 +27,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import xxhash
-
 from longmem.errors import CorruptionError, StoreError
+from longmem.memory.catalogue_state import CatalogueFiles, State
 from longmem.memory.object_files import ObjectFiles
 
 FOLDER = "acknowledged"
@@ -47,7 +50,7 @@ class Mark(NamedTuple):
 
     version: int
     digest: str
-    """XXH3-64 of the manifest; zeros where it was not read."""
+    """Digest of its state; zeros where it was not read."""
 
     @property
     def name(self) -> str:
@@ -91,6 +94,10 @@ class Acknowledged(ABC):
         """Remove marks of writers that are gone, where a newer mark says more."""
 
     @abstractmethod
+    def damaged_deletions(self) -> dict[Path, bytes]:
+        """The lists of deleted rows that are not what was marked, and what they were; only those that were copied."""
+
+    @abstractmethod
     def reset(self, version: int | None) -> None:
         """Forget all marks and take the catalogue as it is (of `version`; None for none)."""
 
@@ -107,8 +114,9 @@ class _OnDisk(Acknowledged):
         self._store = store
         self._folder = store / FOLDER
         self._versions = store / "catalogue.lance" / "_versions"
-        self._sound: tuple[Mark, tuple[int, int, int]] | None = None
-        """The mark that was compared last, and the manifest then: inode, time and size."""
+        self._files = CatalogueFiles(store / "catalogue.lance", self._folder / "deletions")
+        self._sound: tuple[Mark, State] | None = None
+        """The mark that was compared last, and what it was compared with."""
 
     def check(self, version: Callable[[], int]) -> None:
         del version  # the folder says it without opening the table
@@ -142,19 +150,22 @@ class _OnDisk(Acknowledged):
         """Why the catalogue is not the one that was marked; None where it is."""
         manifest = _manifest(self._versions, mark.version)
         try:
-            status = manifest.stat()
-            state = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if self._sound != (mark, state):
-                if mark.digest not in (_NO_DIGEST, _digest(manifest)):
+            if self._sound is None or self._sound[0] != mark or not self._sound[1].is_unchanged:
+                state = self._files.read(manifest)
+                if mark.digest not in (_NO_DIGEST, state.digest):
                     return (
-                        f"version {mark.version} of the catalogue is not the one that was acknowledged: it was "
-                        "replaced by another copy, or is damaged"
+                        f"version {mark.version} of the catalogue, with its lists of deleted rows, is not the one that "
+                        "was acknowledged: it was replaced by another copy, or is damaged"
                     )
                 self._sound = (mark, state)
-        except FileNotFoundError:
+        except ValueError as error:
+            return f"version {mark.version} of the catalogue was acknowledged and cannot be read ({error})"
+        except FileNotFoundError as error:
             newest = newest_version(self._versions)
             if newest < mark.version:
                 return f"version {mark.version} of the catalogue was acknowledged, and the newest one is {newest}"
+            if manifest.exists():
+                return f"version {mark.version} of the catalogue was acknowledged, and {error.filename} is gone"
             # a version behind the mark stays only where a writer died before marking it, so this one was cleaned away
         return None
 
@@ -164,19 +175,19 @@ class _OnDisk(Acknowledged):
             # another writer has marked a later commit, which names ours too
             self.check(lambda: version)
             return
-        try:
-            digest = _digest(_manifest(self._versions, version))
-        except FileNotFoundError:
-            if newest_version(self._versions) < version:
-                raise _lost(str(self._store), f"version {version} was committed a moment ago and is gone") from None
-            digest = _NO_DIGEST
-        mark = Mark(version, digest)
+        if marks and marks[0].version < version and self._lacks(marks[0]) is not None:
+            # what it says is said by ours from here on
+            self.check(lambda: version)
+        mark, state = self._mark(version)
         if mark in marks:
             return
+        digest = mark.digest
         if any(other.version == version and _NO_DIGEST not in (digest, other.digest) for other in marks):
             raise _lost(str(self._store), f"version {version} was acknowledged before, with other content")
         try:
             self._folder.mkdir(exist_ok=True)
+            if state is not None:
+                self._files.keep_copies(state)
             (self._folder / mark.name).touch()
             for old in marks:
                 if old.version < version:
@@ -192,8 +203,37 @@ class _OnDisk(Acknowledged):
                 "or check its permissions, and write it again"
             ) from error
 
+        if state is not None:
+            self._sound = (mark, state)
+
+    def _mark(self, version: int) -> tuple[Mark, State | None]:
+        """The mark of a version, and what it is of; none where others have cleaned it away."""
+        manifest = _manifest(self._versions, version)
+        try:
+            state = self._files.read(manifest)
+        except ValueError as error:
+            raise _lost(str(self._store), f"version {version} was committed a moment ago: {error}") from error
+        except FileNotFoundError as error:
+            if newest_version(self._versions) < version or manifest.exists():
+                raise _lost(
+                    str(self._store), f"version {version} was committed a moment ago and {error.filename} is gone"
+                ) from None
+            return Mark(version, _NO_DIGEST), None
+        return Mark(version, state.digest), state
+
     def tidy(self) -> None:
-        """Every `record` does it."""
+        """Of marks, every `record` does it; copies of deletion files may be left."""
+        with suppress(OSError):
+            # what is left says nothing, and costs a few bytes
+            self._files.remove_old_copies()
+
+    def damaged_deletions(self) -> dict[Path, bytes]:
+        newest = self.newest()
+        if newest is None:
+            return {}
+        with suppress(ValueError, FileNotFoundError):
+            return self._files.damaged(_manifest(self._versions, newest.version))
+        return {}
 
     def reset(self, version: int | None) -> None:
         try:
@@ -202,6 +242,7 @@ class _OnDisk(Acknowledged):
         except OSError as error:
             raise StoreError(f"cannot write to {self._folder}: {error}; check its permissions") from error
         self._sound = None
+        self._files.forget()
         if version is not None:
             self.record(version)
 
@@ -221,6 +262,9 @@ class _InBucket(Acknowledged):
 
     def check_hint(self) -> None:
         """Nothing is there: a bucket lists what it holds, and Lance keeps no hint."""
+
+    def damaged_deletions(self) -> dict[Path, bytes]:
+        return {}
 
     def __init__(self, files: ObjectFiles) -> None:
         self._files = files
@@ -288,10 +332,6 @@ def _manifest(versions: Path, version: int) -> Path:
     path = versions / f"{_LAST - version:020d}.manifest"
     old = versions / f"{version}.manifest"
     return old if not path.exists() and old.exists() else path
-
-
-def _digest(manifest: Path) -> str:
-    return xxhash.xxh3_64_hexdigest(manifest.read_bytes())
 
 
 def _lost(uri: str, reason: str) -> CorruptionError:

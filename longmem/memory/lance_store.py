@@ -3,7 +3,8 @@
     identity        the fingerprint that the first block fixed
     catalogue       one row per block: whose, where, how long, checksums, and the write that holds its payload
     p-…             payload: chunk rows of up to 64 segments of one document, and a copy of the fingerprint
-    acknowledged/   the newest commit of the catalogue that was acknowledged (no table: names of empty files)
+    acknowledged/   the newest commit of the catalogue that was acknowledged (no table: names of empty files), and
+                    copies of its lists of deleted rows
 
 A put appends the payload first and inserts the catalogue rows last, as one commit: blocks exist from that commit on,
 whole. A process that dies in between leaves payload rows that nothing names; they are never read.
@@ -12,7 +13,8 @@ whole. A process that dies in between leaves payload rows that nothing names; th
 and is visible to every process that has the store open. LanceDB does not fsync local files, so with
 `durability="process"` a power cut or kernel crash can lose the last seconds; checksums then tell damage from data.
 With `durability="power"` the block survives that too: `put` returns when the disk has it. A catalogue that went back
-behind what was acknowledged is an error for every reader and writer (`acknowledged.py`).
+behind what was acknowledged is an error for every reader and writer (`acknowledged.py`). In a bucket, reads of blocks
+by a store that is open do not look for it; opening, `verify` and everything that lists segments or documents do.
 
 **What concurrent writers can rely on.** Any number of threads, processes and nodes may put the same blocks at the same
 moment. Exactly one put of a block is told that it is new; every other one is told that it is a duplicate, or meets a

@@ -103,6 +103,7 @@ class LanceWriter(LanceReader):
         with self._change:
             if not self._commits:
                 self._before_first_put()
+            self._check_before_change()
             if self.fingerprint() is None:
                 self._create(blocks[0].fingerprint)
             for block in blocks:
@@ -209,7 +210,14 @@ class LanceWriter(LanceReader):
             self._compact()
         return self._sweep(old_s)
 
+    def _check_before_change(self) -> None:
+        """Nothing is built on a catalogue that went back, or on a wrong list of deleted rows, which a compaction would
+        make true. In a bucket that is a request, and forks and compactions alone make it."""
+        if self._acknowledged.is_cheap:
+            self._check_acknowledged()
+
     def _compact(self) -> None:
+        self._check_acknowledged()
         self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
         self._on_step("compact:commit")
         self._sync(CATALOGUE)

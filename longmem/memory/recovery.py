@@ -50,6 +50,7 @@ def recover(uri: str) -> RecoveryReport:
     """Repair a store that nobody else has open. Running it on a sound store only verifies it.
 
     - a table whose newest version cannot be read goes back to the newest one that can;
+    - a list of the catalogue's deleted rows that is not the acknowledged one is put back from its copy;
     - a catalogue that has lost acknowledged commits is taken as it is, and what nothing names any more is told;
     - a catalogue that can be read but not written (an old version is damaged) is written anew;
     - a fingerprint that is lost, or is not that of the payload tables, is restored from them;
@@ -151,13 +152,28 @@ class _Repair:
         """Whether commits are gone that were acknowledged."""
         table = self._folder / f"{CATALOGUE}.lance"
         try:
+            self._restore_deletions()
             self._marks.check(lambda: 0)
             self._marks.check_hint()
         except CorruptionError as error:
-            self._report.actions.append(f"{error} (it was taken as it is)")
+            back = "deleted blocks may be back, where their payload is still there"
+            self._report.actions.append(f"{error} (it was taken as it is: {back})")
             (table / "_versions" / HINT).unlink(missing_ok=True)
             return True
         return False
+
+    def _restore_deletions(self) -> None:
+        """Put back the lists of deleted rows that are not those that were acknowledged, from their copies."""
+        for path, data in self._marks.damaged_deletions().items():
+            name = path.relative_to(self._folder)
+            self._move_aside(path, "it is not the list of deleted rows that was acknowledged")
+            try:
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error}; free some space or check its permissions") from error
+            self._report.actions.append(f"{name}, a list of deleted rows, was put back from its copy")
+        self._database.forget_all()
 
     def _rows_of_suspect_version(self) -> list[dict[str, Any]]:
         """The rows of a newest version that is not the one that was acknowledged under its number. It is moved aside: a

@@ -1,7 +1,6 @@
 """The durable store in a bucket: a real S3-compatible server on loopback, the same code, the same promises."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,10 +16,9 @@ from longmem.errors import CorruptionError, MissingBlockError, StoreError
 from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.memory.recovery import recover
-from longmem.memory.store import AbstractMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
-from tests.racing import Meeting, Race, put_groups, put_other_tokens, race_in_threads
+from tests.racing import check_receipts, contested, put_groups, put_other_tokens, racers
 
 NUMBERS = count()
 
@@ -134,25 +132,28 @@ def test_two_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
         assert store.verify() == 10
 
 
-def race_in_bucket(bucket: str, race: Race) -> list[Any]:
-    """Each thread has a store of its own, as a process would have."""
-    stores = [MemoryStore.open(f"s3://{bucket}/x") for _ in range(2)]
-
-    def run(_: AbstractMemoryStore, racer: int, meeting: Meeting) -> Any:
-        with stores[racer] as store:
-            return race(store, racer, meeting)
-
-    return race_in_threads(stores[0], run, count=2)
+GROUPS, SIZE = 10, 21
+"""Of each group all but one key are put by both processes in the same round: 200 keys are contested."""
+GROUPED = DocumentKey("default", "groups")
 
 
-def test_two_writers_of_the_same_blocks_in_a_bucket_have_one_winner(bucket: str) -> None:
-    found = race_in_bucket(bucket, partial(put_groups, 4, 5))
-    new = Counter(each.segment for receipts in found for each in receipts if not each.duplicate)
-    assert new == dict.fromkeys({each.segment for receipts in found for each in receipts}, 1)
-    for outcomes in zip(*race_in_bucket(bucket, partial(put_other_tokens, 3)), strict=True):
+def test_two_processes_that_put_the_same_blocks_in_a_bucket_have_one_winner(bucket: str) -> None:
+    """The server runs in this process, and both writers in processes of their own."""
+    uri = f"s3://{bucket}/x"
+    with racers(2) as processes:
+        found = processes.race(uri, partial(put_groups, GROUPS, SIZE))
+        conflicts = processes.race(uri, partial(put_other_tokens, 3))
+    assert contested(found, GROUPS) >= 200
+    held = {each.segment for receipts in found for each in receipts}
+    check_receipts(found, held)
+    for outcomes in zip(*conflicts, strict=True):
         assert sorted(outcomes) == ["ConflictError", "new"]
-    with LanceMemoryStore(f"s3://{bucket}/x") as store:
-        assert store._catalogue().num_rows == store.verify() == len(new) + 3
+    with LanceMemoryStore(uri) as store:
+        assert store._catalogue().num_rows == len(held) + 3
+        first, last = min(held), max(held)
+        assert held == set(range(first, last + 1))
+        for segment, block in enumerate(store.read(GROUPED, first, last + 1), first):
+            assert_same(block, make_block(GROUPED, segment))
 
 
 def test_an_older_copy_of_the_catalogue_in_a_bucket_is_told_and_taken_by_a_repair(bucket: str) -> None:

@@ -1,6 +1,5 @@
 """Several writers that put, fork or conflict at the same moment: exactly one wins, and the store says so to each."""
 
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,12 @@ from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.memory.recovery import recover
 from longmem.memory.store import AbstractMemoryStore
-from longmem.types import DocumentKey, PutReceipt
+from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 from tests.racing import (
     Racers,
+    check_receipts,
+    contested,
     fork_into_one,
     put_each_alone,
     put_groups,
@@ -27,11 +28,12 @@ from tests.racing import (
     racers,
 )
 
-SEGMENTS = 40
-GROUPS, SIZE = 32, 5
-"""With the conflicts and forks below some 250 races of processes."""
-CONFLICTS = 15
-FORKS = 12
+SEGMENTS = 24
+GROUPS, SIZE = 40, 6
+"""Of each group all but one key are put by both processes in the same round."""
+CONTESTED = 200
+CONFLICTS = 10
+FORKS = 8
 GROUPED = DocumentKey("default", "groups")
 
 
@@ -55,11 +57,6 @@ def as_stored_before(uri: str) -> None:
             store._database.create_if_absent(name, pa.schema([pa.field(each.name, each.type) for each in schema]))
 
 
-def check_receipts(found: list[list[PutReceipt]], segments: set[int]) -> None:
-    new = Counter(each.segment for receipts in found for each in receipts if not each.duplicate)
-    assert new == dict.fromkeys(segments, 1)
-
-
 @pytest.mark.parametrize("made_by", ["this version", "an earlier version"])
 def test_put_by_two_processes_at_once_has_one_winner(tmp_path: Path, processes: Racers, made_by: str) -> None:
     uri, num_segments = str(tmp_path / "memory.lance"), SEGMENTS if made_by == "this version" else SEGMENTS // 4
@@ -67,6 +64,7 @@ def test_put_by_two_processes_at_once_has_one_winner(tmp_path: Path, processes: 
         as_stored_before(uri)
     # the first race makes the store itself
     found = processes.race(uri, partial(put_each_alone, num_segments))
+    assert contested(found, num_segments) == num_segments
     check_receipts(found, set(range(num_segments)))
     with LanceMemoryStore(uri) as store:
         assert store._catalogue().num_rows == num_segments
@@ -79,9 +77,13 @@ def test_put_by_two_processes_at_once_has_one_winner(tmp_path: Path, processes: 
 def test_put_of_groups_that_overlap_has_one_winner_for_each_block(tmp_path: Path, processes: Racers) -> None:
     uri = str(tmp_path / "memory.lance")
     found = processes.race(uri, partial(put_groups, GROUPS, SIZE))
-    check_receipts(found, {each.segment for receipts in found for each in receipts})
+    assert contested(found, GROUPS) >= CONTESTED
+    held = {each.segment for receipts in found for each in receipts}
+    check_receipts(found, held)
     with LanceMemoryStore(uri) as store:
-        assert store._catalogue().num_rows == len(store.segments(GROUPED)) == store.verify()
+        assert store._catalogue().num_rows == len(held) == store.verify()
+        for segment in held:
+            assert_same(store.read(GROUPED, segment, segment + 1)[0], make_block(GROUPED, segment))
 
 
 def test_put_of_other_tokens_at_once_is_a_conflict_for_all_but_one(tmp_path: Path, processes: Racers) -> None:

@@ -30,7 +30,7 @@ HELD = {KEY: range(2, 6), OTHER: range(2), FORK: range(2, 5)}
 """Segments of each document."""
 SEEDS = {KEY: 0, OTHER: 5, FORK: 0}
 KINDS = ("half", "empty", "zeros", "flip", "missing", "older", "other")
-PARTS = ("_versions", "data", "_deletions", "_transactions", "hint", "marks")
+PARTS = ("_versions", "data", "_deletions", "_transactions", "hint", "marks", "deletions")
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,6 @@ def damages(folder: Path, chance: random.Random) -> Iterator[Damage]:
             file = chance.choice(groups[group])
             if kind not in ("older", "other"):
                 yield Damage(file, kind)
-                continue
-            if group[1] == "_deletions":
-                # not covered: Lance's list of a fragment's deleted rows has no checksum; another valid one is believed
                 continue
             peers = [each for each in groups[group] if each != file]
             if kind == "older":

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
-from longmem.memory import acknowledged
+from longmem.memory import acknowledged, janitor
 from longmem.memory.acknowledged import FOLDER, HINT, Mark, newest_version
+from longmem.memory.lance_manifest import DELETIONS
 from longmem.memory.lance_store import LanceMemoryStore
 from longmem.memory.opening import MemoryStore
 from longmem.memory.recovery import recover
@@ -34,13 +35,36 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acknowledged, "_PAUSES_S", ())
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    place = tmp_path / "memory.lance"
-    with MemoryStore.open(place) as store:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores that tests get copies of: making one costs more than most of what is done to it."""
+    places = tmp_path_factory.mktemp("prepared")
+    with MemoryStore.open(places / "memory.lance") as store:
         for index in range(NUM_BLOCKS):
             store.put(make_block(segment=index))
-    return place
+    with MemoryStore.open(places / "other.lance") as store:
+        store.put(make_block(OTHER, identity=replace(IDENTITY, backbone="another")))
+    with LanceMemoryStore(str(places / "trimmed.lance")) as store:
+        store.put_all([make_block(segment=index) for index in range(NUM_BLOCKS)])
+        store.trim(KEY, 1)
+        store.put(make_block(OTHER))
+    # or the first put of the next writer would compact, and no row be deleted any more
+    (places / "trimmed.lance" / janitor.STAMP).touch()
+    with LanceMemoryStore(str(places / "turned.lance")) as store:
+        store.put_all([make_block(segment=index) for index in reversed(range(NUM_BLOCKS))])
+        store.trim(KEY, 1)
+    return places
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared / "memory.lance", tmp_path / "memory.lance")
+
+
+@pytest.fixture
+def other_model(prepared: Path, tmp_path: Path) -> Path:
+    """A store of one block by another backbone."""
+    return shutil.copytree(prepared / "other.lance", tmp_path / "other.lance")
 
 
 def versions(folder: Path) -> list[Path]:
@@ -65,8 +89,7 @@ WAYS_IN: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("with_hint", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(("count", "with_hint"), [(1, False), (1, True), (2, True), (3, False)])
 def test_newest_manifests_that_are_deleted_are_told_everywhere(folder: Path, count: int, with_hint: bool) -> None:
     delete_newest(folder, count, hint=with_hint)
     for use in WAYS_IN.values():
@@ -121,9 +144,9 @@ def test_an_older_copy_of_the_catalogue_is_told_and_repaired(folder: Path, chang
             use(folder)
     recover(str(folder))
     with MemoryStore.open(folder) as store:
-        for index in range(NUM_BLOCKS + 3):
-            store.put(make_block(segment=index))
-            assert_same(store.read(KEY, index, index + 1)[0], make_block(segment=index))
+        store.put_all([make_block(segment=index) for index in range(NUM_BLOCKS + 3)])
+        for index, block in enumerate(store.read(KEY, 0, NUM_BLOCKS + 3)):
+            assert_same(block, make_block(segment=index))
         assert store.verify() == NUM_BLOCKS + 3
     assert recover(str(folder)).actions == []
 
@@ -159,6 +182,108 @@ def test_a_flipped_byte_of_the_newest_manifest_is_told_and_what_it_named_is_kept
     recover(str(folder))
     with MemoryStore.open(folder) as store:
         assert store.verify() >= NUM_BLOCKS - 1
+
+
+@pytest.fixture
+def trimmed(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared / "trimmed.lance", tmp_path / "trimmed.lance")
+
+
+@pytest.fixture
+def swap(prepared: Path) -> Callable[[Path], None]:
+    """Replaces the deletion file of `trimmed` (of segment 0) by one of the last segment, as valid and as long."""
+
+    def replace_file(folder: Path) -> None:
+        ours, theirs = (
+            next((place / "catalogue.lance" / DELETIONS).iterdir()) for place in (folder, prepared / "turned.lance")
+        )
+        assert ours.stat().st_size == theirs.stat().st_size
+        assert ours.read_bytes() != theirs.read_bytes()
+        ours.write_bytes(theirs.read_bytes())
+
+    return replace_file
+
+
+def test_deletion_file_that_is_replaced_by_another_valid_one_is_told_everywhere_and_mended(
+    trimmed: Path, swap: Callable[[Path], None]
+) -> None:
+    swap(trimmed)
+    for use in WAYS_IN.values():
+        with pytest.raises(CorruptionError, match=LOST):
+            use(trimmed)
+    report = recover(str(trimmed))
+    assert (report.num_blocks, report.num_dropped) == (NUM_BLOCKS, 0)
+    assert any("put back from its copy" in action for action in report.actions)
+    with MemoryStore.open(trimmed) as store:
+        assert [info.segment for info in store.segments(KEY)] == list(range(1, NUM_BLOCKS))
+    assert recover(str(trimmed)).actions == []
+
+
+@pytest.mark.parametrize("use", ["put", "delete", "compact", "segments", "verify"])
+def test_deletion_file_that_is_replaced_under_an_open_store_is_told_before_anything_is_written(
+    trimmed: Path, swap: Callable[[Path], None], use: str
+) -> None:
+    uses: dict[str, Callable[[LanceMemoryStore], object]] = {
+        "put": lambda store: store.put(make_block(OTHER, 1)),
+        "delete": lambda store: store.delete(OTHER),
+        "compact": lambda store: store.compact(),
+        "segments": lambda store: store.segments(KEY),
+        "verify": lambda store: store.verify(),
+    }
+    with LanceMemoryStore(str(trimmed)) as store:
+        store.put(make_block(OTHER, 5))
+        newest = versions(trimmed)[0]
+        swap(trimmed)
+        with pytest.raises(CorruptionError, match=LOST):
+            uses[use](store)
+    assert versions(trimmed)[0] == newest
+
+
+def test_deletion_file_that_is_replaced_without_a_copy_is_told_by_the_repair(
+    trimmed: Path, swap: Callable[[Path], None]
+) -> None:
+    swap(trimmed)
+    shutil.rmtree(trimmed / FOLDER / "deletions")
+    report = recover(str(trimmed))
+    assert any("deleted blocks may be back" in action for action in report.actions)
+    with MemoryStore.open(trimmed) as store:
+        assert store.verify() == report.num_blocks
+    assert recover(str(trimmed)).actions == []
+
+
+def test_deletion_file_of_a_trim_that_died_before_its_mark_is_covered_by_the_next_write(trimmed: Path) -> None:
+    def dies(reached: str) -> None:
+        if reached == "trim:catalogue":
+            raise KeyboardInterrupt
+
+    with LanceMemoryStore(str(trimmed), dies) as store, pytest.raises(KeyboardInterrupt):
+        store.trim(KEY, 2)
+    with MemoryStore.open(trimmed) as store:
+        assert store.verify() == NUM_BLOCKS - 1
+        store.put(make_block(OTHER, 1))
+    newest = max((trimmed / "catalogue.lance" / DELETIONS).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(bytes(data))
+    with pytest.raises(CorruptionError, match=LOST):
+        MemoryStore.open(trimmed)
+
+
+def test_copies_of_deletion_files_go_with_what_they_are_of(trimmed: Path) -> None:
+    copies, files = trimmed / FOLDER / "deletions", trimmed / "catalogue.lance" / DELETIONS
+    with LanceMemoryStore(str(trimmed)) as store:
+        for segment in range(2, 4):
+            store.trim(KEY, segment)
+        # its own for the newest version, and that of the writer before
+        assert len(list(copies.iterdir())) == 2
+        store.compact()
+        assert len(list(copies.iterdir())) == 1
+        for old in files.iterdir():
+            # a compaction does it after ten minutes
+            old.unlink()
+        store.compact()
+        assert list(copies.iterdir()) == []
+        assert store.verify() == NUM_BLOCKS - 2
 
 
 def test_a_lost_commit_of_a_store_without_a_record_is_told_by_the_hint(folder: Path) -> None:
@@ -301,12 +426,10 @@ def test_a_mark_that_cannot_be_written_is_an_error_and_the_replay_is_not(folder:
 
 
 @pytest.fixture
-def foreign(folder: Path, tmp_path: Path) -> Path:
+def foreign(folder: Path, other_model: Path) -> Path:
     """The store of `folder` with the identity of a store of another backbone."""
-    with MemoryStore.open(tmp_path / "other.lance") as store:
-        store.put(make_block(OTHER, identity=replace(IDENTITY, backbone="another")))
     shutil.rmtree(folder / "identity.lance")
-    shutil.copytree(tmp_path / "other.lance" / "identity.lance", folder / "identity.lance")
+    shutil.copytree(other_model / "identity.lance", folder / "identity.lance")
     return folder
 
 
@@ -323,12 +446,10 @@ def test_identity_of_another_store_is_told_and_repaired(foreign: Path) -> None:
     assert recover(str(foreign)).actions == []
 
 
-def test_identity_that_is_swapped_under_an_open_store_is_told_by_verify(folder: Path, tmp_path: Path) -> None:
-    with MemoryStore.open(tmp_path / "other.lance") as store:
-        store.put(make_block(OTHER, identity=replace(IDENTITY, backbone="another")))
+def test_identity_that_is_swapped_under_an_open_store_is_told_by_verify(folder: Path, other_model: Path) -> None:
     with MemoryStore.open(folder) as store:
         shutil.rmtree(folder / "identity.lance")
-        shutil.copytree(tmp_path / "other.lance" / "identity.lance", folder / "identity.lance")
+        shutil.copytree(other_model / "identity.lance", folder / "identity.lance")
         with pytest.raises(CorruptionError, match="another"):
             store.verify()
 
@@ -344,15 +465,14 @@ def test_identity_that_has_lost_its_rows_is_told_and_repaired(folder: Path) -> N
         assert store.fingerprint() == IDENTITY
 
 
-def test_a_payload_table_of_another_model_is_told_and_dropped(folder: Path, tmp_path: Path) -> None:
+def test_a_payload_table_of_another_model_is_told_and_dropped(folder: Path, other_model: Path) -> None:
     """One of several tables: the store goes on, and only its blocks are an error."""
     with MemoryStore.open(folder) as store:
         store.put(make_block(OTHER))
-    with LanceMemoryStore(str(tmp_path / "other.lance")) as other:
-        other.put(make_block(OTHER, identity=replace(IDENTITY, backbone="another")))
+    with LanceMemoryStore(str(other_model)) as other:
         (theirs,) = other._payload_tables()
         row = other._catalogue()
-    (tmp_path / "other.lance" / f"{theirs}.lance").rename(folder / f"{theirs}.lance")
+    (other_model / f"{theirs}.lance").rename(folder / f"{theirs}.lance")
     with LanceMemoryStore(str(folder)) as store:
         store._database.delete("catalogue", row.schema, "document = 'other'")
         store._database.append("catalogue", row)

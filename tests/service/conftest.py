@@ -1,6 +1,7 @@
 """One service for all tests here, because its workers take seconds to start; tests use documents of their own."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,13 +33,17 @@ def model(source: ModelSource) -> LongMem:
 
 
 @pytest.fixture(scope="package")
-def service(ray_cluster: None, source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "memory.lance"
+
+
+@pytest.fixture(scope="package")
+def service(ray_cluster: None, source: ModelSource, store_folder: Path) -> Iterator[str]:
     """Its name."""
     from actors.service import Service, start_service, stop_service
 
-    store = str(tmp_path_factory.mktemp("store") / "memory.lance")
     shape = ClusterShape(encoders=2, readers=2, stores=2)
-    start_service(Service(name=NAME, source=source, store=StoreSettings(store), shape=shape))
+    start_service(Service(name=NAME, source=source, store=StoreSettings(str(store_folder)), shape=shape))
     yield NAME
     stop_service(NAME)
 

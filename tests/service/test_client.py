@@ -16,6 +16,7 @@ from longmem.errors import (
     ClusterError,
     ConfigError,
     ConflictError,
+    CorruptionError,
     DocumentError,
     FingerprintError,
     MissingBlockError,
@@ -122,6 +123,36 @@ async def test_bad_requests_say_what_is_wrong_and_harm_nothing(client: "MemoryCl
     with pytest.raises(DocumentError, match="no tokens"):
         await client.write("empty", "")
     assert (await client.write("after", NEXT)).num_new_segments > 0
+
+
+@contextmanager
+def without_newest_commit(store: Path) -> Iterator[None]:
+    """The catalogue goes back by one commit within the block; then the manifest comes back, because others use it."""
+    newest = min((store / "catalogue.lance" / "_versions").glob("*.manifest"))
+    newest.rename(store.parent / newest.name)
+    try:
+        yield
+    finally:
+        (store.parent / newest.name).rename(newest)
+
+
+@pytest.mark.asyncio
+async def test_a_service_whose_store_has_lost_commits_answers_with_an_error(
+    client: "MemoryClient", store_folder: Path
+) -> None:
+    """In everything that reads or writes memory; a text that needs none is scored as before."""
+    expected = await client.score(LONG, "lost")
+    with without_newest_commit(store_folder):
+        for request in (
+            client.score(NEXT, "lost", follows=True),
+            client.generate("It was", "lost", max_new_tokens=2),
+            client.score(LONG, "lost"),
+            client.write("lost", LONG),
+            client.documents(),
+        ):
+            with pytest.raises(CorruptionError, match=r"has lost writes that were acknowledged.*repair"):
+                await request
+    assert same(await client.score(LONG, "lost"), expected)
 
 
 # --- limits, time-outs, cancellation ------------------------------------------------------------------------------
