@@ -11,13 +11,15 @@ from threading import Lock, current_thread, main_thread
 from typing import Any
 
 import ray
-from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+from ray._common.utils import get_system_memory
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET, REQUIRE_SHM_SIZE_THRESHOLD
+from ray._private.utils import get_shared_memory_bytes
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from actors.liveness import GCS, RAYLET, ClusterWatch
 from actors.reaching import OR_ELSE, Head, check_admitted, forget_mode, resolve
 from actors.shape import AUTO, LOCAL
-from longmem.errors import ClusterError
+from longmem.errors import ClusterError, ConfigError
 
 DAEMONS = {PROCESS_TYPE_GCS_SERVER: GCS, PROCESS_TYPE_RAYLET: RAYLET}
 PRIVATE = b"longmem:private"
@@ -65,7 +67,8 @@ def connect(
     (`host:port`, `ray://host:port`). `auto` does not join a cluster that another command started for itself, because it
     ends with that command. `num_cpus` and `object_store_bytes` (None: Ray's own choice) size a cluster that is started
     here: it may have more CPU slots than the machine has cores, because workers declare threads and the system shares
-    them. Raises ClusterError when the address cannot be reached, or refuses this process.
+    them. Raises ClusterError when the address cannot be reached, or refuses this process, and
+    ConfigError for an object store that is larger than the memory of this machine.
     """
     if ray.is_initialized() or address not in (AUTO, LOCAL):
         return join(address, tell)
@@ -138,6 +141,7 @@ def _head(address: str) -> Head:
 
 
 def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
+    check_object_store(object_store_bytes)
     _prepare()
     forget_mode()
     try:
@@ -150,6 +154,9 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     except Exception as error:
         ray.shutdown()
         raise ClusterError(
@@ -158,6 +165,28 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
         ) from error
     _internal_kv_put(PRIVATE, f"process {os.getpid()}".encode())
     return _connection(None, owned=True)
+
+
+def check_object_store(num_bytes: int | None) -> None:
+    """Refuse an object store that Ray could not place on this machine, before its processes start.
+
+    Ray finds out after its head process runs, in a ValueError that sounds like a slow machine. Raises ConfigError.
+    """
+    if num_bytes is None:
+        return
+    memory = get_system_memory()
+    if num_bytes > memory:
+        raise ConfigError(
+            f"an object store of {num_bytes:,} bytes does not fit: this machine has {memory:,} bytes of memory; give "
+            "--object-store-bytes less (a third of the memory leaves room for models), or use --address none"
+        )
+    shared = get_shared_memory_bytes()
+    slow_allowed = os.environ.get("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE")
+    if num_bytes > shared and num_bytes > REQUIRE_SHM_SIZE_THRESHOLD and not slow_allowed:
+        raise ConfigError(
+            f"an object store of {num_bytes:,} bytes does not fit: /dev/shm has {shared:,} bytes free; give "
+            "--object-store-bytes less, make /dev/shm larger (docker run --shm-size), or use --address none"
+        )
 
 
 def _connection(head: Head | None, owned: bool) -> Connection:

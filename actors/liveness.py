@@ -19,7 +19,7 @@ import grpc
 import ray.exceptions
 
 from actors.reaching import HEALTH
-from longmem.errors import ClusterError
+from longmem.errors import ClusterError, LostClusterError
 
 PERIOD_S = 1.0
 ANSWER_S = 5.0
@@ -102,14 +102,14 @@ class ClusterWatch:
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises ClusterError when the cluster is lost."""
+        """Raise LostClusterError when the cluster is lost."""
         if self._lost is not None:
             self._told = True
-            raise ClusterError(self._lost)
+            raise LostClusterError(self._lost)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """What fails within fails because of the cluster, where that is lost: raises ClusterError saying so."""
+        """Raise LostClusterError for what fails within the block because the cluster is lost."""
         try:
             self.check()
             yield
@@ -117,7 +117,7 @@ class ClusterWatch:
             self._look_again(error)
             if self._lost is not None and str(error) != self._lost:
                 self._told = True
-                raise ClusterError(self._lost) from error
+                raise LostClusterError(self._lost) from error
             if isinstance(error, ConnectionError):
                 # Ray's client, whose connection breaks for other reasons too
                 raise ClusterError(f"the connection to {self._name} broke ({error}); {CONTINUE}") from error

@@ -128,9 +128,13 @@ class MonitorLine:
         self._task_seconds = {}
         self._last_push = monotonic()
 
+    def abandon(self) -> None:
+        """Send nothing more, because the cluster is lost: each call would wait for an answer that never comes."""
+        self._pending = None
+
     def close(self, snapshot: JobSnapshot) -> None:
         """Send the last snapshot and end the actor, which exports what it has before it goes."""
-        # a lost cluster has no monitor left to tell, and why the job ended matters more than that
+        # a cluster that was lost meanwhile has no monitor left, and why the job ended matters more than that
         with suppress(ray.exceptions.RayError, ConnectionError):
             if self._on_its_way():
                 ray.wait([self._pending], timeout=END_S)

@@ -29,8 +29,25 @@ port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)
 "$PYTHON" -m ray.scripts.scripts start --head --block --port="$port" --num-cpus=1 --object-store-memory=100000000 \
     --include-dashboard=false --min-worker-port=0 --max-worker-port=0 --temp-dir="$folder/r" >head.log 2>&1 &
 head=$!
-for _ in $(seq 300); do (echo >"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break || sleep 0.5; done
-sleep 5
+# the note that `auto` reads is written after the port opens, and the node joins after that
+cat >ready.py <<'PYTHON_END'
+import logging, os, sys, time
+import ray
+
+folder, address = sys.argv[1:]
+for _ in range(240):
+    if os.path.exists(folder + "/ray_current_cluster"):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, _temp_dir=folder)
+            if ray.cluster_resources().get("CPU"):
+                sys.exit(0)
+        except Exception as error:
+            print(error, file=sys.stderr)
+        ray.shutdown()
+    time.sleep(0.5)
+sys.exit("the head did not start")
+PYTHON_END
+"$PYTHON" ready.py "$folder/r" "127.0.0.1:$port" >ready.log 2>&1 || { cat head.log ready.log; exit 1; }
 
 cat >driver.py <<'PYTHON_END'
 import logging, sys
@@ -49,7 +66,7 @@ try:
 except ray.exceptions.ActorDiedError as error:
     print("died:", "all references to the actor were removed" in str(error))
 PYTHON_END
-run() { "$PYTHON" driver.py "$1" "$folder/r" 2>/dev/null | tail -1; }
+run() { "$PYTHON" driver.py "$1" "$folder/r" 2>driver.log >said || { cat driver.log >&2; echo "no answer"; return; }; tail -1 said; }
 first=$(run auto)
 mkdir -p "$HOME/.ray" && printf 'any-token-0123456789abcdef' >"$HOME/.ray/auth_token"
 second=$(run auto)

@@ -16,6 +16,7 @@ LongMemError (a ValueError: the user can fix it)
 │   └── CorruptionError        stored bytes fail their checksum, or tables are damaged
 ├── OutputError            the output folder cannot be used or written
 └── ClusterError           Ray cannot be reached, or cannot hold the job
+    ├── LostClusterError       the cluster was there and has ended, or says nothing any more
     └── RequestTimeoutError    a service did not answer a request in time
 
 Broken invariants of our own are `assert`s with a message, never one of these. Exceptions of other
@@ -33,6 +34,7 @@ __all__ = [
     "DocumentError",
     "FingerprintError",
     "LongMemError",
+    "LostClusterError",
     "MissingBlockError",
     "ModelError",
     "NumericError",
@@ -113,6 +115,10 @@ class OutputError(LongMemError):
 
 class ClusterError(LongMemError):
     """Ray cannot be reached, or the cluster cannot hold the requested pools."""
+
+
+class LostClusterError(ClusterError):
+    """A cluster that this process was connected to has ended, or does not answer any more."""
 
 
 class RequestTimeoutError(ClusterError, TimeoutError):

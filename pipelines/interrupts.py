@@ -51,6 +51,7 @@ def take_over() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
     signal.signal(signal.SIGALRM, _try_again)
+    sys.unraisablehook = _come_again
     # runs last of all that runs at exit: the result is printed, and what is left of the interpreter's end is no place
     # for a handler
     atexit.register(_let_go)
@@ -112,6 +113,16 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if not _STATE.tidying or not is_first:
         _end_now()
     _raise_outside_of_imports(frame)
+
+
+def _come_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Repeat an interruption that Python could not raise: within a destructor, or a callback around `fork`, which is
+    where a start of Ray's processes spends its time, an exception is printed and dropped, and the command would go on.
+    """
+    if unraisable.exc_type is KeyboardInterrupt and _STATE.noted_s is not None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        return
+    sys.__unraisablehook__(unraisable)
 
 
 def _try_again(_number: int, frame: FrameType | None) -> None:

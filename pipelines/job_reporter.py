@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from actors.snapshot import State
-from longmem.errors import OutputError
+from longmem.errors import LostClusterError, OutputError
 from longmem.executor import Completion, Stage
 from pipelines.event_log import LOG_FILE, EventLog
 from pipelines.job_folder import STATUS_FILE, JobFolder
@@ -80,7 +80,9 @@ class JobReporter(Observers):
             error.add_note(str(unwritten))
         finally:
             self.log.close()
-            if self._line is not None:
+            if self._line is not None and isinstance(error, LostClusterError):
+                self._line.abandon()
+            elif self._line is not None:
                 self._line.close(self.state.snapshot(state))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from longmem.testing import small_longmem
 from tests.ray_heads import Head, environment, started_heads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -132,3 +133,50 @@ def test_join_by_address_against_the_users_mode_is_refused(
 ) -> None:
     found = joined(home, [("only", f"127.0.0.1:{heads[which].gcs}", None)], RAY_AUTH_MODE=mode)
     assert message in found["only"]["said"]
+
+
+COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from pipelines.cli import app
+
+for each in json.loads(sys.argv[1]):
+    outcome = CliRunner().invoke(app, each)
+    assert outcome.exception is None or isinstance(outcome.exception, SystemExit), repr(outcome.exception)
+    print(json.dumps({"code": outcome.exit_code, "said": outcome.output}), flush=True)
+"""
+
+
+def test_commands_of_a_running_cluster_by_address_send_the_token(heads: list[Head], home: Path, tmp_path: Path) -> None:
+    """`longmem status` and `longmem service`, with the address that docs/operations.md writes."""
+    small_longmem(tmp_path).save_pretrained(tmp_path / "model")
+    address = ["--address", f"127.0.0.1:{heads[0].gcs}"]
+    model = ["--model", str(tmp_path / "model"), "--store", str(tmp_path / "store"), "--threads", "1"]
+    commands = [
+        ["status", *address],
+        ["service", "up", *address, *model],
+        ["service", "status", *address],
+        ["service", "down", *address],
+        ["service", "status", *address],
+    ]
+    process = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        env=environment(HOME=str(home)),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    records = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    expected = [
+        "No job runs on this cluster.",
+        "service longmem is up: ",
+        "store-0: alive",
+        "service longmem is down; 3 actors have ended",
+        "no service runs on this cluster",
+    ]
+    for record, text in zip(records, expected, strict=True):
+        assert record["code"] == 0, record
+        assert record["said"].startswith(f"joined the Ray cluster at 127.0.0.1:{heads[0].gcs}; 2 of 2 CPUs"), record
+        assert text in record["said"], record

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from longmem.testing import small_longmem
 from pipelines.cli import app
-from tests.fault.test_jobs_survive import LIMIT_S, descendants, driver, lines_of, prose, table_bytes
+from tests.fault.crash.killed_jobs import LIMIT_S, descendants, driver, lines_of
+from tests.fault.test_jobs_survive import prose, table_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

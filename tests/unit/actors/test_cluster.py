@@ -7,7 +7,7 @@ import pytest
 
 from actors.cluster import NoClusterError, connect, find_cluster, in_one_line, join
 from actors.shape import AUTO, LOCAL
-from longmem.errors import ClusterError
+from longmem.errors import ClusterError, ConfigError
 
 
 @pytest.fixture
@@ -119,3 +119,25 @@ def test_a_start_that_is_too_slow_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("actors.cluster.ray.init", slow)
     with pytest.raises(ClusterError, match=r"cannot start Ray .* timed out during startup\. This .*--address none"):
         connect(LOCAL, num_cpus=1, object_store_bytes=None)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "shared", "message"),
+    [
+        (10**15, 10**15, r"1,000,000,000,000,000 bytes does not fit: this machine has [\d,]+ bytes of memory; give"),
+        (11 * 10**9, 64 * 2**20, r"/dev/shm has 67,108,864 bytes free; give --object-store-bytes less, make /dev/shm"),
+    ],
+)
+@pytest.mark.timeout(30)
+def test_connect_object_store_that_does_not_fit_is_refused_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, num_bytes: int, shared: int, message: str
+) -> None:
+    def started(**_options: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("actors.cluster.ray.init", started)
+    monkeypatch.setattr("actors.cluster.get_shared_memory_bytes", lambda: shared)
+    if num_bytes < 10**15:
+        monkeypatch.setattr("actors.cluster.get_system_memory", lambda: 10**14)
+    with pytest.raises(ConfigError, match=message):
+        connect(LOCAL, num_cpus=1, object_store_bytes=num_bytes)

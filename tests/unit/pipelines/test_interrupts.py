@@ -74,6 +74,25 @@ def test_a_signal_within_tidying_is_a_keyboard_interrupt(number: signal.Signals,
     assert run(code, tmp_path) == (0, f"tidied\n{LINE} Go on with --resume\n", "")
 
 
+@pytest.mark.parametrize("dropped", ["Dropped()", "os.fork() or os._exit(0)"])
+def test_interruption_where_python_drops_exceptions_comes_again(dropped: str, tmp_path: Path) -> None:
+    """Destructors, and callbacks around `fork`: the command went on as if there had been no Ctrl-C."""
+    code = f"""
+    class Dropped:
+        def __del__(self):
+            interrupt()
+    os.register_at_fork(before=interrupt)
+    try:
+        with interrupts.tidying():
+            {dropped}
+            time.sleep(20)
+            print("went on")
+    except KeyboardInterrupt:
+        print("tidied")
+    """
+    assert run(code, tmp_path) == (0, "tidied\n", "")
+
+
 def test_a_second_signal_ends_the_tidying(tmp_path: Path) -> None:
     code = """
     try:
