@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from longmem.errors import ConfigError, LongMemError
 from longmem.redaction import know_secrets, redacted
-from pipelines.console import open_console
+from pipelines.console import open_console, printable
 from pipelines.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
 from pipelines.option_types import OptionValueError
 
@@ -154,7 +154,9 @@ def _shown_name(parameter: Any) -> str:
 
 
 def _say_error(console: Console, error: LongMemError) -> None:
-    console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    # names of files and what they hold are foreign text, which may tell a terminal what to do
+    lines = map(printable, str(error).splitlines())
+    console.print(f"[bold red]error:[/] {escape(chr(10).join(lines))}", soft_wrap=True)
 
 
 def _say_interrupted(console: Console, more: str) -> None:

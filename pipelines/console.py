@@ -31,6 +31,11 @@ def open_console(*, stderr: bool = False) -> Console:
     return RedactingConsole(stderr=stderr)
 
 
+def printable(text: str) -> str:
+    """Return foreign text on one line, with U+FFFD for every character that a terminal might obey, not show."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def say(text: str) -> None:
     """Print one redacted text on stdout."""
     typer.echo(redacted(text))

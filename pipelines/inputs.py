@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from longmem.text.documents import FoundFiles, find_files
-from pipelines.progress import printable
+from pipelines.console import printable
 
 
 def find_inputs(inputs: Sequence[str], console: Console) -> FoundFiles:

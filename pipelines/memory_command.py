@@ -15,9 +15,8 @@ from longmem.memory.opening import IN_MEMORY, MemoryStore
 from longmem.memory.store import AbstractMemoryStore
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, SegmentInfo
 from pipelines.command_line import EXIT_FAILED_DOCUMENTS, exit_codes
-from pipelines.console import open_console, say, say_json
+from pipelines.console import open_console, printable, say, say_json
 from pipelines.option_types import real_option, text_argument, text_option
-from pipelines.progress import printable
 
 memory = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Look into a memory store, check it, tidy it."

@@ -33,7 +33,7 @@ def whole_option(*names: str, least: int = 1, most: int = LARGEST, **settings: A
         if not isinstance(value, str):
             return value
         try:
-            number = int(value)
+            number = int(_plain(value))
         except ValueError:
             raise OptionValueError(f"must be a whole number, got {redacted(value)[:80]!r}") from None
         _check_range(number, least, most, value)
@@ -49,7 +49,7 @@ def real_option(*names: str, least: float = 0.0, most: float = LONGEST_S, above:
         if not isinstance(value, str):
             return value
         try:
-            number = float(value)
+            number = float(_plain(value))
         except ValueError:
             raise OptionValueError(f"must be a number, got {redacted(value)[:80]!r}") from None
         if not isfinite(number):
@@ -83,6 +83,14 @@ def path_argument(**settings: Any) -> Any:
 
 
 KINDS: tuple[Callable[..., Any], ...] = (whole_option, real_option, text_option, path_option)
+
+
+def _plain(value: str) -> str:
+    """Return the text of a number. Raises ValueError for what Python takes beyond ASCII digits: `1_000` as 1000, and
+    the digits of every script."""
+    if not value.isascii() or "_" in value:
+        raise ValueError(value)
+    return value
 
 
 def _check_range(number: float, least: float, most: float, given: str) -> None:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from longmem.errors import LongMemError
 from longmem.stages import STAGES, Stage
+from pipelines.console import printable
 from pipelines.observer import JobObserver
 from pipelines.rate import TokenRate
 
@@ -196,11 +197,6 @@ class Progress(JobObserver):
         more_to_come = 0 < self._num_admitted < (self._total_documents or 0)
         time_left = duration(left * elapsed / self._tokens["score"])
         return f"{'at least ' if more_to_come else ''}{time_left} left" if left else ""
-
-
-def printable(text: str) -> str:
-    """Foreign text on one line, with U+FFFD for every character that a terminal might obey instead of showing."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.progress import printable
+from pipelines.console import printable
 from pipelines.summary import copies
 
 SIDES = ("longmem", "backbone")

@@ -155,9 +155,13 @@ def _check_tied(source: str | Path, one: str, other: str, tensors: Mapping[str, 
 # ---- what may be left out
 
 
-def _is_mask(tensor: StoredTensor, _name: str, _model: nn.Module) -> bool:
-    """A causal mask [1, 1, positions, positions]; a bias vector under the same name is a weight."""
-    return len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
+def _is_mask(tensor: StoredTensor, name: str, _model: nn.Module) -> bool:
+    """Return whether a tensor is a causal mask [1, 1, positions, positions]: a bias vector under the same name is a
+    weight, and another mask, as of local attention, belongs to another model."""
+    if len(tensor.shape) != 4 or tensor.shape[:2] != (1, 1) or tensor.shape[2] != tensor.shape[3]:
+        return False
+    values = read_tensor(tensor, name)
+    return torch.equal(values, torch.ones_like(values).tril())
 
 
 def _is_scalar(tensor: StoredTensor, _name: str, _model: nn.Module) -> bool:
@@ -166,7 +170,7 @@ def _is_scalar(tensor: StoredTensor, _name: str, _model: nn.Module) -> bool:
 
 def _is_positions(tensor: StoredTensor, name: str, _model: nn.Module) -> bool:
     values = read_tensor(tensor, name)
-    return torch.equal(values.long().flatten(), torch.arange(values.numel()))
+    return torch.equal(values.double().flatten(), torch.arange(values.numel(), dtype=torch.float64))
 
 
 def _is_own_rotation(tensor: StoredTensor, name: str, model: nn.Module) -> bool:

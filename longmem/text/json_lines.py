@@ -22,15 +22,25 @@ class SpelledNumber(str):
 def parse_json(data: bytes, where: str, *, spelled_numbers: bool = False, expected: str = "JSON") -> Any:
     """Return the value of a JSON text. With `spelled_numbers` numbers are SpelledNumber; NaN and Infinity are floats.
 
-    Raises DocumentError, naming `where`.
+    Raises DocumentError, naming `where`; also for an object with one name twice, of which one value would be lost.
     """
     kind = SpelledNumber if spelled_numbers else None
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_int=kind, parse_float=kind)
+        return json.loads(data.decode("utf-8-sig"), parse_int=kind, parse_float=kind, object_pairs_hook=_each_once)
     except UnicodeDecodeError as error:
         raise DocumentError(f"{where} is not valid UTF-8: {error.reason} at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"{where} is not valid JSON: {error}; expected {expected}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these names and values. Raises ValueError for a name that comes twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the name {twice!r:.40} twice")
+    return values
 
 
 def parse_object(data: bytes | None, where: str, *, spelled_numbers: bool = False, expected: str) -> dict[str, Any]:

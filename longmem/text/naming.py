@@ -7,8 +7,12 @@ both get as much of the path in front as tells them apart: `1342/text` and `84/t
 from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite
+from unicodedata import category
 
 from longmem.errors import DocumentError
+
+INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+"""Unicode categories of controls, formats (zero-width characters) and spaces."""
 
 
 def given_id(value: object, field: str = "id") -> str | None:
@@ -16,7 +20,7 @@ def given_id(value: object, field: str = "id") -> str | None:
 
     Numbers are spelled out, so `1` and `"1"` are one id. Raises DocumentError for anything else.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and all(category(each) in INVISIBLE for each in value)):
         return None
     if isinstance(value, str):
         return value

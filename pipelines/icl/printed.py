@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.console import printable
 from pipelines.icl.report import headline, percent, verdict
-from pipelines.progress import printable
 
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:

@@ -311,6 +311,16 @@ BAD: dict[str, tuple[str, Callable[[Folder], Any], tuple[str, ...]]] = {
         ("q_norm.weight", "not take"),
     ),
     "a bias where a mask may be": ("gpt2", lambda m: m.add(**{"h.1.attn.bias": torch.ones(32)}), ("h.1.attn.bias",)),
+    "a mask of another attention": (
+        "gpt2",
+        lambda m: m.add(**{"h.1.attn.bias": torch.ones(128, 128).tril().triu(-8)[None, None]}),
+        ("h.1.attn.bias", "not take"),
+    ),
+    "positions that are none": (
+        "llama",
+        lambda m: m.add(**{"model.position_ids": torch.tensor([0.5, 1.5])}),
+        ("position_ids", "not take"),
+    ),
     "frequencies of another model": (
         "llama",
         lambda m: m.add(**{f"{BLOCK}.rotary_emb.inv_freq": 500_000 ** -(torch.arange(0, 8, 2) / 8)}),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipelines.app import app
 from pipelines.option_types import OptionValueError, real_option
 
-BAD_NUMBERS = ("-1", "nan", "inf", "-inf", str(10**30), "1e400", "seven", "")
+BAD_NUMBERS = ("-1", "nan", "inf", "-inf", str(10**30), "1e400", "seven", "", "1_0", "\uff11", "\u0663", "0x10")
 BAD_TEXTS = ("", "  ", "\0")
 BAD_PATHS = (*BAD_TEXTS, "s3://bucket/folder")
 
@@ -98,6 +98,15 @@ def test_an_option_with_a_value_it_cannot_have_is_refused(
 def test_absurd_threads_are_refused(threads: str) -> None:
     result = CliRunner().invoke(app, ["perplexity", "--threads", threads], prog_name="longmem")
     assert (result.exit_code, result.stderr) == (2, f"error: --threads must be at most 1,024, got {threads}\n")
+
+
+def test_an_error_with_foreign_text_reaches_the_terminal_without_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "\x1b]0;title\x07\x1b[31mred.xyz").touch()
+    options = ["--model", "none", "--address", "none", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["perplexity", str(tmp_path), *options], prog_name="longmem")
+    assert result.exit_code == 2
+    assert "\ufffd]0;title\ufffd\ufffd[31mred.xyz" in result.stderr
+    assert "\x1b" not in result.stderr
 
 
 def test_a_float_option_without_the_check_would_be_seen() -> None:

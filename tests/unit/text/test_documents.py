@@ -55,6 +55,17 @@ def write_table(path: Path, **columns: object) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["book.jsonl", "book.json"])
+def test_an_object_with_one_name_twice_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, '{"text": "the first", "text": "the second"}\n')
+    assert "has the name 'text' twice" in only_error(path)
+
+
+@pytest.mark.parametrize("given", ["", " ", "\u200b", "\ufeff\u200e", "\x07"])
+def test_an_id_without_a_visible_character_is_none(given: str, tmp_path: Path) -> None:
+    assert list(good(write_lines(tmp_path / "book.jsonl", {"id": given, "text": "some text"}))) == ["book:1"]
+
+
 # --- formats ----------------------------------------------------------------------------------------------------
 
 
