@@ -22,6 +22,7 @@ from longmem.text.documents import FoundFiles, LeftOut, UnreadableDocument, read
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
 from pipelines.asked import asked_model
+from pipelines.console import printable
 from pipelines.executors import start_executor
 from pipelines.feed import DocumentFeed
 from pipelines.inputs import find_inputs
@@ -30,7 +31,7 @@ from pipelines.job_reporter import JobReporter
 from pipelines.journal import Journal
 from pipelines.observer import Observers
 from pipelines.perplexity import PerplexityRun, RunTotals, StageTotals
-from pipelines.progress import Progress, printable
+from pipelines.progress import Progress
 from pipelines.report import write_report
 from pipelines.service_job import ServiceChoice, attach_to, on_service
 from pipelines.slices import Slices

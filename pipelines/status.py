@@ -15,8 +15,9 @@ from rich.text import Text
 from actors.snapshot import JobSnapshot
 from longmem.errors import OutputError
 from longmem.stages import STAGES
+from pipelines.console import printable
 from pipelines.job_folder import JOB_FILE, LOCK_FILE, STATUS_FILE
-from pipelines.progress import duration, printable
+from pipelines.progress import duration
 
 SILENT_S = 30.0
 """A job writes every 2 s, unless one task of a job without workers takes longer."""
