@@ -85,6 +85,8 @@ class PreparedTask:
         self._start = [] if tokenizer.start_token is None else [tokenizer.start_token]
         self._memories: dict[tuple[int, int], Memory] = {}
         train = task.examples(task.train)
+        if not train:
+            raise DocumentError(f"task {task.name}: {task.train} has no rows; expected demonstrations")
         if not task.generates:
             task = _with_words(task, train)
         self.task = task
@@ -94,6 +96,8 @@ class PreparedTask:
         self.num_long_demonstrations = len(demonstrations) - len(self.demonstrations)
         order = np.random.default_rng(ITEM_ORDER_SEED)
         test = task.examples(task.test)
+        if not test:
+            raise DocumentError(f"task {task.name}: {task.test} has no rows; expected at least one item")
         items = [self._encode(test[index], with_targets=True) for index in order.permutation(len(test))[:limit_items]]
         self.items = [each for each in items if self._room_for(each) >= 0]
         self.num_long_items = len(items) - len(self.items)

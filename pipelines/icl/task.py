@@ -71,6 +71,18 @@ class Task:
                 f"task {self.name}: the template must have {{{self.target}}}, the target, exactly once, got "
                 f"{self.template!r}"
             )
+        if odd := [
+            part for _, _, form, conversion in Formatter().parse(self.template) for part in (form, conversion) if part
+        ]:
+            raise ConfigError(
+                f"task {self.name}: fields of a template are written as they are, without a format or conversion; take "
+                f"{odd[0]!r} out of {self.template!r}"
+            )
+        if not self.around_target[0].strip():
+            raise ConfigError(
+                f"task {self.name}: the template must have something before {{{self.target}}}, from which it can be "
+                f"told, got {self.template!r}"
+            )
         if self.max_new_tokens < 0 or bool(self.max_new_tokens) != bool(self.until):
             raise ConfigError(
                 f"task {self.name}: generated answers need max_new_tokens of at least 1 and until, a text that ends "
@@ -78,7 +90,7 @@ class Task:
             )
         if self.words and self.generates:
             raise ConfigError(f"task {self.name}: answers are either chosen among words or generated, not both")
-        if len(set(self.words.values())) < len(self.words):
+        if len({word.strip() for word in self.words.values()}) < len(self.words):
             raise ConfigError(f"task {self.name}: two labels have the same word: {self.words}")
 
     @property
@@ -98,12 +110,12 @@ class Task:
         """Return the template's parts before and after the target, braces of the text still doubled."""
         parts = ["", ""]
         index = 0
-        for literal, field, form, conversion in Formatter().parse(self.template):
+        for literal, field, _, _ in Formatter().parse(self.template):
             parts[index] += literal.replace("{", "{{").replace("}", "}}")
             if field == self.target:
                 index += 1
             elif field is not None:
-                parts[index] += f"{{{field}{'!' + conversion if conversion else ''}{':' + form if form else ''}}}"
+                parts[index] += f"{{{field}}}"
         return parts[0], parts[1]
 
     def examples(self, path: Path) -> list[Example]:
@@ -161,19 +173,34 @@ def load_task(name: str, data: Path | None) -> Task:
     if (lacks := REQUIRED - values.keys()) or (odd := values.keys() - REQUIRED - OPTIONAL):
         wrong = f"lacks {', '.join(sorted(lacks))}" if lacks else f"does not know {', '.join(sorted(odd))}"
         raise ConfigError(f"task {path} {wrong}; it has {', '.join(sorted(REQUIRED))}, and may have {sorted(OPTIONAL)}")
+    _check_kinds(path, values)
     folder = data or path.parent
     task = Task(
         **{
             **values,
             "train": folder / values["train"],
             "test": folder / values["test"],
-            "words": {str(label): str(word) for label, word in values.get("words", {}).items()},
+            "words": dict(values.get("words", {})),
         }
     )
     for each in (task.train, task.test):
         if not each.is_file():
             raise ConfigError(f"task {task.name}: no file {each}; name the folder of its data with --data")
     return task
+
+
+def _check_kinds(path: Path, values: dict[str, Any]) -> None:
+    """Raise ConfigError for a value of a task's file that is of another kind than the task needs."""
+    for name, value in values.items():
+        if name == "words":
+            fits = isinstance(value, dict) and all(isinstance(word, str) and word.strip() for word in value.values())
+            expected = "a table with a text for each label"
+        elif name == "max_new_tokens":
+            fits, expected = type(value) is int, "a whole number"
+        else:
+            fits, expected = isinstance(value, str) and (name == "until" or bool(value.strip())), "a text"
+        if not fits:
+            raise ConfigError(f"task {path}: {name} must be {expected}, got {value!r:.80}")
 
 
 def spelled(name: str, field: str, value: object) -> str:

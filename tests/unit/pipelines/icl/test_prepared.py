@@ -141,6 +141,19 @@ def test_a_class_without_demonstrations_is_an_error(tmp_path: Path, tokenizer: T
         PreparedTask(task_of(tmp_path, TRAIN[:1], TEST[:1], {}), tokenizer, SEGMENT, None, 0)
 
 
+def test_files_without_rows_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DocumentError, match=r"train.jsonl has no rows"):
+        PreparedTask(task_of(tmp_path, [], TEST, {}), tokenizer, SEGMENT, None, 0)
+    with pytest.raises(DocumentError, match=r"test.jsonl has no rows"):
+        PreparedTask(task_of(tmp_path, TRAIN, [], {}), tokenizer, SEGMENT, None, 0)
+
+
+def test_labels_that_differ_in_spaces_alone_are_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    label = TRAIN[0][1]
+    with pytest.raises(ConfigError, match="two labels have the same word"):
+        PreparedTask(task_of(tmp_path, [*TRAIN, ("x", f"{label} ")], TEST, {}), tokenizer, SEGMENT, None, 0)
+
+
 def test_more_demonstrations_than_there_are_is_an_error(prepared: PreparedTask) -> None:
     prepared.check(26)
     with pytest.raises(ConfigError, match=r"4 demonstrations in context and 27 in memory are 31, but .* has 30"):

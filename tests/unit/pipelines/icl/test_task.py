@@ -176,6 +176,17 @@ def test_json_that_is_not_laid_out_like_squad(tmp_path: Path, content: str) -> N
         (TASK + WORDS.replace("poor", "great"), "two labels have the same word"),
         (TASK.replace("train.jsonl", "nowhere.jsonl"), "no file .*nowhere.jsonl"),
         ("name = ", "cannot read task"),
+        (TASK.replace('"Review: {text} It was {label}. "', "5"), "template must be a text, got 5"),
+        (TASK.replace('"train.jsonl"', '["a"]'), r"train must be a text, got \['a'\]"),
+        (TASK.replace('"mine"', '""'), "name must be a text, got ''"),
+        (TASK + 'max_new_tokens = true\nuntil = "x"', "max_new_tokens must be a whole number, got True"),
+        (TASK + 'max_new_tokens = "3"\nuntil = "x"', "max_new_tokens must be a whole number, got '3'"),
+        (TASK + "words = 5", "words must be a table with a text for each label, got 5"),
+        (TASK + WORDS.replace('"poor"', '["poor"]'), "words must be a table with a text for each label"),
+        (TASK + WORDS.replace("poor", "great "), "two labels have the same word"),
+        (TASK.replace("{text}", "{text!x}"), "without a format or conversion; take 'x' out"),
+        (TASK.replace("{text}", "{text:d}"), "without a format or conversion; take 'd' out"),
+        (TASK.replace("Review: {text} It was {label}", "{label}: {text}"), r"something before \{label\}"),
     ],
 )
 def test_task_files_that_cannot_be_used(tmp_path: Path, toml: str, message: str) -> None:
