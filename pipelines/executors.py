@@ -5,9 +5,21 @@ from collections.abc import Callable
 import torch
 
 from actors.shape import ClusterShape
+from longmem.errors import ConfigError
 from longmem.executor import AbstractExecutor, InlineExecutor
 from longmem.memory.opening import StoreSettings
 from longmem.model_source import ModelSource
+from pipelines.command_line import num_cores
+
+THREADS_FOR_EACH_CORE = 16
+"""Most threads of one process for each core that it may use: a thousand on two cores take ten times as long as two."""
+
+
+def use_threads(threads: int) -> None:
+    """Let torch compute with so many threads in this process. Raises ConfigError for an absurd number."""
+    if threads > (most := THREADS_FOR_EACH_CORE * num_cores()):
+        raise ConfigError(f"--threads must be at most {most:,} on {num_cores()} cores, got {threads:,}")
+    torch.set_num_threads(threads)
 
 
 def start_executor(
@@ -20,7 +32,7 @@ def start_executor(
     """Workers on Ray, which is imported only for that; without a cluster, this process with so many torch threads.
     `tell` gets what the user should know meanwhile."""
     if cluster is None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
         return InlineExecutor(model.open(), store.open())
     from actors.executor import RayExecutor
 

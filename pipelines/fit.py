@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int32
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from longmem.training.copy_fit import (
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from pipelines.asked import asked_model
+from pipelines.executors import use_threads
 from pipelines.inputs import find_inputs
 from pipelines.job_folder import JobFolder
 
@@ -71,7 +71,7 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
             return finished
         found = find_inputs((*job.data, *job.validation), console)
         if job.threads is not None:
-            torch.set_num_threads(job.threads)
+            use_threads(job.threads)
         texts = read_texts(job.data, "training")
         judges = read_texts(job.validation, "validation") if job.validation else []
         model = job.model.open()

@@ -16,7 +16,6 @@ from time import perf_counter, process_time
 
 import numpy as np
 import psutil
-import torch
 
 from longmem.executor import PUT_SEGMENTS
 from longmem.memory.opening import MemoryStore
@@ -28,6 +27,7 @@ from longmem.search import choose_engine
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import Document, DocumentKey, EncodedSegment, KVBlock, Segment, SegmentScore
+from pipelines.executors import use_threads
 from pipelines.journal import Journal
 from pipelines.plan_costs import Cost, Line, ScoreCost, UnitCosts
 from pipelines.processes import folder_bytes
@@ -72,7 +72,7 @@ def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCos
 
     Raises ModelError, ConfigError, StoreError (no room in the temporary folder).
     """
-    torch.set_num_threads(threads)
+    use_threads(threads)
     start = perf_counter()
     model = source.open()
     load_s = perf_counter() - start

@@ -10,7 +10,6 @@ from math import exp
 from time import perf_counter
 from typing import Any
 
-import torch
 from rich.console import Console
 
 import longmem
@@ -21,6 +20,7 @@ from longmem.pretraining.pretrainer import Pretrainer
 from longmem.pretraining.tokenizer import START_ID, START_TOKEN, load_tokenizer, train_tokenizer
 from longmem.pretraining.windows import Windows
 from longmem.training.run_state import checkpoints
+from pipelines.executors import use_threads
 from pipelines.inputs import find_inputs
 from pipelines.interrupts import held_interrupts
 from pipelines.job_folder import JobFolder
@@ -45,7 +45,7 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
     def is_over() -> bool:
         return job.max_minutes is not None and perf_counter() - start > 60 * job.max_minutes
 
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
     found = find_inputs((*job.data, *job.valid), console)
     with JobFolder(job.out, job.resume) as folder:
         folder.claim(identity(job))

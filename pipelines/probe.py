@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 import xxhash
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +27,7 @@ from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
 from pipelines.asked import asked_model
+from pipelines.executors import use_threads
 from pipelines.job_folder import JobFolder
 from pipelines.probe_report import write_probe_report
 
@@ -67,7 +67,7 @@ def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
         if (finished := folder.finished(RESULTS, asked)) is not None:
             return finished
         if job.threads is not None:
-            torch.set_num_threads(job.threads)
+            use_threads(job.threads)
         model = job.model.open()
         described = describe(model)
         weights = {**asdict(described.fingerprint), "sidenet": described.sidenet}

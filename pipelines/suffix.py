@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 import xxhash
 from rich.console import Console
 from rich.progress import track
@@ -17,6 +16,7 @@ from rich.progress import track
 from longmem.errors import ConfigError
 from longmem.model_source import ModelDescription, ModelSource, describe
 from pipelines.asked import asked_model
+from pipelines.executors import use_threads
 from pipelines.job_folder import JobFolder
 from pipelines.journal import AbstractJournal
 from pipelines.slices import Slices
@@ -90,7 +90,7 @@ def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
     Raises ConfigError, DocumentError, OutputError, ModelError, NumericError; what was scored stays.
     """
     examples = read_examples(job.input, job.split)[: job.limit_examples]
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
     with JobFolder(job.out, job.resume) as folder:
         asked = {**_given(job, examples), "model": asked_model(job.model)}
         if (finished := folder.finished(RESULTS, asked)) is not None:

@@ -8,7 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from longmem.errors import ConfigError
 from pipelines.app import app
+from pipelines.command_line import num_cores
+from pipelines.executors import THREADS_FOR_EACH_CORE, use_threads
 from pipelines.option_types import OptionValueError, real_option
 
 BAD_NUMBERS = ("-1", "nan", "inf", "-inf", str(10**30), "1e400", "seven", "", "1_0", "\uff11", "\u0663", "0x10")
@@ -128,3 +131,8 @@ def test_a_kind_of_option_parses_what_is_given_as_text_only() -> None:
     assert parse(0.25) == 0.25, "a default"
     with pytest.raises(OptionValueError, match="at most 1"):
         parse("2")
+
+
+def test_threads_beyond_what_the_cores_can_do_are_refused_in_one_process() -> None:
+    with pytest.raises(ConfigError, match=f"--threads must be at most .* on {num_cores()} cores"):
+        use_threads(THREADS_FOR_EACH_CORE * num_cores() + 1)
