@@ -24,7 +24,7 @@ LINE = "interrupted."
 SAME_S = 0.5
 """Signals that come within this time are one: a closed terminal and a batch system send several in a row."""
 AGAIN_S = 0.02
-"""While a module is being imported, the interruption is tried again so often."""
+"""While a module is imported or a process started, the interruption is tried again so often."""
 
 
 class _State:
@@ -112,7 +112,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _release_terminal(number)
     if not _STATE.tidying or not is_first:
         _end_now()
-    _raise_outside_of_imports(frame)
+    _raise_where_it_can_be(frame)
 
 
 def _come_again(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -126,14 +126,20 @@ def _come_again(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _try_again(_number: int, frame: FrameType | None) -> None:
-    _raise_outside_of_imports(frame)
+    _raise_where_it_can_be(frame)
 
 
-def _raise_outside_of_imports(frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but not within an import: half of an extension module is turned into an ImportError, or
-    swallows the interruption. It then comes again when the import is over."""
+def _raise_where_it_can_be(frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not within an import or the start of a process; it comes again when that is over.
+
+    Half of an extension module is turned into an ImportError, or swallows the interruption. Libraries hold locks from
+    the callback before a fork to the one after it.
+    """
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        # by its name: `subprocess` itself takes too long to import here
+        starts_process = code.co_name == "_execute_child" and code.co_filename.endswith("subprocess.py")
+        if starts_process or code.co_filename.startswith("<frozen importlib"):
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
             return
         frame = frame.f_back

@@ -93,6 +93,24 @@ def test_interruption_where_python_drops_exceptions_comes_again(dropped: str, tm
     assert run(code, tmp_path) == (0, "tidied\n", "")
 
 
+def test_interruption_at_the_start_of_a_process_waits_until_it_has_started(tmp_path: Path) -> None:
+    """Libraries hold locks from the callback before a fork to the one after it."""
+    code = """
+    import subprocess
+    done = []
+    os.register_at_fork(before=interrupt)
+    os.register_at_fork(before=lambda: done.append("before"), after_in_parent=lambda: done.append("after"))
+    try:
+        with interrupts.tidying():
+            subprocess.run(["true"], preexec_fn=lambda: None)
+            time.sleep(20)
+            print("went on")
+    except KeyboardInterrupt:
+        print(*done)
+    """
+    assert run(code, tmp_path) == (0, "before after\n", "")
+
+
 def test_a_second_signal_ends_the_tidying(tmp_path: Path) -> None:
     code = """
     try:
