@@ -1,5 +1,5 @@
 """The parts of a job's cluster that die or stop, one by one: the job ends with the same bytes, or with a sentence and
-exit code 2 and goes on with --resume."""
+exit code 2 and goes on with --resume. The default run has the head among the kills of test_jobs_survive.py."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from pipelines.cli import app
 from tests.fault.crash.killed_jobs import LIMIT_S, descendants, driver, lines_of
 from tests.fault.test_jobs_survive import prose, table_bytes
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PARTS = {
     "encoder": "ray::Encoder",
@@ -101,14 +101,13 @@ def assert_lost(folder: Path, name: str, what: str, more: tuple[str, ...]) -> No
     assert not any("Traceback" in line for line in said)
 
 
-@pytest.mark.parametrize("what", ["gcs", pytest.param("raylet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", FATAL)
 def test_job_cluster_killed_ends_with_two_and_resumes_to_the_same_bytes(folder: Path, what: str) -> None:
     assert_lost(folder, what, what, ())
     in_process(folder, what, "--resume")
     assert table_bytes(folder / what) == table_bytes(folder / "undisturbed")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", [each for each in PARTS if each not in FATAL])
 def test_job_part_killed_ends_with_the_same_bytes(folder: Path, what: str) -> None:
     name = f"killed-{what.replace(' ', '-')}"
@@ -127,7 +126,6 @@ def test_job_part_killed_ends_with_the_same_bytes(folder: Path, what: str) -> No
     assert table_bytes(folder / name) == table_bytes(folder / "undisturbed")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["encoder", "reader", "store", "monitor", "gcs", "raylet", "driver"])
 def test_job_part_stopped_for_seconds_ends_with_the_same_bytes(folder: Path, what: str) -> None:
     name = f"stopped-{what}"
@@ -142,7 +140,6 @@ def test_job_part_stopped_for_seconds_ends_with_the_same_bytes(folder: Path, wha
     assert table_bytes(folder / name) == table_bytes(folder / "undisturbed")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", FATAL)
 def test_job_cluster_stopped_for_good_ends_with_two(folder: Path, what: str) -> None:
     """Neither a child that has ended nor a refused connection: silence, which is told before Ray ends the process."""

@@ -155,12 +155,13 @@ def test_a_document_that_ends_its_workers_is_set_aside(
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 def test_random_kills_change_nothing(
     checkpoint: Path, books: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ["perplexity", str(books), "--model", str(checkpoint), "--threads", "1", "--tokens"]
-    kills = ["worker", "driver", "worker", "asked"]
+    kills = ["worker", "driver", "gcs", "worker", "asked"]
     done = run_and_kill([*arguments, "--address", "local", "--out", str(out)], out, 1, kills)
     assert done == kills
     assert table_bytes(out) == undisturbed

@@ -60,9 +60,19 @@ def kill_one(pid: int, choose: random.Random) -> bool:
     return True
 
 
+def kill_gcs(pid: int) -> None:
+    """SIGKILL the head process of the job's own cluster, which its driver has started as a child."""
+    children = psutil.Process(pid).children()
+    (gcs,) = [child for child in children if child.cmdline()[:1] and child.cmdline()[0].endswith("/gcs_server")]
+    gcs.kill()
+
+
 def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -> list[str]:
-    """Run a job to its end, with `kills` ("worker", "driver", or "asked": SIGTERM to the driver) at random moments of
-    its progress; returns those that were done. A driver that ended is started again with --resume."""
+    """Run a job to its end, with `kills` at random moments of its progress; return those that were done.
+
+    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A driver that ended is started again with
+    --resume.
+    """
     choose = random.Random(seed)
     journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []
     resumed = False
@@ -79,6 +89,14 @@ def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -
                     if left[0] == "asked":
                         process.terminate()
                         assert process.wait(timeout=LIMIT_S) == 130, log.read_text("utf-8")
+                        done.append(left.pop(0))
+                        break
+                    if left[0] == "gcs":
+                        kill_gcs(process.pid)
+                        assert process.wait(timeout=LIMIT_S) == 2, log.read_text("utf-8")
+                        last = log.read_text("utf-8").splitlines()[-1]
+                        assert last.startswith("error: the Ray cluster that this command started was lost"), last
+                        assert last.endswith("a job goes on with the same command and --resume"), last
                         done.append(left.pop(0))
                         break
                     if kill_one(process.pid, choose):
