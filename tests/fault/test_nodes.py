@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from longmem.model_source import REFERENCE_MODEL
-from tests.fault.test_jobs_survive import lines_of, prose, table_bytes
+from tests.fault.crash.killed_jobs import lines_of
+from tests.fault.test_jobs_survive import prose, table_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
