@@ -19,7 +19,7 @@ export HOME="$folder/home" RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled RAY_
 mkdir -p "$HOME"
 if [ -z "${PYTHON:-}" ]; then
     python3 -m venv venv
-    venv/bin/pip install --quiet "ray[default]==2.60.0"
+    venv/bin/pip install --quiet "ray[default]==2.60.0" psutil==7.2.2
     PYTHON=venv/bin/python
 fi
 cat >driver.py <<'PYTHON_END'
@@ -54,6 +54,7 @@ finally:
 PYTHON_END
 code=0
 "$PYTHON" driver.py "$folder" >out 2>err || code=$?
+grep -q '^call$' out || { cat err >&2; exit 1; }
 calls=$(grep -c '^call$' out || true)
 ran() { grep -q "^$1\$" out && echo yes || echo no; }
 echo "calls after the GCS was killed: $calls"

@@ -17,7 +17,7 @@ from rich.console import Console
 import actors.executor
 from actors.policy import Patience
 from actors.shape import ClusterShape
-from longmem.executor import ExecutorEvent
+from longmem.executor import ExecutorEvent, Stage
 from longmem.model_source import ModelSource
 from longmem.scheduler import Limits
 from pipelines.job import PerplexityJob, run_job
@@ -25,6 +25,7 @@ from pipelines.job import PerplexityJob, run_job
 sent: list[list[Any]] = []
 said: list[list[Any]] = []
 start_s = monotonic()
+held = Path(sys.argv[1]).with_suffix(".held")
 
 
 class Recording(actors.executor.RayExecutor):
@@ -32,7 +33,12 @@ class Recording(actors.executor.RayExecutor):
 
     def _send(self, task: Any, worker: Any) -> None:
         super()._send(task, worker)
-        sent.append([task.stage, task.segment.key.document, task.segment.index, worker.name, worker.info.node_id])
+        for each in getattr(task, "members", [task]):
+            sent.append([each.stage, each.segment.key.document, each.segment.index, worker.name, worker.info.node_id])
+
+    def slots(self, stage: Stage) -> int:
+        """Begin nothing while the test holds the job, until workers have come that take long to start."""
+        return 0 if held.exists() else super().slots(stage)
 
     def events(self) -> list[ExecutorEvent]:
         events = super().events()

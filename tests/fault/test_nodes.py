@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from longmem.model_source import REFERENCE_MODEL
-from tests.fault.test_jobs_survive import lines_of, prose, table_bytes
+from tests.fault.crash.killed_jobs import lines_of
+from tests.fault.test_jobs_survive import prose, table_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -140,7 +141,10 @@ def test_a_node_that_joins_is_used(cluster: Any, folder: Path) -> None:
     shape = {"address": cluster.address, "encoders": 2, "readers": 2, "placement": "spread", "elastic": True}
     with job(out, shape) as process:
         until(process, out, lambda: lines_of(out / "journal.jsonl") >= 4)
+        out.with_suffix(".held").touch()
         late = add_node(cluster, 2)
+        until(process, out, lambda: log_of(out).count(" is ready (process ") == 2)
+        out.with_suffix(".held").unlink()
         assert process.wait(LIMIT_S) == 0, log_of(out)
     record = record_of(folder, "joined")
     assert [kind for _, kind, _ in record["events"]] == ["back", "back"]
