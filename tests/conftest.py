@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, derandomised Hypothesis, small real backbones, and a naive memory."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,11 @@ from longmem.testing import save_small_backbone, small_longmem
 from longmem.types import KVBlock
 
 torch.set_num_threads(1)
+
+# a shell's background jobs ignore these, and so would everything that the tests start
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 # a byte tokenizer and segments of 32 tokens make hundreds of forwards of the text that suffices for real models
 longmem.model.CALIBRATION_CHARACTERS = 1000
 

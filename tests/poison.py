@@ -1,6 +1,8 @@
-"""A model that ends its process when it reads a certain character, as a bug in a native library would."""
+"""Models that fail on a certain character: one ends its process, as a bug in a native library would; one gives NaN."""
 
 import os
+
+import torch
 
 from longmem.model import LongMem
 from longmem.model_source import ModelSource
@@ -25,4 +27,15 @@ class PoisonedSource(ModelSource):
     def open(self) -> LongMem:
         model = super().open()
         model.__class__ = PoisonedModel
+        return model
+
+
+class NanSource(ModelSource):
+    """Opens any model with an embedding of POISON that is not a number, which no file can hold."""
+
+    def open(self) -> LongMem:
+        model = super().open()
+        (token,) = model.tokenizer.sequence(POISON)[1:]
+        with torch.no_grad():
+            model.backbone.model.get_input_embeddings().weight[token] = torch.nan
         return model

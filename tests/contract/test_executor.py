@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from longmem.errors import (
     ConflictError,
@@ -30,15 +29,15 @@ from longmem.model_source import ModelSource, describe
 from longmem.requests import ItemsRequest, Request
 from longmem.scheduler import Limits, SegmentScheduler
 from longmem.scoring import TextScores, score_text
-from longmem.testing import save_small_backbone, small_longmem
+from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
 from tests.inputs import DEFAULT_FORM
+from tests.poison import POISON, NanSource
 
 pytest_plugins = ["tests.ray_cluster"]
 
 SHAPES = {"ray-1+1": (1, 1), "ray-2+2": (2, 2)}
-POISON = "\x07"
 """A byte whose embedding is NaN in this module's checkpoint: every segment that holds it fails, and no other."""
 
 TEXTS = {
@@ -53,20 +52,13 @@ PATIENCE_S = 60.0
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    backbone = folder / "llama-0"
-    save_small_backbone(backbone, "llama")
-    weights = load_file(backbone / "model.safetensors")
-    (name,) = [name for name in weights if name.endswith("embed_tokens.weight")]
-    (token,) = small_longmem(folder).tokenizer.sequence(POISON)[1:]
-    weights[name][token] = float("nan")
-    save_file(weights, backbone / "model.safetensors", {"format": "pt"})
     small_longmem(folder, **{**DEFAULT_FORM, "chunk_tokens": 4}).save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"
 
 
 @pytest.fixture(scope="module")
 def source(checkpoint: Path) -> ModelSource:
-    return ModelSource(str(checkpoint))
+    return NanSource(str(checkpoint))
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_measuring_and_checking_in_one_command(model: Path, book: Path, tmp_path
         (["--tokens", 10, "--check"], "it needs INPUT"),
         (["--tokens", 10, "--nodes", 2], "cannot use 2 nodes"),
         (["--tokens", 10, "--address", "ray://x:1"], "must be local or none"),
-        (["--tokens", -1], "--tokens must be positive"),
+        (["--tokens", -1], "--tokens must be at least 1, got -1"),
         (["--tokens", 10, "--documents", 0], "--documents must be at least 1"),
         (["--tokens", 10, "--no-memory", "--memory-tokens", 5], "contradict"),
         (["missing.txt"], "missing.txt"),
