@@ -42,13 +42,13 @@ class Connection:
     started_here: bool
     """A cluster of this process alone, which ends with it."""
     address: str
-    """Where it was joined, or where it was started."""
+    """Address at which it was joined or started."""
     dashboard_url: str | None
     watch: ClusterWatch = field(repr=False)
     """Says when the cluster is lost."""
 
     def advice(self, fewer: str) -> str:
-        """What a user can do who finds no room; `fewer` names the options that make a job smaller."""
+        """Return advice for a job without room; `fewer` names the options that make a job smaller."""
         own = "" if self.started_here else ", or --address local, which starts a cluster for this command alone"
         return f"use fewer {fewer}{own}"
 
@@ -190,7 +190,7 @@ def check_object_store(num_bytes: int | None) -> None:
 
 
 def _connection(head: Head | None, owned: bool) -> Connection:
-    """What is known of the cluster that this process is connected to."""
+    """Describe the cluster that this process is connected to."""
     node = ray._private.worker._global_node
     started_here = head is None and owned
     address = str(ray.get_runtime_context().gcs_address) if head is None or not head.is_client else head.address
@@ -206,7 +206,7 @@ def _connection(head: Head | None, owned: bool) -> Connection:
 
 
 def _ended(node: Any) -> Callable[[], list[str]]:
-    """What names the daemons that have ended, where they are children of this process."""
+    """Return a function that names the ended daemons among the children of this process."""
 
     def ended() -> list[str]:
         if node is None or not node.is_head():
@@ -221,7 +221,7 @@ def _ended(node: Any) -> Callable[[], list[str]]:
 
 
 def free_cpus() -> str:
-    """How much of the cluster is free."""
+    """Return the free and total CPUs of the cluster as a sentence."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs are free"
 

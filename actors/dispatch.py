@@ -109,7 +109,7 @@ class PooledExecutor(AbstractExecutor):
         self._supervisor.begin()
 
     def _explaining(self) -> AbstractContextManager[None]:
-        """Where the cluster is lost, that is why calls fail."""
+        """Raise ClusterError instead of the error of a call where the cluster is lost."""
         return nullcontext() if self._connection is None else self._connection.watch.explaining()
 
     def describe(self) -> ModelDescription:

@@ -23,24 +23,24 @@ from longmem.errors import ClusterError, LostClusterError
 
 PERIOD_S = 1.0
 ANSWER_S = 5.0
-"""How long one health check waits."""
+"""Timeout of one health check, in seconds."""
 
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAY_ENDS_US_S = float(os.environ.get(RECONNECT, "60"))
 """When Ray ends a process that has no GCS. A cluster whose GCS is kept in Redis may need more to come back."""
 LOST_S = RAY_ENDS_US_S / 2
-"""How long GCS and raylet may be silent or refuse connections: the other half is for closing down."""
+"""Seconds that GCS and raylet may be silent or refuse connections; the other half is for shutdown."""
 STUCK_S = RAY_ENDS_US_S / 3
-"""How long the calls of this process may wait for a lost cluster before the process ends itself."""
+"""Seconds that calls may wait for a lost cluster before this process exits."""
 EXIT_LOST = 2
 
 REFUSED_S = 3.0
-"""How long a raylet may refuse connections: its port has an owner for as long as it lives, and it never comes back."""
+"""Seconds that a raylet may refuse connections: it owns its port while it lives, and is never restarted."""
 
 ENDING_S = 10.0
-"""How long a raylet may take to end after its workers, and a head after those."""
+"""Seconds that a raylet may outlive its workers, and a head its raylet."""
 ENDED = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError)
-"""What Ray says of workers that are gone."""
+"""Errors that Ray raises for workers that are gone."""
 
 GCS = "head process (GCS)"
 RAYLET = "node process (raylet)"

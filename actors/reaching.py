@@ -22,7 +22,7 @@ from longmem.errors import ClusterError
 
 CLIENT = "ray://"
 CONNECT_S = 5.0
-"""How long a head may take to answer."""
+"""Timeout of a head's answer, in seconds."""
 
 HEALTH = "/grpc.health.v1.Health/Check"
 """Answered by GCS and raylet, without a token."""
@@ -33,7 +33,7 @@ CLIENT_INFO = "/ray.rpc.RayletDriver/ClusterInfo"
 
 MODE = "RAY_AUTH_MODE"
 USER_MODE = os.environ.get(MODE, "").lower()
-"""What the user has chosen, read before this process or Ray chooses: `token`, `disabled`, or nothing."""
+"""Mode set by the user, read before this process or Ray sets one: `token`, `disabled`, or nothing."""
 
 _tokens_used = False
 
@@ -43,7 +43,7 @@ OR_ELSE = "or use --address local to start a cluster here, or --address none to 
 
 @dataclass(frozen=True)
 class Head:
-    """Where a cluster can be joined, and who says so."""
+    """Address of a cluster to join, and its source."""
 
     address: str
     """`host:port` of the GCS, or `ray://host:port`."""
@@ -57,7 +57,7 @@ class Head:
 
     @property
     def is_client(self) -> bool:
-        """Whether Ray's client server is meant, which runs the driver's half on the cluster."""
+        """True for the address of Ray's client server, which runs the driver's half on the cluster."""
         return self.address.startswith(CLIENT)
 
     def __str__(self) -> str:
@@ -171,7 +171,7 @@ def answers(target: str) -> None:
 
 
 def _refuses(head: Head, method: str, token: str | None) -> bool:
-    """Whether the head refuses a call with this token. Raises ClusterError when it is no Ray head."""
+    """Return whether the head refuses a call with this token. Raises ClusterError when it is no Ray head."""
     metadata = [("client_id", uuid4().hex)] if head.is_client else []
     if token is not None:
         metadata.append(("authorization", f"Bearer {token}"))

@@ -1,4 +1,4 @@
-"""Whether a cluster has room for a job, and what is said while it has none."""
+"""Checks whether a cluster has room for a job, and reports while it has none."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -13,7 +13,7 @@ FIRST_S = 30.0
 """When a job that still waits for workers says so first: they start within seconds where there is room.
 Until they are ready, the job's own workers hold CPUs too."""
 AGAIN_S = 60.0
-"""How often it says so again."""
+"""Seconds between two reports."""
 
 
 class Room:
@@ -58,7 +58,7 @@ class Room:
             )
 
     def exhausted(self, num_missing: int, share: float) -> ClusterError:
-        """What ends a job that has waited too long; `share` of its workers are missing."""
+        """Return the error of a job that has waited too long; `share` of its workers are missing."""
         lack = describe_lack(*(share * need for need in self._needs)) or "there is room for them, see `ray status`"
         return ClusterError(
             f"{num_missing} workers did not start within {self._limit_s:g} s: {lack}; let other jobs end, "
@@ -67,7 +67,7 @@ class Room:
 
 
 def not_started(room: Room | None, workers: Workers, num_missing: int, limit_s: float) -> ClusterError:
-    """What ends a job whose workers did not start; without a room it is not known what they need."""
+    """Return the error of a job whose workers did not start; without a room their needs are unknown."""
     if room is None:
         return ClusterError(f"{num_missing} workers did not start within {limit_s:g} s: see `ray status`")
     # stores may be missing too, and need no room

@@ -22,9 +22,9 @@ from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
 
 START_S = 600.0
-"""How long workers may wait for room."""
+"""Seconds that workers may wait for room."""
 TICK_S = 1.0
-"""How often it is looked whether the cluster still lives."""
+"""Seconds between two checks that the cluster is alive."""
 
 
 @ray.remote

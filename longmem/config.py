@@ -79,8 +79,8 @@ class LongMemConfig:
     fusion: bool = True
     """Mix attention over the retrieved values into the memory layer (paper)."""
     special_tokens: SpecialTokens = "parse"
-    """What a special token is that a text spells (`<|endoftext|>`): the token itself, as Hugging Face's tokenizers have
-    it, or its characters as text."""
+    """Meaning of a special token that a text spells (`<|endoftext|>`): the token itself, as in Hugging Face's
+    tokenizers, or its characters as text."""
     scale_start: float = 0.0
     """a_i before training: 0 makes the untrained SideNet its backbone, the paper has 1 throughout."""
     gate_start: float = 0.0

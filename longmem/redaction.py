@@ -2,7 +2,7 @@
 
 Hidden are the user and password of every URI, query parameters and fragments whose name says that they are secret, and
 settings such as `aws_secret_access_key=…`. Percent-encoded URIs, chained ones (`simplecache::s3://…`), URIs in quotes,
-in JSON and in HTML are treated alike. Text without a secret comes back unchanged, and redacted text does, too.
+in JSON and in HTML are treated the same way. Text without a secret comes back unchanged, and redacted text does, too.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What a command asks for, as far as it is known before a model is loaded: enough to see that its job has finished."""
+"""Describes a command's request before a model is loaded: enough to see that its job has finished."""
 
 from pathlib import Path
 from typing import Any

@@ -56,7 +56,7 @@ class StoredFormat(StrEnum):
 
 
 class SpecialTokenRule(StrEnum):
-    """What a special token is that a text spells."""
+    """Meaning of a special token that a text spells."""
 
     PARSE = "parse"
     TEXT = "text"
@@ -145,7 +145,7 @@ def _parsing() -> Iterator[None]:
 
 
 def _shown_name(parameter: Any) -> str:
-    """What the user calls an option or an argument."""
+    """Return the name that the user knows an option or argument by."""
     if parameter is None:
         return "an option"
     if parameter.param_type_name == "option":
@@ -164,7 +164,7 @@ def _say_interrupted(console: Console, more: str) -> None:
 
 
 def say_if_finished(summary: Mapping[str, Any] | None, out: Path) -> bool:
-    """Whether a job had finished before its command began; then says so, in one line."""
+    """Return whether a job had finished before its command began, and then say so in one line."""
     from pipelines.job_folder import FinishedSummary
 
     if not isinstance(summary, FinishedSummary):

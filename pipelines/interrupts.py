@@ -1,4 +1,4 @@
-"""Interruption: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command alike.
+"""Interruption: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command in the same way.
 
 Until a command has something to tidy up, the process ends at once: one line, exit code 130. Within `tidying` the first
 signal raises KeyboardInterrupt, so that workers stop and the job says where it is, and a second one ends the process.
@@ -28,7 +28,7 @@ AGAIN_S = 0.02
 
 
 class _State:
-    """What this process knows of interruptions; only the main thread, where Python runs handlers, writes to it.
+    """State of interruptions in this process; only the main thread, where Python runs handlers, writes to it.
 
     No dataclass: to import those takes longer than all that is imported here, and Ctrl-C is not handled until then.
     """

@@ -15,7 +15,7 @@ import typer
 from longmem.redaction import redacted
 
 LARGEST = 2**63 - 1
-"""What torch, Arrow and the store count with."""
+"""Largest number that torch, Arrow and the store count with."""
 MOST_THREADS = 1024
 MOST_WORKERS = 10_000
 LONGEST_S = 1e9

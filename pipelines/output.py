@@ -17,7 +17,7 @@ from longmem.redaction import DATA_FIELDS, redacted, redacted_values
 
 AGAIN = "repair that and run again with --resume"
 PART = ".part"
-"""What the name of a file ends with that is not complete yet."""
+"""Suffix of a file that is not complete yet."""
 
 
 def write_json(path: Path, values: Mapping[str, Any], *, advice: str = AGAIN) -> None:

@@ -32,7 +32,7 @@ WAIT_S = 0.2
 
 @dataclass
 class StageTotals:
-    """What one stage did."""
+    """Work of one stage."""
 
     segments: int = 0
     tokens: int = 0
@@ -41,7 +41,7 @@ class StageTotals:
 
 @dataclass
 class RunTotals:
-    """What a run did, for the summary; results are in the journal."""
+    """Work of a run, for the summary; results are in the journal."""
 
     stages: dict[Stage, StageTotals] = field(default_factory=lambda: {stage: StageTotals() for stage in STAGES})
     wall_s: float = 0.0

@@ -40,7 +40,7 @@ class Slices:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last record is old."""
+        """True when the last record is old."""
         return self._recorded_s is None or self._clock() - self._recorded_s >= RECORD_S
 
     def record(self, work: Mapping[str, Any]) -> None:

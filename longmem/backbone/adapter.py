@@ -27,7 +27,7 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 CHECKED_TOKENS = 16
 MERGE_TOLERANCE = 1e-3
-"""Of the largest logit: merging adds in another order than running beside, in float32, and nothing else."""
+"""Tolerance relative to the largest logit: merging adds in another order than running beside, in float32."""
 
 
 def refuse_adapter_files(source: str | Path, adapter: str | Path | None) -> None:

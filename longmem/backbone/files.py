@@ -23,7 +23,7 @@ MESSAGE_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a safetensors header says of one tensor."""
+    """Entry of one tensor in a safetensors header."""
 
     file: Path
     dtype: str

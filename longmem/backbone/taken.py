@@ -1,4 +1,4 @@
-"""Whether a model takes every weight of its files, before any is loaded.
+"""Checks that a model takes every weight of its files, before any is loaded.
 
 transformers reports weights that a model does not take in a log line, leaves some out of its report by pattern, and
 goes on: a file with biases that config.json has forgotten then gives another model's numbers. Here the names, shapes
@@ -31,7 +31,7 @@ ADVICE = (
     (r"scale|zeros|qweight|absmax|quant|g_idx", "the weights are quantised; save a dequantised copy of the model"),
     (r"\.bias$|norm", "config.json lacks the setting that they belong to; take config.json from the model's source"),
 )
-"""What to do about weights that are not taken, by their names."""
+"""Return advice for weights that are not taken, by their names."""
 
 
 def check_weights(source: str | Path, config: PretrainedConfig, tensors: Mapping[str, StoredTensor]) -> None:

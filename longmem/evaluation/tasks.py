@@ -13,7 +13,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "longmem_perplexity": {"text": str},
     "longmem_suffix": {"prefix": str, "candidates": list, "label": int},
 }
-"""What the rows of each task must have."""
+"""Fields that the rows of each task must have."""
 
 
 def local_task(name: str, path: str | Path) -> dict[str, Any]:

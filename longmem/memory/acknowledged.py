@@ -8,8 +8,8 @@ version must not be below the mark, and the marked version must be the very one 
 files that say which of its rows are deleted (`catalogue_state.py`).
 
 A writer that dies between its commit and its mark leaves a catalogue that is newer than the mark, which is sound. The
-folder's name sorts before `catalogue.lance`, so that a tool that copies a store in the order of names while somebody
-writes copies the mark first.
+folder's name sorts before `catalogue.lance`, so that a tool that copies a store in the order of names beside a
+writer copies the mark first.
 
 In a bucket a mark holds no digest, because reading each manifest back would cost a request for each put: there, a
 catalogue is only seen to be older than its mark while it is shorter. A look at the marks is a request there, too:
@@ -69,7 +69,7 @@ class Acknowledged(ABC):
     """The marks of one store. Not thread-safe beyond what single files are: a store's lock protects `record`."""
 
     is_cheap: bool
-    """Whether checking costs microseconds, so that every look into the catalogue may do it."""
+    """True where checking costs microseconds, so that every look into the catalogue may do it."""
 
     @abstractmethod
     def check(self, version: Callable[[], int]) -> None:
@@ -222,7 +222,7 @@ class _OnDisk(Acknowledged):
         return Mark(version, state.digest), state
 
     def tidy(self) -> None:
-        """Of marks, every `record` does it; copies of deletion files may be left."""
+        """Remove copies of deletion files; marks are removed by every `record`."""
         with suppress(OSError):
             # what is left says nothing, and costs a few bytes
             self._files.remove_old_copies()

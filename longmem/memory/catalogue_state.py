@@ -1,4 +1,4 @@
-"""What a version of a local catalogue is made of beyond its rows: its manifest and the files of deleted rows.
+"""Files of a version of a local catalogue beyond its rows: its manifest and the files of deleted rows.
 
 Lance has no checksum for a deletion file: another valid one of the same length is believed, and the wrong rows count as
 deleted. The digest of a version therefore covers both. A copy of each deletion file in use is kept in
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether every file is still the one that was read. Raises FileNotFoundError."""
+        """Return whether every file is still the one that was read. Raises FileNotFoundError."""
         return all(_status(path) == status for path, status in self.files.items())
 
 

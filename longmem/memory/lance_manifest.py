@@ -14,7 +14,7 @@ _MAGIC = b"LANC"
 _FOOTER = 16
 
 _SUFFIXES = ("arrow", "bin")
-"""By the number of the file type: few rows are an Arrow array, many a bitmap."""
+"""Suffix by the number of the file type: few rows are an Arrow array, many a bitmap."""
 
 
 def deletion_files(manifest: bytes) -> list[str]:

@@ -52,7 +52,7 @@ PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 two concurrent inserts of one key without a conflict (lancedb 0.40, Lance 13)."""
 
 _PRIMARY_KEYS = (b"lance-schema:unenforced-primary-key", b"lance-schema:unenforced-primary-key:position")
-"""What marks it in a stored schema: from its creation, or set afterwards."""
+"""Metadata that marks it in a stored schema: from its creation, or set afterwards."""
 
 _FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, pa.ArrowException)
 
@@ -61,7 +61,7 @@ _NO_WRITE = ("permission denied", "read-only file system", f"os error {errno.ERO
 
 
 class Commit(NamedTuple):
-    """What one commit did to a table."""
+    """Effect of one commit on a table."""
 
     num_rows: int
     """Rows that it inserted or deleted."""
@@ -106,7 +106,7 @@ class LanceDatabase:
             self._connected().create_table(name, schema=schema, exist_ok=True)
 
     def has_key(self, name: str, columns: list[str], column: str) -> bool:
-        """Whether concurrent inserts into a table are told apart by that column."""
+        """Return whether Lance detects conflicts of inserts into a table by that column."""
         with _translated(f"reading table {name}"):
             return _is_key(self._table(name, columns).schema.field(column))
 
@@ -320,7 +320,7 @@ _LOST_RACE = (
     "concurrent transaction",
     "manifest contention",
 )
-"""What Lance says of a commit that another one has overtaken: its own tries are used up, or it has none."""
+"""Parts of Lance's messages on a commit that another one has overtaken: its own tries are used up, or it has none."""
 
 
 class PlaceError(StoreError):

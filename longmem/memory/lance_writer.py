@@ -282,7 +282,7 @@ class LanceWriter(LanceReader):
         return ours - doubled
 
     def _acknowledge(self, version: int | None = None) -> None:
-        """What the catalogue says now, or said in a version of it, is found again from here on."""
+        """Acknowledge the catalogue as it is now, or as of a version: it must be found again from here on."""
         self._sync(CATALOGUE)
         if version is None:
             version = self._database.version(CATALOGUE, CATALOGUE_SCHEMA)

@@ -50,7 +50,7 @@ class ObjectFiles:
             except (AlreadyExistsError, PreconditionError):
                 return
             finally:
-                # what could not be removed is a few bytes that nobody reads
+                # what could not be removed is a few bytes that are never read
                 with suppress(BaseError):
                     obstore.delete(self._store, name)
         raise StoreError(

@@ -110,7 +110,7 @@ def _surplus_rows(store: LanceMemoryStore) -> list[tuple[dict[str, Any], str]]:
 
 
 class _Repair:
-    """Of a store in a folder: its tables first, then what they say."""
+    """Repair a store in a folder: its tables first, then their content."""
 
     def __init__(self, database: LanceDatabase, folder: Path, report: RecoveryReport) -> None:
         self._database = database
@@ -149,7 +149,7 @@ class _Repair:
             self._tell_unnamed(payloads)
 
     def _lost_commits(self) -> bool:
-        """Whether commits are gone that were acknowledged."""
+        """Return whether acknowledged commits are gone."""
         table = self._folder / f"{CATALOGUE}.lance"
         try:
             self._restore_deletions()
@@ -219,8 +219,8 @@ class _Repair:
             self._database.forget(name)
 
     def _tell_unnamed(self, payloads: list[str]) -> None:
-        """What the lost commits had made reachable: payload that no row names. It stays where its table has other
-        blocks, and is moved aside with the table where it has none."""
+        """Report what the lost commits had made reachable: payload that no row names. It stays where its table has
+        other blocks, and is moved aside with the table where it has none."""
         rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA).to_pylist()
         named = {(row["payload"], int(row["write"])) for row in rows}
         documents = {row["place"]: f"{row['namespace']}/{row['document']}" for row in rows}

@@ -1,4 +1,4 @@
-"""Whether a catalogue can be written, compacted and cleaned, and not only read: tried on a copy.
+"""Tries on a copy whether a catalogue can be written, compacted and cleaned, and not only read.
 
 A writer meets more files than a reader does: cleaning opens the manifest of every version. What exactly Lance opens is
 its own affair and changes between versions, so it is let do it. The catalogue is narrow; data files are linked where
@@ -78,7 +78,7 @@ def _as_damage() -> Iterator[None]:
     except (CorruptionError, PlaceError):
         raise
     except StoreError as error:
-        # on a fresh copy that nobody else has open, nothing else can be the reason
+        # on a fresh copy that no other process has open, nothing else can be the reason
         raise CorruptionError(str(error)) from error
 
 

@@ -19,7 +19,7 @@ from longmem.text.naming import tell_apart
 from longmem.text.opening import COMPRESSIONS, compression_of, irregular_kind
 
 FORMATS = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "table"}
-"""How a file is read, by the part of its name before the compression."""
+"""Format of a file, by the part of its name before the compression."""
 EXPECTED = f"{', '.join(FORMATS)}, the first four also with {', '.join(COMPRESSIONS)}"
 
 HIDDEN, NOTES, AGAIN, BROKEN, DENIED = "hidden", "note", "read already", "broken link", "folder that cannot be listed"
@@ -61,7 +61,7 @@ class InputFile:
 
 @dataclass
 class LeftOut:
-    """What stands in the inputs and is not read, by kind: how many, and the first names."""
+    """Files of the inputs that are not read, by kind: counts and the first names."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)

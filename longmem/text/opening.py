@@ -27,7 +27,7 @@ MAX_RECORD_BYTES = 2**28
 BLOCK_BYTES = 2**20
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
-"""What reading a damaged or vanished file raises (damage inside gzip, bz2 and zstd is an OSError or EOFError)."""
+"""Errors of reading a damaged or vanished file (damage inside gzip, bz2 and zstd is an OSError or EOFError)."""
 
 
 def _open_zstd(raw: Any) -> Stream:
@@ -41,7 +41,7 @@ COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
-"""How a compressed file is opened, by the last part of its name. Several members or frames in one file are joined."""
+"""Function that opens a compressed file, by the last part of its name. Several members or frames are joined."""
 
 
 class TooLongError(Exception):

@@ -1,4 +1,4 @@
-"""What stands in the place of a document that cannot be read."""
+"""Placeholder for a document that cannot be read."""
 
 from dataclasses import dataclass
 

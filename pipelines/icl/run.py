@@ -53,7 +53,7 @@ class IclRun:
     journal: IclJournal
     tell: Callable[[str], None]
     slices: Slices | None = None
-    """Where what was done is recorded now and then."""
+    """Record of the work done, written every few seconds."""
     written: WriteTotals = field(default_factory=WriteTotals)
     asked: Asked = field(default_factory=Asked)
 
