@@ -26,6 +26,15 @@ PRIVATE = b"longmem:private"
 """Key of a cluster that a command started for itself, and that ends with it; the value names the process."""
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 """In Ray's message on versions that differ: the cluster's first, then those of this process."""
+CLIENT_ATTEMPTS = 3
+"""Attempts to join through `ray://` while the cluster's process for this client ends as it starts."""
+CLIENT_DIED_STARTING = (
+    "Starting Ray client server failed",
+    "Proxy failed to Connect to backend",
+    "ZombieProcess",
+    "NoSuchProcess",
+)
+"""Parts of Ray's message, one of which it has then: which one depends on the moment of the death."""
 _JOINING = Lock()
 """Ray's connection belongs to the process: two clients in two threads must not make it twice."""
 
@@ -111,19 +120,33 @@ def _join(address: str, tell: Callable[[str], None]) -> Connection:
         return connection
     _prepare()
     head = _head(address)
-    try:
-        with _sigterm_stays_ours():
-            ray.init(address=head.address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        # it may have got half way
-        ray.shutdown()
-        raise ClusterError(f"cannot join the Ray cluster at {head}: {in_one_line(error)}; {OR_ELSE}") from error
+    _init(head, tell)
     if head.source == "found" and (whose := _internal_kv_get(PRIVATE)):
         ray.shutdown()
         raise NoClusterError(f"the Ray cluster at {head.address} ends with the command of {whose.decode()}: ")
     connection = _connection(head, owned=True)
     tell(f"joined the Ray cluster at {head}; {free_cpus()}")
     return connection
+
+
+def _init(head: Head, tell: Callable[[str], None]) -> None:
+    """Connect Ray to a head. Raises ClusterError.
+
+    A cluster starts one process for each client of `ray://`. Every attempt gets a new one, so that one which ends as it
+    starts is no reason to give up.
+    """
+    for attempt in range(1, CLIENT_ATTEMPTS + 1):
+        try:
+            with _sigterm_stays_ours():
+                ray.init(address=head.address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            # it may have got half way
+            ray.shutdown()
+            is_transient = head.is_client and any(part in str(error) for part in CLIENT_DIED_STARTING)
+            if not is_transient or attempt == CLIENT_ATTEMPTS:
+                raise ClusterError(f"cannot join the Ray cluster at {head}: {in_one_line(error)}; {OR_ELSE}") from error
+        tell(f"the Ray cluster at {head} lost its process for this client; attempt {attempt + 1} of {CLIENT_ATTEMPTS}")
 
 
 def _head(address: str) -> Head:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from longmem.testing import small_longmem
-from tests.ray_heads import Head, environment, started_heads
+from tests.ray_heads import ROOT, Head, environment, started_heads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -58,11 +58,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+DIES_STARTING = """
+import os, sys
+
+# the child that Ray starts for one client of ray://, before it runs anything of Ray
+if "--mode=specific-server" in sys.orig_argv and os.path.exists({flag!r}):
+    os.remove({flag!r})
+    os._exit(1)
+"""
+
+
 @pytest.fixture(scope="module")
-def heads(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Head]]:
+def dies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that, while it exists, ends the next client process of the first head as it starts."""
+    return tmp_path_factory.mktemp("faults") / "dies"
+
+
+@pytest.fixture(scope="module")
+def heads(home: Path, dies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Head]]:
     """One that asks for the token, and one that was started where there was none."""
     stranger = tmp_path_factory.mktemp("stranger")
-    with started_heads(environment(HOME=str(home)), environment(HOME=str(stranger))) as heads:
+    (dies.parent / "sitecustomize.py").write_text(DIES_STARTING.format(flag=str(dies)), "utf-8")
+    locked = environment(HOME=str(home), PYTHONPATH=f"{dies.parent}:{ROOT}")
+    with started_heads(locked, environment(HOME=str(stranger))) as heads:
         yield heads
 
 
@@ -100,7 +118,8 @@ def test_join_by_address_token_on_cluster_and_none_on_another_is_matched(heads: 
     )
     for name in ("open", "address", "client"):
         assert found[name]["said"] == "an actor answers", found[name]
-        (told,) = found[name]["told"]
+        # before it: attempts that lost the process which Ray starts for a client
+        told = found[name]["told"][-1]
         assert told.startswith("joined the Ray cluster at "), told
         assert told.endswith("; 2 of 2 CPUs are free"), told
     for name in ("wrong", "client wrong"):
@@ -119,6 +138,18 @@ def test_join_by_address_without_token_says_so_at_once(heads: list[Head], tmp_pa
     for name, record in found.items():
         assert f"the Ray cluster at {addresses[name]} asks for a token and there is none here" in record["said"]
         assert record["s"] < 5, record
+
+
+@pytest.mark.slow
+def test_join_client_process_dies_starting_is_tried_again(heads: list[Head], home: Path, dies: Path) -> None:
+    """Slow, because Ray waits a minute for the process that has died."""
+    address = f"ray://127.0.0.1:{heads[0].client}"
+    dies.touch()
+    record = joined(home, [("client", address, None)])["client"]
+    assert record["said"] == "an actor answers", record
+    lost = f"the Ray cluster at {address} lost its process for this client; attempt"
+    assert record["told"][:-1] == [f"{lost} 2 of 3"], record
+    assert not dies.exists()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.cluster import NoClusterError, connect, find_cluster, in_one_line, join
+from actors.cluster import NoClusterError, _init, connect, find_cluster, in_one_line, join
+from actors.reaching import Head
 from actors.shape import AUTO, LOCAL
 from longmem.errors import ClusterError, ConfigError
 
@@ -108,6 +109,38 @@ def test_versions_that_differ_are_named_on_both_sides() -> None:
     text = in_one_line(caught.value)
     assert text.startswith("it runs Ray 2.1.0 on Python 3.9.1, this process Ray "), text
     assert text.endswith("install the same versions on both sides"), text
+
+
+@pytest.mark.parametrize(
+    ("address", "deaths", "message", "attempts"),
+    [
+        ("ray://127.0.0.1:1", 2, "psutil.ZombieProcess: PID still exists", 3),
+        ("ray://127.0.0.1:1", 9, "Proxy failed to Connect to backend!", 3),
+        ("ray://127.0.0.1:1", 9, "another reason", 1),
+        ("127.0.0.1:1", 9, "psutil.ZombieProcess: PID still exists", 1),
+    ],
+)
+def test_join_client_process_dies_is_tried_three_times(
+    monkeypatch: pytest.MonkeyPatch, address: str, deaths: int, message: str, attempts: int
+) -> None:
+    """Ray's texts were seen; a real death of that process takes Ray a minute (tests/end_to_end/test_tokens.py)."""
+    begun: list[str] = []
+    told: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        begun.append(address)
+        if len(begun) <= deaths:
+            raise ConnectionError(f"Initialization failure from server:\n{message}")
+
+    monkeypatch.setattr("actors.cluster.ray.init", init)
+    if deaths < attempts:
+        _init(Head(address, "named"), told.append)
+    else:
+        with pytest.raises(ClusterError, match=message):
+            _init(Head(address, "named"), told.append)
+    assert begun == [address] * attempts
+    lost = f"the Ray cluster at {address} lost its process for this client; attempt"
+    assert told == [f"{lost} {attempt} of 3" for attempt in range(2, attempts + 1)]
 
 
 def test_a_start_that_is_too_slow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
