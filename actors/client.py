@@ -19,19 +19,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from actors.attached import AttachedExecutor, attach
-from actors.encoder import TokenizedText
-from actors.failures import translated
-from actors.outcome import Outcome
-from actors.pump import Pump, Reading, ReadingResult
-from actors.reading import GenerateRequest, ScoreRequest
-from actors.service import DEFAULT_NAME
-from actors.shape import AUTO
+from actors.config import AUTO
+from actors.errors import translated
+from actors.result import Outcome
+from actors.service.client_driver import Pump, Reading, ReadingResult
+from actors.service.executor import AttachedExecutor, attach
+from actors.service.registry import DEFAULT_NAME
+from actors.service.requests import GenerateRequest, ScoreRequest
+from actors.workers.encoder import TokenizedText
 from longmem.errors import ClusterError, ConfigError, RequestTimeoutError
-from longmem.generation import Sampling
-from longmem.model_source import ModelDescription
-from longmem.scheduler import Limits, stored_segments
-from longmem.scoring import TextScores
+from longmem.model.source import ModelDescription
+from longmem.runtime.scheduler import Limits, stored_segments
+from longmem.scoring.generate import Sampling
+from longmem.scoring.text import TextScores
 from longmem.text.segments import cut_segments
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Segment, SegmentInfo
 

@@ -16,9 +16,9 @@ from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAY
 from ray._private.utils import get_shared_memory_bytes
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from actors.liveness import GCS, RAYLET, ClusterWatch
-from actors.reaching import OR_ELSE, Head, check_admitted, forget_mode, resolve
-from actors.shape import AUTO, LOCAL
+from actors.admission import OR_ELSE, Head, check_admitted, forget_mode, resolve
+from actors.cluster_watch import GCS, RAYLET, ClusterWatch
+from actors.config import AUTO, LOCAL
 from longmem.errors import ClusterError, ConfigError
 
 DAEMONS = {PROCESS_TYPE_GCS_SERVER: GCS, PROCESS_TYPE_RAYLET: RAYLET}

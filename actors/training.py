@@ -10,13 +10,13 @@ import ray
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.capacity import Room
 from actors.cluster import connect, say_nothing
-from actors.failures import translated
-from actors.outcome import Outcome, attempt
-from actors.room import Room
+from actors.errors import translated
+from actors.result import Outcome, attempt
 from longmem.errors import ConfigError
-from longmem.model_source import ModelDescription
-from longmem.redaction import redacted
+from longmem.model.source import ModelDescription
+from longmem.system.redaction import redacted
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker

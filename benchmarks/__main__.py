@@ -28,7 +28,7 @@ from benchmarks.speed import commands as speed_commands
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype
 from longmem.errors import LongMemError
-from longmem.model_source import REFERENCE_MODEL, ModelSource
+from longmem.model.source import REFERENCE_MODEL, ModelSource
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
 from longmem.text.language_reference import language_reference

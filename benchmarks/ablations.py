@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.baselines.base import Sequence as Tokens
-from longmem.checkpoint import BACKBONE_FOLDER
 from longmem.config import PAPER_FORM, Dtype
-from longmem.model_source import ModelSource
+from longmem.model.checkpoint import BACKBONE_FOLDER
+from longmem.model.source import ModelSource
 from longmem.training.validation import validate
 
 SIZES: dict[str, list[int] | list[str]] = {

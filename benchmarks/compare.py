@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.baselines import base
 from benchmarks.baselines.base import AbstractBaseline
 from benchmarks.paired import compare_scores
-from longmem.metrics import Interval
+from longmem.scoring.metrics import Interval
 
 NOT_RUN = {
     "Linformer": "not causal: its low-rank projection sums the keys of the whole window, later ones too (Wang et al. "

@@ -16,8 +16,8 @@ from benchmarks.baselines import base
 from benchmarks.baselines.ngram_cache import earlier_occurrences
 from benchmarks.memory_scoring import OtherBook, ReadingChange, no_memory, own_memory, score_readings, shuffled_values
 from benchmarks.paired import Chosen, compare_scores, nats_difference
-from longmem.metrics import Interval
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.scoring.metrics import Interval
 
 OWN, OFF, OTHER, SHUFFLED = "own memory", "memory off", "another book's memory", "own keys, shuffled values"
 

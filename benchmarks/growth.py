@@ -16,19 +16,19 @@ import torch
 from rich.console import Console
 
 from longmem.errors import ConfigError
-from longmem.executor import Completion, InlineExecutor
-from longmem.memory.opening import MemoryStore
-from longmem.model_source import REFERENCE_MODEL, ModelSource
-from longmem.scheduler import Limits, SegmentScheduler
+from longmem.model.source import REFERENCE_MODEL, ModelSource
+from longmem.runtime.executor import Completion, InlineExecutor
+from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.store.config import MemoryStore
 from longmem.synthetic.memory import tokens_of
 from longmem.text.documents import find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
-from pipelines.feed import DocumentFeed
-from pipelines.job import default_in_flight
-from pipelines.journal import Journal
-from pipelines.perplexity import PerplexityRun
-from pipelines.progress import Progress
+from pipelines.job.journal import Journal
+from pipelines.job.prefetch import DocumentFeed
+from pipelines.job.progress import Progress
+from pipelines.perplexity.job import default_in_flight
+from pipelines.perplexity.run import PerplexityRun
 
 SPAN_TOKENS = 100_000
 MAX_SLOWDOWN = 1 / 0.95

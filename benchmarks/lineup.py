@@ -17,8 +17,8 @@ from benchmarks.memory_scoring import LongMemBaseline
 from longmem.backbone.backbone import Backbone
 from longmem.config import Dtype
 from longmem.errors import ConfigError
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
 
 WINDOW_SEGMENTS = 4
 """Longest of the longer windows: full masks of more would not fit."""

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
+from longmem.memory.past import ContinuedPast, text_key
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
-from longmem.past import ContinuedPast, text_key
+from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
 from longmem.types import Segment
 

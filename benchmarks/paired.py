@@ -1,4 +1,4 @@
-"""Figures of scored documents, paired segment by segment: intervals are those of `longmem.metrics`."""
+"""Figures of scored documents, paired segment by segment: intervals are those of `longmem.scoring.metrics`."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from benchmarks.baselines.base import LogProbs
-from longmem.metrics import Interval, Perplexities, SegmentNats, compute_perplexities
+from longmem.scoring.metrics import Interval, Perplexities, SegmentNats, compute_perplexities
 
 Chosen = Bool[np.ndarray, " targets"]
 

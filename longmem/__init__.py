@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longmem.config import LongMemConfig
-    from longmem.generation import Sampling
-    from longmem.memory.opening import MemoryStore
-    from longmem.model import LongMem
-    from longmem.scoring import TextScores
+    from longmem.model.longmem import LongMem
+    from longmem.scoring.generate import Sampling
+    from longmem.scoring.text import TextScores
+    from longmem.store.config import MemoryStore
 
 __version__ = "0.1.0"
 
 __all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores"]
 
 _HOMES = {
-    "LongMem": "longmem.model",
+    "LongMem": "longmem.model.longmem",
     "LongMemConfig": "longmem.config",
-    "MemoryStore": "longmem.memory.opening",
-    "Sampling": "longmem.generation",
-    "TextScores": "longmem.scoring",
+    "MemoryStore": "longmem.store.config",
+    "Sampling": "longmem.scoring.generate",
+    "TextScores": "longmem.scoring.text",
 }
 
 

@@ -23,7 +23,7 @@ Broken invariants of our own are `assert`s with a message, never one of these. E
 libraries are translated in the one file that imports the library.
 """
 
-from longmem.redaction import redacted
+from longmem.system.redaction import redacted
 
 __all__ = [
     "CheckpointError",

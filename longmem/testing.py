@@ -12,7 +12,7 @@ import torch
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
 from longmem.config import PAPER_FORM
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 
 __all__ = ["FAMILIES", "SMALL_CONFIGS", "save_small_backbone", "small_longmem", "unsettle"]
 

@@ -9,27 +9,27 @@ from typing import Annotated
 import typer
 
 import longmem
-from pipelines.command_line import (
+from pipelines.command.command_line import (
     EXIT_BAD_INPUT,
     LongMemGroup,
     exit_codes,
     local_or_hub,
 )
-from pipelines.console import open_console, say
-from pipelines.fit_command import fit
-from pipelines.icl_command import icl
-from pipelines.memory_command import memory
-from pipelines.monitoring_command import app as monitoring
-from pipelines.option_types import path_option, text_option
-from pipelines.options import Adapter, SpecialTokens, adapter_folder
-from pipelines.perplexity_command import perplexity
-from pipelines.plan_command import plan
-from pipelines.pretrain_command import pretrain
-from pipelines.probe_command import probe
-from pipelines.service_command import app as service_app
-from pipelines.status_command import status
-from pipelines.suffix_command import suffix
-from pipelines.train_command import train
+from pipelines.command.console import open_console, say
+from pipelines.command.option_types import path_option, text_option
+from pipelines.command.options import Adapter, SpecialTokens, adapter_folder
+from pipelines.fit.command import fit
+from pipelines.icl.command import icl
+from pipelines.perplexity.command import perplexity
+from pipelines.plan.command import plan
+from pipelines.pretrain.command import pretrain
+from pipelines.probe.command import probe
+from pipelines.serve.command import app as service_app
+from pipelines.store.command import memory
+from pipelines.suffix.command import suffix
+from pipelines.train.command import train
+from pipelines.watch.export_command import app as monitoring
+from pipelines.watch.status_command import status
 
 app = typer.Typer(
     cls=LongMemGroup,
@@ -82,7 +82,7 @@ def doctor(
     if model is not None:
         console = open_console(stderr=True)
         with exit_codes(console, out):
-            from pipelines.model_doctor import examine_model, render_probe
+            from pipelines.doctor.backbone import examine_model, render_probe
 
             examined = examine_model(local_or_hub(model), text, special_tokens, console, adapter_folder(adapter, model))
             render_probe(examined, model, open_console())
@@ -91,7 +91,7 @@ def doctor(
         if value is not None:
             raise typer.BadParameter("needs --model", param_hint=name)
     from actors.cluster import find_cluster
-    from pipelines.doctor import diagnose, render
+    from pipelines.doctor.machine import diagnose, render
 
     findings = diagnose(out, find_cluster=find_cluster)
     render(findings, open_console())

@@ -5,14 +5,14 @@ The application itself is `pipelines.app`.
 
 from typing import Any
 
-from pipelines.interrupts import take_over
+from pipelines.command.interrupts import take_over
 
 
 def main() -> Any:
     """Run the command line. Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted."""
     take_over()
     # only now: typer, rich and what the options need take tenths of a second, and Ctrl-C may come meanwhile
-    from pipelines.console import guard_streams
+    from pipelines.command.console import guard_streams
 
     guard_streams()
     from pipelines.app import app

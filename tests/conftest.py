@@ -18,12 +18,12 @@ import torch
 from hypothesis import Phase, settings
 from torch import Tensor
 
-import longmem.model
+import longmem.model.longmem
 from longmem.kv_format import unpack
-from longmem.memory.key_space import KeySpace
+from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.testing import save_small_backbone, small_longmem
 from longmem.types import KVBlock
 
@@ -34,7 +34,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 # a byte tokenizer and segments of 32 tokens make hundreds of forwards of the text that suffices for real models
-longmem.model.CALIBRATION_CHARACTERS = 1000
+longmem.model.longmem.CALIBRATION_CHARACTERS = 1000
 
 # without the explain phase, which runs a slow failing test hundreds of times to say which lines it ran
 PHASES = (Phase.explicit, Phase.generate, Phase.target, Phase.shrink)

@@ -7,7 +7,7 @@ from torch import Tensor
 from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNetCache, SideNetInput, start_state
 
 DEFAULT_FORM: dict[str, Any] = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}

@@ -14,13 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
-import actors.executor
-from actors.policy import Patience
-from actors.shape import ClusterShape
-from longmem.executor import ExecutorEvent, Stage
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
-from pipelines.job import PerplexityJob, run_job
+import actors.executor.ray_executor
+from actors.config import ClusterShape
+from actors.executor.timeouts import Patience
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import ExecutorEvent, Stage
+from longmem.runtime.scheduler import Limits
+from pipelines.perplexity.job import PerplexityJob, run_job
 
 sent: list[list[Any]] = []
 said: list[list[Any]] = []
@@ -28,7 +28,7 @@ start_s = monotonic()
 held = Path(sys.argv[1]).with_suffix(".held")
 
 
-class Recording(actors.executor.RayExecutor):
+class Recording(actors.executor.ray_executor.RayExecutor):
     """Remembers who got what, and what was said."""
 
     def _send(self, task: Any, worker: Any) -> None:
@@ -47,7 +47,7 @@ class Recording(actors.executor.RayExecutor):
 
 
 def main(out: Path, shape: dict[str, Any]) -> None:
-    actors.executor.RayExecutor = Recording  # type: ignore[misc]
+    actors.executor.ray_executor.RayExecutor = Recording  # type: ignore[misc]
     patience = Patience(**shape.pop("patience", {}))
     cluster = ClusterShape(**shape) if shape else None
     job = PerplexityJob(

@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
 from longmem.types import EncodedSegment, Segment
 
 POISON = "\x07"

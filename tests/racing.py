@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from longmem.errors import LongMemError
-from longmem.memory.opening import MemoryStore
-from longmem.memory.store import AbstractMemoryStore
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import MemoryStore
 from longmem.types import DocumentKey, PutReceipt
 from tests.blocks import make_block
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.policy import Patience
+from actors.executor.timeouts import Patience
 from longmem.errors import LongMemError
-from longmem.executor import Completion, ExecutorEvent, Stage
+from longmem.runtime.executor import Completion, ExecutorEvent, Stage
 from longmem.types import DocumentKey, Segment
 
 LIMIT_S = 60.0
@@ -64,11 +64,11 @@ def start(
 ) -> Driver:
     """An encoder for each of `encoders`, one store and one reader, with Ray's options; waits until all are ready. Ray
     must be running."""
-    from actors.dispatch import PooledExecutor
-    from actors.pool import ActorPool
-    from actors.store import StorePool
-    from actors.worker import NAMESPACE, RESTART
-    from actors.workers import Workers
+    from actors.executor.dispatch import PooledExecutor
+    from actors.workers.base import NAMESPACE, RESTART
+    from actors.workers.pools import ActorPool
+    from actors.workers.start import Workers
+    from actors.workers.store import StorePool
     from tests.scripted_workers import ScriptedEncoder, ScriptedReader, ScriptedStore
 
     class Executor(PooledExecutor):

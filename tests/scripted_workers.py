@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from actors.outcome import Outcome
-from actors.worker import HEALTH, UNTIL_DONE, opened
+from actors.result import Outcome
+from actors.workers.base import HEALTH, UNTIL_DONE, opened
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 if TYPE_CHECKING:
     # loads torch, without which these actors start in a tenth of the time
-    from longmem.executor import Stage
+    from longmem.runtime.executor import Stage
 
 BLOCK_BYTES = 200_000
 """Above Ray's limit for what travels inside a message."""

@@ -4,9 +4,9 @@ import time
 
 import ray
 
-from actors.outcome import Outcome
-from actors.store import StoreActor
-from actors.worker import HEALTH
+from actors.result import Outcome
+from actors.workers.base import HEALTH
+from actors.workers.store import StoreActor
 from longmem.types import KVBlock
 
 PUT_S = 0.06

@@ -23,7 +23,7 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.hooks import output_replaced, projected
 from longmem.dtypes import to_array
 from longmem.errors import CheckpointError
-from longmem.sidenet.fusion import fuse
+from longmem.sidenet.memory_attention import fuse
 
 
 class MemorizingTransformer(nn.Module):

@@ -24,11 +24,11 @@ from benchmarks.speed.timing import Timing, take_turns
 from longmem.errors import ConfigError
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
-from longmem.search import AbstractChunkSearch, ChunkHits, create_search
-from longmem.search.cells import STRETCHES, make_cells
-from longmem.search.ivf_search import IvfSearch
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search
+from longmem.retrieval.ivf_index import STRETCHES, make_cells
+from longmem.retrieval.ivf_search import IvfSearch
 from longmem.text.segments import cut_segments
 from longmem.types import Segment
 

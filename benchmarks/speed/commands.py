@@ -11,8 +11,8 @@ from benchmarks.speed.shapes import GPT2_MEDIUM, SHAPES
 from benchmarks.speed.table import SpeedTable, write_tables
 from benchmarks.speed.timing import REPEATS
 from longmem.config import Dtype
-from longmem.model_source import REFERENCE_MODEL, ModelSource
-from pipelines.command_line import check_device
+from longmem.model.source import REFERENCE_MODEL, ModelSource
+from pipelines.command.command_line import check_device
 
 RESULTS = Path(__file__).parents[1] / "results"
 

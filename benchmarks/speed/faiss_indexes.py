@@ -15,9 +15,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from longmem.memory.view import MemoryView
-from longmem.search.base import AbstractChunkSearch, ChunkHits
-from longmem.search.cells import CELL_CHUNKS, KeyCells
-from longmem.search.sketch import KeySketch
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
+from longmem.retrieval.ivf_index import CELL_CHUNKS, KeyCells
+from longmem.retrieval.low_rank_bound import KeySketch
 
 PROBES = 64
 SPARE_HITS = 16

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.speed.real_memory import Listening, RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import take_turns
-from longmem.search.gather import TORCH_GATHER, AbstractGather
-from longmem.search.native_gather import NativeGather
+from longmem.retrieval.gather import TORCH_GATHER, AbstractGather
+from longmem.retrieval.native_gather import NativeGather
 
 
 class WholeGather(AbstractGather):

@@ -16,8 +16,8 @@ from benchmarks.speed.real_memory import RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import REPEATS, Timing, take_turns
 from longmem.backbone.fast_linear import is_worthwhile, use_fast_linear
-from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.window import WindowBuffer
+from longmem.store.in_memory import InMemoryStore
 
 PACKAGE = "memorizing-transformers-pytorch"
 INSTALL = f"`pip install --no-deps {PACKAGE} einops einops-exts joblib` (its own requirements ask for faiss-gpu)"

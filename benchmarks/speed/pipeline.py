@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from actors.shape import ClusterShape
+from actors.config import ClusterShape
 from benchmarks.growth import long_document
 from benchmarks.speed.real_memory import KEY, RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import Timing, take_turns
 from longmem.errors import ConfigError
-from longmem.executor import PUT_SEGMENTS
-from longmem.memory.opening import MemoryStore
-from longmem.memory.store import AbstractMemoryStore
 from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import PUT_SEGMENTS
+from longmem.runtime.scheduler import Limits
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import MemoryStore
 from longmem.types import KVBlock
-from pipelines.job import PerplexityJob, default_in_flight, run_job
+from pipelines.perplexity.job import PerplexityJob, default_in_flight, run_job
 
 WRITING = f"to LanceDB and back, {PUT_SEGMENTS} segments at a time, each"
 JOB_TOKENS = 120_000

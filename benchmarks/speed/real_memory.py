@@ -17,11 +17,11 @@ from longmem.backbone.small import save_small_backbone
 from longmem.config import Dtype
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
-from longmem.search.base import AbstractChunkSearch, ChunkHits
-from longmem.search.cells import KeyCells
-from longmem.search.sketch import KeySketch
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
+from longmem.retrieval.ivf_index import KeyCells
+from longmem.retrieval.low_rank_bound import KeySketch
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, EncodedSegment, KVBlock, Segment

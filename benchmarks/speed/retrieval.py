@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.speed.real_memory import RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import take_turns
-from longmem.search import create_search
-from longmem.search.sketch import KeySketch
+from longmem.retrieval import create_search
+from longmem.retrieval.low_rank_bound import KeySketch
 
 HEADS, HEAD_DIM, NUM_KEYS, NUM_QUERIES, TOP_K = 16, 64, 16_384, 1_024, 16
 MIN_BF16_SPEEDUP = 1.5

@@ -11,9 +11,9 @@ import torch
 from benchmarks.speed.real_memory import KEY, RealMemory
 from benchmarks.speed.table import Line, SpeedTable
 from benchmarks.speed.timing import take_turns
-from longmem.memory.durability import Durability
-from longmem.memory.opening import StoreSettings
-from longmem.memory.store import AbstractMemoryStore
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import StoreSettings
+from longmem.store.lance.fsync import Durability
 from longmem.types import KVBlock
 
 NUM_BLOCKS = 128

@@ -16,7 +16,7 @@ from longmem.backbone.adapter import merge_adapter, refuse_adapter_files
 from longmem.backbone.families import FAMILIES, family_of
 from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.files import CONFIG_FILE, find_file, is_local, one_line, read_headers, read_json, weight_files
-from longmem.backbone.taken import check_weights, first_not_finite
+from longmem.backbone.weight_check import check_weights, first_not_finite
 from longmem.config import Dtype
 from longmem.dtypes import TORCH_DTYPES, to_array
 from longmem.errors import CheckpointError, ConfigError

@@ -12,7 +12,7 @@ from longmem.backbone.files import find_file, one_line, read_json
 from longmem.backbone.loading import refuse_code
 from longmem.config import SpecialTokens
 from longmem.errors import CheckpointError, DocumentError
-from longmem.pages import trim_heap
+from longmem.system.allocator import trim_heap
 
 LONG_TOKENS = 100_000
 """Hugging Face's tokenizers take some 600 bytes for each token while they work, and leave half of it in the heap."""

@@ -16,16 +16,16 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from longmem.config import Dtype
-from longmem.context import read_blocks
-from longmem.continuation import Continuation, ContinuationScorer
 from longmem.errors import ConfigError
-from longmem.generation import BackboneDecoder, Decoder, Sampling, decode
-from longmem.items import BATCH_TOKENS
-from longmem.memory.handle import DocumentMemory
-from longmem.memory.opening import MemoryStore
-from longmem.memory.store import check_fingerprint
-from longmem.model_source import REFERENCE_MODEL, ModelSource
-from longmem.scoring import score_sequence
+from longmem.memory.context import read_blocks
+from longmem.model.source import REFERENCE_MODEL, ModelSource
+from longmem.scoring.batch import BATCH_TOKENS
+from longmem.scoring.generate import BackboneDecoder, Decoder, Sampling, decode
+from longmem.scoring.loglikelihood import Continuation, ContinuationScorer
+from longmem.scoring.text import score_sequence
+from longmem.store.base import check_fingerprint
+from longmem.store.config import MemoryStore
+from longmem.store.document import DocumentMemory
 from longmem.types import DEFAULT_NAMESPACE
 
 MAX_GEN_TOKS = 256

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int32, Int64, Shaped
 from torch import Tensor
 
-from longmem.search.cells import KeyCells
-from longmem.search.repeats import RepeatIndex
-from longmem.search.sketch import KeySketch
+from longmem.retrieval.ivf_index import KeyCells
+from longmem.retrieval.low_rank_bound import KeySketch
+from longmem.retrieval.repeats import RepeatIndex
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MemoryView:
     (`index_heads` 1, `index_dim` kv_heads · head_dim) where all heads search together. In float32; where a chunk is one
     token, the very keys, in their own type."""
     keys: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
-    """Keys in the form that the reader asked for (`longmem.memory.key_space`)."""
+    """Keys in the form that the reader asked for (`longmem.memory.key_transform`)."""
     values: Shaped[Tensor, "kv_heads chunks chunk head_dim"]
     tokens: Int32[Tensor, "chunks chunk"]
     starts: Int64[Tensor, " chunks"]
@@ -54,7 +54,7 @@ class MemoryView:
 
     @cached_property
     def slots_in_order(self) -> Int64[Tensor, " places"]:
-        """Where each place (`longmem.sidenet.places`) is kept: an index into the chunks laid end to end."""
+        """Where each place (`longmem.retrieval.positions`) is kept: an index into the chunks laid end to end."""
         offsets = torch.arange(self.chunk_size, device=self.lengths.device)
         return (offsets < self.lengths[:, None]).flatten().nonzero().squeeze(1)
 

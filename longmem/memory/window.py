@@ -15,11 +15,11 @@ from torch import Tensor
 
 from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
-from longmem.memory.key_space import KeySpace
+from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.pages import zeros_in_pages
-from longmem.search.cells import Cells, KeyCells, cover, make_cells
-from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
+from longmem.retrieval.ivf_index import Cells, KeyCells, cover, make_cells
+from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
+from longmem.system.allocator import zeros_in_pages
 from longmem.types import KVBlock
 
 RAW_KEYS = KeySpace()

@@ -6,10 +6,10 @@ from contextlib import suppress
 import torch
 
 from longmem.errors import CorruptionError
-from longmem.memory.key_space import KeySpace
-from longmem.memory.store import AbstractBlockSource
+from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
+from longmem.store.base import AbstractBlockSource
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 READ_SEGMENTS = 8

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
-from longmem.search.repeats import run_lengths
+from longmem.retrieval.repeats import run_lengths
 from longmem.sidenet.copies import Candidates, Copies, candidates_of, certainty
-from longmem.sidenet.reading import Reading
+from longmem.sidenet.readers import Reading
 from longmem.sidenet.repeat_copies import RepeatCopies
 
 FEATURES = ("best similarity", "mean similarity", "largest share", "expected log share", "longest run")

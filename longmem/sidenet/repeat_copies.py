@@ -1,6 +1,6 @@
 """Copies from places where the last tokens stand again, beside those that keys retrieve.
 
-    r_t  = softmax_k( n[run_tk] − δ[run_tk] · ln distance_tk )            over the repeats of `longmem.search.repeats`
+    r_t  = softmax_k( n[run_tk] − δ[run_tk] · ln distance_tk )            over the repeats of `retrieval.repeats`
     z_t  = b + w · (f_t, g_t) + MLP(hidden_t, f_t, g_t)                   g: `REPEAT_FEATURES`, f: the copy head's
 
     shares of model : retrieved : repeats  =  1 : exp(y_t + v · g_t) : exp z_t        y: the copy head's logit of λ
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from longmem.search.repeats import LONGEST
+from longmem.retrieval.repeats import LONGEST
 from longmem.sidenet.copies import Candidates, Copies, certainty
 
 REPEAT_FEATURES = ("largest share", "expected log share", "longest run")

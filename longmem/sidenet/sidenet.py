@@ -31,11 +31,11 @@ from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced, projected
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
-from longmem.search import AbstractChunkSearch
+from longmem.retrieval import AbstractChunkSearch
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.copy_head import CopyHead
-from longmem.sidenet.fusion import fuse
-from longmem.sidenet.reading import MemoryReader, Reading
+from longmem.sidenet.memory_attention import fuse
+from longmem.sidenet.readers import MemoryReader, Reading
 
 
 def start_state(taps: Float[Tensor, "taps batch tokens hidden"]) -> Float[Tensor, "taps batch tokens hidden"]:

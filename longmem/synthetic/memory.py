@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.types import DocumentKey, KVBlock, Segment
 
 KEY = DocumentKey("synthetic", "memory")

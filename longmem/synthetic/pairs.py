@@ -15,12 +15,12 @@ from typing import Literal
 
 import numpy as np
 
-from longmem.demonstrations import pack, positions_of
 from longmem.errors import ConfigError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.synthetic.memory import Tokens, packed_memory, start_of, tokens_of
 from longmem.synthetic.trial import Question, Trial, ask, judge
 from longmem.synthetic.vocabulary import words_of
+from longmem.text.demonstrations import pack, positions_of
 
 PairSubject = Literal["lookup", "labels"]
 QUESTIONS_AT_A_TIME = 32

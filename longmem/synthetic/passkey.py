@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from longmem.errors import ConfigError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.synthetic.memory import FillerMemory, Tokens, start_of, tokens_of
 from longmem.synthetic.trial import Question, Trial, ask, judge
 from longmem.synthetic.vocabulary import sentences_of, words_of

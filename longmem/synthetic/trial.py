@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longmem.items import Item, ItemScore, score_items
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.scoring.batch import Item, ItemScore, score_items
 from longmem.synthetic.memory import Tokens
 
 

@@ -14,7 +14,7 @@ from typing import Any, overload
 import fsspec
 
 from longmem.errors import ConfigError
-from longmem.redaction import redacted
+from longmem.system.redaction import redacted
 from longmem.text.naming import tell_apart
 from longmem.text.opening import COMPRESSIONS, compression_of, irregular_kind
 

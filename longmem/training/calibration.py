@@ -2,9 +2,9 @@
 
 import torch
 
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
-from longmem.training.stream import TRAINING_NAMESPACE, Sequences
+from longmem.training.row_stream import TRAINING_NAMESPACE, Sequences
 from longmem.training.trainer import encode_rows
 from longmem.types import DocumentKey
 

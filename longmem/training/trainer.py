@@ -18,10 +18,10 @@ from longmem.errors import NumericError
 from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNetInput, start_state
 from longmem.training.config import TrainingConfig
-from longmem.training.stream import RowStream, Sequences
+from longmem.training.row_stream import RowStream, Sequences
 from longmem.types import Segment
 
 

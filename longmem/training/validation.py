@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int32
 
 from longmem.errors import DocumentError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
-from longmem.training.stream import TRAINING_NAMESPACE
+from longmem.training.row_stream import TRAINING_NAMESPACE
 from longmem.training.trainer import RowMemory, encode_rows, training_input
 from longmem.types import DocumentKey
 

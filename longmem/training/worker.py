@@ -10,13 +10,13 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from longmem.errors import ConfigError, DocumentError
-from longmem.model import LongMem
-from longmem.model_source import ModelDescription, ModelSource, describe
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelDescription, ModelSource, describe
 from longmem.text.documents import UnreadableDocument, find_files, read_documents
 from longmem.training.calibration import calibrate_on
 from longmem.training.checkpoint import load_checkpoint, save_checkpoint
 from longmem.training.config import TrainingConfig
-from longmem.training.stream import Sequences
+from longmem.training.row_stream import Sequences
 from longmem.training.trainer import StepResult, Trainer
 from longmem.training.validation import Validation, validate
 

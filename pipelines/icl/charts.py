@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from pipelines.charts import FAINT, INK, NARROW_INCHES, WIDE_INCHES, WITH_MEMORY, WITHOUT_MEMORY, Chart, svg
+from pipelines.html.charts import FAINT, INK, NARROW_INCHES, WIDE_INCHES, WITH_MEMORY, WITHOUT_MEMORY, Chart, svg
 
 STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D")

@@ -10,28 +10,28 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from actors.shape import ClusterShape
-from longmem.checkpoint import is_checkpoint, read_config
+from actors.config import ClusterShape
 from longmem.config import LongMemConfig
-from longmem.demonstrations import check_fits
 from longmem.errors import ConfigError, OutputError
-from longmem.memory.opening import IN_MEMORY, StoreSettings
-from longmem.model_source import ModelDescription, ModelSource
-from longmem.scheduler import Limits, SegmentScheduler
+from longmem.model.checkpoint import is_checkpoint, read_config
+from longmem.model.source import ModelDescription, ModelSource
+from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.store.config import IN_MEMORY, StoreSettings
+from longmem.text.demonstrations import check_fits
 from longmem.types import SegmentInfo
-from pipelines.asked import asked_model
-from pipelines.executors import start_executor
-from pipelines.icl.prepared import Cell, PreparedTask
+from pipelines.icl.progress import Shown
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
 from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
 from pipelines.icl.run import IclRun
-from pipelines.icl.shown import Shown
 from pipelines.icl.task import Task
-from pipelines.job import default_in_flight
-from pipelines.job_folder import FinishedSummary, JobFolder
-from pipelines.slices import Slices
-from pipelines.summary import about
+from pipelines.icl.task_data import Cell, PreparedTask
+from pipelines.job.executors import start_executor
+from pipelines.job.folder import FinishedSummary, JobFolder
+from pipelines.job.requested_model import asked_model
+from pipelines.job.summary import about
+from pipelines.job.work_slices import Slices
+from pipelines.perplexity.job import default_in_flight
 
 MEMORY_FOLDER = "memory.lance"
 RESULTS = "summary.json"

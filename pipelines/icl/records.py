@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.icl.prepared import Cell
-from pipelines.journal import AbstractJournal
+from pipelines.icl.task_data import Cell
+from pipelines.job.journal import AbstractJournal
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from pipelines.html.page import write_page
 from pipelines.icl.charts import shots_chart
-from pipelines.page import write_page
-from pipelines.report import NOTHING, REPORT_NAME, count, duration, figure
+from pipelines.perplexity.report import NOTHING, REPORT_NAME, count, duration, figure
 
 
 def write_report(folder: Path, summary: dict[str, Any]) -> Path:
     """Write `folder/report.html` whole or not at all. `summary` is the content of summary.json. Raises OutputError."""
     return write_page(
         folder / REPORT_NAME,
-        "icl_report.html.j2",
-        {"count": count, "figure": figure, "duration": duration, "percent": percent, "points": points},
         Path(__file__).parent,
+        {"count": count, "figure": figure, "duration": duration, "percent": percent, "points": points},
         summary=summary,
         verdicts={name: verdict(task) for name, task in summary["tasks"].items()},
         charts={

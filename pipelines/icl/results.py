@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.icl.prepared import Cell, PreparedTask
-from pipelines.icl.records import IclJournal, ItemResult, LabelScores
-from pipelines.icl.scoring import (
+from pipelines.icl.metrics import (
     accuracy,
     answer_f1,
     distance_of_shares,
@@ -19,6 +17,8 @@ from pipelines.icl.scoring import (
     macro_f1,
     paired_bootstrap,
 )
+from pipelines.icl.records import IclJournal, ItemResult, LabelScores
+from pipelines.icl.task_data import Cell, PreparedTask
 
 ITEM_SCHEMA = pa.schema(
     [

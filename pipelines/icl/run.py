@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
-from longmem.executor import AbstractExecutor
-from longmem.scheduler import SegmentScheduler, stored_segments
+from longmem.runtime.executor import AbstractExecutor
+from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.types import DocumentKey, SegmentInfo
-from pipelines.icl.asking import request_for, results_of
-from pipelines.icl.prepared import Cell, Memory, PreparedTask, Prompt
 from pipelines.icl.records import BatchRecord, IclJournal
-from pipelines.slices import Slices
+from pipelines.icl.requests import request_for, results_of
+from pipelines.icl.task_data import Cell, Memory, PreparedTask, Prompt
+from pipelines.job.work_slices import Slices
 
 WAIT_S = 0.2
 """How long the loop waits for the workers before it looks at Ctrl-C again."""

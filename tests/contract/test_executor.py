@@ -19,16 +19,16 @@ from longmem.errors import (
     NumericError,
     StoreError,
 )
-from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
-from longmem.items import Item, score_items
-from longmem.memory.in_memory import InMemoryStore
-from longmem.memory.opening import MemoryStore
 from longmem.memory.window_cache import WindowCache
-from longmem.model import LongMem
-from longmem.model_source import ModelSource, describe
-from longmem.requests import ItemsRequest, Request
-from longmem.scheduler import Limits, SegmentScheduler
-from longmem.scoring import TextScores, score_text
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource, describe
+from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
+from longmem.runtime.requests import ItemsRequest, Request
+from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.scoring.batch import Item, score_items
+from longmem.scoring.text import TextScores, score_text
+from longmem.store.config import MemoryStore
+from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
@@ -79,8 +79,8 @@ def opened(request: pytest.FixtureRequest) -> Callable[[ModelSource, str], Abstr
     if request.param == "inline":
         return lambda source, uri: InlineExecutor(source.open(), MemoryStore.open(uri))
     request.getfixturevalue("ray_cluster")
-    from actors.executor import RayExecutor
-    from actors.shape import ClusterShape
+    from actors.config import ClusterShape
+    from actors.executor.ray_executor import RayExecutor
 
     encoders, readers = SHAPES[request.param]
     shape = ClusterShape(address="local", encoders=encoders, readers=readers, stores=encoders)

@@ -13,9 +13,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.opening import MemoryStore
-from longmem.memory.recovery import recover
+from longmem.store.config import MemoryStore
+from longmem.store.lance.repair import recover
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 from tests.racing import check_receipts, contested, put_groups, put_other_tokens, racers

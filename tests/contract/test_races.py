@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 
 from longmem.errors import CorruptionError
-from longmem.memory.catalogue import CATALOGUE, CATALOGUE_SCHEMA
-from longmem.memory.identity import IDENTITY, IDENTITY_SCHEMA
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.opening import IN_MEMORY, MemoryStore
-from longmem.memory.recovery import recover
-from longmem.memory.store import AbstractMemoryStore
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import IN_MEMORY, MemoryStore
+from longmem.store.lance.catalogue import CATALOGUE, CATALOGUE_SCHEMA
+from longmem.store.lance.identity import IDENTITY, IDENTITY_SCHEMA
+from longmem.store.lance.repair import recover
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 from tests.racing import (
@@ -202,7 +202,7 @@ def test_a_put_that_was_overtaken_while_it_was_stopped_withdraws_its_row(
             if step == "put:catalogue":
                 other._database.append(CATALOGUE, row)
 
-        monkeypatch.setattr("longmem.memory.lance_writer.UNSURE_S", -1.0)
+        monkeypatch.setattr("longmem.store.lance.writer.UNSURE_S", -1.0)
         with LanceMemoryStore(uri, overtaken) as slow:
             assert slow.put(make_block(segment=1)).duplicate
         assert other._catalogue().num_rows == 2 == other.verify()

@@ -29,12 +29,12 @@ from longmem.errors import (
     StoreError,
 )
 from longmem.kv_format import SCALE_BYTES
-from longmem.memory.catalogue import PAYLOAD_SEGMENTS, at
-from longmem.memory.in_memory import InMemoryStore
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.lance_writer import STEPS
-from longmem.memory.opening import IN_MEMORY, MemoryStore
-from longmem.memory.store import AbstractMemoryStore
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import IN_MEMORY, MemoryStore
+from longmem.store.in_memory import InMemoryStore
+from longmem.store.lance.catalogue import PAYLOAD_SEGMENTS, at
+from longmem.store.lance.store import LanceMemoryStore
+from longmem.store.lance.writer import STEPS
 from longmem.types import DocumentKey, KVBlock, PutReceipt
 from tests.blocks import IDENTITY, KEY, SEGMENT_TOKENS, assert_same, make_block
 
@@ -553,7 +553,7 @@ def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFac
 WRITER = """
 import sys
 sys.path.insert(0, {folder!r})
-from longmem.memory.opening import MemoryStore
+from longmem.store.config import MemoryStore
 from tests.blocks import make_block
 with MemoryStore.open(sys.argv[1]) as store:
     for index in range(10_000):

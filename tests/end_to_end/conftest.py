@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
-from pipelines.job import PerplexityJob, run_job
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.runtime.scheduler import Limits
+from pipelines.perplexity.job import PerplexityJob, run_job
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
 

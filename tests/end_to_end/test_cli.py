@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from longmem.memory.opening import MemoryStore
-from longmem.model_source import REFERENCE_MODEL
+from longmem.model.source import REFERENCE_MODEL
+from longmem.store.config import MemoryStore
 from longmem.testing import small_longmem
 from longmem.types import DocumentKey
 from pipelines.cli import app
@@ -790,7 +790,7 @@ def test_resume_of_a_finished_job_changes_nothing(
     assert outcome.stdout == f"{copied}: the job has finished before; nothing was changed\n"
     assert snapshot(copied) == before
     # and where it was, it is not loaded
-    monkeypatch.setattr("longmem.model_source.ModelSource.open", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("longmem.model.source.ModelSource.open", lambda _: pytest.fail("the model was loaded"))
     assert invoke(*arguments(books, model, copied, "--tokens", "--resume")) == outcome
     assert snapshot(copied) == before
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from longmem.memory.opening import MemoryStore
+from longmem.store.config import MemoryStore
 from longmem.types import DocumentKey
 from pipelines.cli import app
 from tests.blocks import IDENTITY, KEY, make_block

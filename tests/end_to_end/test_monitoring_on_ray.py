@@ -19,17 +19,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.metrics import METRICS, TASK_SECONDS
-from actors.shape import ClusterShape
-from actors.snapshot import JobSnapshot
-from longmem.executor import STAGES, Stage
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from actors.config import ClusterShape
+from actors.monitoring.job_status import JobSnapshot
+from actors.monitoring.metrics import METRICS, TASK_SECONDS
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import STAGES, Stage
+from longmem.runtime.scheduler import Limits
 from longmem.testing import small_longmem
 from longmem.types import Segment
-from pipelines.job import PerplexityJob, run_job
-from pipelines.job_state import JobState
-from pipelines.monitoring_export import DASHBOARD, export_monitoring
+from pipelines.job.state import JobState
+from pipelines.perplexity.job import PerplexityJob, run_job
+from pipelines.watch.export import DASHBOARD, export_monitoring
 
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -56,14 +56,14 @@ def watched_job(
     checkpoint: Path, folder: Path, at: Callable[[Stage, Segment], None], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Any], Path]:
     """Run a job of one good and one bad document; `at` is called before every task. Its summary and folder."""
-    import actors.executor
+    import actors.executor.ray_executor
 
-    class Watched(actors.executor.RayExecutor):
+    class Watched(actors.executor.ray_executor.RayExecutor):
         def submit(self, stage: Stage, segment: Segment) -> None:
             at(stage, segment)
             super().submit(stage, segment)
 
-    monkeypatch.setattr(actors.executor, "RayExecutor", Watched)
+    monkeypatch.setattr(actors.executor.ray_executor, "RayExecutor", Watched)
     books = folder / "books"
     books.mkdir()
     (books / "moby.txt").write_text(TEXT)
@@ -153,7 +153,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(ray_cluster: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, prometheus: Any) -> Run:
-    from actors.live_jobs import LiveJobs
+    from actors.monitoring.live_jobs import LiveJobs
 
     folder = tmp_path_factory.mktemp("job")
     live: list[JobSnapshot] = []
@@ -295,9 +295,9 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
     import ray
     from ray.util.state import list_actors
 
-    import actors.monitor
-    from actors.monitor import NAME
-    from actors.worker import NAMESPACE
+    import actors.monitoring.monitor_actor
+    from actors.monitoring.monitor_actor import NAME
+    from actors.workers.base import NAMESPACE
 
     def is_monitor(actor: dict[str, str]) -> bool:
         return actor["namespace"] == NAMESPACE and NAME.fullmatch(actor["name"]) is not None
@@ -318,7 +318,7 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
         counted.append(known)
         os.kill(monitor.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(actors.monitor, "PUSH_S", 0.0)
+    monkeypatch.setattr(actors.monitoring.monitor_actor, "PUSH_S", 0.0)
     summary, _ = watched_job(checkpoint, tmp_path, kill, monkeypatch)
     assert summary["counts"]["documents"] == 1
     (last,) = counted
@@ -340,8 +340,8 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
 def test_a_resumed_job_takes_its_name_back_from_a_dead_one(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
-    from actors.monitor import JobMonitor, MonitorLine, actor_name
-    from actors.worker import NAMESPACE
+    from actors.monitoring.monitor_actor import JobMonitor, MonitorLine, actor_name
+    from actors.workers.base import NAMESPACE
 
     left = JobMonitor.options(name=actor_name("f00"), namespace=NAMESPACE, lifetime="detached").remote("f00", "old")
     assert ray.get(left.latest.remote()) is None

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from longmem.model import LongMem
-from longmem.model_source import ModelSource, describe
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource, describe
 from pipelines.cli import app
-from pipelines.plan_costs import UnitCosts, load_costs, save_costs
-from pipelines.plan_measure import identity_of, measure_costs
+from pipelines.plan.costs import UnitCosts, load_costs, save_costs
+from pipelines.plan.measure import identity_of, measure_costs
 
 SEGMENT_TOKENS, MEMORY_TOKENS = 32, 96
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from longmem.backbone.new import LlamaShape
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.pretraining.config import PretrainingConfig
 from longmem.pretraining.presets import PRESETS, Preset
 from longmem.pretraining.pretrainer import Pretrainer

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from pipelines.cli import app
-from pipelines.probe import share
+from pipelines.probe.job import share
 from tests.folders import snapshot
 
 SMALL = ["--lengths", "256,512", "--depths", "0,0.5", "--trials", "2", "--choices", "4", "--examples", "20,40"]

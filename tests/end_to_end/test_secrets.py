@@ -15,10 +15,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from longmem.redaction import know_secrets
+from longmem.system.redaction import know_secrets
 from longmem.testing import small_longmem
 from pipelines.app import app
-from pipelines.option_types import OptionValueError
+from pipelines.command.option_types import OptionValueError
 
 MARK = "S3cr3tMARKer"
 OTHER = "An0therS3cret"

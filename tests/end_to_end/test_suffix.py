@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from pipelines.cli import app
 from tests.folders import snapshot
 from tests.texts import prose

@@ -16,20 +16,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-import pipelines.job
-from actors.shape import ClusterShape
-from longmem.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
-from longmem.memory.in_memory import InMemoryStore
-from longmem.memory.opening import MemoryStore
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits, SegmentScheduler
-from longmem.scoring import score_text
-from longmem.search.ivf_search import IvfSearch
+import pipelines.perplexity.job
+from actors.config import ClusterShape
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.retrieval.ivf_search import IvfSearch
+from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
+from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.scoring.text import score_text
+from longmem.store.config import MemoryStore
+from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
-from pipelines.job import PerplexityJob, run_job
+from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.inputs import FORMS
 
 pytest_plugins = ["tests.ray_cluster"]
@@ -168,7 +168,7 @@ def interrupted(job: PerplexityJob, after: int, monkeypatch: pytest.MonkeyPatch)
         return executor
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.job, "open_executor", opening)
+        patch.setattr(pipelines.perplexity.job, "open_executor", opening)
         with pytest.raises(KeyboardInterrupt):
             run_job(job, Console(file=StringIO()))
     assert not (job.out / "tokens.parquet").exists()
@@ -238,8 +238,8 @@ def test_retention_changes_no_byte(
         opened.append(Watched(job.model.open(), job.store_settings.open()))
         return opened[-1]
 
-    monkeypatch.setattr(pipelines.job, "open_executor", opening)
-    monkeypatch.setattr(pipelines.job, "TRIM_EVERY", 2)
+    monkeypatch.setattr(pipelines.perplexity.job, "open_executor", opening)
+    monkeypatch.setattr(pipelines.perplexity.job, "TRIM_EVERY", 2)
     assert run(short_window(tmp_path / "out", retention=retention)) == with_short_window
     num_segments = -(-LENGTHS["b-long"] // 32)
     if retention == "forever":
@@ -252,7 +252,7 @@ def test_retention_changes_no_byte(
 def test_a_resumed_job_does_not_write_again_what_no_window_reaches(
     with_short_window: dict[str, bytes], short_window: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.job, "TRIM_EVERY", 2)
+    monkeypatch.setattr(pipelines.perplexity.job, "TRIM_EVERY", 2)
     out = tmp_path / "out"
     # in the middle of the long text
     interrupted(short_window(out, retention="window"), 45, monkeypatch)
@@ -263,7 +263,7 @@ def test_a_resumed_job_does_not_write_again_what_no_window_reaches(
         opened.append(Watched(job.model.open(), job.store_settings.open()))
         return opened[-1]
 
-    monkeypatch.setattr(pipelines.job, "open_executor", opening)
+    monkeypatch.setattr(pipelines.perplexity.job, "open_executor", opening)
     assert run(short_window(out, resume=True, retention="window")) == with_short_window
     total = pq.read_metadata(out / "segments.parquet").num_rows
     assert 5 < scored < total
@@ -357,8 +357,8 @@ def model_of(small_model: Callable[..., LongMem]) -> Iterator[Callable[..., Long
         return model
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("longmem.search.cells.STRETCHES", (12, 24))
-        patched.setattr("longmem.search.cells.CELL_CHUNKS", 2)
+        patched.setattr("longmem.retrieval.ivf_index.STRETCHES", (12, 24))
+        patched.setattr("longmem.retrieval.ivf_index.CELL_CHUNKS", 2)
         yield make
 
 

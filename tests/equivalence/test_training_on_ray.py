@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longmem.model_source import ModelSource
+from longmem.model.source import ModelSource
 from longmem.training.config import TrainingConfig
 from longmem.training.worker import TrainingTask, TrainingWorker
 

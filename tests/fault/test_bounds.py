@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.shape import ClusterShape
-from longmem.executor import Completion, Stage
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from actors.config import ClusterShape
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import Completion, Stage
+from longmem.runtime.scheduler import Limits
 from longmem.types import Segment
-from pipelines.job import PerplexityJob, run_job
+from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.fault.test_jobs_survive import books, checkpoint, table_bytes, undisturbed
 
 __all__ = ["books", "checkpoint", "undisturbed"]
@@ -36,13 +36,13 @@ def test_a_slow_worker_slows_the_encoders(
     monkeypatch: pytest.MonkeyPatch,
     slow: str,
 ) -> None:
-    import actors.executor
-    import actors.workers
+    import actors.executor.ray_executor
+    import actors.workers.start
     from tests.slow_store import SlowStoreActor
 
     held: list[int] = []
 
-    class Watching(actors.executor.RayExecutor):
+    class Watching(actors.executor.ray_executor.RayExecutor):
         completed = 0
         stopped_for = 0
 
@@ -66,9 +66,9 @@ def test_a_slow_worker_slows_the_encoders(
             tasks: Any = [*self._running.values(), *(task for queue in self._waiting.values() for task in queue)]
             held.append(len(self._encoded) + sum(task.stage == "encode" for task in tasks))
 
-    monkeypatch.setattr(actors.executor, "RayExecutor", Watching)
+    monkeypatch.setattr(actors.executor.ray_executor, "RayExecutor", Watching)
     if slow == "store":
-        monkeypatch.setattr(actors.workers, "StoreActor", SlowStoreActor)
+        monkeypatch.setattr(actors.workers.start, "StoreActor", SlowStoreActor)
     job = PerplexityJob(
         inputs=(str(books),),
         out=tmp_path / "out",

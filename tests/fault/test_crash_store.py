@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.lance_writer import STEPS
+from longmem.store.lance.store import LanceMemoryStore
+from longmem.store.lance.writer import STEPS
 from tests.fault.crash.blocks import Content, key_of, make_block
 from tests.fault.crash.checker import check
 from tests.fault.crash.child import answer

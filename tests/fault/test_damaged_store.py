@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.lance_table import _shared_session
-from longmem.memory.opening import MemoryStore
-from longmem.memory.recovery import recover
+from longmem.store.config import MemoryStore
+from longmem.store.lance.repair import recover
+from longmem.store.lance.store import LanceMemoryStore
+from longmem.store.lance.table import _shared_session
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 
@@ -204,7 +204,7 @@ def test_any_flipped_bit_gives_the_right_bytes_or_an_error(folder: Path, seed: i
 @pytest.mark.parametrize(("name", "kind"), [("PanicException", BaseException), ("RustPanic", Exception)])
 def test_a_panic_of_lance_is_damage(name: str, kind: type[BaseException]) -> None:
     """Which of the two a damaged file gives depends on the thread that meets it."""
-    from longmem.memory.lance_table import _translated
+    from longmem.store.lance.table import _translated
 
     panic = type(name, (kind,), {})
     with pytest.raises(CorruptionError, match="repair"), _translated("reading table x"):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actors.policy import Patience
+from actors.executor.timeouts import Patience
 from longmem.errors import QuarantineError
-from longmem.executor import STAGES
+from longmem.runtime.executor import STAGES
 from longmem.types import DocumentKey
 from tests.scripted_driver import LIMIT_S, Driver, segments_of, start
 

@@ -16,8 +16,8 @@ import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
 from longmem.memory import acknowledged, lance_table
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.recovery import RecoveryReport, recover
+from longmem.store.lance.repair import RecoveryReport, recover
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 

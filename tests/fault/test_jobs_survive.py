@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from actors.policy import Patience
-from actors.shape import ClusterShape
-from longmem.executor import Completion
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from actors.config import ClusterShape
+from actors.executor.timeouts import Patience
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import Completion
+from longmem.runtime.scheduler import Limits
 from longmem.testing import small_longmem
-from pipelines.job import PerplexityJob, run_job
+from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.fault.crash.killed_jobs import driver, run_and_kill
 from tests.poison import POISON, PoisonedSource
 
@@ -83,9 +83,9 @@ def test_workers_that_stop_are_told_and_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGSTOP of encoder, store and reader in the middle of a job: what a process that hangs looks like."""
-    import actors.executor
+    import actors.executor.ray_executor
 
-    class Stopping(actors.executor.RayExecutor):
+    class Stopping(actors.executor.ray_executor.RayExecutor):
         completed = 0
 
         def wait(self, timeout_s: float) -> list[Completion]:
@@ -98,7 +98,7 @@ def test_workers_that_stop_are_told_and_replaced(
                     os.kill(worker.info.pid, signal.SIGSTOP)
             return completions
 
-    monkeypatch.setattr(actors.executor, "RayExecutor", Stopping)
+    monkeypatch.setattr(actors.executor.ray_executor, "RayExecutor", Stopping)
     shape = ClusterShape(address="local", patience=Patience(silent_s=1, kill_s=3))
     console = Console(file=StringIO(), width=200)
     job = job_of(checkpoint, books, tmp_path / "out", shape)
@@ -123,7 +123,7 @@ def test_a_document_that_ends_its_workers_is_set_aside(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import longmem.model_source
+    import longmem.model.source
     from pipelines.cli import app
 
     poisoned = tmp_path / "books"
@@ -131,7 +131,7 @@ def test_a_document_that_ends_its_workers_is_set_aside(
     for book in books.iterdir():
         (poisoned / book.name).write_bytes(book.read_bytes())
     (poisoned / "poison.txt").write_text(prose(9, 6) + POISON + prose(10, 6), "utf-8")
-    monkeypatch.setattr(longmem.model_source, "ModelSource", PoisonedSource)
+    monkeypatch.setattr(longmem.model.source, "ModelSource", PoisonedSource)
     out = tmp_path / "out"
     options = ["--model", str(checkpoint), "--threads", "1", "--address", "local", "--max-tries", "2", "--tokens"]
     outcome = CliRunner().invoke(app, ["perplexity", str(poisoned), *options, "--out", str(out)])

@@ -15,12 +15,12 @@ import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
 from longmem.memory import acknowledged, janitor
-from longmem.memory.acknowledged import FOLDER, HINT, Mark, newest_version
-from longmem.memory.lance_manifest import DELETIONS
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.opening import MemoryStore
-from longmem.memory.recovery import recover
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.store.config import MemoryStore
+from longmem.store.lance.acknowledged import FOLDER, HINT, Mark, newest_version
+from longmem.store.lance.manifest import DELETIONS
+from longmem.store.lance.repair import recover
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import IDENTITY, KEY, assert_same, make_block
 

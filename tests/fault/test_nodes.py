@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from longmem.model_source import REFERENCE_MODEL
+from longmem.model.source import REFERENCE_MODEL
 from tests.fault.crash.killed_jobs import lines_of
 from tests.fault.test_jobs_survive import prose, table_bytes
 
@@ -156,7 +156,7 @@ LOST_BLOCKS = """
 import json, sys
 from pathlib import Path
 import ray
-from actors.policy import Patience
+from actors.executor.timeouts import Patience
 from tests.scripted_driver import segments_of, start
 from tests.scripted_workers import Script
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, StoreError
-from longmem.memory.durability import Durability
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.lance_writer import COMPACT_EVERY, STEPS
-from longmem.memory.recovery import recover
+from longmem.store.lance.fsync import Durability
+from longmem.store.lance.repair import recover
+from longmem.store.lance.store import LanceMemoryStore
+from longmem.store.lance.writer import COMPACT_EVERY, STEPS
 from tests.blocks import KEY, assert_same, make_block
 
 

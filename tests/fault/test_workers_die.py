@@ -16,15 +16,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from actors.policy import Patience
-from actors.shape import ClusterShape
+from actors.config import ClusterShape
+from actors.executor.timeouts import Patience
 from longmem.errors import CheckpointError, ClusterError, ModelError
-from longmem.executor import Completion, Stage
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import Completion, Stage
+from longmem.runtime.scheduler import Limits
 from longmem.testing import small_longmem
 from longmem.types import Segment
-from pipelines.job import PerplexityJob, run_job
+from pipelines.perplexity.job import PerplexityJob, run_job
 
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
@@ -64,11 +64,11 @@ KILLS: dict[tuple[Stage, int], str] = {
 @pytest.fixture
 def killing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """RayExecutor kills its workers as KILLS says; returns what was seen."""
-    import actors.executor
+    import actors.executor.ray_executor
 
     seen: dict[str, Any] = {"killed": [], "completed": []}
 
-    class Killing(actors.executor.RayExecutor):
+    class Killing(actors.executor.ray_executor.RayExecutor):
         def submit(self, stage: Stage, segment: Segment) -> None:
             victim = KILLS.get((stage, segment.index)) if segment.key.document == "long" else None
             if victim is None:
@@ -95,7 +95,7 @@ def killing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 seen["restarts"] = {name: int(actor.num_restarts) for name, actor in alive_actors().items()}
             super().close()
 
-    monkeypatch.setattr(actors.executor, "RayExecutor", Killing)
+    monkeypatch.setattr(actors.executor.ray_executor, "RayExecutor", Killing)
     return seen
 
 
@@ -154,7 +154,7 @@ def test_a_cluster_that_is_too_small_says_what_is_missing(
 ) -> None:
     import ray
 
-    from actors.executor import RayExecutor
+    from actors.executor.ray_executor import RayExecutor
 
     start = monotonic()
     with pytest.raises(ClusterError, match=message):
@@ -169,7 +169,7 @@ def test_a_job_without_room_says_what_it_waits_for_and_ends(
     """Other jobs hold all CPUs but one, which is not enough for an encoder and a reader."""
     import ray
 
-    from actors.executor import RayExecutor
+    from actors.executor.ray_executor import RayExecutor
     from tests.ray_cluster import NUM_CPUS
     from tests.scripted_workers import Script, ScriptedReader
 
@@ -201,7 +201,7 @@ def test_a_model_that_workers_cannot_open_keeps_its_error_and_leaves_nothing(
 ) -> None:
     import ray
 
-    from actors.executor import RayExecutor
+    from actors.executor.ray_executor import RayExecutor
 
     surplus = Path(shutil.copytree(checkpoint / "backbone", tmp_path / "surplus"))
     weights = {name: tensor.clone() for name, tensor in load_file(surplus / "model.safetensors").items()}

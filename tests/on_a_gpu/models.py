@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longmem.backbone import fast_linear
 from longmem.config import PAPER_FORM, LongMemConfig
-from longmem.memory.handle import DocumentMemory
-from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.window import WindowBuffer
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.store.document import DocumentMemory
+from longmem.store.in_memory import InMemoryStore
 from longmem.text.segments import cut_segments
 from longmem.training.config import TrainingConfig
 from longmem.training.trainer import Trainer

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longmem.memory.handle import DocumentMemory
-from longmem.memory.opening import MemoryStore
-from longmem.model import LongMem
-from longmem.scoring import TextScores
+from longmem.model.longmem import LongMem
+from longmem.scoring.text import TextScores
+from longmem.store.config import MemoryStore
+from longmem.store.document import DocumentMemory
 from tests.inputs import FORMS
 
 Shape = tuple[int, int, int, int]

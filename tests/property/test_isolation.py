@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longmem.executor import Completion, InlineExecutor, Stage
-from longmem.memory.handle import DocumentMemory
-from longmem.memory.opening import MemoryStore
-from longmem.model import LongMem
-from longmem.scoring import TextScores
+from longmem.model.longmem import LongMem
+from longmem.runtime.executor import Completion, InlineExecutor, Stage
+from longmem.scoring.text import TextScores
+from longmem.store.config import MemoryStore
+from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
 from tests.inputs import FORMS

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from actors.shape import ClusterShape
-from longmem.memory.opening import StoreSettings
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
+from actors.config import ClusterShape
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.store.config import StoreSettings
 from longmem.testing import small_longmem
 from tests.inputs import DEFAULT_FORM
 
@@ -40,7 +40,7 @@ def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def service(ray_cluster: None, source: ModelSource, store_folder: Path) -> Iterator[str]:
     """Its name."""
-    from actors.service import Service, start_service, stop_service
+    from actors.service.registry import Service, start_service, stop_service
 
     shape = ClusterShape(encoders=2, readers=2, stores=2)
     start_service(Service(name=NAME, source=source, store=StoreSettings(str(store_folder)), shape=shape))

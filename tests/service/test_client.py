@@ -22,12 +22,12 @@ from longmem.errors import (
     MissingBlockError,
     RequestTimeoutError,
 )
-from longmem.executor import Stage
-from longmem.generation import Sampling
-from longmem.memory.in_memory import InMemoryStore
-from longmem.model import LongMem
-from longmem.model_source import describe
-from longmem.scoring import TextScores
+from longmem.model.longmem import LongMem
+from longmem.model.source import describe
+from longmem.runtime.executor import Stage
+from longmem.scoring.generate import Sampling
+from longmem.scoring.text import TextScores
+from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem
 from longmem.types import DocumentKey, Segment
 
@@ -180,8 +180,8 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.asyncio
 async def test_no_more_is_in_flight_than_allowed(service: str, model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked at once: the rest waits where it is awaited."""
-    from actors.attached import AttachedExecutor
     from actors.client import connect
+    from actors.service.executor import AttachedExecutor
 
     held: set[Any] = set()
     peaks: list[int] = []
@@ -207,7 +207,7 @@ async def test_no_more_is_in_flight_than_allowed(service: str, model: LongMem, m
             return answers
 
     texts: set[int] = set()
-    monkeypatch.setattr("actors.attached.AttachedExecutor", Counting)
+    monkeypatch.setattr("actors.service.executor.AttachedExecutor", Counting)
     async with connect(service=service, max_in_flight=3) as client:
         writes = [client.write(f"book {number}", LONG, namespace="limits") for number in range(4)]
         found = await asyncio.gather(*writes, *(client.score(NEXT) for _ in range(4)))

@@ -12,16 +12,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from actors.shape import ClusterShape
+from actors.config import ClusterShape
 from longmem.errors import FingerprintError
-from longmem.executor import Completion, Stage
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import Completion, Stage
+from longmem.runtime.scheduler import Limits
 from longmem.testing import small_longmem
 from longmem.types import Segment
 from pipelines.cli import app
-from pipelines.job import PerplexityJob, run_job
-from pipelines.service_job import ServiceChoice
+from pipelines.job.service import ServiceChoice
+from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.texts import prose
 
 pytest_plugins = ["tests.ray_cluster"]
@@ -73,7 +73,7 @@ def run(job: PerplexityJob) -> tuple[dict[str, Any], dict[str, bytes]]:
 def test_two_jobs_at_once_take_turns_and_say_what_one_alone_says(
     service: str, job: Job, inline: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from actors.attached import AttachedExecutor
+    from actors.service.executor import AttachedExecutor
 
     both, lock, order, begun = Barrier(2, timeout=60), Lock(), [], set()
 
@@ -90,7 +90,7 @@ def test_two_jobs_at_once_take_turns_and_say_what_one_alone_says(
                 order.extend([get_ident()] * len(completions))
             return completions
 
-    monkeypatch.setattr("actors.attached.AttachedExecutor", Watched)
+    monkeypatch.setattr("actors.service.executor.AttachedExecutor", Watched)
     with ThreadPoolExecutor(2) as threads:
         jobs = [threads.submit(run, job(tmp_path / name, service)) for name in ("first", "second")]
         results = [each.result() for each in jobs]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from actors.shape import ClusterShape
+from actors.config import ClusterShape
 from longmem.errors import ClusterError, ConfigError, ModelError
-from longmem.memory.opening import StoreSettings
-from longmem.model_source import ModelSource
+from longmem.model.source import ModelSource
+from longmem.store.config import StoreSettings
 from pipelines.cli import app
 
 pytest_plugins = ["tests.ray_cluster"]
@@ -68,8 +68,8 @@ def test_up_status_down(ray_cluster: None, source: ModelSource, tmp_path: Path) 
 def test_a_start_that_was_interrupted_is_recognised_and_can_be_taken_down(
     ray_cluster: None, source: ModelSource, tmp_path: Path
 ) -> None:
-    from actors.service import Service, find_service, list_services, start_service, stop_service
-    from actors.workers import start_workers
+    from actors.service.registry import Service, find_service, list_services, start_service, stop_service
+    from actors.workers.start import start_workers
 
     service = Service(name="half", source=source, store=StoreSettings(str(tmp_path / "m")), shape=ClusterShape())
     start_workers(source, service.store, service.shape, "longmem-service-half", detached=True)
@@ -83,7 +83,7 @@ def test_a_start_that_was_interrupted_is_recognised_and_can_be_taken_down(
 
 
 def test_a_start_that_fails_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
-    from actors.service import Service, start_service
+    from actors.service.registry import Service, start_service
 
     source = ModelSource(str(tmp_path / "no-such-model"))
     service = Service(name="failing", source=source, store=StoreSettings(str(tmp_path / "m")), shape=ClusterShape())
@@ -96,7 +96,7 @@ def test_a_start_that_fails_leaves_nothing(ray_cluster: None, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["", "a/b", "-a", "a b", "x-encoder-0"])
 def test_names_that_cannot_be_one(name: str, source: ModelSource) -> None:
-    from actors.service import Service
+    from actors.service.registry import Service
 
     with pytest.raises(ConfigError, match="name must be"):
         Service(name=name, source=source, store=StoreSettings("m"), shape=ClusterShape())

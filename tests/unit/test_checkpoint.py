@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.checkpoint import is_checkpoint
 from longmem.config import LongMemConfig
 from longmem.errors import CheckpointError, ConfigError, LongMemError
-from longmem.model import LongMem
+from longmem.model.checkpoint import is_checkpoint
+from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNet
 from longmem.testing import save_small_backbone, unsettle
 from tests.inputs import FORMS

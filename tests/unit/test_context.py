@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from longmem.context import ContextMemory, read_blocks
-from longmem.memory.opening import MemoryStore
+from longmem.memory.context import ContextMemory, read_blocks
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.store.config import MemoryStore
 from longmem.types import DocumentKey, KVBlock, Segment
 
 SEGMENT = 32

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longmem.demonstrations import check_fits, digest, pack, segments_of
 from longmem.errors import ConfigError, DocumentError
+from longmem.text.demonstrations import check_fits, digest, pack, segments_of
 from longmem.types import DocumentKey
 
 KEY = DocumentKey("icl", "x")

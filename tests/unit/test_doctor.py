@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from longmem import precision
 from longmem.errors import ClusterError
-from pipelines import doctor
-from pipelines.doctor import GIB, Finding, diagnose, render, usable_cores
+from longmem.model import precision
+from pipelines.doctor import machine as doctor
+from pipelines.doctor.machine import GIB, Finding, diagnose, render, usable_cores
 
 
 def named(findings: list[Finding], name: str) -> Finding:

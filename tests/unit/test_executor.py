@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from longmem.errors import ConflictError, StoreError
-from longmem.executor import PUT_SEGMENTS, InlineExecutor
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.opening import MemoryStore
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.runtime.executor import PUT_SEGMENTS, InlineExecutor
+from longmem.store.config import MemoryStore
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, PutReceipt, Segment
 

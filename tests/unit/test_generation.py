@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from longmem import generation
 from longmem.backbone.families import FAMILIES
 from longmem.config import PAPER_FORM
 from longmem.errors import ConfigError, DocumentError, FingerprintError, MissingBlockError
-from longmem.generation import Decoder, Sampling, choose, generate
-from longmem.memory.handle import DocumentMemory
-from longmem.memory.opening import MemoryStore
-from longmem.memory.store import AbstractMemoryStore
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.scoring import generate as generation
+from longmem.scoring.generate import Decoder, Sampling, choose, generate
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import MemoryStore
+from longmem.store.document import DocumentMemory
 from longmem.types import DocumentKey, Segment
 from tests.inputs import DEFAULT_FORM, sidenet_input
 

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from longmem.config import PAPER_FORM
 from longmem.errors import DocumentError
-from longmem.generation import Decoder
-from longmem.items import Item, score_items
-from longmem.memory.opening import MemoryStore
-from longmem.memory.store import AbstractMemoryStore
 from longmem.memory.view import MemoryView
 from longmem.memory.window_cache import WindowCache
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.scoring.batch import Item, score_items
+from longmem.scoring.generate import Decoder
+from longmem.store.base import AbstractMemoryStore
+from longmem.store.config import MemoryStore
 from tests.inputs import DEFAULT_FORM
 
 FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": {**DEFAULT_FORM, "kv_dtype": "float32"}}

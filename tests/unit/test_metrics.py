@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from longmem.metrics import Interval, SegmentNats, compute_perplexities
+from longmem.scoring.metrics import Interval, SegmentNats, compute_perplexities
 
 SEGMENTS = [SegmentNats(20.0, 22.0, 10), SegmentNats(60.0, 60.0, 20), SegmentNats(10.0, 12.0, 10)]
 

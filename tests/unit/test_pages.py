@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longmem.pages import in_pages, zeros_in_pages
+from longmem.system.allocator import in_pages, zeros_in_pages
 
 
 def ones() -> Tensor:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from longmem import precision
 from longmem.errors import ConfigError
-from longmem.model_source import ModelSource
-from longmem.precision import Comparison, bfloat16_speedup, choose_dtype, compare_reading
-from longmem.scoring import score_text
+from longmem.model import precision
+from longmem.model.precision import Comparison, bfloat16_speedup, choose_dtype, compare_reading
+from longmem.model.source import ModelSource
+from longmem.scoring.text import score_text
 from longmem.types import Document
-from pipelines.command_line import JobDtype, SearchEngine
-from pipelines.options import model_source
+from pipelines.command.command_line import JobDtype, SearchEngine
+from pipelines.command.options import model_source
 
 
 @pytest.fixture

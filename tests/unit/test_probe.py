@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from longmem.backbone.backbone import Backbone
 from longmem.errors import DocumentError
-from longmem.probe import PLACES, SCALES, SHARES, probe_backbone
 from pipelines.cli import app
+from pipelines.doctor.backbone_probe import PLACES, SCALES, SHARES, probe_backbone
 
 SEGMENT = 32
 FAMILIES = ("bloom", "gpt2", "gpt_neox", "llama", "opt", "qwen3")
@@ -68,7 +68,7 @@ def test_a_text_read_again_is_found_and_gains(small_backbone: Callable[[str], Pa
 
 
 def test_cache_gain_is_the_best_of_the_grid(small_backbone: Callable[[str], Path]) -> None:
-    from longmem.probe import _cache
+    from pipelines.doctor.backbone_probe import _cache
 
     generator = torch.Generator().manual_seed(0)
     keys = torch.nn.functional.normalize(torch.randn((3 * SEGMENT, 8), generator=generator), dim=1)

@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from pipelines.progress import Progress, printable
+from pipelines.job.progress import Progress, printable
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longmem.redaction import redacted, redacted_values
+from longmem.system.redaction import redacted, redacted_values
 
 SECRET = "S3cr3tMARK"
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from longmem.errors import OutputError
-from pipelines.charts import distance_chart, document_charts, document_curve, short_count
-from pipelines.report import duration, figure, interval, signed_percent, verdict, write_report
-from pipelines.tables import SEGMENT_SCHEMA
+from pipelines.html.charts import distance_chart, document_charts, document_curve, short_count
+from pipelines.perplexity.report import duration, figure, interval, signed_percent, verdict, write_report
+from pipelines.perplexity.tables import SEGMENT_SCHEMA
 
 HOSTILE = '<script>alert("x")</script> $\\frac{ & "quoted" \' x.txt'
 

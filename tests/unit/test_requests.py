@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from longmem.errors import DocumentError, MissingBlockError
-from longmem.generation import complete, generate
-from longmem.items import Item, score_items
-from longmem.memory.in_memory import InMemoryStore
 from longmem.memory.window_cache import WindowCache
-from longmem.model import LongMem
-from longmem.requests import CompletionsRequest, ItemsRequest, Memories
+from longmem.model.longmem import LongMem
+from longmem.runtime.requests import CompletionsRequest, ItemsRequest, Memories
+from longmem.scoring.batch import Item, score_items
+from longmem.scoring.generate import complete, generate
+from longmem.store.in_memory import InMemoryStore
 from longmem.types import DocumentKey, KVBlock
 
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, having little money in my purse"

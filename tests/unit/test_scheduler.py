@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longmem.executor import STAGES, Stage
-from longmem.scheduler import Limits, SegmentScheduler
+from longmem.runtime.executor import STAGES, Stage
+from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from longmem.waiting import SPINS
+from longmem.system.omp import SPINS
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 SAY = "import os, sys, {package}; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"

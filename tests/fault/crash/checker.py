@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from longmem.memory.lance_store import LanceMemoryStore
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import KVBlock
 from tests.fault.crash.blocks import NAMESPACE, Content, foreign_rows, key_of, make_block
 from tests.fault.crash.expected import Expected, ExpectedFile, ExpectedReader, Violation

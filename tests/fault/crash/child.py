@@ -11,9 +11,9 @@ import sys
 from collections import Counter
 from typing import Any
 
-import longmem.memory.lance_writer
+import longmem.store.lance.writer
 from longmem.errors import ConflictError, StoreError
-from longmem.memory.lance_store import LanceMemoryStore
+from longmem.store.lance.store import LanceMemoryStore
 from tests.fault.crash.blocks import key_of, make_block
 from tests.fault.crash.expected import Operation
 
@@ -25,10 +25,8 @@ def main() -> None:
     parser.add_argument("--nth", type=int, default=1)
     parser.add_argument("--compact-every", type=int, default=8)
     arguments = parser.parse_args()
-    assert hasattr(longmem.memory.lance_writer, "COMPACT_EVERY"), (
-        "the store's period of compaction has another name now"
-    )
-    longmem.memory.lance_writer.COMPACT_EVERY = arguments.compact_every
+    assert hasattr(longmem.store.lance.writer, "COMPACT_EVERY"), "the store's period of compaction has another name now"
+    longmem.store.lance.writer.COMPACT_EVERY = arguments.compact_every
     reached: Counter[str] = Counter()
 
     def on_step(step: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from longmem.errors import LongMemError
-from longmem.memory.lance_store import LanceMemoryStore
+from longmem.store.lance.store import LanceMemoryStore
 from tests.fault.crash.blocks import NAMESPACE, Content, key_of
 from tests.fault.crash.checker import content_of
 from tests.fault.crash.expected import ExpectedReader, Violation

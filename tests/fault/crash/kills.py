@@ -34,12 +34,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from longmem.memory.opening import MemoryStore
+from longmem.store.config import MemoryStore
 from tests.fault.crash import ray_job
 from tests.fault.crash.expected import Violation
 from tests.fault.crash.killed_jobs import lines_of, run_and_kill
 
-PRELOADED = ["torch", "transformers", "pyarrow.parquet", "faiss", "pipelines.job", "pipelines.report"]
+PRELOADED = [
+    "torch",
+    "transformers",
+    "pyarrow.parquet",
+    "faiss",
+    "pipelines.perplexity.job",
+    "pipelines.perplexity.report",
+]
 """Imported once, by the fork server: a job then starts in a tenth of the time. LanceDB starts threads and cannot."""
 CHARACTERS = 3_000
 JOB_S = 300.0

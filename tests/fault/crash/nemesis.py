@@ -9,7 +9,7 @@ from random import Random
 from threading import Lock
 from time import sleep
 
-from longmem.memory.lance_writer import STEPS
+from longmem.store.lance.writer import STEPS
 
 STOP_SHARE = 0.3
 MAX_OPERATIONS = 40

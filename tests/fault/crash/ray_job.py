@@ -14,13 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.policy import Patience
-from actors.shape import ClusterShape
+from actors.config import ClusterShape
+from actors.executor.timeouts import Patience
 from longmem.errors import ClusterError
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+from longmem.model.source import ModelSource
+from longmem.runtime.scheduler import Limits
 from longmem.testing import small_longmem
-from pipelines.job import PerplexityJob, run_job
+from pipelines.perplexity.job import PerplexityJob, run_job
 
 ROOT = Path(__file__).parents[3]
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")

@@ -14,7 +14,7 @@ from random import Random
 from time import sleep
 
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.memory.lance_store import LanceMemoryStore
+from longmem.store.lance.store import LanceMemoryStore
 from tests.fault.crash.blocks import Content, key_of
 from tests.fault.crash.checker import content_of
 from tests.fault.crash.expected import ExpectedReader, Violation

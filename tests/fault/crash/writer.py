@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from longmem.memory.lance_store import LanceMemoryStore
+from longmem.store.lance.store import LanceMemoryStore
 from tests.fault.crash.blocks import make_block
 from tests.fault.crash.expected import ExpectedFile, Operation, Violation
 from tests.fault.crash.nemesis import Fault, Nemesis

@@ -2,11 +2,11 @@
 
 import pytest
 
-from actors.balance import Balance
-from actors.pool import TASKS_PER_ACTOR, ActorPool
-from actors.store import StorePool
-from actors.workers import Workers
-from longmem.executor import PUT_SEGMENTS
+from actors.executor.prepare_policy import Balance
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool
+from actors.workers.start import Workers
+from actors.workers.store import StorePool
+from longmem.runtime.executor import PUT_SEGMENTS
 
 
 @pytest.fixture

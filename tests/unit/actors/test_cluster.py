@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from actors.admission import Head
 from actors.cluster import NoClusterError, _init, connect, find_cluster, in_one_line, join
-from actors.reaching import Head
-from actors.shape import AUTO, LOCAL
+from actors.config import AUTO, LOCAL
 from longmem.errors import ClusterError, ConfigError
 
 
@@ -24,7 +24,7 @@ def dead_head(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def stopped_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where `auto` leads: a port that the system opens to callers with nobody behind it, as of a stopped process."""
-    monkeypatch.setattr("actors.reaching.CONNECT_S", 0.5)
+    monkeypatch.setattr("actors.admission.CONNECT_S", 0.5)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
@@ -82,8 +82,8 @@ def test_auto_with_a_dead_address_in_the_environment_starts_no_other_cluster(dea
 def test_auto_with_a_dead_cluster_on_record_is_no_cluster(dead_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What /tmp/ray/ray_current_cluster names after a crash; nobody can join it, and nobody has named it."""
     monkeypatch.delenv("RAY_ADDRESS")
-    monkeypatch.setattr("actors.reaching.services.find_gcs_addresses", FoundNothing())
-    monkeypatch.setattr("actors.reaching.services.find_bootstrap_address", lambda _folder: dead_head)
+    monkeypatch.setattr("actors.admission.services.find_gcs_addresses", FoundNothing())
+    monkeypatch.setattr("actors.admission.services.find_bootstrap_address", lambda _folder: dead_head)
     assert find_cluster() is None
     with pytest.raises(NoClusterError) as caught:
         join(AUTO)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from actors.dispatch import PooledExecutor
-from actors.policy import Patience
-from actors.pool import TASKS_PER_ACTOR, ActorPool
-from actors.store import StorePool
-from actors.worker import WorkerInfo
-from actors.workers import Workers
-from longmem.executor import PUT_SEGMENTS
+from actors.executor.dispatch import PooledExecutor
+from actors.executor.timeouts import Patience
+from actors.workers.base import WorkerInfo
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool
+from actors.workers.start import Workers
+from actors.workers.store import StorePool
+from longmem.runtime.executor import PUT_SEGMENTS
 from longmem.types import Segment
 from tests.scripted_driver import segments_of
 

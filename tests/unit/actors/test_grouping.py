@@ -6,16 +6,16 @@ from math import inf
 
 import pytest
 
-from actors.grouping import MOST_WAIT_S, PAUSE, Grouping, PutGroup
-from actors.outcome import Outcome
-from actors.placing import Placing
-from actors.pool import TASKS_PER_ACTOR, ActorPool, Worker
-from actors.store import StorePool
-from actors.tasks import SegmentTask, Task
-from actors.worker import WorkerInfo
-from actors.workers import Workers
+from actors.executor.routing import Placing
+from actors.executor.tasks import SegmentTask, Task
+from actors.executor.write_batcher import MOST_WAIT_S, PAUSE, Grouping, PutGroup
+from actors.result import Outcome
+from actors.workers.base import WorkerInfo
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.start import Workers
+from actors.workers.store import StorePool
 from longmem.errors import ConflictError, StoreError
-from longmem.executor import PUT_SEGMENTS
+from longmem.runtime.executor import PUT_SEGMENTS
 from tests.scripted_driver import segments_of
 
 

@@ -10,7 +10,13 @@ HEAVY = ("torch", "transformers", "lancedb", "faiss")
 
 
 @pytest.mark.parametrize(
-    "module", ["actors.monitor", "actors.live_jobs", "pipelines.status", "pipelines.monitoring_export"]
+    "module",
+    [
+        "actors.monitoring.monitor_actor",
+        "actors.monitoring.live_jobs",
+        "pipelines.watch.status",
+        "pipelines.watch.export",
+    ],
 )
 def test_watching_loads_no_model(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"

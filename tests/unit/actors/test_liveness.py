@@ -7,7 +7,7 @@ from time import monotonic, sleep
 import grpc
 import pytest
 
-from actors.liveness import GCS, RAYLET, ClusterWatch
+from actors.cluster_watch import GCS, RAYLET, ClusterWatch
 from longmem.errors import ClusterError
 
 LIMIT_S = 20.0
@@ -38,8 +38,8 @@ class Daemon:
 
 @pytest.fixture
 def daemons(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Daemon]]:
-    monkeypatch.setattr("actors.liveness.PERIOD_S", 0.02)
-    monkeypatch.setattr("actors.liveness.ANSWER_S", 0.1)
+    monkeypatch.setattr("actors.cluster_watch.PERIOD_S", 0.02)
+    monkeypatch.setattr("actors.cluster_watch.ANSWER_S", 0.1)
     daemons = {GCS: Daemon(), RAYLET: Daemon()}
     yield daemons
     for each in daemons.values():

@@ -5,9 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from actors.metrics import METRICS, OBJECT_STORE_BYTES, OBJECT_STORE_LIMIT_BYTES, TASK_SECONDS, increments, levels, sums
-from actors.snapshot import JobSnapshot
-from pipelines.job_state import JobState
+from actors.monitoring.job_status import JobSnapshot
+from actors.monitoring.metrics import (
+    METRICS,
+    OBJECT_STORE_BYTES,
+    OBJECT_STORE_LIMIT_BYTES,
+    TASK_SECONDS,
+    increments,
+    levels,
+    sums,
+)
+from pipelines.job.state import JobState
 
 TABLE = {each.name: each for each in METRICS}
 

@@ -1,10 +1,10 @@
 """Who gets a task: near to what it needs. Nothing here needs a running Ray."""
 
-from actors.placing import MAX_HOMES, Placing
-from actors.pool import TASKS_PER_ACTOR, ActorPool, Worker
-from actors.store import StorePool, shard_of
-from actors.worker import WorkerInfo
-from actors.workers import Workers
+from actors.executor.routing import MAX_HOMES, Placing
+from actors.workers.base import WorkerInfo
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.start import Workers
+from actors.workers.store import StorePool, shard_of
 from longmem.types import DocumentKey
 
 KEY = DocumentKey("test", "a")

@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pool import TASKS_PER_ACTOR, ActorPool, Worker
-from actors.worker import RESTART, WorkerInfo
+from actors.workers.base import RESTART, WorkerInfo
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
 
 
 def pool_of(names: str, usable: str | None = None) -> ActorPool:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from actors.shape import ClusterShape
+from actors.config import ClusterShape
 from longmem.errors import ConfigError
 
 
@@ -44,5 +44,5 @@ def test_a_shape_cannot_change() -> None:
 
 
 def test_a_command_line_is_checked_without_ray() -> None:
-    code = "import sys, actors.shape; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, actors.config; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

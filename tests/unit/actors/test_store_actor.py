@@ -1,7 +1,7 @@
 """What a store actor shows of itself in Ray's dashboard."""
 
-from actors.store import StoreActor
-from longmem.memory.opening import StoreSettings
+from actors.workers.store import StoreActor
+from longmem.store.config import StoreSettings
 
 
 def test_its_title_has_no_secret() -> None:

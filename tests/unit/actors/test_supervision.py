@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import actors.supervision
-from actors.policy import Patience
-from actors.pool import ActorPool, Worker
-from actors.store import StorePool
-from actors.supervision import Supervisor
-from actors.worker import WorkerInfo
+import actors.executor.health
+from actors.executor.health import Supervisor
+from actors.executor.timeouts import Patience
+from actors.workers.base import WorkerInfo
+from actors.workers.pools import ActorPool, Worker
+from actors.workers.store import StorePool
 from longmem.errors import ClusterError, ConfigError
-from longmem.executor import Stage
+from longmem.runtime.executor import Stage
 
 
 class Call:
@@ -61,7 +61,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, patience: Patience, encoders: int = 1
         killed.append(info)
         return object()
 
-    monkeypatch.setattr(actors.supervision, "kill_process", kill)
+    monkeypatch.setattr(actors.executor.health, "kill_process", kill)
     sizes: list[tuple[Stage, Any, int]] = [("encode", ActorPool, encoders), ("put", StorePool, stores)]
     pools = {stage: kind([Silent()] * size, [f"{stage}-{rank}" for rank in range(size)]) for stage, kind, size in sizes}
     now = [100.0]

@@ -8,7 +8,7 @@ import pytest
 FAULTS = """
 import resource, sys, threading
 import torch
-from actors.worker import keep_freed_memory
+from actors.workers.base import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

@@ -20,12 +20,12 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.loading import hash_weights
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import CheckpointError, ConfigError, FingerprintError, LongMemError
-from longmem.memory.opening import MemoryStore
-from longmem.model import LongMem
-from longmem.model_source import ModelSource
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.store.config import MemoryStore
 from longmem.testing import save_small_backbone, unsettle
 from pipelines.cli import app
-from pipelines.options import adapter_folder
+from pipelines.command.options import adapter_folder
 
 pytestmark = [
     # what peft itself says where these tests use it directly

@@ -18,7 +18,7 @@ from longmem.backbone.families import FAMILIES
 from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.small import SMALL_CONFIGS, byte_tokenizer
 from longmem.errors import CheckpointError, ConfigError, UnknownFamilyError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.testing import save_small_backbone
 
 # written down again on purpose: a wrong path in the family's entry must not agree with itself

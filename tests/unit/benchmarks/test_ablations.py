@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.training.validation import validate
 
 

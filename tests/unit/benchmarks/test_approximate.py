@@ -7,14 +7,14 @@ import pytest
 
 from benchmarks.speed import approximate
 from longmem.errors import ConfigError
-from longmem.model_source import ModelSource
+from longmem.model.source import ModelSource
 from longmem.testing import small_longmem
 
 
 def test_more_cells_find_more_and_all_of_them_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longmem.search.cells.STRETCHES", (64, 256))
+    monkeypatch.setattr("longmem.retrieval.ivf_index.STRETCHES", (64, 256))
     monkeypatch.setattr(approximate, "STRETCHES", (64, 256))
-    monkeypatch.setattr("longmem.search.cells.CELL_CHUNKS", 8)
+    monkeypatch.setattr("longmem.retrieval.ivf_index.CELL_CHUNKS", 8)
     small_longmem(tmp_path, chunk_tokens=1, top_k=4).save_pretrained(tmp_path / "model")
     source = ModelSource(str(tmp_path / "model"), search="ivf", settings={"memory_tokens": 512})
     table = approximate.approximate(source, [], 512, [1, 8, 64], scored_segments=3, repeats=2)

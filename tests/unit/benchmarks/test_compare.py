@@ -17,8 +17,8 @@ from benchmarks.lineup import CONTROL, assemble, without_longmem
 from benchmarks.memory_scoring import LongMemBaseline
 from benchmarks.paired import compare_scores, nats_difference
 from longmem.errors import ConfigError
-from longmem.metrics import Interval
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.scoring.metrics import Interval
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat. " * 8
 

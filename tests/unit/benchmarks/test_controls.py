@@ -13,7 +13,7 @@ from benchmarks import controls
 from benchmarks.__main__ import app
 from benchmarks.memory_scoring import OtherBook, no_memory, own_memory, score_readings, shuffled_values
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.types import DocumentKey, Segment
 
 

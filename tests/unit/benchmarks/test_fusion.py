@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.speed.fusion import CompiledGather, ListeningGather, WholeGather, fusion
 from benchmarks.speed.real_memory import real_memory
-from longmem.model_source import ModelSource
-from longmem.search.gather import AbstractGather, TorchGather
+from longmem.model.source import ModelSource
+from longmem.retrieval.gather import AbstractGather, TorchGather
 from longmem.testing import small_longmem
 
 

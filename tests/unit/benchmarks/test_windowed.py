@@ -13,7 +13,7 @@ from benchmarks.baselines.sliding import SlidingWindow
 from benchmarks.baselines.transformer_xl import TransformerXL
 from longmem.backbone.backbone import Backbone
 from longmem.errors import ConfigError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
 

@@ -19,11 +19,11 @@ from lm_eval.tasks import TaskManager
 
 from longmem.errors import ConfigError, DocumentError, FingerprintError
 from longmem.evaluation import HarnessModel, local_task
-from longmem.generation import Decoder, Sampling, decode
-from longmem.memory.opening import MemoryStore
-from longmem.model import LongMem
-from longmem.model_source import REFERENCE_MODEL
-from longmem.scoring import score_sequence
+from longmem.model.longmem import LongMem
+from longmem.model.source import REFERENCE_MODEL
+from longmem.scoring.generate import Decoder, Sampling, decode
+from longmem.scoring.text import score_sequence
+from longmem.store.config import MemoryStore
 from longmem.testing import small_longmem
 from longmem.text.language_reference import language_reference
 

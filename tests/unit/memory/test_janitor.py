@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import StoreError
-from longmem.memory import janitor
-from longmem.memory.lance_store import LanceMemoryStore
+from longmem.store.lance import maintenance as janitor
+from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, make_block
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longmem.memory.key_space import KeySpace
+from longmem.memory.key_transform import KeySpace
 
 KV_HEADS, HEAD_DIM = 2, 8
 MEAN = 3 * torch.randn((KV_HEADS, HEAD_DIM), generator=torch.Generator().manual_seed(5))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from longmem.memory.lance_manifest import DELETIONS, deletion_files
-from longmem.memory.lance_table import LanceDatabase
+from longmem.store.lance.manifest import DELETIONS, deletion_files
+from longmem.store.lance.table import LanceDatabase
 
 SCHEMA = pa.schema([("number", pa.int64())])
 

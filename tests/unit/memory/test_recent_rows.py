@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.memory.codec import to_rows
-from longmem.memory.lance_store import LanceMemoryStore
-from longmem.memory.recent_rows import RecentRows
+from longmem.store.lance.codec import to_rows
+from longmem.store.lance.recent_rows import RecentRows
+from longmem.store.lance.store import LanceMemoryStore
 from tests.blocks import KEY, make_block
 
 

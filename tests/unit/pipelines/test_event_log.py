@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from longmem.errors import DocumentError, OutputError
-from longmem.executor import Completion, ExecutorEvent
-from longmem.redaction import redacted
+from longmem.runtime.executor import Completion, ExecutorEvent
+from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Segment
-from pipelines.event_log import EventLog
+from pipelines.job.event_log import EventLog
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ import pytest
 
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import DocumentError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.text.documents import UnreadableDocument
 from longmem.types import Document, DocumentKey
-from pipelines.feed import AHEAD, DocumentFeed, Prepared
+from pipelines.job.prefetch import AHEAD, DocumentFeed, Prepared
 
 
 @pytest.fixture(scope="module")

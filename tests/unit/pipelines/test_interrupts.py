@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.interrupts import LINE, held_interrupts
+from pipelines.command.interrupts import LINE, held_interrupts
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -37,7 +37,7 @@ def run(code: str, folder: Path, *, ignored: signal.Signals | None = None) -> tu
     """Exit code, stdout and stderr of a process that has taken the signals over."""
     start = """
         import os, signal, sys, time
-        from pipelines import interrupts
+        from pipelines.command import interrupts
         signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupts.take_over()
         def interrupt(number=signal.SIGINT):

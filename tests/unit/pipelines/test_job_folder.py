@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from longmem.errors import OutputError
-from pipelines.job_folder import JobFolder
-from pipelines.output import write_text
+from pipelines.job.folder import JobFolder
+from pipelines.job.output import write_text
 
 IDENTITY = {"job": "perplexity", "inputs": ["/books/a.txt"], "settings": {"top_k": 64}, "limit_documents": None}
 
@@ -132,7 +132,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     holder = (
-        "import sys; from pathlib import Path; from pipelines.job_folder import JobFolder\n"
+        "import sys; from pathlib import Path; from pipelines.job.folder import JobFolder\n"
         "folder = JobFolder(Path(sys.argv[1]), resume=False); folder.claim({})\n"
         "print('held', flush=True); sys.stdin.read()"
     )

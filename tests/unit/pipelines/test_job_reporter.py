@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from longmem.errors import ClusterError, OutputError
-from pipelines.job_folder import STATUS_FILE, JobFolder
-from pipelines.job_reporter import STATUS_S, JobReporter
+from pipelines.job.folder import STATUS_FILE, JobFolder
+from pipelines.job.reporter import STATUS_S, JobReporter
 
 
 class Clock:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.snapshot import JobSnapshot
+from actors.monitoring.job_status import JobSnapshot
 from longmem.errors import CorruptionError, DocumentError, LongMemError, OutputError
-from longmem.executor import Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
+from longmem.runtime.executor import Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
 from longmem.types import DocumentKey, PutReceipt, RetrievalStats, Segment, SegmentScore
-from pipelines.job_state import RECENT_FAILURES, JobState
+from pipelines.job.state import RECENT_FAILURES, JobState
 
 KEY = DocumentKey("job-1", "moby")
 

@@ -10,8 +10,8 @@ import pytest
 import xxhash
 
 from longmem.errors import OutputError
-from pipelines.journal import Journal
-from pipelines.records import DocumentRecord, Record, SegmentRecord, TokenScores
+from pipelines.job.journal import Journal
+from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, TokenScores
 
 NASTY = 'q\u2028 \x1b[31m\r\n\t"\\ é 🐳'
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from actors.metrics import METRICS
+from actors.monitoring.metrics import METRICS
 from pipelines.cli import app
-from pipelines.monitoring_export import DASHBOARD, export_monitoring, monitoring_files
+from pipelines.watch.export import DASHBOARD, export_monitoring, monitoring_files
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool here; it is in the Debian package prometheus")

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from longmem.errors import ConfigError
 from pipelines.app import app
-from pipelines.command_line import num_cores
-from pipelines.executors import THREADS_FOR_EACH_CORE, use_threads
-from pipelines.option_types import OptionValueError, real_option
+from pipelines.command.command_line import num_cores
+from pipelines.command.option_types import OptionValueError, real_option
+from pipelines.job.executors import THREADS_FOR_EACH_CORE, use_threads
 
 BAD_NUMBERS = ("-1", "nan", "inf", "-inf", str(10**30), "1e400", "seven", "", "1_0", "\uff11", "\u0663", "0x10")
 BAD_TEXTS = ("", "  ", "\0")

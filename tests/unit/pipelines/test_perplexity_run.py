@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import pipelines.job
-from longmem.executor import AbstractExecutor, Completion, InlineExecutor, Stage
-from longmem.memory.in_memory import InMemoryStore
-from longmem.model_source import ModelSource
-from longmem.scheduler import Limits
+import pipelines.perplexity.job
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import AbstractExecutor, Completion, InlineExecutor, Stage
+from longmem.runtime.scheduler import Limits
+from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem
 from longmem.types import Segment
-from pipelines.job import PerplexityJob, run_job
+from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.texts import prose
 
 
@@ -60,7 +60,7 @@ def test_what_is_left_to_do_is_foreseen_as_far_as_documents_are_known(
         opened.append(Told(job))
         return opened[-1]
 
-    monkeypatch.setattr(pipelines.job, "open_executor", opening)
+    monkeypatch.setattr(pipelines.perplexity.job, "open_executor", opening)
     job = PerplexityJob(
         inputs=(str(texts),),
         out=tmp_path / "out",

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.errors import ConfigError
-from pipelines.plan import Plan, predict, suggest
-from pipelines.plan_costs import Cost, Line, RayCost, ScoreCost, UnitCosts, without_waiting
-from pipelines.plan_workload import Cluster, Workload
+from pipelines.plan.costs import Cost, Line, RayCost, ScoreCost, UnitCosts, without_waiting
+from pipelines.plan.predict import Plan, predict, suggest
+from pipelines.plan.workload import Cluster, Workload
 
 SIZE, MEMORY = 100, 300
 

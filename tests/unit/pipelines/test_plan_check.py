@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.plan_check import THROUGHPUT, THROUGHPUT_LEFT, Comparison, Figure
+from pipelines.plan.check import THROUGHPUT, THROUGHPUT_LEFT, Comparison, Figure
 
 
 @pytest.mark.parametrize(("predicted", "passed"), [(76, True), (124, True), (74, False), (126, False)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import ConfigError, OutputError
-from pipelines.plan_costs import Cost, Line, RayCost, ScoreCost, UnitCosts, load_costs, save_costs
+from pipelines.plan.costs import Cost, Line, RayCost, ScoreCost, UnitCosts, load_costs, save_costs
 
 IDENTITY = {"fingerprint": {"backbone": "abc", "segment_tokens": 100}, "threads": 1}
 

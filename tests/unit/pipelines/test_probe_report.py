@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.probe_report import charts
+from pipelines.probe.report import charts
 
 
 def pass_key(memory_tokens: int, depth: float, share: float) -> dict[str, Any]:

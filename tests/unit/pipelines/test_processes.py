@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipelines.processes import folder_bytes
+from pipelines.plan.processes import folder_bytes
 
 ROOT = Path(__file__).parents[3]
 
 WATCHED = """
 import json, subprocess, sys, time
 from pathlib import Path
-from pipelines.processes import Watch, usage_by_role
+from pipelines.plan.processes import Watch, usage_by_role
 
 folder = Path(sys.argv[1])
 spin = "import time\\nwhile time.process_time() < 0.4: pass\\nprint('done', flush=True)\\ninput()"

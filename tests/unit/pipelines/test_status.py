@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from longmem.errors import OutputError
 from pipelines.cli import app
-from pipelines.job_folder import STATUS_FILE, JobFolder
-from pipelines.job_reporter import JobReporter
-from pipelines.status import SILENT_S, read_status, render
+from pipelines.job.folder import STATUS_FILE, JobFolder
+from pipelines.job.reporter import JobReporter
+from pipelines.watch.status import SILENT_S, read_status, render
 
 
 @pytest.fixture

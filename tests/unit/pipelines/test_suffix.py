@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from longmem.errors import ConfigError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.types import DocumentKey, Segment
-from pipelines.suffix_data import SuffixExample, read_examples
-from pipelines.suffix_figures import chance, figures_by_length, is_correct, mean_interval
-from pipelines.suffix_scoring import SuffixLengths, SuffixScore, score_example
+from pipelines.suffix.data import SuffixExample, read_examples
+from pipelines.suffix.figures import chance, figures_by_length, is_correct, mean_interval
+from pipelines.suffix.scoring import SuffixLengths, SuffixScore, score_example
 
 OURS = {"id": "a", "book": "b", "prefix": "It was", "candidates": ["one", "two", "three"], "label": 2}
 OFFICIAL = {"ctx": "It was", "pos": "one", "negs": ["two", "three"]}

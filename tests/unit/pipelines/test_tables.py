@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.job_folder import JobFolder
-from pipelines.journal import Journal
-from pipelines.records import DocumentRecord, Record, SegmentRecord, TokenScores
-from pipelines.tables import (
+from pipelines.job.folder import JobFolder
+from pipelines.job.journal import Journal
+from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, TokenScores
+from pipelines.perplexity.tables import (
     DOCUMENT_SCHEMA,
     SEGMENT_SCHEMA,
     TOKEN_SCHEMA,

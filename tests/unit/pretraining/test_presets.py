@@ -8,7 +8,7 @@ import torch
 
 from longmem.backbone.new import LlamaShape, new_llama
 from longmem.errors import ConfigError
-from longmem.model_source import REFERENCE_MODEL
+from longmem.model.source import REFERENCE_MODEL
 from longmem.pretraining.presets import PRESETS, preset_of
 
 

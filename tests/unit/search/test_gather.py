@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longmem.search.gather import TORCH_GATHER
-from longmem.search.native_gather import NativeGather
+from longmem.retrieval.gather import TORCH_GATHER
+from longmem.retrieval.native_gather import NativeGather
 
 STORED = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longmem.memory.key_space import KeySpace
+from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import WindowBuffer
-from longmem.search import cells, create_search
-from longmem.search.cells import Cells, KeyCells, make_cells
-from longmem.search.ivf_search import IvfSearch
-from longmem.search.sketch import KeySketch, fit_basis
+from longmem.retrieval import cells, create_search
+from longmem.retrieval.ivf_index import Cells, KeyCells, make_cells
+from longmem.retrieval.ivf_search import IvfSearch
+from longmem.retrieval.low_rank_bound import KeySketch, fit_basis
 from tests.blocks import IDENTITY, make_block
 
 PROBES = 3

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.errors import ConfigError
-from longmem.memory.key_space import KeySpace
+from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import SKETCHED_CHUNKS, WindowBuffer
-from longmem.search import choose_engine, create_search
-from longmem.search.native import build
-from longmem.search.sketch import KeySketch, SketchBasis, fit_basis
+from longmem.retrieval import choose_engine, create_search
+from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
+from longmem.retrieval.native import build
 from tests.blocks import IDENTITY, make_block
 
 

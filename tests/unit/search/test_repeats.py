@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longmem.search import repeats
-from longmem.search.repeats import LENGTHS, LONGEST, RepeatIndex, Repeats, run_lengths
+from longmem.retrieval import repeats
+from longmem.retrieval.repeats import LENGTHS, LONGEST, RepeatIndex, Repeats, run_lengths
 
 Text = list[int]
 Case = tuple[Text, Text]

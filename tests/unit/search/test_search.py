@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.errors import ConfigError
-from longmem.search import SEARCH_ENGINES, AbstractChunkSearch, ChunkHits, create_search, torch_search
+from longmem.retrieval import SEARCH_ENGINES, AbstractChunkSearch, ChunkHits, create_search, torch_search
 
 every_engine = pytest.mark.parametrize("engine", SEARCH_ENGINES)
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from longmem.backbone.families import AttentionShape
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
-from longmem.search import create_search
-from longmem.search.repeats import LENGTHS, LONGEST
+from longmem.retrieval import create_search
+from longmem.retrieval.positions import Places, num_searchable, places_of
+from longmem.retrieval.repeats import LENGTHS, LONGEST
 from longmem.sidenet import repeat_copies
 from longmem.sidenet.copies import Copies, token_shares
 from longmem.sidenet.copy_head import AGE, COPY_SCALE, FEATURE_BIAS, FEATURE_WEIGHTS, RUN_BIAS, CopyHead
-from longmem.sidenet.places import Places, num_searchable, places_of
-from longmem.sidenet.reading import MemoryReader, Reading
+from longmem.sidenet.readers import MemoryReader, Reading
 from tests.unit.search.test_repeats import naive_run, naive_slots
 
 RandomView = Callable[..., MemoryView]

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
-from longmem.search import AbstractChunkSearch, ChunkHits, create_search, gather
-from longmem.search.cells import KeyCells
-from longmem.search.sketch import KeySketch
-from longmem.sidenet.fusion import attend, attend_to_memory, fuse
-from longmem.sidenet.places import Places, num_searchable, places_of
+from longmem.model.longmem import LongMem
+from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search, gather
+from longmem.retrieval.ivf_index import KeyCells
+from longmem.retrieval.low_rank_bound import KeySketch
+from longmem.retrieval.positions import Places, num_searchable, places_of
+from longmem.sidenet.memory_attention import attend, attend_to_memory, fuse
 from tests.inputs import DEFAULT_FORM, sidenet_input
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.memory.view import MemoryView
-from longmem.sidenet.places import num_searchable, places_of
+from longmem.retrieval.positions import num_searchable, places_of
 
 RandomView = Callable[..., MemoryView]
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from longmem.backbone.families import AttentionShape
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
-from longmem.search import create_search
-from longmem.sidenet.reading import COSINE_SCALE, MemoryReader, Reading, retrieval_stats
+from longmem.model.longmem import LongMem
+from longmem.retrieval import create_search
+from longmem.sidenet.readers import COSINE_SCALE, MemoryReader, Reading, retrieval_stats
 from longmem.text.language_reference import language_reference
 from tests.inputs import DEFAULT_FORM
 
@@ -259,7 +259,7 @@ def test_calibration_takes_the_mean_of_all_keys() -> None:
 def test_a_new_model_takes_its_mean_from_the_language_reference(
     small_model: Callable[..., LongMem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longmem.model.CALIBRATION_CHARACTERS", 150)
+    monkeypatch.setattr("longmem.model.longmem.CALIBRATION_CHARACTERS", 150)
     model = small_model("llama", **DEFAULT_FORM)
     tokens = model.tokenizer.sequence(language_reference().text[:150])
     segments = [torch.tensor(tokens[start : start + 32])[None] for start in range(0, len(tokens), 32)]

@@ -15,7 +15,7 @@ from longmem.backbone.families import FAMILIES
 from longmem.config import PAPER_FORM
 from longmem.dtypes import to_tensor
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNetOutput
 from longmem.testing import save_small_backbone
 from longmem.text.segments import cut_segments

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longmem.demonstrations import pack, positions_of
 from longmem.errors import ConfigError, DocumentError
-from longmem.items import ItemScore, TargetScores
 from longmem.memory.view import MemoryView
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
+from longmem.scoring.batch import ItemScore, TargetScores
 from longmem.synthetic import pairs as pairs_module
 from longmem.synthetic.memory import packed_memory, start_of, tokens_of
 from longmem.synthetic.pairs import PairPlan, draw_pairs, pair_trials
 from longmem.synthetic.trial import Question, ask, judge, was_read
 from longmem.synthetic.vocabulary import words_of
+from longmem.text.demonstrations import pack, positions_of
 from longmem.text.language_reference import language_reference
 from tests.inputs import DEFAULT_FORM
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from longmem.dtypes import to_tensor
 from longmem.errors import ConfigError
 from longmem.memory import window
-from longmem.model import LongMem
-from longmem.search import cells, create_search
-from longmem.search.ivf_search import IvfSearch
+from longmem.model.longmem import LongMem
+from longmem.retrieval import cells, create_search
+from longmem.retrieval.ivf_search import IvfSearch
 from longmem.synthetic.memory import PARTS, FillerMemory, encode, start_of, tokens_of
 from longmem.synthetic.passkey import (
     AFTER,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from longmem.errors import ConfigError, DocumentError, NumericError
-from longmem.model import LongMem
-from longmem.training.copy_fit import CopyFitConfig, fit_copy_head, mean_nats, read_documents_once
+from longmem.model.longmem import LongMem
+from longmem.training.copy_head_fit import CopyFitConfig, fit_copy_head, mean_nats, read_documents_once
 from longmem.training.validation import validate
 
 FORM = {

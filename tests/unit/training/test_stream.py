@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longmem.errors import DocumentError
-from longmem.training.stream import RowStream, Sequences
+from longmem.training.row_stream import RowStream, Sequences
 
 SEGMENT = 4
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from longmem.config import PAPER_FORM
 from longmem.errors import CheckpointError, ConfigError, NumericError
-from longmem.model import LongMem
+from longmem.model.longmem import LongMem
 from longmem.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from longmem.training.config import TrainingConfig
-from longmem.training.stream import Sequences
+from longmem.training.row_stream import Sequences
 from longmem.training.trainer import Trainer, parameter_groups
 from longmem.training.validation import validate
 

@@ -9,9 +9,9 @@ import pytest
 
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
-from longmem.model import LongMem
-from pipelines.icl.prepared import Cell, PreparedTask
+from longmem.model.longmem import LongMem
 from pipelines.icl.task import Task
+from pipelines.icl.task_data import Cell, PreparedTask
 
 SEGMENT = 64
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.icl.scoring import (
+from pipelines.icl.metrics import (
     accuracy,
     answer_f1,
     distance_of_shares,

@@ -1,0 +1,75 @@
+"""Checks whether a cluster has room for a job, and reports while it has none."""
+
+from collections.abc import Callable
+from time import monotonic
+
+from actors.cluster import check_capacity, describe_lack, free_cpus
+from actors.workers.start import Workers
+from longmem.errors import ClusterError
+
+FEWER = "--encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
+"""Options that make a job or a service need less room."""
+FIRST_S = 30.0
+"""When a job that still waits for workers says so first: they start within seconds where there is room.
+Until they are ready, the job's own workers hold CPUs too."""
+AGAIN_S = 60.0
+"""Seconds between two reports."""
+
+
+class Room:
+    """Room for `num_cpus` and `num_gpus` on a cluster, for which a job waits at most `limit_s`.
+
+    Raises ClusterError when the whole cluster is too small.
+    """
+
+    def __init__(
+        self,
+        num_cpus: float,
+        num_gpus: float,
+        limit_s: float,
+        tell: Callable[[str], None],
+        advice: str,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`advice`: what the user can do, as `use fewer …`."""
+        self._needs = num_cpus, num_gpus
+        self._limit_s = limit_s
+        self._tell = tell
+        self._advice = advice
+        self._clock = clock
+        self._begun_s = clock()
+        self._next_s = self._begun_s + FIRST_S
+        check_capacity(*self._needs, self._advice)
+        if (lack := describe_lack(*self._needs)) is not None:
+            tell(
+                f"the job has no room yet: {lack}. It waits for at most {limit_s:g} s; let other jobs end, "
+                f"{self._advice}"
+            )
+
+    def waiting(self, num_missing: int) -> None:
+        """Called again and again while workers are missing; says so now and then."""
+        now = self._clock()
+        if now >= self._next_s:
+            self._next_s = now + AGAIN_S
+            self._tell(
+                f"{num_missing} workers have not started for {now - self._begun_s:.0f} s, of at most "
+                f"{self._limit_s:g} s; {free_cpus()}; where other jobs hold them, {self._advice}"
+            )
+
+    def exhausted(self, num_missing: int, share: float) -> ClusterError:
+        """Return the error of a job that has waited too long; `share` of its workers are missing."""
+        lack = describe_lack(*(share * need for need in self._needs)) or "there is room for them, see `ray status`"
+        return ClusterError(
+            f"{num_missing} workers did not start within {self._limit_s:g} s: {lack}; let other jobs end, "
+            f"or {self._advice}"
+        )
+
+
+def not_started(room: Room | None, workers: Workers, num_missing: int, limit_s: float) -> ClusterError:
+    """Return the error of a job whose workers did not start; without a room their needs are unknown."""
+    if room is None:
+        return ClusterError(f"{num_missing} workers did not start within {limit_s:g} s: see `ray status`")
+    # stores may be missing too, and need no room
+    num_workers = len(workers.encoders.workers) + len(workers.readers.workers)
+    return room.exhausted(num_missing, min(1.0, num_missing / num_workers))

@@ -1,0 +1,399 @@
+"""The executor's logic on pools of actors: who gets which task, and what happens to tasks whose worker is lost.
+
+A task is *waiting* (no usable actor has room), *running*, or *parked* (its block was lost with a node, and is being
+encoded again). Encoding and scoring are functions of their input, and a put is idempotent, so a repeated task changes
+nothing. Every task is reported once.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from time import monotonic
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from actors.capacity import Room, not_started
+from actors.cluster import Connection
+from actors.errors import translated
+from actors.executor.health import Supervisor
+from actors.executor.model_check import Acceptance
+from actors.executor.prepare_policy import Balance
+from actors.executor.routing import Placing
+from actors.executor.tasks import Encoded, Place, RequestTask, SegmentTask, Task
+from actors.executor.timeouts import Patience
+from actors.executor.write_batcher import Grouping, PutGroup
+from actors.result import Outcome
+from actors.workers.base import WorkerInfo
+from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.start import Workers
+from longmem.errors import ClusterError, QuarantineError
+from longmem.model.source import ModelDescription
+from longmem.runtime.executor import PUT_SEGMENTS, STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
+from longmem.runtime.requests import Request
+from longmem.types import DocumentKey, Segment, SegmentInfo
+
+TICK_S = 1.0
+"""How often silence and deadlines are looked at while nothing else happens."""
+
+LATE_S = 10.0
+"""How long an elastic job waits for the rest of its workers once it could begin."""
+
+MAX_ENCODED_AGAIN = 10
+"""A block that is lost this often is not lost by chance."""
+
+WORKER_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.OutOfMemoryError,
+)
+
+
+class PooledExecutor(AbstractExecutor):
+    """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
+
+    after_quarantine = "the document is set aside, --resume tries it again"
+    """What is said to whoever asked for a task that failed too often."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        patience: Patience,
+        clock: Callable[[], float] = monotonic,
+        connection: Connection | None = None,
+    ) -> None:
+        """`connection`: of the cluster whose loss is told; None where the caller looks after it."""
+        self._workers = workers
+        self._connection = connection
+        self._pools = workers.by_stage()
+        self._placing = Placing(workers)
+        self._balance = Balance(workers)
+        self._grouping = Grouping(self._placing, clock)
+        self._patience = patience
+        self._clock = clock
+        self._acceptance = Acceptance()
+        self._supervisor = Supervisor(self._pools, patience, self._acceptance, clock)
+        self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
+        self._running: dict[Any, Task] = {}
+        self._parked: dict[Place, list[SegmentTask]] = {}
+        self._encoded: dict[Place, Encoded] = {}
+        self._encoded_again: dict[Place, int] = {}
+        self._completed: list[Completion] = []
+        self._num_requests = 0
+        self._answers: list[Answer] = []
+
+    def begin(self, elastic: bool, room: Room | None = None) -> None:
+        """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
+        `room` is told that the job waits.
+
+        Raises what a worker that cannot be used says, and ClusterError when some do not start within `recover_s`.
+        """
+        begun_s = self._clock()
+        could_begin_s: float | None = None
+        while num_missing := self._supervisor.num_starting:
+            self.turn(TICK_S)
+            if room is not None:
+                room.waiting(num_missing)
+            can_begin = elastic and all(pool.manned for pool in self._pools.values())
+            if not can_begin and self._clock() - begun_s > self._patience.recover_s:
+                raise not_started(room, self._workers, num_missing, self._patience.recover_s)
+            with self._explaining():
+                self._supervisor.check()
+            if can_begin:
+                could_begin_s = could_begin_s or self._clock()
+                if self._clock() - could_begin_s > LATE_S:
+                    break
+        self._supervisor.begin()
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        """Raise ClusterError instead of the error of a call where the cluster is lost."""
+        return nullcontext() if self._connection is None else self._connection.watch.explaining()
+
+    def describe(self) -> ModelDescription:
+        return self._acceptance.describe()
+
+    def slots(self, stage: Stage) -> int:
+        if stage not in self._pools:
+            return 0
+        if stage == "put":
+            sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutGroup))
+            return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
+        return self._pools[stage].slots - len(self._waiting[stage])
+
+    def foresee(self, num_unread: int, num_left: int | None) -> None:
+        self._balance.num_unread, self._balance.num_left = num_unread, num_left
+
+    def submit(self, stage: Stage, segment: Segment) -> None:
+        self._waiting[stage].append(SegmentTask(stage, segment))
+        self._send_waiting()
+
+    def ask(self, request: Request) -> int:
+        self._num_requests += 1
+        self._waiting["encode"].append(RequestTask("encode", self._num_requests, request))
+        self._send_waiting()
+        return self._num_requests
+
+    def answers(self) -> list[Answer]:
+        answers, self._answers = self._answers, []
+        return answers
+
+    def wait(self, timeout_s: float) -> list[Completion]:
+        deadline_s = self._clock() + timeout_s
+        while True:
+            with self._explaining():
+                self._send_waiting()
+                self._supervisor.check()
+            # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
+            busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
+            ended = self._completed or self._answers
+            left_s = min(deadline_s - self._clock(), self._grouping.wait_s)
+            self.turn(max(0.0, left_s) if busy and not ended else 0.0)
+            if self._completed or self._answers or not busy or self._clock() >= deadline_s:
+                completed, self._completed = self._completed, []
+                return completed
+
+    def turn(self, timeout_s: float, also: Any = None) -> None:
+        """Deal with what is ready, after waiting for at most `timeout_s`, or until `also` is ready. Raises ClusterError
+        when the cluster is lost."""
+        with self._explaining():
+            self._turn(timeout_s, also)
+
+    def _turn(self, timeout_s: float, also: Any) -> None:
+        refs = [*self._running, *self._supervisor.refs, *([] if also is None else [also])]
+        if not refs:
+            return
+        with translated("waiting for the workers"):
+            ready, _ = ray.wait(refs, num_returns=1, timeout=min(timeout_s, TICK_S))
+            if ready:
+                ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        failed: list[tuple[Task, ray.exceptions.RayError]] = []
+        for ref in [ref for ref in ready if ref in self._running]:
+            task = self._running.pop(ref)
+            try:
+                outcome: Outcome = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                failed.append((task, error))
+            else:
+                self._ended(task, outcome)
+        # successes first, so that only tasks that were lost are looked at when the guilty one is searched
+        for task, failure in failed:
+            self._failed(task, failure)
+        for ref in ready:
+            self._supervisor.take(ref)
+
+    def events(self) -> list[ExecutorEvent]:
+        events, self._supervisor.events = self._supervisor.events, []
+        return events
+
+    def release(self, segment: Segment) -> None:
+        self._encoded.pop((segment.key, segment.index), None)
+        self._encoded_again.pop((segment.key, segment.index), None)
+
+    def stored(self, key: DocumentKey) -> list[SegmentInfo]:
+        shard = self._workers.stores.shard(key)
+        infos: list[SegmentInfo] = self._answer(shard.actor.segments.remote(key), f"listing {key}")
+        return infos
+
+    def trim(self, key: DocumentKey, first_segment: int) -> None:
+        shard = self._workers.stores.shard(key)
+        self._answer(shard.actor.trim.remote(key, first_segment), f"trimming {key}")
+
+    def forget(self, key: DocumentKey) -> None:
+        shard = self._workers.stores.shard(key)
+        self._answer(shard.actor.delete.remote(key), f"deleting {key}")
+        for worker in self._placing.forget(key):
+            # not waited for, because an actor keeps the order in which it is called
+            worker.actor.forget.remote(key)
+
+    def close(self) -> None:
+        """Let go of all work. What was sent and not ended is finished by the workers, and its result dropped."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+        self._running.clear()
+        self._parked.clear()
+        self._encoded.clear()
+
+    def _answer(self, ref: Any, doing: str) -> Any:
+        """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
+        would never be killed. Raises ClusterError after `recover_s`."""
+        deadline_s = self._clock() + self._patience.recover_s
+        with self._explaining(), translated(doing):
+            while not ray.wait([ref], timeout=0)[0]:
+                if self._clock() > deadline_s:
+                    raise ClusterError(f"{doing}: no answer for {self._patience.recover_s:g} s; see `ray status`")
+                self._supervisor.check()
+                self.turn(TICK_S, also=ref)
+            return ray.get(ref)
+
+    def _send_waiting(self) -> None:
+        for store, group in self._grouping.take(self._waiting["put"], self._puts_may_wait):
+            self._send(group, store)
+        for stage in ("encode", "score"):
+            waiting = self._waiting[stage]
+            for task in list(waiting):
+                if isinstance(task, SegmentTask):
+                    made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
+                    worker = self._placing.choose(task.stage, task.segment.key, made_on, task.alone)
+                else:
+                    worker = self._workers.encoders.choose(alone=task.alone)
+                if worker is not None:
+                    waiting.remove(task)
+                    self._send(task, worker)
+                elif task.alone:
+                    # or those behind it would keep every worker busy
+                    break
+
+    @property
+    def _puts_may_wait(self) -> bool:
+        """Others come, and no reader has to wait for these soon."""
+        if self._balance.num_unread == 0:
+            return bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
+        readers = self._workers.readers.workers
+        return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
+
+    def _send(self, task: Task, worker: Worker) -> None:
+        assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
+        if isinstance(task, PutGroup):
+            outcome = self._send_group(task, worker)
+        elif isinstance(task, SegmentTask):
+            outcome = self._send_segment(task, worker, worker.info)
+        else:
+            assert isinstance(task, RequestTask), f"{task} is neither of segments nor a request"
+            outcome = worker.actor.answer.remote(task.request)
+        if not worker.tasks:
+            worker.first_since_s = self._clock()
+        worker.tasks.append(task)
+        worker.alone = task.alone
+        task.worker, task.sent_to = worker, worker.info
+        self._running[outcome] = task
+
+    def _send_group(self, group: PutGroup, worker: Worker) -> Any:
+        """Returns the reference of the outcome."""
+        for member in group.members:
+            member.encoded = self._encoded[member.place]
+        return worker.actor.put.remote(*(self._encoded[member.place].block for member in group.members))
+
+    def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
+        """Returns the reference of the outcome."""
+        actor, segment = worker.actor, task.segment
+        if task.stage == "encode":
+            prepare = self._balance.encodes(worker)
+            outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
+            task.encoded = Encoded(block, state, info.node_id)
+            return outcome
+        task.encoded = self._encoded[task.place]
+        self._placing.reads(worker, segment.key)
+        self._balance.scores(worker)
+        return actor.score.remote(segment, task.encoded.block, task.encoded.state)
+
+    def _ended(self, task: Task, outcome: Outcome) -> None:
+        worker = self._leave(task)
+        if isinstance(task, PutGroup):
+            self._grouping.ended(worker, outcome.busy_s)
+            for member, of_member in zip(task.members, task.outcomes(outcome), strict=True):
+                self._report(member, of_member)
+            return
+        self._report(task, outcome)
+        if not isinstance(task, SegmentTask) or task.stage != "encode":
+            return
+        if outcome.error is None:
+            assert task.encoded is not None, f"{task} ended and was never sent"
+            self._encoded[task.place] = task.encoded
+        for each in reversed(self._parked.pop(task.place, [])):
+            if outcome.error is None:
+                self._waiting[each.stage].appendleft(each)
+            else:
+                self._report(each, outcome)
+
+    def _report(self, task: Task, outcome: Outcome) -> None:
+        if isinstance(task, RequestTask):
+            self._answers.append(Answer(task.number, outcome.result, outcome.error, outcome.busy_s))
+        elif isinstance(task, SegmentTask) and task.reported:
+            completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
+            self._completed.append(completion)
+
+    def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
+        worker = task.worker
+        assert worker is not None, f"{task} failed and was never sent"
+        cause = getattr(error, "cause", None)
+        lost_objects = isinstance(error, ray.exceptions.ObjectLostError) or isinstance(
+            cause, ray.exceptions.ObjectLostError
+        )
+        lost_worker = not lost_objects and isinstance(error, WORKER_LOST)
+        if not (lost_objects or lost_worker or isinstance(error, ray.exceptions.RayTaskError)):
+            raise ClusterError(f"{task}: {error}") from error
+        # by then the worker may be another incarnation, which is well
+        if lost_worker and worker.info is task.sent_to:
+            self._supervisor.lost(task.stage, worker, error)
+        blame = not lost_worker or worker.guilty is task
+        self._leave(task)
+        if isinstance(task, PutGroup):
+            if len(task.members) > 1:
+                # nobody knows yet which of them it was
+                for member in reversed(task.members):
+                    member.alone = True
+                    self._waiting["put"].appendleft(member)
+                return
+            (task,) = task.members
+        if lost_objects:
+            self._lost_objects(task, error)
+            return
+        task.alone |= lost_worker
+        self._try_again(task, error, blame)
+
+    def _leave(self, task: Task) -> Worker:
+        """Returns the worker that the task leaves."""
+        worker = task.worker
+        assert worker is not None, f"{task} ended and was never sent"
+        worker.tasks.remove(task)
+        worker.alone = False
+        worker.first_since_s = self._clock()
+        task.worker = task.sent_to = None
+        return worker
+
+    def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
+        task.tries += blame
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if task.tries < self._patience.max_tries:
+            if blame:
+                self._say(
+                    "retry", task, f"{task} is tried again ({task.tries} of {self._patience.max_tries}): {reason}"
+                )
+            self._waiting[task.stage].appendleft(task)
+            return
+        text = f"{task} failed {task.tries} times, the last time with: {reason}"
+        self._say("quarantined", task, text)
+        self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
+
+    def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
+        outcome = Outcome(None, error, 0.0)
+        self._report(task, outcome)
+        if isinstance(task, SegmentTask) and task.stage == "encode":
+            for each in self._parked.pop(task.place, []):
+                self._report(each, outcome)
+
+    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
+        """What was encoded is gone, with the node that held it; or what a request or its answer lay in."""
+        if not isinstance(task, SegmentTask):
+            self._try_again(task, error, blame=False)
+            return
+        if task.encoded is not self._encoded.get(task.place) and task.stage != "encode":
+            # another task noticed it first, and they have been made again since
+            self._waiting[task.stage].appendleft(task)
+            return
+        parked = self._parked.setdefault(task.place, [])
+        parked.append(task)
+        if len(parked) > 1:
+            return
+        times = self._encoded_again[task.place] = self._encoded_again.get(task.place, 0) + 1
+        if times > MAX_ENCODED_AGAIN:
+            raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
+        self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
+        self._waiting["encode"].appendleft(SegmentTask("encode", task.segment, reported=False))
+
+    def _say(self, kind: Any, task: Task, message: str) -> None:
+        segment = task.segment if isinstance(task, SegmentTask) else None
+        self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, segment))

@@ -1,0 +1,224 @@
+"""Knows which workers can be used: asks them whether they live, says when one is lost or silent, kills what hangs.
+
+starting ──ready──► usable ──lost (its calls fail)──► starting again, by Ray
+                       └─────silent for `kill_s`, or a task for `task_s`: killed, then lost
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import ray.exceptions
+
+from actors.executor.timeouts import Patience
+from actors.result import Outcome
+from actors.workers.base import WorkerInfo, kill_process
+from actors.workers.pools import ActorPool, Worker
+from longmem.errors import ClusterError, LongMemError
+from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
+
+ASK_EVERY_S = 5.0
+
+AWAY_S = 5.0
+"""A longer time between two checks is taken for a pause of this process."""
+
+
+@dataclass
+class _Question:
+    worker: Worker
+    of: WorkerInfo | None
+    """The incarnation that was asked."""
+    asked_s: float
+    reported: bool = False
+
+
+class Supervisor:
+    """Watches all workers of the pools. Its owner waits for `refs` together with its own, and hands what is ready to
+    `take`; `check` is called now and then.
+
+    `accept` is called with a worker's WorkerInfo.result before the worker may be used, and raises if it must not be.
+    """
+
+    def __init__(
+        self,
+        pools: dict[Stage, ActorPool],
+        patience: Patience,
+        accept: Callable[[Stage, Any], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._pools = pools
+        self._patience = patience
+        self._accept = accept
+        self._clock = clock
+        self._starting: dict[Any, tuple[Stage, Worker]] = {}
+        self._asked: dict[Any, _Question] = {}
+        self._kills: set[Any] = set()
+        self._last_asked_s = self._last_checked_s = clock()
+        self._unmanned_since_s: dict[Stage, float] = {}
+        self._begun = False
+        self.events: list[ExecutorEvent] = []
+        for stage, pool in pools.items():
+            for worker in pool.workers:
+                self._await(stage, worker)
+
+    @property
+    def refs(self) -> list[Any]:
+        return [*self._starting, *self._asked, *self._kills]
+
+    @property
+    def num_starting(self) -> int:
+        return len(self._starting)
+
+    def begin(self) -> None:
+        """From now on a worker that comes back is worth an event, and one that cannot be used is left out."""
+        self._begun = True
+
+    def take(self, ref: Any) -> bool:
+        """Deal with a reference that is ready, if it is one of `refs`."""
+        if ref in self._starting:
+            self._started(*self._starting.pop(ref), ref)
+        elif ref in self._asked:
+            self._answered(self._asked.pop(ref), ref)
+        elif ref in self._kills:
+            self._kills.remove(ref)
+            # where the node itself is gone, so is the process: its calls fail
+            with suppress(ray.exceptions.RayError):
+                ray.get(ref)
+        else:
+            return False
+        return True
+
+    def lost(self, stage: Stage, worker: Worker, error: Exception) -> None:
+        """A call to the worker failed in a way that says that its process is gone."""
+        if worker.info is None:
+            return
+        # tasks that were sent to an earlier incarnation may not have failed yet
+        had = [task for task in worker.tasks if task.sent_to is worker.info]
+        worker.guilty = had[0] if had and (len(had) == 1 or worker.overdue) else None
+        worker.info, worker.killed, worker.overdue = None, False, False
+        self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
+        self._await(stage, worker)
+
+    def check(self) -> None:
+        """Ask, report and kill. Raises ClusterError when a stage had no worker for too long."""
+        now = self._clock()
+        self._excuse(now - self._last_checked_s)
+        self._last_checked_s = now
+        for question in self._asked.values():
+            self._judge(question, now)
+        for stage, pool in self._pools.items():
+            for worker in pool.usable:
+                if worker.tasks and now - worker.first_since_s > self._patience.task_s:
+                    worker.first_since_s = now
+                    worker.overdue = True
+                    self._kill(stage, worker, f"worked on one task for more than {self._patience.task_s:g} s")
+            self._check_manned(stage, pool, now)
+        if now - self._last_asked_s >= self._ask_every_s:
+            self._last_asked_s = now
+            waiting = {id(question.of) for question in self._asked.values()}
+            for pool in self._pools.values():
+                for worker in pool.usable:
+                    if id(worker.info) not in waiting:
+                        self._asked[worker.actor.alive.remote()] = _Question(worker, worker.info, now)
+
+    @property
+    def _ask_every_s(self) -> float:
+        return min(ASK_EVERY_S, self._patience.silent_s / 2)
+
+    def _excuse(self, away_s: float) -> None:
+        """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
+        if away_s < max(AWAY_S, self._ask_every_s):
+            return
+        for question in self._asked.values():
+            question.asked_s += away_s
+        for pool in self._pools.values():
+            for worker in pool.workers:
+                worker.first_since_s += away_s
+        for stage in self._unmanned_since_s:
+            self._unmanned_since_s[stage] += away_s
+
+    def _await(self, stage: Stage, worker: Worker) -> None:
+        self._starting[worker.actor.ready.remote()] = stage, worker
+
+    def _started(self, stage: Stage, worker: Worker, ref: Any) -> None:
+        try:
+            outcome: Outcome = ray.get(ref)
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            worker.gone = True
+            self._say("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
+            if self._pools[stage].ended:
+                raise ClusterError(f"no worker for {stage} is left: {_first_line(error)}") from error
+            return
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            self._accept(stage, outcome.result.result)
+        except LongMemError as error:
+            worker.gone = True
+            if not self._begun or self._pools[stage].ended:
+                raise
+            self._say("lost", stage, worker, f"{worker.name} cannot be used: {error}")
+            return
+        worker.info = outcome.result
+        worker.first_since_s = self._clock()
+        if self._begun:
+            self._say("back", stage, worker, f"{worker.name} is ready (process {worker.info.pid})")
+
+    def _answered(self, question: _Question, ref: Any) -> None:
+        worker = question.worker
+        stage = self._stage_of(worker)
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayError as error:
+            if worker.info is question.of:
+                self.lost(stage, worker, error)
+            return
+        if question.reported:
+            silent_s = self._clock() - question.asked_s
+            self._say("back", stage, worker, f"{worker.name} answers again, after {silent_s:.0f} s")
+
+    def _judge(self, question: _Question, now: float) -> None:
+        worker, silent_s = question.worker, now - question.asked_s
+        if worker.info is None or worker.info is not question.of:
+            return
+        stage = self._stage_of(worker)
+        if silent_s > self._patience.silent_s and not question.reported:
+            question.reported = True
+            where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
+            self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {silent_s:.0f} s")
+        if silent_s > self._patience.kill_s:
+            self._kill(stage, worker, f"did not answer for {silent_s:.0f} s")
+
+    def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
+        assert worker.info is not None, f"{worker.name} has no process to kill"
+        if worker.killed:
+            return
+        worker.killed = True
+        self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
+        self._kills.add(kill_process(worker.info))
+
+    def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
+        if pool.manned:
+            self._unmanned_since_s.pop(stage, None)
+            return
+        since_s = self._unmanned_since_s.setdefault(stage, now)
+        if now - since_s > self._patience.recover_s:
+            raise ClusterError(
+                f"no worker for {stage} for {self._patience.recover_s:g} s: the cluster has lost the nodes that they "
+                "need, or has no room; see `ray status`, then continue with --resume"
+            )
+
+    def _stage_of(self, worker: Worker) -> Stage:
+        return next(stage for stage, pool in self._pools.items() if worker in pool.workers)
+
+    def _say(self, kind: EventKind, stage: Stage, worker: Worker, message: str) -> None:
+        self.events.append(ExecutorEvent(kind, message, worker.name, stage))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,39 @@
+"""Whether workers may be used together: all hold the same model, which is the one that wrote the store."""
+
+from typing import Any
+
+from longmem.errors import ClusterError
+from longmem.model.source import ModelDescription
+from longmem.runtime.executor import Stage
+from longmem.store.base import check_fingerprint
+from longmem.types import Fingerprint
+
+
+class Acceptance:
+    """Looks at what each worker says when it is ready, and remembers the model."""
+
+    def __init__(self) -> None:
+        self._description: ModelDescription | None = None
+        self._model: Fingerprint | None = None
+        self._stored: Fingerprint | None = None
+
+    def __call__(self, stage: Stage, opened: Any) -> None:
+        """Raises ClusterError for another model than the other workers', FingerprintError for another store."""
+        fingerprint: Fingerprint | None = opened.fingerprint if stage == "encode" else opened
+        if stage == "encode":
+            self._description = self._description or opened
+        if stage == "put":
+            self._stored = fingerprint
+        elif self._model is None:
+            self._model = fingerprint
+        elif fingerprint is not None and fingerprint != self._model:
+            raise ClusterError(
+                "the workers hold different models (one worker != another): "
+                f"{self._model.differences(fingerprint)}; put the same model on every node"
+            )
+        if self._model is not None:
+            check_fingerprint(self._stored, self._model)
+
+    def describe(self) -> ModelDescription:
+        assert self._description is not None, "no encoder was ever ready"
+        return self._description

@@ -1,0 +1,78 @@
+"""The executor on Ray: an encoder pool that writes, store actors, and a SideNet pool that reads.
+
+    driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── SideNetActor ◄──segment── driver
+                              └──────────────block, state────────────────────┘
+
+Encoded segments go from worker to worker through Ray's object store; the driver holds only references to them.
+"""
+
+from collections.abc import Callable
+from math import ceil
+from secrets import token_hex
+
+import ray
+
+from actors.capacity import FEWER, Room
+from actors.cluster import Connection, connect, say_nothing
+from actors.config import ClusterShape
+from actors.errors import translated
+from actors.executor.dispatch import PooledExecutor
+from actors.workers.start import start_workers
+from longmem.model.source import ModelSource
+from longmem.store.config import StoreSettings
+
+CLOSE_S = 60.0
+"""How long closing waits for writes that have begun."""
+
+
+class RayExecutor(PooledExecutor):
+    """Workers of this job alone, which end with it.
+
+    Raises ClusterError when Ray cannot be reached or is too small, and the workers' own errors (ModelError,
+    StoreError) when they cannot open the model or the store.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        store: StoreSettings | str,
+        shape: ClusterShape,
+        tell: Callable[[str], None] = say_nothing,
+    ) -> None:
+        """`tell` gets what an operator should know: which cluster it is, and that the job waits for room."""
+        self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes, tell)
+        self._open = True
+        try:
+            with self.connection.watch.explaining(), translated("starting the workers"):
+                # a cluster of its own has room: its workers are only slow to start
+                waits = say_nothing if self.connection.started_here else tell
+                advice = self.connection.advice(FEWER)
+                room = Room(shape.min_cpus, shape.min_gpus, shape.patience.recover_s, waits, advice)
+                workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
+            super().__init__(workers, shape.patience, connection=self.connection)
+        except BaseException:
+            self.connection.close()
+            raise
+        try:
+            self.begin(shape.elastic, room)
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        if not self._open or not ray.is_initialized():
+            return
+        try:
+            # the stores of a lost cluster have ended with it, or answer nothing
+            if not self.connection.watch.lost:
+                self._workers.stores.close(CLOSE_S)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._open = False
+        # a cluster of our own ends with all that is in it
+        if not self.connection.started_here and not self.connection.watch.lost:
+            self._workers.stop()
+        super().close()
+        self.connection.close()

@@ -1,0 +1,1 @@
+"""Status and metrics of running jobs on a cluster."""

@@ -1,0 +1,1 @@
+"""A service whose workers and memory many jobs share."""

@@ -1,0 +1,73 @@
+"""An executor on the pools of a service, which it leaves running."""
+
+from collections.abc import Callable
+
+from actors.cluster import Connection, join, say_nothing
+from actors.executor.dispatch import PooledExecutor
+from actors.executor.timeouts import Patience
+from actors.service.registry import Service, find_service
+from longmem.errors import FingerprintError
+from longmem.model.source import ModelDescription
+
+
+class AttachedExecutor(PooledExecutor):
+    """Shares a service's workers with other jobs and clients. Each of them keeps two tasks at every worker, which
+    works in the order of arrival: so all of them advance alike.
+
+    Raises ClusterError when a worker has ended for good, FingerprintError when the service holds another model than
+    the one that is offered.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        connection: Connection,
+        *,
+        patience: Patience | None = None,
+        offered: ModelDescription | None = None,
+    ) -> None:
+        self.service = service
+        self.connection = connection
+        self.workers = service.workers()
+        super().__init__(self.workers, patience or service.shape.patience, connection=connection)
+        # a service is whole, but one of its workers may be starting again just now
+        self.begin(elastic=True)
+        if offered is not None:
+            check_model(self.describe(), offered, service.name)
+
+    def close(self) -> None:
+        """Let go; the pools go on. What was sent and not ended is finished by them, and its result dropped."""
+        super().close()
+        self.connection.close()
+
+
+def attach(
+    address: str,
+    name: str,
+    *,
+    patience: Patience | None = None,
+    offered: ModelDescription | None = None,
+    tell: Callable[[str], None] = say_nothing,
+) -> AttachedExecutor:
+    """Join the cluster, say to `tell` which it is, and attach to a service.
+
+    Raises ClusterError when there is no such cluster or service, FingerprintError when it holds another model than
+    `offered`."""
+    connection = join(address, tell)
+    try:
+        with connection.watch.explaining():
+            return AttachedExecutor(find_service(name), connection, patience=patience, offered=offered)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def check_model(held: ModelDescription, offered: ModelDescription, service: str) -> None:
+    """Raises FingerprintError unless both give the same numbers."""
+    mine, theirs = ({**vars(each.fingerprint), "sidenet": each.sidenet, **each.settings} for each in (held, offered))
+    differences = [f"{key}: {value!r} != {theirs[key]!r}" for key, value in mine.items() if value != theirs[key]]
+    if differences:
+        raise FingerprintError(
+            f"service {service!r} holds another model (held != offered): {'; '.join(differences)}; use "
+            "the one that it holds (leave out --model), or start another service"
+        )

@@ -1,0 +1,1 @@
+"""Ray actors that encode, store and read, and their pools."""

@@ -1,0 +1,108 @@
+"""The encoder pool: actors that hold a model and do all that needs no memory, with no state between segments.
+
+They also answer requests that need the whole model, and for a service's clients they turn text into tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Int32
+
+from actors.result import Outcome, attempt
+from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
+from actors.workers.store import RemoteBlockSource
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.memory.window_cache import WindowCache
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource, describe
+from longmem.runtime.executor import EncodeReceipt
+from longmem.runtime.requests import Memories, Request
+from longmem.system.redaction import redacted
+from longmem.types import EncodedSegment, KVBlock, Segment
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text's sequence, which begins with the start token where there is one."""
+
+    sequence: Int32[np.ndarray, " tokens"]
+    num_unscored_tokens: int
+    """1 when there is no start token to predict the first token from."""
+
+
+@ray.remote(concurrency_groups={"text": 1, **HEALTH})
+class EncoderActor:
+    """One replica of the encoder pool. Its windows are a cache of the store: losing them costs time only."""
+
+    def __init__(
+        self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
+    ) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        self._source = source
+        self._rank = rank
+        self._threads = threads
+        self._store = store
+        self._window_bytes = window_bytes
+        self._model: LongMem | None = None
+        self._memories: Memories | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        return f"Encoder(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
+
+    def _loaded(self) -> LongMem:
+        # at first use, not in __init__: an error then reaches the caller with its type, and a restarted actor loads
+        # its model again by itself
+        if self._model is None:
+            self._model = self._source.open()
+        return self._model
+
+    @ray.method(max_task_retries=UNTIL_DONE)
+    def ready(self) -> Outcome:
+        """Load the model; the result is a WorkerInfo with the ModelDescription."""
+        return opened(lambda: describe(self._loaded()))
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Answers unless the process is stopped or gone."""
+
+    def encode(self, segment: Segment, prepare: bool) -> tuple[Outcome, KVBlock | None, object]:
+        """Returned as three objects: the receipt goes to the driver, the rest only to who needs it."""
+        outcome = attempt(lambda: self._loaded().encode(segment, prepare))
+        encoded: EncodedSegment | None = outcome.result
+        if encoded is None:
+            return outcome, None, None
+        receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
+        return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.state
+
+    def answer(self, request: Request) -> Outcome:
+        return attempt(lambda: self._answer(request))
+
+    def _answer(self, request: Request) -> Any:
+        model = self._loaded()
+        if self._memories is None:
+            windows = WindowCache(
+                self._store,
+                model.config.segment_tokens,
+                model.config.memory_tokens,
+                self._window_bytes,
+                model.backbone.device,
+                model.key_space,
+            )
+            self._memories = Memories(self._store, windows)
+        return request.answer(model, self._memories)
+
+    @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
+    def tokenize(self, text: str) -> Outcome:
+        """Without waiting for the model's work, and with a tokenizer of its own, because neither is thread-safe. The
+        result is a TokenizedText."""
+        return attempt(lambda: self._tokenize(text))
+
+    def _tokenize(self, text: str) -> TokenizedText:
+        if self._tokenizer is None:
+            self._tokenizer = self._source.open_tokenizer()
+        return TokenizedText(self._tokenizer.sequence(text), int(self._tokenizer.start_token is None))

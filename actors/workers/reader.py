@@ -1,0 +1,68 @@
+"""The SideNet pool: actors that hold a SideNet and windows of the documents they read, and score segments."""
+
+import numpy as np
+import ray
+import torch
+
+from actors.result import Outcome, attempt
+from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
+from actors.workers.store import RemoteBlockSource
+from longmem.memory.window_cache import WindowCache
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelSource
+from longmem.system.redaction import redacted
+from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentScore
+
+
+@ray.remote(concurrency_groups=HEALTH)
+class SideNetActor:
+    """One replica of the SideNet pool. Its windows are a cache of the store: losing them costs time only."""
+
+    def __init__(
+        self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
+    ) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        self._source = source
+        self._rank = rank
+        self._threads = threads
+        self._store = store
+        self._window_bytes = window_bytes
+        self._opened: tuple[LongMem, WindowCache, Fingerprint] | None = None
+
+    def __repr__(self) -> str:
+        return f"SideNet(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
+
+    def _loaded(self) -> tuple[LongMem, WindowCache, Fingerprint]:
+        if self._opened is None:
+            model = self._source.open()
+            fingerprint = model.fingerprint
+            model.backbone.drop_layers()
+            config, device = model.config, model.backbone.device
+            windows = WindowCache(
+                self._store, config.segment_tokens, config.memory_tokens, self._window_bytes, device, model.key_space
+            )
+            self._opened = model, windows, fingerprint
+        return self._opened
+
+    @ray.method(max_task_retries=UNTIL_DONE)
+    def ready(self) -> Outcome:
+        """Load the model; the result is a WorkerInfo with the model's fingerprint."""
+        return opened(lambda: self._loaded()[2])
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Answers unless the process is stopped or gone."""
+
+    def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> Outcome:
+        return attempt(lambda: self._score(segment, block, state))
+
+    @ray.method(max_task_retries=UNTIL_DONE)
+    def forget(self, key: DocumentKey) -> None:
+        """Drop the document's window. Runs after the scores that were submitted before it."""
+        if self._opened is not None:
+            self._opened[1].forget(key)
+
+    def _score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> SegmentScore:
+        model, windows, _ = self._loaded()
+        return model.score_segment(segment, block.keys, state, windows.view(segment.key, segment.index))

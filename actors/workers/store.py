@@ -1,0 +1,149 @@
+"""Memory store actors: each is the single writer of the documents of one shard, and what readers fetch blocks from."""
+
+from contextlib import suppress
+from threading import Lock
+
+import ray
+import ray.exceptions
+import xxhash
+
+from actors.errors import translated
+from actors.result import Outcome, attempt
+from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
+from actors.workers.pools import ActorPool, Worker
+from longmem.store.base import AbstractBlockSource, AbstractMemoryStore, put_each
+from longmem.store.config import StoreSettings
+from longmem.system.redaction import redacted
+from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
+
+
+@ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
+class StoreActor:
+    """Writes and reads run in groups of their own, so that a write never waits for a read."""
+
+    def __init__(self, settings: StoreSettings, shard: int) -> None:
+        self._settings = settings
+        self._shard = shard
+        self._opening = Lock()
+        self._opened: AbstractMemoryStore | None = None
+
+    def __repr__(self) -> str:
+        return f"MemoryStore(shard={self._shard}, uri={redacted(self._settings.uri)})"
+
+    def _store(self) -> AbstractMemoryStore:
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._settings.open()
+            return self._opened
+
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
+    def ready(self) -> Outcome:
+        """Open the store; the result is a WorkerInfo with the store's fingerprint."""
+        return opened(lambda: self._store().fingerprint())
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Answers unless the process is stopped or gone."""
+
+    @ray.method(concurrency_group="write")
+    def put(self, *blocks: KVBlock) -> Outcome:
+        """Several blocks together; the result is what came of each, a PutReceipt or a LongMemError."""
+        return attempt(lambda: put_each(self._store(), blocks))
+
+    @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, ahead: int) -> list[KVBlock]:
+        return self._store().read(key, first_segment, last_segment, ahead=ahead)
+
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        return self._store().segments(key)
+
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
+    def documents(self, namespace: str | None) -> list[DocumentKey]:
+        return self._store().documents(namespace)
+
+    @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
+    def fingerprint(self) -> Fingerprint | None:
+        return self._store().fingerprint()
+
+    @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
+    def delete(self, key: DocumentKey) -> int:
+        return self._store().delete(key)
+
+    @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
+    def trim(self, key: DocumentKey, first_segment: int) -> int:
+        return self._store().trim(key, first_segment)
+
+    @ray.method(concurrency_group="write")
+    def close(self) -> None:
+        """Wait for the writes before this one, then let go of the files."""
+        self._store().close()
+
+
+class StorePool(ActorPool):
+    """Store actors, by shard: a document's blocks always go to the same one."""
+
+    @property
+    def manned(self) -> bool:
+        return all(worker.info is not None for worker in self.workers)
+
+    @property
+    def ended(self) -> bool:
+        return any(worker.gone for worker in self.workers)
+
+    def shard(self, key: DocumentKey) -> Worker:
+        return self.workers[shard_of(key, len(self.workers))]
+
+    def close(self, timeout_s: float) -> None:
+        """Let writes that have begun end, then close the files. A store that is lost just now, or too slow, holds up
+        nobody: what it has acknowledged is stored, and its files close with its process."""
+        closed, _ = ray.wait(
+            [worker.actor.close.remote() for worker in self.workers],
+            num_returns=len(self.workers),
+            timeout=timeout_s,
+        )
+        for ref in closed:
+            with translated("closing the store"), suppress(ray.exceptions.RayActorError):
+                ray.get(ref)
+
+
+class RemoteBlockSource(AbstractBlockSource):
+    """The reading half of a store, through its shards' actors, which are found by name.
+
+    Names rather than handles, because an actor whose constructor was given handles cannot be restarted by Ray once
+    the driver's copy of them is gone.
+    """
+
+    def __init__(self, shard_names: list[str]) -> None:
+        self._names = shard_names
+        self._shards: list[ray.actor.ActorHandle] = []
+
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
+        with translated(f"reading blocks of {key}"):
+            blocks: list[KVBlock] = ray.get(self._shard(key).read.remote(key, first_segment, last_segment, ahead))
+        return blocks
+
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        with translated(f"listing {key}"):
+            infos: list[SegmentInfo] = ray.get(self._shard(key).segments.remote(key))
+        return infos
+
+    def fingerprint(self) -> Fingerprint | None:
+        with translated("asking the store for its fingerprint"):
+            prints: list[Fingerprint | None] = ray.get([shard.fingerprint.remote() for shard in self._actors()])
+        return next((each for each in prints if each is not None), None)
+
+    def _actors(self) -> list[ray.actor.ActorHandle]:
+        if not self._shards:
+            self._shards = [ray.get_actor(name, namespace=NAMESPACE) for name in self._names]
+        return self._shards
+
+    def _shard(self, key: DocumentKey) -> ray.actor.ActorHandle:
+        shards = self._actors()
+        return shards[shard_of(key, len(shards))]
+
+
+def shard_of(key: DocumentKey, num_shards: int) -> int:
+    """The one shard that holds a document; the same in every process (Python's own hash is salted)."""
+    name = f"{key.namespace}\0{key.document}".encode("utf-8", "surrogatepass")
+    return xxhash.xxh3_64_intdigest(name) % num_shards

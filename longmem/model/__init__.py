@@ -1,0 +1,1 @@
+"""The whole model: backbone, SideNet, settings, saved folders."""

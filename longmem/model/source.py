@@ -1,0 +1,115 @@
+"""Where a model is and how to open it: small enough to send to every worker, which then opens its own copy."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from longmem.backbone.loading import hash_weights, load_config
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.config import Dtype, LongMemConfig
+from longmem.errors import ConfigError
+from longmem.kv_format import token_bytes
+from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
+from longmem.model.longmem import LongMem
+from longmem.types import Fingerprint
+
+REFERENCE_MODEL = Path(__file__).parents[1] / "reference_model"
+"""The model that ships with the package."""
+
+
+def reference_settings(*names: str) -> dict[str, Any]:
+    """Fields of the reference model's configuration."""
+    config = read_config(REFERENCE_MODEL)["longmem"]
+    return {name: config[name] for name in names}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a job needs to know of its model without holding it."""
+
+    name: str
+    family: str
+    trained: bool
+    num_parameters: int
+    """Of backbone and SideNet, shared ones once."""
+    fingerprint: Fingerprint
+    sidenet: str
+    """Hash of the SideNet's weights as loaded."""
+    segment_bytes: int
+    """Taps and block of one full segment: what an encoded segment occupies until it is scored and stored."""
+    settings: dict[str, Any]
+    """The resolved LongMemConfig."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A LongMem folder, or a plain Hugging Face backbone (then with a new, untrained SideNet)."""
+
+    source: str
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    search: str = "auto"
+    """Search engine; a job that runs on several machines names one, so that all of them use it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Fields of LongMemConfig to set or replace."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter to merge into a plain backbone."""
+
+    def on_gpu(self) -> "ModelSource":
+        """The same model, to be opened on the worker's GPU."""
+        return replace(self, device="cuda")
+
+    def open(self) -> LongMem:
+        """Load the model. Raises ModelError and its kinds, ConfigError."""
+        if not is_checkpoint(self.source):
+            return LongMem.from_backbone(
+                self.source,
+                dtype=self.dtype,
+                device=self.device,
+                search=self.search,
+                adapter=self.adapter,
+                **self.settings,
+            )
+        refuse_adapter(self.source, self.adapter)
+        return LongMem.from_pretrained(
+            self.source, dtype=self.dtype, device=self.device, search=self.search, **self.settings
+        )
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Only the tokenizer: a driver cuts documents into segments without loading weights."""
+        checkpoint = is_checkpoint(self.source)
+        folder = Path(self.source) / BACKBONE_FOLDER if checkpoint else self.source
+        saved = read_config(Path(self.source))["longmem"] if checkpoint else {}
+        rule = ("special_tokens", LongMemConfig.special_tokens)
+        special_tokens = self.settings.get(rule[0], saved.get(*rule))
+        return Tokenizer(folder, load_config(folder, self.adapter).vocab_size, special_tokens)
+
+
+def refuse_adapter(source: str, adapter: str | None) -> None:
+    """Raise ConfigError for an adapter to a LongMem folder: its SideNet was trained on the backbone without it."""
+    if adapter is not None:
+        backbone = Path(source) / BACKBONE_FOLDER
+        raise ConfigError(
+            f"an adapter changes the backbone that the SideNet of {source} was trained on; give --model {backbone} "
+            f"with --adapter {adapter}, and train or fit a SideNet on both"
+        )
+
+
+def describe(model: LongMem) -> ModelDescription:
+    """Facts about a loaded model."""
+    config, shape = model.config, model.backbone.shape
+    num_parts = len(model.sidenet.layers) + 1
+    compute_bytes = model.backbone.dtype.itemsize
+    stored_bytes = token_bytes(shape.kv_heads, shape.head_dim, config.kv_dtype)
+    per_token = num_parts * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
+    own = sum(parameter.numel() for parameter in model.sidenet.parameters())
+    return ModelDescription(
+        name=model.backbone.name,
+        family=model.backbone.model.config.model_type,
+        trained=model.trained,
+        num_parameters=own + sum(parameter.numel() for parameter in model.backbone.model.parameters()),
+        fingerprint=model.fingerprint,
+        sidenet=hash_weights(model.sidenet),
+        segment_bytes=per_token * config.segment_tokens,
+        settings=vars(config) | {"memory_layer": model.sidenet.memory_layer},
+    )

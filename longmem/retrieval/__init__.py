@@ -1,0 +1,40 @@
+"""Search engines for chunk keys, by name."""
+
+from longmem.errors import ConfigError
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
+from longmem.retrieval.native.build import find_compiler
+
+SEARCH_ENGINES = ("native", "torch", "faiss", "ivf")
+
+__all__ = ["SEARCH_ENGINES", "AbstractChunkSearch", "ChunkHits", "choose_engine", "create_search"]
+
+
+def choose_engine(name: str, device: str) -> str:
+    """What `auto` stands for on this machine and device type: `native` on a CPU with a C compiler, else `torch`. Any
+    other name stays. All engines find the same chunks, up to the rounding of scores that are almost equal, but `ivf`,
+    which is approximate."""
+    if name != "auto":
+        return name
+    return "native" if device == "cpu" and find_compiler() is not None else "torch"
+
+
+def create_search(name: str) -> AbstractChunkSearch:
+    """The engine of that name; FAISS is imported, and the native one built, only when asked for. Raises ConfigError for
+    an unknown name, and where the native one cannot be built."""
+    if name == "native":
+        from longmem.retrieval.exact_native import NativeSearch
+
+        return NativeSearch()
+    if name == "ivf":
+        from longmem.retrieval.ivf_search import IvfSearch
+
+        return IvfSearch()
+    if name == "torch":
+        from longmem.retrieval.torch_search import TorchSearch
+
+        return TorchSearch()
+    if name == "faiss":
+        from longmem.retrieval.faiss_search import FaissSearch
+
+        return FaissSearch()
+    raise ConfigError(f"search engine must be one of {', '.join(SEARCH_ENGINES)}, got {name!r}")

@@ -1,0 +1,69 @@
+"""What FAISS does here: exact search, to check and to compare with, and the clusters of approximate search."""
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
+from longmem.retrieval.ivf_index import KeyCells
+from longmem.retrieval.low_rank_bound import KeySketch
+
+ITERATIONS = 10
+POINTS_PER_MEAN = 64
+"""Keys that k-means looks at for each mean, drawn by SEED."""
+SEED = 0
+
+
+def cluster_means(keys: Float[Tensor, "chunks dim"], num_cells: int) -> Float32[Tensor, "cells dim"]:
+    """Means of `num_cells` clusters of the keys, by k-means from a fixed seed."""
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    clustering = faiss.Kmeans(
+        keys.shape[1],
+        num_cells,
+        niter=ITERATIONS,
+        seed=SEED,
+        min_points_per_centroid=1,
+        max_points_per_centroid=POINTS_PER_MEAN,
+    )
+    clustering.train(np.ascontiguousarray(keys.float().cpu().numpy()))
+    return torch.tensor(clustering.centroids).to(keys.device)
+
+
+class FaissSearch(AbstractChunkSearch):
+    """`faiss.knn` on a copy of each head's keys, float32 and row after row: masking by slicing costs nothing more,
+    where an id selector costs half the search, and no index object exists that a concurrent `add` could break."""
+
+    @torch.no_grad()
+    def search(
+        self,
+        queries: Float32[Tensor, "tokens heads head_dim"],
+        chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
+        num_slots: int,
+        sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
+        cells: KeyCells | None = None,  # noqa: ARG002 - nor these
+    ) -> ChunkHits:
+        num_tokens, heads, _ = queries.shape
+        kv_heads, num_chunks, _ = chunk_keys.shape
+        shape = (num_tokens, heads, num_slots)
+        ids = torch.full(shape, -1, dtype=torch.int64)
+        scores = torch.full(shape, -torch.inf)
+        if num_chunks and num_tokens:
+            group = heads // kv_heads
+            # FAISS's OpenMP threads are process-wide; keep them equal to what this worker gave torch
+            faiss.omp_set_num_threads(torch.get_num_threads())
+            for head in range(heads):
+                if head % group == 0:
+                    keys = np.ascontiguousarray(chunk_keys[head // group].float().cpu().numpy())
+                found_scores, found_ids = faiss.knn(
+                    np.ascontiguousarray(queries[:, head].cpu().numpy()),
+                    keys,
+                    num_slots,
+                    metric=faiss.METRIC_INNER_PRODUCT,
+                )
+                missing = found_ids < 0
+                found_scores[missing] = -np.inf
+                ids[:, head] = torch.from_numpy(found_ids)
+                scores[:, head] = torch.from_numpy(found_scores)
+        return ChunkHits(ids.to(queries.device), scores.to(queries.device))

@@ -1,0 +1,1 @@
+"""Order of work: scheduler, executors and requests of one model."""

@@ -1,0 +1,230 @@
+"""Which segment may do what, when: the whole concurrency logic of a job, with no I/O and no clock.
+
+Life of one segment:
+
+    waiting ──encode──► encoded ──put──► stored ┐
+                           └──score (once every segment of its window is stored)──► scored ┘──► done
+
+A segment is encoded when there is credit for the bytes it will hold; the credit returns when it is done. Segments of
+one document are encoded and scored in ascending order of readiness, by as many workers as there are. Since a score
+waits only for earlier segments of its own document, there is no cycle to wait in, and the order in which tasks finish
+cannot change what is read.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from longmem.errors import ConflictError
+from longmem.runtime.executor import STAGES, Stage
+from longmem.types import DocumentKey, Segment, SegmentInfo
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on encoded segments that are not done yet; reaching one stops encoding until readers catch up."""
+
+    max_in_flight_segments: int
+    max_in_flight_bytes: int
+
+
+@dataclass
+class _DocumentState:
+    segments: list[Segment]
+    to_score: set[int]
+    """Not yet scored."""
+    stored: set[int]
+    to_encode: deque[int]
+    running: set[tuple[Stage, int]] = field(default_factory=set)
+    encoded: set[int] = field(default_factory=set)
+    """Encoded in this run and still held by the executor."""
+    score_queue: deque[int] = field(default_factory=deque)
+    put_queue: deque[int] = field(default_factory=deque)
+    lowest: int = 0
+    """No segment below it is still to be scored."""
+    failed: bool = False
+
+
+class SegmentScheduler:
+    """Decides the next tasks of all admitted documents; the caller runs them and reports back."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        segment_bytes: int,
+        segment_tokens: int,
+        memory_tokens: int,
+        write: bool,
+        keep: bool = True,
+    ) -> None:
+        """`write`: whether blocks are put at all (a job without memory that keeps none writes nothing).
+
+        `keep`: whether the whole memory is wanted; else only blocks that a segment still to be scored may read.
+        """
+        self._limits = limits
+        self._segment_bytes = segment_bytes
+        self._segment_tokens = segment_tokens
+        self._memory_tokens = memory_tokens
+        self._write = write
+        self._keep = keep
+        self._documents: dict[DocumentKey, _DocumentState] = {}
+
+    def add_document(self, segments: list[Segment], scored: set[int], stored: set[int]) -> bool:
+        """Admit a document, some of whose segments may be scored or stored already (a resumed job, a kept memory).
+
+        Returns False when nothing is left to do for it.
+        """
+        key = segments[0].key
+        assert key not in self._documents, f"{key} was admitted twice"
+        to_score = {segment.index for segment in segments} - scored
+        to_store = {segment.index for segment in segments} - stored if self._write else set()
+        if not self._keep:
+            first = self._window_start(min(to_score)) if to_score else len(segments)
+            to_store = {index for index in to_store if index >= first}
+        to_encode = deque(index for index in range(len(segments)) if index in to_score or index in to_store)
+        if not to_encode:
+            return False
+        self._documents[key] = _DocumentState(segments, to_score, set(stored), to_encode)
+        return True
+
+    def first_needed(self, key: DocumentKey) -> int:
+        """No segment of an admitted document that is still to be scored reads one below this."""
+        document = self._documents[key]
+        while document.lowest < len(document.segments) and document.lowest not in document.to_score:
+            document.lowest += 1
+        return self._window_start(document.lowest)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Segments that hold, or are about to hold, encoded data."""
+        return sum(
+            len(document.encoded) + sum(stage == "encode" for stage, _ in document.running)
+            for document in self._documents.values()
+        )
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return self.num_in_flight * self._segment_bytes
+
+    @property
+    def lag_segments(self) -> int:
+        """Segments that are encoded and not scored yet: how far readers are behind encoders."""
+        return sum(len(document.encoded & document.to_score) for document in self._documents.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Segments of admitted documents whose encoding has not begun."""
+        return sum(len(document.to_encode) for document in self._documents.values())
+
+    @property
+    def active(self) -> list[DocumentKey]:
+        return list(self._documents)
+
+    def queue_depth(self, stage: Stage) -> int:
+        """Tasks of a stage that are running or could run."""
+        waiting = {
+            "encode": self.num_waiting,
+            "put": sum(len(document.put_queue) for document in self._documents.values()),
+            "score": sum(len(document.score_queue) for document in self._documents.values()),
+        }
+        running = sum(running == stage for document in self._documents.values() for running, _ in document.running)
+        return waiting[stage] + running
+
+    def start(self, slots: Callable[[Stage], int]) -> Iterator[tuple[Stage, Segment]]:
+        """Take tasks that may start now, as long as `slots(stage)` of the executor allows; later stages first."""
+        for stage in reversed(STAGES):
+            for document in self._documents.values():
+                while slots(stage) > 0 and (index := self._next(stage, document)) is not None:
+                    document.running.add((stage, index))
+                    yield stage, document.segments[index]
+
+    def _next(self, stage: Stage, document: _DocumentState) -> int | None:
+        if document.failed:
+            return None
+        if stage == "encode":
+            return document.to_encode.popleft() if document.to_encode and self._has_credit() else None
+        if stage == "put":
+            return document.put_queue.popleft() if document.put_queue else None
+        for index in document.score_queue:
+            if self._past_is_stored(document, index):
+                document.score_queue.remove(index)
+                return index
+        return None
+
+    def _has_credit(self) -> bool:
+        held = self.num_in_flight
+        # one segment may always run, or a limit below one segment's size would stop the job for ever
+        return held == 0 or (
+            held < self._limits.max_in_flight_segments
+            and (held + 1) * self._segment_bytes <= self._limits.max_in_flight_bytes
+        )
+
+    def _past_is_stored(self, document: _DocumentState, index: int) -> bool:
+        first = self._window_start(index)
+        return self._memory_tokens == 0 or all(past in document.stored for past in range(first, index))
+
+    def _window_start(self, index: int) -> int:
+        """First segment that the window of segment `index` reaches into."""
+        return max(0, index * self._segment_tokens - self._memory_tokens) // self._segment_tokens
+
+    def finish(self, stage: Stage, segment: Segment) -> list[Segment]:
+        """Report that a task ended well; returns segments whose encoded data are no longer needed."""
+        document = self._documents[segment.key]
+        document.running.remove((stage, segment.index))
+        if stage == "encode":
+            document.encoded.add(segment.index)
+            if not document.failed:
+                if self._write and segment.index not in document.stored:
+                    document.put_queue.append(segment.index)
+                if segment.index in document.to_score:
+                    document.score_queue.append(segment.index)
+        elif stage == "put":
+            document.stored.add(segment.index)
+        else:
+            document.to_score.remove(segment.index)
+        return self._released(document)
+
+    def fail(self, stage: Stage, segment: Segment) -> list[Segment]:
+        """Report that a task ended with an error: nothing more of its document is started."""
+        self._documents[segment.key].running.remove((stage, segment.index))
+        return self.cancel(segment.key)
+
+    def cancel(self, key: DocumentKey) -> list[Segment]:
+        """Start nothing more of a document, which then counts as failed; what runs is still to be reported."""
+        document = self._documents[key]
+        document.failed = True
+        document.to_encode.clear()
+        document.put_queue.clear()
+        document.score_queue.clear()
+        return self._released(document)
+
+    def _released(self, document: _DocumentState) -> list[Segment]:
+        waiting = {*document.put_queue, *document.score_queue, *(index for _, index in document.running)}
+        done = [document.segments[index] for index in sorted(document.encoded - waiting)]
+        document.encoded &= waiting
+        return done
+
+    def remove_finished(self) -> list[tuple[DocumentKey, bool]]:
+        """Take out documents of which nothing runs or waits, as (key, failed)."""
+        done = [
+            (key, document.failed)
+            for key, document in self._documents.items()
+            if not (document.to_encode or document.running or document.put_queue or document.score_queue)
+        ]
+        for key, _ in done:
+            del self._documents[key]
+        return done
+
+
+def stored_segments(infos: list[SegmentInfo], segments: list[Segment]) -> set[int]:
+    """Segments that the store already holds, from a kept memory or an interrupted job.
+
+    Raises ConflictError when what it holds under this name is not this text.
+    """
+    for info in infos:
+        if info.segment >= len(segments) or info.tokens_checksum != segments[info.segment].tokens_checksum():
+            raise ConflictError(
+                f"the store already holds another text as {info.key}: segment {info.segment} has other tokens; use "
+                "another document name, namespace or store, or delete that document"
+            )
+    return {info.segment for info in infos}

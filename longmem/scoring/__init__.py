@@ -1,0 +1,1 @@
+"""Log-probabilities and continuations of texts."""

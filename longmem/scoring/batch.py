@@ -1,0 +1,195 @@
+"""Scoring short texts that follow a memory, many at a time: test items after demonstrations, endings after a book.
+
+    memory (read, never written)        item
+    ─────────────────────────────┤ start, context …, target, target ├
+                                         └── one local context, at most `segment_tokens` ──┘
+
+An item has a local context of its own and reads one view. Items are padded on the right and run together; causal
+attention never looks at what comes after, so a batch changes no score beyond rounding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int, Int32, Int64
+from torch import Tensor
+
+from longmem.dtypes import to_array
+from longmem.errors import DocumentError
+from longmem.memory.view import MemoryView
+from longmem.model.longmem import LongMem, require_finite
+from longmem.sidenet.copies import Copies
+from longmem.sidenet.readers import Reading
+from longmem.sidenet.sidenet import SideNetInput, start_state
+
+BATCH_TOKENS = 4096
+"""Padded tokens of one forward: enough that a small model's matrix products fill a core's vector units."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text to read and the part of it to score."""
+
+    name: str
+    tokens: Int32[np.ndarray, " tokens"]
+    """Everything that is read or predicted, the start token included."""
+    first_target: int
+    """Tokens from here to the end are scored; at least 1, because the first token has nothing before it."""
+    alternatives: Int32[np.ndarray, " alternatives"] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """Other tokens whose probability is wanted where the first target is predicted: one row then scores many one-token
+    labels."""
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.tokens) - self.first_target
+
+    @property
+    def num_read(self) -> int:
+        """Tokens that the model reads: the last one is only predicted."""
+        return len(self.tokens) - 1
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """One model's view of an item's targets."""
+
+    logprobs: Float32[np.ndarray, " targets"]
+    """Natural logarithms."""
+    greedy: Bool[np.ndarray, " targets"]
+    """Whether the target is the most probable token of the vocabulary."""
+    first_choice: int
+    """The most probable token where the first target is predicted."""
+    alternatives: Float32[np.ndarray, " alternatives"]
+    """Natural logarithms for the item's alternatives."""
+
+    @property
+    def total(self) -> float:
+        """Log-probability of all targets together."""
+        return float(self.logprobs.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """An item's targets with memory and under the backbone alone, and where the memory was read."""
+
+    name: str
+    longmem: TargetScores
+    backbone: TargetScores
+    reads: Int64[np.ndarray, "targets read"]
+    """Positions in the memory of the chunks that were read where each target is predicted, -1 for a missing one: those
+    retrieved, best first for each head, then those that hold repeats; `read` is 0 without memory."""
+
+
+def score_items(
+    model: LongMem, items: Sequence[Item], views: Sequence[MemoryView | None], batch_tokens: int = BATCH_TOKENS
+) -> list[ItemScore]:
+    """Scores in the order of the items; item i reads `views[i]`. Rows that share a view share one search.
+
+    Raises DocumentError for an item without targets or longer than a segment, NumericError.
+    """
+    assert len(items) == len(views), f"{len(items)} items, {len(views)} views"
+    for item in items:
+        check_item(item, model.config.segment_tokens)
+    scores: dict[int, ItemScore] = {}
+    for batch in _batches(items, batch_tokens):
+        for index, score in zip(
+            batch, _score_batch(model, [items[i] for i in batch], [views[i] for i in batch]), strict=True
+        ):
+            scores[index] = score
+    return [scores[index] for index in range(len(items))]
+
+
+def check_item(item: Item, segment_tokens: int) -> None:
+    """Raises DocumentError for an item that cannot be scored in one local context."""
+    if not 1 <= item.first_target < len(item.tokens):
+        raise DocumentError(
+            f"item {item.name}: expected at least one token to read and one to predict, got {len(item.tokens)} tokens "
+            f"of which those from {item.first_target} on are predicted"
+        )
+    if item.num_read > segment_tokens:
+        raise DocumentError(
+            f"item {item.name}: {item.num_read} tokens are read, but the local context holds {segment_tokens}: shorten "
+            "the item, give it fewer examples in context, or use a model with longer segments"
+        )
+
+
+def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of items of like length, whose padded tokens fit the budget; one item always fits."""
+    order = sorted(range(len(items)), key=lambda index: items[index].num_read)
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * items[index].num_read > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | None]) -> list[ItemScore]:
+    width = max(item.num_read for item in items)
+    tokens = torch.zeros((len(items), width), dtype=torch.long)
+    for row, item in enumerate(items):
+        tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
+    config, backbone = model.config, model.backbone
+    # what needs no memory is done once for all views
+    different, row_of = torch.unique(tokens, dim=0, return_inverse=True)
+    encoded = backbone.forward(different, model.sidenet.memory_layer, config.layer_reduction)
+    state = model.sidenet.prepare(different, start_state(encoded.taps))
+    row_of = row_of.to(backbone.device)
+    # keys are not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which
+    # depends on the batch, into a difference of 1e-4 nats
+    given = SideNetInput(tokens, state[:, row_of], encoded.keys[row_of], views)
+    alone = encoded.hidden[row_of]
+    read = model.sidenet(given, model.search)
+    scores = []
+    for row, item in enumerate(items):
+        # the position before each target predicts it
+        rows = slice(item.first_target - 1, item.num_read)
+        targets = torch.from_numpy(item.tokens[item.first_target :].astype(np.int64)).to(backbone.device)
+        copies, reading = read.copies[row], read.readings[row]
+        scores.append(
+            ItemScore(
+                item.name,
+                _target_scores(model, item, read.hidden[row, rows], targets, copies and copies.rows(rows)),
+                _target_scores(model, item, alone[row, rows], targets, None),
+                _reads(reading, copies, views[row], rows),
+            )
+        )
+    return scores
+
+
+def _target_scores(
+    model: LongMem, item: Item, hidden: Tensor, targets: Int[Tensor, " targets"], copies: Copies | None
+) -> TargetScores:
+    logprobs = model.backbone.target_logprobs(hidden, targets)
+    if copies is not None:
+        logprobs = copies.mix_targets(logprobs, targets)
+    require_finite(logprobs, f"item {item.name}: log-probabilities", "check the model's weights")
+    logits = model.backbone.logits(hidden)
+    mixed = logits if copies is None else copies.mix_logits(logits)
+    chosen = mixed.argmax(dim=1)
+    alternatives = torch.from_numpy(item.alternatives.astype(np.int64)).to(mixed.device)
+    return TargetScores(
+        logprobs=to_array(logprobs),
+        greedy=to_array(chosen == targets),
+        first_choice=int(chosen[0]),
+        alternatives=to_array(mixed[0].float().log_softmax(dim=0)[alternatives]),
+    )
+
+
+def _reads(
+    reading: Reading | None, copies: Copies | None, view: MemoryView | None, rows: slice
+) -> Int64[np.ndarray, "targets read"]:
+    if reading is None or view is None:
+        return np.zeros((rows.stop - rows.start, 0), dtype=np.int64)
+    ids = reading.chunk_ids[rows].flatten(1)
+    if copies is not None and copies.repeated is not None:
+        repeated = copies.repeated.rows(rows)
+        chunks = view.slots_in_order[repeated.index] // view.chunk_size
+        ids = torch.cat([ids, chunks.where(repeated.valid, -1)], dim=1)
+    starts: np.ndarray = to_array(view.starts[ids.clamp(min=0)].where(ids >= 0, -1))
+    return starts

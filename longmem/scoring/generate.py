@@ -1,0 +1,196 @@
+"""Generating text with memory, one token at a time: each step reads only the new token.
+
+A prompt is read exactly as `score` reads a text: segment by segment, each reading the memory before it. When a
+segment is full its block joins the memory (of this call only) and the local context starts anew, so the
+log-probabilities of generated tokens are those that `score` would give them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32
+from torch import Tensor
+
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.errors import ConfigError, DocumentError
+from longmem.kv_format import rounded
+from longmem.memory.past import AbstractPast, ContinuedPast, FixedPast, text_key
+from longmem.memory.view import MemoryView
+from longmem.model.longmem import LongMem
+from longmem.sidenet.sidenet import SideNetInput, start_state
+from longmem.store.base import check_fingerprint
+from longmem.store.document import DocumentMemory
+from longmem.types import Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy."""
+
+    temperature: float = 0.0
+    """0 takes the most probable token; 1 samples from the model's own distribution."""
+    top_p: float = 1.0
+    """Sample only from the smallest set of tokens that holds this much probability."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+class Decoder:
+    """Feeds tokens and gives the logits after the last one, keeping caches of the current segment."""
+
+    def __init__(self, model: LongMem, memory: DocumentMemory | None, past: AbstractPast | None = None) -> None:
+        """`past` takes the place of reading `memory` now."""
+        self._model = model
+        self._key = text_key(memory)
+        self._past = past or ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
+        self._segment = 0
+        self._start_segment()
+
+    def _start_segment(self) -> None:
+        self._backbone_cache: Any = self._model.backbone.new_cache()
+        self._sidenet_cache = self._model.sidenet.new_cache()
+        self._view: MemoryView | None = self._past.view(self._segment)
+        self._tokens: list[int] = []
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    @torch.no_grad()
+    def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+        """Read one or more tokens; returns the logits (with a copy head: log-probabilities) of the token after them."""
+        assert tokens, "there is nothing to feed"
+        size = self._model.config.segment_tokens
+        logits: Tensor | None = None
+        while tokens:
+            if len(self._tokens) == size:
+                self._finish_segment()
+            part, tokens = tokens[: size - len(self._tokens)], tokens[size - len(self._tokens) :]
+            logits = self._step(part)
+        assert logits is not None
+        return logits
+
+    def _step(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+        model, batch = self._model, torch.tensor([tokens])
+        output = model.backbone.forward(
+            batch, model.sidenet.memory_layer, model.config.layer_reduction, self._backbone_cache
+        )
+        given = SideNetInput(
+            tokens=batch,
+            state=model.sidenet.prepare(batch, start_state(output.taps), self._sidenet_cache),
+            keys=rounded(output.keys, model.config.kv_dtype),
+            views=[self._view],
+            before=torch.tensor([self._tokens], dtype=torch.long),
+        )
+        self._tokens += tokens
+        self._keys.append(output.keys[0])
+        self._values.append(output.values[0])
+        read = model.sidenet(given, model.search, self._sidenet_cache)
+        logits = model.backbone.logits(read.hidden[0, -1:])
+        copies = read.copies[0]
+        return (logits if copies is None else copies.rows(slice(-1, None)).mix_logits(logits))[0]
+
+    def _finish_segment(self) -> None:
+        tokens = np.asarray(self._tokens, dtype=np.int32)
+        start = self._segment * self._model.config.segment_tokens
+        segment = Segment(self._key, self._segment, start, tokens, tokens[1:])
+        self._past.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
+        self._segment += 1
+        self._start_segment()
+
+
+class BackboneDecoder:
+    """The backbone alone, which holds everything that it was fed in one context."""
+
+    def __init__(self, model: LongMem) -> None:
+        self._model = model
+        self._cache: Any = model.backbone.new_cache()
+
+    @torch.no_grad()
+    def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+        """Read one or more tokens; returns the logits of the token after them."""
+        model = self._model
+        output = model.backbone.forward(
+            torch.tensor([tokens]), model.sidenet.memory_layer, model.config.layer_reduction, self._cache
+        )
+        return model.backbone.logits(output.hidden[0, -1:])[0]
+
+
+def generate(
+    model: LongMem,
+    prompt: str,
+    memory: DocumentMemory | None = None,
+    *,
+    max_new_tokens: int = 50,
+    sampling: Sampling | None = None,
+) -> str:
+    """The text that follows the prompt, reading `memory` (which is not written) and the prompt's own past.
+
+    Stops after `max_new_tokens`, or before that at the tokenizer's end token. Raises ConfigError, DocumentError (an
+    empty prompt), FingerprintError (a store of another model).
+    """
+    if memory is not None:
+        check_fingerprint(memory.store.fingerprint(), model.fingerprint)
+    tokens = model.tokenizer.sequence(prompt).tolist()
+    return decode(Decoder(model, memory).feed, tokens, model.tokenizer, max_new_tokens, sampling or Sampling())
+
+
+def decode(
+    feed: Callable[[list[int]], Float32[Tensor, " vocabulary"]],
+    tokens: list[int],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    sampling: Sampling,
+    until: Sequence[str] = (),
+) -> str:
+    """Feed a decoder tokens, then what it chooses. The text ends before the first of the `until` strings that it comes
+    to, before the end token, or after `max_new_tokens`. Raises ConfigError."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    random = torch.Generator().manual_seed(sampling.seed)
+    new: list[int] = []
+    text = ""
+    while len(new) < max_new_tokens:
+        token = choose(feed(tokens), sampling, random)
+        if token == tokenizer.end_token:
+            break
+        new.append(token)
+        tokens = [token]
+        # as a whole: a character may take several tokens
+        text = tokenizer.decode(new)
+        if ends := [place for stop in until if (place := text.find(stop)) >= 0]:
+            return text[: min(ends)]
+    return text
+
+
+def complete(
+    model: LongMem, prompt: Int32[np.ndarray, " tokens"], view: MemoryView | None, max_new_tokens: int, until: str
+) -> str:
+    """The most probable text after a prompt within one segment, up to `until`, which is left out.
+
+    Raises DocumentError when the prompt leaves no room for `max_new_tokens` in its segment.
+    """
+    room = model.config.segment_tokens - len(prompt) + 1
+    if room < max_new_tokens:
+        raise DocumentError(
+            f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} of {max_new_tokens} new ones in a "
+            f"segment of {model.config.segment_tokens}: shorten it, or use longer segments"
+        )
+    feed = Decoder(model, None, FixedPast(view)).feed
+    return decode(feed, prompt.tolist(), model.tokenizer, max_new_tokens, Sampling(), [until])
+
+
+def choose(logits: Float32[Tensor, " vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
+    """One token from the next-token logits."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits.cpu() / sampling.temperature).softmax(dim=0).sort(descending=True)
+    # keep a token while the mass before it is below top_p: the most probable one always stays
+    probabilities[probabilities.cumsum(0) - probabilities >= sampling.top_p] = 0
+    return int(order[torch.multinomial(probabilities, 1, generator=random)])

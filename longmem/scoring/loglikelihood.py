@@ -1,0 +1,122 @@
+"""Log-probability of token sequences that follow a context of any length.
+
+    memory (the document, then the context segment by segment)      item
+    ───────────────────────────────────────────────────────────┤ context ├ target ┤
+                                                                └─ one segment ────┘
+
+As much of the context as fits stands in the segment in front of the targets; what lies before it is memory. Targets
+longer than a segment are scored piece by piece, each with all that comes before it as its context.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32
+
+from longmem.errors import DocumentError
+from longmem.memory.context import ContextMemory
+from longmem.memory.view import MemoryView
+from longmem.model.longmem import LongMem
+from longmem.scoring.batch import BATCH_TOKENS, Item, ItemScore, score_items
+from longmem.types import KVBlock
+
+MAX_VIEWS, MAX_SHORT = 16, 512
+"""Pieces that are prepared together: those that may have a memory of their own each, and those that share one."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens to read and, after them, tokens to score."""
+
+    name: str
+    context: Int32[np.ndarray, " context"]
+    targets: Int32[np.ndarray, " targets"]
+
+
+@dataclass(frozen=True)
+class ContinuationScore:
+    """All targets of a continuation together."""
+
+    logprob: float
+    greedy: bool
+    """Whether every target is the most probable token of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    request: int
+    before: Int32[np.ndarray, " before"]
+    """Tokens that do not fit into the segment."""
+    item: Item
+
+
+class ContinuationScorer:
+    """Scores continuations in batches, with memory or as the backbone alone does (which sees one segment)."""
+
+    def __init__(
+        self, model: LongMem, *, memory: bool, document: Sequence[KVBlock] = (), batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        """`document`: blocks that every continuation reads before its own context. Without `memory` what does not fit
+        into a segment is not read at all."""
+        self._model = model
+        self._memory = memory
+        self._document = document
+        self._batch_tokens = batch_tokens
+        self._last: tuple[bytes, MemoryView | None] | None = None
+
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, ContinuationScore]]:
+        """(index, score) of each continuation as it is done; the order of the requests changes no score.
+
+        Raises DocumentError for a continuation without context or targets, NumericError.
+        """
+        pieces = [piece for index, each in enumerate(continuations) for piece in self._pieces(index, each)]
+        left = np.bincount([piece.request for piece in pieces], minlength=len(continuations))
+        done: dict[int, list[ItemScore]] = {}
+        for group in self._groups(pieces):
+            views = [self._view(piece.before) for piece in group]
+            scores = score_items(self._model, [piece.item for piece in group], views, self._batch_tokens)
+            for piece, score in zip(group, scores, strict=True):
+                parts = done.setdefault(piece.request, [])
+                parts.append(score)
+                if len(parts) == left[piece.request]:
+                    yield piece.request, self._total(done.pop(piece.request))
+
+    def _pieces(self, index: int, request: Continuation) -> Iterator[_Piece]:
+        size = self._model.config.segment_tokens
+        if not len(request.context) or not len(request.targets):
+            raise DocumentError(
+                f"{request.name}: expected at least one token of context and one to score, got {len(request.context)} "
+                f"and {len(request.targets)}; check the task's texts for empty ones"
+            )
+        tokens = np.concatenate([request.context, request.targets])
+        for first in range(len(request.context), len(tokens), size):
+            end = min(first + size, len(tokens))
+            start = max(0, end - 1 - size)
+            yield _Piece(index, tokens[:start], Item(request.name, tokens[start:end], first - start))
+
+    def _groups(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+        """Short pieces share one view and go together; those with a memory of their own a few at a time, equal ones
+        side by side."""
+        short = [piece for piece in pieces if not self._memory or not len(piece.before)]
+        long = [piece for piece in pieces if self._memory and len(piece.before)]
+        for some, size in (
+            (sorted(short, key=lambda piece: piece.item.num_read), MAX_SHORT),
+            (sorted(long, key=lambda piece: piece.before.tobytes()), MAX_VIEWS),
+        ):
+            for first in range(0, len(some), size):
+                yield some[first : first + size]
+
+    def _view(self, before: Int32[np.ndarray, " before"]) -> MemoryView | None:
+        if not self._memory:
+            return None
+        if self._last is None or self._last[0] != before.tobytes():
+            context = ContextMemory(self._model, before, self._document)
+            self._last = before.tobytes(), context.view(len(before))
+        return self._last[1]
+
+    def _total(self, parts: list[ItemScore]) -> ContinuationScore:
+        scores = [part.longmem if self._memory else part.backbone for part in parts]
+        return ContinuationScore(
+            logprob=float(sum(score.total for score in scores)), greedy=all(bool(each.greedy.all()) for each in scores)
+        )

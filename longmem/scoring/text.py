@@ -1,0 +1,95 @@
+"""Scoring one text in this process: the plain loop that every faster way of running must agree with."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from longmem.memory.past import AbstractPast, ContinuedPast, OwnPast, check_own, text_key
+from longmem.model.longmem import LongMem
+from longmem.store.base import check_fingerprint
+from longmem.store.document import DocumentMemory
+from longmem.text.segments import cut_segments
+from longmem.types import Segment, SegmentScore
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Log-probabilities (natural log) of a text's tokens, with memory and from the backbone alone."""
+
+    logprobs: Float32[np.ndarray, " targets"]
+    backbone_logprobs: Float32[np.ndarray, " targets"]
+    num_unscored_tokens: int
+    """1 when the tokenizer has no start token, so that the first token had nothing to be predicted from."""
+    segments: list[SegmentScore]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability per token, with memory; NaN when there was no token to predict."""
+        return float(np.exp(-np.mean(self.logprobs, dtype=np.float64))) if len(self.logprobs) else float("nan")
+
+    @property
+    def backbone_perplexity(self) -> float:
+        """The same without SideNet and memory."""
+        if not len(self.backbone_logprobs):
+            return float("nan")
+        return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
+
+
+def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) -> TextScores:
+    """Read a text segment by segment; each segment reads the memory before it, then its own block is added.
+
+    With a `DocumentMemory` the text is that document: blocks are written to it (again scoring the same text finds
+    them there). With `memory.as_read_only()` the text follows the document and nothing is written. With None the text
+    has a private memory of its own past.
+
+    Raises DocumentError (no tokens), FingerprintError (another model's store), ConflictError (another text),
+    NumericError, StoreError.
+    """
+    scores = score_sequence(model, model.tokenizer.sequence(text), memory)
+    return replace(scores, num_unscored_tokens=int(model.tokenizer.start_token is None))
+
+
+def score_sequence(
+    model: LongMem, sequence: Int32[np.ndarray, " tokens"], memory: DocumentMemory | None = None
+) -> TextScores:
+    """The same for tokens, of which the first is only read."""
+    segments = cut_segments(text_key(memory), sequence, model.config.segment_tokens)
+    past: AbstractPast
+    if memory is None or memory.read_only:
+        if memory is not None:
+            check_fingerprint(memory.store.fingerprint(), model.fingerprint)
+        past = ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
+    else:
+        check_fingerprint(memory.store.fingerprint(), model.fingerprint)
+        check_own(memory, segments)
+        past = OwnPast(memory, model.config, model.key_space, model.backbone.device)
+    scores, backbone = zip(*_score_segments(model, segments, past), strict=True)
+    return TextScores(
+        logprobs=np.concatenate([score.logprobs for score in scores]),
+        backbone_logprobs=np.concatenate(backbone),
+        num_unscored_tokens=0,
+        segments=list(scores),
+    )
+
+
+def score_segments(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:
+    """The same for tokens with a private memory, one segment after the other, as far as they are asked for."""
+    past = ContinuedPast(None, model.config, model.key_space, model.backbone.device)
+    for score, _ in _score_segments(model, cut_segments(text_key(None), sequence, model.config.segment_tokens), past):
+        yield score
+
+
+def _score_segments(
+    model: LongMem, segments: Sequence[Segment], past: AbstractPast
+) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"]]]:
+    """Scores of each, and log-probabilities of the backbone alone."""
+    for segment in segments:
+        encoded = model.encode(segment)
+        placed = replace(segment, start_token=past.offset + segment.start_token)
+        yield (
+            model.score_segment(placed, encoded.block.keys, encoded.state, past.view(segment.index)),
+            encoded.backbone_logprobs,
+        )
+        past.accept(encoded.block)

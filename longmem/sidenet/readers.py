@@ -1,0 +1,178 @@
+"""One reading of the memory: ask, search, weigh. What fusion and the copy head use meets here.
+
+    query      side        the SideNet's own queries                          key_space   W · key of the reading token
+    retrieval  per_head    one search for each head                           joint       one search for all together
+
+W starts as the identity: a token then finds the places whose keys are most like its own.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+import xxhash
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+
+from longmem.backbone.families import AttentionShape
+from longmem.config import LongMemConfig
+from longmem.dtypes import to_array
+from longmem.memory.key_transform import KeySpace
+from longmem.memory.view import MemoryView
+from longmem.retrieval import AbstractChunkSearch
+from longmem.retrieval.gather import AbstractGather
+from longmem.retrieval.positions import Places, num_searchable, places_of
+from longmem.sidenet.memory_attention import attend, memory_products
+from longmem.types import RetrievalStats
+
+DISTANCE_BINS = 24
+"""Distances up to 2^24 tokens; one book is below 2^20."""
+
+COSINE_SCALE = 20.0
+"""Start of the learned factor on cosines, where raw products have the backbone's own 1/√d: in the middle of the 15 to
+30 that measured best for a training-free cache (docs/log.md)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one row of a batch found in its memory."""
+
+    chunk_ids: Int64[Tensor, "tokens index_heads slots"]
+    """As searched: one row of slots for each head, or one for all of them."""
+    places: Places
+    """Tokens of these chunks, for the same heads."""
+    products: Float32[Tensor, "tokens index_heads retrieved"]
+    """Inner products of query and key for the same heads; their mean over heads where all searched together."""
+    attended: Float[Tensor, "tokens heads head_dim"] | None
+    """The memory branch of the fusion; None without fusion."""
+
+    def split(self, num_tokens: int) -> "list[Reading]":
+        """Readings of consecutive runs of so many tokens."""
+        return [
+            Reading(ids, Places(index, valid), products, attended)
+            for ids, index, valid, products, attended in zip(
+                self.chunk_ids.split(num_tokens),
+                self.places.index.split(num_tokens),
+                self.places.valid.split(num_tokens),
+                self.products.split(num_tokens),
+                repeat(None) if self.attended is None else self.attended.split(num_tokens),
+                strict=False,
+            )
+        ]
+
+
+class MemoryReader(nn.Module):
+    """The trainable part of reading: `query_map` W (one matrix for each search), and `log_scale`, the logarithm of the
+    factor on inner products in attention, one per query head. The paper's form has neither."""
+
+    def __init__(self, shape: AttentionShape, config: LongMemConfig, scale: float) -> None:
+        """`scale`: the backbone's own factor on query · key."""
+        super().__init__()
+        self._shape, self._config, self._scale = shape, config, scale
+        self._continued = config.values == "next"
+        if config.keys != "raw":
+            # set once by `calibrate`, never trained; a parameter, so that it is saved and hashed with the others
+            self.key_mean = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim), requires_grad=False)
+            start = math.log(COSINE_SCALE if config.keys == "unit" else scale)
+            self.log_scale = nn.Parameter(torch.full((shape.heads,), start))
+        if config.query == "key_space":
+            joint = config.retrieval == "joint"
+            heads, width = (1, shape.kv_heads * shape.head_dim) if joint else (shape.kv_heads, shape.head_dim)
+            self.query_map = nn.Parameter(torch.eye(width).repeat(heads, 1, 1))
+
+    @property
+    def key_space(self) -> KeySpace:
+        """How this reader wants its views laid out."""
+        mean = None if self._config.keys == "raw" else self.key_mean.detach()
+        query_map = self.query_map.detach() if self._config.query == "key_space" else None
+        return KeySpace(self._config.keys, self._config.retrieval, mean, query_map)
+
+    def calibrate(self, keys: Float[Tensor, "tokens kv_heads head_dim"]) -> None:
+        """Take the mean key of each head from a sample of text; does nothing for raw keys.
+
+        Rounded to bfloat16, which an offset does not need more of; kinds of CPU can still differ in single entries.
+        """
+        if self._config.keys != "raw":
+            self.key_mean.data.copy_(keys.double().mean(dim=0).bfloat16())
+
+    def read(
+        self,
+        side_queries: Float[Tensor, "tokens heads head_dim"],
+        own_keys: Float[Tensor, "tokens kv_heads head_dim"],
+        view: MemoryView,
+        search: AbstractChunkSearch,
+    ) -> Reading | None:
+        """Search and attend; None when the view holds nothing that can be read.
+
+        `own_keys` are the backbone's keys of the reading tokens at the memory layer, as they would be stored.
+        """
+        searchable = num_searchable(view, self._continued)
+        if searchable == 0:
+            return None
+        joint = self._config.retrieval == "joint"
+        queries = self._queries(side_queries, own_keys)
+        asked = queries
+        if joint:
+            asked = queries.unflatten(1, (self._shape.kv_heads, -1)).sum(dim=2).flatten(1)[:, None]
+        hits = search.search(
+            asked.detach().float(),
+            view.chunk_keys[:, :searchable],
+            self._config.num_slots,
+            None if view.sketch is None else view.sketch.narrow(0, searchable),
+            None if view.cells is None else view.cells.narrow(searchable),
+        )
+        products = memory_products(queries, hits.ids, view, search.gather)
+        places = places_of(hits.ids, view, self._continued)
+        attended = None
+        if self._config.fusion:
+            attended = self._attend(products, places, view, side_queries, search.gather)
+        return Reading(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
+
+    def _queries(self, side_queries: Tensor, own_keys: Tensor) -> Float[Tensor, "tokens query_heads head_dim"]:
+        """Queries for each query head, or for each KV head where all query heads of a group would ask the same."""
+        if self._config.query == "side":
+            return nn.functional.normalize(side_queries, dim=-1) if self._config.keys == "unit" else side_queries
+        placed = self.key_space.place(own_keys).to(side_queries.dtype)
+        query_map = self.query_map.to(placed.dtype)
+        if self._config.retrieval == "joint":
+            mapped = placed.flatten(1) @ query_map[0].T
+            return mapped.view(placed.shape)
+        return torch.einsum("thi,hoi->tho", placed, query_map)
+
+    def _attend(
+        self, products: Tensor, places: Places, view: MemoryView, side_queries: Tensor, gather: AbstractGather
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        heads = self._shape.heads
+        group = heads // products.shape[1]
+        by_head = products.repeat_interleave(group, dim=1)
+        scale = self._scale if self._config.keys == "raw" else self.log_scale.exp()[:, None]
+        return attend(by_head * scale, places, view, side_queries.dtype, self._continued, gather)
+
+
+def retrieval_stats(
+    reading: Reading | None,
+    view: MemoryView | None,
+    gate: Float[Tensor, " heads"],
+    copy_share: Float[Tensor, " tokens"] | None,
+    first_position: int,
+) -> RetrievalStats:
+    """Describe one segment's reading; `first_position` is the segment's start in the document."""
+    if reading is None or view is None:
+        empty = torch.zeros(DISTANCE_BINS, dtype=torch.int64)
+        return RetrievalStats(0, 0.0, 0.0, 0.0, 0, to_array(empty), xxhash.xxh3_64_hexdigest(b""))
+    ids = reading.chunk_ids
+    filled = ids >= 0
+    places = view.starts[ids.clamp(min=0)].where(filled, -1)
+    readers = first_position + torch.arange(len(ids), device=ids.device)
+    distances = (readers[:, None, None] - places)[filled]
+    bins = distances.clamp(min=1).double().log2().floor().long().clamp(max=DISTANCE_BINS - 1)
+    return RetrievalStats(
+        memory_tokens=view.num_tokens,
+        gate_mean=float(gate.float().mean()) if reading.attended is not None else 0.0,
+        copy_mean=0.0 if copy_share is None else float(copy_share.double().mean()),
+        distance_mean=float(distances.double().mean()),
+        empty_slots=int((~filled).sum()),
+        distance_histogram=to_array(torch.bincount(bins, minlength=DISTANCE_BINS)),
+        chunks_digest=xxhash.xxh3_64_hexdigest(to_array(places).data),
+    )

@@ -1,0 +1,1 @@
+"""Durable memory: the store contract and its implementations."""

@@ -1,0 +1,1 @@
+"""The store on LanceDB: tables, commits, recovery and maintenance."""

@@ -1,0 +1,341 @@
+"""A record, outside the catalogue, of its newest acknowledged commit, so that a catalogue that went back is seen.
+
+    acknowledged/18446744073709551573-8c2f0e7d1a5b9c34      (2^64 - 1 - version)-(digest of that version)
+
+A mark is an empty file whose name says everything, so that it exists whole or not at all. It is made after a commit of
+the catalogue and before the commit is acknowledged. Whatever is marked must therefore be found again: the newest
+version must not be below the mark, and the marked version must be the very one that was marked: its manifest, and the
+files that say which of its rows are deleted (`catalogue_state.py`).
+
+A writer that dies between its commit and its mark leaves a catalogue that is newer than the mark, which is sound. The
+folder's name sorts before `catalogue.lance`, so that a tool that copies a store in the order of names beside a
+writer copies the mark first.
+
+In a bucket a mark holds no digest, because reading each manifest back would cost a request for each put: there, a
+catalogue is only seen to be older than its mark while it is shorter. A look at the marks is a request there, too:
+opening, `verify`, `segments`, `documents`, `num_bytes`, forks and compactions make it, also those of read-only
+readers; reads of blocks do not. A reader that has a bucket open learns of a catalogue that went back from the next of
+these calls; what it reads until then is what the older catalogue names, compared with its checksums as ever.
+"""
+
+import errno
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from longmem.errors import CorruptionError, StoreError
+from longmem.store.lance.catalogue_state import CatalogueFiles, State
+from longmem.store.object_files import ObjectFiles
+
+FOLDER = "acknowledged"
+
+HINT = "latest_version_hint.json"
+"""Beside the manifests of a table."""
+
+_LAST = 2**64 - 1
+"""Lance counts versions down from here in the names of manifests, so that the newest is listed first."""
+
+_PAUSES_S = (0.01, 0.05, 0.2)
+"""A network file system may show a mark before it shows the manifest: looked at again after these."""
+
+_NO_DIGEST = "0" * 16
+
+
+class Mark(NamedTuple):
+    """One acknowledged commit of the catalogue."""
+
+    version: int
+    digest: str
+    """Digest of its state; zeros where it was not read."""
+
+    @property
+    def name(self) -> str:
+        return f"{_LAST - self.version:020d}-{self.digest}"
+
+    @staticmethod
+    def of(name: str) -> "Mark | None":
+        """None for a name that is no mark."""
+        number, dash, digest = name.partition("-")
+        if not (dash and len(number) == 20 and number.isdigit() and len(digest) == 16):
+            return None
+        return Mark(_LAST - int(number), digest)
+
+
+class Acknowledged(ABC):
+    """The marks of one store. Not thread-safe beyond what single files are: a store's lock protects `record`."""
+
+    is_cheap: bool
+    """True where checking costs microseconds, so that every look into the catalogue may do it."""
+
+    @abstractmethod
+    def check(self, version: Callable[[], int]) -> None:
+        """Return when the catalogue holds every acknowledged commit. `version` reads its newest version, and is called
+        only where the marks alone do not tell. Raises CorruptionError."""
+
+    @abstractmethod
+    def check_hint(self) -> None:
+        """Return unless there is other evidence of a commit that is gone. Raises CorruptionError."""
+
+    @abstractmethod
+    def newest(self) -> Mark | None:
+        """The newest mark; None where nothing was marked."""
+
+    @abstractmethod
+    def record(self, version: int) -> None:
+        """Mark a commit that is about to be acknowledged. Raises CorruptionError where the catalogue has gone back
+        meanwhile, StoreError where the mark cannot be written."""
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Remove marks of writers that are gone, where a newer mark says more."""
+
+    @abstractmethod
+    def damaged_deletions(self) -> dict[Path, bytes]:
+        """The lists of deleted rows that are not what was marked, and what they were; only those that were copied."""
+
+    @abstractmethod
+    def reset(self, version: int | None) -> None:
+        """Forget all marks and take the catalogue as it is (of `version`; None for none)."""
+
+
+def acknowledged(uri: str, folder: Path | None) -> Acknowledged:
+    """The marks of a store in a folder, or at a URI."""
+    return _InBucket(ObjectFiles(uri)) if folder is None else _OnDisk(folder)
+
+
+class _OnDisk(Acknowledged):
+    is_cheap = True
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._folder = store / FOLDER
+        self._versions = store / "catalogue.lance" / "_versions"
+        self._files = CatalogueFiles(store / "catalogue.lance", self._folder / "deletions")
+        self._sound: tuple[Mark, State] | None = None
+        """The mark that was compared last, and what it was compared with."""
+
+    def check(self, version: Callable[[], int]) -> None:
+        del version  # the folder says it without opening the table
+        newest = self.newest()
+        for pause_s in (*_PAUSES_S, None):
+            if newest is None or (reason := self._lacks(newest)) is None:
+                return
+            if pause_s is None:
+                raise _lost(str(self._store), reason)
+            time.sleep(pause_s)
+            # a repair, or a writer that has gone on, may have replaced it
+            newest = self.newest()
+
+    def newest(self) -> Mark | None:
+        return next(iter(self._marks()), None)
+
+    def check_hint(self) -> None:
+        """Raises CorruptionError where Lance's own hint of the newest version is beyond all that are there. It is
+        written after a commit, so that it is never too high; it tells of stores that have no mark yet."""
+        try:
+            hint = json.loads((self._versions / HINT).read_text(encoding="utf-8"))["version"]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (ValueError, KeyError, TypeError):
+            # Lance lists the versions then, and writes it anew
+            return
+        if isinstance(hint, int) and (newest := newest_version(self._versions)) < hint:
+            raise _lost(str(self._store), f"version {hint} of the catalogue was there, and the newest one is {newest}")
+
+    def _lacks(self, mark: Mark) -> str | None:
+        """Why the catalogue is not the one that was marked; None where it is."""
+        manifest = _manifest(self._versions, mark.version)
+        try:
+            if self._sound is None or self._sound[0] != mark or not self._sound[1].is_unchanged:
+                state = self._files.read(manifest)
+                if mark.digest not in (_NO_DIGEST, state.digest):
+                    return (
+                        f"version {mark.version} of the catalogue, with its lists of deleted rows, is not the one that "
+                        "was acknowledged: it was replaced by another copy, or is damaged"
+                    )
+                self._sound = (mark, state)
+        except ValueError as error:
+            return f"version {mark.version} of the catalogue was acknowledged and cannot be read ({error})"
+        except FileNotFoundError as error:
+            newest = newest_version(self._versions)
+            if newest < mark.version:
+                return f"version {mark.version} of the catalogue was acknowledged, and the newest one is {newest}"
+            if manifest.exists():
+                return f"version {mark.version} of the catalogue was acknowledged, and {error.filename} is gone"
+            # a version behind the mark stays only where a writer died before marking it, so this one was cleaned away
+        return None
+
+    def record(self, version: int) -> None:
+        marks = self._marks()
+        if marks and marks[0].version > version:
+            # another writer has marked a later commit, which names ours too
+            self.check(lambda: version)
+            return
+        if marks and marks[0].version < version and self._lacks(marks[0]) is not None:
+            # what it says is said by ours from here on
+            self.check(lambda: version)
+        mark, state = self._mark(version)
+        if mark in marks:
+            return
+        digest = mark.digest
+        if any(other.version == version and _NO_DIGEST not in (digest, other.digest) for other in marks):
+            raise _lost(str(self._store), f"version {version} was acknowledged before, with other content")
+        try:
+            self._folder.mkdir(exist_ok=True)
+            if state is not None:
+                self._files.keep_copies(state)
+            (self._folder / mark.name).touch()
+            for old in marks:
+                if old.version < version:
+                    (self._folder / old.name).unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"the disk is full: what was written is stored, and {self._folder} cannot say so ({error}); free "
+                    "some space and write it again"
+                ) from error
+            raise StoreError(
+                f"what was written is stored, and {self._folder} cannot be written to say so: {error}; free some space "
+                "or check its permissions, and write it again"
+            ) from error
+
+        if state is not None:
+            self._sound = (mark, state)
+
+    def _mark(self, version: int) -> tuple[Mark, State | None]:
+        """The mark of a version, and what it is of; none where others have cleaned it away."""
+        manifest = _manifest(self._versions, version)
+        try:
+            state = self._files.read(manifest)
+        except ValueError as error:
+            raise _lost(str(self._store), f"version {version} was committed a moment ago: {error}") from error
+        except FileNotFoundError as error:
+            if newest_version(self._versions) < version or manifest.exists():
+                raise _lost(
+                    str(self._store), f"version {version} was committed a moment ago and {error.filename} is gone"
+                ) from None
+            return Mark(version, _NO_DIGEST), None
+        return Mark(version, state.digest), state
+
+    def tidy(self) -> None:
+        """Remove copies of deletion files; marks are removed by every `record`."""
+        with suppress(OSError):
+            # what is left says nothing, and costs a few bytes
+            self._files.remove_old_copies()
+
+    def damaged_deletions(self) -> dict[Path, bytes]:
+        newest = self.newest()
+        if newest is None:
+            return {}
+        with suppress(ValueError, FileNotFoundError):
+            return self._files.damaged(_manifest(self._versions, newest.version))
+        return {}
+
+    def reset(self, version: int | None) -> None:
+        try:
+            for mark in self._marks():
+                (self._folder / mark.name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write to {self._folder}: {error}; check its permissions") from error
+        self._sound = None
+        self._files.forget()
+        if version is not None:
+            self.record(version)
+
+    def _marks(self) -> list[Mark]:
+        """Newest first."""
+        try:
+            names = sorted(path.name for path in self._folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"cannot read {self._folder}: {error}; check its permissions") from error
+        return [mark for name in names if (mark := Mark.of(name)) is not None]
+
+
+class _InBucket(Acknowledged):
+    is_cheap = False
+
+    def check_hint(self) -> None:
+        """Nothing is there: a bucket lists what it holds, and Lance keeps no hint."""
+
+    def damaged_deletions(self) -> dict[Path, bytes]:
+        return {}
+
+    def __init__(self, files: ObjectFiles) -> None:
+        self._files = files
+        self._own: Mark | None = None
+
+    def check(self, version: Callable[[], int]) -> None:
+        marks = self._marks()
+        if marks and (newest := version()) < marks[0].version:
+            raise _lost(
+                self._files.uri,
+                f"version {marks[0].version} of the catalogue was acknowledged, and the newest one is {newest}",
+            )
+
+    def newest(self) -> Mark | None:
+        return next(iter(self._marks()), None)
+
+    def record(self, version: int) -> None:
+        if self._own is not None and self._own.version > version:
+            raise _lost(
+                self._files.uri, f"version {self._own.version} was acknowledged before version {version} was committed"
+            )
+        mark = Mark(version, _NO_DIGEST)
+        if mark == self._own:
+            return
+        self._files.create(f"{FOLDER}/{mark.name}")
+        if self._own is not None:
+            self._files.remove(f"{FOLDER}/{self._own.name}")
+        self._own = mark
+
+    def tidy(self) -> None:
+        for old in self._marks()[1:]:
+            # never removed before a newer one is there: an older mark says nothing more
+            self._files.remove(f"{FOLDER}/{old.name}")
+
+    def reset(self, version: int | None) -> None:
+        for mark in self._marks():
+            self._files.remove(f"{FOLDER}/{mark.name}")
+        self._own = None
+        if version is not None:
+            self.record(version)
+
+    def _marks(self) -> list[Mark]:
+        marks = (Mark.of(name.rpartition("/")[2]) for name in self._files.names(f"{FOLDER}/"))
+        return sorted((mark for mark in marks if mark is not None), reverse=True)
+
+
+def newest_version(versions: Path) -> int:
+    """Newest version that a folder of manifests holds; 0 for none."""
+    with suppress(FileNotFoundError):
+        found = [version_of(path.name) for path in versions.iterdir() if path.suffix == ".manifest"]
+        return max((number for number in found if number is not None), default=0)
+    return 0
+
+
+def version_of(name: str) -> int | None:
+    """Version that a manifest's name says; None for another name."""
+    stem = name.removesuffix(".manifest")
+    if not stem.isdigit():
+        return None
+    # names of fewer digits are of Lance before its second scheme
+    return _LAST - int(stem) if len(stem) == 20 else int(stem)
+
+
+def _manifest(versions: Path, version: int) -> Path:
+    path = versions / f"{_LAST - version:020d}.manifest"
+    old = versions / f"{version}.manifest"
+    return old if not path.exists() and old.exists() else path
+
+
+def _lost(uri: str, reason: str) -> CorruptionError:
+    return CorruptionError(
+        f"{uri} has lost writes that were acknowledged: {reason}; put back the newest copy of the store as a whole, or "
+        "run `longmem memory verify --repair` to go on with what is left"
+    )

@@ -1,0 +1,128 @@
+"""The catalogue of the durable store: its columns, how names become hashes, and what a row must be.
+
+Users' texts are never part of a table name or of a condition: `place` is the hash of (namespace, document), `block`
+that of the place and the segment.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from longmem.errors import CorruptionError
+from longmem.store.lance.table import PRIMARY_KEY, REPAIR, quoted
+from longmem.types import DocumentKey, SegmentInfo
+
+CATALOGUE = "catalogue"
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False, metadata=PRIMARY_KEY),
+        ("place", pa.string()),
+        ("namespace", pa.string()),
+        ("document", pa.string()),
+        ("segment", pa.int64()),
+        ("start_token", pa.int64()),
+        ("num_tokens", pa.int64()),
+        ("checksum", pa.string()),
+        ("tokens_checksum", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("payload", pa.string()),
+        ("write", pa.int64()),
+    ]
+)
+
+PAYLOAD_PREFIX = "p-"
+
+PAYLOAD_SEGMENTS = 64
+"""Segments of one payload table: what trimming frees at a time, and what a read scans (0.1 ms per fragment)."""
+
+
+def place_of(key: DocumentKey) -> str:
+    """Hash that stands for a document in names and conditions."""
+    # the length in front keeps ("a", "b/c") and ("a/b", "c") apart
+    name = f"{len(key.namespace)}:{key.namespace}{key.document}"
+    return xxhash.xxh3_128_hexdigest(name.encode("utf-8", "surrogatepass"))
+
+
+def block_of(key: DocumentKey, segment: int) -> str:
+    """Name of a block, unique in the catalogue."""
+    return f"{place_of(key)}-{segment}"
+
+
+def at(key: DocumentKey) -> str:
+    """Condition for the rows of one document."""
+    return f"place = {quoted(place_of(key))}"
+
+
+def row_of(info: SegmentInfo, payload: str, write: int) -> dict[str, Any]:
+    """The row that makes a block exist."""
+    names = {"place": place_of(info.key), "namespace": info.key.namespace, "document": info.key.document}
+    described = {name: value for name, value in vars(info).items() if name != "key"}
+    return {"block": block_of(info.key, info.segment), **names, **described, "payload": payload, "write": write}
+
+
+def to_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a table of the catalogue."""
+    return pa.Table.from_pylist(rows, schema=CATALOGUE_SCHEMA)
+
+
+def key_of(row: dict[str, Any]) -> DocumentKey:
+    """Whose row it is (columns `place`, `namespace`, `document`). Raises CorruptionError where names and hash do not
+    belong together, which only damage can bring about."""
+    if not isinstance(row["namespace"], str) or not isinstance(row["document"], str):
+        raise _damaged(row)
+    key = DocumentKey(row["namespace"], row["document"])
+    if row["place"] != place_of(key):
+        raise _damaged(row)
+    return key
+
+
+def info_of(row: dict[str, Any]) -> SegmentInfo:
+    """A whole row as what users see. Raises CorruptionError for a row that was never written like this."""
+    key = key_of(row)
+    if row["block"] != f"{row['place']}-{row['segment']}":
+        raise _damaged(row)
+    columns = ("segment", "start_token", "num_tokens", "checksum", "tokens_checksum", "num_bytes")
+    return SegmentInfo(key, *(row[name] for name in columns))
+
+
+def once_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole rows with one for each block, in their order. Where two writers of version 0.1 met, a block has several;
+    every reader takes that of the smallest `write`. Raises CorruptionError where they hold different tokens."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        other = chosen.setdefault(row["block"], row)
+        if other is row:
+            continue
+        if other["tokens_checksum"] != row["tokens_checksum"]:
+            raise CorruptionError(
+                f"{row['namespace']}/{row['document']} segment {row['segment']} is in the catalogue twice, with other "
+                f"tokens each time: two processes wrote it at the same moment; {REPAIR}"
+            )
+        if row["write"] < other["write"]:
+            chosen[row["block"]] = row
+    return list(chosen.values())
+
+
+def payload_name(key: DocumentKey, segment: int, epoch: str) -> str:
+    """Table that a block goes to. `epoch` is that of the writing process: no process appends to a table that another
+    one may have left half-written or half-dropped."""
+    return f"{PAYLOAD_PREFIX}{place_of(key)}-{segment // PAYLOAD_SEGMENTS}-{epoch}"
+
+
+def is_payload(name: str, key: DocumentKey | None = None, below_segment: int | None = None) -> bool:
+    """Whether a table holds payload: of `key`, and of nothing but segments below `below_segment`, where given."""
+    if key is None:
+        return name.startswith(PAYLOAD_PREFIX)
+    prefix = f"{PAYLOAD_PREFIX}{place_of(key)}-"
+    if not name.startswith(prefix):
+        return False
+    generation = int(name[len(prefix) :].split("-")[0])
+    return below_segment is None or (generation + 1) * PAYLOAD_SEGMENTS <= below_segment
+
+
+def _damaged(row: dict[str, Any]) -> CorruptionError:
+    return CorruptionError(
+        f"the catalogue has a row whose names and hashes do not belong together (place {row['place']!r}): it is "
+        "damaged; run `longmem memory verify --repair`, or restore the store from a copy"
+    )

@@ -1,0 +1,58 @@
+"""The fingerprint of a store as stored: one row with it, one with its checksum."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from longmem.errors import CorruptionError
+from longmem.store.lance.table import PRIMARY_KEY
+from longmem.types import Fingerprint
+
+IDENTITY = "identity"
+IDENTITY_SCHEMA = pa.schema(
+    [pa.field("name", pa.string(), nullable=False, metadata=PRIMARY_KEY), pa.field("value", pa.string())]
+)
+
+METADATA_KEY = b"longmem.fingerprint"
+"""Every payload table carries a copy in its schema, so that a lost identity can be restored."""
+
+
+def identity_rows(fingerprint: Fingerprint) -> pa.Table:
+    """Rows of the identity table."""
+    text = to_text(fingerprint)
+    values = [text, xxhash.xxh3_128_hexdigest(text.encode())]
+    return pa.table({"name": ["fingerprint", "checksum"], "value": values}, schema=IDENTITY_SCHEMA)
+
+
+def from_identity_rows(rows: list[dict[str, Any]], uri: str) -> Fingerprint | None:
+    """The stored fingerprint; None where nothing was written yet. Raises CorruptionError."""
+    values = {row["name"]: row["value"] for row in rows}
+    if not values:
+        return None
+    text = values.get("fingerprint")
+    # stores of version 0.1 have no checksum
+    if not isinstance(text, str) or values.get("checksum", _checksum(text)) != _checksum(text):
+        raise CorruptionError(
+            f"the fingerprint of {uri} is damaged; run `longmem memory verify --repair`, or restore it from a copy"
+        )
+    return from_text(text)
+
+
+def to_text(fingerprint: Fingerprint) -> str:
+    """As JSON."""
+    return json.dumps(asdict(fingerprint))
+
+
+def from_text(text: str) -> Fingerprint:
+    """Raises CorruptionError for what is no fingerprint."""
+    try:
+        return Fingerprint(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CorruptionError(f"a stored fingerprint cannot be read ({error}); restore it from a copy") from error
+
+
+def _checksum(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())

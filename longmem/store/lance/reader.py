@@ -1,0 +1,265 @@
+"""The reading half of the durable store: what its tables say, checked."""
+
+from collections import OrderedDict
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longmem.errors import CorruptionError, StoreError
+from longmem.store.base import AbstractMemoryStore, describe_block, missing_blocks, with_more
+from longmem.store.lance.acknowledged import acknowledged
+from longmem.store.lance.catalogue import CATALOGUE, CATALOGUE_SCHEMA, at, info_of, is_payload, key_of, once_each
+from longmem.store.lance.codec import PAYLOAD_COLUMNS, from_rows, payload_schema
+from longmem.store.lance.identity import (
+    IDENTITY,
+    IDENTITY_SCHEMA,
+    METADATA_KEY,
+    from_identity_rows,
+    from_text,
+)
+from longmem.store.lance.recent_rows import RecentRows
+from longmem.store.lance.rehearsal import rehearse
+from longmem.store.lance.table import HANDLES, REPAIR, LanceDatabase
+from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
+
+MODELS_ASKED = 3
+"""Payload tables whose own fingerprint is compared when a store is opened: one suffices, unless it is damaged."""
+
+
+class LanceReader(AbstractMemoryStore):
+    """Reads catalogue and payload; every row and block is compared with its checksums and hashes.
+
+    Whether a block is there is always asked of the catalogue, which other processes change too. What it holds is taken
+    from the last writes of this process where they still have it; `verify` reads the disk.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._database = LanceDatabase(uri)
+        self._acknowledged = acknowledged(uri, self._database.folder)
+        self._same_model: OrderedDict[str, None] = OrderedDict()
+        """Payload tables whose own copy of the fingerprint is the store's."""
+        self._recent = RecentRows()
+        self._exists = False
+        self._closed = False
+        self._known_identity: Fingerprint | None = None
+        self.fingerprint()
+
+    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
+        return self._read(key, range(first_segment, last_segment), ahead)
+
+    def _read(self, key: DocumentKey, wanted: range, ahead: int = 0, from_disk: bool = False) -> list[KVBlock]:
+        self._check_open()
+        if not wanted:
+            return []
+        rows = self._entries(key, wanted, ahead)
+        try:
+            return self._blocks(rows, from_disk)
+        except CorruptionError:
+            # deleted or trimmed while it was read, unless it is still named
+            self._entries(key, range(wanted.start, wanted.start + len(rows)))
+        # a delete beside a put moves the put's payload away for milliseconds; damage stays
+        return self._blocks(rows, from_disk)
+
+    def _entries(self, key: DocumentKey, wanted: range, ahead: int = 0) -> list[dict[str, Any]]:
+        condition = f"{at(key)} AND segment >= {int(wanted.start)} AND segment < {int(wanted.stop + ahead)}"
+        rows = self._rows(condition)
+        found = [row["segment"] for row in rows]
+        if found[: len(wanted)] != list(wanted):
+            raise missing_blocks(key, wanted, found)
+        return rows[: len(with_more(wanted, ahead, found))]
+
+    def _blocks(self, rows: list[dict[str, Any]], from_disk: bool) -> list[KVBlock]:
+        identity = self.fingerprint()
+        if identity is None:
+            raise CorruptionError(f"{self._database.uri} has blocks but no fingerprint; {REPAIR}")
+        blocks: list[KVBlock] = []
+        for payload in dict.fromkeys(row["payload"] for row in rows):
+            infos = [(info_of(row), int(row["write"])) for row in rows if row["payload"] == payload]
+            held = {} if from_disk else self._recent.of([write for _, write in infos])
+            parts = list(held.values())
+            if lacking := [str(write) for _, write in infos if write not in held]:
+                self._check_model(payload, identity)
+                condition = f"write IN ({', '.join(lacking)})"
+                parts.append(self._database.select(payload, payload_schema(identity), condition))
+            found = pa.concat_tables(parts)
+            for (info, _), block in zip(infos, from_rows(found, infos[0][0].key, infos, identity), strict=True):
+                if block is None or describe_block(block) != info:
+                    raise CorruptionError(
+                        f"{info.key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} "
+                        "do not match the checksum of their write; run `longmem memory verify --repair`, or delete "
+                        "the document, and write it again"
+                    )
+                blocks.append(block)
+        return sorted(blocks, key=lambda block: block.segment)
+
+    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
+        self._check_open()
+        self._check_acknowledged()
+        return [info_of(row) for row in self._rows(at(key))]
+
+    def documents(self, namespace: str | None = None) -> list[DocumentKey]:
+        self._check_open()
+        self._check_acknowledged()
+        rows = self._catalogue(columns=["place", "namespace", "document"])
+        once = rows.group_by(["place", "namespace", "document"]).aggregate([])
+        return sorted(key for row in once.to_pylist() if namespace in (None, (key := key_of(row)).namespace))
+
+    def fingerprint(self) -> Fingerprint | None:
+        self._check_open()
+        if self._known_identity is None and self._is_there():
+            self._known_identity = self._stored_identity()
+        return self._known_identity
+
+    def _stored_identity(self) -> Fingerprint | None:
+        rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
+        found = from_identity_rows(rows, self._database.uri)
+        if found is None and self._catalogue(columns=["segment"]).num_rows:
+            raise CorruptionError(f"{self._database.uri} has blocks and has lost its fingerprint; {REPAIR}")
+        if found is not None:
+            self._check_models(found)
+        return found
+
+    def _check_stored_identity(self) -> None:
+        """Raises CorruptionError where the fingerprint is another one than this store was opened with."""
+        known = self.fingerprint()
+        if known is not None and (stored := self._stored_identity()) != known:
+            raise CorruptionError(
+                f"the fingerprint of {self._database.uri} was replaced while it was open (before: {known}, now: "
+                f"{stored}); {REPAIR}"
+            )
+
+    def _check_models(self, identity: Fingerprint) -> None:
+        """Raises CorruptionError where none of a few payload tables is of the store's model, before anything is read or
+        written under a foreign fingerprint. Where only some are foreign, reads of their blocks say so."""
+        foreign: tuple[str, Fingerprint] | None = None
+        for payload in sorted(filter(is_payload, self._database.table_names()))[:MODELS_ASKED]:
+            # dropped meanwhile, or damaged: that is told by a read of its blocks, and the others can be read
+            with suppress(CorruptionError):
+                own = self._model_of(payload)
+                if own == identity:
+                    return
+                if own is not None:
+                    foreign = foreign or (payload, own)
+        if foreign is not None:
+            raise self._foreign(*foreign, identity)
+
+    def _check_model(self, payload: str, identity: Fingerprint) -> None:
+        """Raises CorruptionError unless a payload table was written by the model that the store names."""
+        if payload in self._same_model:
+            return
+        if (own := self._model_of(payload)) not in (None, identity):
+            raise self._foreign(payload, own, identity)
+        self._same_model[payload] = None
+        if len(self._same_model) > HANDLES:
+            self._same_model.popitem(last=False)
+
+    def _model_of(self, payload: str) -> Fingerprint | None:
+        """The copy of the fingerprint that a payload table carries; None for a table of the first stores."""
+        text = self._database.metadata(payload, PAYLOAD_COLUMNS).get(METADATA_KEY)
+        return None if text is None else from_text(text.decode())
+
+    def _foreign(self, payload: str, own: Fingerprint, identity: Fingerprint) -> CorruptionError:
+        return CorruptionError(
+            f"table {payload} of {self._database.uri} was written by another model than the store's fingerprint says "
+            f"(store != table): {identity.differences(own)}; the table `identity` was replaced or damaged: {REPAIR}"
+        )
+
+    def verify(self, key: DocumentKey | None = None) -> int:
+        self._check_open()
+        # a file that this process has opened before may have been damaged since
+        self._database.forget_all()
+        self._check_acknowledged()
+        self._acknowledged.check_hint()
+        self._check_stored_identity()
+        if doubled := self.doubled(key):
+            raise CorruptionError(
+                f"{len(doubled)} segments are more than once in the catalogue of {self._database.uri} "
+                f"(the first: {_named(next(iter(doubled.values()))[0])}), because several processes wrote them at the "
+                f"same moment; reads take one of them where they hold the same tokens; {REPAIR}"
+            )
+        keys = self.documents() if key is None else [key]
+        num_blocks = sum(
+            len(self._read(key, range(info.segment, info.segment + 1), from_disk=True))
+            for key in keys
+            for info in self.segments(key)
+        )
+        if key is None and self._database.folder is not None and self._is_there():
+            rehearse(self._database.folder)
+        return num_blocks
+
+    def num_bytes(self) -> int:
+        self._check_open()
+        self._check_acknowledged()
+        rows = self._catalogue(columns=["block", "write", "num_bytes"])
+        # of a block that has several rows one counts; of a payload that forks share, too
+        each = rows.group_by("block").aggregate([("write", "min"), ("num_bytes", "max")])
+        once = each.group_by("write_min").aggregate([("num_bytes_max", "max")])
+        return int(pc.sum(once["num_bytes_max_max"]).as_py() or 0)
+
+    def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
+        """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
+        self._check_open()
+        return [(row, reason) for row in self._rows() if (reason := self.damage_of(row))]
+
+    def damage_of(self, row: dict[str, Any]) -> str | None:
+        """Why the block of a catalogue row cannot be read as it was written; None where it can."""
+        try:
+            self._blocks([row], from_disk=True)
+        except CorruptionError as error:
+            return str(error)
+        return None
+
+    def doubled(self, key: DocumentKey | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Blocks that have several catalogue rows, in the order in which they were written; by the block's name."""
+        self._check_open()
+        where = None if key is None else at(key)
+        counts = self._catalogue(where, ["block"]).group_by("block").aggregate([("block", "count")])
+        names = counts.filter(pc.field("block_count") > 1)["block"].to_pylist()
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        if found:
+            for row in self._catalogue(where).to_pylist():
+                if row["block"] in found:
+                    found[row["block"]].append(row)
+        return found
+
+    def _check_acknowledged(self) -> None:
+        """Raises CorruptionError where the catalogue lacks commits that were acknowledged."""
+        self._acknowledged.check(lambda: self._database.version(CATALOGUE, CATALOGUE_SCHEMA))
+
+    def _is_there(self) -> bool:
+        """Whether anything was ever stored. Opening a store creates nothing; its first put does."""
+        if not self._exists:
+            names = self._database.table_names()
+            self._exists = CATALOGUE in names and IDENTITY in names
+            if not self._exists and any(is_payload(name) for name in names):
+                raise CorruptionError(f"{self._database.uri} holds blocks but no complete catalogue; {REPAIR}")
+            if self._exists or self._acknowledged.is_cheap:
+                self._acknowledged.check(
+                    lambda: self._database.version(CATALOGUE, CATALOGUE_SCHEMA) if CATALOGUE in names else 0
+                )
+                self._acknowledged.check_hint()
+        return self._exists
+
+    def _catalogue(self, where: str | None = None, columns: list[str] | None = None) -> pa.Table:
+        if not self._is_there():
+            return CATALOGUE_SCHEMA.empty_table()
+        if self._acknowledged.is_cheap:
+            self._check_acknowledged()
+        return self._database.select(CATALOGUE, CATALOGUE_SCHEMA, where, columns)
+
+    def _rows(self, where: str | None = None) -> list[dict[str, Any]]:
+        """Whole rows of blocks, one for each, by segment."""
+        return once_each(self._catalogue(where).sort_by("segment").to_pylist())
+
+    def _payload_tables(self, where: str | None = None) -> set[str]:
+        return set(self._catalogue(where, ["payload"])["payload"].to_pylist())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed; open it again with MemoryStore.open")
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['namespace']}/{row['document']} segment {row['segment']}"

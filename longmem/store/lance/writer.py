@@ -1,0 +1,323 @@
+"""The writing half of the durable store: how blocks come to exist, and how its tables are kept small."""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from secrets import randbits, token_hex
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from longmem.errors import StoreError
+from longmem.store.base import check_block, check_fingerprint, check_same_tokens, describe_block
+from longmem.store.lance import maintenance as janitor
+from longmem.store.lance.catalogue import (
+    CATALOGUE,
+    CATALOGUE_SCHEMA,
+    at,
+    block_of,
+    info_of,
+    is_payload,
+    payload_name,
+    row_of,
+    to_table,
+)
+from longmem.store.lance.codec import payload_schema, to_rows
+from longmem.store.lance.fsync import Durability, TableSync
+from longmem.store.lance.identity import IDENTITY, IDENTITY_SCHEMA, identity_rows
+from longmem.store.lance.quota import Quota
+from longmem.store.lance.reader import LanceReader
+from longmem.store.lance.table import KEEP_VERSIONS, quoted
+from longmem.store.object_files import ObjectFiles
+from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt
+
+COMPACT_EVERY = 32
+"""Commits of puts between two compactions of the catalogue. Each takes some 10 ms; every commit in between leaves a
+fragment, of which each later one reads the block names, at 0.1 ms a fragment."""
+
+UNSURE_S = KEEP_VERSIONS.total_seconds() / 2
+"""A put that took longer looks whether its blocks are in the catalogue twice. Lance compares an insert with the commits
+since the version it was planned on, and passes over those whose versions were cleaned away (lancedb 0.40)."""
+
+KNOWN_DOCUMENTS = 64
+"""Documents whose stored segments a writer remembers, so that a put need not look for what is not there."""
+
+STEPS = (
+    "put:begin",
+    "put:payload",
+    "put:payload-sync",
+    "put:catalogue",
+    "put:catalogue-sync",
+    "put:acknowledged",
+    "compact:commit",
+    "compact:sync",
+    "compact:acknowledged",
+    "compact:end",
+    "delete:catalogue",
+    "delete:sync",
+    "delete:end",
+    "trim:catalogue",
+    "trim:sync",
+    "trim:end",
+    "fork:catalogue",
+    "fork:end",
+)
+"""Points between commits, in the order of their operation: what a crash test dies at. `…sync` follows what
+`durability="power"` waits for."""
+
+
+class LanceWriter(LanceReader):
+    """Puts, and what they leave behind: fragments of the catalogue to compact, tables of the killed to sweep."""
+
+    def __init__(
+        self,
+        uri: str,
+        on_step: Callable[[str], None] = lambda _step: None,
+        *,
+        durability: Durability = "process",
+        max_bytes: int | None = None,
+    ) -> None:
+        """`on_step` is called with each of STEPS as it is reached."""
+        super().__init__(uri)
+        self._on_step = on_step
+        self._change = Lock()
+        self._commits = 0
+        self._known: OrderedDict[DocumentKey, set[int]] = OrderedDict()
+        self._epoch = token_hex(4)
+        self._quota = Quota(max_bytes, self.num_bytes, uri)
+        folder = self._database.folder
+        # a bucket acknowledges what it has stored
+        self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
+
+    def put(self, block: KVBlock) -> PutReceipt:
+        return self.put_all([block])[0]
+
+    def put_all(self, blocks: Sequence[KVBlock]) -> list[PutReceipt]:
+        """One commit for each payload table that they go to, one for the catalogue."""
+        self._check_open()
+        for block in blocks:
+            check_block(block)
+        if not blocks:
+            return []
+        with self._change:
+            if not self._commits:
+                self._before_first_put()
+            self._check_before_change()
+            if self.fingerprint() is None:
+                self._create(blocks[0].fingerprint)
+            for block in blocks:
+                check_fingerprint(self.fingerprint(), block.fingerprint)
+            # of a segment that another process has put since, the insertion tells
+            known = [block for block in blocks if block.segment in self._known_segments(block.key)]
+            rows = {_name(block): row for block in known if (row := self._row(block)) is not None}
+            new: dict[str, KVBlock] = {}
+            for block in blocks:
+                # before anything is written: a conflict leaves nothing of its group behind
+                name = _name(block)
+                if name in rows:
+                    check_same_tokens(info_of(rows[name]), block)
+                elif name in new:
+                    check_same_tokens(describe_block(new[name]), block)
+                else:
+                    new[name] = block
+            ours = self._commit(list(new.values())) if new else set()
+            receipts = []
+            for block in blocks:
+                if _name(block) in ours:
+                    # only the first of several that are the same
+                    ours.remove(_name(block))
+                    receipts.append(PutReceipt(block.key, block.segment, block.num_bytes, duplicate=False))
+                else:
+                    row = rows.get(_name(block)) or self._row(block)
+                    if row is None:
+                        raise StoreError(
+                            f"{block.key} segment {block.segment}: another process put it at the same moment and "
+                            "deleted it again; put it again"
+                        )
+                    receipts.append(self._replayed(row, block))
+        return receipts
+
+    def _commit(self, blocks: list[KVBlock]) -> set[str]:
+        """Write blocks that are not known to be stored; returns the names of those that are now, by us."""
+        self._quota.check(sum(block.num_bytes for block in blocks))
+        self._on_step("put:begin")
+        begun = time.time()
+        writes = {randbits(62): block for block in blocks}
+        rows = {write: to_rows(block, write) for write, block in writes.items()}
+        payloads: dict[str, list[int]] = {}
+        for write, block in writes.items():
+            payloads.setdefault(payload_name(block.key, block.segment, self._epoch), []).append(write)
+        for payload, own in payloads.items():
+            self._database.create_if_absent(payload, payload_schema(writes[own[0]].fingerprint))
+            self._database.append(payload, pa.concat_tables([rows[write] for write in own]))
+        self._on_step("put:payload")
+        for payload in payloads:
+            self._sync(payload)
+        self._on_step("put:payload-sync")
+        entries = [
+            row_of(describe_block(writes[write]), payload, write) for payload, own in payloads.items() for write in own
+        ]
+        inserted = {int(entry["write"]) for entry in entries}
+        commit = self._database.insert_missing(CATALOGUE, to_table(entries), "block")
+        if commit.num_rows < len(entries):
+            # another process was faster with some: its blocks stay, our payload rows of them are never named
+            inserted &= self._writes_of(blocks)
+        self._on_step("put:catalogue")
+        took_s = time.time() - begun
+        # a clock may jump, and a `delete` drops at once: in a folder looking costs microseconds
+        if self._database.folder is not None or took_s > janitor.OLD_S:
+            self._check_not_dropped({name: [writes[write] for write in own] for name, own in payloads.items()})
+        if took_s > UNSURE_S:
+            inserted &= self._withdraw_doubled(blocks, inserted)
+        self._sync(CATALOGUE)
+        self._on_step("put:catalogue-sync")
+        self._acknowledged.record(commit.version)
+        self._on_step("put:acknowledged")
+        for write in inserted:
+            self._known_segments(writes[write].key).add(writes[write].segment)
+            self._recent.keep(write, rows[write])
+            self._quota.added(writes[write].num_bytes)
+        self._commits += 1
+        if self._commits % COMPACT_EVERY == 0:
+            self._compact()
+        return {_name(writes[write]) for write in inserted}
+
+    def _before_first_put(self) -> None:
+        """What every writer does once."""
+        folder = self._database.folder
+        if folder is None:
+            ObjectFiles(self._database.uri).check_conditional_writes()
+        elif janitor.is_due(folder):
+            # compaction too: writers that die often never come to their own
+            self._tidy(janitor.OLD_S)
+        if self._is_there():
+            # who made it may have promised less
+            self._sync(IDENTITY)
+
+    def _create(self, fingerprint: Fingerprint) -> None:
+        there = self._database.table_names()
+        for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
+            # one that a writer of an earlier version left when it died here has another schema, and gets its key later
+            if name not in there:
+                self._database.create_if_absent(name, schema)
+        self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
+        self._sync(IDENTITY)
+        self._acknowledge()
+
+    def _tidy(self, old_s: float) -> janitor.Swept:
+        if self._is_there():
+            self._compact()
+        return self._sweep(old_s)
+
+    def _check_before_change(self) -> None:
+        """Nothing is built on a catalogue that went back, or on a wrong list of deleted rows, which a compaction would
+        make true. In a bucket that is a request, and forks and compactions alone make it."""
+        if self._acknowledged.is_cheap:
+            self._check_acknowledged()
+
+    def _compact(self) -> None:
+        self._check_acknowledged()
+        self._database.compact(CATALOGUE, CATALOGUE_SCHEMA)
+        self._on_step("compact:commit")
+        self._sync(CATALOGUE)
+        self._on_step("compact:sync")
+        # before old versions go: what a mark names is then never among them
+        self._acknowledge()
+        self._acknowledged.tidy()
+        self._on_step("compact:acknowledged")
+        # only now, or a power cut could leave neither the old files nor the new ones
+        self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
+        self._sync(CATALOGUE)
+        self._on_step("compact:end")
+
+    def _sweep(self, old_s: float) -> janitor.Swept:
+        folder = self._database.folder
+        if folder is None or not folder.is_dir():
+            return janitor.Swept()
+        # names after ages: a table that is being written is young, or named by now
+        old = janitor.old_tables(folder, is_payload, old_s)
+        named = self._payload_tables() if old else set()
+        doomed = {name: size for name, size in old.items() if name not in named}
+        for name in doomed:
+            self._drop(name)
+        return janitor.sweep_files(folder, old_s).plus_tables(doomed)
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._database.drop(name, lambda: bool(self._payload_tables(f"payload = {quoted(name)}")))
+        except StoreError:
+            # it may be half there: nothing more is appended to it
+            self._epoch = token_hex(4)
+            raise
+
+    def _check_not_dropped(self, payloads: dict[str, list[KVBlock]]) -> None:
+        """Withdraw rows whose payload another process has dropped before they named it. Raises StoreError.
+
+        That process deleted the document, or took the payload for that of a dead writer: after a put that was
+        interrupted for long, or a clock that jumped.
+        """
+        if dropped := {name for name in payloads if not self._database.has_table(name)}:
+            for name in dropped:
+                self._database.forget(name)
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, dropped))})")
+            # nothing more is appended to a table that may be half there
+            self._epoch = token_hex(4)
+            lost = ", ".join(f"{block.key} segment {block.segment}" for name in dropped for block in payloads[name])
+            raise StoreError(
+                f"{lost}: while it was put, another process deleted the document or removed its payload as that of a "
+                "dead writer; put it again"
+            )
+
+    def _withdraw_doubled(self, blocks: list[KVBlock], ours: set[int]) -> set[int]:
+        """After a put that stood still for so long that the versions may be gone which would have told Lance of another
+        writer's insert: remove our row where there is another one of the block. Returns the writes that stay."""
+        names = ", ".join(quoted(_name(block)) for block in blocks)
+        rows = self._catalogue(f"block IN ({names})").to_pylist()
+        counts = Counter(row["block"] for row in rows)
+        doubled = {int(row["write"]) for row in rows if counts[row["block"]] > 1} & ours
+        if doubled:
+            condition = f"block IN ({names}) AND write IN ({', '.join(map(str, doubled))})"
+            self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, condition)
+        return ours - doubled
+
+    def _acknowledge(self, version: int | None = None) -> None:
+        """Acknowledge the catalogue as it is now, or as of a version: it must be found again from here on."""
+        self._sync(CATALOGUE)
+        if version is None:
+            version = self._database.version(CATALOGUE, CATALOGUE_SCHEMA)
+        self._acknowledged.record(version)
+
+    def _sync(self, table: str) -> None:
+        if self._disk is not None:
+            self._disk.table(table)
+
+    def _known_segments(self, key: DocumentKey) -> set[int]:
+        """Segments of a document that were stored when it was last looked at, and those that were put here since."""
+        known = self._known.pop(key, None)
+        if known is None:
+            known = set(self._catalogue(at(key), ["segment"])["segment"].to_pylist())
+        self._known[key] = known
+        if len(self._known) > KNOWN_DOCUMENTS:
+            self._known.popitem(last=False)
+        return known
+
+    def _row(self, block: KVBlock) -> dict[str, Any] | None:
+        return next(iter(self._rows(f"block = {quoted(_name(block))}")), None)
+
+    def _writes_of(self, blocks: list[KVBlock]) -> set[int]:
+        """The writes that hold these blocks."""
+        names = ", ".join(quoted(_name(block)) for block in blocks)
+        return set(self._catalogue(f"block IN ({names})", ["write"])["write"].to_pylist())
+
+    def _replayed(self, row: dict[str, Any], block: KVBlock) -> PutReceipt:
+        info = info_of(row)
+        check_same_tokens(info, block)
+        # who wrote it may have died before the disk had it
+        self._sync(row["payload"])
+        self._acknowledge()
+        return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)
+
+
+def _name(block: KVBlock) -> str:
+    return block_of(block.key, block.segment)

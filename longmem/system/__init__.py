@@ -1,0 +1,1 @@
+"""Process-wide settings: memory allocation, OpenMP threads, secrets in texts."""

@@ -1,0 +1,228 @@
+"""What every command shares: exit codes, what ends a command, and how options become values.
+
+Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.markup import escape
+
+from longmem.errors import ConfigError, LongMemError
+from longmem.system.redaction import know_secrets, redacted
+from pipelines.command.console import open_console, printable
+from pipelines.command.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
+from pipelines.command.option_types import OptionValueError
+
+EXIT_FAILED_DOCUMENTS = 1
+EXIT_BAD_INPUT = 2
+
+_USAGE_ERROR: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""The root of the command line's own errors, which some versions of typer bring along and others take from click."""
+
+
+class ComputeDtype(StrEnum):
+    """Type in which the backbone and the SideNet compute."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class JobDtype(StrEnum):
+    """The same for a job, which may choose itself."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+
+
+class StoredFormat(StrEnum):
+    """Format in which keys and values are stored."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+class SpecialTokenRule(StrEnum):
+    """Meaning of a special token that a text spells."""
+
+    PARSE = "parse"
+    TEXT = "text"
+
+
+class Placement(StrEnum):
+    """How workers are spread over nodes."""
+
+    PACK = "pack"
+    SPREAD = "spread"
+
+
+class Retention(StrEnum):
+    """How long blocks stay in the store."""
+
+    WINDOW = "window"
+    DOCUMENT = "document"
+    FOREVER = "forever"
+
+
+class Durability(StrEnum):
+    """What a stored block survives."""
+
+    PROCESS = "process"
+    POWER = "power"
+
+
+class SearchEngine(StrEnum):
+    """What finds chunks in a reader's window."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    TORCH = "torch"
+    FAISS = "faiss"
+    IVF = "ivf"
+
+
+class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
+    """Turns what ends a command into a sentence for the user and an exit code; bugs keep their traceback."""
+
+    def __init__(self, console: Console, out: Path | None = None) -> None:
+        """`out`: folder of a job that can be continued after an interruption."""
+        self._console = console
+        self._out = out
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt) or (error is not None and is_interrupted()):
+            again = f"What was done is kept. Continue with the same command and --resume --out {self._out}"
+            _say_interrupted(self._console, again if self._out else "")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        if isinstance(error, LongMemError):
+            _say_error(self._console, error)
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+class LongMemGroup(typer.core.TyperGroup):
+    """The root of the command line: what ends the parsing of options ends like what ends a command."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
+        know_secrets(args)
+        with _parsing():
+            return super().make_context(info_name, args, parent, **settings)
+
+    def invoke(self, *arguments: Any, **settings: Any) -> Any:
+        with _parsing():
+            return super().invoke(*arguments, **settings)
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    console = open_console(stderr=True)
+    try:
+        with exit_codes(console):
+            yield
+    except OptionValueError as error:
+        # in one line, like every other error
+        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}"))
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except _USAGE_ERROR as error:
+        # typer shows the message in a frame of its own, whose lines end in the middle of a URI
+        error.message = redacted(error.message)
+        raise
+
+
+def _shown_name(parameter: Any) -> str:
+    """Return the name that the user knows an option or argument by."""
+    if parameter is None:
+        return "an option"
+    if parameter.param_type_name == "option":
+        return str(max(parameter.opts, key=len))
+    return str(parameter.metavar or parameter.name).removesuffix("...")
+
+
+def _say_error(console: Console, error: LongMemError) -> None:
+    # names of files and what they hold are foreign text, which may tell a terminal what to do
+    lines = map(printable, str(error).splitlines())
+    console.print(f"[bold red]error:[/] {escape(chr(10).join(lines))}", soft_wrap=True)
+
+
+def _say_interrupted(console: Console, more: str) -> None:
+    say_interrupted(lambda line: console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True), more)
+
+
+def say_if_finished(summary: Mapping[str, Any] | None, out: Path) -> bool:
+    """Return whether a job had finished before its command began, and then say so in one line."""
+    from pipelines.job.folder import FinishedSummary
+
+    if not isinstance(summary, FinishedSummary):
+        return False
+    open_console().print(escape(f"{out}: the job has finished before; nothing was changed"), soft_wrap=True)
+    return True
+
+
+def command_text() -> str:
+    """Return the command as it was given, without secrets."""
+    return shlex.join(["longmem", *map(redacted, sys.argv[1:])])
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_or_hub(model: str) -> str:
+    """A local folder as an absolute path, because workers have other working directories; else a hub id."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def local_inputs(inputs: list[str]) -> tuple[str, ...]:
+    """Return local inputs as absolute paths, because workers have other working directories; URIs as they are."""
+    from longmem.text.finding import is_local
+
+    return tuple(str(Path(each).absolute()) if is_local(each) else each for each in inputs)
+
+
+def refuse_options(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
+    """Raises ConfigError when the user gave any of these options."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{options}: {reason}")
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError for a device that torch does not have."""
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; install a CUDA build of torch, or use --device cpu")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` options; values are numbers, true or false where they look like it, else words."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise ConfigError(f"--set needs NAME=VALUE, got {pair!r}")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:
+            settings[name] = text
+    return settings

@@ -1,0 +1,91 @@
+"""Printing: the one place that writes to a terminal, where nothing appears with a secret in it.
+
+Redaction happens before lines are wrapped, because a URI that is cut in two is no longer recognised, and once more
+where text leaves the process, for what other libraries, warnings and tracebacks print.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from longmem.system.redaction import redacted, redacted_values
+
+
+class RedactingConsole(Console):
+    """A console that redacts every text it lays out, in tables and progress bars too."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        return super().render(_hidden(renderable), options)
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console for results, or with `stderr` for errors, messages and progress."""
+    return RedactingConsole(stderr=stderr)
+
+
+def printable(text: str) -> str:
+    """Return foreign text on one line, with U+FFFD for every character that a terminal might obey, not show."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def say(text: str) -> None:
+    """Print one redacted text on stdout."""
+    typer.echo(redacted(text))
+
+
+def say_json(values: Any, *, indent: int | None = None) -> None:
+    """Print redacted values on stdout as JSON."""
+    typer.echo(json.dumps(redacted_values(values), indent=indent))
+
+
+def guard_streams() -> None:
+    """Redact all that this process writes to stdout and stderr from now on, tracebacks of bugs included."""
+    sys.stdout = _RedactingStream(sys.stdout)
+    sys.stderr = _RedactingStream(sys.stderr)
+    sys.excepthook = _print_exception
+
+
+class _RedactingStream:
+    """A text stream whose `write` redacts; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # whole, so that no secret is divided among the pieces that the interpreter would write
+    sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
+
+
+def _hidden(renderable: RenderableType) -> RenderableType:
+    if isinstance(renderable, str):
+        return redacted(renderable)
+    if isinstance(renderable, Text) and (hidden := redacted(renderable.plain)) != renderable.plain:
+        return Text(
+            hidden,
+            style=renderable.style,
+            justify=renderable.justify,
+            overflow=renderable.overflow,
+            no_wrap=renderable.no_wrap,
+            end=renderable.end,
+        )
+    return renderable

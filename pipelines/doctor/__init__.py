@@ -1,0 +1,1 @@
+"""`longmem doctor`: checks of a machine and of a backbone."""

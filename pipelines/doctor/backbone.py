@@ -1,0 +1,96 @@
+"""`longmem doctor --model`: whether a backbone can feed a memory, which layer to store, and what to expect."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from longmem.backbone.backbone import Backbone
+from longmem.config import LongMemConfig
+from longmem.errors import DocumentError
+from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint
+from longmem.model.source import ModelSource
+from longmem.text.documents import UnreadableDocument, read_documents
+from longmem.text.language_reference import language_reference
+from pipelines.command.command_line import SpecialTokenRule
+from pipelines.doctor.backbone_probe import BackboneProbe, probe_backbone
+from pipelines.job.inputs import find_inputs
+
+SEGMENT_TOKENS = 512
+MAX_TOKENS = 24_576
+"""Enough for a stable ranking of layers: a minute for a backbone of ten million parameters."""
+
+
+def examine_model(
+    model: str,
+    text: str | None,
+    special_tokens: SpecialTokenRule | None,
+    console: Console,
+    adapter: str | None = None,
+) -> BackboneProbe:
+    """Probe a backbone, or that of a LongMem folder, on the first document of `text` (None: the language reference).
+
+    Raises ConfigError, ModelError, DocumentError.
+    """
+    folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
+    backbone = Backbone.load(folder, adapter=adapter)
+    settings = {} if special_tokens is None else {"special_tokens": special_tokens.value}
+    tokenizer = ModelSource(model, settings=settings, adapter=adapter).open_tokenizer()
+    sequence = tokenizer.sequence(_text(text, console))[: MAX_TOKENS + 1]
+    return probe_backbone(backbone, sequence, min(SEGMENT_TOKENS, backbone.max_tokens or SEGMENT_TOKENS))
+
+
+def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
+    """Print the table of layers and what follows from it."""
+    num_layers = len(probe.layers)
+    storable = _storable(num_layers)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{escape(model)}: layers as memory", title_justify="left")
+    for column in ("layer", "cache gain", "continuations found", "induction"):
+        table.add_column(column, justify="right")
+    best = min((layer for layer in probe.layers if layer.layer in storable), key=lambda layer: layer.cache_gain)
+    for layer in probe.layers:
+        mark = " ←" if layer is best else ""
+        table.add_row(
+            f"{layer.layer}{mark}",
+            f"{layer.cache_gain:+.1%}",
+            f"{layer.found:.0%}",
+            f"{layer.induction:.2f}",
+            style=None if layer.layer in storable else "dim",
+        )
+    console.print(table)
+    console.print(
+        f"  perplexity {probe.perplexity:.2f} on {probe.num_tokens:,} tokens, of which {probe.in_memory:.0%} followed "
+        "the same token before"
+    )
+    console.print(
+        f"  repeat loss: {probe.first_loss:.2f} nats at first, {probe.second_loss:.2f} the second time: "
+        + (
+            "it copies from its context."
+            if probe.copies
+            else "it does not copy from its context (no induction heads), so the copy head has to."
+        )
+    )
+    default = LongMemConfig().resolve_layer(num_layers) if num_layers % 2 == 0 else None
+    console.print(f"  store keys of layer {best.layer}: --memory-layer {best.layer} (default: {default})")
+    if best.cache_gain > -0.01:
+        console.print(
+            "  [yellow]A cache over these keys gains almost nothing on this text: expect little of memory.[/]"
+        )
+
+
+def _storable(num_layers: int) -> range:
+    """Layers that a SideNet with the default reduction copies; all of them for an odd number of layers (r = 1)."""
+    reduction = LongMemConfig().layer_reduction
+    return range(reduction - 1, num_layers, reduction) if num_layers % reduction == 0 else range(num_layers)
+
+
+def _text(source: str | None, console: Console) -> str:
+    if source is None:
+        return language_reference().text
+    for document in read_documents(find_inputs([source], console)):
+        if isinstance(document, UnreadableDocument):
+            raise DocumentError(f"{document.source}: {document.error}")
+        return document.text
+    raise DocumentError(f"no document in {source}: expected a text to probe with")

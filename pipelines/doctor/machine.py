@@ -1,0 +1,238 @@
+"""What this machine offers a job, and what would stop it or slow it down: the findings behind `longmem doctor`.
+
+Each check answers with findings and never raises: a broken installation is what the doctor is asked about. Ray lives
+in `actors/`, so the caller says how to find a cluster.
+"""
+
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Severity = Literal["ok", "warning", "error"]
+
+GIB = 2**30
+MIN_RAM_BYTES = 2 * GIB
+"""A small backbone, one window of keys and values, and Python itself."""
+MIN_DISK_BYTES = 2 * GIB
+"""Keys and values of about half a million tokens of a 16×64-head layer (design §8: 4 KiB per token)."""
+MIN_SHM_BYTES = 1 * GIB
+CGROUP = Path("/sys/fs/cgroup")
+SHM = Path("/dev/shm")
+TELLING_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
+"""Environment variables that change where or how fast a job runs, or which model files it finds."""
+SIGNS: dict[Severity, tuple[str, str]] = {
+    "ok": ("✓ ok", "green"),
+    "warning": ("! slow", "yellow"),
+    "error": ("✗ bad", "red"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `problem` says what is wrong and what to do about it, None when nothing is."""
+
+    name: str
+    value: str
+    problem: str | None = None
+    severity: Severity = "ok"
+    """`warning`: works, but slower or with less than it could. `error`: a job cannot work."""
+
+
+def diagnose(out: Path, *, find_cluster: Callable[[], str | None] | None = None) -> list[Finding]:
+    """Look at the installation and the machine. `out` is where results would be written; nothing is created there.
+
+    `find_cluster` returns the address of a running Ray cluster or None, or raises ClusterError.
+    """
+    findings = [*_packages(), *_torch(), _ram(), _disk(out)]
+    if SHM.is_dir():
+        findings.append(_shared_memory())
+    if find_cluster:
+        findings.append(_cluster(find_cluster))
+    findings += [Finding(name, os.environ[name]) for name in TELLING_VARIABLES if name in os.environ]
+    return findings
+
+
+def render(findings: list[Finding], console: Console) -> None:
+    """Print the findings as a table, each problem under its value, and a closing sentence."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        sign, style = SIGNS[finding.severity]
+        value = Text(finding.value)
+        if finding.problem:
+            value.append(f"\n{finding.problem}", style=style)
+        table.add_row(Text(sign, style=style), Text(finding.name, style="bold"), value)
+    console.print(table)
+    errors = sum(finding.severity == "error" for finding in findings)
+    warnings = sum(finding.severity == "warning" for finding in findings)
+    if errors:
+        console.print(Text(f"\n{errors} found that stop a job, {warnings} that slow it down.", style="bold red"))
+    else:
+        console.print(Text(f"\nJobs can run here{f', {warnings} found that slow them down' if warnings else ''}."))
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("Python", f"{platform.python_version()} ({sys.executable})")
+    try:
+        required = metadata.requires("longmem") or []
+        yield Finding("longmem", metadata.version("longmem"))
+    except metadata.PackageNotFoundError:
+        yield Finding("longmem", "not installed", "this Python sees the sources only: run `pip install -e .`", "error")
+        return
+    for requirement in required:
+        if "extra ==" not in requirement:
+            yield _package(requirement)
+
+
+def _package(requirement: str) -> Finding:
+    """Checks the one form that our pyproject uses, `name[extra]>=version`."""
+    parts = re.match(r"([\w.-]+)(?:\[.*?\])?\s*(?:>=\s*([\d.]+))?", requirement)
+    assert parts, f"unreadable requirement {requirement!r}"
+    name, minimum = parts.groups()
+    install = f"run `pip install '{requirement}'`"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "missing", install, "error")
+    if minimum and _numbers(version) < _numbers(minimum):
+        return Finding(name, version, f"needs at least {minimum}: {install}", "error")
+    return Finding(name, version)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    leading = re.match(r"[\d.]*", version)
+    return tuple(int(number) for number in leading[0].split(".") if number) if leading else ()
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of the wheel does not load here
+        yield Finding("torch import", "failed", f"{error}: reinstall torch", "error")
+        return
+    from longmem.model.precision import bfloat16_speedup
+
+    cores, threads = usable_cores(), torch.get_num_threads()
+    problem = None
+    if threads > cores:
+        problem = (
+            f"{threads} threads share {cores:g} cores and wait for each other: set OMP_NUM_THREADS={max(1, int(cores))}"
+        )
+    elif threads < int(cores):
+        problem = f"{int(cores) - threads} cores stay idle in this process: set OMP_NUM_THREADS={int(cores)}"
+    yield Finding(
+        "CPU",
+        f"{cores:g} cores usable of {os.cpu_count()}, {threads} torch threads",
+        problem,
+        "warning" if problem else "ok",
+    )
+    speedup = bfloat16_speedup()
+    slow = speedup < 0.8
+    yield Finding(
+        "bfloat16",
+        f"{speedup:.1f}× the speed of float32 (512×512 matrix product)",
+        "this CPU emulates bfloat16: compute in float32" if slow else None,
+        "warning" if slow else "ok",
+    )
+    yield _search()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield Finding("GPU", ", ".join(gpus) or "none, jobs run on the CPU")
+
+
+def _search() -> Finding:
+    from longmem.errors import ConfigError
+    from longmem.retrieval import choose_engine, create_search
+
+    engine = choose_engine("auto", "cpu")
+    if engine != "native":
+        problem = "no C compiler (cc, gcc or clang) on PATH: searches take several times as long; install one"
+        return Finding("search", engine, problem, "warning")
+    try:
+        create_search(engine)
+    except ConfigError as error:
+        return Finding("search", engine, str(error), "error")
+    return Finding("search", f"{engine}, compiled here")
+
+
+def usable_cores() -> float:
+    """Cores that this process may keep busy: its affinity mask, and the CPU quota of its container."""
+    # sched_getaffinity exists on Linux only
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([float(allowed), *_cpu_quotas()])
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """Quotas, in cores, of this process's cgroup (v2) and all above it; in a container, the root is the container."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::")), "")
+    for folder in (CGROUP / own, *(CGROUP / own).parents):
+        if folder.is_relative_to(CGROUP) and (limit := folder / "cpu.max").is_file():
+            quota, period = limit.read_text("utf-8").split()
+            if quota != "max":
+                yield int(quota) / int(period)
+
+
+def _ram() -> Finding:
+    memory = psutil.virtual_memory()
+    value = f"{_size(memory.available)} available of {_size(memory.total)}"
+    if memory.available < MIN_RAM_BYTES:
+        problem = f"jobs need about {_size(MIN_RAM_BYTES)}: close other programs, or lower --memory-tokens"
+        return Finding("RAM", value, problem, "error")
+    return Finding("RAM", value)
+
+
+def _cluster(find_cluster: Callable[[], str | None]) -> Finding:
+    from longmem.errors import ClusterError
+
+    try:
+        return Finding("Ray cluster", find_cluster() or "none running; a job starts its own")
+    except ClusterError as error:
+        return Finding("Ray cluster", "does not answer", str(error), "warning")
+
+
+def _disk(out: Path) -> Finding:
+    name = "output folder"
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return Finding(name, str(out), f"{folder} is a file: choose another --out", "error")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(
+            name, str(out), f"{folder} cannot be written: change its permissions or choose another --out", "error"
+        )
+    free = shutil.disk_usage(folder).free
+    value = f"{out}, {_size(free)} free"
+    if free < MIN_DISK_BYTES:
+        problem = f"jobs need about {_size(MIN_DISK_BYTES)}: free some space or choose --out on another disk"
+        return Finding(name, value, problem, "error")
+    return Finding(name, value)
+
+
+def _shared_memory() -> Finding:
+    total = shutil.disk_usage(SHM).total
+    if total < MIN_SHM_BYTES:
+        problem = "Ray then keeps its objects on disk, which is slow: start the container with --shm-size=4g"
+        return Finding(str(SHM), _size(total), problem, "warning")
+    return Finding(str(SHM), _size(total))
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:,.1f} GiB"

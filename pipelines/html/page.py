@@ -1,0 +1,31 @@
+"""Writing a report as one HTML file: Jinja templates with autoescaping, since names of documents are foreign text."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines.job.output import write_text
+
+TEMPLATE = "report.html.j2"
+"""Name of every job's template, in the folder of the job."""
+
+
+def write_page(path: Path, job_folder: Path, filters: Mapping[str, Callable[..., str]], **values: Any) -> Path:
+    """Fill in the template of a job's folder, write the page whole or not at all, and return its path.
+
+    Raises OutputError.
+    """
+    environment = Environment(
+        # here: the style and the parts that all reports share
+        loader=FileSystemLoader([job_folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    html = environment.get_template(TEMPLATE).render(**values)
+    write_text(path, html)
+    return path

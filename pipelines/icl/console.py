@@ -1,0 +1,45 @@
+"""What a finished job prints."""
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.command.console import printable
+from pipelines.icl.report import headline, percent, verdict
+
+
+def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
+    """One table for each task, what demonstrations cost, and where everything is."""
+    memory_shots = summary["grid"]["memory_shots"]
+    for name, task in summary["tasks"].items():
+        metric, scoring = headline(task)
+        cells = {
+            (row["model"], row["shots"], row["memory_shots"]): f"{percent(row['mean'])} ± {percent(row['std'])}"
+            for row in task["grid"]
+            if (row["metric"], row["scoring"]) == (metric, scoring)
+        }
+        title = f"{printable(name)}: {metric.replace('_', ' ')} of {task['items']:,} items"
+        table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
+        table.add_column("in context")
+        for column in ["backbone", *(f"{number:,} in memory" for number in memory_shots)]:
+            table.add_column(column, justify="right")
+        for shots in summary["grid"]["shots"]:
+            backbone = cells.get(("backbone", shots, memory_shots[0]), "–")
+            longmem = [cells["longmem", shots, number] for number in memory_shots]
+            table.add_row(f"{shots:,}", backbone, *longmem)
+        console.print(table)
+        if baselines := task["baselines"]:
+            label, share = printable(baselines["majority_label"]), percent(baselines["majority_accuracy"])
+            console.print(escape(f"  always {label}: {share}; any label: {percent(baselines['random_accuracy'])}"))
+        console.print(escape(f"  {verdict(task)}"), soft_wrap=True)
+    written, asked = summary["demonstrations"], summary["asked"]
+    console.print(
+        f"  {written['tokens_encoded']:,} tokens of demonstrations encoded, {written['tokens_found']:,} found in the "
+        f"store; {asked['items']:,} items in {asked['wall_s']:.1f} s",
+        soft_wrap=True,
+    )
+    console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)

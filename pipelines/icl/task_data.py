@@ -1,0 +1,199 @@
+"""A task as tokens: demonstrations, items, and which of them every cell of the grid gets.
+
+For each seed the demonstrations are shuffled anew. The first ones stand in context, the next ones in memory: so no
+demonstration is in both, a memory is the same whatever stands in context, and a larger one begins with a smaller one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.errors import ConfigError, DocumentError
+from longmem.text.demonstrations import Tokens, digest, pack, segments_of
+from longmem.types import DocumentKey, Segment
+from pipelines.icl.task import Example, Task
+
+NAMESPACE = "icl"
+ITEM_ORDER_SEED = 20230607
+"""Items are shuffled once, the same for all runs: files are often sorted by label, and a limit takes the first."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One place of the grid."""
+
+    task: str
+    seed: int
+    shots: int
+    """Demonstrations wanted in context."""
+    memory_shots: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as tokens."""
+
+    example: Example
+    prompt: Tokens
+    demonstration: Tokens
+    """The whole of it, target included."""
+    targets: dict[str, Tokens]
+    """By label, the tokens that are predicted after the part of the prompt that all of them share."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An item as a cell asks it."""
+
+    index: int
+    """Of the item among the task's."""
+    tokens: Tokens
+    """Start token, demonstrations in context, and the item without its target."""
+    targets: dict[str, Tokens]
+    shots: int
+    """Demonstrations that really stand in context."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Demonstrations of one seed as a document."""
+
+    key: DocumentKey
+    segments: list[Segment]
+    num_demonstrations: int
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(segment.num_tokens for segment in self.segments)
+
+
+class PreparedTask:
+    """Reads and tokenises a task, and counts what is left out because it does not fit a segment.
+
+    Raises DocumentError and ConfigError for data that cannot be used.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: Tokenizer, segment_tokens: int, limit_items: int | None, largest_shots: int
+    ) -> None:
+        """`largest_shots`: most demonstrations that any cell has in context."""
+        self._tokenizer = tokenizer
+        self._segment_tokens = segment_tokens
+        self._largest_shots = largest_shots
+        self._start = [] if tokenizer.start_token is None else [tokenizer.start_token]
+        self._memories: dict[tuple[int, int], Memory] = {}
+        train = task.examples(task.train)
+        if not train:
+            raise DocumentError(f"task {task.name}: {task.train} has no rows; expected demonstrations")
+        if not task.generates:
+            task = _with_words(task, train)
+        self.task = task
+        demonstrations = [self._encode(example, with_targets=False) for example in train]
+        room = segment_tokens - len(self._start)
+        self.demonstrations = [each for each in demonstrations if len(each.demonstration) <= room]
+        self.num_long_demonstrations = len(demonstrations) - len(self.demonstrations)
+        order = np.random.default_rng(ITEM_ORDER_SEED)
+        test = task.examples(task.test)
+        if not test:
+            raise DocumentError(f"task {task.name}: {task.test} has no rows; expected at least one item")
+        items = [self._encode(test[index], with_targets=True) for index in order.permutation(len(test))[:limit_items]]
+        self.items = [each for each in items if self._room_for(each) >= 0]
+        self.num_long_items = len(items) - len(self.items)
+        if not self.items:
+            raise DocumentError(
+                f"task {task.name}: none of {len(items)} items fits a segment of {segment_tokens} tokens; use longer "
+                "segments (--segment-tokens)"
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.task.words)
+
+    def check(self, memory_shots: int) -> None:
+        """Raises ConfigError when there are too few demonstrations for the largest cell."""
+        needed = self._largest_shots + memory_shots
+        if needed > len(self.demonstrations):
+            raise ConfigError(
+                f"task {self.task.name}: {self._largest_shots} demonstrations in context and {memory_shots} in memory "
+                f"are {needed}, but {self.task.train.name} has {len(self.demonstrations)} that fit a segment; use fewer"
+            )
+
+    def memory(self, seed: int, memory_shots: int) -> Memory | None:
+        """Named by its content, so that any later job that packs the same tokens finds it in the store."""
+        if memory_shots == 0:
+            return None
+        if (seed, memory_shots) not in self._memories:
+            self._memories[seed, memory_shots] = self._pack(seed, memory_shots)
+        return self._memories[seed, memory_shots]
+
+    def _pack(self, seed: int, memory_shots: int) -> Memory:
+        chosen = self._shuffled(seed)[self._largest_shots : self._largest_shots + memory_shots]
+        packed = pack([each.demonstration for each in chosen], self._segment_tokens, self._tokenizer.start_token)
+        key = DocumentKey(NAMESPACE, f"{self.task.name}-{memory_shots}-{digest(packed)}")
+        return Memory(key, segments_of(key, packed, self._segment_tokens), memory_shots)
+
+    def prompts(self, cell: Cell) -> list[Prompt]:
+        """All items. Where not all demonstrations fit, as many as do are kept whole, those nearest to the item."""
+        context = [each.demonstration for each in self._shuffled(cell.seed)[: cell.shots]]
+        prompts = []
+        for index, item in enumerate(self.items):
+            room, kept = self._room_for(item), 0
+            for demonstration in reversed(context):
+                if len(demonstration) > room:
+                    break
+                room -= len(demonstration)
+                kept += 1
+            tokens = np.concatenate([*context[len(context) - kept :], item.prompt])
+            prompts.append(Prompt(index, self._tokenizer.begin(tokens), item.targets, kept))
+        return prompts
+
+    def digest(self) -> str:
+        """Hash of everything that is asked and shown: a resumed job must ask the same."""
+        return digest([each.demonstration for each in self.demonstrations] + [each.prompt for each in self.items])
+
+    def _shuffled(self, seed: int) -> list[Encoded]:
+        order = np.random.default_rng(seed).permutation(len(self.demonstrations))
+        return [self.demonstrations[index] for index in order]
+
+    def _room_for(self, item: Encoded) -> int:
+        """Tokens of a segment that the item leaves free; the last token of its target is only predicted."""
+        longest = max((len(target) for target in item.targets.values()), default=self.task.max_new_tokens)
+        return self._segment_tokens - len(self._start) - len(item.prompt) - longest + 1
+
+    def _encode(self, example: Example, with_targets: bool) -> Encoded:
+        shown = f"{example.prompt} {self.task.shown(example)}"
+        demonstration = self._tokens(shown + example.after)
+        prompt = self._tokens(example.prompt)
+        if not with_targets or self.task.generates:
+            return Encoded(example, prompt, demonstration, {})
+        whole = {label: self._tokens(f"{example.prompt} {word}") for label, word in self.task.words.items()}
+        # a tokenizer may join the end of the prompt with the word: what is predicted begins where they all differ
+        # from the prompt alone
+        common = min(_num_common(prompt, tokens) for tokens in whole.values())
+        targets = {label: tokens[common:] for label, tokens in whole.items()}
+        return Encoded(example, prompt[:common], demonstration, targets)
+
+    def _tokens(self, text: str) -> Tokens:
+        return self._tokenizer.tokens(text)
+
+
+def _with_words(task: Task, train: Sequence[Example]) -> Task:
+    """The task with the labels that its demonstrations show. Raises DocumentError for a class without any."""
+    seen = sorted({example.answers[0] for example in train})
+    if empty := [label for label in task.words if label not in seen]:
+        raise DocumentError(
+            f"task {task.name}: no demonstration in {task.train} has the label {', '.join(empty)}; remove the label "
+            "from the task, or add demonstrations of it"
+        )
+    words = task.words or {label: label for label in seen}
+    if len(words) < 2:
+        raise DocumentError(f"task {task.name}: labels need at least two classes, {task.train} has {', '.join(words)}")
+    return replace(task, words=words)
+
+
+def _num_common(first: Tokens, second: Tokens) -> int:
+    length = min(len(first), len(second))
+    differ = np.flatnonzero(first[:length] != second[:length])
+    return int(differ[0]) if len(differ) else length

@@ -1,0 +1,1 @@
+"""What every job shares: folder, lock, resume, status, log, progress, summary."""

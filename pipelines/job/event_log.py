@@ -1,0 +1,89 @@
+"""`log.jsonl`: what happened to a job, one JSON object a line, for people with `jq` and for log collectors.
+
+    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_retry", "job": "3f…", "document": "moby",
+     "segment": 17, "stage": "score", "message": "…"}
+
+Fields that an event has no value for are left out. A resumed job goes on in the same file. Everything is ASCII, so a
+document's name can neither end a line nor reach a terminal as a control character.
+"""
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import longmem
+from longmem.errors import LongMemError
+from longmem.runtime.executor import Completion, ExecutorEvent
+from pipelines.job.observer import JobObserver
+from pipelines.job.output import GrowingFile, encoded
+
+LOG_FILE = "log.jsonl"
+
+Level = Literal["info", "warning", "error"]
+
+_LIBRARIES = ("torch", "transformers", "ray", "lancedb")
+
+
+class EventLog(JobObserver):
+    """Appends to a job's log; every line is written at once. Raises OutputError when it cannot be written."""
+
+    def __init__(self, path: Path, job_id: str) -> None:
+        self._job_id = job_id
+        self._file = GrowingFile(path)
+
+    def event(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
+        """One line; fields that are None are left out."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line: Mapping[str, Any] = {
+            "time": now,
+            "level": level,
+            "event": event,
+            "job": self._job_id,
+            **{name: value for name, value in fields.items() if value is not None},
+            "message": message,
+        }
+        self._file.add(encoded(line) + b"\n")
+
+    def started(self, command: str, resumed: bool) -> None:
+        """The job begins, or goes on."""
+        versions = {"longmem": longmem.__version__, "python": platform.python_version()}
+        versions |= {name: version(name) for name in _LIBRARIES}
+        self.event("job_resumed" if resumed else "job_started", command, versions=versions)
+
+    def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
+        self.event("document_admitted", f"{num_segments} segments, {num_tokens} tokens to be scored", document=document)
+
+    def task_ended(self, completion: Completion) -> None:
+        if completion.error is not None:
+            self.event(
+                "task_failed",
+                str(completion.error),
+                "error",
+                document=completion.segment.key.document,
+                segment=completion.segment.index,
+                stage=completion.stage,
+            )
+
+    def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:  # noqa: ARG002
+        if error is None:
+            self.event("document_scored", "every segment is scored", document=document)
+        else:
+            self.event("document_failed", str(error), "error", document=document)
+
+    def worker_event(self, event: ExecutorEvent) -> None:
+        segment = event.segment
+        self.event(
+            f"worker_{event.kind.replace(' ', '_')}",
+            event.message,
+            "info" if event.kind == "back" else "warning",
+            document=None if segment is None else segment.key.document,
+            segment=None if segment is None else segment.index,
+            stage=event.stage,
+            worker=event.worker or None,
+        )
+
+    def close(self) -> None:
+        self._file.close()

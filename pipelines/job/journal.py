@@ -1,0 +1,116 @@
+"""The journal of a job: every result, appended as it comes, so that a killed job loses nothing that it had scored.
+
+One record per line, `<xxh3-64 of the JSON> <JSON>`. A process that dies while it writes leaves at most one torn line at
+the end, which is cut off at the next start; a bad line anywhere else is damage.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import xxhash
+
+from longmem.errors import OutputError
+from pipelines.job.output import GrowingFile, encoded
+from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, decode, encode
+
+R = TypeVar("R")
+
+
+class AbstractJournal(ABC, Generic[R]):
+    """Opens (or begins) a journal of records and reads back what it holds.
+
+    Raises OutputError when it cannot be read or written, or is damaged before its last line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            data = path.read_bytes() if path.exists() else b""
+            whole = self._load(data)
+        except OSError as error:
+            raise OutputError(f"cannot open {path}: {error.strerror}") from error
+        self._file = GrowingFile(path)
+        if whole < len(data):
+            self._file.cut(whole)
+
+    @abstractmethod
+    def _encode(self, record: R) -> dict[str, Any]:
+        """A record as JSON values."""
+
+    @abstractmethod
+    def _decode(self, values: dict[str, Any]) -> R:
+        """The record that `_encode` was given. Raises KeyError, TypeError or ValueError for anything else."""
+
+    @abstractmethod
+    def _accept(self, record: R) -> None:
+        """Take a record that was read or added."""
+
+    def add(self, record: R) -> None:
+        """Append one record; when this returns it survives the death of the process."""
+        text = encoded(self._encode(record), compact=True)
+        self._file.add(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
+        self._accept(record)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, data: bytes) -> int:
+        """Take every record; returns the length of the whole lines."""
+        position = 0
+        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+            end = position + len(line)
+            digest, _, text = line.rstrip(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or digest.decode("ascii", "replace") != xxhash.xxh3_64_hexdigest(text):
+                if end == len(data):
+                    break
+                raise OutputError(
+                    f"{self._path} line {number} is damaged (its checksum does not match); restore the folder from a "
+                    "copy or begin a new job in another folder"
+                )
+            try:
+                self._accept(self._decode(json.loads(text)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise OutputError(
+                    f"{self._path} line {number} was written by another version of longmem ({error}); finish the job "
+                    "with that version or begin a new one"
+                ) from error
+            position = end
+        return position
+
+
+class Journal(AbstractJournal[Record]):
+    """Documents and segments of a perplexity job."""
+
+    def __init__(self, path: Path) -> None:
+        self.documents: dict[str, DocumentRecord] = {}
+        self.segments: dict[tuple[str, int], SegmentRecord] = {}
+        super().__init__(path)
+
+    def scored(self, document: str) -> list[SegmentRecord]:
+        """Records of a document's scored segments, in order."""
+        last = self.documents[document].num_segments or 0
+        return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
+
+    def _encode(self, record: Record) -> dict[str, Any]:
+        return encode(record)
+
+    def _decode(self, values: dict[str, Any]) -> Record:
+        return decode(values)
+
+    def _accept(self, record: Record) -> None:
+        if isinstance(record, DocumentRecord):
+            self.documents[record.document] = record
+        else:
+            # exactly once: a segment that was scored again after a lost acknowledgement has the same values
+            self.segments.setdefault((record.document, record.segment), record)

@@ -1,0 +1,93 @@
+"""Publishes a live job: `status.json`, `log.jsonl`, and on a cluster its monitor actor.
+
+All of it happens in the job's own thread: a job that hangs stops saying that it is alive.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from actors.monitoring.job_status import State
+from longmem.errors import LostClusterError, OutputError
+from longmem.runtime.executor import Completion, Stage
+from pipelines.job.event_log import LOG_FILE, EventLog
+from pipelines.job.folder import STATUS_FILE, JobFolder
+from pipelines.job.observer import Observers
+from pipelines.job.state import JobState
+
+if TYPE_CHECKING:
+    from actors.monitoring.monitor_actor import MonitorLine
+
+STATUS_S = 2.0
+
+
+class JobReporter(Observers):
+    """Context manager around the work of a job: how it ends is what the last status says. Raises OutputError."""
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        job_id: str,
+        *,
+        on_cluster: bool,
+        store_limit_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_cluster`: Ray is initialised, and the job's monitor is started there."""
+        # before the log, whose file would stay open if there is no monitor
+        self._line = _open_line(job_id, folder.path.name) if on_cluster else None
+        self.state = JobState(job_id, folder.path, store_limit_bytes=store_limit_bytes, clock=clock)
+        self.log = EventLog(folder.path / LOG_FILE, job_id)
+        super().__init__([self.state, self.log])
+        self._folder = folder
+        self._clock = clock
+        self._last_status = clock()
+        self._publish("running")
+
+    def task_ended(self, completion: Completion) -> None:
+        super().task_ended(completion)
+        if self._line is not None and completion.error is None:
+            self._line.task(completion.stage, completion.busy_s)
+
+    def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
+        super().levels(queue_depths, in_flight_bytes, lag_segments)
+        if self._line is not None and self._line.is_due:
+            self._line.push(self.state.snapshot("running"))
+        if self._clock() - self._last_status >= STATUS_S:
+            self._publish("running")
+
+    def _publish(self, state: State) -> None:
+        self._folder.write_json(STATUS_FILE, self.state.snapshot(state).to_json())
+        self._last_status = self._clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state: State = "finished"
+        if error is not None:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            self.log.event(f"job_{state}", str(error or "done"), "info" if error is None else "error")
+            self._publish(state)
+        except OutputError as unwritten:
+            if error is None:
+                raise
+            # the error that ended the job matters more, and often is the reason
+            error.add_note(str(unwritten))
+        finally:
+            self.log.close()
+            if self._line is not None and isinstance(error, LostClusterError):
+                self._line.abandon()
+            elif self._line is not None:
+                self._line.close(self.state.snapshot(state))
+
+
+def _open_line(job_id: str, name: str) -> "MonitorLine":
+    # lazily: only a job on a cluster loads Ray
+    from actors.monitoring.monitor_actor import MonitorLine
+
+    return MonitorLine(job_id, name)

@@ -1,0 +1,174 @@
+"""Counts what a job reports, and says at any moment how far it is."""
+
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from actors.monitoring.job_status import JobSnapshot, StageSnapshot, State
+from longmem.errors import CorruptionError, LongMemError
+from longmem.runtime.executor import STAGES, Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
+from longmem.system.redaction import redacted
+from longmem.types import PutReceipt, SegmentScore
+from pipelines.job.observer import JobObserver
+from pipelines.job.throughput import TokenRate
+
+RECENT_SEGMENTS = 64
+"""Gate and copy head are averaged over so many segments: the trend of a job, not its history."""
+RECENT_FAILURES = 10
+
+_COUNTED: dict[EventKind, str] = {
+    "retry": "retries",
+    "encoded again": "retries",
+    "stalled": "stalls",
+    # a worker that is killed is lost next
+    "lost": "lost_workers",
+}
+
+
+class JobState(JobObserver):
+    """`clock` is monotonic and gives durations; `now` is the time of day that a snapshot carries."""
+
+    def __init__(
+        self,
+        job_id: str,
+        out: Path,
+        *,
+        store_limit_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._job_id = job_id
+        self._out = out.absolute()
+        self._store_limit_bytes = store_limit_bytes
+        self._clock = clock
+        self._now = now
+        self._begun = clock()
+        self._started = now()
+        self._stages: dict[Stage, StageSnapshot] = {stage: StageSnapshot() for stage in STAGES}
+        self._rates = {stage: TokenRate(clock) for stage in STAGES}
+        self._documents: Counter[str] = Counter()
+        self._total_documents: int | None = None
+        self._tokens_to_score = 0
+        self._left: dict[str, int] = {}
+        self._stored: dict[str, dict[int, int]] = {}
+        self._stored_bytes = 0
+        self._counts: Counter[str] = Counter()
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_SEGMENTS)
+        self._failures: deque[str] = deque(maxlen=RECENT_FAILURES)
+        self._queue_depths: Mapping[Stage, int] = {}
+        self._in_flight_bytes = 0
+        self._lag_segments = 0
+
+    def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:  # noqa: ARG002
+        self._documents["admitted"] += 1
+        self._left[document] = num_tokens
+
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
+        for segment, num_bytes in segment_bytes.items():
+            self._keep(document, segment, num_bytes)
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        segments = self._stored.get(document, {})
+        for segment in [each for each in segments if each < first_segment]:
+            self._stored_bytes -= segments.pop(segment)
+
+    def task_ended(self, completion: Completion) -> None:
+        stage, segment, result = completion.stage, completion.segment, completion.result
+        if completion.error is not None:
+            self._stages[stage] = replace(self._stages[stage], failed_tasks=self._stages[stage].failed_tasks + 1)
+            return
+        num_bytes = 0
+        if isinstance(result, EncodeReceipt):
+            num_bytes = result.num_bytes
+        elif isinstance(result, PutReceipt):
+            num_bytes = result.num_bytes
+            self._counts["duplicate_puts"] += result.duplicate
+            self._keep(segment.key.document, segment.index, num_bytes)
+        elif isinstance(result, SegmentScore):
+            self._left[segment.key.document] -= len(segment.targets)
+            if result.retrieval.memory_tokens:
+                self._recent.append((result.retrieval.gate_mean, result.retrieval.copy_mean))
+        before = self._stages[stage]
+        self._stages[stage] = replace(
+            before,
+            segments=before.segments + 1,
+            tokens=before.tokens + segment.num_tokens,
+            num_bytes=before.num_bytes + num_bytes,
+            busy_s=before.busy_s + completion.busy_s,
+        )
+        self._rates[stage].add(segment.num_tokens)
+
+    def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
+        self._documents["scored" if error is None else "failed"] += 1
+        self._left.pop(document, None)
+        segments = self._stored.pop(document, {})
+        if not kept:
+            self._stored_bytes -= sum(segments.values())
+        if error is not None:
+            self._counts["checksum_failures"] += isinstance(error, CorruptionError)
+            self._failures.append(redacted(f"{document}: {error}"))
+
+    def document_total(self, num_documents: int) -> None:
+        self._total_documents = num_documents
+
+    def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
+        self._queue_depths = queue_depths
+        self._in_flight_bytes = in_flight_bytes
+        self._lag_segments = lag_segments
+
+    def worker_event(self, event: ExecutorEvent) -> None:
+        if event.kind == "encoded again":
+            self._counts[event.kind] += 1
+        if event.stage is not None and (counted := _COUNTED.get(event.kind)) is not None:
+            stage = self._stages[event.stage]
+            self._stages[event.stage] = replace(stage, **{counted: getattr(stage, counted) + 1})
+
+    def _keep(self, document: str, segment: int, num_bytes: int) -> None:
+        segments = self._stored.setdefault(document, {})
+        self._stored_bytes += num_bytes - segments.get(segment, 0)
+        segments[segment] = num_bytes
+
+    def snapshot(self, state: State) -> JobSnapshot:
+        """How far the job is now."""
+        tokens_left = sum(self._left.values())
+        scored_tokens = self._stages["score"].tokens
+        elapsed_s = self._clock() - self._begun
+        gates, copies = ([each[i] for each in self._recent] for i in (0, 1))
+        return JobSnapshot(
+            job=self._job_id,
+            name=self._out.name,
+            out=str(self._out),
+            state=state,
+            started=self._started,
+            updated=self._now(),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            total_documents=self._total_documents,
+            admitted_documents=self._documents["admitted"],
+            scored_documents=self._documents["scored"],
+            failed_documents=self._documents["failed"],
+            stages={
+                stage: replace(
+                    each,
+                    tokens_per_s=self._rates[stage].per_second(),
+                    queue_depth=self._queue_depths.get(stage, 0),
+                )
+                for stage, each in self._stages.items()
+            },
+            in_flight_bytes=self._in_flight_bytes,
+            lag_segments=self._lag_segments,
+            tokens_left=tokens_left,
+            eta_s=tokens_left * elapsed_s / scored_tokens if scored_tokens else None,
+            checksum_failures=self._counts["checksum_failures"],
+            duplicate_puts=self._counts["duplicate_puts"],
+            blocks_encoded_again=self._counts["encoded again"],
+            gate_mean=sum(gates) / len(gates) if gates else None,
+            copy_mean=sum(copies) / len(copies) if copies else None,
+            store_bytes=self._stored_bytes,
+            store_limit_bytes=self._store_limit_bytes,
+            recent_failures=tuple(self._failures),
+        )

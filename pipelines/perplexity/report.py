@@ -1,0 +1,216 @@
+"""report.html: what a perplexity job found, as one file that opens anywhere, without scripts or requests."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
+from pipelines.html.page import write_page
+from pipelines.job.summary import copies
+
+REPORT_NAME = "report.html"
+MAX_CHARTS = 12
+MAX_ROWS = 1000
+"""Documents in the table; a page with tens of thousands of rows is slow, and documents.parquet has them all."""
+NOTHING = "–"
+"""What a table shows where there is no figure."""
+
+
+@dataclass(frozen=True)
+class DocumentRow:
+    """One line of the table of documents; figures are None for a document that failed."""
+
+    name: str
+    status: str
+    tokens: int | None
+    words: int | None
+    longmem: float | None
+    backbone: float | None
+    change: float | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all segments together read from memory."""
+
+    segments: int
+    """Segments that had a past to read."""
+    reads: int
+    gate_mean: float
+    copy_mean: float
+    distance_mean: float
+    memory_tokens_mean: float
+    empty_slots: int
+
+
+def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, segments: pa.Table) -> Path:
+    """Write `folder/report.html` whole or not at all, and return its path.
+
+    `summary` is the content of summary.json; the tables are those of documents.parquet and segments.parquet.
+    Raises OutputError when the folder cannot be written.
+    """
+    scored = sorted({name for name, tokens in _pairs(segments, "document", "num_tokens") if tokens})
+    rows = document_rows(documents, segments)
+    return write_page(
+        folder / REPORT_NAME,
+        Path(__file__).parent,
+        FILTERS,
+        summary=summary,
+        verdict=verdict(summary),
+        charts=document_charts(scored[:MAX_CHARTS], segments),
+        num_scored=len(scored),
+        longest=max((n for _, n in _pairs(segments, "document", "segment")), default=0) + 1,
+        smoothing=SMOOTHING,
+        rows=rows[:MAX_ROWS],
+        num_documents=len(rows),
+        reading=reading(segments),
+        distances=distance_chart(segments),
+    )
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """The finding in one sentence, and for an untrained model where it comes from."""
+    if summary["perplexity"] is None:
+        return "No token was scored, so there is no perplexity to report."
+    value = summary["change"]["value"]
+    if value is None:
+        return "The two perplexities are too far apart to compare: see the nats at the end of this page."
+    if not summary["model"]["trained"]:
+        if not copies(summary):
+            return (
+                "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
+                f"and the measured change is {signed_percent(value)}."
+            )
+        return f"{_effect(summary)} The SideNet is untrained: the change comes from its untrained copy head alone."
+    return _effect(summary)
+
+
+def _effect(summary: dict[str, Any]) -> str:
+    value, low, high = (summary["change"][part] for part in ("value", "low", "high"))
+    subject = "Memory" if summary["settings"].get("memory_tokens", 1) else "The SideNet, with its memory off,"
+    effect = f"{subject} {'lowered' if value < 0 else 'raised'} token perplexity by {_percent(abs(value), value)}%"
+    if low is None or high is None:
+        return f"{effect}, measured on a single segment: too little for an interval."
+    if low <= 0 <= high:
+        return (
+            f"{subject} made no measurable difference to token perplexity "
+            f"({signed_percent(value)}, 95% interval {signed_percent(low)} to {signed_percent(high)})."
+        )
+    near, far = sorted((abs(low), abs(high)))
+    return f"{effect} (95% interval {_percent(near, value)}–{_percent(far, value)}%)."
+
+
+def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
+    """Documents by name. Perplexity divides by the tokens that were predicted, which only the segments know."""
+    predicted: dict[str, int] = {}
+    for name, tokens in _pairs(segments, "document", "num_tokens"):
+        predicted[name] = predicted.get(name, 0) + tokens
+
+    def per_token(
+        function: Callable[[float], float], row: dict[str, Any], nats: Callable[[dict[str, Any]], float]
+    ) -> float | None:
+        tokens = predicted.get(row["document"], 0)
+        if row["status"] != "scored" or not tokens:
+            return None
+        return function(min(nats(row) / tokens, MAX_NATS))
+
+    return [
+        DocumentRow(
+            name=row["document"],
+            status=row["status"],
+            tokens=row["num_tokens"],
+            words=row["num_words"],
+            longmem=per_token(math.exp, row, lambda row: row["nll_longmem"]),
+            backbone=per_token(math.exp, row, lambda row: row["nll_backbone"]),
+            change=per_token(math.expm1, row, lambda row: row["nll_longmem"] - row["nll_backbone"]),
+        )
+        for row in documents.sort_by("document").to_pylist()
+    ]
+
+
+def reading(segments: pa.Table) -> Reading | None:
+    """Totals and means of the retrieval columns, or None when nothing was read from memory.
+
+    Gate and copy share are averaged over tokens, distance over reads, because that is what each segment averaged
+    over.
+    """
+    reads_by_distance = total_distances(segments)
+    if not len(reads_by_distance):
+        return None
+    readers = segments.filter(pa.array(segments["memory_tokens"].to_numpy() > 0))
+    tokens = np.maximum(readers["num_tokens"].to_numpy(), 1)
+    reads = [sum(histogram or []) for histogram in readers["distance_histogram"].to_pylist()]
+    return Reading(
+        segments=len(readers),
+        reads=int(reads_by_distance.sum()),
+        gate_mean=float(np.average(readers["gate_mean"].to_numpy(), weights=tokens)),
+        copy_mean=float(np.average(readers["copy_mean"].to_numpy(), weights=tokens)),
+        distance_mean=float(np.average(readers["distance_mean"].to_numpy(), weights=reads)),
+        memory_tokens_mean=float(np.average(readers["memory_tokens"].to_numpy(), weights=tokens)),
+        empty_slots=int(readers["empty_slots"].to_numpy().sum()),
+    )
+
+
+def _pairs(table: pa.Table, first: str, second: str) -> "zip[tuple[Any, Any]]":
+    return zip(table[first].to_pylist(), table[second].to_pylist(), strict=True)
+
+
+def count(number: float | None) -> str:
+    """A whole number with thousands separators."""
+    return NOTHING if number is None else f"{number:,.0f}"
+
+
+def figure(value: float | None, like: float | None = None) -> str:
+    """Four significant digits, as many decimals as `like` gets (its own, when not given)."""
+    if value is None:
+        return NOTHING
+    size = abs(value if like is None else like)
+    if max(size, abs(value)) >= 1e7:
+        return f"{value:.2e}"
+    return f"{value:,.{next(digits for digits, bound in ((0, 1e4), (1, 1e3), (2, 10), (3, 0)) if size >= bound)}f}"
+
+
+def interval(part: dict[str, Any]) -> str:
+    """`low–high`, with the decimals of the value between them."""
+    if part["low"] is None or part["high"] is None:
+        return NOTHING
+    return f"{figure(part['low'], part['value'])}–{figure(part['high'], part['value'])}"
+
+
+def _percent(share: float, like: float) -> str:
+    """Percentage points without sign, with the decimals that `like` needs to show two digits."""
+    size = abs(like) * 100
+    return f"{share * 100:,.{1 if size >= 1 else 2 if size >= 0.1 else 3}f}"
+
+
+def signed_percent(share: float | None) -> str:
+    """A change in per cent with its sign; the minus is the typographic one, as wide as the plus."""
+    if share is None:
+        return NOTHING
+    digits = _percent(abs(share), share)
+    sign = "" if not float(digits.replace(",", "")) else "−" if share < 0 else "+"
+    return f"{sign}{digits}%"
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 05 s, 3 h 07 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours:,} h {left:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "count": count,
+    "figure": figure,
+    "interval": interval,
+    "percent": signed_percent,
+    "duration": duration,
+}
+"""How templates write numbers."""

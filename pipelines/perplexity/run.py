@@ -1,0 +1,215 @@
+"""The main job: read documents, write their memory, score them with it, and keep every result.
+
+feed ─► admit ─► scheduler ─► executor ─► journal ─► tables, summary, report
+        (text)   (what, when)  (where)    (as it comes)   (at the end)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from longmem.errors import (
+    ConflictError,
+    CorruptionError,
+    LongMemError,
+    MissingBlockError,
+    StoreError,
+)
+from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, Stage
+from longmem.runtime.scheduler import SegmentScheduler, stored_segments
+from longmem.text.documents import UnreadableDocument
+from longmem.types import DocumentKey, SegmentScore
+from pipelines.job.journal import Journal
+from pipelines.job.observer import JobObserver
+from pipelines.job.prefetch import DocumentFeed, Prepared
+from pipelines.perplexity.records import DocumentRecord, score_record, start_record
+
+WAIT_S = 0.2
+"""How long the loop waits for a completion before it looks at the display and at Ctrl-C again."""
+
+
+@dataclass
+class StageTotals:
+    """Work of one stage."""
+
+    segments: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass
+class RunTotals:
+    """Work of a run, for the summary; results are in the journal."""
+
+    stages: dict[Stage, StageTotals] = field(default_factory=lambda: {stage: StageTotals() for stage in STAGES})
+    wall_s: float = 0.0
+
+
+class PerplexityRun:
+    """Scores every document of a feed. A document's own trouble fails that document; trouble that every document
+    would meet (a full disk, a store of another model, a lost cluster) is raised, and what was scored stays."""
+
+    def __init__(
+        self,
+        executor: AbstractExecutor,
+        scheduler: SegmentScheduler,
+        journal: Journal,
+        observer: JobObserver,
+        *,
+        keep_memory: bool,
+        keep_tokens: bool,
+        num_unscored_tokens: int,
+        admit_below: int,
+        trim_every: int | None = None,
+        record: Callable[[RunTotals], None] = lambda _totals: None,
+    ) -> None:
+        """`admit_below`: another document is admitted while fewer segments than this wait for an encoder.
+
+        `trim_every`: blocks that no segment will read any more are removed when there are so many of them; None keeps
+        them until the document is done.
+
+        `record` is called after each turn, several times a second, with what was done until then.
+        """
+        self._executor = executor
+        self._scheduler = scheduler
+        self._journal = journal
+        self._observer = observer
+        self._keep_memory = keep_memory
+        self._keep_tokens = keep_tokens
+        self._num_unscored_tokens = num_unscored_tokens
+        self._admit_below = admit_below
+        self._trim_every = trim_every
+        self._record = record
+        self._trimmed: dict[DocumentKey, int] = {}
+        self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
+        self._errors: dict[DocumentKey, LongMemError] = {}
+        self.totals = RunTotals()
+
+    def run(self, feed: DocumentFeed) -> None:
+        """Until the feed has ended and everything admitted is scored or failed."""
+        start = perf_counter()
+        more = True
+        while more or self._scheduler.active:
+            while more and self._scheduler.num_waiting < self._admit_below:
+                prepared = feed.next()
+                more = prepared is not None
+                if prepared is not None:
+                    self._admit(prepared)
+            for stage, segment in self._scheduler.start(self._executor.slots):
+                num_left = self._scheduler.num_waiting if feed.has_ended else None
+                self._executor.foresee(self._scheduler.lag_segments, num_left)
+                self._executor.submit(stage, segment)
+            for completion in self._executor.wait(WAIT_S):
+                self._complete(completion)
+            for event in self._executor.events():
+                self._observer.worker_event(event)
+            for key, failed in self._scheduler.remove_finished():
+                self._finish(key, failed)
+            self._observer.levels(
+                {stage: self._scheduler.queue_depth(stage) for stage in STAGES},
+                self._scheduler.in_flight_bytes,
+                self._scheduler.lag_segments,
+            )
+            self.totals.wall_s = perf_counter() - start
+            self._record(self.totals)
+
+    def _admit(self, prepared: Prepared) -> None:
+        document = prepared.document
+        known = self._journal.documents.get(document.id)
+        if isinstance(document, UnreadableDocument):
+            failed = DocumentRecord(document=document.id, order=prepared.order, source=document.source, status="failed")
+            self._observer.admitted(document.id, 0, 0)
+            self._record_failure(known or failed, document.error)
+            return
+        if known is not None and known.text_digest not in (None, document.digest):
+            error = ConflictError(
+                f"{document.source} has changed since the job began: its text is another one; restore it, or begin a "
+                "new job in another folder"
+            )
+            # the old record with the old digest stays, or the next try would take the new text for the old one
+            self._observer.admitted(document.id, 0, 0)
+            self._record_failure(known, error)
+            return
+        if not prepared.segments:
+            assert known is not None, f"{document.id}: neither cut into segments nor done before"
+            self._observer.admitted(document.id, 0, 0)
+            self._observer.document_ended(document.id, None, self._keep_memory)
+            return
+        record = start_record(document, prepared.order, prepared.segments, self._num_unscored_tokens)
+        self._journal.add(record)
+        key = prepared.segments[0].key
+        scored = {each.segment for each in self._journal.scored(document.id)}
+        left = [segment for segment in prepared.segments if segment.index not in scored]
+        self._observer.admitted(document.id, sum(len(segment.targets) for segment in left), len(left))
+        try:
+            infos = self._executor.stored(key)
+            stored = stored_segments(infos, prepared.segments)
+        except ConflictError as error:
+            self._record_failure(record, ConflictError(f"{document.source}: {error}"))
+            return
+        except LongMemError as error:
+            self._raise_if_fatal(error)
+            self._record_failure(record, error)
+            return
+        self._observer.found_stored(document.id, {info.segment: info.num_bytes for info in infos})
+        if not self._scheduler.add_document(prepared.segments, scored, stored):
+            self._finish(key, failed=False)
+
+    def _complete(self, completion: Completion) -> None:
+        stage, segment = completion.stage, completion.segment
+        if completion.error is not None:
+            self._observer.task_ended(completion)
+            self._raise_if_fatal(completion.error)
+            self._errors.setdefault(segment.key, completion.error)
+            released = self._scheduler.fail(stage, segment)
+        else:
+            self._take(completion)
+            totals = self.totals.stages[stage]
+            totals.segments += 1
+            totals.tokens += segment.num_tokens
+            totals.busy_s += completion.busy_s
+            self._observer.task_ended(completion)
+            released = self._scheduler.finish(stage, segment)
+            if stage == "score" and self._trim_every is not None:
+                self._trim(segment.key, self._trim_every)
+        for done in released:
+            self._executor.release(done)
+            self._backbone_logprobs.pop((done.key, done.index), None)
+
+    def _trim(self, key: DocumentKey, every: int) -> None:
+        first = self._scheduler.first_needed(key)
+        if first - self._trimmed.get(key, 0) >= every:
+            self._executor.trim(key, first)
+            self._observer.trimmed(key.document, first)
+            self._trimmed[key] = first
+
+    def _take(self, completion: Completion) -> None:
+        segment, result = completion.segment, completion.result
+        if isinstance(result, EncodeReceipt):
+            self._backbone_logprobs[segment.key, segment.index] = result.backbone_logprobs
+        elif isinstance(result, SegmentScore):
+            backbone = self._backbone_logprobs[segment.key, segment.index]
+            self._journal.add(score_record(segment, result, backbone, self._keep_tokens))
+
+    def _finish(self, key: DocumentKey, failed: bool) -> None:
+        self._trimmed.pop(key, None)
+        record = self._journal.documents[key.document]
+        if failed:
+            self._record_failure(record, self._errors.pop(key))
+        else:
+            found = len(self._journal.scored(key.document))
+            assert found == record.num_segments, f"{key}: {found} of {record.num_segments} segments were scored"
+            self._journal.add(DocumentRecord(**{**vars(record), "status": "scored"}))
+            self._observer.document_ended(key.document, None, self._keep_memory)
+        if not self._keep_memory:
+            self._executor.forget(key)
+
+    def _record_failure(self, record: DocumentRecord, error: LongMemError) -> None:
+        self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))
+        self._observer.document_ended(record.document, error, self._keep_memory)
+
+    def _raise_if_fatal(self, error: LongMemError) -> None:
+        if isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingBlockError | CorruptionError):
+            raise error

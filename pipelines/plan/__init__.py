@@ -1,0 +1,1 @@
+"""`longmem plan`: predict time, memory and disk of a job."""

@@ -1,0 +1,193 @@
+"""What `longmem plan` prints: the plan, what limits it and what would help, and how a real run compared."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.plan.check import Comparison
+from pipelines.plan.costs import Cost, UnitCosts
+from pipelines.plan.predict import Plan
+from pipelines.plan.workload import Cluster
+
+NOISY = 0.2
+"""Spread of repetitions above which a figure is called noisy."""
+MB = 1e6
+GIGABIT_MB_PER_S = 117
+
+ADVICE = {
+    "encode": "more --encoders (or threads, or --dtype bfloat16 where the CPU has it)",
+    "put": "a faster disk for --store; more --stores help only where documents are short",
+    "score": "more --readers; or a smaller --memory-tokens, because scoring grows with the window",
+    "driver": "larger --segment-tokens: one driver plans all segments",
+    "cores": "more nodes or cores: the workers already keep all of them busy",
+}
+
+
+def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> None:
+    """`best` is the plan with the suggested numbers of workers."""
+    cluster, workload = plan.cluster, plan.workload
+    where = "in this process" if cluster.in_process else _shape(cluster)
+    console.print(
+        f"{workload.num_tokens:,} tokens of {len(workload.document_tokens):,} documents, {plan.num_segments:,} "
+        f"segments, {where}",
+        style="bold",
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("stage", "workers", "tokens/s", "busy", "slowest for", "of one segment"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    each = {
+        "encode": _cost(costs.encode),
+        "put": _cost(costs.put),
+        "score": f"{_ms(costs.score.empty.wall_s)} to {_ms(costs.score.levels[-1][1].wall_s + costs.read.wall_s)}",
+        "driver": _cost(costs.record),
+        "cores": "",
+    }
+    for name, limited_s in plan.limited_s.items():
+        stage = plan.stages.get(name)
+        table.add_row(
+            name,
+            f"{stage.workers:.3g}" if stage else f"{cluster.nodes * cluster.cores_per_node:g}",
+            f"{stage.tokens_per_s:,.0f}" if stage else f"{workload.num_tokens / plan.cpu_s:,.0f} each",
+            duration(stage.busy_s if stage else plan.cpu_s),
+            f"{limited_s / max(plan.wall_s, 1e-9):.0%}",
+            each[name],
+        )
+    console.print(table)
+    facts = Table(box=None, show_header=False, padding=(0, 2))
+    facts.add_row("wall time", f"{duration(plan.wall_s)}, after {duration(plan.start_s)} to start")
+    facts.add_row("throughput", f"{plan.tokens_per_s:,.0f} tokens/s")
+    facts.add_row("CPU time", duration(plan.cpu_s))
+    facts.add_row("RAM", f"{size(plan.ram_bytes_per_node)} per node")
+    facts.add_row("object store", size(plan.object_store_bytes))
+    facts.add_row("disk", f"{size(plan.disk_bytes)} memory ({workload.retention}), {size(plan.result_bytes)} results")
+    travelling = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in plan.network_bytes.items() if bytes_)
+    facts.add_row(
+        "network",
+        f"{size(plan.network_bytes_per_node)} sent by each node, {plan.network_mb_per_s:,.1f} MB/s ({travelling})"
+        if travelling
+        else "none: one node",
+    )
+    console.print(facts)
+    console.print(f"\n  Limited by {plan.bottleneck}. What helps: {ADVICE[plan.bottleneck]}.")
+    if plan.network_mb_per_s > GIGABIT_MB_PER_S / 2:
+        console.print(
+            "  [yellow]The network matters:[/] more than half of what gigabit Ethernet carries; this plan does not "
+            "wait for it."
+        )
+    if best.cluster != cluster:
+        console.print(
+            f"  Suggested for these cores: --encoders {best.cluster.encoders} --readers {best.cluster.readers} "
+            f"--stores {best.cluster.stores}: {best.tokens_per_s:,.0f} tokens/s, {duration(best.wall_s)}."
+        )
+    print_noise(console, costs)
+
+
+def print_noise(console: Console, costs: UnitCosts) -> None:
+    """How far the measured costs can be trusted."""
+    named = {"encode": costs.encode, "put": costs.put, "read": costs.read}
+    named |= {f"score at {tokens:,}": cost for tokens, cost in costs.score.levels}
+    noisy = [f"{name} ±{cost.spread / 2:.0%}" for name, cost in named.items() if cost.spread > NOISY]
+    middle = sorted(cost.spread for cost in named.values())[len(named) // 2]
+    console.print(
+        f"  Costs: spread of repetitions ±{middle / 2:.0%} (median)"
+        + (f", noisy: {', '.join(noisy)}" if noisy else "")
+        + f"; scoring follows a line over the window within {costs.score.residual:.0%}.",
+        style="dim",
+    )
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Predicted against measured."""
+    table = Table(box=box.SIMPLE_HEAD, title="checked against a run", title_justify="left")
+    for column in ("", "predicted", "measured", "error"):
+        table.add_column(column, justify="right" if column else "left")
+    for figure in comparison.figures:
+        table.add_row(
+            figure.name,
+            _amount(figure.predicted, figure.unit),
+            _amount(figure.measured, figure.unit),
+            _error(figure.error),
+        )
+    console.print(table)
+    if comparison.drift:
+        drifts = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in comparison.drift.items())
+        console.print(f"  The machine, measured again after the run: {drifts}.", style="dim")
+    console.print(f"  Other programs kept {comparison.foreign_cores:.2g} cores busy during the run.", style="dim")
+    verdict = "[green]within[/]" if comparison.passed else "[bold red]off by more than[/]"
+    console.print(f"  Throughput is {verdict} {comparison.tolerance:.0%}.")
+    if not comparison.passed and comparison.passed_on_left_cores:
+        console.print("  On the cores that others left it would be within: repeat the check on a quiet machine.")
+
+
+def as_json(plan: Plan, best: Plan, costs: UnitCosts, comparison: Comparison | None) -> dict[str, Any]:
+    """All figures, for programs."""
+    return {
+        "plan": {**_plan_json(plan), "documents": len(plan.workload.document_tokens)},
+        "suggested": _plan_json(best),
+        "costs": asdict(costs),
+        "check": comparison
+        and {
+            "passed": comparison.passed,
+            "figures": [{**asdict(figure), "error": figure.error} for figure in comparison.figures],
+            "drift": comparison.drift,
+            "foreign_cores": comparison.foreign_cores,
+        },
+    }
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    values = asdict(plan)
+    workload = values.pop("workload")
+    return {
+        **values,
+        "retention": workload["retention"],
+        "tokens": plan.workload.num_tokens,
+        "tokens_per_s": plan.tokens_per_s,
+        "bottleneck": plan.bottleneck,
+        "network_bytes_per_node": plan.network_bytes_per_node,
+        "network_mb_per_s": plan.network_mb_per_s,
+    }
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:,.1f} h"
+
+
+def size(num_bytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:,.3g} {unit}" if num_bytes < 1e12 else f"{num_bytes / 1e12:,.2f} TB"
+    return f"{num_bytes:.0f} B"
+
+
+def _shape(cluster: Cluster) -> str:
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
+    return (
+        f"on {nodes} of {cluster.cores_per_node:g} cores: {cluster.encoders} encoders, {cluster.readers} readers, "
+        f"{cluster.stores} stores, {cluster.threads} threads each"
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.3g} ms"
+
+
+def _cost(cost: Cost) -> str:
+    return f"{_ms(cost.wall_s)} ±{cost.spread / 2:.0%}"
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return size(value)
+    return duration(value) if unit == "s" else f"{value:,.0f}"
+
+
+def _error(error: float | None) -> str:
+    return "–" if error is None else f"{error:+.0%}"

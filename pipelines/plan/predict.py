@@ -1,0 +1,273 @@
+"""What a job will take, computed from unit costs before it starts: time, memory, disk and network on N nodes.
+
+A pure calculation. Stages run side by side and buffer only a few segments between them, so a segment takes as long as
+its slowest stage: encoders, stores, readers, the driver, or all cores together. That is summed over segments, because
+scoring gets dearer while a document's window fills. In one process the stages follow each other and add up instead.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.executor.write_batcher import pause_s
+from longmem.errors import ConfigError
+from longmem.runtime.executor import PUT_SEGMENTS
+from pipelines.plan.costs import Cost, UnitCosts
+from pipelines.plan.resources import disk_bytes, network_bytes, object_store_bytes, open_documents, ram_bytes
+from pipelines.plan.workload import Cluster, Segments, Workload, kinds_of_segments
+
+MOST_STORES = 4
+"""That are suggested: documents follow each other, so more stores would rarely all have work."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage over the whole job."""
+
+    busy_s: float
+    """Seconds of all its workers together."""
+    workers: float
+    """Those that can work at the same time; on average, so not always whole."""
+    tokens_per_s: float
+    """What the stage alone would reach."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job takes."""
+
+    workload: Workload
+    cluster: Cluster
+    num_segments: int
+    wall_s: float
+    """From the first segment to the last result: `wall_s` of a job's summary."""
+    start_s: float
+    """Before that: Ray, workers, models."""
+    cpu_s: float
+    """Of all processes."""
+    stages: dict[str, StagePlan]
+    limited_s: dict[str, float]
+    """Seconds of `wall_s` in which each was the slowest: `encode`, `put`, `score`, `driver`, or all `cores`."""
+    ram_bytes_per_node: int
+    object_store_bytes: int
+    """In the whole cluster at once."""
+    disk_bytes: int
+    """Of the memory store at its largest."""
+    result_bytes: int
+    network_bytes: dict[str, int]
+    """Between nodes, in the whole job, by what travels."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.workload.num_tokens / self.wall_s
+
+    @property
+    def bottleneck(self) -> str:
+        """What is the slowest for most of the time."""
+        return max(self.limited_s, key=lambda name: self.limited_s[name])
+
+    @property
+    def network_bytes_per_node(self) -> int:
+        """Sent by each node on average."""
+        return sum(self.network_bytes.values()) // self.cluster.nodes
+
+    @property
+    def network_mb_per_s(self) -> float:
+        """Sent by each node on average while the job runs, in 10⁶ bytes."""
+        return self.network_bytes_per_node / self.wall_s / 1e6
+
+
+def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
+    """The plan of a job with these workers.
+
+    Raises ConfigError for a plan on Ray from costs without Ray.
+    """
+    if not cluster.in_process and costs.ray is None:
+        raise ConfigError("these costs were measured without Ray; measure again with --address local")
+    segments = kinds_of_segments(costs, workload)
+    times = _times(costs, workload, segments, cluster)
+    wall_s = times.wall_s + _edges_s(costs, workload, cluster)
+    idle_cores = 0.0 if cluster.in_process or costs.ray is None else cluster.nodes * costs.ray.idle_cores
+    cpu_s = times.cpu_s + costs.tokenise_s * workload.num_tokens + idle_cores * wall_s
+    cpu_s += costs.forget.cpu_s * _forgotten(workload)
+    return Plan(
+        workload=workload,
+        cluster=cluster,
+        num_segments=segments.total,
+        wall_s=wall_s,
+        start_s=costs.load_s if cluster.in_process or costs.ray is None else costs.ray.start_s,
+        cpu_s=cpu_s,
+        stages={
+            stage: StagePlan(busy_s, times.workers[stage], _rate(workload.num_tokens * times.workers[stage], busy_s))
+            for stage, busy_s in times.busy_s.items()
+        },
+        limited_s=times.limited_s,
+        ram_bytes_per_node=ram_bytes(costs, workload, cluster, segments),
+        object_store_bytes=object_store_bytes(costs, cluster, segments),
+        disk_bytes=disk_bytes(costs, workload, cluster, segments),
+        result_bytes=costs.record_bytes * segments.total,
+        network_bytes=network_bytes(costs, cluster, segments),
+    )
+
+
+def suggest(
+    costs: UnitCosts,
+    workload: Workload,
+    cluster: Cluster,
+    *,
+    encoders: int | None = None,
+    readers: int | None = None,
+    stores: int | None = None,
+) -> Cluster:
+    """The same cluster with the numbers of workers that finish first; of equals, the fewest. Numbers that are given
+    stay; the others are such that the cores carry all encoders and readers, or one of each.
+    """
+    if cluster.in_process:
+        return cluster
+    places = int(cluster.nodes * cluster.cores_per_node / cluster.threads)
+    segments = kinds_of_segments(costs, workload)
+    best: tuple[tuple[float, int], Cluster] | None = None
+    for num_encoders in [encoders] if encoders else _numbers(max(1, places - (readers or 1))):
+        for num_readers in [readers] if readers else _numbers(max(1, places - num_encoders)):
+            for num_stores in [stores] if stores else range(1, MOST_STORES + 1):
+                tried = replace(cluster, encoders=num_encoders, readers=num_readers, stores=num_stores)
+                wall_s = _times(costs, workload, segments, tried).wall_s
+                rank = (round(wall_s, 6), num_encoders + num_readers + num_stores)
+                if best is None or rank < best[0]:
+                    best = (rank, tried)
+    assert best is not None, "there is always room for one encoder and one reader"
+    return best[1]
+
+
+def _numbers(most: int) -> Sequence[int]:
+    """1, 2, 3, … and from ten on in steps of a tenth, up to `most`; what is tried for few is tried for more, too."""
+    tried = [1]
+    while (following := max(tried[-1] + 1, int(tried[-1] * 1.1))) <= most:
+        tried.append(following)
+    return tried
+
+
+@dataclass(frozen=True)
+class _Times:
+    wall_s: float
+    """Of the work itself, without its beginning and end."""
+    cpu_s: float
+    busy_s: dict[str, float]
+    workers: dict[str, float]
+    limited_s: dict[str, float]
+
+
+def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cluster) -> _Times:
+    # a document belongs to one store: others work only while segments of other documents wait too
+    stores = min(float(cluster.stores), open_documents(workload, cluster, segments))
+    wall, cpu = _per_segment(costs, segments, cluster, stores)
+    busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
+    cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
+    if cluster.in_process:
+        # one after the other: the whole time belongs to the stages, in their shares
+        return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
+    workers = {"encode": float(cluster.encoders), "put": stores, "score": float(cluster.readers), "driver": 1.0}
+    limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
+    limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / _free_cores(costs, cluster)
+    table: np.ndarray = np.stack(list(limits.values()))
+    spent = table.max(axis=0) * segments.count
+    slowest = table.argmax(axis=0)
+    limited = {name: float(spent[slowest == row].sum()) for row, name in enumerate(limits)}
+    return _Times(float(spent.sum()), cpu_s, busy, workers, limited)
+
+
+def _free_cores(costs: UnitCosts, cluster: Cluster) -> float:
+    """Cores of all nodes that Ray leaves; some work is always done, however small a share is free."""
+    idle = costs.ray.idle_cores if costs.ray is not None else 0.0
+    return cluster.nodes * max(cluster.cores_per_node - idle, 0.05 * cluster.cores_per_node)
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds else float("inf")
+
+
+def _forgotten(workload: Workload) -> int:
+    """Documents that are deleted from the store."""
+    return 0 if workload.retention == "forever" else len(workload.document_tokens)
+
+
+def _per_segment(
+    costs: UnitCosts, segments: Segments, cluster: Cluster, stores: float
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Wall and CPU seconds of one segment of each kind, by stage, where so many stores work at once."""
+    window, share = segments.window_tokens, segments.share
+    some = window > 0
+    score = costs.score
+    encode_s = costs.encode.wall_s * share
+    score_s = np.where(some, score.wall.at(window), score.empty.wall_s) * share
+    if not cluster.in_process:
+        # encoders run for readers what needs no memory, while they are ahead of them (`prepare_policy`)
+        ahead_s = score_s / cluster.readers - encode_s / cluster.encoders
+        moved_s = np.clip(ahead_s / (1 / cluster.readers + 1 / cluster.encoders), 0.0, costs.prepare.wall_s * share)
+        encode_s, score_s = encode_s + moved_s, score_s - moved_s
+    together = _puts_together(
+        costs, cluster, stores * np.maximum(encode_s / cluster.encoders, score_s / cluster.readers)
+    )
+
+    def put(part: Callable[[Cost], float]) -> np.ndarray:
+        return _in_groups(part(costs.put), part(costs.put_more), together)
+
+    def read(part: Callable[[Cost], float]) -> np.ndarray:
+        # a reader takes what was put together; in a document readers take turns, and each needs every block of it
+        others = 0 if cluster.in_process else (cluster.readers - 1) * part(costs.read_more)
+        return some * (_in_groups(part(costs.read), part(costs.read_more), together) + others)
+
+    wall: dict[str, np.ndarray] = {
+        "encode": encode_s,
+        "put": put(_wall_s),
+        "score": score_s + read(_wall_s),
+        "driver": costs.record.wall_s * np.ones(len(window)),
+    }
+    cpu: dict[str, np.ndarray] = {
+        "encode": costs.encode.cpu_s * share,
+        "put": put(_cpu_s),
+        "score": np.where(some, score.cpu.at(window), score.empty.cpu_s) * share + read(_cpu_s),
+        "driver": costs.record.cpu_s * np.ones(len(window)),
+    }
+    if costs.ray is not None and not cluster.in_process:
+        cpu["ray"] = costs.ray.call.cpu_s * share
+    return wall, cpu
+
+
+def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) -> np.ndarray:
+    """Segments that a store commits together, where the pools have one for it every `segment_s`: as many as come while
+    it commits them and pauses. That it does not pause where readers are idle is left out: there the store has more
+    to do than this says, and encoders decide how long a job takes."""
+    if cluster.in_process:
+        return np.full(len(segment_s), float(PUT_SEGMENTS))
+    first_s, more_s = costs.put.wall_s, costs.put_more.wall_s
+    room_s = np.maximum(segment_s - more_s, 1e-9)
+    together: np.ndarray = np.clip((first_s - more_s + pause_s(first_s)) / room_s, 1.0, PUT_SEGMENTS)
+    return together
+
+
+def _in_groups(first_s: float, more_s: float, size: np.ndarray) -> np.ndarray:
+    """Of one of `size` blocks that are written, or read, together."""
+    of_each: np.ndarray = (first_s + (size - 1) * more_s) / size
+    return of_each
+
+
+def _wall_s(cost: Cost) -> float:
+    return cost.wall_s
+
+
+def _cpu_s(cost: Cost) -> float:
+    return cost.cpu_s
+
+
+def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
+    """Before every stage has work and after the first has none; and the deletion of documents."""
+    first_text = costs.tokenise_s * workload.document_tokens[0]
+    forget = costs.forget.wall_s * _forgotten(workload)
+    if cluster.in_process or costs.ray is None:
+        return first_text + forget
+    # the first segment has the encoder to itself, the last one the reader
+    last = min(workload.document_tokens[-1], costs.memory_tokens)
+    score = float(costs.score.wall.at(np.array(last)))
+    return first_text + forget + costs.encode.wall_s + score + costs.ray.call.wall_s

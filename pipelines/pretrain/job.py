@@ -1,0 +1,57 @@
+"""What a pretraining job is told, and what makes it the same job when it is resumed."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from longmem.config import Dtype
+from longmem.errors import ConfigError
+from longmem.pretraining.presets import Preset
+from pipelines.command.command_line import check_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingJob:
+    """What the command line says, checked. Raises ConfigError."""
+
+    preset: Preset
+    data: tuple[str, ...]
+    valid: tuple[str, ...]
+    """Documents to judge by; none: no validation."""
+    out: Path
+    valid_tokens: int = 4096
+    """Of each validation document, from its start."""
+    device: str = "cpu"
+    dtype: Dtype = "bfloat16"
+    threads: int = 1
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    max_minutes: float | None = None
+    """After this long the slice ends with a checkpoint; None: it goes on to the end."""
+    resume: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("valid_tokens", "threads", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ConfigError(f"--max-minutes must be more than 0, got {self.max_minutes:g}")
+        if not self.data:
+            raise ConfigError("no training data: give files or folders of text with --data")
+        check_device(self.device)
+
+
+def identity(job: PretrainingJob) -> dict[str, Any]:
+    """What decides the curve. Where it runs, and how many windows at once, does not."""
+    config = asdict(job.preset.config)
+    del config["micro_rows"]
+    return {
+        "job": "pretrain",
+        "data": list(job.data),
+        "shape": asdict(job.preset.shape),
+        "training": config,
+        "dtype": job.dtype,
+        "validation": list(job.valid),
+        "validation_tokens": job.valid_tokens,
+    }

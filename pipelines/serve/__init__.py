@@ -1,0 +1,1 @@
+"""`longmem service`: start, show and stop a service."""

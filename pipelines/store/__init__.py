@@ -1,0 +1,1 @@
+"""`longmem memory`: list, verify, repair and delete stored documents."""

@@ -1,0 +1,85 @@
+"""Accuracy of suffix identification by context length, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from longmem.scoring.metrics import BOOTSTRAP_SEED, NUM_RESAMPLES, QUANTILES, Interval
+from pipelines.suffix.scoring import SuffixScore
+
+WAYS = ("memory", "no_memory", "backbone")
+"""What is compared: LongMem, LongMem with an empty memory, and the frozen backbone, on the same local context."""
+
+
+@dataclass(frozen=True)
+class WayFigures:
+    """One way at one context length."""
+
+    accuracy: Interval
+    nll_per_token: Interval
+    """Nats per token of the candidates that follow their context."""
+
+
+@dataclass(frozen=True)
+class LengthFigures:
+    """All ways at one context length, means over examples."""
+
+    context_tokens: int
+    num_examples: int
+    local_tokens: float
+    memory_tokens: float
+    memory: WayFigures
+    no_memory: WayFigures
+    backbone: WayFigures
+    accuracy_gain: Interval
+    """Accuracy with memory less without, on the same examples."""
+    nll_gain: Interval
+    """Nats per token with memory less without; below 0, memory helps."""
+
+
+def is_correct(score: SuffixScore, way: str) -> bool:
+    """Whether the candidate that follows is more probable than every other: a tie is no answer."""
+    nats = getattr(score, f"nll_{way}")
+    return all(nats[score.label] < each for index, each in enumerate(nats) if index != score.label)
+
+
+def figures_by_length(scores: Sequence[SuffixScore]) -> list[LengthFigures]:
+    """By context length, ascending."""
+    lengths = sorted({score.context_tokens for score in scores})
+    return [_figures([score for score in scores if score.context_tokens == length]) for length in lengths]
+
+
+def chance(scores: Sequence[SuffixScore]) -> float:
+    """Accuracy of a guess."""
+    return float(np.mean([1 / len(score.suffix_tokens) for score in scores]))
+
+
+def mean_interval(values: Float64[np.ndarray, " examples"]) -> Interval:
+    """A mean and its 95% percentile bootstrap over examples; no interval for fewer than two."""
+    if len(values) < 2:
+        return Interval(float(values.mean()), None, None)
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(NUM_RESAMPLES)]
+    low, high = np.quantile(means, QUANTILES).tolist()
+    return Interval(float(values.mean()), low, high)
+
+
+def _figures(scores: list[SuffixScore]) -> LengthFigures:
+    correct = {way: np.array([is_correct(score, way) for score in scores], dtype=np.float64) for way in WAYS}
+    nats = {way: np.array([_gold_nats(score, way) for score in scores]) for way in WAYS}
+    ways = {way: WayFigures(mean_interval(correct[way]), mean_interval(nats[way])) for way in WAYS}
+    return LengthFigures(
+        context_tokens=scores[0].context_tokens,
+        num_examples=len(scores),
+        local_tokens=float(np.mean([score.local_tokens for score in scores])),
+        memory_tokens=float(np.mean([score.memory_tokens for score in scores])),
+        **ways,
+        accuracy_gain=mean_interval(correct["memory"] - correct["no_memory"]),
+        nll_gain=mean_interval(nats["memory"] - nats["no_memory"]),
+    )
+
+
+def _gold_nats(score: SuffixScore, way: str) -> float:
+    return float(getattr(score, f"nll_{way}")[score.label] / score.suffix_tokens[score.label])

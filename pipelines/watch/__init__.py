@@ -1,0 +1,1 @@
+"""`longmem status` and `longmem monitoring`."""
