@@ -21,8 +21,8 @@ import numpy as np
 
 from actors.config import AUTO
 from actors.errors import translated
-from actors.result import Outcome
-from actors.service.client_driver import Pump, Reading, ReadingResult
+from actors.result import TaskResult
+from actors.service.client_driver import ClientDriver, DocumentRequest, DocumentResult
 from actors.service.executor import AttachedExecutor, attach
 from actors.service.registry import DEFAULT_NAME
 from actors.service.requests import GenerateRequest, ScoreRequest
@@ -78,7 +78,7 @@ async def connect(
     for name, value in (("timeout_s", timeout_s), ("max_in_flight", max_in_flight)):
         if not value > 0:
             raise ConfigError(f"{name} must be greater than 0, got {value}")
-    pump = Pump(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
+    pump = ClientDriver(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
     try:
         executor = await _within(timeout_s, f"attaching to service {service!r}", asyncio.wrap_future(pump.started))
         yield MemoryClient(executor, pump, timeout_s)
@@ -95,7 +95,7 @@ class MemoryClient:
     that are stored stay stored, and the same request can be made again.
     """
 
-    def __init__(self, executor: AttachedExecutor, pump: Pump, timeout_s: float) -> None:
+    def __init__(self, executor: AttachedExecutor, pump: ClientDriver, timeout_s: float) -> None:
         self._executor = executor
         self._pump = pump
         self._timeout_s = timeout_s
@@ -194,7 +194,7 @@ class MemoryClient:
         encoders = self._executor.workers.encoders
         workers = encoders.usable or encoders.workers
         worker = workers[next(self._turns) % len(workers)]
-        outcome: Outcome = await _answer(f"tokenizing {key}", worker.actor.tokenize.remote(text))
+        outcome: TaskResult = await _answer(f"tokenizing {key}", worker.actor.tokenize.remote(text))
         if outcome.error is not None:
             raise outcome.error
         tokenized: TokenizedText = outcome.result
@@ -203,8 +203,8 @@ class MemoryClient:
         infos: list[SegmentInfo] = await _answer(f"listing {key}", shard.actor.segments.remote(key))
         return tokenized, segments, infos
 
-    async def _read(self, segments: list[Segment], infos: list[SegmentInfo], *, scored: bool) -> ReadingResult:
-        reading = Reading(segments, stored_segments(infos, segments), scored)
+    async def _read(self, segments: list[Segment], infos: list[SegmentInfo], *, scored: bool) -> DocumentResult:
+        reading = DocumentRequest(segments, stored_segments(infos, segments), scored)
         return await asyncio.wrap_future(self._pump.read(reading))
 
     async def _delete(self, key: DocumentKey) -> int:

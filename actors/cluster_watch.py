@@ -53,15 +53,15 @@ class _Daemon:
 
     what: str
     target: str
-    silent_s: float = 0.0
+    unresponsive_s: float = 0.0
     refused: int = 0
     last_error: str = ""
 
     def is_lost(self, lost_s: float, corroborated: bool) -> bool:
         """`corroborated`: calls fail already, so one refusal is enough."""
-        if self.refused and (corroborated or (self.what == RAYLET and self.silent_s > REFUSED_S)):
+        if self.refused and (corroborated or (self.what == RAYLET and self.unresponsive_s > REFUSED_S)):
             return True
-        return self.silent_s > lost_s
+        return self.unresponsive_s > lost_s
 
     def ask(self, timeout_s: float) -> None:
         begun_s = monotonic()
@@ -72,11 +72,11 @@ class _Daemon:
                 code = error.code()
                 if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     # not by the clock: this process may have been stopped itself, and must not blame the others
-                    self.silent_s += min(monotonic() - begun_s, timeout_s) + PERIOD_S
+                    self.unresponsive_s += min(monotonic() - begun_s, timeout_s) + PERIOD_S
                     self.refused += code is grpc.StatusCode.UNAVAILABLE
                     self.last_error = "refuses connections" if code is grpc.StatusCode.UNAVAILABLE else "says nothing"
                     return
-        self.silent_s, self.refused = 0.0, 0
+        self.unresponsive_s, self.refused = 0.0, 0
 
 
 class ClusterWatch:
@@ -155,6 +155,6 @@ class ClusterWatch:
         for each in self._daemons:
             each.ask(ANSWER_S)
             if each.is_lost(self._lost_s, corroborated):
-                said = f"{each.last_error} (for {each.silent_s:.0f} s)"
+                said = f"{each.last_error} (for {each.unresponsive_s:.0f} s)"
                 self._lost = f"{self._name} was lost: its {each.what} at {each.target} {said}; {CONTINUE}"
                 return

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 
 AUTO = "auto"
@@ -38,7 +38,7 @@ class ClusterShape:
     system shares the cores among them."""
     elastic: bool = False
     """Begin with the workers that there is room for; the others begin when nodes join."""
-    patience: Patience = field(default_factory=Patience)
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
         if not 0 < self.cpu_share <= 1:

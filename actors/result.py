@@ -9,7 +9,7 @@ from longmem.errors import LongMemError
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """Expected errors travel as values: an exception would lose its type and arrive as a remote traceback."""
 
     result: Any
@@ -17,11 +17,11 @@ class Outcome:
     busy_s: float
 
 
-def attempt(work: Callable[[], Any]) -> Outcome:
+def attempt(work: Callable[[], Any]) -> TaskResult:
     """Run `work`; LongMemErrors become part of the outcome, anything else is a bug and is raised."""
     start = perf_counter()
     try:
         result, error = work(), None
     except LongMemError as caught:
         result, error = None, caught
-    return Outcome(result, error, perf_counter() - start)
+    return TaskResult(result, error, perf_counter() - start)

@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.capacity import Room
 from actors.cluster import connect, say_nothing
 from actors.errors import translated
-from actors.result import Outcome, attempt
+from actors.result import TaskResult, attempt
 from longmem.errors import ConfigError
 from longmem.model.source import ModelDescription
 from longmem.system.redaction import redacted
@@ -45,7 +45,7 @@ class TrainingActor:
         with dist_free_port() as port:
             return f"tcp://{ray.util.get_node_ip_address()}:{port}"
 
-    def open(self, address: str, size: int) -> Outcome:
+    def open(self, address: str, size: int) -> TaskResult:
         return attempt(lambda: self._open(address, size))
 
     def _open(self, address: str, size: int) -> ModelDescription:
@@ -56,7 +56,7 @@ class TrainingActor:
             dist.broadcast(parameter.data, 0)
         return self._worker.describe()
 
-    def call(self, method: str, *arguments: Any) -> Outcome:
+    def call(self, method: str, *arguments: Any) -> TaskResult:
         """Run one method of the worker."""
         assert self._worker is not None, f"{self!r} was asked to {method} before it was opened"
         return attempt(lambda: getattr(self._worker, method)(*arguments))
@@ -177,7 +177,7 @@ class RayTraining:
             ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)
             self._connection.watch.check()
             for ref in ready:
-                outcome: Outcome = ray.get(ref)
+                outcome: TaskResult = ray.get(ref)
                 if outcome.error is not None:
                     for actor in self._actors:
                         ray.kill(actor)

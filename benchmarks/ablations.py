@@ -45,7 +45,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Line:
+class VariantRow:
     """One variant on all documents."""
 
     group: str
@@ -60,14 +60,14 @@ class Line:
         return self.perplexity / self.backbone - 1
 
 
-def sizes(model: Path, documents: Sequence[Tokens], dtype: Dtype, only: str | None = None) -> Iterator[Line]:
+def sizes(model: Path, documents: Sequence[Tokens], dtype: Dtype, only: str | None = None) -> Iterator[VariantRow]:
     """Every size of SIZES alone (or of one group), the others as the model has them."""
     for group, values in SIZES.items() if only is None else [(only, SIZES[only])]:
         for value in values:
             yield _measure(group, str(value), ModelSource(str(model), dtype, settings={group: value}), documents)
 
 
-def forms(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[Line]:
+def forms(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[VariantRow]:
     """Every form of FORMS on the model's backbone, with its segment, memory layer and sizes."""
     trained = ModelSource(str(model)).open()
     kept = {
@@ -81,15 +81,17 @@ def forms(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[Li
         yield _measure("untrained form", name, source, documents)
 
 
-def _measure(group: str, name: str, source: ModelSource, documents: Sequence[Tokens]) -> Line:
+def _measure(group: str, name: str, source: ModelSource, documents: Sequence[Tokens]) -> VariantRow:
     model = source.open()
     model.sidenet.float()
     start = perf_counter()
     result = validate(model, documents)
-    return Line(group, name, exp(result.with_memory), exp(result.backbone), result.tokens / (perf_counter() - start))
+    return VariantRow(
+        group, name, exp(result.with_memory), exp(result.backbone), result.tokens / (perf_counter() - start)
+    )
 
 
-def markdown(lines: Sequence[Line]) -> str:
+def markdown(lines: Sequence[VariantRow]) -> str:
     """One table of all lines."""
     rows = ["| group | variant | perplexity | change | tokens/s |", "|---|---|--:|--:|--:|"]
     rows += [
@@ -99,7 +101,7 @@ def markdown(lines: Sequence[Line]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw(lines: Sequence[Line], path: Path) -> None:
+def draw(lines: Sequence[VariantRow], path: Path) -> None:
     """One panel for each size, change of perplexity over its value."""
     groups = [group for group in SIZES if any(line.group == group for line in lines)]
     if not groups:

@@ -75,7 +75,7 @@ class LongMemConfig:
     apart; with 0, what was retrieved is weighed without a look at token ids."""
     copy_repeats: int = 8
     """Places that the copy head also copies from because the last tokens stand there again
-    (`longmem.retrieval.repeats`): the newest so many for each length of run; 0: none, only what was retrieved by keys."""
+    (`longmem.retrieval.repeats`): the newest so many for each length of run; 0: only what keys retrieved."""
     fusion: bool = True
     """Mix attention over the retrieved values into the memory layer (paper)."""
     special_tokens: SpecialTokens = "parse"

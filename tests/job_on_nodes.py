@@ -16,7 +16,7 @@ from rich.console import Console
 
 import actors.executor.ray_executor
 from actors.config import ClusterShape
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import ExecutorEvent, Stage
 from longmem.runtime.scheduler import Limits
@@ -48,13 +48,13 @@ class Recording(actors.executor.ray_executor.RayExecutor):
 
 def main(out: Path, shape: dict[str, Any]) -> None:
     actors.executor.ray_executor.RayExecutor = Recording  # type: ignore[misc]
-    patience = Patience(**shape.pop("patience", {}))
+    timeouts = Timeouts(**shape.pop("patience", {}))
     cluster = ClusterShape(**shape) if shape else None
     job = PerplexityJob(
         inputs=(str(out.parent / "books"),),
         out=out,
         model=ModelSource(str(out.parent / "checkpoint")),
-        cluster=cluster and replace(cluster, patience=patience),
+        cluster=cluster and replace(cluster, timeouts=timeouts),
         threads=1,
         limits=Limits(8, 2**30),
         keep_tokens=True,

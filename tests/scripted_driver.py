@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.errors import LongMemError
 from longmem.runtime.executor import Completion, ExecutorEvent, Stage
 from longmem.types import DocumentKey, Segment
@@ -60,7 +60,7 @@ class Driver:
 
 
 def start(
-    script: Any, patience: Patience, encoders: list[dict[str, Any]], others: dict[str, Any] | None = None
+    script: Any, timeouts: Timeouts, encoders: list[dict[str, Any]], others: dict[str, Any] | None = None
 ) -> Driver:
     """An encoder for each of `encoders`, one store and one reader, with Ray's options; waits until all are ready. Ray
     must be running."""
@@ -85,7 +85,7 @@ def start(
         pool(StorePool, ScriptedStore, [others or {}]),
         pool(ActorPool, ScriptedReader, [others or {}]),
     )
-    executor = Executor(workers, patience)
+    executor = Executor(workers, timeouts)
     driver = Driver(executor, workers, script)
     supervisor = vars(executor)["_supervisor"]
     driver.until(lambda: supervisor.num_starting == 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from actors.result import Outcome
+from actors.result import TaskResult
 from actors.workers.base import HEALTH, UNTIL_DONE, opened
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
@@ -69,32 +69,32 @@ class _Scripted:
         self._script = script
 
     @ray.method(max_task_retries=UNTIL_DONE)
-    def ready(self) -> Outcome:
+    def ready(self) -> TaskResult:
         return opened(lambda: self.description)
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
         pass
 
-    def begin(self, stage: "Stage", segment: Segment) -> Outcome:
+    def begin(self, stage: "Stage", segment: Segment) -> TaskResult:
         self._script.begin(stage, segment)
-        return Outcome(None, None, 0.001)
+        return TaskResult(None, None, 0.001)
 
 
 @ray.remote(concurrency_groups=HEALTH)
 class ScriptedEncoder(_Scripted):
     description = NoModel()
 
-    def encode(self, segment: Segment, prepare: bool) -> tuple[Outcome, Any, Any]:
+    def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, Any, Any]:
         outcome = self.begin("encode", segment)
         return outcome, (segment, np.zeros(BLOCK_BYTES, np.uint8)), np.zeros(BLOCK_BYTES, np.uint8)
 
 
 @ray.remote(concurrency_groups={"read": 1, **HEALTH})
 class ScriptedStore(_Scripted):
-    def put(self, *blocks: Any) -> Outcome:
+    def put(self, *blocks: Any) -> TaskResult:
         outcomes = [self.begin("put", block[0]) for block in blocks]
-        return Outcome([each.result for each in outcomes], None, 0.001 * len(blocks))
+        return TaskResult([each.result for each in outcomes], None, 0.001 * len(blocks))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
@@ -107,7 +107,7 @@ class ScriptedStore(_Scripted):
 
 @ray.remote(concurrency_groups=HEALTH)
 class ScriptedReader(_Scripted):
-    def score(self, segment: Segment, block: Any, state: Any) -> Outcome:
+    def score(self, segment: Segment, block: Any, state: Any) -> TaskResult:
         assert block[0].index == segment.index
         return self.begin("score", segment)
 

@@ -4,7 +4,7 @@ import time
 
 import ray
 
-from actors.result import Outcome
+from actors.result import TaskResult
 from actors.workers.base import HEALTH
 from actors.workers.store import StoreActor
 from longmem.types import KVBlock
@@ -15,7 +15,7 @@ PUT_S = 0.06
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class SlowStoreActor(StoreActor.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
     @ray.method(concurrency_group="write")
-    def put(self, *blocks: KVBlock) -> Outcome:
+    def put(self, *blocks: KVBlock) -> TaskResult:
         time.sleep(PUT_S)
-        outcome: Outcome = super().put(*blocks)
+        outcome: TaskResult = super().put(*blocks)
         return outcome

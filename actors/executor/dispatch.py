@@ -22,9 +22,9 @@ from actors.executor.model_check import Acceptance
 from actors.executor.prepare_policy import Balance
 from actors.executor.routing import Placing
 from actors.executor.tasks import Encoded, Place, RequestTask, SegmentTask, Task
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from actors.executor.write_batcher import Grouping, PutGroup
-from actors.result import Outcome
+from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import TASKS_PER_ACTOR, Worker
 from actors.workers.start import Workers
@@ -61,7 +61,7 @@ class PooledExecutor(AbstractExecutor):
     def __init__(
         self,
         workers: Workers,
-        patience: Patience,
+        timeouts: Timeouts,
         clock: Callable[[], float] = monotonic,
         connection: Connection | None = None,
     ) -> None:
@@ -72,10 +72,10 @@ class PooledExecutor(AbstractExecutor):
         self._placing = Placing(workers)
         self._balance = Balance(workers)
         self._grouping = Grouping(self._placing, clock)
-        self._patience = patience
+        self._patience = timeouts
         self._clock = clock
         self._acceptance = Acceptance()
-        self._supervisor = Supervisor(self._pools, patience, self._acceptance, clock)
+        self._supervisor = Supervisor(self._pools, timeouts, self._acceptance, clock)
         self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, Task] = {}
         self._parked: dict[Place, list[SegmentTask]] = {}
@@ -89,7 +89,7 @@ class PooledExecutor(AbstractExecutor):
         """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
         `room` is told that the job waits.
 
-        Raises what a worker that cannot be used says, and ClusterError when some do not start within `recover_s`.
+        Raises what a worker that cannot be used says, and ClusterError when some do not start within `no_worker_s`.
         """
         begun_s = self._clock()
         could_begin_s: float | None = None
@@ -97,9 +97,9 @@ class PooledExecutor(AbstractExecutor):
             self.turn(TICK_S)
             if room is not None:
                 room.waiting(num_missing)
-            can_begin = elastic and all(pool.manned for pool in self._pools.values())
-            if not can_begin and self._clock() - begun_s > self._patience.recover_s:
-                raise not_started(room, self._workers, num_missing, self._patience.recover_s)
+            can_begin = elastic and all(pool.can_accept_tasks for pool in self._pools.values())
+            if not can_begin and self._clock() - begun_s > self._patience.no_worker_s:
+                raise not_started(room, self._workers, num_missing, self._patience.no_worker_s)
             with self._explaining():
                 self._supervisor.check()
             if can_begin:
@@ -123,8 +123,8 @@ class PooledExecutor(AbstractExecutor):
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
-    def foresee(self, num_unread: int, num_left: int | None) -> None:
-        self._balance.num_unread, self._balance.num_left = num_unread, num_left
+    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:
+        self._balance.unscored_segments, self._balance.num_left = unscored_segments, num_left
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._waiting[stage].append(SegmentTask(stage, segment))
@@ -173,12 +173,12 @@ class PooledExecutor(AbstractExecutor):
         for ref in [ref for ref in ready if ref in self._running]:
             task = self._running.pop(ref)
             try:
-                outcome: Outcome = ray.get(ref)
+                outcome: TaskResult = ray.get(ref)
             except ray.exceptions.RayError as error:
                 failed.append((task, error))
             else:
                 self._ended(task, outcome)
-        # successes first, so that only tasks that were lost are looked at when the guilty one is searched
+        # successes first, so that only tasks that were lost are looked at when the crash_suspect one is searched
         for task, failure in failed:
             self._failed(task, failure)
         for ref in ready:
@@ -218,12 +218,12 @@ class PooledExecutor(AbstractExecutor):
 
     def _answer(self, ref: Any, doing: str) -> Any:
         """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
-        would never be killed. Raises ClusterError after `recover_s`."""
-        deadline_s = self._clock() + self._patience.recover_s
+        would never be killed. Raises ClusterError after `no_worker_s`."""
+        deadline_s = self._clock() + self._patience.no_worker_s
         with self._explaining(), translated(doing):
             while not ray.wait([ref], timeout=0)[0]:
                 if self._clock() > deadline_s:
-                    raise ClusterError(f"{doing}: no answer for {self._patience.recover_s:g} s; see `ray status`")
+                    raise ClusterError(f"{doing}: no answer for {self._patience.no_worker_s:g} s; see `ray status`")
                 self._supervisor.check()
                 self.turn(TICK_S, also=ref)
             return ray.get(ref)
@@ -249,7 +249,7 @@ class PooledExecutor(AbstractExecutor):
     @property
     def _puts_may_wait(self) -> bool:
         """Others come, and no reader has to wait for these soon."""
-        if self._balance.num_unread == 0:
+        if self._balance.unscored_segments == 0:
             return bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
@@ -289,7 +289,7 @@ class PooledExecutor(AbstractExecutor):
         self._balance.scores(worker)
         return actor.score.remote(segment, task.encoded.block, task.encoded.state)
 
-    def _ended(self, task: Task, outcome: Outcome) -> None:
+    def _ended(self, task: Task, outcome: TaskResult) -> None:
         worker = self._leave(task)
         if isinstance(task, PutGroup):
             self._grouping.ended(worker, outcome.busy_s)
@@ -308,7 +308,7 @@ class PooledExecutor(AbstractExecutor):
             else:
                 self._report(each, outcome)
 
-    def _report(self, task: Task, outcome: Outcome) -> None:
+    def _report(self, task: Task, outcome: TaskResult) -> None:
         if isinstance(task, RequestTask):
             self._answers.append(Answer(task.number, outcome.result, outcome.error, outcome.busy_s))
         elif isinstance(task, SegmentTask) and task.reported:
@@ -328,7 +328,7 @@ class PooledExecutor(AbstractExecutor):
         # by then the worker may be another incarnation, which is well
         if lost_worker and worker.info is task.sent_to:
             self._supervisor.lost(task.stage, worker, error)
-        blame = not lost_worker or worker.guilty is task
+        blame = not lost_worker or worker.crash_suspect is task
         self._leave(task)
         if isinstance(task, PutGroup):
             if len(task.members) > 1:
@@ -369,7 +369,7 @@ class PooledExecutor(AbstractExecutor):
         self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
 
     def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
-        outcome = Outcome(None, error, 0.0)
+        outcome = TaskResult(None, error, 0.0)
         self._report(task, outcome)
         if isinstance(task, SegmentTask) and task.stage == "encode":
             for each in self._parked.pop(task.place, []):

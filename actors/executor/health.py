@@ -12,8 +12,8 @@ from typing import Any
 
 import ray.exceptions
 
-from actors.executor.timeouts import Patience
-from actors.result import Outcome
+from actors.executor.timeouts import Timeouts
+from actors.result import TaskResult
 from actors.workers.base import WorkerInfo, kill_process
 from actors.workers.pools import ActorPool, Worker
 from longmem.errors import ClusterError, LongMemError
@@ -44,12 +44,12 @@ class Supervisor:
     def __init__(
         self,
         pools: dict[Stage, ActorPool],
-        patience: Patience,
+        timeouts: Timeouts,
         accept: Callable[[Stage, Any], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._pools = pools
-        self._patience = patience
+        self._patience = timeouts
         self._accept = accept
         self._clock = clock
         self._starting: dict[Any, tuple[Stage, Worker]] = {}
@@ -96,7 +96,7 @@ class Supervisor:
             return
         # tasks that were sent to an earlier incarnation may not have failed yet
         had = [task for task in worker.tasks if task.sent_to is worker.info]
-        worker.guilty = had[0] if had and (len(had) == 1 or worker.overdue) else None
+        worker.crash_suspect = had[0] if had and (len(had) == 1 or worker.overdue) else None
         worker.info, worker.killed, worker.overdue = None, False, False
         self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
@@ -125,7 +125,7 @@ class Supervisor:
 
     @property
     def _ask_every_s(self) -> float:
-        return min(ASK_EVERY_S, self._patience.silent_s / 2)
+        return min(ASK_EVERY_S, self._patience.unresponsive_s / 2)
 
     def _excuse(self, away_s: float) -> None:
         """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
@@ -144,7 +144,7 @@ class Supervisor:
 
     def _started(self, stage: Stage, worker: Worker, ref: Any) -> None:
         try:
-            outcome: Outcome = ray.get(ref)
+            outcome: TaskResult = ray.get(ref)
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
@@ -178,20 +178,20 @@ class Supervisor:
                 self.lost(stage, worker, error)
             return
         if question.reported:
-            silent_s = self._clock() - question.asked_s
-            self._say("back", stage, worker, f"{worker.name} answers again, after {silent_s:.0f} s")
+            unresponsive_s = self._clock() - question.asked_s
+            self._say("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
 
     def _judge(self, question: _Question, now: float) -> None:
-        worker, silent_s = question.worker, now - question.asked_s
+        worker, unresponsive_s = question.worker, now - question.asked_s
         if worker.info is None or worker.info is not question.of:
             return
         stage = self._stage_of(worker)
-        if silent_s > self._patience.silent_s and not question.reported:
+        if unresponsive_s > self._patience.unresponsive_s and not question.reported:
             question.reported = True
             where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
-            self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {silent_s:.0f} s")
-        if silent_s > self._patience.kill_s:
-            self._kill(stage, worker, f"did not answer for {silent_s:.0f} s")
+            self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {unresponsive_s:.0f} s")
+        if unresponsive_s > self._patience.kill_s:
+            self._kill(stage, worker, f"did not answer for {unresponsive_s:.0f} s")
 
     def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
         assert worker.info is not None, f"{worker.name} has no process to kill"
@@ -202,13 +202,13 @@ class Supervisor:
         self._kills.add(kill_process(worker.info))
 
     def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
-        if pool.manned:
+        if pool.can_accept_tasks:
             self._unmanned_since_s.pop(stage, None)
             return
         since_s = self._unmanned_since_s.setdefault(stage, now)
-        if now - since_s > self._patience.recover_s:
+        if now - since_s > self._patience.no_worker_s:
             raise ClusterError(
-                f"no worker for {stage} for {self._patience.recover_s:g} s: the cluster has lost the nodes that they "
+                f"no worker for {stage} for {self._patience.no_worker_s:g} s: the cluster has lost the nodes that they "
                 "need, or has no room; see `ray status`, then continue with --resume"
             )
 

@@ -16,7 +16,7 @@ class Balance:
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._encoders_wait = False
-        self.num_unread = 0
+        self.unscored_segments = 0
         """Segments that are encoded and still to be scored."""
         self.num_left: int | None = None
         """At most so many segments are still to be submitted for encoding, where that is known."""
@@ -30,7 +30,7 @@ class Balance:
         enough = PUT_SEGMENTS + TASKS_PER_ACTOR * len(readers)
         if self.num_left is not None:
             enough = min(enough, self.num_left)
-        return self._encoders_wait or self.num_unread > enough
+        return self._encoders_wait or self.unscored_segments > enough
 
     def scores(self, worker: Worker) -> None:
         """A reader gets a segment."""

@@ -47,9 +47,9 @@ class RayExecutor(PooledExecutor):
                 # a cluster of its own has room: its workers are only slow to start
                 waits = say_nothing if self.connection.started_here else tell
                 advice = self.connection.advice(FEWER)
-                room = Room(shape.min_cpus, shape.min_gpus, shape.patience.recover_s, waits, advice)
+                room = Room(shape.min_cpus, shape.min_gpus, shape.timeouts.no_worker_s, waits, advice)
                 workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
-            super().__init__(workers, shape.patience, connection=self.connection)
+            super().__init__(workers, shape.timeouts, connection=self.connection)
         except BaseException:
             self.connection.close()
             raise

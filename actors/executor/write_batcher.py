@@ -12,7 +12,7 @@ from math import inf
 
 from actors.executor.routing import Placing
 from actors.executor.tasks import SegmentTask, Task
-from actors.result import Outcome
+from actors.result import TaskResult
 from actors.workers.pools import TASKS_PER_ACTOR, Worker
 from longmem.errors import LongMemError
 from longmem.runtime.executor import PUT_SEGMENTS
@@ -40,13 +40,13 @@ class PutGroup(Task):
     def __str__(self) -> str:
         return f"{len(self.members)} puts, the first one {self.members[0]}"
 
-    def outcomes(self, of_all: Outcome) -> list[Outcome]:
+    def outcomes(self, of_all: TaskResult) -> list[TaskResult]:
         """What came of each, in their order; all have the error of a store that could not even be opened."""
         busy_s = of_all.busy_s / len(self.members)
         if of_all.error is not None:
-            return [Outcome(None, of_all.error, busy_s)] * len(self.members)
+            return [TaskResult(None, of_all.error, busy_s)] * len(self.members)
         return [
-            Outcome(None, result, busy_s) if isinstance(result, LongMemError) else Outcome(result, None, busy_s)
+            TaskResult(None, result, busy_s) if isinstance(result, LongMemError) else TaskResult(result, None, busy_s)
             for result in of_all.result
         ]
 

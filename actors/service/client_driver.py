@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reading:
+class DocumentRequest:
     """A document to be stored, and scored too if asked. Its segments all have one key."""
 
     segments: list[Segment]
@@ -46,7 +46,7 @@ class Reading:
 
 
 @dataclass
-class ReadingResult:
+class DocumentResult:
     """What came of it, by segment."""
 
     receipts: dict[int, PutReceipt] = field(default_factory=dict)
@@ -57,12 +57,12 @@ class ReadingResult:
 
 @dataclass
 class _Active:
-    future: "Future[ReadingResult]"
-    result: ReadingResult = field(default_factory=ReadingResult)
+    future: "Future[DocumentResult]"
+    result: DocumentResult = field(default_factory=DocumentResult)
     error: Exception | None = None
 
 
-class Pump:
+class ClientDriver:
     """`open_executor` is called in the thread; `started` says when it is done, or why it failed."""
 
     def __init__(self, open_executor: Callable[[], AttachedExecutor], limits: Limits) -> None:
@@ -75,16 +75,16 @@ class Pump:
         self._closed = False
         self._failure: Exception | None = None
         self._active: dict[DocumentKey, _Active] = {}
-        self._later: dict[DocumentKey, deque[tuple[Reading, Future[ReadingResult]]]] = {}
+        self._later: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
         """Readings of a document that is being read already."""
         self._texts: dict[int, Future[Any]] = {}
         self._waiting_texts: deque[tuple[TextRequest, Future[Any]]] = deque()
         self._thread = Thread(target=self._run, name="longmem-client", daemon=True)
         self._thread.start()
 
-    def read(self, reading: Reading) -> "Future[ReadingResult]":
+    def read(self, reading: DocumentRequest) -> "Future[DocumentResult]":
         """Store (and score) a document; the future raises the error that ended it."""
-        future: Future[ReadingResult] = Future()
+        future: Future[DocumentResult] = Future()
         future.add_done_callback(lambda done: self._commands.put(lambda: self._drop(reading.key, done)))
         self._commands.put(lambda: self._begin(reading, future))
         return future
@@ -149,7 +149,7 @@ class Pump:
         self._executor.turn(0)
         self._start_text()
         for stage, segment in self._scheduler.start(self._slots):
-            self._executor.foresee(self._scheduler.lag_segments, num_left=None)
+            self._executor.set_backlog(self._scheduler.lag_segments, num_left=None)
             self._executor.submit(stage, segment)
         self._count()
         if self._busy:
@@ -185,7 +185,7 @@ class Pump:
             request, future = self._waiting_texts.popleft()
             self._texts[self._executor.ask(request)] = future
 
-    def _begin(self, reading: Reading, future: "Future[ReadingResult]") -> None:
+    def _begin(self, reading: DocumentRequest, future: "Future[DocumentResult]") -> None:
         key = reading.key
         if key in self._active:
             self._later.setdefault(key, deque()).append((reading, future))
@@ -197,7 +197,7 @@ class Pump:
             else:
                 _resolve(future, active.result, self._failure)
 
-    def _drop(self, key: DocumentKey, future: "Future[ReadingResult]") -> None:
+    def _drop(self, key: DocumentKey, future: "Future[DocumentResult]") -> None:
         active = self._active.get(key)
         if active is not None and active.future is future and future.cancelled():
             self._release(self._scheduler.cancel(key))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from actors.cluster import Connection, join, say_nothing
 from actors.executor.dispatch import PooledExecutor
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from actors.service.registry import Service, find_service
 from longmem.errors import FingerprintError
 from longmem.model.source import ModelDescription
@@ -23,13 +23,13 @@ class AttachedExecutor(PooledExecutor):
         service: Service,
         connection: Connection,
         *,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         offered: ModelDescription | None = None,
     ) -> None:
         self.service = service
         self.connection = connection
         self.workers = service.workers()
-        super().__init__(self.workers, patience or service.shape.patience, connection=connection)
+        super().__init__(self.workers, timeouts or service.shape.timeouts, connection=connection)
         # a service is whole, but one of its workers may be starting again just now
         self.begin(elastic=True)
         if offered is not None:
@@ -45,7 +45,7 @@ def attach(
     address: str,
     name: str,
     *,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     offered: ModelDescription | None = None,
     tell: Callable[[str], None] = say_nothing,
 ) -> AttachedExecutor:
@@ -56,7 +56,7 @@ def attach(
     connection = join(address, tell)
     try:
         with connection.watch.explaining():
-            return AttachedExecutor(find_service(name), connection, patience=patience, offered=offered)
+            return AttachedExecutor(find_service(name), connection, timeouts=timeouts, offered=offered)
     except BaseException:
         connection.close()
         raise

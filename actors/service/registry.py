@@ -21,7 +21,7 @@ from actors.cluster import Connection, join, say_nothing
 from actors.config import ClusterShape
 from actors.errors import translated
 from actors.executor.dispatch import PooledExecutor
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from actors.workers.base import NAMESPACE
 from actors.workers.pools import ActorPool
 from actors.workers.start import Workers, names_of, start_workers
@@ -149,14 +149,14 @@ def start_service(service: Service, tell: Callable[[str], None] = say_nothing) -
 
 def _start_pools(service: Service, connection: Connection, tell: Callable[[str], None]) -> Service:
     shape = service.shape
-    room = Room(shape.min_cpus, shape.min_gpus, shape.patience.recover_s, tell, f"use fewer {FEWER}")
+    room = Room(shape.min_cpus, shape.min_gpus, shape.timeouts.no_worker_s, tell, f"use fewer {FEWER}")
     try:
         workers = start_workers(service.source, service.store, service.shape, PREFIX + service.name, detached=True)
     except ValueError as error:
         # Ray's word for a name that is taken; a store is the first of all, so nothing of ours was created
         raise ClusterError(f"service {service.name!r} is being started by somebody else: {error}") from error
     try:
-        executor = PooledExecutor(workers, shape.patience, connection=connection)
+        executor = PooledExecutor(workers, shape.timeouts, connection=connection)
         executor.begin(shape.elastic, room)
         complete = replace(service, since_s=time())
         kind: Any = ServiceActor
@@ -281,5 +281,5 @@ def _half_started(name: str, left: list[str]) -> ClusterError:
 
 
 def _settings(service: Service) -> dict[str, object]:
-    shape = replace(service.shape, address="auto", object_store_bytes=0, patience=Patience())
+    shape = replace(service.shape, address="auto", object_store_bytes=0, timeouts=Timeouts())
     return {"model": service.source, "store": service.store, **vars(shape)}

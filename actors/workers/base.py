@@ -12,7 +12,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.result import Outcome, attempt
+from actors.result import TaskResult, attempt
 
 NAMESPACE = "longmem"
 """Ray namespace of every named actor of the project, so that any job can find those of a service."""
@@ -67,7 +67,7 @@ def here(result: Any) -> WorkerInfo:
     return WorkerInfo(process.pid, process.create_time(), ray.get_runtime_context().get_node_id(), result)
 
 
-def opened(work: Callable[[], Any]) -> Outcome:
+def opened(work: Callable[[], Any]) -> TaskResult:
     """Outcome of an actor's `ready`: where it is, with what `work` returned."""
     return attempt(lambda: here(work()))
 

@@ -11,7 +11,7 @@ import ray
 import torch
 from jaxtyping import Int32
 
-from actors.result import Outcome, attempt
+from actors.result import TaskResult, attempt
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class EncoderActor:
         return self._model
 
     @ray.method(max_task_retries=UNTIL_DONE)
-    def ready(self) -> Outcome:
+    def ready(self) -> TaskResult:
         """Load the model; the result is a WorkerInfo with the ModelDescription."""
         return opened(lambda: describe(self._loaded()))
 
@@ -70,16 +70,16 @@ class EncoderActor:
     def alive(self) -> None:
         """Answers unless the process is stopped or gone."""
 
-    def encode(self, segment: Segment, prepare: bool) -> tuple[Outcome, KVBlock | None, object]:
+    def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
         """Returned as three objects: the receipt goes to the driver, the rest only to who needs it."""
         outcome = attempt(lambda: self._loaded().encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
-        return Outcome(receipt, None, outcome.busy_s), encoded.block, encoded.state
+        return TaskResult(receipt, None, outcome.busy_s), encoded.block, encoded.state
 
-    def answer(self, request: Request) -> Outcome:
+    def answer(self, request: Request) -> TaskResult:
         return attempt(lambda: self._answer(request))
 
     def _answer(self, request: Request) -> Any:
@@ -97,7 +97,7 @@ class EncoderActor:
         return request.answer(model, self._memories)
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
-    def tokenize(self, text: str) -> Outcome:
+    def tokenize(self, text: str) -> TaskResult:
         """Without waiting for the model's work, and with a tokenizer of its own, because neither is thread-safe. The
         result is a TokenizedText."""
         return attempt(lambda: self._tokenize(text))

@@ -31,7 +31,7 @@ class Worker:
     """Its task must have no company, so that it is known who ended the actor if it ends."""
     first_since_s: float = 0.0
     """Since when (monotonic) the first task is the first."""
-    guilty: Any = None
+    crash_suspect: Any = None
     """The task that ended the actor when it was last lost; None if it had several, of which any may be to blame."""
     overdue: bool = False
     """This incarnation is killed because its first task takes too long."""
@@ -58,7 +58,7 @@ class ActorPool:
         return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable if not worker.alone)
 
     @property
-    def manned(self) -> bool:
+    def can_accept_tasks(self) -> bool:
         """Whether every task could be sent, sooner or later, as things are."""
         return any(worker.info is not None for worker in self.workers)
 

@@ -4,7 +4,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.result import Outcome, attempt
+from actors.result import TaskResult, attempt
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.memory.window_cache import WindowCache
@@ -15,7 +15,7 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentSco
 
 
 @ray.remote(concurrency_groups=HEALTH)
-class SideNetActor:
+class ReaderActor:
     """One replica of the SideNet pool. Its windows are a cache of the store: losing them costs time only."""
 
     def __init__(
@@ -46,7 +46,7 @@ class SideNetActor:
         return self._opened
 
     @ray.method(max_task_retries=UNTIL_DONE)
-    def ready(self) -> Outcome:
+    def ready(self) -> TaskResult:
         """Load the model; the result is a WorkerInfo with the model's fingerprint."""
         return opened(lambda: self._loaded()[2])
 
@@ -54,7 +54,7 @@ class SideNetActor:
     def alive(self) -> None:
         """Answers unless the process is stopped or gone."""
 
-    def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> Outcome:
+    def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> TaskResult:
         return attempt(lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)

@@ -10,7 +10,7 @@ from actors.config import ClusterShape
 from actors.workers.base import NAMESPACE, RESTART
 from actors.workers.encoder import EncoderActor
 from actors.workers.pools import ActorPool
-from actors.workers.reader import SideNetActor
+from actors.workers.reader import ReaderActor
 from actors.workers.store import RemoteBlockSource, StoreActor, StorePool
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import Stage
@@ -71,7 +71,7 @@ def start_workers(
         if kind == "encoder":
             create(kind, EncoderActor, on_encoder, encoder_model, rank, shape.threads, blocks, shape.window_bytes)
         else:
-            create(kind, SideNetActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
+            create(kind, ReaderActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
     return Workers(
         ActorPool(made["encoder"], names["encoder"]),
         StorePool(made["store"], names["store"]),

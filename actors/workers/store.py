@@ -8,7 +8,7 @@ import ray.exceptions
 import xxhash
 
 from actors.errors import translated
-from actors.result import Outcome, attempt
+from actors.result import TaskResult, attempt
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from actors.workers.pools import ActorPool, Worker
 from longmem.store.base import AbstractBlockSource, AbstractMemoryStore, put_each
@@ -37,7 +37,7 @@ class StoreActor:
             return self._opened
 
     @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
-    def ready(self) -> Outcome:
+    def ready(self) -> TaskResult:
         """Open the store; the result is a WorkerInfo with the store's fingerprint."""
         return opened(lambda: self._store().fingerprint())
 
@@ -46,7 +46,7 @@ class StoreActor:
         """Answers unless the process is stopped or gone."""
 
     @ray.method(concurrency_group="write")
-    def put(self, *blocks: KVBlock) -> Outcome:
+    def put(self, *blocks: KVBlock) -> TaskResult:
         """Several blocks together; the result is what came of each, a PutReceipt or a LongMemError."""
         return attempt(lambda: put_each(self._store(), blocks))
 
@@ -84,7 +84,7 @@ class StorePool(ActorPool):
     """Store actors, by shard: a document's blocks always go to the same one."""
 
     @property
-    def manned(self) -> bool:
+    def can_accept_tasks(self) -> bool:
         return all(worker.info is not None for worker in self.workers)
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.growth import long_document
 from benchmarks.speed.faiss_indexes import KINDS, FaissIndexSearch
 from benchmarks.speed.real_memory import KEY, Listening
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import Timing, take_turns
 from longmem.errors import ConfigError
 from longmem.memory.view import MemoryView
@@ -38,7 +38,7 @@ ALMOST = 1e-6
 
 
 @dataclass
-class Found:
+class FoundShare:
     """What one engine did."""
 
     recalls: list[float] = field(default_factory=list)
@@ -81,7 +81,7 @@ def approximate(
     engines |= {f"ivf, {count} cells": IvfSearch(count) for count in probes}
     indexes = {name: FaissIndexSearch(kind) for name, kind in KINDS.items()} if with_faiss else {}
     engines |= indexes
-    found = {name: Found() for name in engines}
+    found = {name: FoundShare() for name in engines}
     arguments: tuple[Any, ...] = ()
     for segment, view in _reading(model, window, segments[-scored_segments:], num_tokens):
         for index in indexes.values():
@@ -90,7 +90,7 @@ def approximate(
     timings = take_turns({name: partial(each.search, *arguments) for name, each in engines.items()}, repeats)
     exact = found[EXACT].perplexity
     lines = [
-        Line(
+        BenchmarkRow(
             name,
             timings[name],
             {
@@ -102,7 +102,7 @@ def approximate(
         )
         for name, each in found.items()
     ]
-    lines += [Line(f"clustering, for each {size} tokens", _clustering(arguments[1], size, num_tokens))]
+    lines += [BenchmarkRow(f"clustering, for each {size} tokens", _clustering(arguments[1], size, num_tokens))]
     title = f"{size} queries in {num_tokens:,} tokens of real text, top {model.config.num_slots}"
     return SpeedTable(title, lines, {"threads": torch.get_num_threads(), "scored_segments": scored_segments})
 
@@ -121,7 +121,7 @@ def _score(
     segment: Segment,
     view: MemoryView,
     engines: Mapping[str, AbstractChunkSearch],
-    found: Mapping[str, Found],
+    found: Mapping[str, FoundShare],
 ) -> tuple[Any, ...]:
     """Score with every engine; returns what each of them was asked."""
     encoded = model.encode(segment)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from benchmarks.speed.real_memory import Listening, RealMemory
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import take_turns
 from longmem.retrieval.gather import TORCH_GATHER, AbstractGather
 from longmem.retrieval.native_gather import NativeGather
@@ -144,6 +144,7 @@ def fusion(memory: RealMemory, name: str, repeats: int, *, compiled: bool = True
         f"values of {rows.shape[2]} in {str(rows.dtype).removeprefix('torch.')}"
     )
     lines = [
-        Line(label, timing, {"largest difference": f"{differences[label]:.1e}"}) for label, timing in timings.items()
+        BenchmarkRow(label, timing, {"largest difference": f"{differences[label]:.1e}"})
+        for label, timing in timings.items()
     ]
     return SpeedTable(title, lines, {"threads": torch.get_num_threads()})

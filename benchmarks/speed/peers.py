@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.speed.real_memory import RealMemory
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import REPEATS, Timing, take_turns
 from longmem.backbone.fast_linear import is_worthwhile, use_fast_linear
 from longmem.memory.window import WindowBuffer
@@ -89,8 +89,8 @@ def repeats_for(num_tokens: int, repeats: int = REPEATS) -> int:
     return repeats if num_tokens <= 16_384 else 2
 
 
-def _line(name: str, timing: Timing, num_tokens: int) -> Line:
-    return Line(name, timing, {"tokens/s": f"{num_tokens / timing.median_s:,.0f}"})
+def _line(name: str, timing: Timing, num_tokens: int) -> BenchmarkRow:
+    return BenchmarkRow(name, timing, {"tokens/s": f"{num_tokens / timing.median_s:,.0f}"})
 
 
 def _times(timing: Timing, factor: float) -> Timing:

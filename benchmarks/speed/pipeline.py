@@ -18,7 +18,7 @@ from rich.console import Console
 from actors.config import ClusterShape
 from benchmarks.growth import long_document
 from benchmarks.speed.real_memory import KEY, RealMemory
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import Timing, take_turns
 from longmem.errors import ConfigError
 from longmem.memory.window import WindowBuffer
@@ -61,8 +61,8 @@ def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
         what, added = "CPU time", everything.cpu_median_s / floor.cpu_median_s - 1
     else:
         what, added = "time", everything.median_s / floor.median_s - 1
-    lines = [Line("floor: encode + SideNet without memory", floor), Line("all with memory", everything)]
-    lines += [Line(name, timing) for name, timing in timings.items()]
+    lines = [BenchmarkRow("floor: encode + SideNet without memory", floor), BenchmarkRow("all with memory", everything)]
+    lines += [BenchmarkRow(name, timing) for name, timing in timings.items()]
     settings = {
         "threads": torch.get_num_threads(),
         "memory_tokens": memory.view.num_tokens,
@@ -114,7 +114,7 @@ def jobs(
     lines = []
     for name, walls in times.items():
         timing = Timing(tuple(walls))
-        lines.append(Line(name, timing, {"tokens/s": f"{tokens / timing.median_s:,.0f}"}))
+        lines.append(BenchmarkRow(name, timing, {"tokens/s": f"{tokens / timing.median_s:,.0f}"}))
     return SpeedTable(f"perplexity of {tokens:,} tokens", lines, {"threads": threads, "repeats": repeats})
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.real_memory import RealMemory
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import take_turns
 from longmem.retrieval import create_search
 from longmem.retrieval.low_rank_bound import KeySketch
@@ -65,7 +65,7 @@ def on_device(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
         "bfloat16 product alone": lambda: multiply(half_queries, half_keys, half),
     }
     notes = {"torch (search=torch)": {"recall": f"{_recall(searched(), queries, keys):.4f}"}}
-    lines = [Line(label, timing, notes.get(label, {})) for label, timing in take_turns(cases, repeats).items()]
+    lines = [BenchmarkRow(label, timing, notes.get(label, {})) for label, timing in take_turns(cases, repeats).items()]
     title = (
         f"{name}: {queries.shape[1]} searches × {keys.shape[1]:,} keys of {keys.shape[2]}, {len(queries):,} queries, "
         f"top {top_k}"
@@ -114,7 +114,7 @@ def _compare(
     return SpeedTable(
         title,
         [
-            Line(name, timing, {"recall": f"{recalls[name]:.4f}"} if name in recalls else {})
+            BenchmarkRow(name, timing, {"recall": f"{recalls[name]:.4f}"} if name in recalls else {})
             for name, timing in timings.items()
         ],
         {"threads": torch.get_num_threads(), "sketch_width": sketch.basis.width if sketch else None},

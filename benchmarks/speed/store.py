@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed.real_memory import KEY, RealMemory
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import take_turns
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import StoreSettings
@@ -80,7 +80,8 @@ def _open(path: Path, use: Callable[[AbstractMemoryStore], object]) -> None:
 def _table(title: str, cases: dict[str, Callable[[], object]], num_bytes: int, repeats: int) -> SpeedTable:
     timings = take_turns(cases, repeats)
     lines = [
-        Line(name, timing, {"MiB/s": f"{num_bytes / 2**20 / timing.median_s:,.0f}"}) for name, timing in timings.items()
+        BenchmarkRow(name, timing, {"MiB/s": f"{num_bytes / 2**20 / timing.median_s:,.0f}"})
+        for name, timing in timings.items()
     ]
     return SpeedTable(title, lines, {"threads": torch.get_num_threads(), "num_bytes": num_bytes})
 

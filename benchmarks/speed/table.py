@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 
 
 @dataclass(frozen=True)
-class Line:
+class BenchmarkRow:
     """One case of a benchmark."""
 
     name: str
@@ -30,7 +30,7 @@ class SpeedTable:
     others use the machine too, it tells more than the clock."""
 
     title: str
-    lines: list[Line]
+    lines: list[BenchmarkRow]
     settings: dict[str, Any]
     not_run: dict[str, str] = field(default_factory=dict)
     """Cases that could not run, and why."""

@@ -35,7 +35,7 @@ INTERVAL = 1.96
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DtypeComparison:
     """What computing in bfloat16 does to a text's first tokens."""
 
     document: str
@@ -65,7 +65,7 @@ class DtypeChoice:
     dtype: Dtype
     speedup: float
     """Time of a float32 matrix product over that of a bfloat16 one."""
-    reading: Comparison | None
+    reading: DtypeComparison | None
     """None where products had decided already."""
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ def bfloat16_speedup(device: str = "cpu") -> float:
         return best_s(torch.float32) / best_s(torch.bfloat16)
 
 
-def compare_reading(source: ModelSource, sample: Document) -> Comparison:
+def compare_reading(source: ModelSource, sample: Document) -> DtypeComparison:
     """Read the sample in both types, side by side, until the change is clear or there are no more tokens."""
     next_look, most = SAMPLE_TOKENS
     sequence = source.open_tokenizer().sequence(sample.text)[: most + 1]
@@ -140,11 +140,11 @@ class _Reading:
             start = perf_counter()
 
 
-def _compared(document: str, losses: list[np.ndarray], exact: _Reading, rounded: _Reading) -> Comparison:
+def _compared(document: str, losses: list[np.ndarray], exact: _Reading, rounded: _Reading) -> DtypeComparison:
     """`losses`: of each segment, nats that each token loses."""
     of_tokens = np.concatenate(losses)
     means = np.array([loss.mean() for loss in losses if len(loss)])
-    return Comparison(
+    return DtypeComparison(
         document=document,
         num_tokens=len(of_tokens),
         relative=float(np.expm1(of_tokens.mean())) if len(of_tokens) else 0.0,

@@ -14,7 +14,7 @@ from longmem.memory.view import MemoryView
 
 
 @dataclass(frozen=True)
-class Places:
+class RetrievedPositions:
     """The tokens of retrieved chunks; `retrieved` is slots · chunk."""
 
     index: Int64[Tensor, "tokens heads retrieved"]
@@ -31,7 +31,7 @@ def num_searchable(view: MemoryView, continued: bool) -> int:
     return view.num_chunks
 
 
-def places_of(chunk_ids: Int64[Tensor, "tokens heads slots"], view: MemoryView, continued: bool) -> Places:
+def places_of(chunk_ids: Int64[Tensor, "tokens heads slots"], view: MemoryView, continued: bool) -> RetrievedPositions:
     """Every token of the chunks, in slot order; every chunk id (but -1) must be below `num_searchable`."""
     offsets = torch.arange(view.chunk_size, device=chunk_ids.device)
     first = view.lengths.cumsum(0) - view.lengths
@@ -41,4 +41,4 @@ def places_of(chunk_ids: Int64[Tensor, "tokens heads slots"], view: MemoryView, 
     if continued:
         valid &= index + 1 < view.lengths.sum()
     index, valid = index.flatten(2), valid.flatten(2)
-    return Places(index.where(valid, 0), valid)
+    return RetrievedPositions(index.where(valid, 0), valid)

@@ -102,7 +102,7 @@ class AbstractExecutor(ABC):
         """Start a task. `put` and `score` need the segment's `encode` to have completed, and `score` its past to
         have been stored."""
 
-    def foresee(self, num_unread: int, num_left: int | None) -> None:  # noqa: B027 - in one process it is of no use
+    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:  # noqa: B027 - in one process it is of no use
         """So many segments are encoded and still to be scored, and at most `num_left` are still to be submitted for
         encoding (None: nobody knows). Changes who works on what, no result."""
 

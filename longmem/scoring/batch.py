@@ -21,7 +21,7 @@ from longmem.errors import DocumentError
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem, require_finite
 from longmem.sidenet.copies import Copies
-from longmem.sidenet.readers import Reading
+from longmem.sidenet.readers import RetrievedMemory
 from longmem.sidenet.sidenet import SideNetInput, start_state
 
 BATCH_TOKENS = 4096
@@ -182,7 +182,7 @@ def _target_scores(
 
 
 def _reads(
-    reading: Reading | None, copies: Copies | None, view: MemoryView | None, rows: slice
+    reading: RetrievedMemory | None, copies: Copies | None, view: MemoryView | None, rows: slice
 ) -> Int64[np.ndarray, "targets read"]:
     if reading is None or view is None:
         return np.zeros((rows.stop - rows.start, 0), dtype=np.int64)

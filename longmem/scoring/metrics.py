@@ -42,7 +42,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """The same figure with memory and without."""
 
     longmem: Interval
@@ -61,9 +61,9 @@ class BitsPerByte:
 class Perplexities:
     """All headline figures of a job."""
 
-    token: Comparison
-    word: Comparison
-    byte: Comparison
+    token: PairedComparison
+    word: PairedComparison
+    byte: PairedComparison
     bits_per_byte: BitsPerByte
     change: Interval
     """Token perplexity of LongMem relative to its backbone, minus one: -0.03 is a perplexity 3 % lower."""
@@ -87,8 +87,8 @@ def compute_perplexities(segments: Sequence[SegmentNats], num_words: int, num_by
     backbone = _nats_per_token(backbone_nats, tokens, resampled[:, 1])
     change = _nats_per_token(difference_nats, tokens, resampled[:, 0] - resampled[:, 1])
 
-    def compare(units: int) -> Comparison:
-        return Comparison(_perplexity(longmem, tokens, units), _perplexity(backbone, tokens, units))
+    def compare(units: int) -> PairedComparison:
+        return PairedComparison(_perplexity(longmem, tokens, units), _perplexity(backbone, tokens, units))
 
     return Perplexities(
         token=compare(tokens),

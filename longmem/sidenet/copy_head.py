@@ -27,7 +27,7 @@ from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.retrieval.repeats import run_lengths
 from longmem.sidenet.copies import Candidates, Copies, candidates_of, certainty
-from longmem.sidenet.readers import Reading
+from longmem.sidenet.readers import RetrievedMemory
 from longmem.sidenet.repeat_copies import RepeatCopies
 
 FEATURES = ("best similarity", "mean similarity", "largest share", "expected log share", "longest run")
@@ -44,7 +44,7 @@ MLP_WIDTH = 64
 
 
 @dataclass(frozen=True)
-class Found:
+class CopyCandidates:
     """All that one row may copy from."""
 
     retrieved: Candidates
@@ -54,9 +54,11 @@ class Found:
     repeated: Candidates | None
     """[tokens, found]; None where the model copies only what was retrieved."""
 
-    def rows(self, rows: "slice | Int[Tensor, ' rows']") -> "Found":
+    def rows(self, rows: "slice | Int[Tensor, ' rows']") -> "CopyCandidates":
         """Of some of the tokens."""
-        return Found(self.retrieved.rows(rows), self.products[rows], self.repeated and self.repeated.rows(rows))
+        return CopyCandidates(
+            self.retrieved.rows(rows), self.products[rows], self.repeated and self.repeated.rows(rows)
+        )
 
 
 class CopyHead(nn.Module):
@@ -88,7 +90,7 @@ class CopyHead(nn.Module):
 
     def forward(
         self,
-        reading: Reading,
+        reading: RetrievedMemory,
         view: MemoryView,
         hidden: Float[Tensor, "tokens head_input"],
         context: Int[Tensor, " context"],
@@ -96,7 +98,9 @@ class CopyHead(nn.Module):
         """`context`: tokens of the segment up to and including the reading ones, which are its last."""
         return self.weigh(self.find(reading, view, len(hidden), context), hidden)
 
-    def find(self, reading: Reading, view: MemoryView, num_reading: int, context: Int[Tensor, " context"]) -> Found:
+    def find(
+        self, reading: RetrievedMemory, view: MemoryView, num_reading: int, context: Int[Tensor, " context"]
+    ) -> CopyCandidates:
         """Candidates for the last `num_reading` tokens of `context`; no weight decides them."""
         index, valid = reading.places.index, reading.places.valid
         context = context.long().to(index.device)
@@ -105,12 +109,12 @@ class CopyHead(nn.Module):
         readers = len(sequence) - num_reading + torch.arange(num_reading, device=index.device)
         retrieved = candidates_of(index, valid, run_lengths(sequence, index, readers, self._runs), sequence)
         if not self._repeat_slots:
-            return Found(retrieved, reading.products, None)
+            return CopyCandidates(retrieved, reading.products, None)
         repeats = view.repeats.find(context, num_reading, self._repeat_slots)
         repeated = candidates_of(repeats.index, repeats.valid, repeats.runs, sequence)
-        return Found(retrieved, reading.products, repeated)
+        return CopyCandidates(retrieved, reading.products, repeated)
 
-    def weigh(self, found: Found, hidden: Float[Tensor, "tokens head_input"]) -> Copies:
+    def weigh(self, found: CopyCandidates, hidden: Float[Tensor, "tokens head_input"]) -> Copies:
         """What is copied, and how much of it."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longmem.memory.view import MemoryView
 from longmem.retrieval.gather import TORCH_GATHER, AbstractGather
-from longmem.retrieval.positions import Places, places_of
+from longmem.retrieval.positions import RetrievedPositions, places_of
 
 
 def memory_products(
@@ -31,7 +31,7 @@ def memory_products(
 
 def attend(
     logits: Float32[Tensor, "tokens heads retrieved"],
-    places: Places,
+    places: RetrievedPositions,
     view: MemoryView,
     dtype: torch.dtype,
     continued: bool = False,

@@ -22,7 +22,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import AbstractChunkSearch
 from longmem.retrieval.gather import AbstractGather
-from longmem.retrieval.positions import Places, num_searchable, places_of
+from longmem.retrieval.positions import RetrievedPositions, num_searchable, places_of
 from longmem.sidenet.memory_attention import attend, memory_products
 from longmem.types import RetrievalStats
 
@@ -35,22 +35,22 @@ COSINE_SCALE = 20.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class RetrievedMemory:
     """What one row of a batch found in its memory."""
 
     chunk_ids: Int64[Tensor, "tokens index_heads slots"]
     """As searched: one row of slots for each head, or one for all of them."""
-    places: Places
+    places: RetrievedPositions
     """Tokens of these chunks, for the same heads."""
     products: Float32[Tensor, "tokens index_heads retrieved"]
     """Inner products of query and key for the same heads; their mean over heads where all searched together."""
     attended: Float[Tensor, "tokens heads head_dim"] | None
     """The memory branch of the fusion; None without fusion."""
 
-    def split(self, num_tokens: int) -> "list[Reading]":
+    def split(self, num_tokens: int) -> "list[RetrievedMemory]":
         """Readings of consecutive runs of so many tokens."""
         return [
-            Reading(ids, Places(index, valid), products, attended)
+            RetrievedMemory(ids, RetrievedPositions(index, valid), products, attended)
             for ids, index, valid, products, attended in zip(
                 self.chunk_ids.split(num_tokens),
                 self.places.index.split(num_tokens),
@@ -102,7 +102,7 @@ class MemoryReader(nn.Module):
         own_keys: Float[Tensor, "tokens kv_heads head_dim"],
         view: MemoryView,
         search: AbstractChunkSearch,
-    ) -> Reading | None:
+    ) -> RetrievedMemory | None:
         """Search and attend; None when the view holds nothing that can be read.
 
         `own_keys` are the backbone's keys of the reading tokens at the memory layer, as they would be stored.
@@ -127,7 +127,7 @@ class MemoryReader(nn.Module):
         attended = None
         if self._config.fusion:
             attended = self._attend(products, places, view, side_queries, search.gather)
-        return Reading(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
+        return RetrievedMemory(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
 
     def _queries(self, side_queries: Tensor, own_keys: Tensor) -> Float[Tensor, "tokens query_heads head_dim"]:
         """Queries for each query head, or for each KV head where all query heads of a group would ask the same."""
@@ -141,7 +141,12 @@ class MemoryReader(nn.Module):
         return torch.einsum("thi,hoi->tho", placed, query_map)
 
     def _attend(
-        self, products: Tensor, places: Places, view: MemoryView, side_queries: Tensor, gather: AbstractGather
+        self,
+        products: Tensor,
+        places: RetrievedPositions,
+        view: MemoryView,
+        side_queries: Tensor,
+        gather: AbstractGather,
     ) -> Float[Tensor, "tokens heads head_dim"]:
         heads = self._shape.heads
         group = heads // products.shape[1]
@@ -151,7 +156,7 @@ class MemoryReader(nn.Module):
 
 
 def retrieval_stats(
-    reading: Reading | None,
+    reading: RetrievedMemory | None,
     view: MemoryView | None,
     gate: Float[Tensor, " heads"],
     copy_share: Float[Tensor, " tokens"] | None,

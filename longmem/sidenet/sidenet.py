@@ -35,7 +35,7 @@ from longmem.retrieval import AbstractChunkSearch
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.memory_attention import fuse
-from longmem.sidenet.readers import MemoryReader, Reading
+from longmem.sidenet.readers import MemoryReader, RetrievedMemory
 
 
 def start_state(taps: Float[Tensor, "taps batch tokens hidden"]) -> Float[Tensor, "taps batch tokens hidden"]:
@@ -72,7 +72,7 @@ class SideNetOutput:
     """Hidden states for the language-model head, and what each row read from its memory (None: nothing)."""
 
     hidden: Float[Tensor, "batch tokens head_input"]
-    readings: list[Reading | None]
+    readings: list[RetrievedMemory | None]
     copies: list[Copies | None]
 
 
@@ -156,7 +156,7 @@ class SideNet(nn.Module):
         """Run the memory layer and those above it; row b reads `views[b]` and nothing else."""
         attention = self._memory_attention
         hidden, *steps = given.state
-        readings: list[Reading | None] = []
+        readings: list[RetrievedMemory | None] = []
 
         def read_and_fuse(local: Tensor) -> Tensor:
             readings.extend(self._read(latest()[0], given, search))
@@ -209,13 +209,13 @@ class SideNet(nn.Module):
 
     def _read(
         self, queries: Float[Tensor, "batch tokens heads head_dim"], given: SideNetInput, search: AbstractChunkSearch
-    ) -> list[Reading | None]:
+    ) -> list[RetrievedMemory | None]:
         """What each row finds. Rows of one view search it together: a token's reading depends on no other token."""
         rows_of: dict[int, list[int]] = {}
         for row, view in enumerate(given.views):
             if view is not None and view.num_chunks:
                 rows_of.setdefault(id(view), []).append(row)
-        readings: list[Reading | None] = [None] * len(given.views)
+        readings: list[RetrievedMemory | None] = [None] * len(given.views)
         for rows in rows_of.values():
             view = given.views[rows[0]]
             assert view is not None, "only rows with a view were collected"
@@ -226,7 +226,9 @@ class SideNet(nn.Module):
                     readings[row] = reading
         return readings
 
-    def _copies(self, given: SideNetInput, hidden: Tensor, readings: list[Reading | None]) -> list[Copies | None]:
+    def _copies(
+        self, given: SideNetInput, hidden: Tensor, readings: list[RetrievedMemory | None]
+    ) -> list[Copies | None]:
         if self.copy_head is None:
             return [None] * len(readings)
         context = given.tokens if given.before is None else torch.cat([given.before, given.tokens], dim=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longmem.errors import ConfigError, DocumentError, NumericError
 from longmem.model.longmem import LongMem
 from longmem.sidenet.copies import Candidates
-from longmem.sidenet.copy_head import CopyHead, Found
+from longmem.sidenet.copy_head import CopyCandidates, CopyHead
 from longmem.text.segments import cut_segments
 from longmem.training.row_stream import TRAINING_NAMESPACE
 from longmem.training.trainer import RowMemory, encode_rows, training_input
@@ -57,7 +57,7 @@ class CopyFitConfig:
 class Readings:
     """What the tokens of some documents found, about 4 KiB each; tokens that had no memory to read are only counted."""
 
-    found: Found | None
+    found: CopyCandidates | None
     """None where no token read a memory."""
     hidden: Float32[Tensor, "tokens head_input"]
     targets: Int64[Tensor, " tokens"]
@@ -191,13 +191,13 @@ def _join(parts: Sequence[Readings]) -> Readings:
     )
 
 
-def _join_found(founds: Sequence[Found]) -> Found:
+def _join_found(founds: Sequence[CopyCandidates]) -> CopyCandidates:
     def join(candidates: Sequence[Candidates]) -> Candidates:
         names = [field.name for field in fields(Candidates)]
         return Candidates(**{name: torch.cat([getattr(each, name) for each in candidates]) for name in names})
 
     repeated = [found.repeated for found in founds if found.repeated is not None]
-    return Found(
+    return CopyCandidates(
         join([found.retrieved for found in founds]),
         torch.cat([found.products for found in founds]),
         join(repeated) if repeated else None,

@@ -24,8 +24,8 @@ from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
 from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
 from pipelines.icl.run import IclRun
-from pipelines.icl.task import Task
-from pipelines.icl.task_data import Cell, PreparedTask
+from pipelines.icl.task import IclTask
+from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.executors import start_executor
 from pipelines.job.folder import FinishedSummary, JobFolder
 from pipelines.job.requested_model import asked_model
@@ -41,7 +41,7 @@ RESULTS = "summary.json"
 class IclJob:
     """What the command line says, checked. Raises ConfigError."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[IclTask, ...]
     out: Path
     model: ModelSource
     cluster: ClusterShape | None
@@ -80,10 +80,10 @@ class IclJob:
         return self.store if "://" in self.store else str(Path(self.store).absolute())
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[GridPoint]:
         """The grid, cells that read the same memory together."""
         return [
-            Cell(task.name, seed, shots, memory_shots)
+            GridPoint(task.name, seed, shots, memory_shots)
             for task in self.tasks
             for seed in range(self.seeds)
             for memory_shots in sorted(self.memory_shots)
@@ -197,7 +197,7 @@ def _run(job: IclJob, tasks: dict[str, PreparedTask], run: IclRun, model: ModelD
         write=True,
     )
     last = run.write([memory for memory in memories.values() if memory is not None], scheduler)
-    asked: dict[Cell, tuple[PreparedTask, SegmentInfo | None]] = {}
+    asked: dict[GridPoint, tuple[PreparedTask, SegmentInfo | None]] = {}
     for cell in open_cells:
         memory = memories.get(cell)
         asked[cell] = tasks[cell.task], None if memory is None else last[memory.key]
@@ -266,7 +266,7 @@ def _costs(job: IclJob, task: PreparedTask, run: IclRun) -> Iterator[dict[str, A
     tokens once, in context its tokens for every item."""
     for shots in sorted(job.shots):
         for memory_shots in sorted(job.memory_shots):
-            cells = [Cell(task.task.name, seed, shots, memory_shots) for seed in range(job.seeds)]
+            cells = [GridPoint(task.task.name, seed, shots, memory_shots) for seed in range(job.seeds)]
             results = [result for cell in cells for result in run.journal.results[cell].values()]
             memories = [task.memory(cell.seed, memory_shots) for cell in cells]
             memory_tokens = sum(memory.num_tokens for memory in memories if memory is not None)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipelines.icl.task_data import Cell, PreparedTask
+from pipelines.icl.task_data import GridPoint, PreparedTask
 
 if TYPE_CHECKING:
     from pipelines.icl.job import IclJob
@@ -20,12 +20,12 @@ class Shown:
     def __init__(self, console: Console, job: "IclJob", tasks: dict[str, PreparedTask]) -> None:
         self._console = console
         self._sizes = {name: len(task.items) for name, task in tasks.items()}
-        self._asked: Counter[Cell] = Counter()
+        self._asked: Counter[GridPoint] = Counter()
         columns = TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._line = self._bar.add_task("items", total=sum(self._sizes[cell.task] for cell in job.cells))
 
-    def done(self, cell: Cell, num_items: int) -> None:
+    def done(self, cell: GridPoint, num_items: int) -> None:
         """So many items more of a cell have results."""
         self._asked[cell] += num_items
         self._bar.advance(self._line, num_items)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.icl.task_data import Cell
+from pipelines.icl.task_data import GridPoint
 from pipelines.job.journal import AbstractJournal
 
 
@@ -36,7 +36,7 @@ class ItemResult:
 class BatchRecord:
     """Items of one cell that were answered together."""
 
-    cell: Cell
+    cell: GridPoint
     results: list[ItemResult]
     busy_s: float
     """Seconds that a worker computed."""
@@ -45,8 +45,8 @@ class BatchRecord:
 class IclJournal(AbstractJournal[BatchRecord]):
     """Results by cell and item."""
 
-    results: dict[Cell, dict[int, ItemResult]]
-    busy_s: dict[Cell, float]
+    results: dict[GridPoint, dict[int, ItemResult]]
+    busy_s: dict[GridPoint, float]
 
     def __init__(self, path: Any) -> None:
         self.results = {}
@@ -63,7 +63,7 @@ class IclJournal(AbstractJournal[BatchRecord]):
             ItemResult(**{**each, "longmem": _scores(each["longmem"]), "backbone": _scores(each["backbone"])})
             for each in values["results"]
         ]
-        return BatchRecord(Cell(**values["cell"]), results, float(values["busy_s"]))
+        return BatchRecord(GridPoint(**values["cell"]), results, float(values["busy_s"]))
 
     def _accept(self, record: BatchRecord) -> None:
         known = self.results.setdefault(record.cell, {})

@@ -18,7 +18,7 @@ from pipelines.icl.metrics import (
     paired_bootstrap,
 )
 from pipelines.icl.records import IclJournal, ItemResult, LabelScores
-from pipelines.icl.task_data import Cell, PreparedTask
+from pipelines.icl.task_data import GridPoint, PreparedTask
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -69,7 +69,7 @@ SIDES = ("longmem", "backbone")
 SCORINGS = ("normalised", "greedy")
 
 
-def item_rows(task: PreparedTask, journal: IclJournal, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def item_rows(task: PreparedTask, journal: IclJournal, cells: Sequence[GridPoint]) -> list[dict[str, Any]]:
     """Rows of items.parquet, cell by cell, items in the order of the task's."""
     return [
         _item_row(task, cell, journal.results[cell][index])
@@ -79,7 +79,7 @@ def item_rows(task: PreparedTask, journal: IclJournal, cells: Sequence[Cell]) ->
     ]
 
 
-def _item_row(task: PreparedTask, cell: Cell, result: ItemResult) -> dict[str, Any]:
+def _item_row(task: PreparedTask, cell: GridPoint, result: ItemResult) -> dict[str, Any]:
     item = task.items[result.item]
     row: dict[str, Any] = dict.fromkeys(ITEM_SCHEMA.names)
     row |= asdict(cell) | {

@@ -14,7 +14,7 @@ from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.types import DocumentKey, SegmentInfo
 from pipelines.icl.records import BatchRecord, IclJournal
 from pipelines.icl.requests import request_for, results_of
-from pipelines.icl.task_data import Cell, Memory, PreparedTask, Prompt
+from pipelines.icl.task_data import GridPoint, Memory, PreparedTask, Prompt
 from pipelines.job.work_slices import Slices
 
 WAIT_S = 0.2
@@ -93,16 +93,16 @@ class IclRun:
 
     def ask(
         self,
-        cells: Mapping[Cell, tuple[PreparedTask, SegmentInfo | None]],
+        cells: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]],
         batch_items: int,
-        progress: Callable[[Cell, int], None],
+        progress: Callable[[GridPoint, int], None],
     ) -> None:
         """Have every item of every cell answered that the journal does not hold yet."""
         start = perf_counter()
         # made as they are asked: all prompts together would be as large as the text of all cells
         batches = self._batches(cells, batch_items)
         waiting = next(batches, None)
-        running: dict[int, tuple[Cell, list[Prompt]]] = {}
+        running: dict[int, tuple[GridPoint, list[Prompt]]] = {}
         while waiting is not None or running:
             while waiting is not None and self.executor.slots("encode") > 0:
                 cell, prompts = waiting
@@ -134,8 +134,8 @@ class IclRun:
             self.slices.record(self.work())
 
     def _batches(
-        self, cells: Mapping[Cell, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
-    ) -> Iterator[tuple[Cell, list[Prompt]]]:
+        self, cells: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
+    ) -> Iterator[tuple[GridPoint, list[Prompt]]]:
         """What the journal does not hold, cell by cell."""
         for cell, (task, _) in cells.items():
             done = self.journal.results.get(cell, {})

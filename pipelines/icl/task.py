@@ -51,7 +51,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class IclTask:
     """Raises ConfigError for a template that does not fit its target."""
 
     name: str
@@ -156,7 +156,7 @@ class Task:
         return self.words.get(example.answers[0], example.answers[0])
 
 
-def load_task(name: str, data: Path | None) -> Task:
+def load_task(name: str, data: Path | None) -> IclTask:
     """A task by its name, whose files are in `data`, or by the path of its own file, which says where they are.
 
     Raises ConfigError for an unknown name, a file that is no task, and files that are not there.
@@ -175,7 +175,7 @@ def load_task(name: str, data: Path | None) -> Task:
         raise ConfigError(f"task {path} {wrong}; it has {', '.join(sorted(REQUIRED))}, and may have {sorted(OPTIONAL)}")
     _check_kinds(path, values)
     folder = data or path.parent
-    task = Task(
+    task = IclTask(
         **{
             **values,
             "train": folder / values["train"],

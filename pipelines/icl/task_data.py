@@ -13,7 +13,7 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
 from longmem.text.demonstrations import Tokens, digest, pack, segments_of
 from longmem.types import DocumentKey, Segment
-from pipelines.icl.task import Example, Task
+from pipelines.icl.task import Example, IclTask
 
 NAMESPACE = "icl"
 ITEM_ORDER_SEED = 20230607
@@ -21,7 +21,7 @@ ITEM_ORDER_SEED = 20230607
 
 
 @dataclass(frozen=True, order=True)
-class Cell:
+class GridPoint:
     """One place of the grid."""
 
     task: str
@@ -32,7 +32,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedDemonstrations:
     """An example as tokens."""
 
     example: Example
@@ -76,7 +76,7 @@ class PreparedTask:
     """
 
     def __init__(
-        self, task: Task, tokenizer: Tokenizer, segment_tokens: int, limit_items: int | None, largest_shots: int
+        self, task: IclTask, tokenizer: Tokenizer, segment_tokens: int, limit_items: int | None, largest_shots: int
     ) -> None:
         """`largest_shots`: most demonstrations that any cell has in context."""
         self._tokenizer = tokenizer
@@ -134,7 +134,7 @@ class PreparedTask:
         key = DocumentKey(NAMESPACE, f"{self.task.name}-{memory_shots}-{digest(packed)}")
         return Memory(key, segments_of(key, packed, self._segment_tokens), memory_shots)
 
-    def prompts(self, cell: Cell) -> list[Prompt]:
+    def prompts(self, cell: GridPoint) -> list[Prompt]:
         """All items. Where not all demonstrations fit, as many as do are kept whole, those nearest to the item."""
         context = [each.demonstration for each in self._shuffled(cell.seed)[: cell.shots]]
         prompts = []
@@ -153,33 +153,33 @@ class PreparedTask:
         """Hash of everything that is asked and shown: a resumed job must ask the same."""
         return digest([each.demonstration for each in self.demonstrations] + [each.prompt for each in self.items])
 
-    def _shuffled(self, seed: int) -> list[Encoded]:
+    def _shuffled(self, seed: int) -> list[EncodedDemonstrations]:
         order = np.random.default_rng(seed).permutation(len(self.demonstrations))
         return [self.demonstrations[index] for index in order]
 
-    def _room_for(self, item: Encoded) -> int:
+    def _room_for(self, item: EncodedDemonstrations) -> int:
         """Tokens of a segment that the item leaves free; the last token of its target is only predicted."""
         longest = max((len(target) for target in item.targets.values()), default=self.task.max_new_tokens)
         return self._segment_tokens - len(self._start) - len(item.prompt) - longest + 1
 
-    def _encode(self, example: Example, with_targets: bool) -> Encoded:
+    def _encode(self, example: Example, with_targets: bool) -> EncodedDemonstrations:
         shown = f"{example.prompt} {self.task.shown(example)}"
         demonstration = self._tokens(shown + example.after)
         prompt = self._tokens(example.prompt)
         if not with_targets or self.task.generates:
-            return Encoded(example, prompt, demonstration, {})
+            return EncodedDemonstrations(example, prompt, demonstration, {})
         whole = {label: self._tokens(f"{example.prompt} {word}") for label, word in self.task.words.items()}
         # a tokenizer may join the end of the prompt with the word: what is predicted begins where they all differ
         # from the prompt alone
         common = min(_num_common(prompt, tokens) for tokens in whole.values())
         targets = {label: tokens[common:] for label, tokens in whole.items()}
-        return Encoded(example, prompt[:common], demonstration, targets)
+        return EncodedDemonstrations(example, prompt[:common], demonstration, targets)
 
     def _tokens(self, text: str) -> Tokens:
         return self._tokenizer.tokens(text)
 
 
-def _with_words(task: Task, train: Sequence[Example]) -> Task:
+def _with_words(task: IclTask, train: Sequence[Example]) -> IclTask:
     """The task with the labels that its demonstrations show. Raises DocumentError for a class without any."""
     seen = sorted({example.answers[0] for example in train})
     if empty := [label for label in task.words if label not in seen]:

@@ -41,8 +41,8 @@ def on_service(job: "PerplexityJob", choice: ServiceChoice) -> "PerplexityJob":
         service = find_service(choice.name)
     finally:
         connection.close()
-    patience = job.cluster.patience if job.cluster else service.shape.patience
-    shape, limits = replace(service.shape, address=choice.address, patience=patience), job.limits
+    timeouts = job.cluster.timeouts if job.cluster else service.shape.timeouts
+    shape, limits = replace(service.shape, address=choice.address, timeouts=timeouts), job.limits
     if not choice.limits_given:
         limits = replace(limits, max_in_flight_segments=SEGMENTS_PER_WORKER * (shape.encoders + shape.readers))
     return replace(
@@ -66,4 +66,4 @@ def attach_to(choice: ServiceChoice, job: "PerplexityJob", tell: Callable[[str],
 
     assert job.cluster is not None, "a job on a service has the service's pools"
     offered = describe(choice.offered.open()) if choice.offered is not None else None
-    return attach(choice.address, choice.name, patience=job.cluster.patience, offered=offered, tell=tell)
+    return attach(choice.address, choice.name, timeouts=job.cluster.timeouts, offered=offered, tell=tell)

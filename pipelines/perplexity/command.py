@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from actors.config import ClusterShape
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 from pipelines.command.command_line import (
     EXIT_FAILED_DOCUMENTS,
@@ -214,7 +214,7 @@ def perplexity(
                 placement=placement.value,
                 cpu_share=cpu_share,
                 elastic=elastic,
-                patience=Patience(max_tries=max_tries, task_s=task_deadline_s),
+                timeouts=Timeouts(max_tries=max_tries, task_s=task_deadline_s),
             ),
             threads=per_worker,
             threads_given=threads is not None,

@@ -35,7 +35,7 @@ class DocumentRow:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadStatistics:
     """What all segments together read from memory."""
 
     segments: int
@@ -133,7 +133,7 @@ def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
     ]
 
 
-def reading(segments: pa.Table) -> Reading | None:
+def reading(segments: pa.Table) -> ReadStatistics | None:
     """Totals and means of the retrieval columns, or None when nothing was read from memory.
 
     Gate and copy share are averaged over tokens, distance over reads, because that is what each segment averaged
@@ -145,7 +145,7 @@ def reading(segments: pa.Table) -> Reading | None:
     readers = segments.filter(pa.array(segments["memory_tokens"].to_numpy() > 0))
     tokens = np.maximum(readers["num_tokens"].to_numpy(), 1)
     reads = [sum(histogram or []) for histogram in readers["distance_histogram"].to_pylist()]
-    return Reading(
+    return ReadStatistics(
         segments=len(readers),
         reads=int(reads_by_distance.sum()),
         gate_mean=float(np.average(readers["gate_mean"].to_numpy(), weights=tokens)),

@@ -99,7 +99,7 @@ class PerplexityRun:
                     self._admit(prepared)
             for stage, segment in self._scheduler.start(self._executor.slots):
                 num_left = self._scheduler.num_waiting if feed.has_ended else None
-                self._executor.foresee(self._scheduler.lag_segments, num_left)
+                self._executor.set_backlog(self._scheduler.lag_segments, num_left)
                 self._executor.submit(stage, segment)
             for completion in self._executor.wait(WAIT_S):
                 self._complete(completion)

@@ -43,7 +43,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlanComparison:
     """A plan and what its run took."""
 
     figures: tuple[Figure, ...]
@@ -78,7 +78,7 @@ def check_plan(
     limit_documents: int | None,
     budget_s: float,
     console: Console,
-) -> Comparison:
+) -> PlanComparison:
     """Plan the job for this machine, run it, and measure the costs again, to tell a wrong plan from a busy machine.
 
     Raises as `run_for_real` does.
@@ -144,7 +144,7 @@ def run_for_real(
     return summary, watch
 
 
-def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, float]) -> Comparison:
+def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, float]) -> PlanComparison:
     """Every figure that a run measures."""
     wall_s = summary["wall_s"]
     figures = [
@@ -158,7 +158,7 @@ def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, 
         Figure("RAM at most", "bytes", plan.ram_bytes_per_node, watch.resident_bytes),
         Figure("disk at most", "bytes", plan.disk_bytes, watch.folder_bytes),
     ]
-    return Comparison(tuple(figures), drift, watch.foreign_cores)
+    return PlanComparison(tuple(figures), drift, watch.foreign_cores)
 
 
 def drift_of(before: UnitCosts, after: UnitCosts) -> dict[str, float]:

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.plan.check import Comparison
+from pipelines.plan.check import PlanComparison
 from pipelines.plan.costs import Cost, UnitCosts
 from pipelines.plan.predict import Plan
 from pipelines.plan.workload import Cluster
@@ -99,7 +99,7 @@ def print_noise(console: Console, costs: UnitCosts) -> None:
     )
 
 
-def print_comparison(console: Console, comparison: Comparison) -> None:
+def print_comparison(console: Console, comparison: PlanComparison) -> None:
     """Predicted against measured."""
     table = Table(box=box.SIMPLE_HEAD, title="checked against a run", title_justify="left")
     for column in ("", "predicted", "measured", "error"):
@@ -122,7 +122,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         console.print("  On the cores that others left it would be within: repeat the check on a quiet machine.")
 
 
-def as_json(plan: Plan, best: Plan, costs: UnitCosts, comparison: Comparison | None) -> dict[str, Any]:
+def as_json(plan: Plan, best: Plan, costs: UnitCosts, comparison: PlanComparison | None) -> dict[str, Any]:
     """All figures, for programs."""
     return {
         "plan": {**_plan_json(plan), "documents": len(plan.workload.document_tokens)},

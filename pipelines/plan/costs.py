@@ -32,7 +32,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Line:
+class CostLine:
     """Seconds as a straight line over the tokens in the window: `base_s + per_token_s · tokens`."""
 
     base_s: float
@@ -48,8 +48,8 @@ class ScoreCost:
 
     empty: Cost
     """With nothing in the window: what the first segment of every document costs."""
-    wall: Line
-    cpu: Line
+    wall: CostLine
+    cpu: CostLine
     residual: float
     """Largest distance of a measured level from the line, as a share of what was measured."""
     levels: tuple[tuple[int, Cost], ...]
@@ -179,7 +179,9 @@ def _decode(values: dict[str, Any]) -> UnitCosts:
     costs = {name: Cost(**values[name]) for name in COSTS}
     score = values["score"]
     levels = tuple((int(tokens), Cost(**cost)) for tokens, cost in score["levels"])
-    measured = ScoreCost(Cost(**score["empty"]), Line(**score["wall"]), Line(**score["cpu"]), score["residual"], levels)
+    measured = ScoreCost(
+        Cost(**score["empty"]), CostLine(**score["wall"]), CostLine(**score["cpu"]), score["residual"], levels
+    )
     ray = values["ray"] and RayCost(**{**values["ray"], "call": Cost(**values["ray"]["call"])})
     return UnitCosts(**{**values, **costs, "score": measured, "ray": ray})
 

@@ -31,7 +31,7 @@ from pipelines.job.executors import use_threads
 from pipelines.job.journal import Journal
 from pipelines.job.summary import LIBRARIES
 from pipelines.perplexity.records import score_record, start_record
-from pipelines.plan.costs import Cost, Line, ScoreCost, UnitCosts
+from pipelines.plan.costs import Cost, CostLine, ScoreCost, UnitCosts
 from pipelines.plan.processes import folder_bytes
 
 MIN_REPETITIONS = 3
@@ -324,12 +324,12 @@ class _Scores:
         timer.cpu_s.pop(0)
 
 
-def _line(tokens: np.ndarray, seconds: np.ndarray) -> Line:
+def _line(tokens: np.ndarray, seconds: np.ndarray) -> CostLine:
     """Least squares of the relative errors: a level counts for as much as it is of what it costs."""
     if len(tokens) < 2:
-        return Line(float(seconds[0]), 0.0)
+        return CostLine(float(seconds[0]), 0.0)
     slope, base = np.polyfit(tokens, seconds, 1, w=1 / np.maximum(seconds, 1e-9))
-    return Line(float(base), float(slope))
+    return CostLine(float(base), float(slope))
 
 
 def _record(last: tuple[Segment, SegmentScore, EncodedSegment], path: Path) -> tuple[Cost, int]:

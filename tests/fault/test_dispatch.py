@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.errors import QuarantineError
 from longmem.runtime.executor import STAGES
 from longmem.types import DocumentKey
@@ -17,18 +17,18 @@ from tests.scripted_driver import LIMIT_S, Driver, segments_of, start
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
 
-QUICK = Patience(max_tries=3, silent_s=1.0, kill_s=2.0)
+QUICK = Timeouts(max_tries=3, unresponsive_s=1.0, kill_s=2.0)
 
 
 @pytest.fixture
 def started(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
-    """`started(patience, deadly=…, encoders=2, …)`: an executor whose workers are all ready."""
+    """`started(timeouts, deadly=…, encoders=2, …)`: an executor whose workers are all ready."""
     from tests.scripted_workers import Script
 
     running = []
 
-    def begin(patience: Patience = QUICK, *, encoders: int = 1, **places: Any) -> Driver:
-        running.append(start(Script(tmp_path, **places), patience, [{}] * encoders))
+    def begin(timeouts: Timeouts = QUICK, *, encoders: int = 1, **places: Any) -> Driver:
+        running.append(start(Script(tmp_path, **places), timeouts, [{}] * encoders))
         return running[-1]
 
     yield begin
@@ -64,7 +64,7 @@ def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callab
 
 def test_those_who_waited_behind_are_not_blamed(started: Callable[..., Driver]) -> None:
     """One worker and one try: whoever is blamed once is set aside."""
-    driver = started(Patience(max_tries=1), deadly=frozenset({("encode", "a", 0)}))
+    driver = started(Timeouts(max_tries=1), deadly=frozenset({("encode", "a", 0)}))
     errors = driver.run("encode", segments_of("a", 4))
     assert [type(errors[index]) for index in range(4)] == [QuarantineError, type(None), type(None), type(None)]
     assert driver.kinds("retry", "quarantined") == ["quarantined"]
@@ -75,7 +75,7 @@ def test_of_puts_that_went_together_only_the_guilty_one_is_blamed(
     started: Callable[..., Driver], place: str, why: str
 ) -> None:
     endless = frozenset({("encode", "b", 0)})
-    driver = started(Patience(max_tries=2), endless=endless, **{place: frozenset({("put", "a", 2)})})
+    driver = started(Timeouts(max_tries=2), endless=endless, **{place: frozenset({("put", "a", 2)})})
     segments = segments_of("a", 6)
     driver.run("encode", segments)
     # as long as something is encoded, puts wait for company
@@ -103,7 +103,7 @@ def test_a_bug_is_tried_again_and_then_set_aside(started: Callable[..., Driver])
 
 
 def test_a_task_without_end_costs_its_worker_after_the_deadline(started: Callable[..., Driver]) -> None:
-    driver = started(Patience(max_tries=2, task_s=1.0), endless=frozenset({("encode", "a", 0)}))
+    driver = started(Timeouts(max_tries=2, task_s=1.0), endless=frozenset({("encode", "a", 0)}))
     errors = driver.run("encode", segments_of("a", 2))
     assert isinstance(errors[0], QuarantineError)
     assert errors[1] is None
@@ -157,7 +157,7 @@ def test_a_stopped_worker_is_told_once_and_killed(started: Callable[..., Driver]
 
 
 def test_a_worker_that_goes_on_in_time_is_not_killed(started: Callable[..., Driver]) -> None:
-    driver = started(Patience(silent_s=1.0, kill_s=LIMIT_S))
+    driver = started(Timeouts(unresponsive_s=1.0, kill_s=LIMIT_S))
     first = driver.pid("encode")
     os.kill(first, signal.SIGSTOP)
     (segment,) = segments_of("a", 1)

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from actors.config import ClusterShape
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import Completion
 from longmem.runtime.scheduler import Limits
@@ -99,7 +99,7 @@ def test_workers_that_stop_are_told_and_replaced(
             return completions
 
     monkeypatch.setattr(actors.executor.ray_executor, "RayExecutor", Stopping)
-    shape = ClusterShape(address="local", patience=Patience(silent_s=1, kill_s=3))
+    shape = ClusterShape(address="local", timeouts=Timeouts(unresponsive_s=1, kill_s=3))
     console = Console(file=StringIO(), width=200)
     job = job_of(checkpoint, books, tmp_path / "out", shape)
     summary = run_job(job, console)

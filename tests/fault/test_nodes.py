@@ -156,13 +156,13 @@ LOST_BLOCKS = """
 import json, sys
 from pathlib import Path
 import ray
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from tests.scripted_driver import segments_of, start
 from tests.scripted_workers import Script
 
 ray.init(address=sys.argv[1], log_to_driver=False)
 safe, doomed = ({"resources": {name: 0.1}} for name in ("safe", "doomed"))
-driver = start(Script(Path(sys.argv[2])), Patience(max_tries=2), [doomed, safe], safe)
+driver = start(Script(Path(sys.argv[2])), Timeouts(max_tries=2), [doomed, safe], safe)
 segments = segments_of("a", 4)
 driver.run("encode", segments)
 print("encoded", flush=True)

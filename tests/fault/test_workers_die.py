@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from actors.config import ClusterShape
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.errors import CheckpointError, ClusterError, ModelError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import Completion, Stage
@@ -176,7 +176,7 @@ def test_a_job_without_room_says_what_it_waits_for_and_ends(
     other = ScriptedReader.options(num_cpus=NUM_CPUS - 1).remote(Script(tmp_path))
     ray.get(other.alive.remote())
     told: list[tuple[float, str]] = []
-    shape = ClusterShape(address="local", patience=Patience(recover_s=4))
+    shape = ClusterShape(address="local", timeouts=Timeouts(no_worker_s=4))
     begun = monotonic()
     with pytest.raises(ClusterError, match=r"\d workers did not start within 4 s.*--cpu-share.*--address local"):
         RayExecutor(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from longmem.model import precision
-from longmem.model.precision import Comparison, bfloat16_speedup, choose_dtype, compare_reading
+from longmem.model.precision import DtypeComparison, bfloat16_speedup, choose_dtype, compare_reading
 from longmem.model.source import ModelSource
 from longmem.scoring.text import score_text
 from longmem.types import Document
@@ -58,7 +58,7 @@ def test_a_change_that_is_not_clear_is_looked_at_longer(source: ModelSource, mon
     [(0.0005, 0.0004, True), (0.0005, 0.0006, False), (-0.0015, 0.0004, True), (-0.0015, 0.0006, False)],
 )
 def test_a_change_is_clear_when_no_limit_is_within_its_interval(relative: float, margin: float, clear: bool) -> None:
-    assert Comparison("a", 4096, relative, margin, 1.0).is_clear is clear
+    assert DtypeComparison("a", 4096, relative, margin, 1.0).is_clear is clear
 
 
 def test_a_text_of_one_segment_says_nothing_of_its_spread(source: ModelSource) -> None:
@@ -83,7 +83,7 @@ def test_a_machine_that_emulates_bfloat16_does_not_even_load_the_model(monkeypat
 def test_a_fast_machine_asks_for_perplexity_and_gain(
     relative: float, gain: float, dtype: str, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change = Comparison("moby-dick", 4096, relative, 0.0002, gain)
+    change = DtypeComparison("moby-dick", 4096, relative, 0.0002, gain)
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 3.04)
     monkeypatch.setattr(precision, "compare_reading", lambda _source, _sample: change)
     choice = choose_dtype(source)

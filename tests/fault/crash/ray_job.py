@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.config import ClusterShape
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from longmem.errors import ClusterError
 from longmem.model.source import ModelSource
 from longmem.runtime.scheduler import Limits
@@ -28,7 +28,7 @@ NUM_DOCUMENTS = 4
 MAX_TRIES = 50
 """The nemesis is no poisonous document."""
 GAVE_UP = 3
-"""Exit code of a driver whose stage had no worker for `Patience.recover_s`: it asks to be resumed."""
+"""Exit code of a driver whose stage had no worker for `Timeouts.no_worker_s`: it asks to be resumed."""
 
 SHAPE = {"encoders": 2, "readers": 2, "stores": 2}
 NUM_CPUS = 8
@@ -79,7 +79,7 @@ def _job(folder: Path, out: Path, cluster: ClusterShape | None, resume: bool) ->
 
 def main() -> None:
     address, folder, out, *resume = sys.argv[1:]
-    cluster = ClusterShape(address=address, **SHAPE, patience=Patience(max_tries=MAX_TRIES))
+    cluster = ClusterShape(address=address, **SHAPE, timeouts=Timeouts(max_tries=MAX_TRIES))
     job = _job(Path(folder), Path(out), cluster, bool(resume))
     try:
         summary: dict[str, Any] = run_job(job, Console(file=sys.stdout))

@@ -55,7 +55,7 @@ def test_encoders_that_are_far_ahead_prepare_before_they_wait(workers: Workers) 
     encoder.tasks = ["encode"]
     enough = PUT_SEGMENTS + 2 * TASKS_PER_ACTOR
     found = []
-    for balance.num_unread in (0, enough, enough + 1, enough):
+    for balance.unscored_segments in (0, enough, enough + 1, enough):
         found.append(balance.encodes(encoder))
     assert found == [False, False, True, False]
 
@@ -64,10 +64,10 @@ def test_in_the_end_encoders_prepare_what_readers_would_be_left_with(workers: Wo
     balance = Balance(workers)
     (encoder,) = workers.encoders.workers
     encoder.tasks = ["encode"]
-    balance.num_unread = 4
+    balance.unscored_segments = 4
     found = []
     for balance.num_left in range(6, -1, -1):
         found.append(balance.encodes(encoder))
     assert found == [False] * 3 + [True] * 4
-    balance.num_unread = 0
+    balance.unscored_segments = 0
     assert not balance.encodes(encoder), "nobody is going to read"

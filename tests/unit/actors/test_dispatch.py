@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.executor.dispatch import PooledExecutor
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import TASKS_PER_ACTOR, ActorPool
 from actors.workers.start import Workers
@@ -66,8 +66,8 @@ def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
     workers: Workers, unread: int, encodes: int, scores: int, waits: bool
 ) -> None:
     """Enough is more than one segment for each of the two."""
-    executor = PooledExecutor(workers, Patience(), clock=lambda: 100.0)
-    executor.foresee(unread, num_left=None)
+    executor = PooledExecutor(workers, Timeouts(), clock=lambda: 100.0)
+    executor.set_backlog(unread, num_left=None)
     (store,) = workers.stores.workers
     vars(executor)["_grouping"].ended(store, 0.01)
     workers.encoders.workers[0].tasks = [object()] * encodes
@@ -84,10 +84,10 @@ def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
 @pytest.mark.parametrize("unread", [0, 30])
 def test_only_what_is_to_be_read_is_prepared(workers: Workers, unread: int) -> None:
     """Whatever else is encoded and still held, because it waits for a store."""
-    executor = PooledExecutor(workers, Patience())
+    executor = PooledExecutor(workers, Timeouts())
     *held, last = segments_of("a", 31)
     for segment in held:
         vars(executor)["_encoded"][segment.key, segment.index] = SimpleNamespace(block="block", node_id="a")
-    executor.foresee(unread, num_left=0)
+    executor.set_backlog(unread, num_left=0)
     executor.submit("encode", last)
     assert workers.encoders.workers[0].actor.prepared == [unread > 0]

@@ -9,7 +9,7 @@ import pytest
 from actors.executor.routing import Placing
 from actors.executor.tasks import SegmentTask, Task
 from actors.executor.write_batcher import MOST_WAIT_S, PAUSE, Grouping, PutGroup
-from actors.result import Outcome
+from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
 from actors.workers.start import Workers
@@ -166,8 +166,8 @@ def test_a_put_that_must_be_alone_has_no_company() -> None:
 def test_each_has_what_came_of_it() -> None:
     group = PutGroup("put", [SegmentTask("put", segment) for segment in segments_of("a", 2)])
     refused, closed = ConflictError("other tokens"), StoreError("closed")
-    assert group.outcomes(Outcome(["receipt", refused], None, 0.2)) == [
-        Outcome("receipt", None, 0.1),
-        Outcome(None, refused, 0.1),
+    assert group.outcomes(TaskResult(["receipt", refused], None, 0.2)) == [
+        TaskResult("receipt", None, 0.1),
+        TaskResult(None, refused, 0.1),
     ]
-    assert group.outcomes(Outcome(None, closed, 0.2)) == [Outcome(None, closed, 0.1)] * 2
+    assert group.outcomes(TaskResult(None, closed, 0.2)) == [TaskResult(None, closed, 0.1)] * 2

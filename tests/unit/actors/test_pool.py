@@ -28,7 +28,7 @@ def send(pool: ActorPool, **options: Any) -> str:
 
 def test_an_empty_pool_takes_nothing() -> None:
     pool = ActorPool([], [])
-    assert (pool.slots, pool.manned, pool.choose()) == (0, False, None)
+    assert (pool.slots, pool.can_accept_tasks, pool.choose()) == (0, False, None)
 
 
 def test_tasks_go_round_until_every_actor_has_its_fill() -> None:

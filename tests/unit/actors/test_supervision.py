@@ -11,7 +11,7 @@ import pytest
 
 import actors.executor.health
 from actors.executor.health import Supervisor
-from actors.executor.timeouts import Patience
+from actors.executor.timeouts import Timeouts
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import ActorPool, Worker
 from actors.workers.store import StorePool
@@ -54,7 +54,7 @@ class Watch:
         return kinds
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, patience: Patience, encoders: int = 1, stores: int = 1) -> Watch:
+def watch(monkeypatch: pytest.MonkeyPatch, timeouts: Timeouts, encoders: int = 1, stores: int = 1) -> Watch:
     killed: list[WorkerInfo] = []
 
     def kill(info: WorkerInfo) -> object:
@@ -65,7 +65,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, patience: Patience, encoders: int = 1
     sizes: list[tuple[Stage, Any, int]] = [("encode", ActorPool, encoders), ("put", StorePool, stores)]
     pools = {stage: kind([Silent()] * size, [f"{stage}-{rank}" for rank in range(size)]) for stage, kind, size in sizes}
     now = [100.0]
-    supervisor = Supervisor(pools, patience, lambda _stage, _result: None, lambda: now[0])
+    supervisor = Supervisor(pools, timeouts, lambda _stage, _result: None, lambda: now[0])
     watching = Watch(supervisor, pools, killed, now)
     for pool in pools.values():
         for worker in pool.workers:
@@ -74,7 +74,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, patience: Patience, encoders: int = 1
 
 
 def test_silence_is_told_once_and_then_killed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watch(monkeypatch, Patience(silent_s=10, kill_s=20), encoders=2)
+    seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20), encoders=2)
     assert seen.after(5) == []
     # asked after 5 s, and silent since
     assert seen.after(10) == []
@@ -87,7 +87,7 @@ def test_silence_is_told_once_and_then_killed_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_worker_that_starts_again_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked of its last incarnation says nothing of the new one, which is asked itself."""
-    seen = watch(monkeypatch, Patience(silent_s=10, kill_s=20, recover_s=1000))
+    seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20, no_worker_s=1000))
     seen.after(6)
     for pool in seen.pools.values():
         for worker in pool.workers:
@@ -99,7 +99,7 @@ def test_a_worker_that_starts_again_is_not_silent(monkeypatch: pytest.MonkeyPatc
 
 def test_nobody_is_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver that was stopped for an hour finds its questions an hour old."""
-    seen = watch(monkeypatch, Patience(silent_s=10, kill_s=20, task_s=30, recover_s=60))
+    seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20, task_s=30, no_worker_s=60))
     seen.worker().tasks.append(object())
     seen.worker().first_since_s = 100.0
     seen.after(6)
@@ -109,7 +109,7 @@ def test_nobody_is_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_task_has_a_deadline_and_a_worker_without_tasks_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watch(monkeypatch, Patience(task_s=30, silent_s=1e6, kill_s=1e6), encoders=2)
+    seen = watch(monkeypatch, Timeouts(task_s=30, unresponsive_s=1e6, kill_s=1e6), encoders=2)
     seen.worker(rank=1).tasks.append(object())
     seen.worker(rank=1).first_since_s = 100.0
     assert seen.after(30) == []
@@ -119,7 +119,7 @@ def test_a_task_has_a_deadline_and_a_worker_without_tasks_has_none(monkeypatch: 
 
 
 def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watch(monkeypatch, Patience(recover_s=60, silent_s=1e6, kill_s=1e6), encoders=2)
+    seen = watch(monkeypatch, Timeouts(no_worker_s=60, unresponsive_s=1e6, kill_s=1e6), encoders=2)
     seen.worker(rank=0).info = None
     seen.after(100)
     info, seen.worker(rank=1).info = seen.worker(rank=1).info, None
@@ -134,7 +134,7 @@ def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_store_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A document belongs to one of them, and the others cannot take its place."""
-    seen = watch(monkeypatch, Patience(recover_s=60, silent_s=1e6, kill_s=1e6), stores=2)
+    seen = watch(monkeypatch, Timeouts(no_worker_s=60, unresponsive_s=1e6, kill_s=1e6), stores=2)
     seen.worker("put", 1).info = None
     with pytest.raises(ClusterError, match="no worker for put for 60 s"):
         seen.after(63)
@@ -145,22 +145,22 @@ def test_every_store_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_patience_is_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Patience(**wrong)
+        Timeouts(**wrong)
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "overdue", "guilty"), [(0, False, None), (1, False, 0), (2, False, None), (2, True, 0)]
+    ("num_tasks", "overdue", "crash_suspect"), [(0, False, None), (1, False, 0), (2, False, None), (2, True, 0)]
 )
 def test_who_ended_a_worker_is_known_only_where_it_can_be(
-    monkeypatch: pytest.MonkeyPatch, num_tasks: int, overdue: bool, guilty: int | None
+    monkeypatch: pytest.MonkeyPatch, num_tasks: int, overdue: bool, crash_suspect: int | None
 ) -> None:
     """With two tasks it may have been either, unless it was killed for the time that the first one took."""
-    seen = watch(monkeypatch, Patience())
+    seen = watch(monkeypatch, Timeouts())
     worker = seen.worker()
     tasks = [SimpleNamespace(sent_to=worker.info) for _ in range(num_tasks)]
     # one that was sent to an earlier incarnation, and whose failure has not come yet
     worker.tasks = [SimpleNamespace(sent_to=None), *tasks]
     worker.overdue = overdue
     seen.supervisor.lost("encode", worker, RuntimeError("died"))
-    assert worker.guilty is (None if guilty is None else tasks[guilty])
+    assert worker.crash_suspect is (None if crash_suspect is None else tasks[crash_suspect])
     assert not worker.overdue

@@ -1,13 +1,13 @@
 """Tables of timed cases: CPU columns only where CPU time was measured."""
 
-from benchmarks.speed.table import Line, SpeedTable
+from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import Timing
 
 
 def test_ratios_are_to_the_first_case() -> None:
     lines = [
-        Line("one", Timing((1.0, 2.0, 3.0), (4.0, 4.0, 4.0))),
-        Line("two", Timing((4.0, 4.0, 4.0), (2.0, 2.0, 2.0))),
+        BenchmarkRow("one", Timing((1.0, 2.0, 3.0), (4.0, 4.0, 4.0))),
+        BenchmarkRow("two", Timing((4.0, 4.0, 4.0), (2.0, 2.0, 2.0))),
     ]
     table = SpeedTable("cases", lines, {})
     assert table.markdown().splitlines()[2:] == [
@@ -19,7 +19,7 @@ def test_ratios_are_to_the_first_case() -> None:
 
 
 def test_a_case_of_other_processes_has_no_cpu_time() -> None:
-    table = SpeedTable("jobs", [Line("one", Timing((1.0, 2.0, 3.0)), {"tokens/s": "5"})], {})
+    table = SpeedTable("jobs", [BenchmarkRow("one", Timing((1.0, 2.0, 3.0)), {"tokens/s": "5"})], {})
     assert "| case | median ms | spread | ratio | tokens/s |" in table.markdown()
     assert "CPU" not in table.markdown()
     assert table.figures()["cases"]["one"]["cpu_median_s"] is None

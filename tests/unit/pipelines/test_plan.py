@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.errors import ConfigError
-from pipelines.plan.costs import Cost, Line, RayCost, ScoreCost, UnitCosts, without_waiting
+from pipelines.plan.costs import Cost, CostLine, RayCost, ScoreCost, UnitCosts, without_waiting
 from pipelines.plan.predict import Plan, predict, suggest
 from pipelines.plan.workload import Cluster, Workload
 
@@ -29,7 +29,7 @@ def costs(
     driver: float = 0.001,
 ) -> UnitCosts:
     """Round numbers: scoring costs `score` + `slope` for each token in the window."""
-    line = Line(score, slope)
+    line = CostLine(score, slope)
     return UnitCosts(
         identity={"threads": 1},
         environment={},
@@ -298,9 +298,9 @@ def test_without_memory_nothing_is_stored_or_fetched() -> None:
 
 
 def test_waiting_for_others_can_be_left_out() -> None:
-    waited = replace(costs(), encode=Cost(0.4, 0.1), score=replace(costs().score, wall=Line(1.0, 0.01)))
+    waited = replace(costs(), encode=Cost(0.4, 0.1), score=replace(costs().score, wall=CostLine(1.0, 0.01)))
     quiet = without_waiting(waited)
-    assert (quiet.encode.wall_s, quiet.score.wall) == (0.1, Line(0.2, 0.001))
+    assert (quiet.encode.wall_s, quiet.score.wall) == (0.1, CostLine(0.2, 0.001))
     # the wall time of several threads cannot be told from their CPU time
     several = replace(waited, identity={"threads": 2})
     assert without_waiting(several) == several

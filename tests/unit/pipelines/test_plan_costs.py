@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import ConfigError, OutputError
-from pipelines.plan.costs import Cost, Line, RayCost, ScoreCost, UnitCosts, load_costs, save_costs
+from pipelines.plan.costs import Cost, CostLine, RayCost, ScoreCost, UnitCosts, load_costs, save_costs
 
 IDENTITY = {"fingerprint": {"backbone": "abc", "segment_tokens": 100}, "threads": 1}
 
@@ -24,7 +24,7 @@ def costs(ray: RayCost | None) -> UnitCosts:
         put_more=some,
         read=some,
         read_more=some,
-        score=ScoreCost(some, Line(0.1, 1e-5), Line(0.2, 2e-5), 0.03, ((100, some), (300, some))),
+        score=ScoreCost(some, CostLine(0.1, 1e-5), CostLine(0.2, 2e-5), 0.03, ((100, some), (300, some))),
         record=some,
         forget=some,
         tokenise_s=1e-6,

@@ -17,12 +17,12 @@ from longmem.backbone.families import AttentionShape
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.retrieval import create_search
-from longmem.retrieval.positions import Places, num_searchable, places_of
+from longmem.retrieval.positions import RetrievedPositions, num_searchable, places_of
 from longmem.retrieval.repeats import LENGTHS, LONGEST
 from longmem.sidenet import repeat_copies
 from longmem.sidenet.copies import Copies, token_shares
 from longmem.sidenet.copy_head import AGE, COPY_SCALE, FEATURE_BIAS, FEATURE_WEIGHTS, RUN_BIAS, CopyHead
-from longmem.sidenet.readers import MemoryReader, Reading
+from longmem.sidenet.readers import MemoryReader, RetrievedMemory
 from tests.unit.search.test_repeats import naive_run, naive_slots
 
 RandomView = Callable[..., MemoryView]
@@ -47,7 +47,7 @@ class Case:
     """A copy head whose every weight has moved, and what it is given."""
 
     head: CopyHead
-    reading: Reading
+    reading: RetrievedMemory
     view: MemoryView
     hidden: Tensor
     context: Tensor
@@ -118,7 +118,7 @@ def one_place(random_view: RandomView, retrieved: int, best: float, context: lis
     view = random_view(2, 8, chunk=1, lengths=[1] * 6)
     view.tokens.copy_(torch.arange(6)[:, None])
     ids = torch.tensor([[[retrieved]]])
-    reading = Reading(ids, places_of(ids, view, continued=True), torch.tensor([[[best]]]), None)
+    reading = RetrievedMemory(ids, places_of(ids, view, continued=True), torch.tensor([[[best]]]), None)
     config = config_of(chunk_tokens=1, **settings)
     head = CopyHead(HIDDEN, config, SHAPE.kv_heads, SCALE).requires_grad_(False)
     return Case(head, reading, view, torch.zeros((1, HIDDEN)), torch.tensor(context), config)
@@ -310,8 +310,8 @@ def test_a_piece_of_a_segment_copies_what_the_whole_segment_does(repeats: int, r
     """Where decoding is step by step, the tokens before the piece are known and their hidden states are not needed."""
     case = case_of(random_view, tokens=9, before=0, copy_repeats=repeats)
     whole = case.copies()
-    places = Places(case.reading.places.index[6:], case.reading.places.valid[6:])
-    reading = Reading(case.reading.chunk_ids[6:], places, case.reading.products[6:], None)
+    places = RetrievedPositions(case.reading.places.index[6:], case.reading.places.valid[6:])
+    reading = RetrievedMemory(case.reading.chunk_ids[6:], places, case.reading.products[6:], None)
     check_equal(case.head(reading, case.view, case.hidden[6:], case.context), whole.rows(slice(6, None)))
 
 

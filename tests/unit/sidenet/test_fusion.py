@@ -19,7 +19,7 @@ from longmem.model.longmem import LongMem
 from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search, gather
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
-from longmem.retrieval.positions import Places, num_searchable, places_of
+from longmem.retrieval.positions import RetrievedPositions, num_searchable, places_of
 from longmem.sidenet.memory_attention import attend, attend_to_memory, fuse
 from tests.inputs import DEFAULT_FORM, sidenet_input
 
@@ -203,7 +203,7 @@ def test_chunks_that_no_slot_names_are_not_even_touched(random_view: Callable[..
     assert torch.equal(attend_to_memory(queries, ids, poisoned, 0.35), clean)
 
 
-def naive_continuation(logits: Tensor, places: Places, view: MemoryView) -> Tensor:
+def naive_continuation(logits: Tensor, places: RetrievedPositions, view: MemoryView) -> Tensor:
     """Values of the tokens after the places, token by token and head by head, in float64."""
     in_order = [(chunk, slot) for chunk, length in enumerate(view.lengths.tolist()) for slot in range(length)]
     num_tokens, heads, _ = logits.shape
@@ -218,7 +218,7 @@ def naive_continuation(logits: Tensor, places: Places, view: MemoryView) -> Tens
     return result
 
 
-def plain_continuation(logits: Tensor, places: Places, view: MemoryView, dtype: torch.dtype) -> Tensor:
+def plain_continuation(logits: Tensor, places: RetrievedPositions, view: MemoryView, dtype: torch.dtype) -> Tensor:
     """The same with torch alone in `dtype`: every place's value, moved by one, then softmax(logits)V."""
     heads = logits.shape[1]
     values = view.values.flatten(1, 2)[:, (torch.arange(view.chunk_size) < view.lengths[:, None]).flatten()]

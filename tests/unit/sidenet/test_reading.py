@@ -16,7 +16,7 @@ from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.retrieval import create_search
-from longmem.sidenet.readers import COSINE_SCALE, MemoryReader, Reading, retrieval_stats
+from longmem.sidenet.readers import COSINE_SCALE, MemoryReader, RetrievedMemory, retrieval_stats
 from longmem.text.language_reference import language_reference
 from tests.inputs import DEFAULT_FORM
 
@@ -47,7 +47,7 @@ class Case:
     own_keys: Tensor
     view: MemoryView
 
-    def read(self) -> Reading:
+    def read(self) -> RetrievedMemory:
         reading = self.reader.read(self.side_queries, self.own_keys, self.view, create_search("torch"))
         assert reading is not None
         return reading

@@ -10,8 +10,8 @@ import pytest
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
 from longmem.model.longmem import LongMem
-from pipelines.icl.task import Task
-from pipelines.icl.task_data import Cell, PreparedTask
+from pipelines.icl.task import IclTask
+from pipelines.icl.task_data import GridPoint, PreparedTask
 
 SEGMENT = 64
 
@@ -21,11 +21,11 @@ def tokenizer(small_model: Callable[..., LongMem]) -> Tokenizer:
     return small_model().tokenizer
 
 
-def task_of(folder: Path, train: list[tuple[str, str]], test: list[tuple[str, str]], words: dict[str, str]) -> Task:
+def task_of(folder: Path, train: list[tuple[str, str]], test: list[tuple[str, str]], words: dict[str, str]) -> IclTask:
     for name, rows in (("train", train), ("test", test)):
         lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    return Task(
+    return IclTask(
         name="toy",
         train=folder / "train.jsonl",
         test=folder / "test.jsonl",
@@ -50,7 +50,7 @@ def text_of(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
 
 
 def test_a_prompt_is_demonstrations_and_then_the_item(prepared: PreparedTask, tokenizer: Tokenizer) -> None:
-    for prompt in prepared.prompts(Cell("toy", 3, 2, 0)):
+    for prompt in prepared.prompts(GridPoint("toy", 3, 2, 0)):
         text = text_of(tokenizer, prompt.tokens)
         item = prepared.items[prompt.index].example
         assert prompt.shots == 2
@@ -65,7 +65,7 @@ def test_no_demonstration_is_in_context_and_in_memory(prepared: PreparedTask, to
     memory = prepared.memory(0, 20)
     assert memory is not None
     stored = "".join(text_of(tokenizer, segment.tokens) for segment in memory.segments)
-    prompt = text_of(tokenizer, prepared.prompts(Cell("toy", 0, 4, 20))[0].tokens)
+    prompt = text_of(tokenizer, prepared.prompts(GridPoint("toy", 0, 4, 20))[0].tokens)
     shown = [text for text, _ in TRAIN if f"Q {text} " in prompt]
     held = [text for text, _ in TRAIN if f"Q {text} " in stored]
     assert (len(shown), len(held)) == (len(prompt.split(" Q t")) - 1, 20)
@@ -97,7 +97,7 @@ def test_items_are_mixed_before_they_are_limited(tmp_path: Path, tokenizer: Toke
 
 def test_what_does_not_fit_in_context_is_left_out_from_the_far_end(tmp_path: Path, tokenizer: Tokenizer) -> None:
     prepared = PreparedTask(task_of(tmp_path, TRAIN, TEST, WORDS), tokenizer, SEGMENT, None, 9)
-    four, nine = (prepared.prompts(Cell("toy", 0, shots, 0)) for shots in (4, 9))
+    four, nine = (prepared.prompts(GridPoint("toy", 0, shots, 0)) for shots in (4, 9))
     assert {prompt.shots for prompt in nine} < {2, 3, 4}
     for prompt in nine:
         longest = max(len(target) for target in prompt.targets.values())
