@@ -48,7 +48,7 @@ class Recording(actors.executor.ray_executor.RayExecutor):
 
 def main(out: Path, shape: dict[str, Any]) -> None:
     actors.executor.ray_executor.RayExecutor = Recording  # type: ignore[misc]
-    timeouts = Timeouts(**shape.pop("patience", {}))
+    timeouts = Timeouts(**shape.pop("timeouts", {}))
     cluster = ClusterShape(**shape) if shape else None
     job = PerplexityJob(
         inputs=(str(out.parent / "books"),),

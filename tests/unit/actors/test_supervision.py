@@ -141,9 +141,9 @@ def test_every_store_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_tries": 0}, {"task_s": -1.0}, {"silent_s": 10.0, "kill_s": 9.0}, {"recover_s": 0.0}]
+    "wrong", [{"max_tries": 0}, {"task_s": -1.0}, {"unresponsive_s": 10.0, "kill_s": 9.0}, {"no_worker_s": 0.0}]
 )
-def test_patience_is_checked(wrong: dict[str, Any]) -> None:
+def test_timeouts_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Timeouts(**wrong)
 

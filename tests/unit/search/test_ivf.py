@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import WindowBuffer
-from longmem.retrieval import cells, create_search
+from longmem.retrieval import create_search, ivf_index
 from longmem.retrieval.ivf_index import Cells, KeyCells, make_cells
 from longmem.retrieval.ivf_search import IvfSearch
 from longmem.retrieval.low_rank_bound import KeySketch, fit_basis
@@ -21,8 +21,8 @@ PROBES = 3
 
 @pytest.fixture(autouse=True)
 def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "CELL_CHUNKS", 8)
-    monkeypatch.setattr(cells, "STRETCHES", (32, 64))
+    monkeypatch.setattr(ivf_index, "CELL_CHUNKS", 8)
+    monkeypatch.setattr(ivf_index, "STRETCHES", (32, 64))
 
 
 def keys_of(heads: int, chunks: int, dim: int, seed: int) -> Tensor:
@@ -191,8 +191,8 @@ def blocks_of(count: int, last: int = IDENTITY.segment_tokens) -> list:
 def test_a_view_is_covered_by_the_largest_stretches_in_it(start: int, length: int, scales: tuple[int, ...]) -> None:
     end = start + length
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cells, "STRETCHES", scales)
-        covered = cells.cover(start, end)
+        patched.setattr(ivf_index, "STRETCHES", scales)
+        covered = ivf_index.cover(start, end)
     smallest = scales[0]
     at = -(-start // smallest) * smallest
     for first, size in covered:
@@ -211,7 +211,7 @@ def test_cells_of_a_view_are_a_function_of_its_text(
     retrieval: str, scales: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever a reader began, and whatever it keeps."""
-    monkeypatch.setattr(cells, "STRETCHES", scales)
+    monkeypatch.setattr(ivf_index, "STRETCHES", scales)
     key_space = KeySpace("raw", retrieval, celled=True)  # type: ignore[arg-type]
     size, blocks = IDENTITY.segment_tokens, blocks_of(24)
     for begin in (0, 3, 10):
@@ -223,7 +223,7 @@ def test_cells_of_a_view_are_a_function_of_its_text(
                 for start in (max(begin * size, end - memory_segments * size), max(begin * size, end - 90)):
                     view = buffer.view(start, end)
                     assert view.cells is not None
-                    covered = cells.cover(start, end)
+                    covered = ivf_index.cover(start, end)
                     assert len(view.cells.stretches) == len(covered)
                     for (token, length), (first, found) in zip(covered, view.cells.stretches, strict=True):
                         inside = ((view.starts >= token) & (view.starts < token + length)).nonzero().squeeze(1)

@@ -13,7 +13,7 @@ from longmem.dtypes import to_tensor
 from longmem.errors import ConfigError
 from longmem.memory import window
 from longmem.model.longmem import LongMem
-from longmem.retrieval import cells, create_search
+from longmem.retrieval import create_search, ivf_index
 from longmem.retrieval.ivf_search import IvfSearch
 from longmem.synthetic.memory import PARTS, FillerMemory, encode, start_of, tokens_of
 from longmem.synthetic.passkey import (
@@ -95,8 +95,8 @@ def test_a_needle_moves_to_cells_of_its_own_and_moves_none_of_the_filler_s(
     model: LongMem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would be looked for where something else stood; and what stood there first would decide later searches."""
-    monkeypatch.setattr(cells, "STRETCHES", (128, 256))
-    monkeypatch.setattr(cells, "CELL_CHUNKS", 8)
+    monkeypatch.setattr(ivf_index, "STRETCHES", (128, 256))
+    monkeypatch.setattr(ivf_index, "CELL_CHUNKS", 8)
     model.search = IvfSearch()
     expected = FillerMemory(model, "some hay, and more of it. ", 512)._buffer.view(0, 512).cells
     assert expected is not None
