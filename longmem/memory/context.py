@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS
-from longmem.model.longmem import LongMem
+from longmem.model.forward import SegmentModel
 from longmem.store.document import DocumentMemory
 from longmem.types import DocumentKey, KVBlock, Segment
 
@@ -25,7 +25,9 @@ from longmem.types import DocumentKey, KVBlock, Segment
 class ContextMemory:
     """Views of the newest tokens before a local context, and of a document that is read before them."""
 
-    def __init__(self, model: LongMem, tokens: Int32[np.ndarray, " tokens"], before: Sequence[KVBlock] = ()) -> None:
+    def __init__(
+        self, model: SegmentModel, tokens: Int32[np.ndarray, " tokens"], before: Sequence[KVBlock] = ()
+    ) -> None:
         """`before`: blocks of a stored document (see `read_blocks`); the context's positions go on after them."""
         self._model = model
         self._tokens = tokens

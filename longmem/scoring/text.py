@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from longmem.memory.past import AbstractPast, ContinuedPast, OwnPast, check_own, text_key
-from longmem.model.longmem import LongMem
+from longmem.model.forward import SegmentModel
 from longmem.store.base import check_fingerprint
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
@@ -37,7 +37,7 @@ class TextScores:
         return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
 
 
-def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) -> TextScores:
+def score_text(model: SegmentModel, text: str, memory: DocumentMemory | None = None) -> TextScores:
     """Read a text segment by segment; each segment reads the memory before it, then its own block is added.
 
     With a `DocumentMemory` the text is that document: blocks are written to it (again scoring the same text finds
@@ -52,7 +52,7 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
 
 
 def score_sequence(
-    model: LongMem, sequence: Int32[np.ndarray, " tokens"], memory: DocumentMemory | None = None
+    model: SegmentModel, sequence: Int32[np.ndarray, " tokens"], memory: DocumentMemory | None = None
 ) -> TextScores:
     """The same for tokens, of which the first is only read."""
     segments = cut_segments(text_key(memory), sequence, model.config.segment_tokens)
@@ -74,7 +74,7 @@ def score_sequence(
     )
 
 
-def score_segments(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:
+def score_segments(model: SegmentModel, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:
     """The same for tokens with a private memory, one segment after the other, as far as they are asked for."""
     past = ContinuedPast(None, model.config, model.key_space, model.backbone.device)
     for score, _ in _score_segments(model, cut_segments(text_key(None), sequence, model.config.segment_tokens), past):
@@ -82,7 +82,7 @@ def score_segments(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> It
 
 
 def _score_segments(
-    model: LongMem, segments: Sequence[Segment], past: AbstractPast
+    model: SegmentModel, segments: Sequence[Segment], past: AbstractPast
 ) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"]]]:
     """Scores of each, and log-probabilities of the backbone alone."""
     for segment in segments:

@@ -20,7 +20,7 @@ from longmem.sidenet.copies import Candidates
 from longmem.sidenet.copy_head import CopyCandidates, CopyHead
 from longmem.text.segments import cut_segments
 from longmem.training.row_stream import TRAINING_NAMESPACE
-from longmem.training.trainer import RowMemory, encode_rows, training_input
+from longmem.training.trainer import RowMemory, encode_rows, stacked_tokens
 from longmem.types import DocumentKey
 
 KEY = DocumentKey(TRAINING_NAMESPACE, "reading")
@@ -97,7 +97,7 @@ def _read_document(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> It
             continue
         output = encode_rows(model, [segment])
         view, targets = memory.view(segment), torch.from_numpy(np.array(segment.targets)).long()
-        given = training_input(model, [segment], output, [view])
+        given = model.sidenet_input(stacked_tokens([segment]), output, [view])
         read = model.sidenet(given, model.search)
         hidden = read.hidden[0, : len(targets)]
         logprobs = model.backbone.target_logprobs(hidden, targets)

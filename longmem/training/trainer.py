@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 from torch import Tensor, nn
 
 from longmem.backbone.backbone import BackboneOutput
 from longmem.errors import NumericError
-from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
-from longmem.sidenet.sidenet import SideNetInput, start_state
 from longmem.training.config import TrainingConfig
 from longmem.training.row_stream import RowStream, Sequences
 from longmem.types import Segment
@@ -161,7 +160,7 @@ class Trainer:
         segments, views = zip(*(row.next() for row in rows), strict=True)
         output = encode_rows(model, segments)
         with torch.autocast(model.backbone.device.type, torch.bfloat16, enabled=self._autocast):
-            given = training_input(model, segments, output, views)
+            given = model.sidenet_input(stacked_tokens(segments), output, views)
             read = model.sidenet(given, model.search)
             logprobs = [
                 model.target_logprobs(read, row, torch.from_numpy(np.array(segment.targets)))
@@ -183,22 +182,13 @@ class Trainer:
 
 
 def encode_rows(model: LongMem, segments: Sequence[Segment]) -> BackboneOutput:
-    """One backbone forward of equally long segments."""
-    tokens = _stacked([segment.tokens for segment in segments])
-    return model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction)
+    """Run the backbone over equally long segments, one row each."""
+    return model.run_backbone(stacked_tokens(segments))
 
 
-def training_input(
-    model: LongMem, segments: Sequence[Segment], output: BackboneOutput, views: Sequence[MemoryView | None]
-) -> SideNetInput:
-    """What the SideNet reads of freshly encoded segments; keys rounded as the store would."""
-    tokens = _stacked([segment.tokens for segment in segments])
-    return SideNetInput(
-        tokens=tokens,
-        state=model.sidenet.prepare(tokens, start_state(output.taps)),
-        keys=rounded(output.keys, model.config.kv_dtype),
-        views=list(views),
-    )
+def stacked_tokens(segments: Sequence[Segment]) -> Int32[Tensor, "rows tokens"]:
+    """Return a copy of the tokens of equally long segments, one row each."""
+    return torch.from_numpy(np.stack([segment.tokens for segment in segments]))
 
 
 def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
@@ -221,7 +211,3 @@ def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[st
         {"params": [*norms, *matrices], "lr": rate, "weight_decay": 0.0},
         {"params": vectors, "lr": rate * config.vector_factor, "weight_decay": 0.0},
     ]
-
-
-def _stacked(rows: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))

@@ -11,7 +11,7 @@ from longmem.errors import DocumentError
 from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
 from longmem.training.row_stream import TRAINING_NAMESPACE
-from longmem.training.trainer import RowMemory, encode_rows, training_input
+from longmem.training.trainer import RowMemory, encode_rows, stacked_tokens
 from longmem.types import DocumentKey
 
 KEY = DocumentKey(TRAINING_NAMESPACE, "validation")
@@ -47,7 +47,7 @@ def validate(model: LongMem, sequences: Sequence[Int32[np.ndarray, " tokens"]]) 
             targets = torch.from_numpy(np.array(segment.targets))
             sums["backbone"] -= float(model.backbone.target_logprobs(output.hidden[0], targets).double().sum())
             for name, view in (("with_memory", memory.view(segment)), ("without_memory", None)):
-                given = training_input(model, [segment], output, [view])
+                given = model.sidenet_input(stacked_tokens([segment]), output, [view])
                 with torch.autocast(model.backbone.device.type, torch.bfloat16, enabled=autocast):
                     logprobs = model.target_logprobs(model.sidenet(given, model.search), 0, targets)
                 sums[name] -= float(logprobs.double().sum())
