@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
-from longmem.memory.past import AbstractPast, ContinuedPast, FixedPast, text_key
+from longmem.memory.context import FixedMemory, LocalMemory, SegmentMemory, text_key
 from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel
 from longmem.store.base import check_fingerprint
@@ -44,18 +44,18 @@ class Sampling:
 class Decoder:
     """Feeds tokens and gives the logits after the last one, keeping caches of the current segment."""
 
-    def __init__(self, model: SegmentModel, memory: DocumentMemory | None, past: AbstractPast | None = None) -> None:
-        """`past` takes the place of reading `memory` now."""
+    def __init__(self, model: SegmentModel, memory: DocumentMemory | None, source: SegmentMemory | None = None) -> None:
+        """`source` takes the place of reading `memory` now."""
         self._model = model
         self._key = text_key(memory)
-        self._past = past or ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
+        self._source = source or LocalMemory(model, memory)
         self._segment = 0
         self._start_segment()
 
     def _start_segment(self) -> None:
         self._backbone_cache: Any = self._model.backbone.new_cache()
         self._sidenet_cache = self._model.sidenet.new_cache()
-        self._view: MemoryView | None = self._past.view(self._segment)
+        self._view: MemoryView | None = self._source.view(self._segment)
         self._tokens: list[int] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -91,7 +91,7 @@ class Decoder:
         tokens = np.asarray(self._tokens, dtype=np.int32)
         start = self._segment * self._model.config.segment_tokens
         segment = Segment(self._key, self._segment, start, tokens, tokens[1:])
-        self._past.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
+        self._source.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
         self._segment += 1
         self._start_segment()
 
@@ -171,7 +171,7 @@ def complete(
             f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} of {max_new_tokens} new ones in a "
             f"segment of {model.config.segment_tokens}: shorten it, or use longer segments"
         )
-    feed = Decoder(model, None, FixedPast(view)).feed
+    feed = Decoder(model, None, FixedMemory(view)).feed
     return decode(feed, prompt.tolist(), model.tokenizer, max_new_tokens, Sampling(), [until])
 
 
