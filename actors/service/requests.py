@@ -5,8 +5,6 @@ Their own tokens stay in that worker, as in `LongMem.score` and `LongMem.generat
 
 from dataclasses import dataclass
 
-from actors.service.remote_memory import RemoteMemory
-from actors.workers.store import RemoteBlockSource
 from longmem.errors import MissingBlockError
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
@@ -14,6 +12,7 @@ from longmem.runtime.requests import Request
 from longmem.scoring.generate import Sampling
 from longmem.scoring.text import TextScores
 from longmem.store.document import DocumentMemory
+from longmem.store.source import AbstractDocumentSource
 from longmem.types import DocumentKey
 
 
@@ -57,8 +56,8 @@ def _memory(key: DocumentKey | None, windows: WindowCache) -> DocumentMemory | N
     if key is None:
         return None
     source = windows.source
-    assert isinstance(source, RemoteBlockSource), f"a service's workers read its stores, not {source}"
-    memory = DocumentMemory(RemoteMemory(source), key, read_only=True)
+    assert isinstance(source, AbstractDocumentSource), f"{source} does not know which blocks a document has"
+    memory = DocumentMemory(source, key)
     if not memory.segments:
         raise MissingBlockError(f"{key} is not stored: write it first, or name a document that is")
     return memory

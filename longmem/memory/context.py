@@ -20,8 +20,9 @@ from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import MAX_WINDOW_BYTES, READ_SEGMENTS, WindowCache
 from longmem.model.forward import SegmentModel
-from longmem.store.base import AbstractBlockSource
+from longmem.store.base import WritableDocument
 from longmem.store.document import DocumentMemory
+from longmem.store.source import AbstractBlockSource
 from longmem.types import DocumentKey, KVBlock, Segment
 
 
@@ -46,7 +47,7 @@ class SegmentMemory(ABC):
 class StoredMemory(SegmentMemory):
     """Memory of a text that *is* the document: its segments are written to the store and read back from it."""
 
-    def __init__(self, model: SegmentModel, memory: DocumentMemory) -> None:
+    def __init__(self, model: SegmentModel, memory: WritableDocument) -> None:
         self._memory = memory
         self._cache = windows_of(model, memory.store)
 

@@ -10,7 +10,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
-from longmem.store.base import AbstractBlockSource
+from longmem.store.source import AbstractBlockSource
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 READ_SEGMENTS = 8

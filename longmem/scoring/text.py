@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int32
 
 from longmem.memory.context import LocalMemory, SegmentMemory, StoredMemory, check_own, text_key
 from longmem.model.forward import SegmentModel
-from longmem.store.base import check_fingerprint
+from longmem.store.base import WritableDocument, check_fingerprint
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
@@ -59,11 +59,11 @@ def score_sequence(
     if memory is not None:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
     source: SegmentMemory
-    if memory is None or memory.read_only:
-        source = LocalMemory(model, memory)
-    else:
+    if isinstance(memory, WritableDocument) and not memory.read_only:
         check_own(memory, segments)
         source = StoredMemory(model, memory)
+    else:
+        source = LocalMemory(model, memory)
     scores, backbone = zip(*_score_segments(model, segments, source), strict=True)
     return TextScores(
         logprobs=np.concatenate([score.logprobs for score in scores]),
