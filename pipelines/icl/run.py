@@ -9,17 +9,16 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
-from longmem.runtime.executor import AbstractExecutor, Completion, ExecutorEvent
+from longmem.runtime.executor import AbstractExecutor, Completion
 from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.types import DocumentKey, SegmentInfo
 from pipelines.icl.records import BatchRecord, IclJournal
 from pipelines.icl.requests import request_for, results_of
 from pipelines.icl.task_data import GridPoint, Memory, PreparedTask, Prompt
+from pipelines.job.ask import WAIT_S, ask_all
+from pipelines.job.observer import JobObserver
 from pipelines.job.work_slices import Slices
-
-WAIT_S = 0.2
-"""How long the loop waits for the workers before it looks at Ctrl-C again."""
 
 
 @dataclass
@@ -53,6 +52,7 @@ class IclRun:
     executor: AbstractExecutor
     journal: IclJournal
     tell: Callable[[str], None]
+    observer: JobObserver
     slices: Slices | None = None
     """Record of the work done, written every few seconds."""
     written: WriteTotals = field(default_factory=WriteTotals)
@@ -74,7 +74,7 @@ class IclRun:
             scheduler,
             on_completed=self._take,
             on_document_done=lambda key, _failed: self._tell_stored(needed[key]),
-            on_event=self._tell_event,
+            on_event=self.observer.worker_event,
             all_admitted=lambda: True,
         )
         while scheduler.active:
@@ -84,6 +84,7 @@ class IclRun:
         return {key: self.executor.stored(key)[-1] for key in needed}
 
     def _take(self, completion: Completion) -> None:
+        self.observer.task_ended(completion)
         if completion.error is not None:
             raise completion.error
         if completion.stage == "encode":
@@ -97,37 +98,27 @@ class IclRun:
         tokens = sum(segment.num_tokens for segment in memory.segments)
         self.tell(f"{memory.key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
 
-    def ask(
-        self,
-        cells: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]],
-        batch_items: int,
-        progress: Callable[[GridPoint, int], None],
-    ) -> None:
-        """Have every item of every cell answered that the journal does not hold yet."""
+    def ask(self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int) -> None:
+        """Have every item of every grid point answered that the journal does not hold yet."""
         start = perf_counter()
-        # made as they are asked: all prompts together would be as large as the text of all cells
-        batches = self._batches(cells, batch_items)
-        waiting = next(batches, None)
-        running: dict[int, tuple[GridPoint, list[Prompt]]] = {}
-        while waiting is not None or running:
-            while waiting is not None and self.executor.slots("encode") > 0:
-                cell, prompts = waiting
-                task, memory = cells[cell]
-                running[self.executor.ask(request_for(task, prompts, memory))] = waiting
-                waiting = next(batches, None)
-            self.executor.wait(WAIT_S)
-            for answer in self.executor.answers():
-                cell, prompts = running.pop(answer.number)
-                if answer.error is not None:
-                    raise answer.error
-                results = results_of(cells[cell][0], prompts, answer.result)
-                self.journal.add(BatchRecord(cell, results, answer.busy_s))
-                self.asked.items += len(results)
-                progress(cell, len(results))
-            for event in self.executor.events():
-                self._tell_event(event)
+
+        def answered(batch: tuple[GridPoint, list[Prompt]], result: Any, busy_s: float) -> None:
+            point, prompts = batch
+            results = results_of(points[point][0], prompts, result)
+            self.journal.add(BatchRecord(point, results, busy_s))
+            self.asked.items += len(results)
+            self.observer.advanced(len(results))
+
+        def turned() -> None:
             self.asked.wall_s = perf_counter() - start
             self._record()
+
+        # made as they are asked: all prompts together would be as large as the text of all grid points
+        requests = (
+            ((point, prompts), request_for(points[point][0], prompts, points[point][1]))
+            for point, prompts in self._batches(points, batch_items)
+        )
+        ask_all(self.executor, requests, self.observer, answered, turned)
 
     def work(self) -> dict[str, Any]:
         """Return what this run did, as far as it adds up over runs: what a run found stored, an earlier one wrote."""
@@ -141,16 +132,13 @@ class IclRun:
             self.slices.record(self.work())
 
     def _batches(
-        self, cells: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
+        self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
     ) -> Iterator[tuple[GridPoint, list[Prompt]]]:
-        """What the journal does not hold, cell by cell."""
-        for cell, (task, _) in cells.items():
+        """Yield what the journal does not hold, grid point by grid point."""
+        for cell, (task, _) in points.items():
             done = self.journal.results.get(cell, {})
             if len(done) == len(task.items):
                 continue
             left = [prompt for prompt in task.prompts(cell) if prompt.index not in done]
             for first in range(0, len(left), batch_items):
                 yield cell, left[first : first + batch_items]
-
-    def _tell_event(self, event: ExecutorEvent) -> None:
-        self.tell(event.message)

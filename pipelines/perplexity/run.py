@@ -22,9 +22,9 @@ from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.text.documents import UnreadableDocument
 from longmem.types import DocumentKey, Segment, SegmentScore
-from pipelines.job.journal import Journal
 from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed, Prepared
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, score_record, start_record
 
 WAIT_S = 0.2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("longmem", "actors", "benchmarks")
+PACKAGES = ("longmem", "actors", "pipelines", "benchmarks")
 
 
 def sources() -> dict[str, str]:
