@@ -23,12 +23,13 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import LongMemConfig
 from longmem.dtypes import to_array, to_tensor
 from longmem.errors import NumericError
-from longmem.kv_format import num_not_finite, pack, rounded, unpack
+from longmem.kv_format import pack, rounded, unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
 from longmem.sidenet.sidenet import SideNet, SideNetCache, SideNetInput, SideNetOutput, start_state
+from longmem.stored_format import num_not_finite
 from longmem.types import EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
 
 
