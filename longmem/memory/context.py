@@ -1,4 +1,4 @@
-"""What the segments of one text read, and where their own blocks go. `SlidingWindow` says which positions that is.
+"""Memory of one text: its segments read it, and their own blocks join it. `SlidingWindow` computes the positions.
 
 StoredMemory    the text is a stored document: its blocks are written to the store and read back from it
 LocalMemory     the blocks stay in this process; a stored document may lie in front of them
@@ -97,7 +97,7 @@ class LocalMemory(SegmentMemory):
 
 
 class FixedMemory(SegmentMemory):
-    """One view, for a text that stays inside one segment."""
+    """Single view, for a text that stays inside one segment."""
 
     def __init__(self, view: MemoryView | None) -> None:
         self._view = view

@@ -25,7 +25,7 @@ CALIBRATION_CHARACTERS = 20_000
 
 
 class LongMem(SegmentModel):
-    """A model of a folder or hub id, which scores and generates texts. Not thread-safe: one per worker."""
+    """Model that is opened from a folder or hub id, and scores and generates texts. Not thread-safe: one per worker."""
 
     @classmethod
     def from_backbone(
@@ -63,7 +63,7 @@ class LongMem(SegmentModel):
         search: str = "auto",
         **settings: Any,
     ) -> "LongMem":
-        """A saved LongMem (folder or hub id): `config.json`, `sidenet.safetensors`, and its backbone.
+        """Open a saved LongMem (folder or hub id): `config.json`, `sidenet.safetensors`, and its backbone.
 
         `settings` replace fields of the saved configuration. Raises CheckpointError for anything missing or damaged.
         """
@@ -71,7 +71,7 @@ class LongMem(SegmentModel):
         return cls(backbone, sidenet, tokenizer, config, search)
 
     def with_trained_steps(self, steps: int) -> "LongMem":
-        """The same model (sharing all weights) whose configuration says how long it was trained."""
+        """Return the same model, which shares all weights, with another number of steps in its configuration."""
         config = replace(self.config, trained_steps=steps)
         return LongMem(self.backbone, self.sidenet, self.tokenizer, config, self.search_engine)
 
@@ -81,8 +81,10 @@ class LongMem(SegmentModel):
 
     @property
     def trained(self) -> bool:
-        """Whether the SideNet's layers differ from the backbone: with every scale at 0, where training starts, they
-        cannot, and only a copy head can make the result another one."""
+        """True where the SideNet's layers can differ from the backbone.
+
+        Training starts with every scale at 0. The layers cannot differ then, and only a copy head changes results.
+        """
         return bool(self.sidenet.scale.detach().any())
 
     @torch.no_grad()
@@ -96,7 +98,7 @@ class LongMem(SegmentModel):
         self.sidenet.reader.calibrate(torch.cat(keys))
 
     def score(self, text: str, memory: DocumentMemory | None = None) -> TextScores:
-        """Log-probability of every token of a text; see `longmem.scoring.text.score_text`."""
+        """Return the log-probability of every token of a text; see `longmem.scoring.text.score_text`."""
         return score_text(self, text, memory)
 
     def generate(

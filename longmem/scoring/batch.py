@@ -1,4 +1,4 @@
-"""Scoring short texts that follow a memory, many at a time: test items after demonstrations, endings after a book.
+"""Batched scores of short texts that follow a memory: test items after demonstrations, endings after a book.
 
     memory (read, never written)        item
     ─────────────────────────────┤ start, context …, target, target ├
@@ -29,7 +29,7 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Item:
-    """A text to read and the part of it to score."""
+    """Text to read, and the part of it to score."""
 
     name: str
     tokens: Int32[np.ndarray, " tokens"]
@@ -52,14 +52,14 @@ class Item:
 
 @dataclass(frozen=True)
 class TargetScores:
-    """One model's view of an item's targets."""
+    """Scores that one model gives an item's targets."""
 
     logprobs: Float32[np.ndarray, " targets"]
     """Natural logarithms."""
     greedy: Bool[np.ndarray, " targets"]
-    """Whether the target is the most probable token of the vocabulary."""
+    """True where the target is the most probable token of the vocabulary."""
     first_choice: int
-    """The most probable token where the first target is predicted."""
+    """Most probable token where the first target is predicted."""
     alternatives: Float32[np.ndarray, " alternatives"]
     """Natural logarithms for the item's alternatives."""
 
@@ -84,7 +84,7 @@ class ItemScore:
 def score_items(
     model: SegmentModel, items: Sequence[Item], views: Sequence[MemoryView | None], batch_tokens: int = BATCH_TOKENS
 ) -> list[ItemScore]:
-    """Scores in the order of the items; item i reads `views[i]`. Rows that share a view share one search.
+    """Return scores in the order of the items; item i reads `views[i]`. Rows that share a view share one search.
 
     Raises DocumentError for an item without targets or longer than a segment, NumericError.
     """
@@ -101,7 +101,7 @@ def score_items(
 
 
 def check_item(item: Item, segment_tokens: int) -> None:
-    """Raises DocumentError for an item that cannot be scored in one local context."""
+    """Raise DocumentError for an item that cannot be scored in one local context."""
     if not 1 <= item.first_target < len(item.tokens):
         raise DocumentError(
             f"item {item.name}: expected at least one token to read and one to predict, got {len(item.tokens)} tokens "
@@ -115,7 +115,7 @@ def check_item(item: Item, segment_tokens: int) -> None:
 
 
 def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of items of like length, whose padded tokens fit the budget; one item always fits."""
+    """Yield indices of items of similar length, whose padded tokens fit the budget; one item always fits."""
     order = sorted(range(len(items)), key=lambda index: items[index].num_read)
     batch: list[int] = []
     for index in order:

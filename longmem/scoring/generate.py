@@ -1,4 +1,4 @@
-"""Generating text with memory, one token at a time: each step reads only the new token.
+"""Generation of text with memory, one token at a time: each step reads only the new token.
 
 A prompt is read exactly as `score` reads a text: segment by segment, each reading the memory before it. When a
 segment is full its block joins the memory (of this call only) and the local context starts anew, so the
@@ -26,12 +26,12 @@ from longmem.types import Segment
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. The default is greedy."""
+    """Choice of the next token, greedy by default. Raises ConfigError."""
 
     temperature: float = 0.0
-    """0 takes the most probable token; 1 samples from the model's own distribution."""
+    """Divisor of the logits: 0 takes the most probable token, 1 samples from the model's own distribution."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens that holds this much probability."""
+    """Probability of the smallest set of most probable tokens to sample from."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,10 +42,11 @@ class Sampling:
 
 
 class Decoder:
-    """Feeds tokens and gives the logits after the last one, keeping caches of the current segment."""
+    """Feeds tokens to the model and returns the logits after the last one; keeps caches of the current segment."""
 
     def __init__(self, model: SegmentModel, memory: DocumentMemory | None, source: SegmentMemory | None = None) -> None:
-        """`source` takes the place of reading `memory` now."""
+        """Read what may be read of `memory`, unless `source` takes its place. Raises MissingBlockError,
+        CorruptionError."""
         self._model = model
         self._key = text_key(memory)
         self._source = source or LocalMemory(model, memory)
@@ -62,7 +63,7 @@ class Decoder:
 
     @torch.no_grad()
     def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
-        """Read one or more tokens; returns the logits (with a copy head: log-probabilities) of the token after them."""
+        """Read one or more tokens; return the logits of the token after them (with a copy head: log-probabilities)."""
         assert tokens, "there is nothing to feed"
         size = self._model.config.segment_tokens
         logits: Tensor | None = None
@@ -97,7 +98,7 @@ class Decoder:
 
 
 class BackboneDecoder:
-    """The backbone alone, which holds everything that it was fed in one context."""
+    """Backbone alone, which holds everything that it was fed in one context."""
 
     def __init__(self, model: SegmentModel) -> None:
         self._model = model
@@ -105,7 +106,7 @@ class BackboneDecoder:
 
     @torch.no_grad()
     def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
-        """Read one or more tokens; returns the logits of the token after them."""
+        """Read one or more tokens; return the logits of the token after them."""
         model = self._model
         output = model.run_backbone(torch.tensor([tokens]), self._cache)
         return model.backbone.logits(output.hidden[0, -1:])[0]
@@ -119,7 +120,7 @@ def generate(
     max_new_tokens: int = 50,
     sampling: Sampling | None = None,
 ) -> str:
-    """The text that follows the prompt, reading `memory` (which is not written) and the prompt's own past.
+    """Return the text that follows the prompt, reading `memory` (which is not written) and the prompt's own past.
 
     Stops after `max_new_tokens`, or before that at the tokenizer's end token. Raises ConfigError, DocumentError (an
     empty prompt), FingerprintError (a store of another model).
@@ -138,8 +139,11 @@ def decode(
     sampling: Sampling,
     until: Sequence[str] = (),
 ) -> str:
-    """Feed a decoder tokens, then what it chooses. The text ends before the first of the `until` strings that it comes
-    to, before the end token, or after `max_new_tokens`. Raises ConfigError."""
+    """Feed a decoder tokens, then what it chooses; return the new text.
+
+    The text ends before the first of the `until` strings in it, before the end token, or after `max_new_tokens`. Raises
+    ConfigError.
+    """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     random = torch.Generator().manual_seed(sampling.seed)
@@ -161,7 +165,7 @@ def decode(
 def complete(
     model: SegmentModel, prompt: Int32[np.ndarray, " tokens"], view: MemoryView | None, max_new_tokens: int, until: str
 ) -> str:
-    """The most probable text after a prompt within one segment, up to `until`, which is left out.
+    """Return the most probable text after a prompt within one segment, up to `until`, which is left out.
 
     Raises DocumentError when the prompt leaves no room for `max_new_tokens` in its segment.
     """
@@ -176,7 +180,7 @@ def complete(
 
 
 def choose(logits: Float32[Tensor, " vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
-    """One token from the next-token logits."""
+    """Return one token, chosen from the next-token logits."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities, order = (logits.cpu() / sampling.temperature).softmax(dim=0).sort(descending=True)

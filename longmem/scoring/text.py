@@ -1,4 +1,4 @@
-"""Scoring one text in this process: the plain loop that every faster way of running must agree with."""
+"""Scores of one text in this process: the plain loop that every faster way of running must agree with."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class TextScores:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-probability per token, with memory; NaN when there was no token to predict."""
+        """Exponential of the mean negative log-probability per token, with memory; NaN when no token was predicted."""
         return float(np.exp(-np.mean(self.logprobs, dtype=np.float64))) if len(self.logprobs) else float("nan")
 
     @property

@@ -1,4 +1,4 @@
-"""One document's memory, as readers hold it; `longmem.store.base` adds what changes it."""
+"""Handle on one document's memory, for readers; `longmem.store.base` adds the methods that change it."""
 
 from dataclasses import dataclass, replace
 

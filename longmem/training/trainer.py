@@ -27,25 +27,25 @@ from longmem.types import Segment
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, over the rows of all workers."""
+    """Result of one step, over the rows of all workers."""
 
     step: int
-    """Counted from 1."""
+    """Number of the step, counted from 1."""
     nats: float
-    """Summed over `tokens`."""
+    """Sum of the losses of `tokens` tokens."""
     tokens: int
     gradient_norm: float
-    """Before clipping."""
+    """Norm of all gradients together, before clipping."""
     learning_rate: float
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Mean loss in nats per token."""
         return self.nats / self.tokens
 
 
 class TrainingRow:
-    """One row of the batch: a stream of documents and the present one's memory."""
+    """Row of the batch: a stream of documents, and the memory of the present one."""
 
     def __init__(self, model: LongMem, stream: RowStream) -> None:
         self._model = model
@@ -53,7 +53,7 @@ class TrainingRow:
         self.memory = LocalMemory(model)
 
     def next(self) -> tuple[Segment, MemoryView | None]:
-        """The next segment and what it may read."""
+        """Return the next segment and what it may read. A new document begins with an empty memory."""
         segment = self._stream.next()
         if segment.index == 0:
             self.memory = LocalMemory(self._model)
@@ -63,7 +63,10 @@ class TrainingRow:
         return self._stream.state()
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go to a saved position and read the past again that its memory held."""
+        """Go to a saved position, and encode the segments again that its memory held.
+
+        Costs one backbone forward per segment of the window. Nothing of a memory is saved in a checkpoint.
+        """
         past = self._stream.restore(state)
         self.memory = LocalMemory(self._model)
         for index in SlidingWindow.of(self._model.config).segments_before(len(past)):
@@ -72,8 +75,7 @@ class TrainingRow:
 
 
 class Trainer:
-    """Optimiser, rows and the step. `rows` are this worker's share of `config.rows`; `reduce` adds a tensor up over all
-    workers in place, so that every worker applies the same gradient."""
+    """Optimiser, rows and the training step of one worker."""
 
     def __init__(
         self,
@@ -83,10 +85,15 @@ class Trainer:
         rows: Sequence[int] | None = None,
         reduce: Callable[[Tensor], None] | None = None,
     ) -> None:
+        """Turn the SideNet's weights into float32 master weights, whatever the backbone computes in.
+
+        Args:
+            rows: This worker's share of `config.rows`; all of them by default.
+            reduce: Sums a tensor over all workers in place, so that every worker applies the same gradient.
+        """
         self.model = model
         self.config = config
         self.step_count = 0
-        # master weights in float32, whatever the backbone computes in
         model.sidenet.float()
         self._autocast = model.backbone.dtype == torch.bfloat16
         self._reduce = reduce
@@ -103,8 +110,10 @@ class Trainer:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def step(self) -> StepResult:
-        """Read one segment of every row and learn from it. Raises NumericError when the loss is not finite: nothing
-        is applied then."""
+        """Read one segment of every row and learn from it.
+
+        Raises NumericError when loss or gradient is not finite; no weight is changed then.
+        """
         model, config = self.model, self.config
         rate = config.rate(self.step_count)
         for group, peak in zip(self.optimiser.param_groups, self._peaks, strict=True):
@@ -114,7 +123,7 @@ class Trainer:
         for first in range(0, len(self.rows), config.micro_rows):
             nats += self._learn(self.rows[first : first + config.micro_rows], tokens)
         for parameter in self.parameters:
-            # what no gradient has reached counts as seen by Adam all the same: alone, with others, and after a resume
+            # Adam also updates parameters that got no gradient, alike on one worker, on several and after a resume
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self._reduce is not None:
@@ -133,7 +142,7 @@ class Trainer:
 
     def _learn(self, rows: list[TrainingRow], tokens: int) -> float:
         model = self.model
-        # dropout stays off, as in the frozen backbone: a step is a function of weights and text, here and on any worker
+        # dropout stays off, as in the frozen backbone: a step depends on weights and text only, on every worker
         model.sidenet.eval()
         segments, views = zip(*(row.next() for row in rows), strict=True)
         output = encode_rows(model, segments)
@@ -151,7 +160,7 @@ class Trainer:
         return float(loss.detach().double())
 
     def _reduce_gradients(self, reduce: Callable[[Tensor], None]) -> None:
-        """All gradients as one vector: one exchange per step."""
+        """Sum the gradients over all workers, as one vector: one exchange per step."""
         parameters = self.parameters
         flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
         reduce(flat)
@@ -170,7 +179,10 @@ def stacked_tokens(segments: Sequence[Segment]) -> Int32[Tensor, "rows tokens"]:
 
 
 def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
-    """Copied matrices decay; new matrices do not; new vectors and numbers learn faster."""
+    """Return the optimiser's groups of parameters.
+
+    Copied matrices decay and new ones do not; new vectors and numbers learn `vector_factor` times faster.
+    """
     copied: list[nn.Parameter] = []
     norms: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
