@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
-from longmem.memory.past import ContinuedPast, text_key
+from longmem.memory.context import LocalMemory, text_key
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
@@ -37,7 +37,7 @@ class LongMemBaseline(AbstractBaseline):
 
 def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, ReadingChange]) -> dict[str, LogProbs]:
     """Log-probabilities of a document's targets under each way of reading; segments are encoded once for all."""
-    past = empty_past(model)
+    past = LocalMemory(model)
     scores: dict[str, list[LogProbs]] = {name: [] for name in readings}
     for segment in cut_segments(text_key(None), sequence, model.config.segment_tokens):
         encoded = model.encode(segment)
@@ -48,11 +48,6 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
             )
         past.accept(encoded.block)
     return {name: np.concatenate(parts) for name, parts in scores.items()}
-
-
-def empty_past(model: LongMem) -> ContinuedPast:
-    """A memory in this process that holds nothing yet."""
-    return ContinuedPast(None, model.config, model.key_space, model.backbone.device)
 
 
 def own_memory(_segment: Segment, view: MemoryView | None) -> MemoryView | None:
@@ -86,7 +81,7 @@ class OtherBook:
 
     def __init__(self, model: LongMem, sequence: Sequence) -> None:
         self._model = model
-        self._past = empty_past(model)
+        self._past = LocalMemory(model)
         segments = cut_segments(text_key(None), sequence, model.config.segment_tokens)
         self._segments = [segment for segment in segments if segment.num_tokens == model.config.segment_tokens]
         self._num_read = 0

@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
 from longmem.backbone.backbone import Backbone
 from longmem.dtypes import to_array
+from longmem.memory.sliding_window import SlidingWindow
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class NeuralCache(AbstractBaseline):
         self._segment_tokens = segment_tokens
         self._layer = layer
         self._weights = weights or PointerWeights()
-        self._memory_tokens = memory_tokens
+        self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._top_k = top_k
 
     @property
     def description(self) -> str:
         return (
-            f"kNN over keys of layer {self._layer}, top {self._top_k} of {self._memory_tokens:,} tokens, "
+            f"kNN over keys of layer {self._layer}, top {self._top_k} of {self._window.memory_tokens:,} tokens, "
             f"λ {self._weights.share:g}, β {self._weights.sharpness:g}"
         )
 
@@ -88,7 +89,8 @@ class NeuralCache(AbstractBaseline):
             part = slice(start, start + self._segment_tokens)
             output = self._backbone.forward(inputs[None, part], self._layer, self._backbone.num_layers)
             memory[part] = output.keys[0].flatten(1).half()
-            past = slice(max(0, start - self._memory_tokens), start)
+            positions = self._window.before(start)
+            past = slice(positions.start, positions.stop)
             similarities, places = nearest(memory[part].float(), memory[past].float(), self._top_k)
             # position j of the memory was followed by target j; the last one by this segment's first token
             hits = targets[past][places] == targets[part, None]

@@ -27,7 +27,8 @@ from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search
-from longmem.retrieval.ivf_index import STRETCHES, make_cells
+from longmem.retrieval.faiss_search import make_cells
+from longmem.retrieval.ivf_index import STRETCHES
 from longmem.retrieval.ivf_search import IvfSearch
 from longmem.text.segments import cut_segments
 from longmem.types import Segment

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 from longmem.memory.context import read_blocks
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.model.source import REFERENCE_MODEL, ModelSource
 from longmem.scoring.batch import BATCH_TOKENS
 from longmem.scoring.generate import BackboneDecoder, Decoder, Sampling, decode
@@ -82,7 +83,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._scorer = ContinuationScorer(
             self.model,
             memory=self._memory,
-            document=[] if self._document is None else read_blocks(self._document, self.model.config.memory_tokens),
+            document=[] if self._document is None else read_blocks(self._document, SlidingWindow.of(self.model.config)),
             batch_tokens=_batch_tokens(batch_size, max_batch_size, self.model.config.segment_tokens),
         )
 

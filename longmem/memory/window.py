@@ -17,7 +17,7 @@ from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.retrieval.ivf_index import Cells, KeyCells, cover, make_cells
+from longmem.retrieval.ivf_index import Cells, KeyCells, cover
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
 from longmem.system.allocator import zeros_in_pages
 from longmem.types import KVBlock
@@ -126,6 +126,9 @@ class WindowBuffer:
             if first == last:
                 continue
             if stretch not in self._cells:
+                # imported here, because only an approximate search needs FAISS
+                from longmem.retrieval.faiss_search import make_cells
+
                 self._cells[stretch] = make_cells(self._chunk_keys(self._arrays)[:, first:last])
             stretches.append((first - first_chunk, self._cells[stretch]))
         return KeyCells(tuple(stretches))

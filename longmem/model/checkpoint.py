@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import longmem
 from longmem.backbone.adapter import refuse_adapter_files
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.files import CONFIG_FILE, read_json
@@ -26,6 +25,7 @@ from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import CheckpointError
 from longmem.sidenet.sidenet import SideNet
+from longmem.version import __version__
 
 SIDENET_FILE = "sidenet.safetensors"
 BACKBONE_FOLDER = "backbone"
@@ -65,7 +65,7 @@ def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: To
     description = {
         "model_type": MODEL_TYPE,
         "name": backbone.name,
-        "longmem_version": longmem.__version__,
+        "longmem_version": __version__,
         "backbone_digest": backbone.digest(),
         "sidenet_digest": hash_weights(sidenet),
         "tokenizer_digest": tokenizer.digest(),

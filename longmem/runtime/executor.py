@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from longmem.errors import LongMemError
-from longmem.memory.window_cache import WindowCache
+from longmem.memory.context import windows_of
+from longmem.memory.window_cache import MAX_WINDOW_BYTES
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, describe
-from longmem.runtime.requests import Memories, Request
+from longmem.runtime.requests import Request
 from longmem.stages import STAGES, Stage
 from longmem.store.base import AbstractMemoryStore, check_fingerprint, put_each
 from longmem.system.allocator import in_pages
@@ -166,19 +167,11 @@ class InlineExecutor(AbstractExecutor):
     Raises FingerprintError when the store was written by another model.
     """
 
-    def __init__(self, model: LongMem, store: AbstractMemoryStore, *, window_bytes: int = 2**30) -> None:
+    def __init__(self, model: LongMem, store: AbstractMemoryStore, *, window_bytes: int = MAX_WINDOW_BYTES) -> None:
         check_fingerprint(store.fingerprint(), model.fingerprint)
         self._model = model
         self._store = store
-        self._windows = WindowCache(
-            store,
-            model.config.segment_tokens,
-            model.config.memory_tokens,
-            window_bytes,
-            model.backbone.device,
-            model.key_space,
-        )
-        self._memories = Memories(store, self._windows)
+        self._windows = windows_of(model, store, window_bytes)
         # late stages first: they free what early stages fill
         self._queues: dict[Stage, deque[Segment]] = {"score": deque(), "encode": deque()}
         self._requests: deque[tuple[int, Request]] = deque()
@@ -255,7 +248,7 @@ class InlineExecutor(AbstractExecutor):
         start = perf_counter()
         result, error = None, None
         try:
-            result = request.answer(self._model, self._memories)
+            result = request.answer(self._model, self._windows)
         except LongMemError as caught:
             error = caught
         self._answers.append(Answer(number, result, error, perf_counter() - start))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from longmem.errors import ConflictError
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.runtime.executor import STAGES, Stage
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
@@ -63,8 +64,7 @@ class SegmentScheduler:
         """
         self._limits = limits
         self._segment_bytes = segment_bytes
-        self._segment_tokens = segment_tokens
-        self._memory_tokens = memory_tokens
+        self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._write = write
         self._keep = keep
         self._documents: dict[DocumentKey, _DocumentState] = {}
@@ -79,7 +79,7 @@ class SegmentScheduler:
         to_score = {segment.index for segment in segments} - scored
         to_store = {segment.index for segment in segments} - stored if self._write else set()
         if not self._keep:
-            first = self._window_start(min(to_score)) if to_score else len(segments)
+            first = self._window.segments_before(min(to_score)).start if to_score else len(segments)
             to_store = {index for index in to_store if index >= first}
         to_encode = deque(index for index in range(len(segments)) if index in to_score or index in to_store)
         if not to_encode:
@@ -92,7 +92,7 @@ class SegmentScheduler:
         document = self._documents[key]
         while document.lowest < len(document.segments) and document.lowest not in document.to_score:
             document.lowest += 1
-        return self._window_start(document.lowest)
+        return self._window.segments_before(document.lowest).start
 
     @property
     def num_in_flight(self) -> int:
@@ -146,7 +146,7 @@ class SegmentScheduler:
         if stage == "put":
             return document.put_queue.popleft() if document.put_queue else None
         for index in document.score_queue:
-            if self._past_is_stored(document, index):
+            if all(past in document.stored for past in self._window.segments_before(index)):
                 document.score_queue.remove(index)
                 return index
         return None
@@ -158,14 +158,6 @@ class SegmentScheduler:
             held < self._limits.max_in_flight_segments
             and (held + 1) * self._segment_bytes <= self._limits.max_in_flight_bytes
         )
-
-    def _past_is_stored(self, document: _DocumentState, index: int) -> bool:
-        first = self._window_start(index)
-        return self._memory_tokens == 0 or all(past in document.stored for past in range(first, index))
-
-    def _window_start(self, index: int) -> int:
-        """First segment that the window of segment `index` reaches into."""
-        return max(0, index * self._segment_tokens - self._memory_tokens) // self._segment_tokens
 
     def finish(self, stage: Stage, segment: Segment) -> list[Segment]:
         """Report that a task ended well; returns segments whose encoded data are no longer needed."""

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from longmem.errors import DocumentError
 from longmem.memory.context import ContextMemory
 from longmem.memory.view import MemoryView
-from longmem.model.longmem import LongMem
+from longmem.model.forward import SegmentModel
 from longmem.scoring.batch import BATCH_TOKENS, Item, ItemScore, score_items
 from longmem.types import KVBlock
 
@@ -55,7 +55,7 @@ class ContinuationScorer:
     """Scores continuations in batches, with memory or as the backbone alone does (which sees one segment)."""
 
     def __init__(
-        self, model: LongMem, *, memory: bool, document: Sequence[KVBlock] = (), batch_tokens: int = BATCH_TOKENS
+        self, model: SegmentModel, *, memory: bool, document: Sequence[KVBlock] = (), batch_tokens: int = BATCH_TOKENS
     ) -> None:
         """`document`: blocks that every continuation reads before its own context. Without `memory` what does not fit
         into a segment is not read at all."""

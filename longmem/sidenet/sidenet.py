@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -56,6 +56,11 @@ class SideNetInput:
     """What row b may read (None: no memory, local attention only)."""
     before: Int[Tensor, "batch earlier"] | None = None
     """Tokens of the segment that earlier steps have read."""
+
+    def rows(self, index: Int64[Tensor, " rows"], views: list[MemoryView | None]) -> "SideNetInput":
+        """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
+        tokens = self.tokens[index.to(self.tokens.device)]
+        return SideNetInput(tokens, self.state[:, index], self.keys[index], views)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,7 @@ def start_of(tokenizer: Tokenizer) -> Tokens:
 def encode(model: LongMem, index: int, tokens: Tokens) -> KVBlock:
     """The block of segment `index`. Raises NumericError."""
     segment = Segment(KEY, index, index * model.config.segment_tokens, tokens, tokens[1:])
-    output = model.backbone.forward(
-        torch.from_numpy(tokens.astype(np.int64))[None], model.sidenet.memory_layer, model.config.layer_reduction
-    )
+    output = model.run_backbone(torch.from_numpy(tokens.astype(np.int64))[None])
     return model.block(segment, output.keys[0], output.values[0])
 
 

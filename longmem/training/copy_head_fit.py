@@ -15,12 +15,13 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor, nn
 
 from longmem.errors import ConfigError, DocumentError, NumericError
+from longmem.memory.context import LocalMemory
 from longmem.model.longmem import LongMem
 from longmem.sidenet.copies import Candidates
 from longmem.sidenet.copy_head import CopyCandidates, CopyHead
 from longmem.text.segments import cut_segments
 from longmem.training.row_stream import TRAINING_NAMESPACE
-from longmem.training.trainer import RowMemory, encode_rows, training_input
+from longmem.training.trainer import encode_rows, stacked_tokens
 from longmem.types import DocumentKey
 
 KEY = DocumentKey(TRAINING_NAMESPACE, "reading")
@@ -91,13 +92,13 @@ def read_documents_once(model: LongMem, sequences: Sequence[Int32[np.ndarray, " 
 def _read_document(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[Readings]:
     """Segment by segment."""
     head = copy_head_of(model)
-    memory = RowMemory(model)
+    memory = LocalMemory(model)
     for segment in cut_segments(KEY, sequence, model.config.segment_tokens):
         if not len(segment.targets):
             continue
         output = encode_rows(model, [segment])
-        view, targets = memory.view(segment), torch.from_numpy(np.array(segment.targets)).long()
-        given = training_input(model, [segment], output, [view])
+        view, targets = memory.view(segment.index), torch.from_numpy(np.array(segment.targets)).long()
+        given = model.sidenet_input(stacked_tokens([segment]), output, [view])
         read = model.sidenet(given, model.search)
         hidden = read.hidden[0, : len(targets)]
         logprobs = model.backbone.target_logprobs(hidden, targets)
@@ -109,7 +110,7 @@ def _read_document(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> It
         else:
             found = head.find(reading, view, len(segment.tokens), given.tokens[0]).rows(slice(len(targets)))
             yield Readings(found, hidden.float(), targets, logprobs, 0.0, 0)
-        memory.append(segment, output.keys[0], output.values[0])
+        memory.extend(segment, output.keys[0], output.values[0])
 
 
 def fit_copy_head(

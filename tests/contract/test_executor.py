@@ -19,7 +19,7 @@ from longmem.errors import (
     NumericError,
     StoreError,
 )
-from longmem.memory.window_cache import WindowCache
+from longmem.memory.context import windows_of
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
@@ -343,9 +343,7 @@ def test_items_get_the_same_scores_in_any_order_and_batch(
     items = items_of(model)
     with InMemoryStore() as store:
         score_text(model, TEXTS["long"], store.document("long"))
-        config, infos = model.config, store.segments(store.document("long").key)
-        cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
-        view = cache.whole(infos[-1].key, infos)
+        view = windows_of(model, store).whole(store.document("long").segments[-1])
     after, alone = (
         {item.name: score_items(model, [item], [each])[0].longmem.logprobs for item in items} for each in (view, None)
     )

@@ -16,7 +16,7 @@ from longmem.backbone import fast_linear
 from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
-from longmem.store.document import DocumentMemory
+from longmem.store.base import WritableDocument
 from longmem.store.in_memory import InMemoryStore
 from longmem.text.segments import cut_segments
 from longmem.training.config import TrainingConfig
@@ -88,7 +88,7 @@ def test_texts_are_scored_and_continued_with_a_stored_memory(folder: Path) -> No
         store = InMemoryStore()
         for segment in cut_segments(KEY, model.tokenizer.sequence(TEXT), SEGMENT):
             store.put(model.encode(segment).block)
-        memory = DocumentMemory(store, KEY).as_read_only()
+        memory = WritableDocument(store, KEY).as_read_only()
         return model.score(TEXT[:100], memory).logprobs, model.generate(TEXT[:50], memory, max_new_tokens=40)
 
     here, there = on_both(folder, use)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from longmem.config import PAPER_FORM
 from longmem.errors import DocumentError
+from longmem.memory.context import windows_of
 from longmem.memory.view import MemoryView
-from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.scoring.batch import Item, score_items
 from longmem.scoring.generate import Decoder
@@ -43,9 +43,7 @@ def items_of(model: LongMem) -> list[Item]:
 
 
 def whole(model: LongMem, store: AbstractMemoryStore) -> Any:
-    config, memory = model.config, store.document("book")
-    cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
-    return cache.whole(memory.key, memory.segments)
+    return windows_of(model, store).whole(store.document("book").segments[-1])
 
 
 def test_items_are_scored_like_texts_that_follow_the_document(model: LongMem, store: AbstractMemoryStore) -> None:

@@ -16,7 +16,8 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
-from longmem.store.base import AbstractBlockSource, missing_blocks, with_more
+from longmem.store.base import missing_blocks, with_more
+from longmem.store.source import AbstractBlockSource
 from longmem.stored_format import STORED_TYPES
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 from tests.blocks import make_block

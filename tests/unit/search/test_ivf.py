@@ -11,7 +11,8 @@ from torch import Tensor
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import WindowBuffer
 from longmem.retrieval import create_search, ivf_index
-from longmem.retrieval.ivf_index import Cells, KeyCells, make_cells
+from longmem.retrieval.faiss_search import make_cells
+from longmem.retrieval.ivf_index import Cells, KeyCells
 from longmem.retrieval.ivf_search import IvfSearch
 from longmem.retrieval.low_rank_bound import KeySketch, fit_basis
 from tests.blocks import IDENTITY, make_block
