@@ -24,15 +24,17 @@ MAX_MODULES = 20
 """Modules of one folder of the product, `__init__.py` not counted."""
 
 OPENINGS = (
-    "Of By As With Without What Who Where How Whether For From In On At To After Before Between Which When While"
-).split()
+    *("Of", "By", "As", "With", "Without", "For", "From", "In", "On", "At", "To", "After", "Before", "Between"),
+    *("What", "Who", "Where", "How", "Whether", "Which", "When", "While"),
+)
 FRAGMENT = re.compile(rf"(?:{'|'.join(OPENINGS)}|The same)(?![\w'-])")
 """Beginning of a docstring whose subject is outside the text."""
 
-BANNED = ("whoever", "nobody", "somebody", "company", "alike", "stands", "beside", "for ever", "foreseen")
-BANNED_WORDS = re.compile(
-    rf"\b(?:{'|'.join((*BANNED, 'which is well')).replace(' ', chr(92) + 's+')})\b", re.IGNORECASE
+BANNED = (
+    *("whoever", "nobody", "somebody", "company", "alike", "stands", "beside"),
+    *("for ever", "foreseen", "which is well"),
 )
+BANNED_WORDS = re.compile(r"\b(?:" + "|".join(BANNED).replace(" ", r"\s+") + r")\b", re.IGNORECASE)
 """Words that describe machines as persons, or that have a plainer equivalent."""
 
 DANGLING = re.compile(r"design\s+" + "§")
@@ -185,7 +187,7 @@ def test_fragments_other_opening_is_accepted(text: str) -> None:
     assert fragments(f'"""{text}"""\nx = "In a string"\n') == []
 
 
-@pytest.mark.parametrize("word", [*BANNED, "which is well", "Nobody", "for\never"])
+@pytest.mark.parametrize("word", [*BANNED, "Nobody", "for\never"])
 def test_banned_words_planted_word_is_found(word: str) -> None:
     assert banned_words(f'"""A row.\n\nIt is {word} here.\n"""') == [(3, f"banned word {word!r}")]
     comment = f"# it is {word} here".replace("\n", "\n# ")
