@@ -134,8 +134,8 @@ def repeated_class_names(root: Path) -> list[str]:
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef):
                     places[node.name].append(f"{path.relative_to(root).as_posix()}:{node.lineno}")
-    return [f"{place}: class {name} is defined elsewhere too" for name, found in places.items() if len(found) > 1
-            for place in found]  # fmt: skip
+    repeated = {name: found for name, found in places.items() if len(found) > 1}
+    return [f"{place}: class {name} is defined elsewhere too" for name, found in repeated.items() for place in found]
 
 
 def crowded_folders(root: Path) -> list[str]:
