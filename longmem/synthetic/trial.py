@@ -1,8 +1,8 @@
 """One question to a memory: its scores and their evaluation.
 
-greedy   every token of the answer is the most probable one: greedy decoding would produce the answer chosen   the
-answer is the most probable of the offered ones read     for each token of the answer, the chunk with the token before
-it in the memory was retrieved
+greedy   every token of the answer is the most probable one: greedy decoding would produce the answer
+chosen   the answer is the most probable of the offered ones
+read     for each token of the answer, the chunk with the token before it in the memory was retrieved
 """
 
 from collections.abc import Sequence
