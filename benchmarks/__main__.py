@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 Books = Annotated[list[str], typer.Argument(metavar="BOOK", help="Text files or folders.")]
 LimitTokens = Annotated[int | None, typer.Option(help="Tokens read of each book; default: all.")]
 Model = Annotated[Path, typer.Option(help="LongMem folder.")]
-ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every row alike.")]
+ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")]
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of LongMem.")
@@ -47,7 +47,8 @@ app.registered_commands += speed_commands.app.registered_commands
 
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Without a name: all that need neither books nor trained models; growth last, because its verdict ends the run."""
+    """Run all benchmarks that need neither books nor trained models; growth runs last, because its verdict ends the
+    run."""
     if context.invoked_subcommand is None:
         for command in speed_commands.app.registered_commands:
             assert command.callback is not None, "every command has a function"
@@ -66,7 +67,7 @@ def growth(
     tokens: Annotated[int, typer.Option(help="Length of the document.")] = 1_000_000,
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
 ) -> None:
-    """Time and memory along one very long document."""
+    """Measure time and memory along one very long document."""
     if tokens < 3 * growth_benchmark.SPAN_TOKENS:
         raise typer.BadParameter(
             f"expected at least {3 * growth_benchmark.SPAN_TOKENS:,}, got {tokens:,}", param_hint="--tokens"
@@ -102,7 +103,7 @@ def compare(
     threads: Threads = 1,
     out: Path = RESULTS / "compare.json",
 ) -> None:
-    """Every baseline and LongMem on the same token sequences; a table is written beside the JSON."""
+    """Score every baseline and LongMem on equal token sequences; writes a table next to the JSON."""
     torch.set_num_threads(threads)
     models = model or [REFERENCE_MODEL]
     lineup = assemble(models, control, memorizing, _dtype(dtype), only or [])
@@ -112,7 +113,7 @@ def compare(
     rows = []
     for row in compare_benchmark.run(lineup.baselines, lineup.references, documents, lineup.segment_tokens):
         rows.append(row)
-        # after every row, so that hours of work are never held in memory alone
+        # after every row, so that a crash does not lose hours of work
         table = compare_benchmark.markdown(rows, lineup.references, not_run)
         _write(out, settings | compare_benchmark.figures(rows, not_run), table)
         Console(stderr=True).print(f"{row.name}: {row.perplexity.value:.2f}, {row.tokens_per_s:,.0f} tokens/s")
@@ -128,7 +129,8 @@ def controls(
     threads: Threads = 1,
     out: Path = RESULTS / "controls.json",
 ) -> None:
-    """LongMem with its memory, without, with another book's and with shuffled values; where the memory helps."""
+    """Score LongMem with its memory, without, with another book's and with shuffled values; shows where the memory
+    helps."""
     torch.set_num_threads(threads)
     opened = ModelSource(str(model), _dtype(dtype)).open()
     documents = read_sequences(books, opened.tokenizer, limit_tokens)
@@ -152,7 +154,8 @@ def ablations(
     threads: Threads = 1,
     out: Path = RESULTS / "ablations.json",
 ) -> None:
-    """Chunk size, memory size, top-k, stored format of one trained model; every form of reading before training."""
+    """Vary chunk size, memory size, top-k and stored format of one trained model; compare every form of reading
+    untrained."""
     torch.set_num_threads(threads)
     known = ("sizes", "forms", *ablations_benchmark.SIZES)
     if only not in (None, *known):
@@ -183,7 +186,7 @@ def fit_caches(
     dtype: ComputeDtype = "bfloat16",
     threads: Threads = 1,
 ) -> None:
-    """Choose the weights of both caches on validation books, by a grid; the best become defaults in the code."""
+    """Choose the weights of both caches on validation books by a grid; the best become defaults in the code."""
     torch.set_num_threads(threads)
     opened = ModelSource(str(model), _dtype(dtype)).open()
     documents = read_sequences(books, opened.tokenizer, limit_tokens).values()
@@ -203,7 +206,7 @@ def train_memorizing(
     seed: int = 0,
     threads: Threads = 1,
 ) -> None:
-    """Train the Memorizing Transformer baseline; 300 steps are some ten minutes of one core."""
+    """Train the Memorizing Transformer baseline; 300 steps take about ten minutes on one core."""
     torch.set_num_threads(threads)
     opened = ModelSource(str(model)).open()
     files = find_files(books)
@@ -230,7 +233,7 @@ def write_synthetic_texts(
     statements: Annotated[int, typer.Option(help="Of each document; four times as many lines of a list.")] = 400,
     seed: Annotated[int, typer.Option(help="Decides all of it.")] = 0,
 ) -> None:
-    """Documents for `longmem train --data` that teach a SideNet to look things up."""
+    """Write documents for `longmem train --data` that teach a SideNet to retrieve."""
     files = find_files(books or [])
     text = "\n".join(Path(file.path).read_text(encoding="utf-8") for file in files) or language_reference().text
     with out.open("w", encoding="utf-8") as lines:

@@ -1,8 +1,8 @@
-"""Is it the memory? LongMem with its own memory, without, with another book's, and with its values shuffled.
+"""Controls of the memory's effect: LongMem with its own memory, without, with another book's, and with shuffled values.
 
-A gain that another book's memory gives as well is not memory of the book; one that stays with shuffled values does
-not come from what was read. Then the difference between own memory and none, by how frequent the target is, how often
-the book has had it before, and where in the book it stands.
+A gain that another book's memory also gives is not memory of the book. A gain that persists with shuffled values does
+not come from the content read. A second analysis splits the difference between own memory and none by frequency of the
+target, by its earlier occurrences in the book, and by its position in the book.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ OWN, OFF, OTHER, SHUFFLED = "own memory", "memory off", "another book's memory",
 PER_MILLION = (0, 10, 100, 1_000, 10_000)
 """Lower bounds of frequency buckets: occurrences per million tokens of all scored books."""
 EARLIER = (0, 1, 2, 4, 16, 64)
-"""Lower bounds: occurrences of the target in the same book before it."""
+"""Lower bounds of buckets of earlier occurrences of the target in its book."""
 POSITIONS = (0, 512, 2_048, 8_192, 32_768, 131_072)
-"""Lower bounds: tokens of the book before the target."""
+"""Lower bounds of buckets of book tokens before the target."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Bucket:
     below: int | None
     num_targets: int
     difference: Interval
-    """Nats per target with memory less those without: negative where memory helps."""
+    """Difference of nats per target with and without memory: negative where memory helps."""
 
 
 def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def buckets(
     bounds: Sequence[int],
     segment_tokens: int,
 ) -> list[Bucket]:
-    """Difference of nats over the targets whose value lies in [bound, next bound), paired over segments."""
+    """Return the difference of nats over the targets whose value lies in [bound, next bound), paired over segments."""
     found = []
     for low, high in zip(bounds, [*bounds[1:], None], strict=True):
         chosen: list[Chosen] = [(each >= low) & (high is None or each < high) for each in values]
@@ -87,14 +87,14 @@ def buckets(
 
 
 def frequencies(sequences: Sequence[base.Sequence]) -> list[Int64[np.ndarray, " targets"]]:
-    """Occurrences per million tokens of every target, counted over all documents, rounded down."""
+    """Return the occurrences per million tokens of every target, counted over all documents, rounded down."""
     joined = np.concatenate([_wide(each)[1:] for each in sequences])
     per_million = np.bincount(joined, minlength=1) * 1_000_000 // max(1, len(joined))
     return [per_million[_wide(each)[1:]] for each in sequences]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """Four tables to paste."""
+    """Return four Markdown tables."""
     lines = ["| reading | perplexity | against memory off |", "|---|---|---|"]
     for name, each in figures["readings"].items():
         changed = _range(each["change_to_memory_off"], 100, ".2f")
