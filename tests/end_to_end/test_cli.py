@@ -1,7 +1,7 @@
-"""The `longmem` command as a user meets it: real models, real stores, real files; good input and bad.
+"""The `longmem` command from a user's point of view: real models, stores and files; valid and invalid input.
 
-What must be a process (kill, Ctrl-C, exit code of the shell) runs the installed script. Everything else runs the same
-application in this process, which saves the four seconds that importing torch takes each time.
+Tests that need a process (kill, Ctrl-C, exit code of the shell) run the installed script. All others run the
+application in this process, which saves four seconds of importing torch per call.
 """
 
 import gzip
@@ -62,7 +62,7 @@ def arguments(inputs: object, model: Path, out: Path | None, *options: object) -
 
 
 def invoke(*args: str) -> Outcome:
-    """Run the application here. An exception that would have been a traceback is raised."""
+    """Run the application in this process. Raise an exception that would have been a traceback."""
     result = CliRunner(env={"COLUMNS": "140"}).invoke(app, list(args), prog_name="longmem")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -70,7 +70,7 @@ def invoke(*args: str) -> Outcome:
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
-    # where a shell has put the tests into the background they ignore Ctrl-C, and what they start would too
+    # background jobs of a shell ignore Ctrl-C, and so would all their children
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
@@ -104,7 +104,7 @@ def table_bytes(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """The command takes over SIGTERM and the number of threads of its process."""
+    """Restore SIGTERM and the number of threads, which the command sets for its process."""
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -113,7 +113,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""
+    """Return `trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""
     folder = tmp_path_factory.mktemp("models")
     for name, unsettled in (("trained", True), ("untrained", False)):
         small_longmem(folder, unsettled=unsettled).save_pretrained(folder / name)
@@ -128,7 +128,7 @@ def model(models: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lengths around the borders: less than a chunk, one segment and its border, many segments."""
+    """Write books with lengths around the boundaries: less than a chunk, about one segment, many segments."""
     folder = tmp_path_factory.mktemp("books")
     for index, (name, num_bytes) in enumerate(
         {
