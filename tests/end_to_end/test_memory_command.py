@@ -40,7 +40,7 @@ def test_ls(store: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["namespace", "document", "segments", "tokens", "bytes"]
     assert ["default", "moby-dick", "3", "48", f"{3 * SIZE:,}"] in [line.split() for line in lines]
-    # the control character is shown escaped and has no effect on the terminal
+    # markup and control characters are shown escaped and have no effect on the terminal
     assert "[bold]n[/]" in result.stdout
     assert "\ufffd[31mred\ufffd[link=x]" in result.stdout
     assert "\x1b" not in result.stdout

@@ -113,7 +113,7 @@ def test_the_saved_backbone_opens_and_scores(finished: Path, books: Path) -> Non
 
 
 def test_a_sidenet_trains_on_the_saved_backbone(finished: Path, books: Path, tmp_path: Path) -> None:
-    """Train a SideNet on the saved backbone and resume from a checkpoint, which both kinds of training write alike."""
+    """Train a SideNet on the saved backbone and resume it. Both kinds of training share the checkpoint code."""
     parts = ["train", "--data", str(books / "train"), "--valid", str(books / "valid"), "--valid-tokens", "100"]
     parts += ["--backbone", str(finished / "model"), "--segment-tokens", "32", "--memory-tokens", "64", "--top-k", "8"]
     parts += ["--rows", "2", "--steps", "3", "--threads", "1", "--dtype", "float32", "--checkpoint-every", "2"]
