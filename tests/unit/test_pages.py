@@ -1,4 +1,4 @@
-"""Arrays in mappings of their own: what is in them, and when the system gets them back."""
+"""Arrays in their own memory mappings: their content, and when the memory returns to the system."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def copied_ones() -> Tensor:
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("make", [ones, copied_ones])
 def test_what_is_let_go_returns_to_the_system(make: Callable[[], Tensor]) -> None:
-    """With the last view of it, and not before."""
+    """Check that the memory is released with the last view of it, and not before."""
     process = psutil.Process()
     before = process.memory_info().rss
     array = make()

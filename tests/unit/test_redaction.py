@@ -1,4 +1,4 @@
-"""Redaction: every spelling of a secret is hidden, and everything else stays as it is."""
+"""Redaction: every spelling of a secret is hidden, and all other text is unchanged."""
 
 import json
 from html import escape

@@ -1,4 +1,4 @@
-"""ActorPool chooses among actors; nothing here needs a running Ray."""
+"""Choice of an actor by ActorPool. Needs no running Ray."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def pool_of(names: str, usable: str | None = None) -> ActorPool:
 
 
 def send(pool: ActorPool, **options: Any) -> str:
-    """Name of the actor that got a task; `-` when all are full."""
+    """Return the name of the actor that got a task; `-` when all are full."""
     worker = pool.choose(**options)
     if worker is None:
         return "-"

@@ -1,4 +1,4 @@
-"""What a job tells its executor beside tasks."""
+"""Backlog hints that a job gives its executor."""
 
 from collections import Counter
 from io import StringIO
@@ -19,7 +19,7 @@ from tests.texts import prose
 
 
 class Told(InlineExecutor):
-    """Remembers what was foreseen when a segment was submitted for encoding."""
+    """Executor that records the backlog at each submission for encoding."""
 
     def __init__(self, job: PerplexityJob) -> None:
         super().__init__(job.model.open(), InMemoryStore())

@@ -1,4 +1,4 @@
-"""Folders: every kind of file is read or named, links are followed once, and no id is that of another file."""
+"""Folders: every file is read or reported, links are followed once, and no two files share an id."""
 
 import bz2
 import gzip
@@ -21,14 +21,14 @@ from longmem.text.documents import UnreadableDocument, find_files, read_document
 
 
 def good(*inputs: object) -> dict[str, str]:
-    """Texts by id of inputs without anything bad."""
+    """Return texts by id of inputs without defects."""
     documents = list(read_documents(find_files([str(each) for each in inputs])))
     assert [str(each.error) for each in documents if isinstance(each, UnreadableDocument)] == []
     return {each.id: each.text for each in documents if not isinstance(each, UnreadableDocument)}
 
 
 def errors(*inputs: object) -> dict[str, str | None]:
-    """Error by id; None for a document that can be read."""
+    """Return errors by id; None for a readable document."""
     documents = read_documents(find_files([str(each) for each in inputs]))
     return {each.id: str(each.error) if isinstance(each, UnreadableDocument) else None for each in documents}
 
@@ -387,7 +387,7 @@ def test_read_documents_of_any_id_keeps_different_ones_apart(tmp_path: Path) -> 
 
 
 class ClientFailed(Exception):
-    """Neither an OSError nor a ValueError, as those of most clients of object stores."""
+    """Exception that is neither an OSError nor a ValueError, like those of most object-store clients."""
 
 
 def test_remote_file_systems_that_raise_errors_of_their_own_are_named_failures(monkeypatch: pytest.MonkeyPatch) -> None:
