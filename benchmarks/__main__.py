@@ -96,7 +96,7 @@ def compare(
     books: Books,
     model: Annotated[list[Path] | None, typer.Option(help="LongMem folder; several for several rows.")] = None,
     control: Annotated[Path | None, typer.Option(help="LongMem folder trained without memory.")] = None,
-    memorizing: Annotated[Path | None, typer.Option(help="What train-memorizing wrote.")] = None,
+    memorizing: Annotated[Path | None, typer.Option(help="Weights written by train-memorizing.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Part of a row's name; several for several rows.")] = None,
     limit_tokens: LimitTokens = None,
     dtype: ComputeDtype = "bfloat16",
@@ -173,7 +173,7 @@ def ablations(
         lines.append(line)
         Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.3f} ({line.change:+.1%})")
         table = ablations_benchmark.markdown(lines)
-        _write(out, settings | {"lines": [vars(each) for each in lines]}, table)
+        _write(out, settings | {"lines": [vars(line) for line in lines]}, table)
     ablations_benchmark.draw(lines, out.with_suffix(".png"))
     Console().print(table, markup=False, soft_wrap=True)
 
@@ -192,9 +192,9 @@ def fit_caches(
     documents = read_sequences(books, opened.tokenizer, limit_tokens).values()
     segment_tokens = opened.config.segment_tokens
     frozen = FrozenBackbone(opened.backbone, segment_tokens)
-    print(*ngram_cache.fit((frozen.logprobs(each), each) for each in documents))
+    print(*ngram_cache.fit((frozen.logprobs(sequence), sequence) for sequence in documents))
     cache = neural_cache.NeuralCache(opened.backbone, segment_tokens, opened.sidenet.memory_layer)
-    print(*neural_cache.fit(retrieved for each in documents for retrieved in cache.retrieve(each)))
+    print(*neural_cache.fit(retrieved for sequence in documents for retrieved in cache.retrieve(sequence)))
 
 
 @app.command()
@@ -230,8 +230,10 @@ def write_synthetic_texts(
         list[str] | None, typer.Option(help="Text files or folders that give words and sentences.")
     ] = None,
     documents: Annotated[int, typer.Option(help="Half of them hide pass keys, half list labels.")] = 24,
-    statements: Annotated[int, typer.Option(help="Of each document; four times as many lines of a list.")] = 400,
-    seed: Annotated[int, typer.Option(help="Decides all of it.")] = 0,
+    statements: Annotated[
+        int, typer.Option(help="Statements per document; a list has four times as many lines.")
+    ] = 400,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Write documents for `longmem train --data` that teach a SideNet to retrieve."""
     files = find_files(books or [])

@@ -61,9 +61,9 @@ def run(
                 name: compare_scores(scores, reference, segment_tokens).change for name, reference in scored.items()
             },
             documents={
-                name: float(np.exp(-each.mean(dtype=np.float64)))
-                for name, each in zip(documents, scores, strict=True)
-                if len(each)
+                name: float(np.exp(-logprobs.mean(dtype=np.float64)))
+                for name, logprobs in zip(documents, scores, strict=True)
+                if len(logprobs)
             },
             scores=scores,
         )

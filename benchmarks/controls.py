@@ -49,22 +49,25 @@ def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> dict[str, Any
     for index, sequence in enumerate(sequences):
         other = OtherBook(model, sequences[(index + 1) % len(sequences)])
         readings: dict[str, ReadingChange] = {OWN: own_memory, OFF: no_memory, OTHER: other, SHUFFLED: shuffled_values}
-        for name, each in score_readings(model, sequence, readings).items():
-            scores[name].append(each)
+        for name, logprobs in score_readings(model, sequence, readings).items():
+            scores[name].append(logprobs)
     segment_tokens = model.config.segment_tokens
-    compared = {name: compare_scores(each, scores[OFF], segment_tokens) for name, each in scores.items()}
+    compared = {name: compare_scores(logprobs, scores[OFF], segment_tokens) for name, logprobs in scores.items()}
     measures = {
         "occurrences per million tokens": (frequencies(sequences), PER_MILLION),
-        "earlier occurrences in the book": ([earlier_occurrences(_wide(each))[1:] for each in sequences], EARLIER),
-        "position in the book": ([np.arange(1, len(each)) for each in sequences], POSITIONS),
+        "earlier occurrences in the book": (
+            [earlier_occurrences(_wide(sequence))[1:] for sequence in sequences],
+            EARLIER,
+        ),
+        "position in the book": ([np.arange(1, len(sequence)) for sequence in sequences], POSITIONS),
     }
     return {
         "readings": {
-            name: {"perplexity": asdict(each.token.longmem), "change_to_memory_off": asdict(each.change)}
-            for name, each in compared.items()
+            name: {"perplexity": asdict(figures.token.longmem), "change_to_memory_off": asdict(figures.change)}
+            for name, figures in compared.items()
         },
         "memory_on_minus_off": {
-            title: [asdict(each) for each in buckets(scores[OWN], scores[OFF], values, bounds, segment_tokens)]
+            title: [asdict(bucket) for bucket in buckets(scores[OWN], scores[OFF], values, bounds, segment_tokens)]
             for title, (values, bounds) in measures.items()
         },
     }
@@ -80,25 +83,25 @@ def buckets(
     """Return the difference of nats over the targets whose value lies in [bound, next bound), paired over segments."""
     found = []
     for low, high in zip(bounds, [*bounds[1:], None], strict=True):
-        chosen: list[Chosen] = [(each >= low) & (high is None or each < high) for each in values]
+        chosen: list[Chosen] = [(value >= low) & (high is None or value < high) for value in values]
         change = compare_scores(ours, theirs, segment_tokens, chosen).change
-        found.append(Bucket(low, high, int(sum(each.sum() for each in chosen)), nats_difference(change)))
+        found.append(Bucket(low, high, int(sum(part.sum() for part in chosen)), nats_difference(change)))
     return found
 
 
 def frequencies(sequences: Sequence[base.Sequence]) -> list[Int64[np.ndarray, " targets"]]:
     """Return the occurrences per million tokens of every target, counted over all documents, rounded down."""
-    joined = np.concatenate([_wide(each)[1:] for each in sequences])
+    joined = np.concatenate([_wide(sequence)[1:] for sequence in sequences])
     per_million = np.bincount(joined, minlength=1) * 1_000_000 // max(1, len(joined))
-    return [per_million[_wide(each)[1:]] for each in sequences]
+    return [per_million[_wide(sequence)[1:]] for sequence in sequences]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
     """Return four Markdown tables."""
     lines = ["| reading | perplexity | against memory off |", "|---|---|---|"]
-    for name, each in figures["readings"].items():
-        changed = _range(each["change_to_memory_off"], 100, ".2f")
-        lines.append(f"| {name} | {_range(each['perplexity'], 1, '.2f')} | {changed} % |")
+    for name, reading in figures["readings"].items():
+        changed = _range(reading["change_to_memory_off"], 100, ".2f")
+        lines.append(f"| {name} | {_range(reading['perplexity'], 1, '.2f')} | {changed} % |")
     for title, rows in figures["memory_on_minus_off"].items():
         lines += ["", f"| {title} | targets | nats, memory on less off |", "|---|---|---|"]
         for row in rows:

@@ -29,7 +29,7 @@ def compare_scores(
         for start in range(0, len(our), segment_tokens):
             part = slice(start, start + segment_tokens)
             kept = keep[part]
-            our_nats, their_nats = (-float(each[part][kept].sum(dtype=np.float64)) for each in (our, their))
+            our_nats, their_nats = (-float(logprobs[part][kept].sum(dtype=np.float64)) for logprobs in (our, their))
             segments.append(SegmentNats(our_nats, their_nats, int(kept.sum())))
     return compute_perplexities(segments, num_words=0, num_bytes=0)
 

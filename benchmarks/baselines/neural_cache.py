@@ -102,7 +102,7 @@ def nearest(
 ) -> tuple[Float[Tensor, "queries found"], Int64[Tensor, "queries found"]]:
     """Return cosine similarities and indices of the most similar keys, both centred by the mean key."""
     mean = keys.mean(dim=0) if len(keys) else keys.new_zeros(keys.shape[1])
-    queries, keys = (torch.nn.functional.normalize(each - mean, dim=1) for each in (queries, keys))
+    queries, keys = (torch.nn.functional.normalize(vectors - mean, dim=1) for vectors in (queries, keys))
     best = (queries @ keys.T).topk(min(top_k, len(keys)), dim=1)
     return best.values, best.indices
 
@@ -125,8 +125,8 @@ def fit(retrieved: Iterable[Retrieved]) -> tuple[PointerWeights, float]:
     grid = product((0.05, 0.1, 0.15, 0.2, 0.25, 0.3), (10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 60.0))
     choices = [PointerWeights(share, sharpness) for share, sharpness in grid]
     nats, num_targets = np.zeros(len(choices)), 0
-    for each in retrieved:
-        nats -= [float(mix(each, weights).double().sum()) for weights in choices]
-        num_targets += len(each.backbone)
+    for segment in retrieved:
+        nats -= [float(mix(segment, weights).double().sum()) for weights in choices]
+        num_targets += len(segment.backbone)
     best = int(nats.argmin())
     return choices[best], float(nats[best] / num_targets)

@@ -87,20 +87,20 @@ def approximate(
         for index in indexes.values():
             index.follow(view)
         arguments = _score(model, segment, view, engines, found)
-    timings = take_turns({name: partial(each.search, *arguments) for name, each in engines.items()}, repeats)
+    timings = take_turns({name: partial(engine.search, *arguments) for name, engine in engines.items()}, repeats)
     exact = found[EXACT].perplexity
     lines = [
         BenchmarkRow(
             name,
             timings[name],
             {
-                "recall": f"{np.mean(each.recalls):.4f}",
-                "perplexity": f"{each.perplexity:.3f}",
-                "change": f"{each.perplexity / exact - 1:+.3%}",
+                "recall": f"{np.mean(share.recalls):.4f}",
+                "perplexity": f"{share.perplexity:.3f}",
+                "change": f"{share.perplexity / exact - 1:+.3%}",
             }
             | ({"built in (CPU s)": f"{indexes[name].building_s:,.0f}"} if name in indexes else {}),
         )
-        for name, each in found.items()
+        for name, share in found.items()
     ]
     lines += [BenchmarkRow(f"clustering, for each {size} tokens", _clustering(arguments[1], size, num_tokens))]
     title = f"{size} queries in {num_tokens:,} tokens of real text, top {model.config.num_slots}"
@@ -148,7 +148,7 @@ def _clustering(chunk_keys: Tensor, segment_tokens: int, memory_tokens: int) -> 
     wall_s, cpu_s = [], []
     for _ in range(2):
         wall, cpu = 0.0, 0.0
-        for length in (each for each in STRETCHES if each <= memory_tokens):
+        for length in (stretch for stretch in STRETCHES if stretch <= memory_tokens):
             keys = chunk_keys[:, : chunk_keys.shape[1] * length // memory_tokens]
             begun = perf_counter(), process_time()
             make_cells(keys)

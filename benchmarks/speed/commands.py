@@ -65,7 +65,7 @@ def approximate(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens in memory; several for several tables.")] = None,
-    probes: Annotated[list[int] | None, typer.Option(help="Cells that a query looks into; several.")] = None,
+    probes: Annotated[list[int] | None, typer.Option(help="Cells probed by a query; several.")] = None,
     scored_segments: Annotated[int, typer.Option(help="Segments for recall and perplexity.", min=1)] = 32,
     with_faiss: Annotated[
         bool, typer.Option("--faiss", help="FAISS's own indexes too; building them takes minutes.")
@@ -176,10 +176,12 @@ def peers(
 
 @app.command()
 def gpu(
-    shape: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SHAPES)}; several. Default: all.")] = None,
-    device: Annotated[str, typer.Option(help="cuda; or cpu, to try the command where there is none.")] = "cuda",
-    dtype: Annotated[Dtype, typer.Option(help="What the models compute in.")] = "bfloat16",
-    memory_tokens: Annotated[int, typer.Option(help="Window.")] = 65_536,
+    shape: Annotated[
+        list[str] | None, typer.Option(help=f"Model shape ({', '.join(SHAPES)}); several. Default: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try the command without a GPU.")] = "cuda",
+    dtype: Annotated[Dtype, typer.Option(help="Compute dtype of the models.")] = "bfloat16",
+    memory_tokens: Annotated[int, typer.Option(help="Memory length.")] = 65_536,
     context_tokens: Annotated[list[int] | None, typer.Option(help="Lengths for full attention; several.")] = None,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,

@@ -113,8 +113,8 @@ class ListeningGather(AbstractGather):
 
     def again(self, gather: AbstractGather) -> list[Tensor]:
         """Return the results of another gather for the recorded arguments."""
-        products = [gather.products(*each) for each in self.of_products]
-        return products + [gather.mixtures(*each) for each in self.of_mixtures]
+        products = [gather.products(*arguments) for arguments in self.of_products]
+        return products + [gather.mixtures(*arguments) for arguments in self.of_mixtures]
 
 
 def fusion(memory: RealMemory, name: str, repeats: int, *, compiled: bool = True) -> SpeedTable:

@@ -98,7 +98,9 @@ def _line(name: str, timing: Timing, num_tokens: int) -> BenchmarkRow:
 
 
 def _times(timing: Timing, factor: float) -> Timing:
-    return Timing(tuple(factor * each for each in timing.wall_s), tuple(factor * each for each in timing.cpu_s))
+    return Timing(
+        tuple(factor * seconds for seconds in timing.wall_s), tuple(factor * seconds for seconds in timing.cpu_s)
+    )
 
 
 def _plain(memory: RealMemory, num_tokens: int) -> PreTrainedModel:

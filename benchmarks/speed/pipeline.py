@@ -81,7 +81,7 @@ def jobs(
     two; its time is that of one job. Raises ConfigError where no name contains `only`.
     """
     cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
-    parallel = f"one thread, LanceDB, {threads} beside each other, each"
+    parallel = f"one thread, LanceDB, {threads} in parallel, each"
     shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
         "in process, memory://": ("memory://", None, threads),
         "in process, LanceDB": (None, None, threads),
@@ -123,7 +123,7 @@ def jobs(
 def _run_in_parallel(job: PerplexityJob, count: int) -> list[dict[str, Any]]:
     """Run copies of one job in parallel processes."""
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_run_quietly, [replace(job, out=Path(f"{job.out}-{each}")) for each in range(count)]))
+        return list(pool.map(_run_quietly, [replace(job, out=Path(f"{job.out}-{number}")) for number in range(count)]))
 
 
 def _run_quietly(job: PerplexityJob) -> dict[str, Any]:
@@ -140,7 +140,9 @@ def _together(parts: list[Timing]) -> Timing:
 
 def _each_of(timing: Timing, count: int) -> Timing:
     """Return the time of one of `count` tasks that ran as a batch."""
-    return Timing(tuple(each / count for each in timing.wall_s), tuple(each / count for each in timing.cpu_s))
+    return Timing(
+        tuple(seconds / count for seconds in timing.wall_s), tuple(seconds / count for seconds in timing.cpu_s)
+    )
 
 
 class _Writer:

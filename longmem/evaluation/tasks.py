@@ -43,5 +43,5 @@ def _check_rows(path: Path, fields: dict[str, type]) -> None:
             value = row.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise DocumentError(f"{where}: {name} is {value!r:.40}; expected {expected}")
-            if isinstance(value, list) and not all(isinstance(each, str) for each in value):
+            if isinstance(value, list) and not all(isinstance(item, str) for item in value):
                 raise DocumentError(f"{where}: {name} must be texts, got {value!r:.40}")

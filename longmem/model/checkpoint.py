@@ -127,7 +127,7 @@ def _load_sidenet(path: Path, sidenet: SideNet) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; copy or download it again") from error
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the backbone and config.json beside it: {error}") from error
+        raise CheckpointError(f"{path} does not fit the backbone and config.json next to it: {error}") from error
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ class ContinuationScorer:
 
         Raises DocumentError for a continuation without context or targets, NumericError.
         """
-        pieces = [piece for index, each in enumerate(continuations) for piece in self._pieces(index, each)]
+        pieces = [
+            piece for index, continuation in enumerate(continuations) for piece in self._pieces(index, continuation)
+        ]
         left = np.bincount([piece.request for piece in pieces], minlength=len(continuations))
         done: dict[int, list[ItemScore]] = {}
         for group in self._groups(pieces):
@@ -122,5 +124,6 @@ class ContinuationScorer:
     def _total(self, parts: list[ItemScore]) -> ContinuationScore:
         scores = [part.longmem if self._memory else part.backbone for part in parts]
         return ContinuationScore(
-            logprob=float(sum(score.total for score in scores)), greedy=all(bool(each.greedy.all()) for each in scores)
+            logprob=float(sum(score.total for score in scores)),
+            greedy=all(bool(score.greedy.all()) for score in scores),
         )

@@ -198,7 +198,7 @@ def _join(parts: Sequence[Readings]) -> Readings:
 def _join_found(founds: Sequence[CopyCandidates]) -> CopyCandidates:
     def join(candidates: Sequence[Candidates]) -> Candidates:
         names = [field.name for field in fields(Candidates)]
-        return Candidates(**{name: torch.cat([getattr(each, name) for each in candidates]) for name in names})
+        return Candidates(**{name: torch.cat([getattr(part, name) for part in candidates]) for name in names})
 
     repeated = [found.repeated for found in founds if found.repeated is not None]
     return CopyCandidates(

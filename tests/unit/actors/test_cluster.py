@@ -144,7 +144,7 @@ def test_join_client_process_dies_is_tried_three_times(
 
 
 def test_a_start_that_is_too_slow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the plain Exception that Ray raises."""
+    """Check the plain Exception that Ray raises for a slow start."""
 
     def slow(**_options: object) -> None:
         raise Exception("The current node timed out during startup. This could happen\n because of  the raylet.")

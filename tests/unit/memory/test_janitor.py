@@ -91,7 +91,7 @@ def test_a_writer_sweeps_before_its_first_put_and_rarely(folder: Path) -> None:
 
 
 def test_a_put_that_slept_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check a put that slept too long: its payload may be removed as an orphan, so it must not reference it."""
+    """Check a put that slept too long: its payload may be removed as an orphan, so no row may reference it."""
     folder = tmp_path / "memory.lance"
     now = time.time()
 

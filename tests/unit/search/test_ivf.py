@@ -37,7 +37,7 @@ def keys_of(heads: int, chunks: int, dim: int, seed: int) -> Tensor:
 def naive_search(
     queries: Tensor, keys: Tensor, slots: int, stretches: list[tuple[int, Cells]]
 ) -> tuple[list[list[list[int]]], int]:
-    """Return the best in double precision among all keys that a query may read, and the number of unreadable keys."""
+    """Return the best in double precision among all keys that a query may read, and the number of the others."""
     num_tokens, heads, _ = queries.shape
     kv_heads, num_chunks, _ = keys.shape
     found, missed = [], 0

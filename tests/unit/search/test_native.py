@@ -171,7 +171,7 @@ def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
 def test_other_kinds_of_processors_find_the_same(
     level: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run without one instruction set that this machine has; a missing one cannot be tested."""
+    """Build for each level of instructions that this machine can run; others are skipped."""
     compiler = build.find_compiler()
     assert compiler is not None
     macros = subprocess.check_output([compiler, *build.FLAGS, "-dM", "-E", "-x", "c", os.devnull], text=True)

@@ -347,8 +347,7 @@ def own_queries(family: str, attention: Any, hidden: Tensor, heads: int, head_di
 def run_and_watch(
     model: LongMem, family: str, tokens: Tensor, view: MemoryView | None, search: AbstractChunkSearch
 ) -> tuple[Tensor, Tensor, Any]:
-    """Return the memory layer's attention input [tokens, hidden], the input of its output projection, and its
-    module."""
+    """Return the memory layer's attention input [tokens, hidden], that of its output projection, and the output."""
     sidenet = model.sidenet
     attention = getattr(sidenet.layers[sidenet.memory_index], ATTENTION.get(family, "self_attn"))
     seen: dict[str, Tensor] = {}
