@@ -1,8 +1,8 @@
 """Controls of the memory's effect: LongMem with its own memory, without, with another book's, and with shuffled values.
 
 A gain that another book's memory also gives is not memory of the book. A gain that persists with shuffled values does
-not come from the content read. A second analysis splits the difference between own memory and none by frequency of the
-target, by its earlier occurrences in the book, and by its position in the book.
+not come from the content read. A second analysis splits the difference between own memory and none by properties of the
+target: its frequency, its earlier occurrences in the book, and its position there.
 """
 
 from collections.abc import Mapping, Sequence

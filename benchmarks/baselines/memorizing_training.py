@@ -1,8 +1,7 @@
 """Training of a MemorizingTransformer on a stream of books; the memory keeps keys in the form of their training step.
 
-Each row of the batch reads its own book, segment after segment. Keys and values stay as the weights of their step made
-them, so in a long book the oldest are the stalest, as in the paper (section 3.3). At evaluation the weights are fixed,
-so no key is stale.
+Each row of the batch reads its own book, segment after segment. Stored keys and values are not recomputed. So in a long
+book the oldest are the stalest, as in the paper (section 3.3). At evaluation the weights are fixed, so no key is stale.
 """
 
 import collections.abc

@@ -6,7 +6,7 @@ longer contexts Jelinek et al. 1991, "A dynamic language model for speech recogn
     p(w) = (1 - Σ_n w_n) · p_backbone(w) + Σ_n w_n · c_n(h_n, w) / c_n(h_n)        n = 2, 1, 0 last tokens
 
 c_n count all pairs of a context h_n and its next token that lie wholly before w, this segment included. The weight
-grows with the count of the context, w_n = λ_n · c_n(h_n) / (c_n(h_n) + κ), so an unseen context leaves all mass to the
+grows with the count of the context, w_n = λ_n · c_n(h_n) / (c_n(h_n) + κ). An unseen context leaves all mass to the
 backbone. The cache has four weights for all books. Their defaults were chosen by `python -m benchmarks fit-caches` on
 the first 30,000 tokens of each validation book.
 """

@@ -2,12 +2,12 @@
 
 Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context" (arXiv 1901.02860), section
 3.2. Information propagates from segment to segment, one layer higher each time. Relative positions come from RoPE:
-cached keys keep the rotation of their document position, so only position differences matter (beyond 300,000 tokens a
-float32 angle is off by up to 0.01, less than the rounding of bfloat16).
+cached keys keep the rotation of their document position, so only position differences matter. Beyond 300,000 tokens a
+float32 angle is off by up to 0.01, less than the rounding of bfloat16.
 
 A Transformer-XL is trained with this recurrence; this backbone was not. With `same_length` each position reads exactly
-the last `segment_tokens` positions and no distance is longer than those of its training (the switch of that name in the
-authors' code). Without it a position also reads the whole last segment, up to twice as far.
+the last `segment_tokens` positions, and no distance exceeds those of its training. The name is that of the switch in
+the authors' code. Without it a position also reads the whole last segment, up to twice as far.
 """
 
 import numpy as np

@@ -7,7 +7,7 @@ Life of one segment:
 
 A segment is encoded when there is credit for the bytes it will hold; the credit returns when it is done. Segments of
 one document are encoded and scored in ascending order of readiness, by as many workers as are available. A score waits
-only for earlier segments of its own document, so deadlock is impossible, and the order in which tasks finish does not
+only for earlier segments of its own document, so deadlock is impossible. The order in which tasks finish does not
 change any result.
 """
 

@@ -4,8 +4,8 @@
     x[i+1] = x[i] + a_i·(Layer_i(x[i]) − x[i]) + (H[r(i+1)] − H[r·i])        i = 0 … L/r − 1
 
 H are the taps (before the final norm). Training starts with a_i = 0, where the residuals telescope to H[L]: an
-untrained SideNet is the backbone. The paper has a_i = 1. Layer i starts as a copy of block r·i + r − 1, so that the
-memory layer's queries match the stored keys from step 0.
+untrained SideNet is the backbone. The paper has a_i = 1. Layer i starts as a copy of block r·i + r − 1. So the memory
+layer's queries match the stored keys from step 0.
 
 The layers run in two parts, because only the second needs a memory. `prepare` runs those below the memory layer and may
 run on any worker; `forward` runs the memory layer and those above it. The parts exchange a *state*: x[i] and the steps

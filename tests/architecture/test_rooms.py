@@ -123,7 +123,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         longmem.LongMen  # noqa: B018
 
 
-# --- the linters hold the rules, and can fail -------------------------------------------------------------------
+# --- the linters enforce the rules, and can fail ----------------------------------------------------------------
 
 
 def run_tool(module_and_arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -254,7 +254,7 @@ def test_ruff_sees_every_banned_import(tree: Path) -> None:
         assert sorted(ruff(tree)) == sorted((name, "TID251") for name in names)
 
 
-def test_nobody_silences_a_banned_import() -> None:
+def test_banned_import_is_silenced_nowhere() -> None:
     assert [name for name in MODULES if "TID251" in (ROOT / name).read_text(encoding="utf-8")] == []
 
 
@@ -277,7 +277,7 @@ def test_every_module_says_what_it_is() -> None:
     ] == []
 
 
-# --- one place prints, one place writes: what is redacted there is redacted everywhere ---------------------------
+# --- one module prints, one module writes: redaction there covers all output -------------------------------------
 
 PRINTERS = ("pipelines/command/console.py",)
 WRITERS = ("pipelines/job/output.py",)

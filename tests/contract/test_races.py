@@ -115,7 +115,7 @@ def test_put_by_threads_at_once_has_one_winner(store: AbstractMemoryStore) -> No
     assert store.num_bytes() == (20 + len(store.segments(GROUPED)) + 5) * make_block().num_bytes
 
 
-def test_fork_beside_a_put_into_its_target_keeps_the_put_alone(tmp_path: Path) -> None:
+def test_fork_concurrent_with_put_into_target_keeps_only_the_put(tmp_path: Path) -> None:
     uri, target = str(tmp_path / "memory.lance"), DocumentKey("default", "target")
     with LanceMemoryStore(uri) as other:
         other.put_all([make_block(segment=index) for index in range(3)])
@@ -132,7 +132,7 @@ def test_fork_beside_a_put_into_its_target_keeps_the_put_alone(tmp_path: Path) -
         assert other.verify() == 4
 
 
-# --- a store in which writers of an earlier version have met ------------------------------------------------------
+# --- concurrent writers of an earlier version ---------------------------------------------------------------------
 
 
 def doubled_store(uri: str, other_tokens: bool) -> None:

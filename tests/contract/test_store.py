@@ -548,7 +548,7 @@ def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFac
                     assert_same(found, reference.read(key, info.segment, info.segment + 1)[0])
 
 
-# --- what only a disk can do ------------------------------------------------------------------------------------
+# --- LanceDB store only -----------------------------------------------------------------------------------------
 
 WRITER = """
 import sys

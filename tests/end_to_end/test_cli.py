@@ -488,7 +488,7 @@ def test_resume_needs_a_folder(model: Path, text: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     "options", [["--encoders", "0"], ["--readers", "0"], ["--stores", "0"], ["--encoders", "0", "--readers", "0"]]
 )
-def test_a_cluster_of_nobody(model: Path, text: Path, tmp_path: Path, options: list[str]) -> None:
+def test_cluster_without_workers_is_refused(model: Path, text: Path, tmp_path: Path, options: list[str]) -> None:
     """Refuse before Ray is called, and before the cores are divided by the number of workers."""
     args = ["perplexity", str(text), "--model", str(model), "--out", str(tmp_path / "out"), "--address", "local"]
     assert "must be at least 1" in refused(*args, *options)

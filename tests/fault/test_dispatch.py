@@ -39,7 +39,7 @@ def started(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Driver]
 # --- tasks that end their worker ---------------------------------------------------------------------------------
 
 
-def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callable[..., Driver]) -> None:
+def test_dispatch_poison_segment_is_quarantined_alone(started: Callable[..., Driver]) -> None:
     driver = started(encoders=2, deadly=frozenset({("encode", "poison", 1)}))
     poison, other = segments_of("poison", 3), segments_of("other", 5)
     for segment in [*poison, *other]:
@@ -62,7 +62,7 @@ def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callab
     assert driver.executor.wait(0.0) == []
 
 
-def test_those_who_waited_behind_are_not_blamed(started: Callable[..., Driver]) -> None:
+def test_dispatch_segments_queued_behind_poison_are_not_suspected(started: Callable[..., Driver]) -> None:
     """Check one worker with one try: a single attribution quarantines a segment."""
     driver = started(Timeouts(max_tries=1), deadly=frozenset({("encode", "a", 0)}))
     errors = driver.run("encode", segments_of("a", 4))
@@ -71,7 +71,7 @@ def test_those_who_waited_behind_are_not_blamed(started: Callable[..., Driver]) 
 
 
 @pytest.mark.parametrize(("place", "why"), [("deadly", "failed 2 times"), ("faulty", "a bug of ours")])
-def test_of_puts_that_went_together_only_the_guilty_one_is_blamed(
+def test_dispatch_batch_of_puts_only_failing_one_is_quarantined(
     started: Callable[..., Driver], place: str, why: str
 ) -> None:
     endless = frozenset({("encode", "b", 0)})

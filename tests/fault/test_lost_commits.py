@@ -316,7 +316,7 @@ def test_a_text_that_follows_a_document_with_lost_commits_is_an_error(
         MemoryStore.open(place)
 
 
-# --- what is legal ------------------------------------------------------------------------------------------------
+# --- legal states -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_replay_of_a_put_that_died_before_its_mark_is_acknowledged(folder: Pat
         MemoryStore.open(folder)
 
 
-def test_readers_that_open_beside_writers_see_no_lost_commit(folder: Path) -> None:
+def test_open_during_writes_finds_no_lost_commit(folder: Path) -> None:
     """Open and read stores while puts, deletes and compactions go on."""
     done = threading.Event()
     errors: list[BaseException] = []

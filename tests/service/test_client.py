@@ -345,7 +345,7 @@ async def test_workers_that_are_killed_change_nothing(client: "MemoryClient", mo
     assert same(await request, expected)
 
 
-# --- what cannot be attached to -----------------------------------------------------------------------------------
+# --- errors of connecting -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio

@@ -116,7 +116,9 @@ def test_bfloat16_survives_to_the_bit(small_backbone: Callable[[str], Path], tmp
     assert in_float32.backbone.dtype == torch.float32
 
 
-def test_the_folder_stands_alone_and_can_be_saved_again(original: LongMem, saved: Path, tmp_path: Path) -> None:
+def test_checkpoint_folder_is_self_contained_and_can_be_saved_again(
+    original: LongMem, saved: Path, tmp_path: Path
+) -> None:
     loaded = LongMem.from_pretrained(saved)
     loaded.save_pretrained(saved)  # over itself
     loaded.save_pretrained(tmp_path / "second")

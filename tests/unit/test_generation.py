@@ -259,7 +259,7 @@ def test_seeds(small_model: Callable[..., LongMem]) -> None:
     assert len({text(seed) for seed in range(3)}) > 1
 
 
-# ---- choosing
+# ---- sampling
 
 
 LOGITS = torch.tensor([0.1, 2.0, 1.0, -1.0, 1.5])
@@ -303,7 +303,7 @@ def test_sampling_that_cannot_work(settings: dict[str, float]) -> None:
         Sampling(**settings)
 
 
-# ---- what is refused
+# ---- invalid input
 
 
 def test_bad_calls(small_model: Callable[..., LongMem]) -> None:

@@ -46,7 +46,7 @@ def test_zeros_of_any_shape(size: list[int], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4), ()])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8])
-def test_a_copy_is_equal_and_nobody_changes_it(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+def test_copy_is_equal_and_immutable(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
     array = np.asarray(np.arange(np.prod(shape)).reshape(shape), dtype=dtype)
     copy = in_pages(array)
     assert copy.dtype == dtype

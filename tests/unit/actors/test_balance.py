@@ -31,7 +31,7 @@ def test_readers_prepare_until_an_encoder_has_waited_for_them(workers: Workers) 
     assert not balance.encodes(encoder)
 
 
-def test_a_reader_that_is_the_last_to_work_waits_for_nobody(workers: Workers) -> None:
+def test_balance_last_reader_does_not_wait(workers: Workers) -> None:
     balance = Balance(workers)
     (encoder,), (reader, other) = workers.encoders.workers, workers.readers.workers
     reader.tasks = ["score"]

@@ -63,7 +63,7 @@ _POOLS: tuple[tuple[Any, str], ...] = ((ActorPool, "e"), (StorePool, "s"), (Acto
         (0, 0, 0, False),
     ],
 )
-def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
+def test_dispatch_puts_wait_while_backlog_suffices_or_none_is_scored(
     workers: Workers, unread: int, encodes: int, scores: int, waits: bool
 ) -> None:
     """Check the threshold: more than one segment for each of the two readers."""

@@ -70,7 +70,7 @@ def test_the_first_put_does_not_wait() -> None:
     assert not stores.waiting
 
 
-def test_others_wait_until_the_pause_is_long_beside_the_commit() -> None:
+def test_grouping_waits_for_pause_proportional_to_commit() -> None:
     stores = Stores()
     stores.wait("a", 1)
     stores.taken()
@@ -95,7 +95,7 @@ def test_a_slow_disk_does_not_hold_readers_up_for_long() -> None:
     assert stores.grouping.wait_s == MOST_WAIT_S
 
 
-def test_nobody_waits_for_company_that_does_not_come() -> None:
+def test_grouping_sends_when_no_further_put_is_coming() -> None:
     stores = Stores()
     stores.wait("a", 1)
     stores.taken()
@@ -151,7 +151,7 @@ def test_each_store_has_groups_and_pauses_of_its_own() -> None:
     assert len(stores.taken()) == 1
 
 
-def test_a_put_that_must_be_alone_has_no_company() -> None:
+def test_grouping_exclusive_put_is_sent_alone() -> None:
     stores = Stores()
     stores.wait("a", 4, alone=(1,))
     assert stores.taken(may_wait=False) == [[0]]

@@ -61,7 +61,7 @@ def test_an_actor_that_is_starting_gets_nothing() -> None:
     assert pool.usable == [pool.workers[1]]
 
 
-def test_actors_restart_for_ever_and_calls_are_repeated_by_the_driver() -> None:
+def test_pool_actor_options_restart_without_limit_and_no_ray_retries() -> None:
     assert RESTART == {"max_restarts": -1, "max_task_retries": 0}
 
 

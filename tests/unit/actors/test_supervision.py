@@ -97,7 +97,7 @@ def test_a_worker_that_starts_again_is_not_silent(monkeypatch: pytest.MonkeyPatc
     assert seen.killed == []
 
 
-def test_nobody_is_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervision_driver_suspended_shifts_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check a driver that was suspended for an hour: its probes look an hour old, and all deadlines shift."""
     seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20, task_s=30, no_worker_s=60))
     seen.worker().tasks.append(object())

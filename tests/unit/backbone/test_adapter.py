@@ -185,7 +185,7 @@ def test_save_a_merged_model_keeps_the_merged_weights(llama: Path, lora: Path, t
     assert np.array_equal(loaded.score(TEXT).logprobs, model.score(TEXT).logprobs)
 
 
-# ---- what cannot be merged
+# ---- unsupported adapters
 
 
 def test_merge_into_another_base_is_refused(lora: Path, small_backbone: Callable[[str], Path], tmp_path: Path) -> None:

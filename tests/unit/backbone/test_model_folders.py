@@ -106,7 +106,7 @@ def refused(path: Path, *words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# ---- folders that are right, in one way or another
+# ---- valid folders
 
 
 def _half(model: Folder) -> None:
@@ -200,7 +200,7 @@ def test_load_a_folder_that_is_right_gives_the_number_of_transformers(
     assert nats(model.path) == pytest.approx(plain_nats(model.path), rel=1e-6)
 
 
-# ---- folders that transformers loads as another model, or not at all
+# ---- invalid folders
 
 
 def _bias(model: Folder) -> None:

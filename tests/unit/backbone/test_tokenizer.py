@@ -74,7 +74,7 @@ def test_end_of_text_starts_where_there_is_no_beginning(tmp_path: Path) -> None:
     assert len(tokenizer.sequence("ab")) == 3
 
 
-def test_without_either_the_text_stands_alone(tmp_path: Path) -> None:
+def test_sequence_without_start_or_end_token_is_text_alone(tmp_path: Path) -> None:
     tokenizer = Tokenizer(save(tmp_path), 300)
     assert tokenizer.start_token is None
     assert tokenizer.end_token is None

@@ -110,7 +110,7 @@ def test_a_put_that_slept_too_long_says_so(tmp_path: Path, monkeypatch: pytest.M
         assert len(store.read(KEY, 0, 1)) == 1
 
 
-# --- beside a put, whatever the clocks say ------------------------------------------------------------------------
+# --- concurrent with a put, with any clock ------------------------------------------------------------------------
 
 
 def remove(folder: Path, how: str) -> None:

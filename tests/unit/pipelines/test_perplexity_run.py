@@ -46,9 +46,7 @@ class Told(InlineExecutor):
         return completions
 
 
-def test_what_is_left_to_do_is_foreseen_as_far_as_documents_are_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_backlog_is_known_once_all_documents_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_longmem(tmp_path / "backbone").save_pretrained(tmp_path / "model")
     texts = tmp_path / "texts"
     texts.mkdir()

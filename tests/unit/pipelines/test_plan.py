@@ -165,7 +165,7 @@ def test_disk_follows_what_is_kept(retention: str, segments: int) -> None:
     assert plan.disk_bytes == int(segments * 1000 * 1.1)
 
 
-# --- what limits ------------------------------------------------------------------------------------------------
+# --- bottlenecks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_keys_that_change_move_to_other_cells() -> None:
         assert not torch.equal(before.cell_of, after.cell_of)
 
 
-# ---- what a window gives
+# ---- cells of a window
 
 
 def blocks_of(count: int, last: int = IDENTITY.segment_tokens) -> list:

@@ -221,7 +221,7 @@ def test_what_is_not_a_number_finds_nothing() -> None:
     assert hits.scores[1].tolist() == [[-torch.inf] * 3]
 
 
-def test_keys_that_fill_all_directions_alike_are_not_sketched() -> None:
+def test_native_isotropic_keys_are_not_sketched() -> None:
     keys = torch.randn((1, 4000, 32), generator=torch.Generator().manual_seed(0))
     assert fit_basis(keys, keys) is None
 

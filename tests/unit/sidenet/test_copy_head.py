@@ -357,7 +357,7 @@ def test_shares_are_those_of_the_loop(rows: list[list[int]], seed: int) -> None:
             assert float(shares[row, slot]) == pytest.approx(expected, abs=1e-6)
 
 
-# ---- where it starts
+# ---- initial values
 
 
 @every_form
@@ -435,7 +435,7 @@ def test_what_is_retrieved_starts_the_same_with_and_without_repeats() -> None:
     assert all(torch.equal(weight, with_repeats[name]) for name, weight in without.items())
 
 
-# ---- what it looks at
+# ---- inputs
 
 
 @pytest.mark.parametrize(("longest", "repeats", "blind"), [(0, 0, True), (4, 0, False), (0, 3, False)])

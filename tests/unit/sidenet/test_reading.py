@@ -272,7 +272,7 @@ def test_a_new_model_takes_its_mean_from_the_language_reference(
     assert model.sidenet.reader.key_mean.abs().max() > 0.1
 
 
-# ---- what is told of a reading
+# ---- statistics of a reading
 
 
 @pytest.mark.parametrize("form", [("side", "raw", "same", "per_head"), ("key_space", "unit", "next", "joint")])

@@ -464,7 +464,7 @@ def test_a_reader_without_the_backbone_s_blocks_gives_the_same(
 
 
 @every_family
-def test_a_segment_scores_the_same_whoever_prepares_it(
+def test_score_does_not_depend_on_preparing_worker(
     family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
     model = small_model(family, **DEFAULT_FORM)

@@ -64,7 +64,7 @@ def test_examples_are_packed_whole_and_found_where_they_were_put(lengths: list[i
     assert len(memory[memory >= 0]) == 1 + sum(lengths)
 
 
-def test_what_is_asked_stands_in_memory_and_not_in_the_context(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_queried_line_is_in_memory_and_not_in_context(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Question, MemoryView]] = []
 
     def watched(model: LongMem, questions: Sequence[Question], view: MemoryView) -> list[ItemScore]:

@@ -39,7 +39,7 @@ def model(small_model: Callable[..., LongMem]) -> LongMem:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["words", "digits"]), st.floats(0, 1))
-def test_the_key_stands_in_the_text_once_and_never_in_the_question(seed: int, kind: str, depth: float) -> None:
+def test_passkey_key_is_in_text_once_and_never_in_question(seed: int, kind: str, depth: float) -> None:
     plan = PasskeyPlan(key=kind, seed=seed)
     keys = draw_keys(plan, WORDS, random.Random(seed))
     assert len(set(keys)) == plan.choices

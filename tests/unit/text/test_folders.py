@@ -214,7 +214,7 @@ def test_read_documents_beyond_a_limit_fails_that_row_alone(tmp_path: Path, monk
     assert "a row may have 1,000" in (found["t:1"] or "")
 
 
-# --- what is left out -----------------------------------------------------------------------------------------------
+# --- ignored files --------------------------------------------------------------------------------------------------
 
 
 def test_find_files_counts_what_it_leaves_out(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_find_files_never_takes_what_is_hidden(tmp_path: Path) -> None:
     assert left_out(inside)["hidden"][0] == 5
 
 
-def test_find_files_leaves_notes_out_beside_tables(tmp_path: Path) -> None:
+def test_find_files_notes_next_to_tables_are_ignored(tmp_path: Path) -> None:
     notes = ["README.txt", "sub/LICENSE.txt", "readme-first.txt", "dataset_info.json"]
     for name in (*notes, "readmes.txt", "story.txt"):
         write(tmp_path / name, "a note")
