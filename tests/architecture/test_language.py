@@ -9,7 +9,7 @@ import re
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,12 @@ def comments(source: str) -> Iterator[Violation]:
         yield start, "\n".join(texts)
 
 
+def c_comments(source: str) -> Iterator[Violation]:
+    """Yield line and text of every comment of a C source."""
+    for found in re.finditer(r"/\*.*?\*/|//[^\n]*", source, re.DOTALL):
+        yield source[: found.start()].count("\n") + 1, found[0]
+
+
 def fragments(source: str) -> list[Violation]:
     """Return the docstrings that begin with a preposition or a question word."""
     return [
@@ -81,9 +87,18 @@ def fragments(source: str) -> list[Violation]:
 
 def banned_words(source: str) -> list[Violation]:
     """Return the banned words in docstrings and comments."""
+    return _banned((*docstrings(source), *comments(source)))
+
+
+def banned_words_in_c(source: str) -> list[Violation]:
+    """Return the banned words in the comments of a C source."""
+    return _banned(c_comments(source))
+
+
+def _banned(texts: Iterable[Violation]) -> list[Violation]:
     return [
         (line + text[: found.start()].count("\n"), f"banned word {found[0]!r}")
-        for line, text in (*docstrings(source), *comments(source))
+        for line, text in texts
         for found in BANNED_WORDS.finditer(text)
     ]
 
@@ -149,7 +164,9 @@ def crowded_folders(root: Path) -> list[str]:
 
 GUARDS: dict[str, Callable[[Path], list[str]]] = {
     "docstrings are sentences or noun phrases": lambda root: scan(root, DOCUMENTED, fragments),
-    "no banned word in the product": lambda root: scan(root, PRODUCT, banned_words),
+    "no banned word in the product": lambda root: (
+        scan(root, PRODUCT, banned_words) + scan(root, PRODUCT, banned_words_in_c, {".c", ".h"})
+    ),
     "class names are unique": repeated_class_names,
     "folders are small": crowded_folders,
     "no dangling reference": dangling_in_tree,
@@ -192,6 +209,13 @@ def test_banned_words_planted_word_is_found(word: str) -> None:
     assert banned_words(f'"""A row.\n\nIt is {word} here.\n"""') == [(3, f"banned word {word!r}")]
     comment = f"# it is {word} here".replace("\n", "\n# ")
     assert banned_words(f"x = 1\n{comment}\n") == [(2, f"banned word {word!r}")]
+
+
+@pytest.mark.parametrize("planted", ["/* sums\n   beside it */", "// goes beside it\n", "int a; /* b */ /* beside */"])
+def test_banned_words_in_c_planted_word_is_found(planted: str) -> None:
+    line = planted[: planted.index("beside")].count("\n") + 2
+    assert banned_words_in_c(f"int x;\n{planted}") == [(line, "banned word 'beside'")]
+    assert banned_words_in_c("int beside; /* left */") == []
 
 
 @pytest.mark.parametrize("text", ["besides", "standstill", "for everything", "accompany", "x = 'nobody'"])
