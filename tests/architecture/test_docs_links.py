@@ -62,19 +62,19 @@ def absent_paths(text: str, root: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", documents())
-def test_links_of_a_document_resolve(name: str) -> None:
+def test_document_link_resolves(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert list(broken_links(name, text, ROOT)) == []
 
 
 @pytest.mark.parametrize("name", [name for name in documents() if name not in RECORDS])
-def test_paths_that_a_document_names_exist(name: str) -> None:
+def test_document_named_path_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert list(absent_paths(text, ROOT)) == []
     assert ABSENT.findall(text) == []
 
 
-def test_every_document_is_scanned() -> None:
+def test_documents_tracked_are_scanned() -> None:
     assert {"README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/walkthrough.md"} <= set(documents())
 
 
@@ -93,7 +93,7 @@ def test_every_document_is_scanned() -> None:
         ("[a](../../outside.md)", ["../../outside.md"]),
     ],
 )
-def test_a_broken_link_is_found(tmp_path: Path, line: str, broken: list[str]) -> None:
+def test_scan_broken_link_is_found(tmp_path: Path, line: str, broken: list[str]) -> None:
     root = tmp_path / "root"
     (root / "docs").mkdir(parents=True)
     (tmp_path / "outside.md").write_text("# Outside\n")
@@ -110,12 +110,12 @@ def test_a_broken_link_is_found(tmp_path: Path, line: str, broken: list[str]) ->
         ("`longmem/gone.py` and `docs/gone/`", ["longmem/gone.py", "docs/gone/"]),
     ],
 )
-def test_an_absent_path_is_found(tmp_path: Path, line: str, absent: list[str]) -> None:
+def test_scan_absent_path_is_found(tmp_path: Path, line: str, absent: list[str]) -> None:
     (tmp_path / "longmem").mkdir()
     (tmp_path / "longmem/types.py").touch()
     assert list(absent_paths(line, tmp_path)) == absent
 
 
-def test_a_reference_to_an_absent_design_is_found() -> None:
+def test_scan_absent_design_is_found() -> None:
     assert ABSENT.findall("as the design §5.6 says")
     assert not ABSENT.findall("paper, section 3.3; the design of the store")
