@@ -48,9 +48,10 @@ def broken_links(name: str, text: str, root: Path) -> Iterator[str]:
             continue
         path, _, anchor = target.partition("#")
         file = (root / name).parent / path if path else root / name
-        if not file.exists() or root.resolve() not in (file.resolve(), *file.resolve().parents):
-            yield target
-        elif anchor and file.suffix == ".md" and anchor not in slugs(file.read_text(encoding="utf-8")):
+        found = file.exists() and root.resolve() in (file.resolve(), *file.resolve().parents)
+        if found and anchor and file.suffix == ".md":
+            found = anchor in slugs(file.read_text(encoding="utf-8"))
+        if not found:
             yield target
 
 
