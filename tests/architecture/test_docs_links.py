@@ -31,7 +31,9 @@ def documents() -> list[str]:
     """Return the tracked Markdown files, relative to the repository."""
     listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:
-        return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
+        # no repository, as in an unpacked source distribution
+        found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+        return sorted(path.relative_to(ROOT).as_posix() for path in found)
     return sorted(name for name in listed.stdout.split("\0") if name and (ROOT / name).exists())
 
 
