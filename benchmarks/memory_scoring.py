@@ -1,4 +1,5 @@
-"""LongMem over one document, with what its segments read changed on the way: the only place that calls the model."""
+"""LongMem over one document, with optional changes to the views of its segments: the only place that calls the
+model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,11 +15,11 @@ from longmem.text.segments import cut_segments
 from longmem.types import Segment
 
 ReadingChange = Callable[[Segment, MemoryView | None], MemoryView | None]
-"""What a segment reads instead of the view of its own past."""
+"""Function that replaces a segment's view of its own past."""
 
 
 class LongMemBaseline(AbstractBaseline):
-    """A LongMem as one row among others: its memory is the document's past, gone with the document."""
+    """LongMem as a baseline row: its memory is the document's past and is dropped with the document."""
 
     def __init__(self, model: LongMem, name: str) -> None:
         self.name = name
@@ -36,7 +37,7 @@ class LongMemBaseline(AbstractBaseline):
 
 
 def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, ReadingChange]) -> dict[str, LogProbs]:
-    """Log-probabilities of a document's targets under each way of reading; segments are encoded once for all."""
+    """Return log-probabilities of a document's targets under each change of the views; segments are encoded once."""
     past = LocalMemory(model)
     scores: dict[str, list[LogProbs]] = {name: [] for name in readings}
     for segment in cut_segments(text_key(None), sequence, model.config.segment_tokens):
@@ -51,18 +52,18 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
 
 
 def own_memory(_segment: Segment, view: MemoryView | None) -> MemoryView | None:
-    """The document's past as it is."""
+    """Return the document's past unchanged."""
     return view
 
 
 def no_memory(_segment: Segment, _view: MemoryView | None) -> None:
-    """Nothing to read: the SideNet's local attention alone."""
+    """Return no view: only the SideNet's local attention remains."""
 
 
 def shuffled_values(segment: Segment, view: MemoryView | None) -> MemoryView | None:
-    """The document's own keys, each with the value and the token of another place.
+    """Return the document's own keys, each with the value and the token of another place.
 
-    Search finds the same places as ever; what is read there has nothing to do with them.
+    Search finds unchanged places; the values read there are unrelated to them.
     """
     if view is None:
         return None
@@ -77,7 +78,7 @@ def shuffled_values(segment: Segment, view: MemoryView | None) -> MemoryView | N
 
 
 class OtherBook:
-    """Reads another document's past of the same length, or all of it where that document is shorter."""
+    """Change that replaces the view by another document's past of equal length, or all of it where that is shorter."""
 
     def __init__(self, model: LongMem, sequence: Sequence) -> None:
         self._model = model

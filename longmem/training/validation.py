@@ -1,4 +1,4 @@
-"""How good the model is on documents it does not learn from: with memory, without, and the backbone alone."""
+"""Validation loss with memory, without memory, and of the backbone alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ KEY = DocumentKey(TRAINING_NAMESPACE, "validation")
 
 @dataclass(frozen=True)
 class Validation:
-    """Nats per token."""
+    """Validation losses in nats per token."""
 
     with_memory: float
     without_memory: float
@@ -30,7 +30,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(model: LongMem, sequences: Sequence[Int32[np.ndarray, " tokens"]]) -> Validation:
-    """Score full segments of every document in order, as training reads them; the model is left as it was.
+    """Score full segments of every document in order, like training. The model is left unchanged.
 
     Raises DocumentError when no document has a full segment.
     """

@@ -1,4 +1,4 @@
-"""A context's memory against its definition: every length encoded from scratch, and nothing of what lies before it."""
+"""Memory of a context against its definition: every length encoded from scratch, and no token before the memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ def model(small_model: Callable[..., LongMem]) -> LongMem:
 
 
 def blocks_from_the_right(model: LongMem, start: int, end: int) -> list[KVBlock]:
-    """The definition: cut from the newest token backwards, encode each piece alone."""
+    """Compute the definition: cut from the newest token backwards, encode each piece alone."""
     pieces = []
     while end > start:
         first = max(start, end - SEGMENT)

@@ -1,4 +1,4 @@
-"""Requests give what the plain functions give, and fetch a document once."""
+"""Requests return the results of the plain functions, and fetch a document once."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ KEY = DocumentKey("default", "book")
 
 
 class CountingStore(InMemoryStore):
-    """Knows how often blocks were fetched."""
+    """Store that counts the fetches of blocks."""
 
     num_reads = 0
 
