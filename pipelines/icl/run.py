@@ -23,15 +23,15 @@ from pipelines.job.work_slices import Slices
 
 @dataclass
 class WriteTotals:
-    """What it took to have all memories stored, in this run."""
+    """Work that had all memories stored, in this run."""
 
     tokens_encoded: int = 0
     tokens_found: int = 0
-    """Of demonstrations that the store held already."""
+    """Tokens of demonstrations that the store held already."""
     segments_encoded: int = 0
     segments_found: int = 0
     demonstrations: int = 0
-    """Of all memories that were needed."""
+    """Demonstrations of all memories that were needed."""
     encode_s: float = 0.0
     put_s: float = 0.0
     wall_s: float = 0.0

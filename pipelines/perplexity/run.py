@@ -28,7 +28,7 @@ from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, score_record, start_record
 
 WAIT_S = 0.2
-"""How long the loop waits for a completion before it looks at the display and at Ctrl-C again."""
+"""Longest wait for a completion before the display and Ctrl-C are looked at again, in seconds."""
 
 
 @dataclass
