@@ -22,7 +22,7 @@ from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
 from longmem.retrieval.native.build import native_library
-from longmem.retrieval.native.params import KeyPanels, QuantiseParams, TopkParams, row_matrix
+from longmem.retrieval.native.params import KeyPanels, PanelBounds, QuantiseParams, TopkParams, row_matrix
 from longmem.retrieval.native.threads import run_threads
 from longmem.retrieval.native_gather import NativeGather
 
@@ -125,16 +125,18 @@ class NativeSearch(AbstractChunkSearch):
 
         run_rows(search_rows, len(queries), ids.shape[1])
 
-    def _quantise(self, inputs: "BoundInputs") -> tuple[UInt8[Tensor, "panels bytes"], Float32[Tensor, "panels three"]]:
+    def _quantise(
+        self, inputs: "BoundInputs"
+    ) -> tuple[UInt8[Tensor, "panels bytes"], Float32[Tensor, "panels fields"]]:
         """Quantise all key sketches once, for all threads.
 
         Returns:
-            Quantised values of each panel, and its bounds (`panel_bounds` of `native/params.h`).
+            Quantised values of each panel, and its `PanelBounds`.
         """
         num_keys = len(inputs.key_sketches)
         num_panels = -(-num_keys // self._library.longmem_panel_keys())
         values = torch.empty((num_panels, self._library.longmem_panel_bytes(inputs.width)), dtype=torch.uint8)
-        bounds = torch.empty((num_panels, 3))
+        bounds = torch.empty((num_panels, len(PanelBounds._fields_)))
 
         def quantise_panels(first: int, last: int) -> int:
             params = QuantiseParams(

@@ -23,10 +23,12 @@ void longmem_products(const gather_params *params) {
     const int64_t num_ids = params->num_ids, dim = params->dim;
     for (int64_t item = 0; item < params->num_tokens * params->num_heads; item++) {
         const row_matrix rows = head_rows(params, item % params->num_heads);
+        const float *query = params->input + item * dim;
         const int64_t *ids = params->ids + item * num_ids;
+        float *products = params->output + item * num_ids;
         for (int64_t i = 0; i < num_ids; i++) {
             prefetch_ahead(&rows, ids, i, num_ids);
-            params->output[item * num_ids + i] = float_product(params->input + item * dim, &rows, ids[i], dim);
+            products[i] = float_product(query, &rows, ids[i], dim);
         }
     }
 }

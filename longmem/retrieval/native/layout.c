@@ -18,6 +18,10 @@ static const field_layout LAYOUTS[] = {
     FIELD(row_matrix, first),
     FIELD(row_matrix, stride),
     FIELD(row_matrix, dtype),
+    WHOLE(panel_bounds),
+    FIELD(panel_bounds, inverse_scale),
+    FIELD(panel_bounds, norm),
+    FIELD(panel_bounds, residual),
     WHOLE(key_panels),
     FIELD(key_panels, values),
     FIELD(key_panels, bounds),
@@ -67,6 +71,13 @@ static const field_layout *find_layout(const char *struct_name, const char *fiel
         if (!strcmp(LAYOUTS[i].struct_name, struct_name) && !strcmp(LAYOUTS[i].field, field))
             return LAYOUTS + i;
     return NULL;
+}
+
+int64_t longmem_count_fields(const char *struct_name) {
+    int64_t count = -1; /* the entry of the whole struct */
+    for (size_t i = 0; i < sizeof LAYOUTS / sizeof *LAYOUTS; i++)
+        count += !strcmp(LAYOUTS[i].struct_name, struct_name);
+    return count;
 }
 
 int64_t longmem_field_offset(const char *struct_name, const char *field) {

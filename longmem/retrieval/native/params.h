@@ -28,7 +28,7 @@ typedef struct {
 /* Quantised key sketches: one panel after the other. */
 typedef struct {
     uint8_t *values;      /* [panels, longmem_panel_bytes] */
-    panel_bounds *bounds; /* [panels], three float32 each */
+    panel_bounds *bounds; /* [panels] */
 } key_panels;
 
 /* The panels from `first_panel` up to, not including, `last_panel` of [num_keys, sketch_width] sketches. */
@@ -85,7 +85,9 @@ int longmem_ivf_top_k(const topk_params *params, const inverted_lists *lists);
 void longmem_products(const gather_params *params);
 void longmem_mixtures(const gather_params *params);
 
-/* Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where there is no such field. */
+/* Number of fields of a struct. Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where
+   there is no such field. */
+int64_t longmem_count_fields(const char *struct_name);
 int64_t longmem_field_offset(const char *struct_name, const char *field);
 int64_t longmem_field_size(const char *struct_name, const char *field);
 

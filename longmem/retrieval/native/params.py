@@ -36,6 +36,12 @@ class RowMatrix(NativeStruct):
     _fields_ = (("first", ctypes.c_void_p), ("stride", ctypes.c_int64), ("dtype", ctypes.c_int32))
 
 
+class PanelBounds(NativeStruct):
+    """Bounds of one panel: the columns of a float32 tensor."""
+
+    _fields_ = (("inverse_scale", ctypes.c_float), ("norm", ctypes.c_float), ("residual", ctypes.c_float))
+
+
 class KeyPanels(NativeStruct):
     """Quantised key sketches and their bounds."""
 
@@ -107,6 +113,7 @@ class GatherParams(NativeStruct):
 
 STRUCTS: tuple[type[NativeStruct], ...] = (
     RowMatrix,
+    PanelBounds,
     KeyPanels,
     QuantiseParams,
     TopkParams,
@@ -125,6 +132,7 @@ def declare_functions(library: ctypes.CDLL) -> None:
     """Declare the signatures of the exported functions, and check the layout of the structs."""
     number, name = ctypes.c_int64, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
+        "longmem_count_fields": (number, [name]),
         "longmem_field_offset": (number, [name, name]),
         "longmem_field_size": (number, [name, name]),
         "longmem_panel_keys": (number, []),
@@ -143,7 +151,7 @@ def declare_functions(library: ctypes.CDLL) -> None:
 
 
 def check_layout(library: ctypes.CDLL, struct: type[NativeStruct]) -> None:
-    """Compare size and offset of the struct and each of its fields with those in C.
+    """Compare the number of fields, and size and offset of the struct and of each field, with those in C.
 
     Raises:
         AssertionError: They differ.
@@ -153,6 +161,9 @@ def check_layout(library: ctypes.CDLL, struct: type[NativeStruct]) -> None:
         declared = getattr(struct, field)
         expected[field] = declared.offset, declared.size
     owner = struct.c_name().encode()
+    num_fields = library.longmem_count_fields(owner)
+    if num_fields != len(struct._fields_):
+        raise AssertionError(f"{struct.__name__} has {len(struct._fields_)} fields in params.py, {num_fields} in C")
     for field, layout in expected.items():
         found = tuple(
             getattr(library, function)(owner, field.encode())

@@ -73,7 +73,8 @@ static void prepare_buffers(const topk_params *params, arena *scratch, scan_buff
     if (scratch->out_of_memory)
         return;
     for (int64_t query = 0; query < num_queries; query++) {
-        copy_padded(params->query_sketches + query * params->sketch_width, FLOAT32, params->sketch_width, width, sketch);
+        const float *unpadded = params->query_sketches + query * params->sketch_width;
+        copy_padded(unpadded, FLOAT32, params->sketch_width, width, sketch);
         quantise_query(sketch, shape, buffers->queries, query);
     }
 }

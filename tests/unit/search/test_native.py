@@ -1,12 +1,15 @@
 """The native engine: bounds that hold, results that sketches do not change, and every way that building it can fail."""
 
+import ctypes
 import os
 import platform
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -20,7 +23,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import SKETCHED_CHUNKS, WindowBuffer
 from longmem.retrieval import choose_engine, create_search
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
-from longmem.retrieval.native import build
+from longmem.retrieval.native import build, params
 from tests.blocks import IDENTITY, make_block
 
 
@@ -273,6 +276,59 @@ def test_it_is_built_once_and_kept(cache_folder: Path) -> None:
     build.native_library.cache_clear()
     build.native_library()
     assert [path.stat().st_mtime_ns for path in cache_folder.iterdir()] == [before]
+
+
+def test_native_sources_list_every_c_file() -> None:
+    """The name of the compiled library is a digest of these files, so a missing one would leave a stale library."""
+    folder = Path(build.__file__).parent
+    assert {*build.SOURCES, *build.HEADERS} == {*folder.glob("*.c"), *folder.glob("*.h")}
+
+
+def test_native_structs_have_the_layout_of_c() -> None:
+    """All of them are checked at load; a struct that `params.h` declares and Python does not would be missing here."""
+    header = (Path(build.__file__).parent / "params.h").read_text()
+    declared = set(re.findall(r"^} (\w+);$", header, flags=re.MULTILINE))
+    assert {struct.c_name() for struct in params.STRUCTS} == declared
+    for struct in params.STRUCTS:
+        params.check_layout(build.native_library(), struct)
+
+
+def planted(struct: type[params.NativeStruct], fields: list[tuple[str, Any]]) -> type[params.NativeStruct]:
+    return type(struct.__name__, (params.NativeStruct,), {"_fields_": fields})
+
+
+def test_native_struct_in_another_order_is_refused() -> None:
+    fields = list(params.TopkParams._fields_)
+    names = [name for name, *_ in fields]
+    first, second = names.index("dim"), names.index("k")
+    fields[first], fields[second] = fields[second], fields[first]
+    with pytest.raises(AssertionError, match=r"TopkParams\.k: offset and size are \(\d+, 8\) in params.py"):
+        params.check_layout(build.native_library(), planted(params.TopkParams, fields))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: [*fields, ("more", ctypes.c_int64)], "GatherParams has 11 fields in params.py, 10 in C"),
+        (lambda fields: fields[:-1], "GatherParams has 9 fields in params.py, 10 in C"),
+        (lambda fields: [*fields[:-1], ("output", ctypes.c_double * 2)], r"GatherParams\.: offset and size are"),
+        (lambda fields: [*fields[:-1], ("out", ctypes.c_void_p)], r"GatherParams\.out: .* \(-1, -1\) in the C library"),
+        (lambda fields: [*fields[:3], ("head_stride", ctypes.c_int32), *fields[4:]], r"GatherParams\.head_stride: "),
+    ],
+    ids=["one more", "one less", "another total", "another name", "another size"],
+)
+def test_native_struct_with_other_fields_is_refused(
+    change: Callable[[list[tuple[str, Any]]], list[tuple[str, Any]]], message: str
+) -> None:
+    struct = planted(params.GatherParams, change(list(params.GatherParams._fields_)))
+    with pytest.raises(AssertionError, match=message):
+        params.check_layout(build.native_library(), struct)
+
+
+@pytest.mark.parametrize("fields", [{"first": 0, "stride": 1}, {"first": 0, "stride": 1, "dtype": 0, "kind": 0}])
+def test_native_struct_needs_a_value_for_each_field(fields: dict[str, int]) -> None:
+    with pytest.raises(AssertionError, match="RowMatrix has the fields"):
+        params.RowMatrix(**fields)
 
 
 def fake_compiler(folder: Path, script: str) -> str:
