@@ -1,4 +1,4 @@
-"""The native engine: bounds that hold, results that sketches do not change, and every way that building it can fail."""
+"""Tests of the native engine: valid bounds, results unchanged by sketches, struct layouts, failures of the build."""
 
 import ctypes
 import os
@@ -58,7 +58,7 @@ def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def test_a_bound_is_never_below_the_product(
     num_keys: int, dim: int, heads: int, decay: float, scale: float, seed: int
 ) -> None:
-    """For keys and queries unlike those that the basis was fitted to as well."""
+    """Keys and queries differ from those that the basis was fitted to."""
     fitted = torch.stack([decaying(200, dim, head, decay) for head in range(heads)])
     basis = fit_basis(fitted, fitted.flip(1))
     assert basis is not None
@@ -175,7 +175,7 @@ def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
 def test_other_kinds_of_processors_find_the_same(
     level: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the instructions of this one, if it has them; what it has not, it cannot run."""
+    """Compile for processors with fewer instructions, and compare the results. Skip what this processor cannot run."""
     compiler = build.find_compiler()
     assert compiler is not None
     macros = subprocess.check_output([compiler, *build.FLAGS, "-dM", "-E", "-x", "c", os.devnull], text=True)
@@ -216,7 +216,7 @@ def test_equal_scores_go_to_the_older_chunk() -> None:
 
 
 def test_what_is_not_a_number_finds_nothing() -> None:
-    """As with FAISS; the model reports the number itself."""
+    """FAISS behaves equally; the model reports the NaN itself."""
     queries = torch.ones(2, 1, 8)
     queries[1, 0, 3] = torch.nan
     hits = create_search("native").search(queries, torch.ones(1, 9, 8), 3)
