@@ -64,12 +64,13 @@ def _gather(
     if rows.stride(2) != 1:
         rows = rows.contiguous()
     num_tokens, heads, retrieved = ids.shape
+    first_head = row_matrix(rows[0])
 
     def gather_tokens(first: int, last: int) -> None:
         params = GatherParams(
             input=left[first:].data_ptr(),
             ids=ids[first:].data_ptr(),
-            rows=row_matrix(rows[0]),
+            rows=first_head,
             head_stride=rows.stride(0),
             num_tokens=last - first,
             num_heads=heads,

@@ -6,7 +6,7 @@ library, so fields in another order cannot pass silently.
 
 import ctypes
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Shaped
@@ -19,9 +19,14 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 class NativeStruct(ctypes.Structure):
     """A struct of arguments. Pointers are addresses, and do not keep their tensors alive."""
 
+    field_names: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.field_names = frozenset(name for name, *_ in cls._fields_)
+
     def __init__(self, **fields: Any) -> None:
-        expected = {field[0] for field in self._fields_}
-        assert fields.keys() == expected, f"{type(self).__name__} has the fields {expected}, got {set(fields)}"
+        assert fields.keys() == self.field_names, f"{type(self).__name__} has {self.field_names}, got {set(fields)}"
         super().__init__(**fields)
 
     @classmethod

@@ -327,7 +327,7 @@ def test_native_struct_with_other_fields_is_refused(
 
 @pytest.mark.parametrize("fields", [{"first": 0, "stride": 1}, {"first": 0, "stride": 1, "dtype": 0, "kind": 0}])
 def test_native_struct_needs_a_value_for_each_field(fields: dict[str, int]) -> None:
-    with pytest.raises(AssertionError, match="RowMatrix has the fields"):
+    with pytest.raises(AssertionError, match="RowMatrix has frozenset"):
         params.RowMatrix(**fields)
 
 
