@@ -18,16 +18,16 @@ from pipelines.command.command_line import (
 from pipelines.command.console import open_console, say
 from pipelines.command.option_types import path_option, text_option
 from pipelines.command.options import Adapter, SpecialTokens, adapter_folder
-from pipelines.fit.command import fit
-from pipelines.icl.command import icl
-from pipelines.perplexity.command import perplexity
-from pipelines.plan.command import plan
-from pipelines.pretrain.command import pretrain
-from pipelines.probe.command import probe
+from pipelines.fit.spec import fit
+from pipelines.icl.spec import icl
+from pipelines.perplexity.spec import perplexity
+from pipelines.plan.spec import plan
+from pipelines.pretrain.spec import pretrain
+from pipelines.probe.spec import probe
 from pipelines.serve.command import app as service_app
 from pipelines.store.command import memory
-from pipelines.suffix.command import suffix
-from pipelines.train.command import train
+from pipelines.suffix.spec import suffix
+from pipelines.train.spec import train
 from pipelines.watch.export_command import app as monitoring
 from pipelines.watch.status_command import status
 

@@ -1,0 +1,175 @@
+"""`longmem perplexity`: options become one checked job."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from actors.executor.timeouts import Timeouts
+from longmem.errors import ConfigError
+from pipelines.command.choices import Retention
+from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, command_text, say_if_finished
+from pipelines.command.console import open_console
+from pipelines.command.option_types import real_option, text_argument, text_option, whole_option
+from pipelines.command.options import (
+    AddressOption,
+    ClusterOptions,
+    OptionalMemoryOptions,
+    OutputOptions,
+    StoreOptions,
+)
+from pipelines.command.spec import DECIDED_BY_SERVICE, MEMORY_STORE, WORKERS, CommandSpec, command
+
+if TYPE_CHECKING:
+    # loads torch
+    from pipelines.perplexity.job import PerplexityJob
+
+LEAST_OBJECT_STORE_BYTES = 75 * 2**20
+"""Ray starts with no less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemoryOptions, OutputOptions, CommandSpec):
+    """Perplexity of long documents, with memory and without.
+
+    **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
+    """
+
+    inputs: Annotated[
+        list[str] | None,
+        text_argument(
+            metavar="INPUT",
+            show_default=False,
+            help=".txt, .jsonl, .ndjson, .json (`text`, optional `id`; also .gz, .zst, .bz2, .xz), .parquet, or a "
+            "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
+        ),
+    ] = None
+    service: Annotated[
+        str | None,
+        text_option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
+        WORKERS,
+    ] = None
+    max_tries: Annotated[
+        int,
+        whole_option(help="Set a document aside when one of its segments has ended its worker this often."),
+        WORKERS,
+    ] = 5
+    task_deadline_s: Annotated[
+        float,
+        real_option(help="Seconds one segment may take; then its worker is killed and it is tried again.", above=True),
+        WORKERS,
+    ] = 1800.0
+    object_store_bytes: Annotated[
+        int,
+        whole_option(help="Bytes of Ray's object store, where Ray is started here.", least=LEAST_OBJECT_STORE_BYTES),
+        WORKERS,
+        DECIDED_BY_SERVICE,
+    ] = 2**30
+    store: Annotated[
+        str | None,
+        text_option(
+            help="Memory store: LanceDB folder or URI, or memory:// (with --address none).", show_default="inside --out"
+        ),
+        MEMORY_STORE,
+        DECIDED_BY_SERVICE,
+    ] = None
+    retention: Annotated[
+        Retention | None,
+        typer.Option(
+            help="How long the store keeps blocks: while a window may reach them (bounded disk, however long the "
+            "document), while their document is scored, or forever.",
+            show_default="document",
+        ),
+        MEMORY_STORE,
+    ] = None
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="The same as --retention forever."), MEMORY_STORE
+    ] = False
+    namespace: Annotated[
+        str | None,
+        text_option(help="Where kept documents are filed.", show_default="default"),
+        MEMORY_STORE,
+    ] = None
+    limit_documents: Annotated[
+        int | None,
+        whole_option("--limit-documents", "--limit", help="Score only the first N documents.", show_default=False),
+    ] = None
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
+    ] = False
+    max_in_flight_segments: Annotated[
+        int | None,
+        whole_option(help="Encoded segments that may wait for readers.", show_default="8 per worker, 16 in process"),
+        WORKERS,
+    ] = None
+    max_in_flight_bytes: Annotated[int, whole_option(help="Bytes of them."), WORKERS] = 2**30
+
+    def run(self, console: Console) -> int:
+        from pipelines.perplexity.console import print_result
+        from pipelines.perplexity.job import run_job
+
+        job = self.job(console)
+        summary = run_job(job, console)
+        if not say_if_finished(summary, job.out):
+            print_result(open_console(), summary, job.out)
+        return EXIT_FAILED_DOCUMENTS if summary["counts"]["failed_documents"] else 0
+
+    def job(self, console: Console) -> "PerplexityJob":
+        """Return the job that the options describe. Raise ConfigError where they contradict each other."""
+        from longmem.runtime.scheduler import Limits
+        from pipelines.job.service import ServiceChoice
+        from pipelines.perplexity.job import PerplexityJob, default_in_flight
+
+        self.check_resume()
+        retention = self._retention()
+        if self.service is not None:
+            reason = f"service {self.service!r} decides that, for all its jobs; leave it out"
+            self.refuse_given(DECIDED_BY_SERVICE, reason)
+        workers = None if self.address == "none" else self.encoders + self.readers
+        source = self.source(
+            console, on_gpu=self.reader_gpus > 0, encoders_on_gpu=self.encoder_gpus > 0, inputs=self.inputs or ()
+        )
+        service = None
+        if self.service is not None:
+            service = ServiceChoice(
+                name=self.service,
+                address=self.address,
+                offered=source if self.model else None,
+                limits_given=self.max_in_flight_segments is not None,
+            )
+        cluster = None
+        if self.address != "none":
+            cluster = self.shape(
+                self.address,
+                object_store_bytes=self.object_store_bytes,
+                timeouts=Timeouts(max_tries=self.max_tries, task_s=self.task_deadline_s),
+            )
+        return PerplexityJob(
+            inputs=tuple(self.inputs or ()),
+            out=self.folder,
+            model=source,
+            service=service,
+            cluster=cluster,
+            threads=self.worker_threads(workers or 1),
+            threads_given=self.threads is not None,
+            limits=Limits(self.max_in_flight_segments or default_in_flight(workers), self.max_in_flight_bytes),
+            store=self.store,
+            namespace=self.namespace,
+            retention=retention,
+            durability=self.durability,
+            store_quota_bytes=self.store_quota_bytes,
+            keep_tokens=self.tokens,
+            write_memory=retention == "forever" or not self.no_memory,
+            limit_documents=self.limit_documents,
+            resume=self.resume,
+            command=command_text(),
+        )
+
+    def _retention(self) -> Retention:
+        if self.keep_memory and self.retention not in (None, "forever"):
+            raise ConfigError(f"--keep-memory and --retention {self.retention} contradict each other; give one of them")
+        return "forever" if self.keep_memory else self.retention or "document"
+
+
+perplexity = command(PerplexitySpec)

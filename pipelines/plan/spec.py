@@ -1,0 +1,175 @@
+"""`longmem plan`: options become a workload and a cluster; costs are measured or read; the plan is printed."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from longmem.errors import ConfigError
+from pipelines.command.choices import Retention
+from pipelines.command.command_line import local_inputs, num_cores
+from pipelines.command.console import open_console, say_json
+from pipelines.command.interrupts import tidying
+from pipelines.command.option_types import (
+    MOST_THREADS,
+    MOST_WORKERS,
+    path_option,
+    real_option,
+    text_argument,
+    text_option,
+    whole_option,
+)
+from pipelines.command.options import OptionalMemoryOptions
+from pipelines.command.spec import CommandSpec, command
+
+if TYPE_CHECKING:
+    # loads torch
+    from longmem.model.source import ModelSource
+    from pipelines.plan.costs import UnitCosts
+
+EXIT_OFF = 1
+"""The check found throughput off by more than a quarter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSpec(OptionalMemoryOptions, CommandSpec):
+    """Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.
+
+    **Example:** `longmem plan books/ --nodes 4 --cores-per-node 16`, or `longmem plan --tokens 100000 --documents 5000`
+    """
+
+    inputs: Annotated[
+        list[str] | None,
+        text_argument(
+            metavar="INPUT", show_default=False, help="Documents, as in `longmem perplexity`; or give --tokens."
+        ),
+    ] = None
+    tokens: Annotated[
+        int | None, whole_option(help="Instead of INPUT: tokens of each document.", show_default=False)
+    ] = None
+    documents: Annotated[int, whole_option(help="With --tokens: how many documents.")] = 1
+    limit_documents: Annotated[
+        int | None,
+        whole_option("--limit-documents", "--limit", help="Only the first N documents.", show_default=False),
+    ] = None
+    nodes: Annotated[int, whole_option(help="Machines like this one.", most=MOST_WORKERS)] = 1
+    cores_per_node: Annotated[
+        float | None, real_option(help="Cores of each.", show_default="this machine's", above=True, most=1e6)
+    ] = None
+    encoders: Annotated[
+        int | None, whole_option(help="Encoder actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None
+    readers: Annotated[
+        int | None, whole_option(help="SideNet actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None
+    stores: Annotated[
+        int | None, whole_option(help="Store actors.", show_default="the best number", most=MOST_WORKERS)
+    ] = None
+    retention: Annotated[
+        Retention, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
+    ] = "document"
+    address: Annotated[str, text_option(help="local (pools on Ray) or none (one process).")] = "local"
+    threads: Annotated[
+        int | None,
+        whole_option(
+            help="Torch threads of each worker.", show_default="1, all cores with --address none", most=MOST_THREADS
+        ),
+    ] = None
+    seconds: Annotated[float, real_option(help="About how long to measure.", above=True)] = 40.0
+    costs: Annotated[
+        Path | None, path_option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
+    ] = None
+    save_costs: Annotated[Path | None, path_option(help="Write the measured costs there.", show_default=False)] = None
+    check: Annotated[
+        bool, typer.Option("--check", help="Also run the job on this machine and compare; exit code 1 if off by 25%.")
+    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+
+    def run(self, console: Console) -> int:
+        self._refuse_contradictions()
+        from pipelines.doctor.machine import usable_cores
+        from pipelines.plan import console as plan_view
+        from pipelines.plan.predict import predict, suggest
+        from pipelines.plan.workload import Cluster, Workload
+
+        in_process = self.address == "none"
+        source = self.source(console)
+        threads = self.threads or (num_cores() if in_process else 1)
+        here = Cluster(cores_per_node=usable_cores(), threads=threads, in_process=in_process)
+        cluster = replace(here, nodes=self.nodes, cores_per_node=self.cores_per_node or here.cores_per_node)
+        lengths, left_out = self._documents(source, console)
+        workload = Workload(lengths, self.retention)
+        unit_costs = self._unit_costs(source, threads, console)
+        if self.save_costs is not None:
+            from pipelines.plan.costs import save_costs
+
+            save_costs(unit_costs, self.save_costs)
+        pools = {"encoders": self.encoders, "readers": self.readers, "stores": self.stores}
+        planned = predict(unit_costs, workload, suggest(unit_costs, workload, cluster, **pools))
+        suggested = predict(unit_costs, workload, suggest(unit_costs, workload, cluster))
+        if not self.as_json:
+            plan_view.print_plan(open_console(), planned, suggested, unit_costs)
+        comparison = None
+        if self.check:
+            from pipelines.plan.check import check_plan
+
+            comparison = check_plan(
+                local_inputs(self.inputs or []),
+                source,
+                workload,
+                suggest(unit_costs, workload, here, **pools),
+                unit_costs,
+                self.limit_documents,
+                self.seconds,
+                console,
+            )
+            if not self.as_json:
+                plan_view.print_comparison(open_console(), comparison)
+        if self.as_json:
+            figures = plan_view.as_json(planned, suggested, unit_costs, comparison) | {"left_out": left_out}
+            say_json(figures, indent=2)
+        return EXIT_OFF if comparison is not None and not comparison.passed else 0
+
+    def _refuse_contradictions(self) -> None:
+        if self.address not in ("none", "local"):
+            raise ConfigError(
+                f"--address must be local or none, got {self.address!r}: a plan is measured on this machine"
+            )
+        if (self.tokens is None) == (not self.inputs):
+            raise ConfigError("a plan needs documents: give INPUT, or --tokens (and --documents), and not both")
+        if self.check and not self.inputs:
+            raise ConfigError("--check runs the job, so it needs INPUT instead of --tokens")
+
+    def _documents(self, source: "ModelSource", console: Console) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Return the tokens of each document, and what `find_inputs` left out."""
+        if not self.inputs:
+            return (self.tokens or 0,) * min(self.documents, self.limit_documents or self.documents), {}
+        from pipelines.job.inputs import find_inputs
+        from pipelines.plan.input import document_tokens
+
+        found = find_inputs(local_inputs(self.inputs), console)
+        return document_tokens(found, source, self.limit_documents), found.left_out.as_dict()
+
+    def _unit_costs(self, source: "ModelSource", threads: int, console: Console) -> "UnitCosts":
+        """Return the costs of one segment: those of `--costs`, else measured ones."""
+        from longmem.model.source import describe
+        from pipelines.plan.costs import load_costs
+        from pipelines.plan.measure import identity_of, measure_apart
+
+        with_ray = self.address != "none"
+        if self.costs is not None:
+            return load_costs(self.costs, identity_of(describe(source.open()), source, threads), with_ray=with_ray)
+        # the measurements run in other processes
+        with tidying(), console.status("measuring what one segment costs") as status:
+            costs = measure_apart(source, threads, self.seconds)
+            if with_ray:
+                from pipelines.plan.measure_ray import with_ray_costs
+
+                status.update("measuring what Ray adds")
+                costs = with_ray_costs(costs, source, threads, self.seconds / 3)
+        return costs
+
+
+plan = command(PlanSpec)

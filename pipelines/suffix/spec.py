@@ -1,0 +1,66 @@
+"""`longmem suffix`: options become one checked job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+
+from pipelines.command.command_line import command_text, num_cores, parse_numbers, say_if_finished
+from pipelines.command.console import open_console
+from pipelines.command.option_types import path_argument, text_option, whole_option
+from pipelines.command.options import MemoryModelOptions, OutputOptions, ProcessThreads
+from pipelines.command.spec import CommandSpec, command
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec):
+    """Which of several texts follows a long context? Accuracy by context length, with memory and without.
+
+    **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
+    """
+
+    file: Annotated[
+        Path,
+        path_argument(
+            metavar="FILE",
+            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json; also "
+            "compressed as .gz, .zst, .bz2 or .xz.",
+        ),
+    ]
+    split: Annotated[str | None, text_option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)] = (
+        None
+    )
+    context_tokens: Annotated[
+        str, text_option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
+    ] = "512,1024,2048,4096,8192"
+    suffix_tokens: Annotated[int, whole_option(help="Of a longer candidate the first tokens are scored.")] = 128
+    limit_examples: Annotated[
+        int | None,
+        whole_option("--limit-examples", "--limit", help="Score only the first N examples.", show_default=False),
+    ] = None
+
+    def run(self, console: Console) -> None:
+        from pipelines.suffix.job import SuffixJob, run_suffix
+        from pipelines.suffix.report import print_suffix_result
+        from pipelines.suffix.scoring import SuffixLengths
+
+        self.check_resume()
+        lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
+        job = SuffixJob(
+            input=self.file,
+            out=self.folder,
+            model=self.source(console),
+            lengths=SuffixLengths(context_tokens=lengths, suffix_tokens=self.suffix_tokens),
+            threads=self.threads or num_cores(),
+            split=self.split,
+            limit_examples=self.limit_examples,
+            resume=self.resume,
+            command=command_text(),
+        )
+        summary = run_suffix(job, console)
+        if not say_if_finished(summary, job.out):
+            print_suffix_result(open_console(), summary, job.out)
+
+
+suffix = command(SuffixSpec)
