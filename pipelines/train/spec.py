@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from pipelines.command.options import (
     model_settings,
     without_memory,
 )
-from pipelines.command.spec import MODEL_SETTING, WORKERS, CommandSpec, command
+from pipelines.command.spec import MODEL, MODEL_SETTING, WORKERS, CommandSpec, Panel, command
 
 if TYPE_CHECKING:
     # loads torch
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSpec(WorkerThreads, TrainingRunOptions, CommandSpec):
-    """Train a SideNet to read from memory; the backbone stays as it is.
+class TrainedModelOptions:
+    """Backbone, and the memory and SideNet that learn to go with it."""
 
-    **Example:** `longmem train --data books/train --valid books/valid --out runs/train`
-    """
+    PANEL: ClassVar[Panel] = MODEL
 
-    out: Annotated[Path, path_option(help="Output folder: curves, checkpoints, and the trained model.")]
     backbone: Annotated[
         str | None,
         text_option(
@@ -45,19 +43,6 @@ class TrainSpec(WorkerThreads, TrainingRunOptions, CommandSpec):
         ),
     ] = None
     adapter: Adapter = None
-    valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 16_384
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False
-    steps: Annotated[int, whole_option(help="Optimiser steps.")] = 2000
-    rows: Annotated[int, whole_option(help="Documents read side by side; a step is one segment of each.")] = 8
-    micro_rows: Annotated[int, whole_option(help="Rows of one forward and backward.")] = 4
-    learning_rate: Annotated[float, real_option(help="Peak learning rate.", above=True, most=100)] = 1e-3
-    warmup_steps: Annotated[int, whole_option(help="Steps of linear warm-up.", least=0)] = 50
-    weight_decay: Annotated[float, real_option(help="On the copied layers' matrices.", most=100)] = 0.01
-    clip_norm: Annotated[float, real_option(help="Longest gradient applied as it is.", above=True)] = 1.0
-    seed: Annotated[int, whole_option(help="Order of the documents.", least=0)] = 0
-    frozen_layers: Annotated[
-        bool, typer.Option("--frozen-layers", help="Train only scale, gate, reader and copy head.")
-    ] = False
     segment_tokens: Annotated[int | None, whole_option(help="Local context.", show_default="1024"), MODEL_SETTING] = (
         None
     )
@@ -95,6 +80,46 @@ class TrainSpec(WorkerThreads, TrainingRunOptions, CommandSpec):
         text_option("--set", metavar="NAME=VALUE", help="Any other field of LongMemConfig, for example keys=raw."),
     ] = None
     dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = "bfloat16"
+
+    def source(self, device: str) -> "ModelSource":
+        """Return the backbone and its settings. Raise ConfigError for options that contradict each other."""
+        from longmem.model.source import REFERENCE_MODEL, ModelSource, reference_settings
+
+        named = model_settings(self) | without_memory(self.no_memory, self.memory_tokens)
+        settings: dict[str, Any] = parse_settings(self.setting or []) | named
+        if self.backbone is None:
+            # the segments and the layer that suit the reference backbone
+            settings = reference_settings("segment_tokens", "memory_layer") | settings
+        return ModelSource(
+            local_or_hub(self.backbone or str(REFERENCE_MODEL / "backbone")),
+            dtype=self.dtype,
+            device=device,
+            settings=settings,
+            adapter=adapter_folder(self.adapter, self.backbone, "--backbone"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandSpec):
+    """Train a SideNet to read from memory; the backbone stays as it is.
+
+    **Example:** `longmem train --data books/train --valid books/valid --out runs/train`
+    """
+
+    out: Annotated[Path, path_option(help="Output folder: curves, checkpoints, and the trained model.")]
+    valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 16_384
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False
+    steps: Annotated[int, whole_option(help="Optimiser steps.")] = 2000
+    rows: Annotated[int, whole_option(help="Documents read side by side; a step is one segment of each.")] = 8
+    micro_rows: Annotated[int, whole_option(help="Rows of one forward and backward.")] = 4
+    learning_rate: Annotated[float, real_option(help="Peak learning rate.", above=True, most=100)] = 1e-3
+    warmup_steps: Annotated[int, whole_option(help="Steps of linear warm-up.", least=0)] = 50
+    weight_decay: Annotated[float, real_option(help="On the copied layers' matrices.", most=100)] = 0.01
+    clip_norm: Annotated[float, real_option(help="Longest gradient applied as it is.", above=True)] = 1.0
+    seed: Annotated[int, whole_option(help="Order of the documents.", least=0)] = 0
+    frozen_layers: Annotated[
+        bool, typer.Option("--frozen-layers", help="Train only scale, gate, reader and copy head.")
+    ] = False
     address: Annotated[
         str,
         text_option(help="none (this process), or Ray: local, auto, or a cluster's address."),
@@ -116,7 +141,7 @@ class TrainSpec(WorkerThreads, TrainingRunOptions, CommandSpec):
         from pipelines.train.job import TrainingJob, run_training
 
         task = TrainingTask(
-            model=self._source(),
+            model=self.source(self.device),
             data=self.data_paths,
             validation=self.validation_paths,
             validation_tokens=self.valid_tokens,
@@ -145,22 +170,6 @@ class TrainSpec(WorkerThreads, TrainingRunOptions, CommandSpec):
         )
         if not say_if_finished(run_training(job, console), self.out):
             open_console().print(f"trained model: {self.out / 'model'}", soft_wrap=True)
-
-    def _source(self) -> "ModelSource":
-        from longmem.model.source import REFERENCE_MODEL, ModelSource, reference_settings
-
-        named = model_settings(self) | without_memory(self.no_memory, self.memory_tokens)
-        settings: dict[str, Any] = parse_settings(self.setting or []) | named
-        if self.backbone is None:
-            # the segments and the layer that suit the reference backbone
-            settings = reference_settings("segment_tokens", "memory_layer") | settings
-        return ModelSource(
-            local_or_hub(self.backbone or str(REFERENCE_MODEL / "backbone")),
-            dtype=self.dtype,
-            device=self.device,
-            settings=settings,
-            adapter=adapter_folder(self.adapter, self.backbone, "--backbone"),
-        )
 
 
 train = command(TrainSpec)
