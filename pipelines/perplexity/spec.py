@@ -118,8 +118,9 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
     def job(self, console: Console) -> "PerplexityJob":
         """Return the job that the options describe. Raise ConfigError where they contradict each other."""
         from longmem.runtime.scheduler import Limits
+        from pipelines.job.executors import default_in_flight
         from pipelines.job.service import ServiceChoice
-        from pipelines.perplexity.job import PerplexityJob, default_in_flight
+        from pipelines.perplexity.job import PerplexityJob
 
         self.check_resume()
         retention = self._retention()

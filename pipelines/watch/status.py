@@ -17,7 +17,7 @@ from longmem.errors import OutputError
 from longmem.stages import STAGES
 from pipelines.command.console import printable
 from pipelines.job.folder import JOB_FILE, LOCK_FILE, STATUS_FILE
-from pipelines.job.progress import duration
+from pipelines.job.format import clock as duration
 
 SILENT_S = 30.0
 """A job writes every 2 s, unless one task of a job without workers takes longer."""
