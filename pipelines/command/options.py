@@ -8,58 +8,46 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 
 from actors.config import ClusterShape, Placement
-from longmem.config import KvDtype
-from longmem.config import SpecialTokens as SpecialTokenRule
+from longmem.config import KvDtype, SpecialTokens
 from longmem.errors import ConfigError
 from longmem.store.lance.fsync import Durability
 from pipelines.command.choices import JobDtype, SearchEngine
 from pipelines.command.command_line import local_inputs, local_or_hub, num_cores
-from pipelines.command.option_types import (
-    MOST_THREADS,
-    MOST_WORKERS,
-    path_option,
-    real_option,
-    text_option,
-    whole_option,
+from pipelines.command.fields import (
+    DECIDED_BY_SERVICE,
+    MEMORY_STORE,
+    MODEL,
+    MODEL_SETTING,
+    REQUIRED,
+    WORKERS,
+    Panel,
+    choice_field,
+    flag_field,
+    marked_fields,
+    path_field,
+    real_field,
+    text_field,
+    whole_field,
 )
-from pipelines.command.spec import DECIDED_BY_SERVICE, MEMORY_STORE, MODEL, MODEL_SETTING, WORKERS, Panel, marked_fields
+from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
 
 if TYPE_CHECKING:
     # loads torch
     from longmem.model.source import ModelSource
-
-Adapter = Annotated[
-    Path | None,
-    path_option(
-        help="Folder of a PEFT adapter (LoRA and others) to merge into the backbone; needs `longmem[adapter]`.",
-        show_default="none",
-    ),
-]
-SpecialTokens = Annotated[
-    SpecialTokenRule | None,
-    typer.Option(
-        help="What a special token is that a text spells, such as <|endoftext|>: parse (the token, as Hugging Face has "
-        "it) or text (its characters).",
-        show_default="the model's, else parse",
-    ),
-    MODEL_SETTING,
-    DECIDED_BY_SERVICE,
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Output folder of a job that continues after an interruption."""
 
-    out: Annotated[Path | None, path_option(help="Output folder.", show_default="longmem-runs/<date-time>")] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")] = False
+    out: Path | None = path_field(None, "Output folder.", shown="longmem-runs/<date-time>")
+    resume: bool = flag_field("Continue the job in --out.")
 
     @cached_property
     def folder(self) -> Path:
@@ -80,59 +68,72 @@ class OutputOptions:
 class RestartOption:
     """Choice for a job that has no checkpoints."""
 
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Leave a finished job in --out as it is; begin one that was interrupted from the start."
-        ),
-    ] = False
+    resume: bool = flag_field("Leave a finished job in --out as it is; begin one that was interrupted from the start.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Model of a job, and what it reads with."""
+class BackboneOptions:
+    """Changes to a backbone and its tokenizer."""
 
     PANEL: ClassVar[Panel] = MODEL
 
-    model: Annotated[
-        str | None,
-        text_option(
-            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
-        ),
-    ] = None
-    adapter: Adapter = None
-    segment_tokens: Annotated[
-        int | None, whole_option(help="Local context.", show_default="the model's"), MODEL_SETTING, DECIDED_BY_SERVICE
-    ] = None
-    top_k: Annotated[
-        int | None,
-        whole_option(help="Tokens retrieved per token and head.", show_default="the model's"),
+    adapter: Path | None = path_field(
+        None,
+        "Folder of a PEFT adapter (LoRA and others) to merge into the backbone; needs `longmem[adapter]`.",
+        shown="none",
+    )
+    special_tokens: SpecialTokens | None = choice_field(
+        None,
+        "What a special token is that a text spells, such as <|endoftext|>: parse (the token, as Hugging Face has it) "
+        "or text (its characters).",
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
-    ] = None
-    chunk_tokens: Annotated[
-        int | None,
-        whole_option(help="Tokens that are found and read together.", show_default="the model's"),
-        MODEL_SETTING,
+        shown="the model's, else parse",
+    )
+
+    def adapter_folder(self, model: str | None, option: str = "--model") -> str | None:
+        """Return the absolute path of the adapter, because workers have other working directories.
+
+        Raise ConfigError for an adapter to a `model` that is not named: the default is not the one that it was trained
+        on.
+        """
+        if self.adapter is None:
+            return None
+        if model is None:
+            raise ConfigError(
+                f"--adapter needs {option}, the backbone that the adapter in {self.adapter} was trained on"
+            )
+        return str(self.adapter.absolute())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(BackboneOptions):
+    """Model of a job, and what it reads with."""
+
+    model: str | None = text_field(
+        None, "LongMem folder, or a Hugging Face backbone (folder or hub id).", shown="reference model"
+    )
+    segment_tokens: int | None = whole_field(
+        None, "Local context.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+    )
+    top_k: int | None = whole_field(
+        None, "Tokens retrieved per token and head.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+    )
+    chunk_tokens: int | None = whole_field(
+        None, "Tokens that are found and read together.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+    )
+    dtype: JobDtype = choice_field(
+        "float32",
+        "Compute type. auto: bfloat16 where this machine reads at least 1.1 times as fast with it and "
+        "perplexity changes by less than 0.1%, else float32; it measures both and says what it chose.",
         DECIDED_BY_SERVICE,
-    ] = None
-    special_tokens: SpecialTokens = None
-    dtype: Annotated[
-        JobDtype,
-        typer.Option(
-            help="Compute type. auto: bfloat16 where this machine reads at least 1.1 times as fast with it and "
-            "perplexity changes by less than 0.1%, else float32; it measures both and says what it chose."
-        ),
+    )
+    search: SearchEngine = choice_field(
+        "auto",
+        "Search engine for chunks; all but ivf, which is for memories far beyond 65,536 tokens, are exact. "
+        "auto: native where this machine has a C compiler and readers have no GPU, else torch.",
         DECIDED_BY_SERVICE,
-    ] = "float32"
-    search: Annotated[
-        SearchEngine,
-        typer.Option(
-            help="Search engine for chunks; all but ivf, which is for memories far beyond 65,536 tokens, are exact. "
-            "auto: native where this machine has a C compiler and readers have no GPU, else torch."
-        ),
-        DECIDED_BY_SERVICE,
-    ] = "auto"
+    )
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of LongMemConfig that the options set."""
@@ -167,7 +168,7 @@ class ModelOptions:
             dtype="float32" if self.dtype == "auto" else self.dtype,
             search=choose_engine(self.search, "cuda" if on_gpu else "cpu"),
             settings=self.settings(),
-            adapter=adapter_folder(self.adapter, self.model),
+            adapter=self.adapter_folder(self.model),
         )
         if self.dtype != "auto":
             return source
@@ -184,33 +185,29 @@ class ModelOptions:
 class MemoryModelOptions(ModelOptions):
     """Model of a job whose memory has a length of its own."""
 
-    memory_tokens: Annotated[
-        int | None,
-        whole_option(help="Past tokens that a segment may read.", show_default="the model's", least=0),
-        MODEL_SETTING,
-        DECIDED_BY_SERVICE,
-    ] = None
+    memory_tokens: int | None = whole_field(
+        None, "Past tokens that a segment may read.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's", least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModelOptions(MemoryModelOptions):
     """Model of a job whose memory is in a store."""
 
-    kv_dtype: Annotated[
-        KvDtype | None,
-        typer.Option(
-            help="Format of stored keys and values; int8 takes half of float16's bytes.", show_default="the model's"
-        ),
+    kv_dtype: KvDtype | None = choice_field(
+        None,
+        "Format of stored keys and values; int8 takes half of float16's bytes.",
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
-    ] = None
+        shown="the model's",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptionalMemoryOptions(StoredModelOptions):
     """Model of a job that can do without memory."""
 
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Local context only."), DECIDED_BY_SERVICE] = False
+    no_memory: bool = flag_field("Local context only.", DECIDED_BY_SERVICE)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | without_memory(self.no_memory, self.memory_tokens)
@@ -222,13 +219,11 @@ class AddressOption:
 
     PANEL: ClassVar[Panel] = WORKERS
 
-    address: Annotated[
-        str,
-        text_option(
-            help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
-            "start one), or a cluster address."
-        ),
-    ] = "auto"
+    address: str = text_field(
+        "auto",
+        "Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
+        "start one), or a cluster address.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,13 +232,13 @@ class WorkerThreads:
 
     PANEL: ClassVar[Panel] = WORKERS
 
-    threads: Annotated[
-        int | None,
-        whole_option(
-            help="Torch threads of each worker.", show_default="cores divided among the workers", most=MOST_THREADS
-        ),
+    threads: int | None = whole_field(
+        None,
+        "Torch threads of each worker.",
         DECIDED_BY_SERVICE,
-    ] = None
+        shown="cores divided among the workers",
+        most=MOST_THREADS,
+    )
 
     def worker_threads(self, num_workers: int) -> int:
         """Return the torch threads of each of so many workers."""
@@ -254,52 +249,38 @@ class WorkerThreads:
 class ProcessThreads:
     """Torch threads of a job in this process."""
 
-    threads: Annotated[int | None, whole_option(help="Torch threads.", show_default="all cores", most=MOST_THREADS)] = (
-        None
-    )
+    threads: int | None = whole_field(None, "Torch threads.", shown="all cores", most=MOST_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOptions(WorkerThreads):
     """Memory stores and windows of a job on workers."""
 
-    stores: Annotated[
-        int,
-        whole_option(help="Memory store actors; each document belongs to one.", most=MOST_WORKERS),
-        DECIDED_BY_SERVICE,
-    ] = 1
-    window_bytes: Annotated[
-        int, whole_option(help="Bytes of memory windows that each reader keeps."), DECIDED_BY_SERVICE
-    ] = 2**30
+    stores: int = whole_field(
+        1, "Memory store actors; each document belongs to one.", DECIDED_BY_SERVICE, most=MOST_WORKERS
+    )
+    window_bytes: int = whole_field(2**30, "Bytes of memory windows that each reader keeps.", DECIDED_BY_SERVICE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(PoolOptions):
     """Pools of encoders and readers on Ray. Each option is the field of ClusterShape with the same name."""
 
-    encoders: Annotated[int, whole_option(help="Encoder actors (writers).", most=MOST_WORKERS), DECIDED_BY_SERVICE] = 1
-    readers: Annotated[int, whole_option(help="SideNet actors (readers).", most=MOST_WORKERS), DECIDED_BY_SERVICE] = 1
-    encoder_gpus: Annotated[float, real_option(help="GPU share of each encoder.", most=64), DECIDED_BY_SERVICE] = 0.0
-    reader_gpus: Annotated[float, real_option(help="GPU share of each reader.", most=64), DECIDED_BY_SERVICE] = 0.0
-    placement: Annotated[
-        Placement,
-        typer.Option(help="Fill one node after the other, or spread workers over all nodes."),
+    encoders: int = whole_field(1, "Encoder actors (writers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    readers: int = whole_field(1, "SideNet actors (readers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    encoder_gpus: float = real_field(0.0, "GPU share of each encoder.", DECIDED_BY_SERVICE, most=64)
+    reader_gpus: float = real_field(0.0, "GPU share of each reader.", DECIDED_BY_SERVICE, most=64)
+    placement: Placement = choice_field(
+        "pack", "Fill one node after the other, or spread workers over all nodes.", DECIDED_BY_SERVICE
+    )
+    cpu_share: float = real_field(
+        1.0,
+        "CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.",
         DECIDED_BY_SERVICE,
-    ] = "pack"
-    cpu_share: Annotated[
-        float,
-        real_option(
-            help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.",
-            above=True,
-            most=1,
-        ),
-        DECIDED_BY_SERVICE,
-    ] = 1.0
-    elastic: Annotated[
-        bool,
-        typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join."),
-        DECIDED_BY_SERVICE,
-    ] = False
+        above=True,
+        most=1,
+    )
+    elastic: bool = flag_field("Begin with the workers that fit; the others begin when nodes join.", DECIDED_BY_SERVICE)
 
     def shape(self, address: str, **settings: Any) -> ClusterShape:
         """Return the cluster that the options describe, with further fields in `settings`."""
@@ -314,24 +295,20 @@ class StoreOptions:
 
     PANEL: ClassVar[Panel] = MEMORY_STORE
 
-    store_quota_bytes: Annotated[
-        int | None,
-        whole_option(help="Bytes that the store may hold; a job stops there.", show_default="no limit"),
-        DECIDED_BY_SERVICE,
-    ] = None
-    durability: Annotated[
-        Durability,
-        typer.Option(help="What stored blocks survive: the death of processes, or also a power cut."),
-        DECIDED_BY_SERVICE,
-    ] = "process"
+    store_quota_bytes: int | None = whole_field(
+        None, "Bytes that the store may hold; a job stops there.", DECIDED_BY_SERVICE, shown="no limit"
+    )
+    durability: Durability = choice_field(
+        "process", "What stored blocks survive: the death of processes, or also a power cut.", DECIDED_BY_SERVICE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDataOptions:
     """Documents of a job that trains."""
 
-    data: Annotated[list[str], text_option(help="Documents to learn from: files and folders as in perplexity.")]
-    valid: Annotated[list[str] | None, text_option(help="Documents to judge by.", show_default="none")] = None
+    data: list[str] = text_field(REQUIRED, "Documents to learn from: files and folders as in perplexity.")
+    valid: list[str] | None = text_field(None, "Documents to judge by.", shown="none")
 
     @property
     def data_paths(self) -> tuple[str, ...]:
@@ -346,9 +323,9 @@ class TrainingDataOptions:
 class TrainingRunOptions(TrainingDataOptions):
     """Device and intervals of a job that trains step by step."""
 
-    device: Annotated[str, text_option(help="cpu or cuda.")] = "cpu"
-    validate_every: Annotated[int, whole_option(help="Steps between validations.")] = 200
-    checkpoint_every: Annotated[int, whole_option(help="Steps between checkpoints.")] = 200
+    device: str = text_field("cpu", "cpu or cuda.")
+    validate_every: int = whole_field(200, "Steps between validations.")
+    checkpoint_every: int = whole_field(200, "Steps between checkpoints.")
 
 
 def model_settings(options: Any) -> dict[str, Any]:
@@ -362,13 +339,3 @@ def without_memory(no_memory: bool, memory_tokens: int | None) -> dict[str, int]
     if no_memory and memory_tokens:
         raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
     return {"memory_tokens": 0} if no_memory else {}
-
-
-def adapter_folder(adapter: Path | None, model: str | None, option: str = "--model") -> str | None:
-    """Return an absolute path, because workers have other working directories. Raises ConfigError for an adapter to a
-    model that is not named: the default is not the one that it was trained on."""
-    if adapter is None:
-        return None
-    if model is None:
-        raise ConfigError(f"--adapter needs {option}, the backbone that the adapter in {adapter} was trained on")
-    return str(adapter.absolute())

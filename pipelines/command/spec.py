@@ -1,4 +1,4 @@
-"""Commands made from dataclasses: each option is one field, whose annotation gives its kind, its help and its marks.
+"""Commands made from dataclasses: each option is one field (`pipelines.command.fields`).
 
 A spec class lists the options of one command, inherits groups of them (`pipelines.command.options`) and carries the
 command out in `run`. Its docstring is the help. Adding an option takes one field and the code that reads it.
@@ -7,37 +7,18 @@ command out in `run`. Its docstring is the help. Adding an option takes one fiel
 import inspect
 from collections.abc import Callable
 from copy import copy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.models import ParameterInfo
+from typer.models import OptionInfo, ParameterInfo
 
 from longmem.errors import ConfigError
 from pipelines.command.command_line import exit_codes
 from pipelines.command.console import open_console
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A property of an option beside its kind, written into the annotation of its field."""
-
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A heading of the help, as the `PANEL` of a group of options or in the annotation of one field."""
-
-    title: str
-
-
-DECIDED_BY_SERVICE = Mark("A job on a service cannot choose it: the service decides it for all of its jobs.")
-MODEL_SETTING = Mark("A field of LongMemConfig with the same name.")
-
-MODEL, WORKERS, MEMORY_STORE = Panel("Model"), Panel("Workers"), Panel("Memory store")
+from pipelines.command.fields import Mark, OptionField, Panel, marked_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +47,6 @@ class CommandSpec:
             raise ConfigError(f"{', '.join(refused)}: {reason}")
 
 
-def marked_fields(spec: type, mark: Mark) -> list[str]:
-    """Return the names of the fields of a spec class, or of a group of options, that carry `mark`."""
-    return [name for name, annotation in _annotations(spec).items() if mark in get_args(annotation)[1:]]
-
-
 def command(spec: type[CommandSpec]) -> Callable[..., None]:
     """Return a function that Typer takes as a command; its name is that of the class, without `Spec`.
 
@@ -94,39 +70,33 @@ def command(spec: type[CommandSpec]) -> Callable[..., None]:
     return run_spec
 
 
-def _annotations(spec: type) -> dict[str, Any]:
-    """Return the annotation of each option, in the order of the fields."""
-    hints = get_type_hints(spec, include_extras=True)
-    return {each.name: hints[each.name] for each in fields(spec) if each.name != "given"}
-
-
 def _parameters(spec: type[CommandSpec]) -> list[inspect.Parameter]:
     """Return one parameter per option; a field without a default is required."""
-    defaults = {each.name: each.default for each in fields(spec)}
-    return [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if defaults[name] is MISSING else defaults[name],
-            annotation=_in_panel(annotation, _panel(spec, name)),
-        )
-        for name, annotation in _annotations(spec).items()
-    ]
+    return [_parameter(spec, each) for each in fields(spec) if each.name != "given"]
 
 
-def _panel(spec: type, name: str) -> Panel | None:
+def _parameter(spec: type, declared: "Field[Any]") -> inspect.Parameter:
+    kind: Any = declared.type
+    default = inspect.Parameter.empty if declared.default is MISSING else declared.default
+    annotation = Annotated[kind, _info(spec, declared)]
+    return inspect.Parameter(declared.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _info(spec: type, declared: "Field[Any]") -> ParameterInfo:
+    """Return the description of an option, with its heading. Raise TypeError for a field that is not an option."""
+    option: OptionField | None = declared.metadata.get("option")
+    if option is None:
+        raise TypeError(f"{spec.__name__}.{declared.name} must be made by a function of pipelines.command.fields")
+    info = copy(option.info)
+    if panel := option.panel or _panel_of_group(spec, declared.name):
+        info.rich_help_panel = panel.title
+    if declared.type is bool and isinstance(info, OptionInfo) and info.default is ...:
+        # without a name Typer would add the flag --no-NAME
+        info.param_decls = (f"--{declared.name.replace('_', '-')}",)
+    return info
+
+
+def _panel_of_group(spec: type, name: str) -> Panel | None:
     """Return the heading of the group that first declares an option."""
     owner = next(each for each in reversed(spec.__mro__) if name in inspect.get_annotations(each))
     return None if issubclass(owner, CommandSpec) else getattr(owner, "PANEL", None)
-
-
-def _in_panel(annotation: Any, panel: Panel | None) -> Any:
-    """Return the annotation with a heading for its option. Raise TypeError for a field without a kind of option."""
-    kind, *metadata = get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
-    infos = [copy(each) for each in metadata if isinstance(each, ParameterInfo)]
-    if len(infos) != 1:
-        raise TypeError(f"a field of a command needs one kind of option (pipelines.command.option_types): {annotation}")
-    for heading in (panel, *metadata):
-        if isinstance(heading, Panel):
-            infos[0].rich_help_panel = heading.title
-    return Annotated[kind, infos[0]]

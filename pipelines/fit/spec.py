@@ -2,55 +2,43 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import command_text, local_or_hub, parse_settings, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import path_option, real_option, text_option, whole_option
+from pipelines.command.fields import REQUIRED, choice_field, path_field, real_field, text_field, whole_field
 from pipelines.command.options import (
-    Adapter,
+    BackboneOptions,
     ProcessThreads,
     RestartOption,
-    SpecialTokens,
     TrainingDataOptions,
-    adapter_folder,
     model_settings,
 )
 from pipelines.command.spec import CommandSpec, command
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSpec(ProcessThreads, RestartOption, TrainingDataOptions, CommandSpec):
+class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOptions, CommandSpec):
     """Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.
 
     **Example:** `longmem fit --model my-backbone --data books/train --valid books/valid --out runs/fit`
     """
 
-    out: Annotated[Path, path_option(help="Output folder: fit.json and the fitted model.")]
-    model: Annotated[
-        str | None,
-        text_option(
-            help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"
-        ),
-    ] = None
-    adapter: Adapter = None
-    document_tokens: Annotated[int, whole_option(help="Of each document, from its start; 4 KiB of memory a token.")] = (
-        20_480
+    out: Path = path_field(REQUIRED, "Output folder: fit.json and the fitted model.")
+    model: str | None = text_field(
+        None, "LongMem folder, or a Hugging Face backbone (folder or hub id).", shown="reference model"
     )
-    epochs: Annotated[int, whole_option(help="Times that every token is learned from.")] = 3
-    batch_tokens: Annotated[int, whole_option(help="Tokens of one step, drawn from all documents.")] = 2048
-    learning_rate: Annotated[float, real_option(help="Peak learning rate of matrices.", above=True, most=100)] = 5e-4
-    seed: Annotated[int, whole_option(help="Order of the tokens.", least=0)] = 0
-    setting: Annotated[
-        list[str] | None,
-        text_option("--set", metavar="NAME=VALUE", help="A field of LongMemConfig, for example copy_repeats=8."),
-    ] = None
-    special_tokens: SpecialTokens = None
-    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = "float32"
+    document_tokens: int = whole_field(20_480, "Of each document, from its start; 4 KiB of memory a token.")
+    epochs: int = whole_field(3, "Times that every token is learned from.")
+    batch_tokens: int = whole_field(2048, "Tokens of one step, drawn from all documents.")
+    learning_rate: float = real_field(5e-4, "Peak learning rate of matrices.", above=True, most=100)
+    seed: int = whole_field(0, "Order of the tokens.", least=0)
+    setting: list[str] | None = text_field(
+        None, "A field of LongMemConfig, for example copy_repeats=8.", names=("--set",), metavar="NAME=VALUE"
+    )
+    dtype: ComputeDtype = choice_field("float32", "Compute type; weights learn in float32.")
 
     def run(self, console: Console) -> None:
         from longmem.model.source import REFERENCE_MODEL, ModelSource
@@ -62,7 +50,7 @@ class FitSpec(ProcessThreads, RestartOption, TrainingDataOptions, CommandSpec):
                 local_or_hub(self.model or str(REFERENCE_MODEL)),
                 dtype=self.dtype,
                 settings=parse_settings(self.setting or []) | model_settings(self),
-                adapter=adapter_folder(self.adapter, self.model),
+                adapter=self.adapter_folder(self.model),
             ),
             data=self.data_paths,
             validation=self.validation_paths,

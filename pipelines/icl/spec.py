@@ -2,23 +2,26 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Console
 
 from actors.config import ClusterShape
 from pipelines.command.command_line import command_text, parse_numbers, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import (
-    MOST_WORKERS,
-    path_option,
-    real_option,
-    text_argument,
-    text_option,
-    whole_option,
+from pipelines.command.fields import (
+    MEMORY_STORE,
+    MODEL_SETTING,
+    REQUIRED,
+    WORKERS,
+    path_field,
+    real_field,
+    text_argument_field,
+    text_field,
+    whole_field,
 )
+from pipelines.command.option_types import MOST_WORKERS
 from pipelines.command.options import AddressOption, OutputOptions, PoolOptions, StoredModelOptions
-from pipelines.command.spec import MEMORY_STORE, MODEL_SETTING, WORKERS, CommandSpec, command
+from pipelines.command.spec import CommandSpec, command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,50 +33,35 @@ class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, Com
     **Example:** `longmem icl sst2 trec --data icl/ --limit-items 200 --out runs/icl`
     """
 
-    tasks: Annotated[
-        list[str],
-        text_argument(
-            metavar="TASK...",
-            show_default=False,
-            help="sst2, mr, subj, sst5, mpqa, trec, squad (their files are in --data), or the path of a task's .toml.",
-        ),
-    ]
-    data: Annotated[
-        Path | None, path_option(help="Folder with the tasks' files.", show_default="that of a task's own .toml")
-    ] = None
-    shots: Annotated[str, text_option(help="Demonstrations in context: numbers with commas.")] = "0,4,20"
-    memory_shots: Annotated[str, text_option(help="Demonstrations in memory: numbers with commas.")] = "0,20,200,2000"
-    seeds: Annotated[int, whole_option(help="Draws of demonstrations; each has an order of its own.")] = 6
-    limit_items: Annotated[
-        int | None,
-        whole_option(
-            "--limit-items", "--limit", help="Items of each task, drawn once for all cells.", show_default="all"
-        ),
-    ] = None
-    store: Annotated[
-        str | None,
-        text_option(
-            help="Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",
-            show_default="inside --out, removed at the end",
-        ),
+    tasks: list[str] = text_argument_field(
+        REQUIRED,
+        "sst2, mr, subj, sst5, mpqa, trec, squad (their files are in --data), or the path of a task's .toml.",
+        "TASK...",
+        shown=False,
+    )
+    data: Path | None = path_field(None, "Folder with the tasks' files.", shown="that of a task's own .toml")
+    shots: str = text_field("0,4,20", "Demonstrations in context: numbers with commas.")
+    memory_shots: str = text_field("0,20,200,2000", "Demonstrations in memory: numbers with commas.")
+    seeds: int = whole_field(6, "Draws of demonstrations; each has an order of its own.")
+    limit_items: int | None = whole_field(
+        None, "Items of each task, drawn once for all cells.", names=("--limit-items", "--limit"), shown="all"
+    )
+    store: str | None = text_field(
+        None,
+        "Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",
         MEMORY_STORE,
-    ] = None
-    workers: Annotated[
-        int,
-        whole_option(help="Workers, which encode demonstrations and answer items.", most=MOST_WORKERS),
-        WORKERS,
-    ] = 1
-    gpus: Annotated[float, real_option(help="GPU share of each worker.", most=64), WORKERS] = 0.0
-    batch_items: Annotated[int, whole_option(help="Items that a worker gets at a time."), WORKERS] = 32
-    memory_tokens: Annotated[
-        int | None,
-        whole_option(
-            help="Past tokens that an item may read.",
-            show_default="the model's, or more if demonstrations need it",
-            least=0,
-        ),
+        shown="inside --out, removed at the end",
+    )
+    workers: int = whole_field(1, "Workers, which encode demonstrations and answer items.", WORKERS, most=MOST_WORKERS)
+    gpus: float = real_field(0.0, "GPU share of each worker.", WORKERS, most=64)
+    batch_items: int = whole_field(32, "Items that a worker gets at a time.", WORKERS)
+    memory_tokens: int | None = whole_field(
+        None,
+        "Past tokens that an item may read.",
         MODEL_SETTING,
-    ] = None
+        shown="the model's, or more if demonstrations need it",
+        least=0,
+    )
 
     def run(self, console: Console) -> None:
         from pipelines.icl.console import print_result

@@ -1,9 +1,8 @@
 """`longmem perplexity`: options become one checked job."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
 from actors.executor.timeouts import Timeouts
@@ -11,15 +10,19 @@ from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
 from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, command_text, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import real_option, text_argument, text_option, whole_option
-from pipelines.command.options import (
-    AddressOption,
-    ClusterOptions,
-    OptionalMemoryOptions,
-    OutputOptions,
-    StoreOptions,
+from pipelines.command.fields import (
+    DECIDED_BY_SERVICE,
+    MEMORY_STORE,
+    WORKERS,
+    choice_field,
+    flag_field,
+    real_field,
+    text_argument_field,
+    text_field,
+    whole_field,
 )
-from pipelines.command.spec import DECIDED_BY_SERVICE, MEMORY_STORE, WORKERS, CommandSpec, command
+from pipelines.command.options import AddressOption, ClusterOptions, OptionalMemoryOptions, OutputOptions, StoreOptions
+from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
     # loads torch
@@ -36,74 +39,53 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
     """
 
-    inputs: Annotated[
-        list[str] | None,
-        text_argument(
-            metavar="INPUT",
-            show_default=False,
-            help=".txt, .jsonl, .ndjson, .json (`text`, optional `id`; also .gz, .zst, .bz2, .xz), .parquet, or a "
-            "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
-        ),
-    ] = None
-    service: Annotated[
-        str | None,
-        text_option(help="Run on the workers, model and memory of this service.", show_default="workers of its own"),
-        WORKERS,
-    ] = None
-    max_tries: Annotated[
-        int,
-        whole_option(help="Set a document aside when one of its segments has ended its worker this often."),
-        WORKERS,
-    ] = 5
-    task_deadline_s: Annotated[
-        float,
-        real_option(help="Seconds one segment may take; then its worker is killed and it is tried again.", above=True),
-        WORKERS,
-    ] = 1800.0
-    object_store_bytes: Annotated[
-        int,
-        whole_option(help="Bytes of Ray's object store, where Ray is started here.", least=LEAST_OBJECT_STORE_BYTES),
+    inputs: list[str] | None = text_argument_field(
+        None,
+        ".txt, .jsonl, .ndjson, .json (`text`, optional `id`; also .gz, .zst, .bz2, .xz), .parquet, or a "
+        "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
+        "INPUT",
+        shown=False,
+    )
+    service: str | None = text_field(
+        None, "Run on the workers, model and memory of this service.", WORKERS, shown="workers of its own"
+    )
+    max_tries: int = whole_field(
+        5, "Set a document aside when one of its segments has ended its worker this often.", WORKERS
+    )
+    task_deadline_s: float = real_field(
+        1800.0, "Seconds one segment may take; then its worker is killed and it is tried again.", WORKERS, above=True
+    )
+    object_store_bytes: int = whole_field(
+        2**30,
+        "Bytes of Ray's object store, where Ray is started here.",
         WORKERS,
         DECIDED_BY_SERVICE,
-    ] = 2**30
-    store: Annotated[
-        str | None,
-        text_option(
-            help="Memory store: LanceDB folder or URI, or memory:// (with --address none).", show_default="inside --out"
-        ),
+        least=LEAST_OBJECT_STORE_BYTES,
+    )
+    store: str | None = text_field(
+        None,
+        "Memory store: LanceDB folder or URI, or memory:// (with --address none).",
         MEMORY_STORE,
         DECIDED_BY_SERVICE,
-    ] = None
-    retention: Annotated[
-        Retention | None,
-        typer.Option(
-            help="How long the store keeps blocks: while a window may reach them (bounded disk, however long the "
-            "document), while their document is scored, or forever.",
-            show_default="document",
-        ),
+        shown="inside --out",
+    )
+    retention: Retention | None = choice_field(
+        None,
+        "How long the store keeps blocks: while a window may reach them (bounded disk, however long the "
+        "document), while their document is scored, or forever.",
         MEMORY_STORE,
-    ] = None
-    keep_memory: Annotated[
-        bool, typer.Option("--keep-memory", help="The same as --retention forever."), MEMORY_STORE
-    ] = False
-    namespace: Annotated[
-        str | None,
-        text_option(help="Where kept documents are filed.", show_default="default"),
-        MEMORY_STORE,
-    ] = None
-    limit_documents: Annotated[
-        int | None,
-        whole_option("--limit-documents", "--limit", help="Score only the first N documents.", show_default=False),
-    ] = None
-    tokens: Annotated[
-        bool, typer.Option("--tokens", help="Also write tokens.parquet: every token's log-probabilities.")
-    ] = False
-    max_in_flight_segments: Annotated[
-        int | None,
-        whole_option(help="Encoded segments that may wait for readers.", show_default="8 per worker, 16 in process"),
-        WORKERS,
-    ] = None
-    max_in_flight_bytes: Annotated[int, whole_option(help="Bytes of them."), WORKERS] = 2**30
+        shown="document",
+    )
+    keep_memory: bool = flag_field("The same as --retention forever.", MEMORY_STORE)
+    namespace: str | None = text_field(None, "Where kept documents are filed.", MEMORY_STORE, shown="default")
+    limit_documents: int | None = whole_field(
+        None, "Score only the first N documents.", names=("--limit-documents", "--limit"), shown=False
+    )
+    tokens: bool = flag_field("Also write tokens.parquet: every token's log-probabilities.")
+    max_in_flight_segments: int | None = whole_field(
+        None, "Encoded segments that may wait for readers.", WORKERS, shown="8 per worker, 16 in process"
+    )
+    max_in_flight_bytes: int = whole_field(2**30, "Bytes of them.", WORKERS)
 
     def run(self, console: Console) -> int:
         from pipelines.perplexity.console import print_result

@@ -2,25 +2,25 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
 from pipelines.command.command_line import local_inputs, num_cores
 from pipelines.command.console import open_console, say_json
-from pipelines.command.interrupts import tidying
-from pipelines.command.option_types import (
-    MOST_THREADS,
-    MOST_WORKERS,
-    path_option,
-    real_option,
-    text_argument,
-    text_option,
-    whole_option,
+from pipelines.command.fields import (
+    choice_field,
+    flag_field,
+    path_field,
+    real_field,
+    text_argument_field,
+    text_field,
+    whole_field,
 )
+from pipelines.command.interrupts import tidying
+from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
 from pipelines.command.options import OptionalMemoryOptions
 from pipelines.command.spec import CommandSpec, command
 
@@ -40,52 +40,31 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
     **Example:** `longmem plan books/ --nodes 4 --cores-per-node 16`, or `longmem plan --tokens 100000 --documents 5000`
     """
 
-    inputs: Annotated[
-        list[str] | None,
-        text_argument(
-            metavar="INPUT", show_default=False, help="Documents, as in `longmem perplexity`; or give --tokens."
-        ),
-    ] = None
-    tokens: Annotated[
-        int | None, whole_option(help="Instead of INPUT: tokens of each document.", show_default=False)
-    ] = None
-    documents: Annotated[int, whole_option(help="With --tokens: how many documents.")] = 1
-    limit_documents: Annotated[
-        int | None,
-        whole_option("--limit-documents", "--limit", help="Only the first N documents.", show_default=False),
-    ] = None
-    nodes: Annotated[int, whole_option(help="Machines like this one.", most=MOST_WORKERS)] = 1
-    cores_per_node: Annotated[
-        float | None, real_option(help="Cores of each.", show_default="this machine's", above=True, most=1e6)
-    ] = None
-    encoders: Annotated[
-        int | None, whole_option(help="Encoder actors.", show_default="the best number", most=MOST_WORKERS)
-    ] = None
-    readers: Annotated[
-        int | None, whole_option(help="SideNet actors.", show_default="the best number", most=MOST_WORKERS)
-    ] = None
-    stores: Annotated[
-        int | None, whole_option(help="Store actors.", show_default="the best number", most=MOST_WORKERS)
-    ] = None
-    retention: Annotated[
-        Retention, typer.Option(help="What stays in the store: a document's window, it until it is scored, or all.")
-    ] = "document"
-    address: Annotated[str, text_option(help="local (pools on Ray) or none (one process).")] = "local"
-    threads: Annotated[
-        int | None,
-        whole_option(
-            help="Torch threads of each worker.", show_default="1, all cores with --address none", most=MOST_THREADS
-        ),
-    ] = None
-    seconds: Annotated[float, real_option(help="About how long to measure.", above=True)] = 40.0
-    costs: Annotated[
-        Path | None, path_option(help="Costs from an earlier --save-costs, instead of measuring.", show_default=False)
-    ] = None
-    save_costs: Annotated[Path | None, path_option(help="Write the measured costs there.", show_default=False)] = None
-    check: Annotated[
-        bool, typer.Option("--check", help="Also run the job on this machine and compare; exit code 1 if off by 25%.")
-    ] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    inputs: list[str] | None = text_argument_field(
+        None, "Documents, as in `longmem perplexity`; or give --tokens.", "INPUT", shown=False
+    )
+    tokens: int | None = whole_field(None, "Instead of INPUT: tokens of each document.", shown=False)
+    documents: int = whole_field(1, "With --tokens: how many documents.")
+    limit_documents: int | None = whole_field(
+        None, "Only the first N documents.", names=("--limit-documents", "--limit"), shown=False
+    )
+    nodes: int = whole_field(1, "Machines like this one.", most=MOST_WORKERS)
+    cores_per_node: float | None = real_field(None, "Cores of each.", shown="this machine's", above=True, most=1e6)
+    encoders: int | None = whole_field(None, "Encoder actors.", shown="the best number", most=MOST_WORKERS)
+    readers: int | None = whole_field(None, "SideNet actors.", shown="the best number", most=MOST_WORKERS)
+    stores: int | None = whole_field(None, "Store actors.", shown="the best number", most=MOST_WORKERS)
+    retention: Retention = choice_field(
+        "document", "What stays in the store: a document's window, it until it is scored, or all."
+    )
+    address: str = text_field("local", "local (pools on Ray) or none (one process).")
+    threads: int | None = whole_field(
+        None, "Torch threads of each worker.", shown="1, all cores with --address none", most=MOST_THREADS
+    )
+    seconds: float = real_field(40.0, "About how long to measure.", above=True)
+    costs: Path | None = path_field(None, "Costs from an earlier --save-costs, instead of measuring.", shown=False)
+    save_costs: Path | None = path_field(None, "Write the measured costs there.", shown=False)
+    check: bool = flag_field("Also run the job on this machine and compare; exit code 1 if off by 25%.")
+    as_json: bool = flag_field("Print JSON.", names=("--json",))
 
     def run(self, console: Console) -> int:
         self._refuse_contradictions()

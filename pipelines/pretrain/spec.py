@@ -3,17 +3,27 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import command_text, num_cores, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import MOST_THREADS, path_option, real_option, text_option, whole_option
+from pipelines.command.fields import (
+    REQUIRED,
+    Mark,
+    choice_field,
+    flag_field,
+    marked_fields,
+    path_field,
+    real_field,
+    text_field,
+    whole_field,
+)
+from pipelines.command.option_types import MOST_THREADS
 from pipelines.command.options import TrainingRunOptions
-from pipelines.command.spec import CommandSpec, Mark, command, marked_fields
+from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
     # loads torch
@@ -29,42 +39,27 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
     **Example:** `longmem pretrain --size 8m --data books/train --valid books/valid --out runs/backbone`
     """
 
-    out: Annotated[Path, path_option(help="Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")]
-    size: Annotated[str, text_option(help="8m (the reference model's shape, for a CPU) or 100m (for a GPU).")]
-    valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 4096
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the job in --out, or begin it where --out is empty.")
-    ] = False
-    max_minutes: Annotated[
-        float | None,
-        real_option(
-            help="End this slice after so long, with a checkpoint; --resume goes on.", show_default="no end", above=True
-        ),
-    ] = None
-    steps: Annotated[
-        int | None,
-        whole_option(help="Optimiser steps.", show_default="one pass over the data; four for 100m"),
-        OF_THE_PRESET,
-    ] = None
-    batch_tokens: Annotated[int | None, whole_option(help="Of a step.", show_default="the size's"), OF_THE_PRESET] = (
-        None
+    out: Path = path_field(REQUIRED, "Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")
+    size: str = text_field(REQUIRED, "8m (the reference model's shape, for a CPU) or 100m (for a GPU).")
+    valid_tokens: int = whole_field(4096, "Of each of them, from its start.")
+    resume: bool = flag_field("Go on with the job in --out, or begin it where --out is empty.")
+    max_minutes: float | None = real_field(
+        None, "End this slice after so long, with a checkpoint; --resume goes on.", shown="no end", above=True
     )
-    micro_rows: Annotated[
-        int | None, whole_option(help="Windows of one forward and backward.", show_default="the size's"), OF_THE_PRESET
-    ] = None
-    learning_rate: Annotated[
-        float | None, real_option(help="Peak.", show_default="the size's", above=True, most=100), OF_THE_PRESET
-    ] = None
-    repeat_share: Annotated[
-        float | None,
-        real_option(help="Windows that repeat their beginning, to learn copying.", show_default="0.1", most=1),
-        OF_THE_PRESET,
-    ] = None
-    seed: Annotated[int, whole_option(help="First weights and order of the windows.", least=0), OF_THE_PRESET] = 0
-    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = "bfloat16"
-    threads: Annotated[
-        int | None, whole_option(help="Threads of torch and tokenizer.", show_default="cores", most=MOST_THREADS)
-    ] = None
+    steps: int | None = whole_field(
+        None, "Optimiser steps.", OF_THE_PRESET, shown="one pass over the data; four for 100m"
+    )
+    batch_tokens: int | None = whole_field(None, "Of a step.", OF_THE_PRESET, shown="the size's")
+    micro_rows: int | None = whole_field(
+        None, "Windows of one forward and backward.", OF_THE_PRESET, shown="the size's"
+    )
+    learning_rate: float | None = real_field(None, "Peak.", OF_THE_PRESET, shown="the size's", above=True, most=100)
+    repeat_share: float | None = real_field(
+        None, "Windows that repeat their beginning, to learn copying.", OF_THE_PRESET, shown="0.1", most=1
+    )
+    seed: int = whole_field(0, "First weights and order of the windows.", OF_THE_PRESET, least=0)
+    dtype: ComputeDtype = choice_field("bfloat16", "Compute type; weights learn in float32.")
+    threads: int | None = whole_field(None, "Threads of torch and tokenizer.", shown="cores", most=MOST_THREADS)
 
     @property
     def resumable_folder(self) -> Path:

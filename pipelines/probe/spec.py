@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from rich.console import Console
 
 from pipelines.command.command_line import command_text, parse_numbers, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import path_option, text_option, whole_option
+from pipelines.command.fields import choice_field, path_field, text_field, typer_field, whole_field
 from pipelines.command.options import ModelOptions, OutputOptions, RestartOption, WorkerThreads
 from pipelines.command.spec import CommandSpec, command
 
@@ -34,26 +34,21 @@ class ProbeSpec(WorkerThreads, ModelOptions, RestartOption, OutputOptions, Comma
     **Example:** `longmem probe passkey --lengths 4096,65536 --out runs/passkey`
     """
 
-    subjects: Annotated[
-        list[Subject] | None, typer.Argument(metavar="SUBJECT", show_default="all", help="passkey, lookup or labels.")
-    ] = None
-    filler: Annotated[
-        Path | None,
-        path_option(help="UTF-8 text to hide keys in and take words from.", show_default="the language reference"),
-    ] = None
-    lengths: Annotated[str, text_option(help="passkey: tokens of memory, by commas.")] = (
-        "4096,16384,65536,262144,1048576"
+    subjects: list[Subject] | None = typer_field(
+        None, typer.Argument(metavar="SUBJECT", show_default="all", help="passkey, lookup or labels.")
     )
-    depths: Annotated[str, text_option(help="passkey: 0 (oldest) to 1 (newest), by commas.")] = "0,0.25,0.5,0.75,1"
-    trials: Annotated[int, whole_option(help="passkey: for each length and depth.")] = 10
-    key: Annotated[Literal["words", "digits"], typer.Option(help="passkey: a key of four words or five digits.")] = (
-        "words"
+    filler: Path | None = path_field(
+        None, "UTF-8 text to hide keys in and take words from.", shown="the language reference"
     )
-    examples: Annotated[str, text_option(help="lookup, labels: lines in memory, by commas.")] = "20,200,2000"
-    shots: Annotated[str, text_option(help="lookup, labels: other lines in the local context, by commas.")] = "0,16"
-    questions: Annotated[int, whole_option(help="lookup, labels: for each number of lines and shots.")] = 50
-    choices: Annotated[int, whole_option(help="Answers offered for each question; the number of labels.", least=2)] = 10
-    seed: Annotated[int, whole_option(help="Decides texts, keys, places and questions.", least=0)] = 0
+    lengths: str = text_field("4096,16384,65536,262144,1048576", "passkey: tokens of memory, by commas.")
+    depths: str = text_field("0,0.25,0.5,0.75,1", "passkey: 0 (oldest) to 1 (newest), by commas.")
+    trials: int = whole_field(10, "passkey: for each length and depth.")
+    key: Literal["words", "digits"] = choice_field("words", "passkey: a key of four words or five digits.")
+    examples: str = text_field("20,200,2000", "lookup, labels: lines in memory, by commas.")
+    shots: str = text_field("0,16", "lookup, labels: other lines in the local context, by commas.")
+    questions: int = whole_field(50, "lookup, labels: for each number of lines and shots.")
+    choices: int = whole_field(10, "Answers offered for each question; the number of labels.", least=2)
+    seed: int = whole_field(0, "Decides texts, keys, places and questions.", least=0)
 
     @property
     def resumable_folder(self) -> None:

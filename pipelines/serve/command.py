@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -13,12 +13,11 @@ from rich.markup import escape
 
 from longmem.errors import ConfigError
 from longmem.system.redaction import redacted
-from pipelines.command.command_line import exit_codes
 from pipelines.command.console import open_console
+from pipelines.command.fields import MEMORY_STORE, text_field
 from pipelines.command.interrupts import tidying
-from pipelines.command.option_types import text_option
 from pipelines.command.options import ClusterOptions, StoredModelOptions, StoreOptions
-from pipelines.command.spec import MEMORY_STORE, CommandSpec, command
+from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
     from actors.service.registry import ServiceState
@@ -31,24 +30,29 @@ app = typer.Typer(
     help="A long-lived service on a running Ray cluster: many jobs and clients share its workers and its memory.",
 )
 
-Name = Annotated[str, text_option(help="Name of the service.")]
-Address = Annotated[str, text_option(help="A running Ray cluster: auto (the one on this machine), or its address.")]
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """Cluster of a service."""
+
+    address: str = text_field("auto", "A running Ray cluster: auto (the one on this machine), or its address.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpSpec(StoreOptions, ClusterOptions, StoredModelOptions, CommandSpec):
+class NamedServiceOptions(ServiceOptions):
+    """One service of a cluster."""
+
+    name: str = text_field("longmem", "Name of the service.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpSpec(StoreOptions, ClusterOptions, StoredModelOptions, NamedServiceOptions, CommandSpec):
     """Start a service, and wait until its workers are ready. It ends with `longmem service down`.
 
     **Example:** `ray start --head`, then `longmem service up --store memory.lance --encoders 2 --readers 2`
     """
 
-    name: Name = "longmem"
-    address: Address = "auto"
-    store: Annotated[
-        str,
-        text_option(help="Memory store: LanceDB folder or URI. It stays when the service ends."),
-        MEMORY_STORE,
-    ] = STORE
+    store: str = text_field(STORE, "Memory store: LanceDB folder or URI. It stays when the service ends.", MEMORY_STORE)
 
     def run(self, console: Console) -> None:
         from actors.service.registry import Service, start_service
@@ -69,43 +73,44 @@ class UpSpec(StoreOptions, ClusterOptions, StoredModelOptions, CommandSpec):
         open_console().print(f"use it with: longmem perplexity INPUT --service {self.name}", soft_wrap=True)
 
 
-up = app.command()(command(UpSpec))
-
-
-@app.command()
-def status(
-    name: Annotated[str | None, text_option(help="Only this service.", show_default="all")] = None,
-    address: Address = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ServiceStatusSpec(ServiceOptions, CommandSpec):
     """The services of a cluster, what they hold, and which of their workers give no sign of life.
 
     **Example:** `longmem service status`
     """
-    console = open_console(stderr=True)
-    with exit_codes(console):
+
+    name: str | None = text_field(None, "Only this service.", shown="all")
+
+    def run(self, console: Console) -> None:
         from actors.service.registry import list_services, service_state
 
-        with _joined(address, console):
-            states = list_services() if name is None else [service_state(name)]
+        with _joined(self.address, console):
+            states = list_services() if self.name is None else [service_state(self.name)]
         if not states:
             open_console().print("no service runs on this cluster; start one with `longmem service up`")
         for state in states:
             open_console().print(escape(_described(state)), soft_wrap=True)
 
 
-@app.command()
-def down(name: Name = "longmem", address: Address = "auto") -> None:
+@dataclass(frozen=True, kw_only=True)
+class DownSpec(NamedServiceOptions, CommandSpec):
     """End a service: writes that have begun end, the store closes, all workers stop. What was stored stays.
 
     **Example:** `longmem service down --name longmem`
     """
-    console = open_console(stderr=True)
-    with exit_codes(console):
+
+    def run(self, console: Console) -> None:
         from actors.service.registry import stop_service
 
-        with _joined(address, console):
-            ended = stop_service(name)
-        open_console().print(f"service {name} is down; {len(ended)} actors have ended", soft_wrap=True)
+        with _joined(self.address, console):
+            ended = stop_service(self.name)
+        open_console().print(f"service {self.name} is down; {len(ended)} actors have ended", soft_wrap=True)
+
+
+app.command("up")(command(UpSpec))
+app.command("status")(command(ServiceStatusSpec))
+app.command("down")(command(DownSpec))
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Console
 
 from pipelines.command.command_line import command_text, num_cores, parse_numbers, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import path_argument, text_option, whole_option
+from pipelines.command.fields import REQUIRED, path_argument_field, text_field, whole_field
 from pipelines.command.options import MemoryModelOptions, OutputOptions, ProcessThreads
 from pipelines.command.spec import CommandSpec, command
 
@@ -20,25 +19,20 @@ class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec)
     **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
     """
 
-    file: Annotated[
-        Path,
-        path_argument(
-            metavar="FILE",
-            help=".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json; also "
-            "compressed as .gz, .zst, .bz2 or .xz.",
-        ),
-    ]
-    split: Annotated[str | None, text_option(help="Part of a ChapterBreak file: pg19 or ao3.", show_default=False)] = (
-        None
+    file: Path = path_argument_field(
+        REQUIRED,
+        ".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json; also "
+        "compressed as .gz, .zst, .bz2 or .xz.",
+        "FILE",
     )
-    context_tokens: Annotated[
-        str, text_option(help="Lengths of context, ascending; of a longer context the last tokens are read.")
-    ] = "512,1024,2048,4096,8192"
-    suffix_tokens: Annotated[int, whole_option(help="Of a longer candidate the first tokens are scored.")] = 128
-    limit_examples: Annotated[
-        int | None,
-        whole_option("--limit-examples", "--limit", help="Score only the first N examples.", show_default=False),
-    ] = None
+    split: str | None = text_field(None, "Part of a ChapterBreak file: pg19 or ao3.", shown=False)
+    context_tokens: str = text_field(
+        "512,1024,2048,4096,8192", "Lengths of context, ascending; of a longer context the last tokens are read."
+    )
+    suffix_tokens: int = whole_field(128, "Of a longer candidate the first tokens are scored.")
+    limit_examples: int | None = whole_field(
+        None, "Score only the first N examples.", names=("--limit-examples", "--limit"), shown=False
+    )
 
     def run(self, console: Console) -> None:
         from pipelines.suffix.job import SuffixJob, run_suffix

@@ -2,25 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import command_text, local_or_hub, parse_settings, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.option_types import MOST_WORKERS, path_option, real_option, text_option, whole_option
-from pipelines.command.options import (
-    Adapter,
-    SpecialTokens,
-    TrainingRunOptions,
-    WorkerThreads,
-    adapter_folder,
-    model_settings,
-    without_memory,
+from pipelines.command.fields import (
+    MODEL_SETTING,
+    REQUIRED,
+    WORKERS,
+    choice_field,
+    flag_field,
+    path_field,
+    real_field,
+    text_field,
+    whole_field,
 )
-from pipelines.command.spec import MODEL, MODEL_SETTING, WORKERS, CommandSpec, Panel, command
+from pipelines.command.option_types import MOST_WORKERS
+from pipelines.command.options import BackboneOptions, TrainingRunOptions, WorkerThreads, model_settings, without_memory
+from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
     # loads torch
@@ -28,58 +30,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModelOptions:
+class TrainedModelOptions(BackboneOptions):
     """Backbone, and the memory and SideNet that learn to go with it."""
 
-    PANEL: ClassVar[Panel] = MODEL
-
-    backbone: Annotated[
-        str | None,
-        text_option(
-            "--backbone",
-            "--model",
-            help="Frozen backbone (Hugging Face folder or hub id), or a LongMem folder whose SideNet learns on.",
-            show_default="the reference model's",
-        ),
-    ] = None
-    adapter: Adapter = None
-    segment_tokens: Annotated[int | None, whole_option(help="Local context.", show_default="1024"), MODEL_SETTING] = (
-        None
+    backbone: str | None = text_field(
+        None,
+        "Frozen backbone (Hugging Face folder or hub id), or a LongMem folder whose SideNet learns on.",
+        names=("--backbone", "--model"),
+        shown="the reference model's",
     )
-    memory_tokens: Annotated[
-        int | None, whole_option(help="Past tokens in memory.", show_default="65536", least=0), MODEL_SETTING
-    ] = None
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Control: the same SideNet without memory.")] = False
-    special_tokens: SpecialTokens = None
-    chunk_tokens: Annotated[
-        int | None, whole_option(help="Tokens found and read together.", show_default="1"), MODEL_SETTING
-    ] = None
-    top_k: Annotated[int | None, whole_option(help="Tokens retrieved per token.", show_default="64"), MODEL_SETTING] = (
-        None
+    segment_tokens: int | None = whole_field(None, "Local context.", MODEL_SETTING, shown="1024")
+    memory_tokens: int | None = whole_field(None, "Past tokens in memory.", MODEL_SETTING, shown="65536", least=0)
+    no_memory: bool = flag_field("Control: the same SideNet without memory.")
+    chunk_tokens: int | None = whole_field(None, "Tokens found and read together.", MODEL_SETTING, shown="1")
+    top_k: int | None = whole_field(None, "Tokens retrieved per token.", MODEL_SETTING, shown="64")
+    memory_layer: int | None = whole_field(
+        None, "Backbone layer whose keys are stored.", MODEL_SETTING, shown="three quarters up", least=0
     )
-    memory_layer: Annotated[
-        int | None,
-        whole_option(help="Backbone layer whose keys are stored.", show_default="three quarters up", least=0),
-        MODEL_SETTING,
-    ] = None
-    layer_reduction: Annotated[
-        int | None, whole_option(help="Backbone layers for each SideNet layer.", show_default="2"), MODEL_SETTING
-    ] = None
-    gate_start: Annotated[
-        float | None,
-        real_option(help="Fusion gate's first logit.", show_default="0", least=-1e6, most=1e6),
-        MODEL_SETTING,
-    ] = None
-    scale_start: Annotated[
-        float | None,
-        real_option(help="Layer scale's first value.", show_default="0", least=-1e6, most=1e6),
-        MODEL_SETTING,
-    ] = None
-    setting: Annotated[
-        list[str] | None,
-        text_option("--set", metavar="NAME=VALUE", help="Any other field of LongMemConfig, for example keys=raw."),
-    ] = None
-    dtype: Annotated[ComputeDtype, typer.Option(help="Compute type; weights learn in float32.")] = "bfloat16"
+    layer_reduction: int | None = whole_field(None, "Backbone layers for each SideNet layer.", MODEL_SETTING, shown="2")
+    gate_start: float | None = real_field(
+        None, "Fusion gate's first logit.", MODEL_SETTING, shown="0", least=-1e6, most=1e6
+    )
+    scale_start: float | None = real_field(
+        None, "Layer scale's first value.", MODEL_SETTING, shown="0", least=-1e6, most=1e6
+    )
+    setting: list[str] | None = text_field(
+        None, "Any other field of LongMemConfig, for example keys=raw.", names=("--set",), metavar="NAME=VALUE"
+    )
+    dtype: ComputeDtype = choice_field("bfloat16", "Compute type; weights learn in float32.")
 
     def source(self, device: str) -> "ModelSource":
         """Return the backbone and its settings. Raise ConfigError for options that contradict each other."""
@@ -95,7 +73,7 @@ class TrainedModelOptions:
             dtype=self.dtype,
             device=device,
             settings=settings,
-            adapter=adapter_folder(self.adapter, self.backbone, "--backbone"),
+            adapter=self.adapter_folder(self.backbone, "--backbone"),
         )
 
 
@@ -106,30 +84,20 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
     **Example:** `longmem train --data books/train --valid books/valid --out runs/train`
     """
 
-    out: Annotated[Path, path_option(help="Output folder: curves, checkpoints, and the trained model.")]
-    valid_tokens: Annotated[int, whole_option(help="Of each of them, from its start.")] = 16_384
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False
-    steps: Annotated[int, whole_option(help="Optimiser steps.")] = 2000
-    rows: Annotated[int, whole_option(help="Documents read side by side; a step is one segment of each.")] = 8
-    micro_rows: Annotated[int, whole_option(help="Rows of one forward and backward.")] = 4
-    learning_rate: Annotated[float, real_option(help="Peak learning rate.", above=True, most=100)] = 1e-3
-    warmup_steps: Annotated[int, whole_option(help="Steps of linear warm-up.", least=0)] = 50
-    weight_decay: Annotated[float, real_option(help="On the copied layers' matrices.", most=100)] = 0.01
-    clip_norm: Annotated[float, real_option(help="Longest gradient applied as it is.", above=True)] = 1.0
-    seed: Annotated[int, whole_option(help="Order of the documents.", least=0)] = 0
-    frozen_layers: Annotated[
-        bool, typer.Option("--frozen-layers", help="Train only scale, gate, reader and copy head.")
-    ] = False
-    address: Annotated[
-        str,
-        text_option(help="none (this process), or Ray: local, auto, or a cluster's address."),
-        WORKERS,
-    ] = "none"
-    workers: Annotated[
-        int,
-        whole_option(help="Data-parallel Ray workers; they share the rows.", most=MOST_WORKERS),
-        WORKERS,
-    ] = 1
+    out: Path = path_field(REQUIRED, "Output folder: curves, checkpoints, and the trained model.")
+    valid_tokens: int = whole_field(16_384, "Of each of them, from its start.")
+    resume: bool = flag_field("Go on from the last checkpoint in --out.")
+    steps: int = whole_field(2000, "Optimiser steps.")
+    rows: int = whole_field(8, "Documents read side by side; a step is one segment of each.")
+    micro_rows: int = whole_field(4, "Rows of one forward and backward.")
+    learning_rate: float = real_field(1e-3, "Peak learning rate.", above=True, most=100)
+    warmup_steps: int = whole_field(50, "Steps of linear warm-up.", least=0)
+    weight_decay: float = real_field(0.01, "On the copied layers' matrices.", most=100)
+    clip_norm: float = real_field(1.0, "Longest gradient applied as it is.", above=True)
+    seed: int = whole_field(0, "Order of the documents.", least=0)
+    frozen_layers: bool = flag_field("Train only scale, gate, reader and copy head.")
+    address: str = text_field("none", "none (this process), or Ray: local, auto, or a cluster's address.", WORKERS)
+    workers: int = whole_field(1, "Data-parallel Ray workers; they share the rows.", WORKERS, most=MOST_WORKERS)
 
     @property
     def resumable_folder(self) -> Path:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import pytest
 import typer
@@ -16,9 +16,20 @@ from longmem.retrieval import SEARCH_ENGINES
 from longmem.synthetic.passkey import KeyKind
 from pipelines.command.choices import SearchEngine
 from pipelines.command.command_line import LongMemGroup
-from pipelines.command.option_types import text_argument, text_option, whole_option
+from pipelines.command.fields import (
+    MODEL_SETTING,
+    REQUIRED,
+    Mark,
+    Panel,
+    choice_field,
+    flag_field,
+    marked_fields,
+    text_argument_field,
+    text_field,
+    whole_field,
+)
 from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, TrainingDataOptions
-from pipelines.command.spec import MODEL_SETTING, CommandSpec, Mark, Panel, command, marked_fields
+from pipelines.command.spec import CommandSpec, command
 from pipelines.fit.spec import FitSpec
 from pipelines.icl.spec import IclSpec
 from pipelines.perplexity.spec import PerplexitySpec
@@ -38,7 +49,7 @@ class TinyGroup:
 
     PANEL: ClassVar[Panel] = Panel("Voice")
 
-    volume: Annotated[int, whole_option(help="Loudness.", most=11), LOUD] = 3
+    volume: int = whole_field(3, "Loudness.", LOUD, most=11)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +59,11 @@ class CountSpec(TinyGroup, CommandSpec):
     **Example:** `count moby-dick`
     """
 
-    texts: Annotated[list[str] | None, text_argument(metavar="TEXT", help="Names of texts.")] = None
-    limit_words: Annotated[
-        int | None, whole_option("--limit-words", "--limit", help="Words to count.", show_default="all")
-    ] = None
-    unit: Annotated[Literal["word", "line"], typer.Option(help="Thing to count.")] = "word"
-    title: Annotated[str, text_option(help="Heading.")]
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False
+    texts: list[str] | None = text_argument_field(None, "Names of texts.", "TEXT")
+    limit_words: int | None = whole_field(None, "Words to count.", names=("--limit-words", "--limit"), shown="all")
+    unit: Literal["word", "line"] = choice_field("word", "Thing to count.")
+    title: str = text_field(REQUIRED, "Heading.")
+    quiet: bool = flag_field("Print nothing.")
 
     def run(self, console: Console) -> int | None:
         if self.quiet:
@@ -147,7 +156,7 @@ def test_a_new_option_is_one_field() -> None:
     class MoreSpec(CountSpec):
         """Count more."""
 
-        language: Annotated[str, text_option(help="Language of the texts.")] = "en"
+        language: str = text_field("en", "Language of the texts.")
 
     app = typer.Typer(cls=LongMemGroup)
     app.callback()(lambda: None)
@@ -167,7 +176,7 @@ def test_a_field_without_a_kind_of_option_is_an_error() -> None:
 
         share: float = 1.0
 
-    with pytest.raises(TypeError, match="needs one kind of option"):
+    with pytest.raises(TypeError, match="share must be made by a function of"):
         command(BareSpec)
 
 
@@ -194,7 +203,7 @@ def test_every_cluster_option_is_a_field_of_the_cluster_shape() -> None:
 
 def test_choices_are_those_of_the_library() -> None:
     assert get_args(SearchEngine) == ("auto", *SEARCH_ENGINES)
-    [key] = [get_args(each.type)[0] for each in fields(ProbeSpec) if each.name == "key"]
+    [key] = [each.type for each in fields(ProbeSpec) if each.name == "key"]
     assert get_args(key) == get_args(KeyKind)
 
 
