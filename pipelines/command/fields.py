@@ -6,7 +6,7 @@ the default, or the text `shown` in its place; with `shown=False` it shows none.
 that has an alias, or whose flag is not the name of its field.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from pipelines.command.option_types import (
 )
 
 T = TypeVar("T")
+Made = TypeVar("Made")
 
 REQUIRED: Any = MISSING
 """Default of an option or argument that must be given."""
@@ -137,9 +138,16 @@ def path_argument_field(default: T, help_text: str, metavar: str) -> T:
     return typer_field(default, path_argument(metavar=metavar, help=help_text))
 
 
-def option_fields(spec: type) -> dict[str, OptionField]:
+def option_fields(spec: Any) -> dict[str, OptionField]:
     """Return the metadata of each option of a spec class, or of a group, by the name of its field."""
     return {each.name: each.metadata["option"] for each in fields(spec) if "option" in each.metadata}
+
+
+def from_options(kind: Callable[..., Made], options: Any, **values: Any) -> Made:
+    """Return an instance of the dataclass `kind`: fields come from `values`, then from options of the same name."""
+    names: Any = kind
+    shared = {each.name for each in fields(names)} & option_fields(options).keys()
+    return kind(**{name: getattr(options, name) for name in shared - values.keys()}, **values)
 
 
 def marked_fields(spec: type, mark: Mark) -> list[str]:

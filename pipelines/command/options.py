@@ -4,7 +4,7 @@ A command with another help text or default for an option of a group declares th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipelines.command.fields import (
     Panel,
     choice_field,
     flag_field,
+    from_options,
     marked_fields,
     path_field,
     real_field,
@@ -264,7 +265,7 @@ class PoolOptions(WorkerThreads):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(PoolOptions):
-    """Pools of encoders and readers on Ray. Each option is the field of ClusterShape with the same name."""
+    """Pools of encoders and readers on Ray. Each option sets the field of ClusterShape with the same name."""
 
     encoders: int = whole_field(1, "Encoder actors (writers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
     readers: int = whole_field(1, "SideNet actors (readers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
@@ -282,11 +283,9 @@ class ClusterOptions(PoolOptions):
     )
     elastic: bool = flag_field("Begin with the workers that fit; the others begin when nodes join.", DECIDED_BY_SERVICE)
 
-    def shape(self, address: str, **settings: Any) -> ClusterShape:
-        """Return the cluster that the options describe, with further fields in `settings`."""
-        own = {each.name: getattr(self, each.name) for each in fields(ClusterOptions)}
-        own["threads"] = self.worker_threads(self.encoders + self.readers)
-        return ClusterShape(address=address, **own, **settings)
+    def shape(self, **settings: Any) -> ClusterShape:
+        """Return the cluster that the options describe; `settings` are fields that have no option of their name."""
+        return from_options(ClusterShape, self, threads=self.worker_threads(self.encoders + self.readers), **settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,15 @@ from rich.console import Console
 from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import command_text, local_or_hub, parse_settings, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.fields import REQUIRED, choice_field, path_field, real_field, text_field, whole_field
+from pipelines.command.fields import (
+    REQUIRED,
+    choice_field,
+    from_options,
+    path_field,
+    real_field,
+    text_field,
+    whole_field,
+)
 from pipelines.command.options import (
     BackboneOptions,
     ProcessThreads,
@@ -45,7 +53,9 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
         from longmem.training.copy_head_fit import CopyFitConfig
         from pipelines.fit.job import MODEL_FOLDER, FitJob, run_fit
 
-        job = FitJob(
+        job = from_options(
+            FitJob,
+            self,
             model=ModelSource(
                 local_or_hub(self.model or str(REFERENCE_MODEL)),
                 dtype=self.dtype,
@@ -54,16 +64,7 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
             ),
             data=self.data_paths,
             validation=self.validation_paths,
-            document_tokens=self.document_tokens,
-            config=CopyFitConfig(
-                epochs=self.epochs,
-                batch_tokens=self.batch_tokens,
-                learning_rate=self.learning_rate,
-                seed=self.seed,
-            ),
-            out=self.out,
-            threads=self.threads,
-            resume=self.resume,
+            config=from_options(CopyFitConfig, self),
             command=command_text(),
         )
         if not say_if_finished(run_fit(job, console), self.out):

@@ -13,6 +13,7 @@ from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
     WORKERS,
+    from_options,
     path_field,
     real_field,
     text_argument_field,
@@ -72,16 +73,11 @@ class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, Com
         threads = self.worker_threads(1 if self.address == "none" else self.workers)
         cluster = None
         if self.address != "none":
-            cluster = ClusterShape(
-                address=self.address,
-                encoders=self.workers,
-                readers=0,
-                stores=self.stores,
-                threads=threads,
-                encoder_gpus=self.gpus,
-                window_bytes=self.window_bytes,
-            )
-        job = IclJob(
+            pools = {"encoders": self.workers, "readers": 0, "encoder_gpus": self.gpus}
+            cluster = from_options(ClusterShape, self, threads=threads, **pools)
+        job = from_options(
+            IclJob,
+            self,
             tasks=tuple(load_task(name, self.data) for name in self.tasks),
             out=self.folder,
             model=self.source(console, on_gpu=self.gpus > 0),
@@ -89,11 +85,6 @@ class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, Com
             threads=threads,
             shots=_numbers("--shots", self.shots),
             memory_shots=_numbers("--memory-shots", self.memory_shots),
-            seeds=self.seeds,
-            limit_items=self.limit_items,
-            batch_items=self.batch_items,
-            store=self.store,
-            resume=self.resume,
             command=command_text(),
         )
         summary = run_icl(job, console)

@@ -16,6 +16,7 @@ from pipelines.command.fields import (
     WORKERS,
     choice_field,
     flag_field,
+    from_options,
     real_field,
     text_argument_field,
     text_field,
@@ -123,12 +124,10 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
             )
         cluster = None
         if self.address != "none":
-            cluster = self.shape(
-                self.address,
-                object_store_bytes=self.object_store_bytes,
-                timeouts=Timeouts(max_tries=self.max_tries, task_s=self.task_deadline_s),
-            )
-        return PerplexityJob(
+            cluster = self.shape(timeouts=Timeouts(max_tries=self.max_tries, task_s=self.task_deadline_s))
+        return from_options(
+            PerplexityJob,
+            self,
             inputs=tuple(self.inputs or ()),
             out=self.folder,
             model=source,
@@ -137,15 +136,9 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
             threads=self.worker_threads(workers or 1),
             threads_given=self.threads is not None,
             limits=Limits(self.max_in_flight_segments or default_in_flight(workers), self.max_in_flight_bytes),
-            store=self.store,
-            namespace=self.namespace,
             retention=retention,
-            durability=self.durability,
-            store_quota_bytes=self.store_quota_bytes,
             keep_tokens=self.tokens,
             write_memory=retention == "forever" or not self.no_memory,
-            limit_documents=self.limit_documents,
-            resume=self.resume,
             command=command_text(),
         )
 

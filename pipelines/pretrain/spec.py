@@ -15,6 +15,7 @@ from pipelines.command.fields import (
     Mark,
     choice_field,
     flag_field,
+    from_options,
     marked_fields,
     path_field,
     real_field,
@@ -72,19 +73,13 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
         from pipelines.pretrain.job import PretrainingJob
         from pipelines.pretrain.run import run_pretraining
 
-        job = PretrainingJob(
+        job = from_options(
+            PretrainingJob,
+            self,
             preset=self._preset(),
             data=self.data_paths,
             valid=self.validation_paths,
-            out=self.out,
-            valid_tokens=self.valid_tokens,
-            device=self.device,
-            dtype=self.dtype,
             threads=threads,
-            validate_every=self.validate_every,
-            checkpoint_every=self.checkpoint_every,
-            max_minutes=self.max_minutes,
-            resume=self.resume,
             command=command_text(),
         )
         summary = run_pretraining(job, console)

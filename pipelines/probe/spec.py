@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines.command.command_line import command_text, parse_numbers, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.fields import choice_field, path_field, text_field, typer_field, whole_field
+from pipelines.command.fields import choice_field, from_options, path_field, text_field, typer_field, whole_field
 from pipelines.command.options import ModelOptions, OutputOptions, RestartOption, WorkerThreads
 from pipelines.command.spec import CommandSpec, command
 
@@ -59,13 +59,12 @@ class ProbeSpec(WorkerThreads, ModelOptions, RestartOption, OutputOptions, Comma
         from pipelines.probe.job import ProbeJob, run_probe
 
         self.check_resume()
-        job = ProbeJob(
+        job = from_options(
+            ProbeJob,
+            self,
             plans=[self._plan(subject) for subject in dict.fromkeys(self.subjects or Subject)],
             model=self.source(console),
-            filler=self.filler,
             out=self.folder,
-            threads=self.threads,
-            resume=self.resume,
             command=command_text(),
         )
         summary = run_probe(job, console)
@@ -77,22 +76,11 @@ class ProbeSpec(WorkerThreads, ModelOptions, RestartOption, OutputOptions, Comma
         from longmem.synthetic.passkey import PasskeyPlan
 
         if subject == Subject.PASSKEY:
-            return PasskeyPlan(
-                lengths=_numbers("--lengths", self.lengths),
-                depths=parse_numbers(self.depths, float, "--depths needs numbers by commas,"),
-                trials=self.trials,
-                choices=self.choices,
-                key=self.key,
-                seed=self.seed,
-            )
-        return PairPlan(
-            subject="lookup" if subject == Subject.LOOKUP else "labels",
-            examples=_numbers("--examples", self.examples),
-            shots=_numbers("--shots", self.shots),
-            questions=self.questions,
-            choices=self.choices,
-            seed=self.seed,
-        )
+            lengths = _numbers("--lengths", self.lengths)
+            depths = parse_numbers(self.depths, float, "--depths needs numbers by commas,")
+            return from_options(PasskeyPlan, self, lengths=lengths, depths=depths)
+        examples, shots = _numbers("--examples", self.examples), _numbers("--shots", self.shots)
+        return from_options(PairPlan, self, subject=subject.value, examples=examples, shots=shots)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ class UpSpec(StoreOptions, ClusterOptions, StoredModelOptions, NamedServiceOptio
             name=self.name,
             source=self.source(console, on_gpu=self.reader_gpus > 0, encoders_on_gpu=self.encoder_gpus > 0),
             store=StoreSettings(uri, self.durability, self.store_quota_bytes),
-            shape=self.shape(self.address),
+            shape=self.shape(),
         )
         with _joined(self.address, console):
             running, started = start_service(service, _teller(console))

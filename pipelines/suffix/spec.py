@@ -7,7 +7,7 @@ from rich.console import Console
 
 from pipelines.command.command_line import command_text, num_cores, parse_numbers, say_if_finished
 from pipelines.command.console import open_console
-from pipelines.command.fields import REQUIRED, path_argument_field, text_field, whole_field
+from pipelines.command.fields import REQUIRED, from_options, path_argument_field, text_field, whole_field
 from pipelines.command.options import MemoryModelOptions, OutputOptions, ProcessThreads
 from pipelines.command.spec import CommandSpec, command
 
@@ -41,15 +41,14 @@ class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec)
 
         self.check_resume()
         lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
-        job = SuffixJob(
+        job = from_options(
+            SuffixJob,
+            self,
             input=self.file,
             out=self.folder,
             model=self.source(console),
             lengths=SuffixLengths(context_tokens=lengths, suffix_tokens=self.suffix_tokens),
             threads=self.threads or num_cores(),
-            split=self.split,
-            limit_examples=self.limit_examples,
-            resume=self.resume,
             command=command_text(),
         )
         summary = run_suffix(job, console)

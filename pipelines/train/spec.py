@@ -15,6 +15,7 @@ from pipelines.command.fields import (
     WORKERS,
     choice_field,
     flag_field,
+    from_options,
     path_field,
     real_field,
     text_field,
@@ -113,29 +114,10 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
             data=self.data_paths,
             validation=self.validation_paths,
             validation_tokens=self.valid_tokens,
-            config=TrainingConfig(
-                steps=self.steps,
-                rows=self.rows,
-                micro_rows=self.micro_rows,
-                learning_rate=self.learning_rate,
-                warmup_steps=self.warmup_steps,
-                weight_decay=self.weight_decay,
-                clip_norm=self.clip_norm,
-                seed=self.seed,
-                frozen_layers=self.frozen_layers,
-            ),
+            config=from_options(TrainingConfig, self),
             threads=self.worker_threads(self.workers),
         )
-        job = TrainingJob(
-            task=task,
-            out=self.out,
-            workers=self.workers,
-            address=self.address,
-            validate_every=self.validate_every,
-            checkpoint_every=self.checkpoint_every,
-            resume=self.resume,
-            command=command_text(),
-        )
+        job = from_options(TrainingJob, self, task=task, command=command_text())
         if not say_if_finished(run_training(job, console), self.out):
             open_console().print(f"trained model: {self.out / 'model'}", soft_wrap=True)
 
