@@ -42,7 +42,7 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
 
     See `pipelines.job.runner.run`. Ctrl-C leaves a checkpoint. Raises CheckpointError too.
     """
-    return run(Pretrain(job), console)
+    return run(Pretrain(job, find_inputs((*job.data, *job.valid), console)), console)
 
 
 class Pretrain(AbstractJob[None]):
@@ -52,10 +52,10 @@ class Pretrain(AbstractJob[None]):
     results = RESULTS
     on_cluster = False
 
-    def __init__(self, spec: PretrainingJob) -> None:
+    def __init__(self, spec: PretrainingJob, found: FoundFiles) -> None:
         self._spec = spec
+        self._found = found
         self._start = perf_counter()
-        self._found: FoundFiles | None = None
         self.out, self.resume, self.command = spec.out, spec.resume, spec.command
 
     def requested_model(self) -> None:
@@ -66,9 +66,6 @@ class Pretrain(AbstractJob[None]):
 
     def given(self) -> dict[str, Any]:
         return identity(self._spec)
-
-    def check_inputs(self, console: Console) -> None:
-        self._found = find_inputs((*self._spec.data, *self._spec.valid), console)
 
     def open(self, tell: Tell) -> AbstractContextManager[None]:  # noqa: ARG002
         use_threads(self._spec.threads)
@@ -94,7 +91,6 @@ class Pretrain(AbstractJob[None]):
         if pretrainer.step_count < config.num_steps:
             return None
         save_backbone(model, self.out / TOKENIZER_FOLDER, self.out / MODEL_FOLDER)
-        assert self._found is not None, "inputs are checked before the work begins"
         return {
             "longmem_version": longmem.__version__,
             "command": spec.command,

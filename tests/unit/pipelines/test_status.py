@@ -39,7 +39,7 @@ def test_a_running_job(running: JobReporter, tmp_path: Path) -> None:
     text = shown(tmp_path, 3)
     assert "running, as of 3 s ago" in text
     assert "job 1f" in text
-    for words in ("tokens/s", "queued", "retries", "segments behind", "documents: 0 begun"):
+    for words in ("tokens/s", "queued", "retries", "segments behind", "perplexity: documents 0 done"):
         assert words in text
     assert "…" not in text, "everything fits 80 columns"
 
