@@ -1,4 +1,4 @@
-"""The `longmem` application. Options become one checked job; errors become a sentence and an exit code.
+"""The `longmem` application: a table of commands, which are imported when they are used.
 
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
 """
@@ -8,45 +8,81 @@ from typing import Annotated
 import typer
 
 import longmem
-from pipelines.command.command_line import LongMemGroup
 from pipelines.command.console import say
-from pipelines.doctor.spec import doctor
-from pipelines.fit.spec import fit
-from pipelines.icl.spec import icl
-from pipelines.perplexity.spec import perplexity
-from pipelines.plan.spec import plan
-from pipelines.pretrain.spec import pretrain
-from pipelines.probe.spec import probe
-from pipelines.serve.command import app as service_app
-from pipelines.store.command import memory
-from pipelines.suffix.spec import suffix
-from pipelines.train.spec import train
-from pipelines.watch.export_command import app as monitoring
-from pipelines.watch.status_command import status
+from pipelines.command.lazy import MARKUP, LazyCommand, LazyGroup
+
+COMMANDS = {
+    "perplexity": LazyCommand(
+        "pipelines.perplexity.spec:perplexity",
+        "Perplexity of long documents, with memory and without.",
+    ),
+    "icl": LazyCommand(
+        "pipelines.icl.spec:icl",
+        "Many-shot in-context learning: demonstrations in context, in memory, and both.",
+    ),
+    "suffix": LazyCommand(
+        "pipelines.suffix.spec:suffix",
+        "Which of several texts follows a long context? Accuracy by context length, with memory and without.",
+    ),
+    "train": LazyCommand(
+        "pipelines.train.spec:train",
+        "Train a SideNet to read from memory; the backbone stays as it is.",
+    ),
+    "fit": LazyCommand(
+        "pipelines.fit.spec:fit",
+        "Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.",
+    ),
+    "pretrain": LazyCommand(
+        "pipelines.pretrain.spec:pretrain",
+        "Train a small backbone and its tokenizer from nothing, in slices if need be.",
+    ),
+    "status": LazyCommand(
+        "pipelines.watch.status_command:status",
+        "Documents, tokens per second, lag, time left and failures of live jobs.",
+    ),
+    "plan": LazyCommand(
+        "pipelines.plan.spec:plan",
+        "Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.",
+    ),
+    "probe": LazyCommand(
+        "pipelines.probe.spec:probe",
+        "Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.",
+    ),
+    "doctor": LazyCommand(
+        "pipelines.doctor.spec:doctor",
+        "Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with "
+        "`--model`, what a backbone's layers are worth as memory.",
+    ),
+    "memory": LazyCommand(
+        "pipelines.store.command:memory",
+        "Look into a memory store, check it, tidy it.",
+    ),
+    "service": LazyCommand(
+        "pipelines.serve.command:app",
+        "A long-lived service on a running Ray cluster: many jobs and clients share its workers and its memory.",
+    ),
+    "monitoring": LazyCommand(
+        "pipelines.watch.export_command:app",
+        "Files for Prometheus and Grafana.",
+    ),
+}
+"""Commands in the order that `longmem --help` lists them."""
+
+
+class Root(LazyGroup):
+    """Root of the command line."""
+
+    table = COMMANDS
+
 
 app = typer.Typer(
-    cls=LongMemGroup,
+    cls=Root,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     help="LongMem: score long documents with a frozen language model, a memory of all it has read, and a SideNet.",
 )
-
-
-app.command()(perplexity)
-app.command()(icl)
-app.command()(suffix)
-app.command()(train)
-app.command()(fit)
-app.command()(pretrain)
-app.add_typer(memory, name="memory")
-app.add_typer(service_app, name="service")
-app.command()(status)
-app.add_typer(monitoring, name="monitoring")
-app.command()(plan)
-app.command()(probe)
-app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -198,5 +198,13 @@ def gpu(
     _finish(out / "gpu", tables)
 
 
+@app.command()
+def startup(repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
+    """Seconds that short commands take from a new process to its end; half a minute."""
+    from benchmarks.speed import startup as benchmark
+
+    _finish(out / "startup", [benchmark.startup(repeats)])
+
+
 def _finish(out: Path, tables: list[SpeedTable]) -> None:
     Console().print(write_tables(out, tables), markup=False, soft_wrap=True)

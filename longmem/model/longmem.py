@@ -15,12 +15,13 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import to_array, to_tensor
 from longmem.errors import NumericError
-from longmem.kv_format import num_not_finite, pack, unpack
+from longmem.kv_format import pack, unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
 from longmem.sidenet.sidenet import SideNet, SideNetInput, SideNetOutput, start_state
+from longmem.stored_format import num_not_finite
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore

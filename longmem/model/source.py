@@ -8,9 +8,9 @@ from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.errors import ConfigError
-from longmem.kv_format import token_bytes
 from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
 from longmem.model.longmem import LongMem
+from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
 
 REFERENCE_MODEL = Path(__file__).parents[1] / "reference_model"

@@ -20,8 +20,8 @@ from longmem.errors import (
     QuotaError,
     StoreError,
 )
-from longmem.kv_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.store.document import DocumentMemory
+from longmem.stored_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
 OF_ONE_BLOCK = (ConflictError, NumericError, QuotaError)

@@ -18,7 +18,7 @@ from longmem.config import KvDtype, SpecialTokens
 from longmem.errors import ConfigError
 from longmem.store.lance.fsync import Durability
 from pipelines.command.choices import JobDtype, SearchEngine
-from pipelines.command.command_line import local_inputs, local_or_hub, num_cores
+from pipelines.command.command_line import check_inputs, local_inputs, local_or_hub, num_cores
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
@@ -308,6 +308,10 @@ class TrainingDataOptions:
 
     data: list[str] = text_field(REQUIRED, "Documents to learn from: files and folders as in perplexity.")
     valid: list[str] | None = text_field(None, "Documents to judge by.", shown="none")
+
+    def check_data(self) -> None:
+        """Raise ConfigError for documents on this machine that do not exist."""
+        check_inputs(*self.data, *self.valid or ())
 
     @property
     def data_paths(self) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
     dtype: ComputeDtype = choice_field("float32", "Compute type; weights learn in float32.")
 
     def run(self, console: Console) -> None:
+        if not self.resume:
+            self.check_data()
         from longmem.model.source import REFERENCE_MODEL, ModelSource
         from longmem.training.copy_head_fit import CopyFitConfig
         from pipelines.fit.job import MODEL_FOLDER, FitJob, run_fit

@@ -8,7 +8,7 @@ from rich.console import Console
 from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
-from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, command_text, say_if_finished
+from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, check_inputs, command_text, say_if_finished
 from pipelines.command.console import open_console
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
@@ -89,6 +89,8 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
     max_in_flight_bytes: int = whole_field(2**30, "Bytes of them.", WORKERS)
 
     def run(self, console: Console) -> int:
+        self.check_resume()
+        check_inputs(*self.inputs or ())
         from pipelines.perplexity.console import print_result
         from pipelines.perplexity.job import run_job
 
@@ -105,7 +107,6 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
         from pipelines.job.service import ServiceChoice
         from pipelines.perplexity.job import PerplexityJob
 
-        self.check_resume()
         retention = self._retention()
         if self.service is not None:
             reason = f"service {self.service!r} decides that, for all its jobs; leave it out"

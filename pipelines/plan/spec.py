@@ -8,7 +8,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
-from pipelines.command.command_line import local_inputs, num_cores
+from pipelines.command.command_line import check_inputs, local_inputs, num_cores
 from pipelines.command.console import open_console, say_json
 from pipelines.command.fields import (
     choice_field,
@@ -68,6 +68,7 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
 
     def run(self, console: Console) -> int:
         self._refuse_contradictions()
+        check_inputs(*self.inputs or ())
         from pipelines.doctor.machine import usable_cores
         from pipelines.plan import console as plan_view
         from pipelines.plan.predict import predict, suggest

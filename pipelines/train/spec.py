@@ -105,6 +105,8 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
         return self.out
 
     def run(self, console: Console) -> None:
+        if not self.resume:
+            self.check_data()
         from longmem.training.config import TrainingConfig
         from longmem.training.worker import TrainingTask
         from pipelines.train.job import TrainingJob, run_training

@@ -28,13 +28,13 @@ from longmem.errors import (
     QuotaError,
     StoreError,
 )
-from longmem.kv_format import SCALE_BYTES
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.store.in_memory import InMemoryStore
 from longmem.store.lance.catalogue import PAYLOAD_SEGMENTS, at
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.store.lance.writer import STEPS
+from longmem.stored_format import SCALE_BYTES
 from longmem.types import DocumentKey, KVBlock, PutReceipt
 from tests.blocks import IDENTITY, KEY, SEGMENT_TOKENS, assert_same, make_block
 

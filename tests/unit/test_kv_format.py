@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.config import KvDtype
-from longmem.kv_format import (
-    LARGEST,
-    SCALE_BYTES,
-    STORED_TYPES,
-    num_not_finite,
-    pack,
-    rounded,
-    stored_width,
-    token_bytes,
-    unpack,
-)
+from longmem.kv_format import LARGEST, pack, rounded, unpack
+from longmem.stored_format import SCALE_BYTES, STORED_TYPES, num_not_finite, stored_width, token_bytes
 
 FORMATS: tuple[KvDtype, ...] = get_args(KvDtype)
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from longmem.dtypes import to_array
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.kv_format import STORED_TYPES, pack, rounded
+from longmem.kv_format import pack, rounded
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
 from longmem.store.base import AbstractBlockSource, missing_blocks, with_more
+from longmem.stored_format import STORED_TYPES
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 from tests.blocks import make_block
 
