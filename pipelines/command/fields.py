@@ -13,16 +13,7 @@ from typing import Any, TypeVar
 import typer
 from typer.models import ParameterInfo
 
-from pipelines.command.option_types import (
-    LARGEST,
-    LONGEST_S,
-    path_argument,
-    path_option,
-    real_option,
-    text_argument,
-    text_option,
-    whole_option,
-)
+from pipelines.command.option_types import LARGEST, LONGEST_S, parse_path, parse_text, real_parser, whole_parser
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -66,7 +57,7 @@ class OptionField:
 
 
 def typer_field(default: T, info: ParameterInfo, *marks: Mark | Panel) -> T:
-    """An option or argument of any other kind that Typer knows."""
+    """Return the field of an option or argument of any other kind that Typer knows."""
     made: Any = field(default=default, metadata={"option": OptionField(info, marks)})
     return made  # type: ignore[no-any-return]
 
@@ -81,9 +72,8 @@ def whole_field(
     most: int = LARGEST,
 ) -> T:
     """Return the field of a whole number, `least` and `most` included."""
-    return typer_field(
-        default, whole_option(*names, least=least, most=most, help=help_text, show_default=shown), *marks
-    )
+    parser = whole_parser(least, most)
+    return typer_field(default, typer.Option(*names, parser=parser, help=help_text, show_default=shown), *marks)
 
 
 def real_field(
@@ -96,9 +86,8 @@ def real_field(
     above: bool = False,
 ) -> T:
     """Return the field of a finite number, `least` and `most` included; with `above`, `least` is not."""
-    return typer_field(
-        default, real_option(least=least, most=most, above=above, help=help_text, show_default=shown), *marks
-    )
+    parser = real_parser(least, most, above)
+    return typer_field(default, typer.Option(parser=parser, help=help_text, show_default=shown), *marks)
 
 
 def text_field(
@@ -110,12 +99,13 @@ def text_field(
     metavar: str | None = None,
 ) -> T:
     """Return the field of a name, an address, a URI or a list with commas; empty text is refused."""
-    return typer_field(default, text_option(*names, help=help_text, show_default=shown, metavar=metavar), *marks)
+    info = typer.Option(*names, parser=parse_text, help=help_text, show_default=shown, metavar=metavar)
+    return typer_field(default, info, *marks)
 
 
 def path_field(default: T, help_text: str, *marks: Mark | Panel, shown: str | bool = True) -> T:
     """Return the field of a path on this machine."""
-    return typer_field(default, path_option(help=help_text, show_default=shown), *marks)
+    return typer_field(default, typer.Option(parser=parse_path, help=help_text, show_default=shown), *marks)
 
 
 def choice_field(default: T, help_text: str, *marks: Mark | Panel, shown: str | bool = True) -> T:
@@ -128,14 +118,15 @@ def flag_field(help_text: str, *marks: Mark | Panel, names: Sequence[str] = ()) 
     return typer_field(False, typer.Option(*names, help=help_text), *marks)
 
 
-def text_argument_field(default: T, help_text: str, metavar: str, *, shown: str | bool = True) -> T:
+def text_argument_field(default: T, help_text: str, metavar: str | None = None, *, shown: str | bool = True) -> T:
     """Return the field of a text, or a list of texts, that is given without a flag."""
-    return typer_field(default, text_argument(metavar=metavar, help=help_text, show_default=shown))
+    info = typer.Argument(parser=parse_text, metavar=metavar, help=help_text, show_default=shown)
+    return typer_field(default, info)
 
 
 def path_argument_field(default: T, help_text: str, metavar: str) -> T:
     """Return the field of a path on this machine that is given without a flag."""
-    return typer_field(default, path_argument(metavar=metavar, help=help_text))
+    return typer_field(default, typer.Argument(parser=parse_path, metavar=metavar, help=help_text))
 
 
 def option_fields(spec: Any) -> dict[str, OptionField]:

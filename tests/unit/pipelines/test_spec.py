@@ -197,7 +197,7 @@ def test_an_option_of_the_preset_is_a_field_of_its_config() -> None:
 
 
 def test_every_cluster_option_is_a_field_of_the_cluster_shape() -> None:
-    shape = ClusterOptions(readers=3, threads=2, placement="spread").shape("auto", object_store_bytes=2**27)
+    shape = ClusterOptions(readers=3, threads=2, placement="spread").shape(object_store_bytes=2**27)
     assert shape == ClusterShape(readers=3, threads=2, placement="spread", object_store_bytes=2**27)
 
 
