@@ -1,8 +1,8 @@
 """Parsers of option values: each refuses, before anything starts, a value that its option cannot take.
 
 A parser takes the text of an option and returns its value; a default, which is a value already, passes. The functions
-of `pipelines.command.fields` give each option its parser. `tests/unit/pipelines/test_options.py` walks over every option
-of every command and holds that it has one of these parsers, or is a flag or a choice.
+of `pipelines.command.fields` give each option its parser. `tests/unit/pipelines/test_options.py` walks over the options
+of every command and holds that each has one of these parsers, or is a flag or a choice.
 """
 
 from collections.abc import Callable
