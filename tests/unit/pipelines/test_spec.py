@@ -17,12 +17,14 @@ from longmem.synthetic.passkey import KeyKind
 from pipelines.command.choices import SearchEngine
 from pipelines.command.command_line import LongMemGroup
 from pipelines.command.fields import (
+    DECIDED_BY_SERVICE,
     MODEL_SETTING,
     REQUIRED,
     Mark,
     Panel,
     choice_field,
     flag_field,
+    from_options,
     marked_fields,
     text_argument_field,
     text_field,
@@ -180,6 +182,18 @@ def test_a_field_without_a_kind_of_option_is_an_error() -> None:
         command(BareSpec)
 
 
+def test_a_dataclass_is_filled_from_options_of_the_same_name() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Target:
+        title: str
+        volume: int = 0
+        limit_words: int = 0
+        pages: int = 1
+
+    made = from_options(Target, CountSpec(title="T", limit_words=5), limit_words=6)
+    assert made == Target(title="T", volume=3, limit_words=6)
+
+
 # --- the specs of the jobs ----------------------------------------------------------------------------------------
 
 SPECS = (PerplexitySpec, IclSpec, SuffixSpec, ProbeSpec, TrainSpec, FitSpec, PretrainSpec, PlanSpec)
@@ -194,6 +208,18 @@ def test_an_option_of_the_preset_is_a_field_of_its_config() -> None:
     from longmem.pretraining.presets import preset_of
 
     assert set(marked_fields(PretrainSpec, OF_THE_PRESET)) <= set(vars(preset_of("8m").config))
+
+
+def test_options_that_a_service_decides_are_refused_by_their_flags() -> None:
+    spec = PerplexitySpec(given=frozenset({"encoders", "kv_dtype", "model", "out"}), encoders=2, kv_dtype="int8")
+    with pytest.raises(ConfigError, match=r"^--kv-dtype, --encoders: leave it out$"):
+        spec.refuse_given(DECIDED_BY_SERVICE, "leave it out")
+    free = {each.name for each in fields(PerplexitySpec)} - set(marked_fields(PerplexitySpec, DECIDED_BY_SERVICE))
+    assert free == {
+        *("given", "inputs", "model", "adapter", "out", "resume", "address", "service", "max_tries", "task_deadline_s"),
+        *("retention", "keep_memory", "namespace", "limit_documents", "tokens"),
+        *("max_in_flight_segments", "max_in_flight_bytes"),
+    }
 
 
 def test_every_cluster_option_is_a_field_of_the_cluster_shape() -> None:
