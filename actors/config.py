@@ -11,6 +11,9 @@ AUTO = "auto"
 LOCAL = "local"
 """Address that starts a cluster for one command."""
 
+Placement = Literal["pack", "spread"]
+"""Spread of workers over nodes: fill one node after the other, or use as many nodes as there are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterShape:
@@ -31,7 +34,7 @@ class ClusterShape:
     object_store_bytes: int = 2**30
     """Size of Ray's object store where the cluster is started here."""
 
-    placement: Literal["pack", "spread"] = "pack"
+    placement: Placement = "pack"
     """Whether Ray fills one node after the other, or puts workers on as many nodes as there are."""
     cpu_share: float = 1.0
     """CPUs that a worker reserves, as a share of its threads: below 1, several jobs fit on the same cores, and the

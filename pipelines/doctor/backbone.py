@@ -8,13 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from longmem.backbone.backbone import Backbone
-from longmem.config import LongMemConfig
+from longmem.config import LongMemConfig, SpecialTokens
 from longmem.errors import DocumentError
 from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
-from pipelines.command.command_line import SpecialTokenRule
 from pipelines.doctor.backbone_probe import BackboneProbe, probe_backbone
 from pipelines.job.inputs import find_inputs
 
@@ -26,7 +25,7 @@ MAX_TOKENS = 24_576
 def examine_model(
     model: str,
     text: str | None,
-    special_tokens: SpecialTokenRule | None,
+    special_tokens: SpecialTokens | None,
     console: Console,
     adapter: str | None = None,
 ) -> BackboneProbe:
@@ -36,7 +35,7 @@ def examine_model(
     """
     folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
     backbone = Backbone.load(folder, adapter=adapter)
-    settings = {} if special_tokens is None else {"special_tokens": special_tokens.value}
+    settings = {} if special_tokens is None else {"special_tokens": special_tokens}
     tokenizer = ModelSource(model, settings=settings, adapter=adapter).open_tokenizer()
     sequence = tokenizer.sequence(_text(text, console))[: MAX_TOKENS + 1]
     return probe_backbone(backbone, sequence, min(SEGMENT_TOKENS, backbone.max_tokens or SEGMENT_TOKENS))

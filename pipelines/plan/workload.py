@@ -1,14 +1,12 @@
 """What a plan is made for: documents of so many tokens, on so many nodes and workers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from longmem.errors import ConfigError
+from pipelines.command.choices import Retention
 from pipelines.plan.costs import UnitCosts
-
-Retention = Literal["window", "document", "forever"]
 
 
 @dataclass(frozen=True)
