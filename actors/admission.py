@@ -220,7 +220,7 @@ def _set_mode(mode: str) -> None:
     Config.initialize("")
 
 
-def forget_mode() -> None:
+def reset_token_mode() -> None:
     """Leave the mode to Ray again, which turns tokens on for a cluster that it starts here."""
     if USER_MODE != "disabled":
         note_tokens()

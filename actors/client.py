@@ -78,13 +78,13 @@ async def connect(
     for name, value in (("timeout_s", timeout_s), ("max_in_flight", max_in_flight)):
         if not value > 0:
             raise ConfigError(f"{name} must be greater than 0, got {value}")
-    pump = ClientDriver(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
+    driver = ClientDriver(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
     try:
-        executor = await _within(timeout_s, f"attaching to service {service!r}", asyncio.wrap_future(pump.started))
-        yield MemoryClient(executor, pump, timeout_s)
+        executor = await _within(timeout_s, f"attaching to service {service!r}", asyncio.wrap_future(driver.started))
+        yield MemoryClient(executor, driver, timeout_s)
     finally:
         # waits for the thread, which may be within a call to Ray: not in the event loop
-        await asyncio.to_thread(pump.close)
+        await asyncio.to_thread(driver.close)
 
 
 class MemoryClient:
@@ -95,16 +95,16 @@ class MemoryClient:
     that are stored stay stored, and the same request can be made again.
     """
 
-    def __init__(self, executor: AttachedExecutor, pump: ClientDriver, timeout_s: float) -> None:
+    def __init__(self, executor: AttachedExecutor, driver: ClientDriver, timeout_s: float) -> None:
         self._executor = executor
-        self._pump = pump
+        self._driver = driver
         self._timeout_s = timeout_s
         self._turns = count()
 
     @property
     def in_flight(self) -> int:
         """Segments and texts of this client that are in the service now."""
-        return self._pump.in_flight
+        return self._driver.in_flight
 
     @property
     def model(self) -> ModelDescription:
@@ -135,7 +135,7 @@ class MemoryClient:
         key = None if document is None else DocumentKey(namespace, document)
         if key is None or follows:
             request = ScoreRequest(text, key)
-            return await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._pump.text(request)))
+            return await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._driver.text(request)))
         return await _within(self._timeout_s, f"scoring {key}", self._score(key, text))
 
     async def generate(
@@ -153,7 +153,7 @@ class MemoryClient:
         """
         key = None if document is None else DocumentKey(namespace, document)
         request = GenerateRequest(prompt, key, max_new_tokens, sampling or Sampling())
-        text: str = await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._pump.text(request)))
+        text: str = await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._driver.text(request)))
         return text
 
     async def documents(self, namespace: str | None = None) -> list[DocumentKey]:
@@ -204,21 +204,21 @@ class MemoryClient:
         return tokenized, segments, infos
 
     async def _read(self, segments: list[Segment], infos: list[SegmentInfo], *, scored: bool) -> DocumentResult:
-        reading = DocumentRequest(segments, stored_segments(infos, segments), scored)
-        return await asyncio.wrap_future(self._pump.read(reading))
+        request = DocumentRequest(segments, stored_segments(infos, segments), scored)
+        return await asyncio.wrap_future(self._driver.read(request))
 
     async def _delete(self, key: DocumentKey) -> int:
         # windows first and last: any reader may hold one, of any client's requests, and one that outlived the
         # document would be read for the next document of that name
-        await self._forget_windows(key)
+        await self._evict_windows(key)
         shard = self._executor.workers.stores.shard(key)
         removed: int = await _answer(f"deleting {key}", shard.actor.delete.remote(key))
-        await self._forget_windows(key)
+        await self._evict_windows(key)
         return removed
 
-    async def _forget_windows(self, key: DocumentKey) -> None:
+    async def _evict_windows(self, key: DocumentKey) -> None:
         readers = [worker for worker in self._executor.workers.readers.workers if not worker.gone]
-        await asyncio.gather(*(_answer(f"forgetting {key}", each.actor.forget.remote(key)) for each in readers))
+        await asyncio.gather(*(_answer(f"evicting {key}", each.actor.evict.remote(key)) for each in readers))
 
 
 async def _answer(doing: str, ref: Any) -> Any:

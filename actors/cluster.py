@@ -16,7 +16,7 @@ from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAY
 from ray._private.utils import get_shared_memory_bytes
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from actors.admission import OR_ELSE, Head, check_admitted, forget_mode, resolve
+from actors.admission import OR_ELSE, Head, check_admitted, reset_token_mode, resolve
 from actors.cluster_watch import GCS, RAYLET, ClusterWatch
 from actors.config import AUTO, LOCAL
 from longmem.errors import ClusterError, ConfigError
@@ -166,7 +166,7 @@ def _head(address: str) -> Head:
 def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
     check_object_store(object_store_bytes)
     _prepare()
-    forget_mode()
+    reset_token_mode()
     try:
         with _sigterm_stays_ours():
             ray.init(

@@ -17,7 +17,7 @@ class TaskResult:
     busy_s: float
 
 
-def attempt(work: Callable[[], Any]) -> TaskResult:
+def run_task(work: Callable[[], Any]) -> TaskResult:
     """Run `work`; LongMemErrors become part of the outcome, anything else is a bug and is raised."""
     start = perf_counter()
     try:

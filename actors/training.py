@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.capacity import Room
 from actors.cluster import connect, say_nothing
 from actors.errors import translated
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from longmem.errors import ConfigError
 from longmem.model.source import ModelDescription
 from longmem.system.redaction import redacted
@@ -46,7 +46,7 @@ class TrainingActor:
             return f"tcp://{ray.util.get_node_ip_address()}:{port}"
 
     def open(self, address: str, size: int) -> TaskResult:
-        return attempt(lambda: self._open(address, size))
+        return run_task(lambda: self._open(address, size))
 
     def _open(self, address: str, size: int) -> ModelDescription:
         dist.init_process_group("gloo", init_method=address, rank=self._rank, world_size=size)
@@ -59,7 +59,7 @@ class TrainingActor:
     def call(self, method: str, *arguments: Any) -> TaskResult:
         """Run one method of the worker."""
         assert self._worker is not None, f"{self!r} was asked to {method} before it was opened"
-        return attempt(lambda: getattr(self._worker, method)(*arguments))
+        return run_task(lambda: getattr(self._worker, method)(*arguments))
 
 
 def _sum_over_workers(tensor: Tensor) -> None:

@@ -18,12 +18,12 @@ from actors.capacity import Room, not_started
 from actors.cluster import Connection
 from actors.errors import translated
 from actors.executor.health import Supervisor
-from actors.executor.model_check import Acceptance
-from actors.executor.prepare_policy import Balance
-from actors.executor.routing import Placing
-from actors.executor.tasks import Encoded, Place, RequestTask, SegmentTask, Task
+from actors.executor.model_check import ModelCheck
+from actors.executor.prepare_policy import PreparePolicy
+from actors.executor.routing import Router
+from actors.executor.tasks import Encoded, RequestTask, SegmentId, SegmentTask, Task
 from actors.executor.timeouts import Timeouts
-from actors.executor.write_batcher import Grouping, PutGroup
+from actors.executor.write_batcher import PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import TASKS_PER_ACTOR, Worker
@@ -69,18 +69,18 @@ class PooledExecutor(AbstractExecutor):
         self._workers = workers
         self._connection = connection
         self._pools = workers.by_stage()
-        self._placing = Placing(workers)
-        self._balance = Balance(workers)
-        self._grouping = Grouping(self._placing, clock)
-        self._patience = timeouts
+        self._router = Router(workers)
+        self._prepare_policy = PreparePolicy(workers)
+        self._write_batcher = WriteBatcher(self._router, clock)
+        self._timeouts = timeouts
         self._clock = clock
-        self._acceptance = Acceptance()
-        self._supervisor = Supervisor(self._pools, timeouts, self._acceptance, clock)
+        self._model_check = ModelCheck()
+        self._supervisor = Supervisor(self._pools, timeouts, self._model_check, clock)
         self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, Task] = {}
-        self._parked: dict[Place, list[SegmentTask]] = {}
-        self._encoded: dict[Place, Encoded] = {}
-        self._encoded_again: dict[Place, int] = {}
+        self._parked: dict[SegmentId, list[SegmentTask]] = {}
+        self._encoded: dict[SegmentId, Encoded] = {}
+        self._encoded_again: dict[SegmentId, int] = {}
         self._completed: list[Completion] = []
         self._num_requests = 0
         self._answers: list[Answer] = []
@@ -98,8 +98,8 @@ class PooledExecutor(AbstractExecutor):
             if room is not None:
                 room.waiting(num_missing)
             can_begin = elastic and all(pool.can_accept_tasks for pool in self._pools.values())
-            if not can_begin and self._clock() - begun_s > self._patience.no_worker_s:
-                raise not_started(room, self._workers, num_missing, self._patience.no_worker_s)
+            if not can_begin and self._clock() - begun_s > self._timeouts.no_worker_s:
+                raise not_started(room, self._workers, num_missing, self._timeouts.no_worker_s)
             with self._explaining():
                 self._supervisor.check()
             if can_begin:
@@ -113,18 +113,18 @@ class PooledExecutor(AbstractExecutor):
         return nullcontext() if self._connection is None else self._connection.watch.explaining()
 
     def describe(self) -> ModelDescription:
-        return self._acceptance.describe()
+        return self._model_check.describe()
 
     def slots(self, stage: Stage) -> int:
         if stage not in self._pools:
             return 0
         if stage == "put":
-            sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutGroup))
+            sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutBatch))
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:
-        self._balance.unscored_segments, self._balance.num_left = unscored_segments, num_left
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
+        self._prepare_policy.set_backlog(unscored_segments, unsubmitted_segments)
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._waiting[stage].append(SegmentTask(stage, segment))
@@ -149,7 +149,7 @@ class PooledExecutor(AbstractExecutor):
             # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
             busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
             ended = self._completed or self._answers
-            left_s = min(deadline_s - self._clock(), self._grouping.wait_s)
+            left_s = min(deadline_s - self._clock(), self._write_batcher.wait_s)
             self.turn(max(0.0, left_s) if busy and not ended else 0.0)
             if self._completed or self._answers or not busy or self._clock() >= deadline_s:
                 completed, self._completed = self._completed, []
@@ -201,12 +201,12 @@ class PooledExecutor(AbstractExecutor):
         shard = self._workers.stores.shard(key)
         self._answer(shard.actor.trim.remote(key, first_segment), f"trimming {key}")
 
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         shard = self._workers.stores.shard(key)
         self._answer(shard.actor.delete.remote(key), f"deleting {key}")
-        for worker in self._placing.forget(key):
+        for worker in self._router.evict(key):
             # not waited for, because an actor keeps the order in which it is called
-            worker.actor.forget.remote(key)
+            worker.actor.evict.remote(key)
 
     def close(self) -> None:
         """Let go of all work. What was sent and not ended is finished by the workers, and its result dropped."""
@@ -219,45 +219,45 @@ class PooledExecutor(AbstractExecutor):
     def _answer(self, ref: Any, doing: str) -> Any:
         """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
         would never be killed. Raises ClusterError after `no_worker_s`."""
-        deadline_s = self._clock() + self._patience.no_worker_s
+        deadline_s = self._clock() + self._timeouts.no_worker_s
         with self._explaining(), translated(doing):
             while not ray.wait([ref], timeout=0)[0]:
                 if self._clock() > deadline_s:
-                    raise ClusterError(f"{doing}: no answer for {self._patience.no_worker_s:g} s; see `ray status`")
+                    raise ClusterError(f"{doing}: no answer for {self._timeouts.no_worker_s:g} s; see `ray status`")
                 self._supervisor.check()
                 self.turn(TICK_S, also=ref)
             return ray.get(ref)
 
     def _send_waiting(self) -> None:
-        for store, group in self._grouping.take(self._waiting["put"], self._puts_may_wait):
+        for store, group in self._write_batcher.take(self._waiting["put"], self._puts_may_wait):
             self._send(group, store)
         for stage in ("encode", "score"):
             waiting = self._waiting[stage]
             for task in list(waiting):
                 if isinstance(task, SegmentTask):
-                    made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
-                    worker = self._placing.choose(task.stage, task.segment.key, made_on, task.alone)
+                    made_on = self._encoded[task.segment_id].node_id if task.segment_id in self._encoded else None
+                    worker = self._router.choose(task.stage, task.segment.key, made_on, task.exclusive)
                 else:
-                    worker = self._workers.encoders.choose(alone=task.alone)
+                    worker = self._workers.encoders.choose(exclusive=task.exclusive)
                 if worker is not None:
                     waiting.remove(task)
                     self._send(task, worker)
-                elif task.alone:
+                elif task.exclusive:
                     # or those behind it would keep every worker busy
                     break
 
     @property
     def _puts_may_wait(self) -> bool:
         """Others come, and no reader has to wait for these soon."""
-        if self._balance.unscored_segments == 0:
+        if self._prepare_policy.unscored_segments == 0:
             return bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
     def _send(self, task: Task, worker: Worker) -> None:
         assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
-        if isinstance(task, PutGroup):
-            outcome = self._send_group(task, worker)
+        if isinstance(task, PutBatch):
+            outcome = self._send_batch(task, worker)
         elif isinstance(task, SegmentTask):
             outcome = self._send_segment(task, worker, worker.info)
         else:
@@ -266,33 +266,33 @@ class PooledExecutor(AbstractExecutor):
         if not worker.tasks:
             worker.first_since_s = self._clock()
         worker.tasks.append(task)
-        worker.alone = task.alone
+        worker.exclusive = task.exclusive
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
-    def _send_group(self, group: PutGroup, worker: Worker) -> Any:
+    def _send_batch(self, group: PutBatch, worker: Worker) -> Any:
         """Returns the reference of the outcome."""
         for member in group.members:
-            member.encoded = self._encoded[member.place]
-        return worker.actor.put.remote(*(self._encoded[member.place].block for member in group.members))
+            member.encoded = self._encoded[member.segment_id]
+        return worker.actor.put.remote(*(self._encoded[member.segment_id].block for member in group.members))
 
     def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
         """Returns the reference of the outcome."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
-            prepare = self._balance.encodes(worker)
+            prepare = self._prepare_policy.encodes(worker)
             outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome
-        task.encoded = self._encoded[task.place]
-        self._placing.reads(worker, segment.key)
-        self._balance.scores(worker)
+        task.encoded = self._encoded[task.segment_id]
+        self._router.reads(worker, segment.key)
+        self._prepare_policy.scores(worker)
         return actor.score.remote(segment, task.encoded.block, task.encoded.state)
 
     def _ended(self, task: Task, outcome: TaskResult) -> None:
         worker = self._leave(task)
-        if isinstance(task, PutGroup):
-            self._grouping.ended(worker, outcome.busy_s)
+        if isinstance(task, PutBatch):
+            self._write_batcher.ended(worker, outcome.busy_s)
             for member, of_member in zip(task.members, task.outcomes(outcome), strict=True):
                 self._report(member, of_member)
             return
@@ -301,8 +301,8 @@ class PooledExecutor(AbstractExecutor):
             return
         if outcome.error is None:
             assert task.encoded is not None, f"{task} ended and was never sent"
-            self._encoded[task.place] = task.encoded
-        for each in reversed(self._parked.pop(task.place, [])):
+            self._encoded[task.segment_id] = task.encoded
+        for each in reversed(self._parked.pop(task.segment_id, [])):
             if outcome.error is None:
                 self._waiting[each.stage].appendleft(each)
             else:
@@ -330,18 +330,18 @@ class PooledExecutor(AbstractExecutor):
             self._supervisor.lost(task.stage, worker, error)
         blame = not lost_worker or worker.crash_suspect is task
         self._leave(task)
-        if isinstance(task, PutGroup):
+        if isinstance(task, PutBatch):
             if len(task.members) > 1:
                 # nobody knows yet which of them it was
                 for member in reversed(task.members):
-                    member.alone = True
+                    member.exclusive = True
                     self._waiting["put"].appendleft(member)
                 return
             (task,) = task.members
         if lost_objects:
             self._lost_objects(task, error)
             return
-        task.alone |= lost_worker
+        task.exclusive |= lost_worker
         self._try_again(task, error, blame)
 
     def _leave(self, task: Task) -> Worker:
@@ -349,7 +349,7 @@ class PooledExecutor(AbstractExecutor):
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
-        worker.alone = False
+        worker.exclusive = False
         worker.first_since_s = self._clock()
         task.worker = task.sent_to = None
         return worker
@@ -357,10 +357,10 @@ class PooledExecutor(AbstractExecutor):
     def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
         task.tries += blame
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        if task.tries < self._patience.max_tries:
+        if task.tries < self._timeouts.max_tries:
             if blame:
                 self._say(
-                    "retry", task, f"{task} is tried again ({task.tries} of {self._patience.max_tries}): {reason}"
+                    "retry", task, f"{task} is tried again ({task.tries} of {self._timeouts.max_tries}): {reason}"
                 )
             self._waiting[task.stage].appendleft(task)
             return
@@ -372,7 +372,7 @@ class PooledExecutor(AbstractExecutor):
         outcome = TaskResult(None, error, 0.0)
         self._report(task, outcome)
         if isinstance(task, SegmentTask) and task.stage == "encode":
-            for each in self._parked.pop(task.place, []):
+            for each in self._parked.pop(task.segment_id, []):
                 self._report(each, outcome)
 
     def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
@@ -380,15 +380,15 @@ class PooledExecutor(AbstractExecutor):
         if not isinstance(task, SegmentTask):
             self._try_again(task, error, blame=False)
             return
-        if task.encoded is not self._encoded.get(task.place) and task.stage != "encode":
+        if task.encoded is not self._encoded.get(task.segment_id) and task.stage != "encode":
             # another task noticed it first, and they have been made again since
             self._waiting[task.stage].appendleft(task)
             return
-        parked = self._parked.setdefault(task.place, [])
+        parked = self._parked.setdefault(task.segment_id, [])
         parked.append(task)
         if len(parked) > 1:
             return
-        times = self._encoded_again[task.place] = self._encoded_again.get(task.place, 0) + 1
+        times = self._encoded_again[task.segment_id] = self._encoded_again.get(task.segment_id, 0) + 1
         if times > MAX_ENCODED_AGAIN:
             raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
         self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")

@@ -49,14 +49,14 @@ class Supervisor:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._pools = pools
-        self._patience = timeouts
+        self._timeouts = timeouts
         self._accept = accept
         self._clock = clock
         self._starting: dict[Any, tuple[Stage, Worker]] = {}
         self._asked: dict[Any, _Question] = {}
         self._kills: set[Any] = set()
         self._last_asked_s = self._last_checked_s = clock()
-        self._unmanned_since_s: dict[Stage, float] = {}
+        self._no_worker_since_s: dict[Stage, float] = {}
         self._begun = False
         self.events: list[ExecutorEvent] = []
         for stage, pool in pools.items():
@@ -110,11 +110,11 @@ class Supervisor:
             self._judge(question, now)
         for stage, pool in self._pools.items():
             for worker in pool.usable:
-                if worker.tasks and now - worker.first_since_s > self._patience.task_s:
+                if worker.tasks and now - worker.first_since_s > self._timeouts.task_s:
                     worker.first_since_s = now
                     worker.overdue = True
-                    self._kill(stage, worker, f"worked on one task for more than {self._patience.task_s:g} s")
-            self._check_manned(stage, pool, now)
+                    self._kill(stage, worker, f"worked on one task for more than {self._timeouts.task_s:g} s")
+            self._check_has_worker(stage, pool, now)
         if now - self._last_asked_s >= self._ask_every_s:
             self._last_asked_s = now
             waiting = {id(question.of) for question in self._asked.values()}
@@ -125,7 +125,7 @@ class Supervisor:
 
     @property
     def _ask_every_s(self) -> float:
-        return min(ASK_EVERY_S, self._patience.unresponsive_s / 2)
+        return min(ASK_EVERY_S, self._timeouts.unresponsive_s / 2)
 
     def _excuse(self, away_s: float) -> None:
         """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
@@ -136,8 +136,8 @@ class Supervisor:
         for pool in self._pools.values():
             for worker in pool.workers:
                 worker.first_since_s += away_s
-        for stage in self._unmanned_since_s:
-            self._unmanned_since_s[stage] += away_s
+        for stage in self._no_worker_since_s:
+            self._no_worker_since_s[stage] += away_s
 
     def _await(self, stage: Stage, worker: Worker) -> None:
         self._starting[worker.actor.ready.remote()] = stage, worker
@@ -186,11 +186,11 @@ class Supervisor:
         if worker.info is None or worker.info is not question.of:
             return
         stage = self._stage_of(worker)
-        if unresponsive_s > self._patience.unresponsive_s and not question.reported:
+        if unresponsive_s > self._timeouts.unresponsive_s and not question.reported:
             question.reported = True
             where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
             self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {unresponsive_s:.0f} s")
-        if unresponsive_s > self._patience.kill_s:
+        if unresponsive_s > self._timeouts.kill_s:
             self._kill(stage, worker, f"did not answer for {unresponsive_s:.0f} s")
 
     def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
@@ -201,14 +201,14 @@ class Supervisor:
         self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
         self._kills.add(kill_process(worker.info))
 
-    def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
+    def _check_has_worker(self, stage: Stage, pool: ActorPool, now: float) -> None:
         if pool.can_accept_tasks:
-            self._unmanned_since_s.pop(stage, None)
+            self._no_worker_since_s.pop(stage, None)
             return
-        since_s = self._unmanned_since_s.setdefault(stage, now)
-        if now - since_s > self._patience.no_worker_s:
+        since_s = self._no_worker_since_s.setdefault(stage, now)
+        if now - since_s > self._timeouts.no_worker_s:
             raise ClusterError(
-                f"no worker for {stage} for {self._patience.no_worker_s:g} s: the cluster has lost the nodes that they "
+                f"no worker for {stage} for {self._timeouts.no_worker_s:g} s: the cluster has lost the nodes that they "
                 "need, or has no room; see `ray status`, then continue with --resume"
             )
 

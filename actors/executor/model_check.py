@@ -9,7 +9,7 @@ from longmem.store.base import check_fingerprint
 from longmem.types import Fingerprint
 
 
-class Acceptance:
+class ModelCheck:
     """Looks at what each worker says when it is ready, and remembers the model."""
 
     def __init__(self) -> None:

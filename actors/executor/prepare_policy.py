@@ -10,7 +10,7 @@ from actors.workers.start import Workers
 from longmem.runtime.executor import PUT_SEGMENTS
 
 
-class Balance:
+class PreparePolicy:
     """Told of each task that is sent, before its worker has it. A worker that gets one while it has none has waited."""
 
     def __init__(self, workers: Workers) -> None:
@@ -18,8 +18,11 @@ class Balance:
         self._encoders_wait = False
         self.unscored_segments = 0
         """Segments that are encoded and still to be scored."""
-        self.num_left: int | None = None
+        self.unsubmitted_segments: int | None = None
         """At most so many segments are still to be submitted for encoding, where that is known."""
+
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
+        self.unscored_segments, self.unsubmitted_segments = unscored_segments, unsubmitted_segments
 
     def encodes(self, worker: Worker) -> bool:
         """An encoder gets a segment; returns whether it is to prepare it."""
@@ -28,8 +31,8 @@ class Balance:
             # fewer than are enough here may be all that a job holds
             self._encoders_wait = True
         enough = PUT_SEGMENTS + TASKS_PER_ACTOR * len(readers)
-        if self.num_left is not None:
-            enough = min(enough, self.num_left)
+        if self.unsubmitted_segments is not None:
+            enough = min(enough, self.unsubmitted_segments)
         return self._encoders_wait or self.unscored_segments > enough
 
     def scores(self, worker: Worker) -> None:

@@ -1,6 +1,6 @@
 """The executor on Ray: an encoder pool that writes, store actors, and a SideNet pool that reads.
 
-    driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── SideNetActor ◄──segment── driver
+    driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── ReaderActor ◄──segment── driver
                               └──────────────block, state────────────────────┘
 
 Encoded segments go from worker to worker through Ray's object store; the driver holds only references to them.

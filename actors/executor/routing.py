@@ -12,26 +12,26 @@ from actors.workers.start import Workers
 from longmem.runtime.executor import Stage
 from longmem.types import DocumentKey
 
-MAX_HOMES = 1000
+MAX_TRACKED_DOCUMENTS = 1000
 """Documents whose readers are remembered: forgetting one costs a window that is read twice."""
 
 
-class Placing:
+class Router:
     """Chooses workers, and remembers which readers hold which document."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._homes: dict[DocumentKey, list[Worker]] = {}
+        self._preferred: dict[DocumentKey, list[Worker]] = {}
         """Readers that hold a window of the document, the first one to read it first."""
 
-    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, alone: bool = False) -> Worker | None:
+    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, exclusive: bool = False) -> Worker | None:
         """Who gets a task now; None while nobody can. `made_on`: the node that holds the segment's block; `alone`: the
         task must have its worker for itself."""
         if stage == "put":
             shard = self._workers.stores.shard(key)
-            return None if shard.info is None or shard.alone or (alone and shard.tasks) else shard
-        homes = [worker for worker in self._homes.get(key, []) if worker.info is not None]
-        nodes = {worker.info.node_id for worker in homes if worker.info}
+            return None if shard.info is None or shard.exclusive or (exclusive and shard.tasks) else shard
+        preferred = [worker for worker in self._preferred.get(key, []) if worker.info is not None]
+        nodes = {worker.info.node_id for worker in preferred if worker.info}
 
         def is_far(worker: Worker) -> bool:
             assert worker.info is not None, f"{worker.name} is not there"
@@ -42,18 +42,18 @@ class Placing:
             return worker.info.node_id != made_on
 
         if stage == "encode":
-            return self._workers.encoders.choose(is_far, alone)
+            return self._workers.encoders.choose(is_far, exclusive)
         # the state is larger than the block, which is all that a second window costs per segment
-        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in homes), alone)
+        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in preferred), exclusive)
 
     def reads(self, worker: Worker, key: DocumentKey) -> None:
         """`worker` was given a segment of the document to score."""
-        homes = self._homes.setdefault(key, [])
-        if worker not in homes:
-            homes.append(worker)
-        if len(self._homes) > MAX_HOMES:
-            del self._homes[next(iter(self._homes))]
+        preferred = self._preferred.setdefault(key, [])
+        if worker not in preferred:
+            preferred.append(worker)
+        if len(self._preferred) > MAX_TRACKED_DOCUMENTS:
+            del self._preferred[next(iter(self._preferred))]
 
-    def forget(self, key: DocumentKey) -> list[Any]:
+    def evict(self, key: DocumentKey) -> list[Any]:
         """The workers that hold a window of the document."""
-        return self._homes.pop(key, [])
+        return self._preferred.pop(key, [])

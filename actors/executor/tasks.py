@@ -9,7 +9,7 @@ from longmem.runtime.executor import Stage
 from longmem.runtime.requests import Request
 from longmem.types import DocumentKey, Segment
 
-Place = tuple[DocumentKey, int]
+SegmentId = tuple[DocumentKey, int]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Task:
     """Whose pool does it."""
     tries: int = field(default=0, init=False)
     """How often it ended its worker, or met a bug."""
-    alone: bool = field(default=False, init=False)
+    exclusive: bool = field(default=False, init=False)
     """It was lost with its worker: from now on it is tried alone, so that it is known whether it is to blame."""
     worker: Worker | None = field(default=None, init=False)
     sent_to: WorkerInfo | None = field(default=None, init=False)
@@ -47,7 +47,7 @@ class SegmentTask(Task):
     """What a running encoding makes; of other tasks, what they were given."""
 
     @property
-    def place(self) -> Place:
+    def segment_id(self) -> SegmentId:
         return self.segment.key, self.segment.index
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from actors.executor.routing import Placing
+from actors.executor.routing import Router
 from actors.executor.tasks import SegmentTask, Task
 from actors.result import TaskResult
 from actors.workers.pools import TASKS_PER_ACTOR, Worker
@@ -29,13 +29,13 @@ def pause_s(busy_s: float) -> float:
 
 
 @dataclass(eq=False)
-class PutGroup(Task):
+class PutBatch(Task):
     """Puts to one store that go together."""
 
     members: list[SegmentTask]
 
     def __post_init__(self) -> None:
-        self.alone = any(member.alone for member in self.members)
+        self.exclusive = any(member.exclusive for member in self.members)
 
     def __str__(self) -> str:
         return f"{len(self.members)} puts, the first one {self.members[0]}"
@@ -51,11 +51,11 @@ class PutGroup(Task):
         ]
 
 
-class Grouping:
+class WriteBatcher:
     """Makes groups of puts that wait, and knows how long each store still pauses."""
 
-    def __init__(self, placing: Placing, clock: Callable[[], float]) -> None:
-        self._placing = placing
+    def __init__(self, router: Router, clock: Callable[[], float]) -> None:
+        self._router = router
         self._clock = clock
         self._pause_ends_s: dict[Worker, float] = {}
         self.wait_s = inf
@@ -65,15 +65,15 @@ class Grouping:
         """The store has committed, which took `busy_s`."""
         self._pause_ends_s[store] = self._clock() + pause_s(busy_s)
 
-    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[Worker, PutGroup]]:
+    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[Worker, PutBatch]]:
         """Groups that are to be sent now, out of `waiting`. `may_wait`: for others that come."""
         by_store: dict[Worker, list[SegmentTask]] = {}
         for task in waiting:
             assert isinstance(task, SegmentTask), f"{task} is no put"
-            store = self._placing.choose("put", task.segment.key, None, task.alone)
-            if store is not None and not (task.alone and by_store):
+            store = self._router.choose("put", task.segment.key, None, task.exclusive)
+            if store is not None and not (task.exclusive and by_store):
                 by_store.setdefault(store, []).append(task)
-            if task.alone:
+            if task.exclusive:
                 # it goes alone, once those before it have gone; and those behind it would keep every store busy
                 break
         self.wait_s = inf
@@ -81,7 +81,7 @@ class Grouping:
         for store, puts in by_store.items():
             num_whole = len(puts) // PUT_SEGMENTS
             for first in range(0, len(puts), PUT_SEGMENTS):
-                group = PutGroup("put", puts[first : first + PUT_SEGMENTS])
+                group = PutBatch("put", puts[first : first + PUT_SEGMENTS])
                 whole = len(group.members) == PUT_SEGMENTS
                 wait_s = 0.0 if whole else self._wait_of(store, len(store.tasks) + num_whole, may_wait)
                 if wait_s > 0:

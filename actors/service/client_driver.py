@@ -82,11 +82,11 @@ class ClientDriver:
         self._thread = Thread(target=self._run, name="longmem-client", daemon=True)
         self._thread.start()
 
-    def read(self, reading: DocumentRequest) -> "Future[DocumentResult]":
+    def read(self, request: DocumentRequest) -> "Future[DocumentResult]":
         """Store (and score) a document; the future raises the error that ended it."""
         future: Future[DocumentResult] = Future()
-        future.add_done_callback(lambda done: self._commands.put(lambda: self._drop(reading.key, done)))
-        self._commands.put(lambda: self._begin(reading, future))
+        future.add_done_callback(lambda done: self._commands.put(lambda: self._drop(request.key, done)))
+        self._commands.put(lambda: self._begin(request, future))
         return future
 
     def text(self, request: TextRequest) -> "Future[Any]":
@@ -149,7 +149,7 @@ class ClientDriver:
         self._executor.turn(0)
         self._start_text()
         for stage, segment in self._scheduler.start(self._slots):
-            self._executor.set_backlog(self._scheduler.lag_segments, num_left=None)
+            self._executor.set_backlog(self._scheduler.lag_segments, unsubmitted_segments=None)
             self._executor.submit(stage, segment)
         self._count()
         if self._busy:
@@ -185,14 +185,14 @@ class ClientDriver:
             request, future = self._waiting_texts.popleft()
             self._texts[self._executor.ask(request)] = future
 
-    def _begin(self, reading: DocumentRequest, future: "Future[DocumentResult]") -> None:
-        key = reading.key
+    def _begin(self, request: DocumentRequest, future: "Future[DocumentResult]") -> None:
+        key = request.key
         if key in self._active:
-            self._later.setdefault(key, deque()).append((reading, future))
+            self._later.setdefault(key, deque()).append((request, future))
         elif not future.cancelled():
-            scored = set() if reading.scored else {segment.index for segment in reading.segments}
+            scored = set() if request.scored else {segment.index for segment in request.segments}
             active = _Active(future)
-            if self._failure is None and self._scheduler.add_document(reading.segments, scored, reading.stored):
+            if self._failure is None and self._scheduler.add_document(request.segments, scored, request.stored):
                 self._active[key] = active
             else:
                 _resolve(future, active.result, self._failure)
@@ -224,8 +224,8 @@ class ClientDriver:
     def _finish(self, key: DocumentKey) -> None:
         active = self._active.pop(key)
         _resolve(active.future, active.result, active.error)
-        for reading, future in self._later.pop(key, ()):
-            self._begin(reading, future)
+        for request, future in self._later.pop(key, ()):
+            self._begin(request, future)
 
     def _fail_all(self, error: Exception) -> None:
         later = [future for waiting in self._later.values() for _, future in waiting]

@@ -12,7 +12,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 
 NAMESPACE = "longmem"
 """Ray namespace of every named actor of the project, so that any job can find those of a service."""
@@ -69,7 +69,7 @@ def here(result: Any) -> WorkerInfo:
 
 def opened(work: Callable[[], Any]) -> TaskResult:
     """Outcome of an actor's `ready`: where it is, with what `work` returned."""
-    return attempt(lambda: here(work()))
+    return run_task(lambda: here(work()))
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -11,7 +11,7 @@ import ray
 import torch
 from jaxtyping import Int32
 
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ class EncoderActor:
 
     def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
         """Returned as three objects: the receipt goes to the driver, the rest only to who needs it."""
-        outcome = attempt(lambda: self._loaded().encode(segment, prepare))
+        outcome = run_task(lambda: self._loaded().encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
@@ -80,7 +80,7 @@ class EncoderActor:
         return TaskResult(receipt, None, outcome.busy_s), encoded.block, encoded.state
 
     def answer(self, request: Request) -> TaskResult:
-        return attempt(lambda: self._answer(request))
+        return run_task(lambda: self._answer(request))
 
     def _answer(self, request: Request) -> Any:
         model = self._loaded()
@@ -100,7 +100,7 @@ class EncoderActor:
     def tokenize(self, text: str) -> TaskResult:
         """Without waiting for the model's work, and with a tokenizer of its own, because neither is thread-safe. The
         result is a TokenizedText."""
-        return attempt(lambda: self._tokenize(text))
+        return run_task(lambda: self._tokenize(text))
 
     def _tokenize(self, text: str) -> TokenizedText:
         if self._tokenizer is None:

@@ -27,7 +27,7 @@ class Worker:
     """None while it starts, or starts again."""
     tasks: list[Any] = field(default_factory=list)
     """Sent and not ended, in order: the first one is in the actor's hands."""
-    alone: bool = False
+    exclusive: bool = False
     """Its task must have no company, so that it is known who ended the actor if it ends."""
     first_since_s: float = 0.0
     """Since when (monotonic) the first task is the first."""
@@ -55,7 +55,7 @@ class ActorPool:
     @property
     def slots(self) -> int:
         """Tasks that can be sent before every usable actor has its fill."""
-        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable if not worker.alone)
+        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable if not worker.exclusive)
 
     @property
     def can_accept_tasks(self) -> bool:
@@ -67,11 +67,11 @@ class ActorPool:
         """Whether some task can never be sent again."""
         return all(worker.gone for worker in self.workers)
 
-    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0, alone: bool = False) -> Worker | None:
+    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0, exclusive: bool = False) -> Worker | None:
         """The usable actor with room that has the lowest `rank`, then the least load; None if all are full. A task that
         must be `alone` gets an idle one."""
-        most = 0 if alone else TASKS_PER_ACTOR - 1
-        free = [worker for worker in self.usable if len(worker.tasks) <= most and not worker.alone]
+        most = 0 if exclusive else TASKS_PER_ACTOR - 1
+        free = [worker for worker in self.usable if len(worker.tasks) <= most and not worker.exclusive]
         return min(free, key=lambda worker: (rank(worker), len(worker.tasks)), default=None)
 
     def stop(self) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.memory.window_cache import WindowCache
@@ -55,13 +55,13 @@ class ReaderActor:
         """Answers unless the process is stopped or gone."""
 
     def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> TaskResult:
-        return attempt(lambda: self._score(segment, block, state))
+        return run_task(lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)
-    def forget(self, key: DocumentKey) -> None:
+    def evict(self, key: DocumentKey) -> None:
         """Drop the document's window. Runs after the scores that were submitted before it."""
         if self._opened is not None:
-            self._opened[1].forget(key)
+            self._opened[1].evict(key)
 
     def _score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> SegmentScore:
         model, windows, _ = self._loaded()

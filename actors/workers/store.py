@@ -8,7 +8,7 @@ import ray.exceptions
 import xxhash
 
 from actors.errors import translated
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from actors.workers.pools import ActorPool, Worker
 from longmem.store.base import AbstractBlockSource, AbstractMemoryStore, put_each
@@ -48,7 +48,7 @@ class StoreActor:
     @ray.method(concurrency_group="write")
     def put(self, *blocks: KVBlock) -> TaskResult:
         """Several blocks together; the result is what came of each, a PutReceipt or a LongMemError."""
-        return attempt(lambda: put_each(self._store(), blocks))
+        return run_task(lambda: put_each(self._store(), blocks))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def read(self, key: DocumentKey, first_segment: int, last_segment: int, ahead: int) -> list[KVBlock]:

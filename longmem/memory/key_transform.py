@@ -32,7 +32,7 @@ class KeySpace:
     def __post_init__(self) -> None:
         assert self.form == "raw" or self.mean is not None, f"keys={self.form} needs the mean key of each head"
 
-    def place(self, keys: Float[Tensor, "*any kv_heads head_dim"]) -> Float[Tensor, "*any kv_heads head_dim"]:
+    def transform(self, keys: Float[Tensor, "*any kv_heads head_dim"]) -> Float[Tensor, "*any kv_heads head_dim"]:
         """Keys of this form; computed in float32, returned in the given type. Raw keys are the very tensor."""
         if self.mean is None or self.form == "raw":
             return keys

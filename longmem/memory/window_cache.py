@@ -45,7 +45,7 @@ class WindowCache:
     def num_bytes(self) -> int:
         return sum(buffer.num_bytes for buffer in self._buffers.values())
 
-    def forget(self, key: DocumentKey) -> None:
+    def evict(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
         self._buffers.pop(key, None)
 

@@ -102,9 +102,12 @@ class AbstractExecutor(ABC):
         """Start a task. `put` and `score` need the segment's `encode` to have completed, and `score` its past to
         have been stored."""
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:  # noqa: B027 - in one process it is of no use
-        """So many segments are encoded and still to be scored, and at most `num_left` are still to be submitted for
-        encoding (None: nobody knows). Changes who works on what, no result."""
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:  # noqa: B027 - in one process it is of no use
+        """Give the executor the current backlog, which is used for load balancing only and changes no result.
+
+        `unscored_segments` are encoded and not scored. `unsubmitted_segments` is an upper bound of the segments still
+        to be submitted for encoding, or None if it is unknown.
+        """
 
     @abstractmethod
     def ask(self, request: Request) -> int:
@@ -137,7 +140,7 @@ class AbstractExecutor(ABC):
         may read them."""
 
     @abstractmethod
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         """Delete a document from the store."""
 
     @abstractmethod
@@ -293,9 +296,9 @@ class InlineExecutor(AbstractExecutor):
     def trim(self, key: DocumentKey, first_segment: int) -> None:
         self._store.trim(key, first_segment)
 
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         self._store.delete(key)
-        self._windows.forget(key)
+        self._windows.evict(key)
 
     def close(self) -> None:
         self._writer.shutdown()

@@ -33,7 +33,7 @@ class Memories:
             return None
         if self._checksums.get(last.key) != last.checksum:
             # deleted and written again since it was read
-            self._windows.forget(last.key)
+            self._windows.evict(last.key)
         view = self._windows.whole(last.key, [last])
         self._checksums[last.key] = last.checksum
         return view

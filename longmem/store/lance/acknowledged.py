@@ -242,7 +242,7 @@ class _OnDisk(Acknowledged):
         except OSError as error:
             raise StoreError(f"cannot write to {self._folder}: {error}; check its permissions") from error
         self._sound = None
-        self._files.forget()
+        self._files.evict()
         if version is not None:
             self.record(version)
 

@@ -37,7 +37,7 @@ PAYLOAD_SEGMENTS = 64
 """Segments of one payload table: what trimming frees at a time, and what a read scans (0.1 ms per fragment)."""
 
 
-def place_of(key: DocumentKey) -> str:
+def document_hash(key: DocumentKey) -> str:
     """Hash that stands for a document in names and conditions."""
     # the length in front keeps ("a", "b/c") and ("a/b", "c") apart
     name = f"{len(key.namespace)}:{key.namespace}{key.document}"
@@ -46,17 +46,17 @@ def place_of(key: DocumentKey) -> str:
 
 def block_of(key: DocumentKey, segment: int) -> str:
     """Name of a block, unique in the catalogue."""
-    return f"{place_of(key)}-{segment}"
+    return f"{document_hash(key)}-{segment}"
 
 
 def at(key: DocumentKey) -> str:
     """Condition for the rows of one document."""
-    return f"place = {quoted(place_of(key))}"
+    return f"place = {quoted(document_hash(key))}"
 
 
 def row_of(info: SegmentInfo, payload: str, write: int) -> dict[str, Any]:
     """The row that makes a block exist."""
-    names = {"place": place_of(info.key), "namespace": info.key.namespace, "document": info.key.document}
+    names = {"place": document_hash(info.key), "namespace": info.key.namespace, "document": info.key.document}
     described = {name: value for name, value in vars(info).items() if name != "key"}
     return {"block": block_of(info.key, info.segment), **names, **described, "payload": payload, "write": write}
 
@@ -72,7 +72,7 @@ def key_of(row: dict[str, Any]) -> DocumentKey:
     if not isinstance(row["namespace"], str) or not isinstance(row["document"], str):
         raise _damaged(row)
     key = DocumentKey(row["namespace"], row["document"])
-    if row["place"] != place_of(key):
+    if row["place"] != document_hash(key):
         raise _damaged(row)
     return key
 
@@ -107,14 +107,14 @@ def once_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def payload_name(key: DocumentKey, segment: int, epoch: str) -> str:
     """Table that a block goes to. `epoch` is that of the writing process: no process appends to a table that another
     one may have left half-written or half-dropped."""
-    return f"{PAYLOAD_PREFIX}{place_of(key)}-{segment // PAYLOAD_SEGMENTS}-{epoch}"
+    return f"{PAYLOAD_PREFIX}{document_hash(key)}-{segment // PAYLOAD_SEGMENTS}-{epoch}"
 
 
 def is_payload(name: str, key: DocumentKey | None = None, below_segment: int | None = None) -> bool:
     """Whether a table holds payload: of `key`, and of nothing but segments below `below_segment`, where given."""
     if key is None:
         return name.startswith(PAYLOAD_PREFIX)
-    prefix = f"{PAYLOAD_PREFIX}{place_of(key)}-"
+    prefix = f"{PAYLOAD_PREFIX}{document_hash(key)}-"
     if not name.startswith(prefix):
         return False
     generation = int(name[len(prefix) :].split("-")[0])

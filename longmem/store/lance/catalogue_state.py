@@ -94,7 +94,7 @@ class CatalogueFiles:
                     found[path] = data
         return found
 
-    def forget(self) -> None:
+    def evict(self) -> None:
         """Take nothing from what was read before."""
         self._known = {}
         self._copied = set()

@@ -169,7 +169,7 @@ class LanceReader(AbstractMemoryStore):
     def verify(self, key: DocumentKey | None = None) -> int:
         self._check_open()
         # a file that this process has opened before may have been damaged since
-        self._database.forget_all()
+        self._database.evict_all()
         self._check_acknowledged()
         self._acknowledged.check_hint()
         self._check_stored_identity()

@@ -173,7 +173,7 @@ class _Repair:
             except OSError as error:
                 raise StoreError(f"cannot write {path}: {error}; free some space or check its permissions") from error
             self._report.actions.append(f"{name}, a list of deleted rows, was put back from its copy")
-        self._database.forget_all()
+        self._database.evict_all()
 
     def _rows_of_suspect_version(self) -> list[dict[str, Any]]:
         """The rows of a newest version that is not the one that was acknowledged under its number. It is moved aside: a
@@ -188,7 +188,7 @@ class _Repair:
         except CorruptionError:
             return []
         self._move_aside(newest, "it is not the version that was acknowledged under this number")
-        self._database.forget(CATALOGUE)
+        self._database.evict(CATALOGUE)
         return rows
 
     def _check_writes(self, suspect: list[dict[str, Any]]) -> None:
@@ -216,7 +216,7 @@ class _Repair:
         self._move_aside(self._folder / f"{CATALOGUE}.lance", f"its {len(rows)} rows were written anew")
         rebuilt.rename(self._folder / f"{CATALOGUE}.lance")
         for name in (CATALOGUE, REBUILT):
-            self._database.forget(name)
+            self._database.evict(name)
 
     def _tell_unnamed(self, payloads: list[str]) -> None:
         """Report what the lost commits had made reachable: payload that no row names. It stays where its table has
@@ -232,7 +232,7 @@ class _Repair:
                 if not any(payload == name for payload, _ in named):
                     self._move_aside(self._folder / f"{name}.lance", "no row of the catalogue names any of its blocks")
         if unnamed:
-            owners = sorted({documents.get(_place(name), "a document without any block left") for name in unnamed})
+            owners = sorted({documents.get(_document_hash(name), "a document without blocks") for name in unnamed})
             shown = ", ".join(owners[:_NAMED]) + (f" and {len(owners) - _NAMED} others" if len(owners) > _NAMED else "")
             self._report.actions.append(
                 f"{sum(unnamed.values())} blocks were written that the catalogue does not name (lost with its newest "
@@ -246,7 +246,7 @@ class _Repair:
             return False
         moved = 0
         while True:
-            self._database.forget(name)
+            self._database.evict(name)
             try:
                 self._database.check(name, columns, read)
             except CorruptionError as error:
@@ -288,7 +288,7 @@ class _Repair:
             return True
         why = "it holds no readable fingerprint" if stored is None else "its fingerprint is that of another store"
         self._move_aside(self._folder / f"{IDENTITY}.lance", why)
-        self._database.forget(IDENTITY)
+        self._database.evict(IDENTITY)
         self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
         self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
         self._report.actions.append(f"restored the fingerprint from {count} of {len(payloads)} payload tables")
@@ -336,7 +336,7 @@ def _newest_manifest(table: Path) -> Path | None:
     return max(_manifests(table), key=lambda path: version_of(path.name) or 0, default=None)
 
 
-def _place(payload: str) -> str:
+def _document_hash(payload: str) -> str:
     return payload.split("-")[1]
 
 

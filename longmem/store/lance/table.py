@@ -182,7 +182,7 @@ class LanceDatabase:
         has no renaming: there the table goes at once.
         """
         with _translated(f"dropping table {name}", damage=False):
-            self.forget(name)
+            self.evict(name)
             if self.folder is None:
                 if name in self.table_names():
                     self._connected().drop_table(name)
@@ -209,14 +209,14 @@ class LanceDatabase:
         """Remove old versions of a table, and their files."""
         return self._optimize(name, schema, older_than)
 
-    def forget_all(self) -> None:
+    def evict_all(self) -> None:
         """Open everything anew, and take nothing from what this process has read before."""
         with self._lock:
             self._tables.clear()
             self._connection = None
             self._session = _new_session()
 
-    def forget(self, name: str) -> None:
+    def evict(self, name: str) -> None:
         """Open the table anew next time."""
         with self._lock:
             self._tables.pop(name, None)
@@ -227,7 +227,7 @@ class LanceDatabase:
                 self._table(name, schema.names).optimize(cleanup_older_than=cleanup_older_than)
         except StoreError as error:
             # a handle that lost such a race keeps failing until it is opened again
-            self.forget(name)
+            self.evict(name)
             if not _is_conflict(error):
                 raise
             return False
@@ -255,7 +255,7 @@ class LanceDatabase:
                 with _translated(doing, damage=False):
                     return commit()
             except StoreError as error:
-                self.forget(name)
+                self.evict(name)
                 if not _is_conflict(error) or tried == CONFLICT_TRIES - 1:
                     raise
             # without chance in it, two that met once meet again

@@ -259,7 +259,7 @@ class LanceWriter(LanceReader):
         """
         if dropped := {name for name in payloads if not self._database.has_table(name)}:
             for name in dropped:
-                self._database.forget(name)
+                self._database.evict(name)
             self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, dropped))})")
             # nothing more is appended to a table that may be half there
             self._epoch = token_hex(4)

@@ -89,11 +89,11 @@ def test_workers_are_compared_by_identity() -> None:
 def test_a_task_that_must_be_alone_gets_an_idle_actor_and_keeps_it() -> None:
     pool = pool_of("ab")
     assert send(pool) == "a"
-    worker = pool.choose(alone=True)
+    worker = pool.choose(exclusive=True)
     assert worker is pool.workers[1]
     worker.tasks.append(object())
-    worker.alone = True
-    assert pool.choose(alone=True) is None
+    worker.exclusive = True
+    assert pool.choose(exclusive=True) is None
     assert pool.slots == TASKS_PER_ACTOR - 1
     assert send(pool) == "a"
     assert send(pool) == "-"
