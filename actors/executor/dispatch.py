@@ -1,8 +1,8 @@
-"""The executor's logic on pools of actors: who gets which task, and what happens to tasks whose worker is lost.
+"""Executor on pools of actors: sends tasks to workers and retries tasks of lost workers.
 
-A task is *waiting* (no usable actor has room), *running*, or *parked* (its block was lost with a node, and is being
-encoded again). Encoding and scoring are functions of their input, and a put is idempotent, so a repeated task changes
-nothing. Every task is reported once.
+A task is *waiting* (no usable actor has a free slot), *running*, or *parked* (its block was lost with a node, and is
+being encoded again). Encoding and scoring are functions of their input, and a put is idempotent, so a retry changes no
+result. Every task is reported once.
 """
 
 from collections import deque
@@ -35,13 +35,13 @@ from longmem.runtime.requests import Request
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
-"""How often silence and deadlines are looked at while nothing else happens."""
+"""Seconds between checks of liveness and deadlines while no task ends."""
 
 LATE_S = 10.0
-"""How long an elastic job waits for the rest of its workers once it could begin."""
+"""Seconds that an elastic job waits for its remaining workers once it could begin."""
 
 MAX_ENCODED_AGAIN = 10
-"""A block that is lost this often is not lost by chance."""
+"""Times that one block is encoded again; more losses mean a faulty cluster."""
 
 WORKER_LOST = (
     ray.exceptions.RayActorError,
@@ -53,10 +53,10 @@ WORKER_LOST = (
 
 
 class PooledExecutor(AbstractExecutor):
-    """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
+    """Runs tasks on `workers`, which the caller starts and ends. Call `begin` before the first task."""
 
     after_quarantine = "the document is set aside, --resume tries it again"
-    """What is said to whoever asked for a task that failed too often."""
+    """End of the error message for a task that exceeded its retries."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class PooledExecutor(AbstractExecutor):
         clock: Callable[[], float] = monotonic,
         connection: Connection | None = None,
     ) -> None:
-        """`connection`: of the cluster whose loss is told; None where the caller looks after it."""
+        """`connection` is checked for the loss of the cluster; None if the caller does so."""
         self._workers = workers
         self._connection = connection
         self._pools = workers.by_stage()
@@ -86,10 +86,10 @@ class PooledExecutor(AbstractExecutor):
         self._answers: list[Answer] = []
 
     def begin(self, elastic: bool, room: Room | None = None) -> None:
-        """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
-        `room` is told that the job waits.
+        """Wait until all workers are ready; if `elastic`, until each stage has one and LATE_S have passed.
 
-        Raises what a worker that cannot be used says, and ClusterError when some do not start within `no_worker_s`.
+        `room` reports the wait. Raises the error of a worker that cannot be used, and ClusterError when workers do not
+        start within `no_worker_s`.
         """
         begun_s = self._clock()
         could_begin_s: float | None = None
@@ -109,7 +109,7 @@ class PooledExecutor(AbstractExecutor):
         self._supervisor.begin()
 
     def _explaining(self) -> AbstractContextManager[None]:
-        """Raise ClusterError instead of the error of a call where the cluster is lost."""
+        """Return a context that replaces errors of calls by LostClusterError when the cluster is lost."""
         return nullcontext() if self._connection is None else self._connection.watch.explaining()
 
     def describe(self) -> ModelDescription:
@@ -146,7 +146,7 @@ class PooledExecutor(AbstractExecutor):
             with self._explaining():
                 self._send_waiting()
                 self._supervisor.check()
-            # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
+            # starting workers count: a caller that cannot submit for lack of a worker waits for it
             busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
             ended = self._completed or self._answers
             left_s = min(deadline_s - self._clock(), self._write_batcher.wait_s)
@@ -156,8 +156,8 @@ class PooledExecutor(AbstractExecutor):
                 return completed
 
     def turn(self, timeout_s: float, also: Any = None) -> None:
-        """Deal with what is ready, after waiting for at most `timeout_s`, or until `also` is ready. Raises ClusterError
-        when the cluster is lost."""
+        """Handle ended tasks, after waiting for at most `timeout_s` or until `also` is ready. Raises ClusterError when
+        the cluster is lost."""
         with self._explaining():
             self._turn(timeout_s, also)
 
@@ -178,7 +178,7 @@ class PooledExecutor(AbstractExecutor):
                 failed.append((task, error))
             else:
                 self._ended(task, outcome)
-        # successes first, so that only tasks that were lost are looked at when the crash_suspect one is searched
+        # successes first: only lost tasks then remain among which the crash suspect is searched
         for task, failure in failed:
             self._failed(task, failure)
         for ref in ready:
@@ -205,11 +205,11 @@ class PooledExecutor(AbstractExecutor):
         shard = self._workers.stores.shard(key)
         self._answer(shard.actor.delete.remote(key), f"deleting {key}")
         for worker in self._router.evict(key):
-            # not waited for, because an actor keeps the order in which it is called
+            # no wait: an actor runs calls in the order in which they were sent
             worker.actor.evict.remote(key)
 
     def close(self) -> None:
-        """Let go of all work. What was sent and not ended is finished by the workers, and its result dropped."""
+        """Discard all work. Workers finish tasks that were sent, and their results are ignored."""
         for waiting in self._waiting.values():
             waiting.clear()
         self._running.clear()
@@ -217,8 +217,8 @@ class PooledExecutor(AbstractExecutor):
         self._encoded.clear()
 
     def _answer(self, ref: Any, doing: str) -> Any:
-        """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
-        would never be killed. Raises ClusterError after `no_worker_s`."""
+        """Return the answer of a call that Ray retries. Checks workers meanwhile, or a hanging store would never be
+        killed. Raises ClusterError after `no_worker_s`."""
         deadline_s = self._clock() + self._timeouts.no_worker_s
         with self._explaining(), translated(doing):
             while not ray.wait([ref], timeout=0)[0]:
@@ -243,19 +243,19 @@ class PooledExecutor(AbstractExecutor):
                     waiting.remove(task)
                     self._send(task, worker)
                 elif task.exclusive:
-                    # or those behind it would keep every worker busy
+                    # tasks behind it wait, or they would keep every worker busy
                     break
 
     @property
     def _puts_may_wait(self) -> bool:
-        """Others come, and no reader has to wait for these soon."""
+        """True if further puts will follow, and no reader will soon wait for the present ones."""
         if self._prepare_policy.unscored_segments == 0:
             return bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
     def _send(self, task: Task, worker: Worker) -> None:
-        assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
+        assert worker.info is not None, f"{task} is sent to {worker.name}, which has no process"
         if isinstance(task, PutBatch):
             outcome = self._send_batch(task, worker)
         elif isinstance(task, SegmentTask):
@@ -271,13 +271,13 @@ class PooledExecutor(AbstractExecutor):
         self._running[outcome] = task
 
     def _send_batch(self, group: PutBatch, worker: Worker) -> Any:
-        """Returns the reference of the outcome."""
+        """Send a batch of puts; return the reference of its result."""
         for member in group.members:
             member.encoded = self._encoded[member.segment_id]
         return worker.actor.put.remote(*(self._encoded[member.segment_id].block for member in group.members))
 
     def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
-        """Returns the reference of the outcome."""
+        """Send one stage of a segment; return the reference of its result."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
             prepare = self._prepare_policy.encodes(worker)
@@ -293,8 +293,8 @@ class PooledExecutor(AbstractExecutor):
         worker = self._leave(task)
         if isinstance(task, PutBatch):
             self._write_batcher.ended(worker, outcome.busy_s)
-            for member, of_member in zip(task.members, task.outcomes(outcome), strict=True):
-                self._report(member, of_member)
+            for member, member_result in zip(task.members, task.outcomes(outcome), strict=True):
+                self._report(member, member_result)
             return
         self._report(task, outcome)
         if not isinstance(task, SegmentTask) or task.stage != "encode":
@@ -325,14 +325,14 @@ class PooledExecutor(AbstractExecutor):
         lost_worker = not lost_objects and isinstance(error, WORKER_LOST)
         if not (lost_objects or lost_worker or isinstance(error, ray.exceptions.RayTaskError)):
             raise ClusterError(f"{task}: {error}") from error
-        # by then the worker may be another incarnation, which is well
+        # ignore failures of an earlier process of this actor: the restarted one is healthy
         if lost_worker and worker.info is task.sent_to:
             self._supervisor.lost(task.stage, worker, error)
-        blame = not lost_worker or worker.crash_suspect is task
+        is_suspect = not lost_worker or worker.crash_suspect is task
         self._leave(task)
         if isinstance(task, PutBatch):
             if len(task.members) > 1:
-                # nobody knows yet which of them it was
+                # ambiguous: retry each member exclusively to find the one that fails
                 for member in reversed(task.members):
                     member.exclusive = True
                     self._waiting["put"].appendleft(member)
@@ -342,10 +342,10 @@ class PooledExecutor(AbstractExecutor):
             self._lost_objects(task, error)
             return
         task.exclusive |= lost_worker
-        self._try_again(task, error, blame)
+        self._retry(task, error, is_suspect)
 
     def _leave(self, task: Task) -> Worker:
-        """Returns the worker that the task leaves."""
+        """Take an ended task from its worker, and return the worker."""
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
@@ -354,14 +354,14 @@ class PooledExecutor(AbstractExecutor):
         task.worker = task.sent_to = None
         return worker
 
-    def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
-        task.tries += blame
+    def _retry(self, task: Task, error: Exception, is_suspect: bool) -> None:
+        """Queue a failed task again, or quarantine it; only failures that it is suspected of count as tries."""
+        task.tries += is_suspect
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         if task.tries < self._timeouts.max_tries:
-            if blame:
-                self._say(
-                    "retry", task, f"{task} is tried again ({task.tries} of {self._timeouts.max_tries}): {reason}"
-                )
+            if is_suspect:
+                count = f"{task.tries} of {self._timeouts.max_tries}"
+                self._say("retry", task, f"{task} is tried again ({count}): {reason}")
             self._waiting[task.stage].appendleft(task)
             return
         text = f"{task} failed {task.tries} times, the last time with: {reason}"
@@ -376,12 +376,12 @@ class PooledExecutor(AbstractExecutor):
                 self._report(each, outcome)
 
     def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
-        """What was encoded is gone, with the node that held it; or what a request or its answer lay in."""
+        """Encode a segment again whose objects were lost with a node; retry a request whose objects were lost."""
         if not isinstance(task, SegmentTask):
-            self._try_again(task, error, blame=False)
+            self._retry(task, error, is_suspect=False)
             return
         if task.encoded is not self._encoded.get(task.segment_id) and task.stage != "encode":
-            # another task noticed it first, and they have been made again since
+            # another task noticed the loss first, and the objects have been made again since
             self._waiting[task.stage].appendleft(task)
             return
         parked = self._parked.setdefault(task.segment_id, [])

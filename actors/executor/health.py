@@ -1,7 +1,7 @@
-"""Knows which workers can be used: asks them whether they live, says when one is lost or silent, kills what hangs.
+"""Health of the workers: liveness checks, events for lost and stalled workers, and kills of workers that hang.
 
-starting ──ready──► usable ──lost (its calls fail)──► starting again, by Ray
-                       └─────silent for `kill_s`, or a task for `task_s`: killed, then lost
+starting ──ready──► usable ──lost (its calls fail)──► starting, restarted by Ray
+                       └─────unresponsive for `kill_s`, or one task for `task_s`: killed, then lost
 """
 
 from collections.abc import Callable
@@ -20,25 +20,26 @@ from longmem.errors import ClusterError, LongMemError
 from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
 
 ASK_EVERY_S = 5.0
+"""Seconds between liveness checks."""
 
 AWAY_S = 5.0
-"""A longer time between two checks is taken for a pause of this process."""
+"""Seconds between two checks above which this process is assumed to have been suspended."""
 
 
 @dataclass
 class _Question:
     worker: Worker
     of: WorkerInfo | None
-    """The incarnation that was asked."""
+    """Process that was asked."""
     asked_s: float
     reported: bool = False
 
 
 class Supervisor:
-    """Watches all workers of the pools. Its owner waits for `refs` together with its own, and hands what is ready to
-    `take`; `check` is called now and then.
+    """Liveness checks of all workers of the pools.
 
-    `accept` is called with a worker's WorkerInfo.result before the worker may be used, and raises if it must not be.
+    The owner waits for `refs` together with its own references, passes ready ones to `take`, and calls `check`
+    regularly. `accept` is called with a worker's WorkerInfo.result before its first use, and raises to reject it.
     """
 
     def __init__(
@@ -65,25 +66,27 @@ class Supervisor:
 
     @property
     def refs(self) -> list[Any]:
+        """References of pending calls, to be waited for."""
         return [*self._starting, *self._asked, *self._kills]
 
     @property
     def num_starting(self) -> int:
+        """Number of workers that start or restart."""
         return len(self._starting)
 
     def begin(self) -> None:
-        """From now on a worker that comes back is worth an event, and one that cannot be used is left out."""
+        """Report restarted workers as events from now on, and leave out rejected ones instead of raising."""
         self._begun = True
 
     def take(self, ref: Any) -> bool:
-        """Deal with a reference that is ready, if it is one of `refs`."""
+        """Handle a ready reference. Return False if it is not one of `refs`."""
         if ref in self._starting:
             self._started(*self._starting.pop(ref), ref)
         elif ref in self._asked:
             self._answered(self._asked.pop(ref), ref)
         elif ref in self._kills:
             self._kills.remove(ref)
-            # where the node itself is gone, so is the process: its calls fail
+            # if the node is gone, so is the process: its calls fail
             with suppress(ray.exceptions.RayError):
                 ray.get(ref)
         else:
@@ -91,10 +94,10 @@ class Supervisor:
         return True
 
     def lost(self, stage: Stage, worker: Worker, error: Exception) -> None:
-        """A call to the worker failed in a way that says that its process is gone."""
+        """Record that the process of a worker is gone, because a call to it failed, and await its restart."""
         if worker.info is None:
             return
-        # tasks that were sent to an earlier incarnation may not have failed yet
+        # tasks that were sent to an earlier process may not have failed yet
         had = [task for task in worker.tasks if task.sent_to is worker.info]
         worker.crash_suspect = had[0] if had and (len(had) == 1 or worker.overdue) else None
         worker.info, worker.killed, worker.overdue = None, False, False
@@ -102,7 +105,7 @@ class Supervisor:
         self._await(stage, worker)
 
     def check(self) -> None:
-        """Ask, report and kill. Raises ClusterError when a stage had no worker for too long."""
+        """Send liveness checks, report stalls and kill. Raises ClusterError when a stage had no worker for too long."""
         now = self._clock()
         self._excuse(now - self._last_checked_s)
         self._last_checked_s = now
@@ -128,7 +131,7 @@ class Supervisor:
         return min(ASK_EVERY_S, self._timeouts.unresponsive_s / 2)
 
     def _excuse(self, away_s: float) -> None:
-        """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
+        """If this process was suspended for `away_s`, shift all deadlines by it."""
         if away_s < max(AWAY_S, self._ask_every_s):
             return
         for question in self._asked.values():

@@ -1,4 +1,4 @@
-"""Whether workers may be used together: all hold the same model, which is the one that wrote the store."""
+"""Checks that all workers hold the same model, and that this model wrote the store."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from longmem.types import Fingerprint
 
 
 class ModelCheck:
-    """Looks at what each worker says when it is ready, and remembers the model."""
+    """Compares the fingerprints that workers report when they are ready, and keeps the model's description."""
 
     def __init__(self) -> None:
         self._description: ModelDescription | None = None
@@ -18,7 +18,7 @@ class ModelCheck:
         self._stored: Fingerprint | None = None
 
     def __call__(self, stage: Stage, opened: Any) -> None:
-        """Raises ClusterError for another model than the other workers', FingerprintError for another store."""
+        """Raise ClusterError if a worker holds another model, FingerprintError if another model wrote the store."""
         fingerprint: Fingerprint | None = opened.fingerprint if stage == "encode" else opened
         if stage == "encode":
             self._description = self._description or opened

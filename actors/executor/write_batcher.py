@@ -1,8 +1,7 @@
-"""When encoded segments go to a store: several at a time, because a commit costs the same for all of them.
+"""Batching of writes: a commit costs the same for one block or eight.
 
-A store that commits every segment alone takes a core that models could use. Waiting for company costs nothing while
-readers have enough to do; and then a store commits again once the pause since its last commit is long beside that
-commit.
+A store that commits every segment separately takes CPU time from the models. While readers have a backlog, delaying a
+write does not reduce throughput. A store then commits again after a pause that is long compared with its last commit.
 """
 
 from collections import deque
@@ -18,19 +17,19 @@ from longmem.errors import LongMemError
 from longmem.runtime.executor import PUT_SEGMENTS
 
 PAUSE = 20
-"""Times as long as its last commit a store waits for company: commits take at most about a twentieth of its time."""
+"""Pause between commits as a multiple of the last commit: commits take at most about 1/20 of a store's time."""
 MOST_WAIT_S = 1.0
-"""Also for a slow disk: readers wait for what is held back."""
+"""Upper bound of the pause, for slow disks: readers wait for delayed writes."""
 
 
 def pause_s(busy_s: float) -> float:
-    """How long a store waits for company after a commit that took `busy_s`."""
+    """Return the seconds for which a store batches writes after a commit that took `busy_s`."""
     return min(PAUSE * busy_s, MOST_WAIT_S)
 
 
 @dataclass(eq=False)
 class PutBatch(Task):
-    """Puts to one store that go together."""
+    """Puts to one store that share a commit."""
 
     members: list[SegmentTask]
 
@@ -40,33 +39,33 @@ class PutBatch(Task):
     def __str__(self) -> str:
         return f"{len(self.members)} puts, the first one {self.members[0]}"
 
-    def outcomes(self, of_all: TaskResult) -> list[TaskResult]:
-        """What came of each, in their order; all have the error of a store that could not even be opened."""
-        busy_s = of_all.busy_s / len(self.members)
-        if of_all.error is not None:
-            return [TaskResult(None, of_all.error, busy_s)] * len(self.members)
+    def outcomes(self, result: TaskResult) -> list[TaskResult]:
+        """Return the result of each member, in their order; all get the error of a store that could not be opened."""
+        busy_s = result.busy_s / len(self.members)
+        if result.error is not None:
+            return [TaskResult(None, result.error, busy_s)] * len(self.members)
         return [
-            TaskResult(None, result, busy_s) if isinstance(result, LongMemError) else TaskResult(result, None, busy_s)
-            for result in of_all.result
+            TaskResult(None, each, busy_s) if isinstance(each, LongMemError) else TaskResult(each, None, busy_s)
+            for each in result.result
         ]
 
 
 class WriteBatcher:
-    """Makes groups of puts that wait, and knows how long each store still pauses."""
+    """Groups waiting puts into batches, and tracks the pause of each store."""
 
     def __init__(self, router: Router, clock: Callable[[], float]) -> None:
         self._router = router
         self._clock = clock
         self._pause_ends_s: dict[Worker, float] = {}
         self.wait_s = inf
-        """After `take`: how long until some that it has left are due."""
+        """Seconds until one of the batches that the last `take` left is due."""
 
     def ended(self, store: Worker, busy_s: float) -> None:
-        """The store has committed, which took `busy_s`."""
+        """Record that the store has committed, which took `busy_s`."""
         self._pause_ends_s[store] = self._clock() + pause_s(busy_s)
 
     def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[Worker, PutBatch]]:
-        """Groups that are to be sent now, out of `waiting`. `may_wait`: for others that come."""
+        """Remove from `waiting` and return the batches to be sent now. `may_wait` allows to wait for further puts."""
         by_store: dict[Worker, list[SegmentTask]] = {}
         for task in waiting:
             assert isinstance(task, SegmentTask), f"{task} is no put"
@@ -74,7 +73,7 @@ class WriteBatcher:
             if store is not None and not (task.exclusive and by_store):
                 by_store.setdefault(store, []).append(task)
             if task.exclusive:
-                # it goes alone, once those before it have gone; and those behind it would keep every store busy
+                # it is sent once those before it are gone; those behind it would keep every store busy
                 break
         self.wait_s = inf
         taken = []
@@ -94,8 +93,10 @@ class WriteBatcher:
         return taken
 
     def _wait_of(self, store: Worker, num_before: int, may_wait: bool) -> float:
-        """Seconds until it is to get fewer puts than a whole group, behind so many groups. Behind the one that it works
-        on another may wait, so that it never has nothing to do; more would be no faster than one."""
+        """Return the seconds until a partial batch is due, with `num_before` batches before it.
+
+        One batch may queue behind the running one, so that the store never idles; more would not be faster.
+        """
         if not may_wait:
             return inf if num_before >= TASKS_PER_ACTOR else 0.0
         return inf if num_before else max(0.0, self._pause_ends_s.get(store, 0.0) - self._clock())

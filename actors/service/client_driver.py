@@ -1,5 +1,5 @@
-"""A thread that drives an executor on behalf of other threads: each request is a future, and cancelling it drops the
-request's work.
+"""Driver thread of a client: runs an executor for other threads. Each request is a future, and cancelling it cancels
+the request's tasks.
 
     request ──► commands ──► scheduler ──► executor ──► completions ──► future
                (a queue)     (what, when)   (where)
@@ -24,20 +24,20 @@ from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
 
 IDLE_S = 1.0
-"""How often the executor looks after its workers while there is nothing to do."""
+"""Seconds between health checks of the workers while there are no requests."""
 BUSY_S = 0.02
-"""How long a new request may wait while the executor waits for its workers."""
+"""Seconds that a new request may wait while the executor waits for its workers."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DocumentRequest:
-    """A document to be stored, and scored too if asked. Its segments all have one key."""
+    """Request to store a document, and to score it if `scored`. All segments have the same key."""
 
     segments: list[Segment]
     stored: set[int]
-    """Segments that the store holds already."""
+    """Indices of segments that the store holds already."""
     scored: bool
 
     @property
@@ -47,10 +47,10 @@ class DocumentRequest:
 
 @dataclass
 class DocumentResult:
-    """What came of it, by segment."""
+    """Results of a DocumentRequest by segment index."""
 
     receipts: dict[int, PutReceipt] = field(default_factory=dict)
-    """Of segments that were not stored before."""
+    """Receipts of segments that were not stored before."""
     backbone_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
     scores: dict[int, SegmentScore] = field(default_factory=dict)
 
@@ -63,12 +63,12 @@ class _Active:
 
 
 class ClientDriver:
-    """`open_executor` is called in the thread; `started` says when it is done, or why it failed."""
+    """Scheduler loop in a thread. Calls `open_executor` there; `started` is its result or error."""
 
     def __init__(self, open_executor: Callable[[], AttachedExecutor], limits: Limits) -> None:
         self.started: Future[AttachedExecutor] = Future()
         self.in_flight = 0
-        """Segments that are encoded, or being encoded, and not done; and text requests that run."""
+        """Number of segments in flight (encoding, or encoded and not done) and of running text requests."""
         self._open_executor = open_executor
         self._limits = limits
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -76,27 +76,27 @@ class ClientDriver:
         self._failure: Exception | None = None
         self._active: dict[DocumentKey, _Active] = {}
         self._later: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
-        """Readings of a document that is being read already."""
+        """Queued requests for a document with an active request."""
         self._texts: dict[int, Future[Any]] = {}
         self._waiting_texts: deque[tuple[TextRequest, Future[Any]]] = deque()
         self._thread = Thread(target=self._run, name="longmem-client", daemon=True)
         self._thread.start()
 
     def read(self, request: DocumentRequest) -> "Future[DocumentResult]":
-        """Store (and score) a document; the future raises the error that ended it."""
+        """Store (and score) a document. The future raises the error of the request."""
         future: Future[DocumentResult] = Future()
         future.add_done_callback(lambda done: self._commands.put(lambda: self._drop(request.key, done)))
         self._commands.put(lambda: self._begin(request, future))
         return future
 
     def text(self, request: TextRequest) -> "Future[Any]":
-        """Have a request answered as a whole; the future raises the error that ended it."""
+        """Send a request to one worker. The future raises the error of the request."""
         future: Future[Any] = Future()
         self._commands.put(lambda: self._waiting_texts.append((request, future)))
         return future
 
     def close(self) -> None:
-        """Drop all work and let go of the executor; waits for that, unless the executor is still being opened."""
+        """Cancel all work and close the executor. Waits for the thread, unless the executor is still being opened."""
         self._commands.put(self._end)
         if self.started.done():
             self._thread.join()
@@ -145,7 +145,7 @@ class ClientDriver:
             pass
 
     def _turn(self) -> None:
-        # before deadlines are looked at: while there was nothing to do nobody took the workers' signs of life
+        # take pending liveness answers before deadlines are checked: none were taken while idle
         self._executor.turn(0)
         self._start_text()
         for stage, segment in self._scheduler.start(self._slots):
@@ -159,7 +159,7 @@ class ClientDriver:
             logger.warning("%s", event.message)
         answers = [(self._texts.pop(each.number), each) for each in self._executor.answers()]
         finished = self._scheduler.remove_finished()
-        # before anybody hears that a request has ended
+        # before the futures resolve, so that callers see the new count
         self._count()
         for future, answer in answers:
             _resolve(future, answer.result, answer.error)
@@ -177,7 +177,7 @@ class ClientDriver:
         self.in_flight = self._held()
 
     def _start_text(self) -> None:
-        """One at a time, so that texts and segments take turns."""
+        """Start at most one text request, so that texts and segments alternate."""
         while self._waiting_texts and self._waiting_texts[0][1].cancelled():
             self._waiting_texts.popleft()
         room = self._held() < self._limits.max_in_flight_segments and self._executor.slots("encode") > 0
@@ -239,7 +239,7 @@ class ClientDriver:
 
 
 def _resolve(future: "Future[Any]", result: Any = None, error: Exception | None = None) -> None:
-    """End a future, unless whoever waited for it has cancelled it."""
+    """Set the result or error of a future, unless it was cancelled."""
     if not future.set_running_or_notify_cancel():
         return
     if error is not None:

@@ -1,4 +1,4 @@
-"""A service's memory as `LongMem.score` and `LongMem.generate` see it: every block can be read, nothing written."""
+"""Read-only memory of a service, for `LongMem.score` and `LongMem.generate`."""
 
 from typing import NoReturn
 
@@ -9,7 +9,7 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 
 class RemoteMemory(AbstractMemoryStore):
-    """The reading half of the store behind a service's store actors. All that writes raises StoreError."""
+    """Read access to the store behind a service's store actors. Every writing method raises StoreError."""
 
     def __init__(self, source: RemoteBlockSource) -> None:
         self._source = source
@@ -23,7 +23,7 @@ class RemoteMemory(AbstractMemoryStore):
     def fingerprint(self) -> Fingerprint | None:
         return self._source.fingerprint()
 
-    def put(self, block: KVBlock) -> NoReturn:  # noqa: ARG002 - the promise's signature
+    def put(self, block: KVBlock) -> NoReturn:  # noqa: ARG002 - signature of the contract
         self._refuse("put")
 
     def fork(self, source: DocumentKey, target: DocumentKey) -> NoReturn:  # noqa: ARG002

@@ -1,6 +1,6 @@
-"""Requests that one worker answers as a whole: a text that follows a document, and text that is generated.
+"""Requests that one worker answers: the score of a text that follows a document, and generated text.
 
-Their own tokens stay in that worker, as in `LongMem.score` and `LongMem.generate`: nothing is written.
+The request's own tokens stay in that worker, as in `LongMem.score` and `LongMem.generate`; nothing is written.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ScoreRequest(Request):
     after: DocumentKey | None
 
     def answer(self, model: LongMem, memories: Memories) -> TextScores:
-        """Raises what `score_text` raises, and MissingBlockError for a document that is not stored."""
+        """Return the scores. Raises what `score_text` raises, and MissingBlockError if the document is not stored."""
         return model.score(self.text, _memory(self.after, memories))
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class GenerateRequest(Request):
     sampling: Sampling
 
     def answer(self, model: LongMem, memories: Memories) -> str:
-        """Raises what `generate` raises, and MissingBlockError for a document that is not stored."""
+        """Return the text. Raises what `generate` raises, and MissingBlockError if the document is not stored."""
         memory = _memory(self.after, memories)
         return model.generate(self.prompt, memory, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
 

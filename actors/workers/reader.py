@@ -1,4 +1,4 @@
-"""The SideNet pool: actors that hold a SideNet and windows of the documents they read, and score segments."""
+"""Reader actors: they hold a SideNet and memory windows of documents, and score segments."""
 
 import numpy as np
 import ray
@@ -16,7 +16,7 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentSco
 
 @ray.remote(concurrency_groups=HEALTH)
 class ReaderActor:
-    """One replica of the SideNet pool. Its windows are a cache of the store: losing them costs time only."""
+    """One worker of the reader pool. Its windows are a cache of the store: losing them costs only time."""
 
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
@@ -31,6 +31,7 @@ class ReaderActor:
         self._opened: tuple[LongMem, WindowCache, Fingerprint] | None = None
 
     def __repr__(self) -> str:
+        # shown in Ray's dashboard, like the actor name `…-sidenet-N`
         return f"SideNet(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
     def _loaded(self) -> tuple[LongMem, WindowCache, Fingerprint]:
@@ -52,14 +53,14 @@ class ReaderActor:
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
-        """Answers unless the process is stopped or gone."""
+        """Return if the process runs."""
 
     def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> TaskResult:
         return run_task(lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)
     def evict(self, key: DocumentKey) -> None:
-        """Drop the document's window. Runs after the scores that were submitted before it."""
+        """Evict the document's window, after the scores that were submitted before."""
         if self._opened is not None:
             self._opened[1].evict(key)
 
