@@ -43,7 +43,7 @@ class Room:
         check_capacity(*self._needs, self._advice)
         if (lack := describe_lack(*self._needs)) is not None:
             tell(
-                f"the job waits for resources: {lack}. It waits for at most {limit_s:g} s; let other jobs end, "
+                f"the job cannot start yet: {lack}. It waits for at most {limit_s:g} s; let other jobs end, "
                 f"{self._advice}"
             )
 

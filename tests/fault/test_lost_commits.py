@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
-from longmem.memory import acknowledged, janitor
 from longmem.model.longmem import LongMem
 from longmem.store.config import MemoryStore
+from longmem.store.lance import acknowledged, maintenance
 from longmem.store.lance.acknowledged import FOLDER, HINT, Mark, newest_version
 from longmem.store.lance.manifest import DELETIONS
 from longmem.store.lance.repair import recover
@@ -49,7 +49,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.trim(KEY, 1)
         store.put(make_block(OTHER))
     # or the first put of the next writer would compact, and no row be deleted any more
-    (places / "trimmed.lance" / janitor.STAMP).touch()
+    (places / "trimmed.lance" / maintenance.STAMP).touch()
     with LanceMemoryStore(str(places / "turned.lance")) as store:
         store.put_all([make_block(segment=index) for index in reversed(range(NUM_BLOCKS))])
         store.trim(KEY, 1)
