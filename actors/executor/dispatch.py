@@ -177,10 +177,10 @@ class PooledExecutor(AbstractExecutor):
             except ray.exceptions.RayError as error:
                 failed.append((task, error))
             else:
-                self._ended(task, outcome)
+                self._handle_result(task, outcome)
         # successes first: only lost tasks then remain among which the crash suspect is searched
         for task, failure in failed:
-            self._failed(task, failure)
+            self._handle_failure(task, failure)
         for ref in ready:
             self._supervisor.take(ref)
 
@@ -289,8 +289,8 @@ class PooledExecutor(AbstractExecutor):
         self._prepare_policy.scores(worker)
         return actor.score.remote(segment, task.encoded.block, task.encoded.state)
 
-    def _ended(self, task: Task, outcome: TaskResult) -> None:
-        worker = self._leave(task)
+    def _handle_result(self, task: Task, outcome: TaskResult) -> None:
+        worker = self._detach(task)
         if isinstance(task, PutBatch):
             self._write_batcher.ended(worker, outcome.busy_s)
             for member, member_result in zip(task.members, task.outcomes(outcome), strict=True):
@@ -315,7 +315,7 @@ class PooledExecutor(AbstractExecutor):
             completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
             self._completed.append(completion)
 
-    def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
+    def _handle_failure(self, task: Task, error: ray.exceptions.RayError) -> None:
         worker = task.worker
         assert worker is not None, f"{task} failed and was never sent"
         cause = getattr(error, "cause", None)
@@ -329,7 +329,7 @@ class PooledExecutor(AbstractExecutor):
         if lost_worker and worker.info is task.sent_to:
             self._supervisor.lost(task.stage, worker, error)
         is_suspect = not lost_worker or worker.crash_suspect is task
-        self._leave(task)
+        self._detach(task)
         if isinstance(task, PutBatch):
             if len(task.members) > 1:
                 # ambiguous: retry each member exclusively to find the one that fails
@@ -339,12 +339,12 @@ class PooledExecutor(AbstractExecutor):
                 return
             (task,) = task.members
         if lost_objects:
-            self._lost_objects(task, error)
+            self._handle_lost_objects(task, error)
             return
         task.exclusive |= lost_worker
         self._retry(task, error, is_suspect)
 
-    def _leave(self, task: Task) -> Worker:
+    def _detach(self, task: Task) -> Worker:
         """Take an ended task from its worker, and return the worker."""
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
@@ -361,11 +361,11 @@ class PooledExecutor(AbstractExecutor):
         if task.tries < self._timeouts.max_tries:
             if is_suspect:
                 count = f"{task.tries} of {self._timeouts.max_tries}"
-                self._say("retry", task, f"{task} is tried again ({count}): {reason}")
+                self._emit("retry", task, f"{task} is tried again ({count}): {reason}")
             self._waiting[task.stage].appendleft(task)
             return
         text = f"{task} failed {task.tries} times, the last time with: {reason}"
-        self._say("quarantined", task, text)
+        self._emit("quarantined", task, text)
         self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
 
     def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
@@ -375,7 +375,7 @@ class PooledExecutor(AbstractExecutor):
             for each in self._parked.pop(task.segment_id, []):
                 self._report(each, outcome)
 
-    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
+    def _handle_lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
         """Encode a segment again whose objects were lost with a node; retry a request whose objects were lost."""
         if not isinstance(task, SegmentTask):
             self._retry(task, error, is_suspect=False)
@@ -391,9 +391,9 @@ class PooledExecutor(AbstractExecutor):
         times = self._encoded_again[task.segment_id] = self._encoded_again.get(task.segment_id, 0) + 1
         if times > MAX_ENCODED_AGAIN:
             raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
-        self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
+        self._emit("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
         self._waiting["encode"].appendleft(SegmentTask("encode", task.segment, reported=False))
 
-    def _say(self, kind: Any, task: Task, message: str) -> None:
+    def _emit(self, kind: Any, task: Task, message: str) -> None:
         segment = task.segment if isinstance(task, SegmentTask) else None
         self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, segment))

@@ -19,7 +19,7 @@ from actors.workers.pools import ActorPool, Worker
 from longmem.errors import ClusterError, LongMemError
 from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
 
-ASK_EVERY_S = 5.0
+PING_EVERY_S = 5.0
 """Seconds between liveness checks."""
 
 AWAY_S = 5.0
@@ -27,11 +27,11 @@ AWAY_S = 5.0
 
 
 @dataclass
-class _Question:
+class _Ping:
     worker: Worker
-    of: WorkerInfo | None
+    process: WorkerInfo | None
     """Process that was asked."""
-    asked_s: float
+    sent_s: float
     reported: bool = False
 
 
@@ -54,9 +54,9 @@ class Supervisor:
         self._accept = accept
         self._clock = clock
         self._starting: dict[Any, tuple[Stage, Worker]] = {}
-        self._asked: dict[Any, _Question] = {}
+        self._pings: dict[Any, _Ping] = {}
         self._kills: set[Any] = set()
-        self._last_asked_s = self._last_checked_s = clock()
+        self._last_pinged_s = self._last_checked_s = clock()
         self._no_worker_since_s: dict[Stage, float] = {}
         self._begun = False
         self.events: list[ExecutorEvent] = []
@@ -67,7 +67,7 @@ class Supervisor:
     @property
     def refs(self) -> list[Any]:
         """References of pending calls, to be waited for."""
-        return [*self._starting, *self._asked, *self._kills]
+        return [*self._starting, *self._pings, *self._kills]
 
     @property
     def num_starting(self) -> int:
@@ -82,8 +82,8 @@ class Supervisor:
         """Handle a ready reference. Return False if it is not one of `refs`."""
         if ref in self._starting:
             self._started(*self._starting.pop(ref), ref)
-        elif ref in self._asked:
-            self._answered(self._asked.pop(ref), ref)
+        elif ref in self._pings:
+            self._ping_ended(self._pings.pop(ref), ref)
         elif ref in self._kills:
             self._kills.remove(ref)
             # if the node is gone, so is the process: its calls fail
@@ -98,19 +98,19 @@ class Supervisor:
         if worker.info is None:
             return
         # tasks that were sent to an earlier process may not have failed yet
-        had = [task for task in worker.tasks if task.sent_to is worker.info]
-        worker.crash_suspect = had[0] if had and (len(had) == 1 or worker.overdue) else None
+        in_flight = [task for task in worker.tasks if task.sent_to is worker.info]
+        worker.crash_suspect = in_flight[0] if in_flight and (len(in_flight) == 1 or worker.overdue) else None
         worker.info, worker.killed, worker.overdue = None, False, False
-        self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
+        self._emit("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
 
     def check(self) -> None:
         """Send liveness checks, report stalls and kill. Raises ClusterError when a stage had no worker for too long."""
         now = self._clock()
-        self._excuse(now - self._last_checked_s)
+        self._shift_deadlines(now - self._last_checked_s)
         self._last_checked_s = now
-        for question in self._asked.values():
-            self._judge(question, now)
+        for ping in self._pings.values():
+            self._check_ping(ping, now)
         for stage, pool in self._pools.items():
             for worker in pool.usable:
                 if worker.tasks and now - worker.first_since_s > self._timeouts.task_s:
@@ -118,24 +118,24 @@ class Supervisor:
                     worker.overdue = True
                     self._kill(stage, worker, f"worked on one task for more than {self._timeouts.task_s:g} s")
             self._check_has_worker(stage, pool, now)
-        if now - self._last_asked_s >= self._ask_every_s:
-            self._last_asked_s = now
-            waiting = {id(question.of) for question in self._asked.values()}
+        if now - self._last_pinged_s >= self._ping_every_s:
+            self._last_pinged_s = now
+            pinged = {id(ping.process) for ping in self._pings.values()}
             for pool in self._pools.values():
                 for worker in pool.usable:
-                    if id(worker.info) not in waiting:
-                        self._asked[worker.actor.alive.remote()] = _Question(worker, worker.info, now)
+                    if id(worker.info) not in pinged:
+                        self._pings[worker.actor.alive.remote()] = _Ping(worker, worker.info, now)
 
     @property
-    def _ask_every_s(self) -> float:
-        return min(ASK_EVERY_S, self._timeouts.unresponsive_s / 2)
+    def _ping_every_s(self) -> float:
+        return min(PING_EVERY_S, self._timeouts.unresponsive_s / 2)
 
-    def _excuse(self, away_s: float) -> None:
+    def _shift_deadlines(self, away_s: float) -> None:
         """If this process was suspended for `away_s`, shift all deadlines by it."""
-        if away_s < max(AWAY_S, self._ask_every_s):
+        if away_s < max(AWAY_S, self._ping_every_s):
             return
-        for question in self._asked.values():
-            question.asked_s += away_s
+        for ping in self._pings.values():
+            ping.sent_s += away_s
         for pool in self._pools.values():
             for worker in pool.workers:
                 worker.first_since_s += away_s
@@ -152,7 +152,7 @@ class Supervisor:
             raise
         except ray.exceptions.RayError as error:
             worker.gone = True
-            self._say("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
+            self._emit("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
             if self._pools[stage].ended:
                 raise ClusterError(f"no worker for {stage} is left: {_first_line(error)}") from error
             return
@@ -164,35 +164,35 @@ class Supervisor:
             worker.gone = True
             if not self._begun or self._pools[stage].ended:
                 raise
-            self._say("lost", stage, worker, f"{worker.name} cannot be used: {error}")
+            self._emit("lost", stage, worker, f"{worker.name} cannot be used: {error}")
             return
         worker.info = outcome.result
         worker.first_since_s = self._clock()
         if self._begun:
-            self._say("back", stage, worker, f"{worker.name} is ready (process {worker.info.pid})")
+            self._emit("back", stage, worker, f"{worker.name} is ready (process {worker.info.pid})")
 
-    def _answered(self, question: _Question, ref: Any) -> None:
-        worker = question.worker
+    def _ping_ended(self, ping: _Ping, ref: Any) -> None:
+        worker = ping.worker
         stage = self._stage_of(worker)
         try:
             ray.get(ref)
         except ray.exceptions.RayError as error:
-            if worker.info is question.of:
+            if worker.info is ping.process:
                 self.lost(stage, worker, error)
             return
-        if question.reported:
-            unresponsive_s = self._clock() - question.asked_s
-            self._say("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
+        if ping.reported:
+            unresponsive_s = self._clock() - ping.sent_s
+            self._emit("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
 
-    def _judge(self, question: _Question, now: float) -> None:
-        worker, unresponsive_s = question.worker, now - question.asked_s
-        if worker.info is None or worker.info is not question.of:
+    def _check_ping(self, ping: _Ping, now: float) -> None:
+        worker, unresponsive_s = ping.worker, now - ping.sent_s
+        if worker.info is None or worker.info is not ping.process:
             return
         stage = self._stage_of(worker)
-        if unresponsive_s > self._timeouts.unresponsive_s and not question.reported:
-            question.reported = True
+        if unresponsive_s > self._timeouts.unresponsive_s and not ping.reported:
+            ping.reported = True
             where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
-            self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {unresponsive_s:.0f} s")
+            self._emit("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {unresponsive_s:.0f} s")
         if unresponsive_s > self._timeouts.kill_s:
             self._kill(stage, worker, f"did not answer for {unresponsive_s:.0f} s")
 
@@ -201,7 +201,7 @@ class Supervisor:
         if worker.killed:
             return
         worker.killed = True
-        self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
+        self._emit("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
         self._kills.add(kill_process(worker.info))
 
     def _check_has_worker(self, stage: Stage, pool: ActorPool, now: float) -> None:
@@ -218,7 +218,7 @@ class Supervisor:
     def _stage_of(self, worker: Worker) -> Stage:
         return next(stage for stage, pool in self._pools.items() if worker in pool.workers)
 
-    def _say(self, kind: EventKind, stage: Stage, worker: Worker, message: str) -> None:
+    def _emit(self, kind: EventKind, stage: Stage, worker: Worker, message: str) -> None:
         self.events.append(ExecutorEvent(kind, message, worker.name, stage))
 
 

@@ -75,7 +75,7 @@ class ClientDriver:
         self._closed = False
         self._failure: Exception | None = None
         self._active: dict[DocumentKey, _Active] = {}
-        self._later: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
+        self._queued: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
         """Queued requests for a document with an active request."""
         self._texts: dict[int, Future[Any]] = {}
         self._waiting_texts: deque[tuple[TextRequest, Future[Any]]] = deque()
@@ -85,7 +85,7 @@ class ClientDriver:
     def read(self, request: DocumentRequest) -> "Future[DocumentResult]":
         """Store (and score) a document. The future raises the error of the request."""
         future: Future[DocumentResult] = Future()
-        future.add_done_callback(lambda done: self._commands.put(lambda: self._drop(request.key, done)))
+        future.add_done_callback(lambda done: self._commands.put(lambda: self._cancel(request.key, done)))
         self._commands.put(lambda: self._begin(request, future))
         return future
 
@@ -119,7 +119,7 @@ class ClientDriver:
         _resolve(self.started, executor)
         while True:
             try:
-                self._obey()
+                self._run_commands()
                 if self._closed:
                     break
                 if self._failure is None:
@@ -135,7 +135,7 @@ class ClientDriver:
     def _busy(self) -> bool:
         return bool(self._active or self._texts or self._waiting_texts) and self._failure is None
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         try:
             if not self._busy:
                 self._commands.get(timeout=IDLE_S)()
@@ -188,7 +188,7 @@ class ClientDriver:
     def _begin(self, request: DocumentRequest, future: "Future[DocumentResult]") -> None:
         key = request.key
         if key in self._active:
-            self._later.setdefault(key, deque()).append((request, future))
+            self._queued.setdefault(key, deque()).append((request, future))
         elif not future.cancelled():
             scored = set() if request.scored else {segment.index for segment in request.segments}
             active = _Active(future)
@@ -197,7 +197,7 @@ class ClientDriver:
             else:
                 _resolve(future, active.result, self._failure)
 
-    def _drop(self, key: DocumentKey, future: "Future[DocumentResult]") -> None:
+    def _cancel(self, key: DocumentKey, future: "Future[DocumentResult]") -> None:
         active = self._active.get(key)
         if active is not None and active.future is future and future.cancelled():
             self._release(self._scheduler.cancel(key))
@@ -224,16 +224,16 @@ class ClientDriver:
     def _finish(self, key: DocumentKey) -> None:
         active = self._active.pop(key)
         _resolve(active.future, active.result, active.error)
-        for request, future in self._later.pop(key, ()):
+        for request, future in self._queued.pop(key, ()):
             self._begin(request, future)
 
     def _fail_all(self, error: Exception) -> None:
-        later = [future for waiting in self._later.values() for _, future in waiting]
+        later = [future for waiting in self._queued.values() for _, future in waiting]
         texts = [*self._texts.values(), *(future for _, future in self._waiting_texts)]
         for future in [*(active.future for active in self._active.values()), *later, *texts]:
             _resolve(future, error=error)
         self._active.clear()
-        self._later.clear()
+        self._queued.clear()
         self._texts.clear()
         self._waiting_texts.clear()
 

@@ -1,4 +1,4 @@
-"""Attention over retrieved chunks, and its fusion with local attention (paper, section 3.3; design §4).
+"""Attention over retrieved chunks, and its fusion with local attention (paper, section 3.3).
 
     mem_h   = softmax(scale_h · q_h · K̃_h) Ṽ_h      its own softmax over the K retrieved tokens, no position term
     fused_h = (1 − g_h) · local_h + g_h · mem_h      g_h = sigmoid(b_h), before the output projection

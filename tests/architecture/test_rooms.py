@@ -1,4 +1,4 @@
-"""One room per library, arrows that point one way, and that each rule can be broken (design §2)."""
+"""Check import rules: one room per library, arrows that point one way; each rule has a planted violation."""
 
 import ast
 import json

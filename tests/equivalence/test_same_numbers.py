@@ -1,4 +1,4 @@
-"""Where and in which order a job runs cannot change its results, and every token is scored exactly once (design §5)."""
+"""Results do not depend on executor or order of tasks, and every token is scored exactly once."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A token's score depends on no token at or after it, and on no token before its window (design §5.1, §3.4)."""
+"""A token's score depends on no token at or after it, and on no token before its window."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""Nothing of one document or namespace is ever read while scoring another one (design §5.2)."""
+"""Scoring a document never reads data of another document or namespace."""
 
 from collections.abc import Callable, Iterator
 from functools import cache

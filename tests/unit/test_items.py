@@ -23,7 +23,7 @@ FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": {**DEFAULT_F
 DOCUMENT = "Call me Ishmael. Some years ago, never mind how long precisely, having little money in my purse"
 TEXTS = ("Call me", "having little money", "years ago, never mind", "x", "Some years ago, never", "purse purse purse")
 TOLERANCE = 1e-5
-"""Nats; the promise of the issue for any order and any batch, and of design §5.3."""
+"""Tolerance in nats between any orders and batches of items."""
 
 
 @pytest.fixture(params=FORMS, ids=list(FORMS))

@@ -115,7 +115,7 @@ class Driver:
             assert segment_id in self.encoded, f"{stage} before encode"
             assert not self.released[segment_id], f"{stage} after release"
         if stage == "score" and job.memory_tokens:
-            # as the design states it (§3.4), not as the scheduler computes it
+            # from the definition of the window, not as the scheduler computes it
             window = range(max(0, segment.start_token - job.memory_tokens), segment.start_token)
             needed = {(segment.key, token // job.segment_tokens) for token in window}
             assert needed <= self.stored, f"segment {segment.index} is scored before its past is stored"
@@ -290,7 +290,7 @@ def test_both_limits_are_used_to_the_full(limits: Limits) -> None:
 
 
 def test_one_document_keeps_many_readers_busy() -> None:
-    """No segment waits for another one's score (design §3)."""
+    """No segment waits for the score of another one."""
     scheduler = SegmentScheduler(Limits(100, 10**9), SEGMENT_BYTES, 4, 1000, write=True)
     scheduler.add_document(cut(0, Book(40), 4), set(), set(range(10)))
     encodes = list(scheduler.start(lambda stage: 10 if stage == "encode" and scheduler.num_waiting else 0))

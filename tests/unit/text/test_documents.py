@@ -349,7 +349,7 @@ def test_a_file_that_vanishes_fails_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_a_file_that_holds_no_document_is_reported(tmp_path: Path, suffix: str) -> None:
-    """A job over an empty file must not end as if all were well (design §5.8)."""
+    """A job over an empty file must not end as if all were well."""
     path = tmp_path / f"empty{suffix}"
     if suffix == ".parquet":
         write_table(path, text=pa.array([], pa.string()))
