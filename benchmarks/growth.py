@@ -24,10 +24,10 @@ from longmem.synthetic.memory import tokens_of
 from longmem.text.documents import find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
-from pipelines.job.journal import Journal
+from pipelines.job.executors import default_in_flight
 from pipelines.job.prefetch import DocumentFeed
-from pipelines.job.progress import Progress
-from pipelines.perplexity.job import default_in_flight
+from pipelines.job.progress import JobProgress
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.run import PerplexityRun
 
 SPAN_TOKENS = 100_000
@@ -87,7 +87,7 @@ def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> d
     document = long_document(tokens, inputs, source)
     with TemporaryDirectory(prefix="longmem-growth-") as folder:
         executor = SampledExecutor(source.open(), MemoryStore.open(Path(folder) / "memory.lance"))
-        with executor, Journal(Path(folder) / "journal.jsonl") as journal, Progress(console, None) as progress:
+        with executor, Journal(Path(folder) / "journal.jsonl") as journal, JobProgress(console) as progress:
             model = executor.describe()
             segment_tokens, memory_tokens = model.settings["segment_tokens"], model.settings["memory_tokens"]
             scheduler = SegmentScheduler(

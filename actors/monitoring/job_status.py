@@ -74,6 +74,14 @@ class JobSnapshot:
     """Quota of the store; None if it has none."""
     recent_failures: tuple[str, ...] = ()
     """Last failed documents, as `document: error`."""
+    kind: str = "perplexity"
+    """Name of the kind of job, as in job.json."""
+    unit: str = "documents"
+    """Unit of `units_done`: documents, items, examples, questions or steps."""
+    units_done: int = 0
+    """Units that are done, by earlier runs too."""
+    units_total: int | None = None
+    """Units of the whole job; None while that is unknown."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -29,7 +29,8 @@ from longmem.runtime.scheduler import Limits
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import MemoryStore
 from longmem.types import KVBlock
-from pipelines.perplexity.job import PerplexityJob, default_in_flight, run_job
+from pipelines.job.executors import default_in_flight
+from pipelines.perplexity.job import PerplexityJob, run_job
 
 WRITING = f"to LanceDB and back, {PUT_SEGMENTS} segments at a time, each"
 JOB_TOKENS = 120_000

@@ -85,6 +85,15 @@ def place_of(depth: float, needle_tokens: int, memory_tokens: int, first: int) -
     return first + round(depth * (memory_tokens - needle_tokens - first))
 
 
+def check_length(memory_tokens: int, chunk_tokens: int) -> None:
+    """Raise ConfigError for a memory that does not end with a chunk."""
+    if memory_tokens % chunk_tokens:
+        raise ConfigError(
+            f"a memory of {memory_tokens} tokens does not end with a chunk; ask for a multiple of "
+            f"chunk_tokens={chunk_tokens}"
+        )
+
+
 def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Trial]:
     """Trials by length, depth and number. The filler of the longest memory is encoded once, for all of them.
 
@@ -99,11 +108,7 @@ def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Tri
 
     longest = " ".join(sorted(words, key=len)[-KEY_WORDS:])
     for length in plan.lengths:
-        if length % model.config.chunk_tokens:
-            raise ConfigError(
-                f"a memory of {length} tokens does not end with a chunk; ask for a multiple of "
-                f"chunk_tokens={model.config.chunk_tokens}"
-            )
+        check_length(length, model.config.chunk_tokens)
         place_of(0.0, len(needle_of(longest)), length, len(start))
     filler = FillerMemory(model, shuffled(text, plan.seed), max(plan.lengths))
     context = np.concatenate([start, question])

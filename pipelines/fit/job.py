@@ -4,6 +4,7 @@ out/job.json · fit.json · model/
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import exp
@@ -17,7 +18,8 @@ from rich.console import Console
 import longmem
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
-from longmem.model.source import ModelSource, describe
+from longmem.model.source import ModelDescription, ModelSource, describe
+from longmem.text.documents import FoundFiles
 from longmem.training.calibration import calibrate_on
 from longmem.training.copy_head_fit import (
     CopyFitConfig,
@@ -29,9 +31,10 @@ from longmem.training.copy_head_fit import (
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from pipelines.job.executors import use_threads
-from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.requested_model import asked_model
+from pipelines.job.runner import run_to_end
+from pipelines.job.spec import AbstractJob, JobContext, Tell
 
 MODEL_FOLDER = "model"
 RESULTS = "fit.json"
@@ -59,81 +62,115 @@ class FitJob:
 
 
 def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
-    """Fit and write the output folder; returns what fit.json holds: a FinishedSummary where the job had finished
-    before, and nothing was changed.
+    """Fit and return the content of fit.json; see `pipelines.job.runner.run`."""
+    return run_to_end(Fit(job), console)
 
-    Raises ConfigError, DocumentError, ModelError, NumericError, OutputError.
-    """
-    began = time.monotonic()
-    with JobFolder(job.out, job.resume) as folder:
-        asked = {**_given(job), "model": asked_model(job.model)}
-        if (finished := folder.finished(RESULTS, asked)) is not None:
-            return finished
-        found = find_inputs((*job.data, *job.validation), console)
-        if job.threads is not None:
-            use_threads(job.threads)
-        texts = read_texts(job.data, "training")
-        judges = read_texts(job.validation, "validation") if job.validation else []
-        model = job.model.open()
+
+@dataclass(frozen=True)
+class FitWorker:
+    """The model in this process, and its texts."""
+
+    model: LongMem
+    texts: list[str]
+    judges: list[str]
+
+    def describe(self) -> ModelDescription:
+        return describe(self.model)
+
+
+class Fit(AbstractJob[FitWorker]):
+    """A copy head that learns how far to trust what memory holds."""
+
+    name = "fit"
+    results = RESULTS
+    on_cluster = False
+
+    def __init__(self, spec: FitJob) -> None:
+        self._spec = spec
+        self._found: FoundFiles | None = None
+        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
+
+    def requested_model(self) -> dict[str, Any]:
+        return asked_model(self._spec.model)
+
+    def given(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "job": self.name,
+            "data": list(spec.data),
+            "validation": list(spec.validation),
+            "document_tokens": spec.document_tokens,
+            "config": asdict(spec.config),
+        }
+
+    def identity(self, model: ModelDescription | None) -> dict[str, Any]:
+        assert model is not None, "a fit begins with a model"
+        return {**self.given(), "model": asdict(model)}
+
+    def check_inputs(self, console: Console) -> None:
+        self._found = find_inputs((*self._spec.data, *self._spec.validation), console)
+
+    def open(self, tell: Tell) -> AbstractContextManager[FitWorker]:  # noqa: ARG002
+        spec = self._spec
+        if spec.threads is not None:
+            use_threads(spec.threads)
+        texts = read_texts(spec.data, "training")
+        judges = read_texts(spec.validation, "validation") if spec.validation else []
+        model = spec.model.open()
         copy_head_of(model)
-        # before calibration, which depends on the data and not only on the model
-        described = describe(model)
+        return nullcontext(FitWorker(model, texts, judges))
+
+    def is_resumed(self, context: JobContext[FitWorker]) -> bool:  # noqa: ARG002 - it begins from the start
+        return False
+
+    def run(self, context: JobContext[FitWorker]) -> dict[str, Any]:
+        spec, worker, began = self._spec, context.worker, time.monotonic()
+        model = worker.model
         if model.config.trained_steps == 0:
-            calibrate_on(model, tokenised_when_needed(model, texts))
-        folder.claim({**_given(job), "model": asdict(described)}, asked)
-        if (finished := folder.finished(RESULTS)) is not None:
-            return finished
-        readings = _read(model, texts, job.document_tokens, "learn from", console)
-        judged = _read(model, judges, job.document_tokens, "judge by", console) if judges else None
+            # after the job has its identity, which depends on the model and not on the data
+            calibrate_on(model, tokenised_when_needed(model, worker.texts))
+        context.observer.planned("passes over the data", 1 + bool(worker.judges) + spec.config.epochs)
+        readings = _read(model, worker.texts, spec.document_tokens, "learn from", context)
+        judged = _read(model, worker.judges, spec.document_tokens, "judge by", context) if worker.judges else None
         perplexities: list[dict[str, Any]] = []
 
         def after_epoch(epoch: int, loss: float) -> None:
             validation = None if judged is None else exp(mean_nats(model, judged))
             row = {"epoch": epoch, "training": exp(loss), "validation": validation}
             perplexities.append(row)
-            console.print(_line(row), highlight=False)
+            context.tell(_line(row))
+            context.observer.advanced(1 if epoch else 0)
 
         after_epoch(0, mean_nats(model, readings))
-        steps = fit_copy_head(model, readings, job.config, after_epoch)
-        save_trained(model, job.out / MODEL_FOLDER, model.config.trained_steps + steps)
-        summary = {
+        steps = fit_copy_head(model, readings, spec.config, after_epoch)
+        save_trained(model, self.out / MODEL_FOLDER, model.config.trained_steps + steps)
+        assert self._found is not None, "inputs are checked before a model is opened"
+        return {
             "longmem_version": longmem.__version__,
-            "command": job.command,
+            "command": spec.command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "elapsed_s": round(time.monotonic() - began, 1),
-            "config": asdict(job.config),
+            "config": asdict(spec.config),
             "settings": vars(model.config),
-            "documents": len(texts),
+            "documents": len(worker.texts),
             "tokens": readings.num_tokens,
             "steps": steps,
             "perplexity": perplexities,
-            "left_out": found.left_out.as_dict(),
+            "left_out": self._found.left_out.as_dict(),
         }
-        folder.write_json(RESULTS, summary)
-    return summary
 
 
-def _given(job: FitJob) -> dict[str, Any]:
-    """The part of a job's identity that the command gives."""
-    return {
-        "job": "fit",
-        "data": list(job.data),
-        "validation": list(job.validation),
-        "document_tokens": job.document_tokens,
-        "config": asdict(job.config),
-    }
-
-
-def _read(model: LongMem, texts: list[str], document_tokens: int, role: str, console: Console) -> Readings:
+def _read(
+    model: LongMem, texts: list[str], document_tokens: int, role: str, context: JobContext[FitWorker]
+) -> Readings:
     sequences: list[Int32[np.ndarray, " _"]] = [model.tokenizer.sequence(t)[: document_tokens + 1] for t in texts]
-    with console.status(f"reading {len(texts)} documents to {role}"):
-        began = time.monotonic()
-        readings = read_documents_once(model, sequences)
-    console.print(
+    began = time.monotonic()
+    readings = read_documents_once(model, sequences)
+    context.tell(
         f"read {len(texts)} documents to {role}: {readings.num_tokens:,} tokens with a memory, "
-        f"{time.monotonic() - began:.0f} s",
-        highlight=False,
+        f"{time.monotonic() - began:.0f} s"
     )
+    context.observer.advanced()
     return readings
 
 

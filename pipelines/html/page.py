@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.job.output import write_text
 
+REPORT_NAME = "report.html"
 TEMPLATE = "report.html.j2"
 """Name of every job's template, in the folder of the job."""
 

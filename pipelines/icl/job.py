@@ -8,33 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from actors.config import ClusterShape
 from longmem.config import LongMemConfig
 from longmem.errors import ConfigError, OutputError
 from longmem.model.checkpoint import is_checkpoint, read_config
-from longmem.model.source import ModelDescription, ModelSource
+from longmem.model.source import ModelSource
+from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.text.demonstrations import check_fits
 from longmem.types import SegmentInfo
-from pipelines.icl.progress import Shown
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
 from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
 from pipelines.icl.run import IclRun
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
-from pipelines.job.executors import start_executor
-from pipelines.job.folder import FinishedSummary, JobFolder
+from pipelines.job.executors import MEMORY_FOLDER, default_in_flight, open_workers
 from pipelines.job.requested_model import asked_model
+from pipelines.job.runner import run_to_end
+from pipelines.job.service import ServiceChoice, find_parts
+from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.job.summary import about
-from pipelines.job.work_slices import Slices
-from pipelines.perplexity.job import default_in_flight
 
-MEMORY_FOLDER = "memory.lance"
-RESULTS = "summary.json"
+JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,8 @@ class IclJob:
     batch_items: int = 32
     store: str | None = None
     """Where demonstrations stay for later jobs; None for a folder inside `out` that goes with the job."""
+    service: ServiceChoice | None = None
+    """A running service whose model, store and pools take the place of those that are given here."""
     resume: bool = False
     command: str = ""
 
@@ -92,43 +92,24 @@ class IclJob:
 
 
 def run_icl(job: IclJob, console: Console) -> dict[str, Any]:
-    """Run (or resume) a job; returns its summary: a FinishedSummary where there was nothing left to do, and nothing
-    was changed. Every LongMemError that ends it leaves the folder resumable."""
+    """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
+    return run_to_end(Icl(*prepare(on_service(job))), console)
 
-    def tell(text: str) -> None:
-        console.print(escape(text), soft_wrap=True)
 
-    job, tasks = prepare(job)
-    with JobFolder(job.out, job.resume) as folder:
-        asked = {**_given(job, tasks), "model": asked_model(job.model)}
-        if (finished := folder.finished(RESULTS, asked)) is not None:
-            return _unchanged(job, finished)
-        with start_executor(job.model, StoreSettings(job.store_uri), job.cluster, job.threads, tell) as executor:
-            model = executor.describe()
-            folder.claim(identity(job, tasks, model), asked)
-            if (finished := folder.finished(RESULTS)) is not None:
-                return _unchanged(job, finished)
-            with IclJournal(folder.path / "journal.jsonl") as journal, Shown(console, job, tasks) as shown:
-                resumed = bool(journal.results)
-                slices = Slices(job.out)
-                run = IclRun(executor, journal, tell, slices)
-                try:
-                    _run(job, tasks, run, model, shown)
-                except BaseException:
-                    # what ended the run matters more, and may be the reason why nothing can be written
-                    with suppress(OutputError):
-                        slices.record(run.work())
-                    raise
-                slices.record(run.work())
-                summary = _write_results(job, tasks, folder, run, model, resumed, slices.total(run.work()))
-        if job.store is None:
-            shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
-    return summary
+def on_service(job: IclJob) -> IclJob:
+    """Return the job with what its service has, if it has one. Raises ClusterError when there is no such service."""
+    if job.service is None:
+        return job
+    parts = find_parts(job.service)
+    return replace(job, model=parts.model, store=parts.store.uri, cluster=parts.cluster, threads=parts.cluster.threads)
 
 
 def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
-    """Read all data before a model is loaded; without a --memory-tokens of the user the memory becomes as large as the
-    demonstrations need. Raises ConfigError and DocumentError for data that cannot be used."""
+    """Read all data before a model is loaded.
+
+    Without a --memory-tokens of the user, and without a service, whose model is fixed, the memory becomes as large as
+    the demonstrations need. Raises ConfigError and DocumentError for data that cannot be used.
+    """
     config = _settings(job.model)
     tokenizer = job.model.open_tokenizer()
     tasks = {
@@ -143,10 +124,12 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
             memory = task.memory(seed, largest)
             if memory is None:
                 continue
-            if "memory_tokens" in job.model.settings:
+            if "memory_tokens" in job.model.settings or job.service is not None:
                 what = f"task {task.task.name}, seed {seed}: {largest} demonstrations"
                 check_fits(memory.segments, config.memory_tokens, what)
             needed = max(needed, memory.segments[-1].end_token)
+    if job.service is not None:
+        return job, tasks
     return replace(job, model=replace(job.model, settings=job.model.settings | {"memory_tokens": needed})), tasks
 
 
@@ -156,91 +139,115 @@ def _settings(source: ModelSource) -> LongMemConfig:
     return LongMemConfig.from_dict({**stored, **source.settings})
 
 
-def identity(job: IclJob, tasks: dict[str, PreparedTask], model: ModelDescription) -> dict[str, Any]:
-    """What decides the results of a job. Where it runs, with how many workers and in what batches does not."""
-    return {
-        **_given(job, tasks),
-        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        "settings": model.settings,
-    }
+class Icl(AbstractJob[AbstractExecutor]):
+    """Many-shot in-context learning: demonstrations in context, in memory, and both."""
 
+    name = "icl"
 
-def _given(job: IclJob, tasks: dict[str, PreparedTask]) -> dict[str, Any]:
-    """The part of a job's identity that the command and its data give."""
-    return {
-        "job": "icl",
-        "tasks": {name: task.digest() for name, task in tasks.items()},
-        "shots": sorted(job.shots),
-        "memory_shots": sorted(job.memory_shots),
-        "seeds": job.seeds,
-        "limit_items": job.limit_items,
-        "search": job.model.search,
-    }
+    def __init__(self, spec: IclJob, tasks: dict[str, PreparedTask]) -> None:
+        self._spec = spec
+        self._tasks = tasks
+        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
+        self.on_cluster = spec.cluster is not None
 
+    def requested_model(self) -> dict[str, Any] | None:
+        return None if self._spec.service else asked_model(self._spec.model)
 
-def _unchanged(job: IclJob, finished: FinishedSummary) -> FinishedSummary:
-    if job.store is None:
-        # left where a job was killed between its last result and its end
-        shutil.rmtree(job.out / MEMORY_FOLDER, ignore_errors=True)
-    return finished
+    def given(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "job": self.name,
+            "tasks": {name: task.digest() for name, task in self._tasks.items()},
+            "shots": sorted(spec.shots),
+            "memory_shots": sorted(spec.memory_shots),
+            "seeds": spec.seeds,
+            "limit_items": spec.limit_items,
+            "search": spec.model.search,
+        }
 
+    def open(self, tell: Tell) -> AbstractExecutor:
+        spec = self._spec
+        store = StoreSettings(spec.store_uri)
+        return open_workers(spec.model, store, spec.cluster, spec.service, spec.threads, tell)
 
-def _run(job: IclJob, tasks: dict[str, PreparedTask], run: IclRun, model: ModelDescription, shown: Shown) -> None:
-    """Memories first, then items: only those that cells without all results need."""
-    open_cells = [cell for cell in job.cells if len(run.journal.results.get(cell, {})) < len(tasks[cell.task].items)]
-    memories = {cell: tasks[cell.task].memory(cell.seed, cell.memory_shots) for cell in open_cells if cell.memory_shots}
-    scheduler = SegmentScheduler(
-        Limits(default_in_flight(job.cluster.encoders if job.cluster else None), 2**30),
-        model.segment_bytes,
-        model.settings["segment_tokens"],
-        model.settings["memory_tokens"],
-        write=True,
-    )
-    last = run.write([memory for memory in memories.values() if memory is not None], scheduler)
-    asked: dict[GridPoint, tuple[PreparedTask, SegmentInfo | None]] = {}
-    for cell in open_cells:
-        memory = memories.get(cell)
-        asked[cell] = tasks[cell.task], None if memory is None else last[memory.key]
-    run.ask(asked, job.batch_items, shown.done)
+    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
+        return context.folder.has_results_in(JOURNAL)
 
+    def clean_up(self) -> None:
+        if self._spec.store is None:
+            shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)
 
-def _write_results(
-    job: IclJob,
-    tasks: dict[str, PreparedTask],
-    folder: JobFolder,
-    run: IclRun,
-    model: ModelDescription,
-    resumed: bool,
-    total: dict[str, Any],
-) -> dict[str, Any]:
-    rows = {name: item_rows(task, run.journal, job.cells) for name, task in tasks.items()}
-    results = {name: TaskResults(task, rows[name]) for name, task in tasks.items()}
-    grids = {name: each.grid() for name, each in results.items()}
-    cluster = job.cluster
-    where = {
-        "address": cluster.address if cluster else "none",
-        "workers": cluster.encoders if cluster else 0,
-        "threads": job.threads,
-        "batch_items": job.batch_items,
-    }
-    summary = {
-        **about(job.command, model, where, resumed),
-        "grid": {
-            "shots": sorted(job.shots),
-            "memory_shots": sorted(job.memory_shots),
-            "seeds": job.seeds,
-            "limit_items": job.limit_items,
-        },
-        "demonstrations": {**asdict(run.written), **total["written"]},
-        "asked": total["asked"],
-        "wall_s": total["written"]["wall_s"] + total["asked"]["wall_s"],
-        "tasks": {name: _task_summary(job, tasks[name], results[name], grids[name], run) for name in tasks},
-    }
-    folder.write_table("items.parquet", item_table([row for of_task in rows.values() for row in of_task]))
-    folder.write_table("grid.parquet", grid_table([row for of_task in grids.values() for row in of_task]))
-    write_report(job.out, summary)
-    folder.write_json(RESULTS, summary)
-    return summary
+    def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
+        slices = context.slices
+        with IclJournal(self.out / JOURNAL) as journal:
+            resumed = bool(journal.results)
+            run = IclRun(context.worker, journal, context.tell, context.observer, slices)
+            try:
+                self._run(context, run)
+            except BaseException:
+                # what ended the run matters more, and may be the reason why nothing can be written
+                with suppress(OutputError):
+                    slices.record(run.work())
+                raise
+            slices.record(run.work())
+            return self._write_results(context, run, resumed, slices.total(run.work()))
+
+    def _run(self, context: JobContext[AbstractExecutor], run: IclRun) -> None:
+        """Write the memories, then ask the items: only those that grid points without all results need."""
+        spec, settings, results = self._spec, context.model.settings, run.journal.results
+        sizes = {point: len(self._tasks[point.task].items) for point in spec.cells}
+        context.observer.planned("items", sum(sizes.values()), sum(len(results.get(point, {})) for point in sizes))
+        open_points = [point for point, size in sizes.items() if len(results.get(point, {})) < size]
+        memories = {
+            point: self._tasks[point.task].memory(point.seed, point.memory_shots)
+            for point in open_points
+            if point.memory_shots
+        }
+        scheduler = SegmentScheduler(
+            Limits(default_in_flight(spec.cluster.encoders if spec.cluster else None), 2**30),
+            context.model.segment_bytes,
+            settings["segment_tokens"],
+            settings["memory_tokens"],
+            write=True,
+        )
+        last = run.write([memory for memory in memories.values() if memory is not None], scheduler)
+        asked: dict[GridPoint, tuple[PreparedTask, SegmentInfo | None]] = {}
+        for point in open_points:
+            memory = memories.get(point)
+            asked[point] = self._tasks[point.task], None if memory is None else last[memory.key]
+        run.ask(asked, spec.batch_items)
+
+    def _write_results(
+        self, context: JobContext[AbstractExecutor], run: IclRun, resumed: bool, total: dict[str, Any]
+    ) -> dict[str, Any]:
+        spec, tasks, cluster = self._spec, self._tasks, self._spec.cluster
+        rows = {name: item_rows(task, run.journal, spec.cells) for name, task in tasks.items()}
+        results = {name: TaskResults(task, rows[name]) for name, task in tasks.items()}
+        grids = {name: each.grid() for name, each in results.items()}
+        where = {
+            "address": cluster.address if cluster else "none",
+            "workers": cluster.encoders if cluster else 0,
+            "threads": spec.threads,
+            "batch_items": spec.batch_items,
+        }
+        summary = {
+            **about(spec.command, context.model, where, resumed),
+            "grid": {
+                "shots": sorted(spec.shots),
+                "memory_shots": sorted(spec.memory_shots),
+                "seeds": spec.seeds,
+                "limit_items": spec.limit_items,
+            },
+            "demonstrations": {**asdict(run.written), **total["written"]},
+            "asked": total["asked"],
+            "wall_s": total["written"]["wall_s"] + total["asked"]["wall_s"],
+            "tasks": {name: _task_summary(spec, tasks[name], results[name], grids[name], run) for name in tasks},
+        }
+        items = [row for of_task in rows.values() for row in of_task]
+        context.folder.write_table("items.parquet", item_table(items))
+        context.folder.write_table("grid.parquet", grid_table([row for of_task in grids.values() for row in of_task]))
+        write_report(self.out, summary)
+        return summary
 
 
 def _task_summary(

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.html.page import write_page
+from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.icl.charts import shots_chart
-from pipelines.perplexity.report import NOTHING, REPORT_NAME, count, duration, figure
+from pipelines.job.format import NOTHING, count, duration, figure
 
 
 def write_report(folder: Path, summary: dict[str, Any]) -> Path:

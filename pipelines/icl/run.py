@@ -15,10 +15,9 @@ from longmem.types import DocumentKey, SegmentInfo
 from pipelines.icl.records import BatchRecord, IclJournal
 from pipelines.icl.requests import request_for, results_of
 from pipelines.icl.task_data import GridPoint, Memory, PreparedTask, Prompt
+from pipelines.job.ask import WAIT_S, ask_all
+from pipelines.job.observer import JobObserver
 from pipelines.job.work_slices import Slices
-
-WAIT_S = 0.2
-"""How long the loop waits for the workers before it looks at Ctrl-C again."""
 
 
 @dataclass
@@ -52,6 +51,7 @@ class IclRun:
     executor: AbstractExecutor
     journal: IclJournal
     tell: Callable[[str], None]
+    observer: JobObserver
     slices: Slices | None = None
     """Record of the work done, written every few seconds."""
     written: WriteTotals = field(default_factory=WriteTotals)
@@ -72,6 +72,7 @@ class IclRun:
             for stage, segment in scheduler.start(self.executor.slots):
                 self.executor.submit(stage, segment)
             for completion in self.executor.wait(WAIT_S):
+                self.observer.task_ended(completion)
                 if completion.error is not None:
                     raise completion.error
                 if completion.stage == "encode":
@@ -82,7 +83,8 @@ class IclRun:
                     self.written.put_s += completion.busy_s
                 for done in scheduler.finish(completion.stage, completion.segment):
                     self.executor.release(done)
-            self._tell_events()
+            for event in self.executor.events():
+                self.observer.worker_event(event)
             for key, _ in scheduler.remove_finished():
                 memory = needed[key]
                 tokens = sum(segment.num_tokens for segment in memory.segments)
@@ -91,36 +93,27 @@ class IclRun:
             self._record()
         return {key: self.executor.stored(key)[-1] for key in needed}
 
-    def ask(
-        self,
-        cells: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]],
-        batch_items: int,
-        progress: Callable[[GridPoint, int], None],
-    ) -> None:
-        """Have every item of every cell answered that the journal does not hold yet."""
+    def ask(self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int) -> None:
+        """Have every item of every grid point answered that the journal does not hold yet."""
         start = perf_counter()
-        # made as they are asked: all prompts together would be as large as the text of all cells
-        batches = self._batches(cells, batch_items)
-        waiting = next(batches, None)
-        running: dict[int, tuple[GridPoint, list[Prompt]]] = {}
-        while waiting is not None or running:
-            while waiting is not None and self.executor.slots("encode") > 0:
-                cell, prompts = waiting
-                task, memory = cells[cell]
-                running[self.executor.ask(request_for(task, prompts, memory))] = waiting
-                waiting = next(batches, None)
-            self.executor.wait(WAIT_S)
-            for answer in self.executor.answers():
-                cell, prompts = running.pop(answer.number)
-                if answer.error is not None:
-                    raise answer.error
-                results = results_of(cells[cell][0], prompts, answer.result)
-                self.journal.add(BatchRecord(cell, results, answer.busy_s))
-                self.asked.items += len(results)
-                progress(cell, len(results))
-            self._tell_events()
+
+        def answered(batch: tuple[GridPoint, list[Prompt]], result: Any, busy_s: float) -> None:
+            point, prompts = batch
+            results = results_of(points[point][0], prompts, result)
+            self.journal.add(BatchRecord(point, results, busy_s))
+            self.asked.items += len(results)
+            self.observer.advanced(len(results))
+
+        def turned() -> None:
             self.asked.wall_s = perf_counter() - start
             self._record()
+
+        # made as they are asked: all prompts together would be as large as the text of all grid points
+        requests = (
+            ((point, prompts), request_for(points[point][0], prompts, points[point][1]))
+            for point, prompts in self._batches(points, batch_items)
+        )
+        ask_all(self.executor, requests, self.observer, answered, turned)
 
     def work(self) -> dict[str, Any]:
         """Return what this run did, as far as it adds up over runs: what a run found stored, an earlier one wrote."""
@@ -134,17 +127,13 @@ class IclRun:
             self.slices.record(self.work())
 
     def _batches(
-        self, cells: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
+        self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
     ) -> Iterator[tuple[GridPoint, list[Prompt]]]:
-        """What the journal does not hold, cell by cell."""
-        for cell, (task, _) in cells.items():
+        """Yield what the journal does not hold, grid point by grid point."""
+        for cell, (task, _) in points.items():
             done = self.journal.results.get(cell, {})
             if len(done) == len(task.items):
                 continue
             left = [prompt for prompt in task.prompts(cell) if prompt.index not in done]
             for first in range(0, len(left), batch_items):
                 yield cell, left[first : first + batch_items]
-
-    def _tell_events(self) -> None:
-        for event in self.executor.events():
-            self.tell(event.message)

@@ -23,7 +23,6 @@ import pyarrow as pa
 from longmem.errors import OutputError
 from longmem.system.redaction import redacted_values
 from pipelines.command.interrupts import tidying
-from pipelines.job.journal import Journal
 from pipelines.job.output import PART, write_json, write_table
 
 JOB_FILE = "job.json"
@@ -129,8 +128,10 @@ class JobFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
 
-    def open_journal(self) -> Journal:
-        return Journal(self.path / "journal.jsonl")
+    def has_results_in(self, name: str) -> bool:
+        """Return whether an earlier run has left something in the file, such as a journal."""
+        path = self.path / name
+        return path.exists() and path.stat().st_size > 0
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all. Raises OutputError."""

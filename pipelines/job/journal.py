@@ -14,7 +14,6 @@ import xxhash
 
 from longmem.errors import OutputError
 from pipelines.job.output import GrowingFile, encoded
-from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, decode, encode
 
 R = TypeVar("R")
 
@@ -87,30 +86,3 @@ class AbstractJournal(ABC, Generic[R]):
                 ) from error
             position = end
         return position
-
-
-class Journal(AbstractJournal[Record]):
-    """Documents and segments of a perplexity job."""
-
-    def __init__(self, path: Path) -> None:
-        self.documents: dict[str, DocumentRecord] = {}
-        self.segments: dict[tuple[str, int], SegmentRecord] = {}
-        super().__init__(path)
-
-    def scored(self, document: str) -> list[SegmentRecord]:
-        """Records of a document's scored segments, in order."""
-        last = self.documents[document].num_segments or 0
-        return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
-
-    def _encode(self, record: Record) -> dict[str, Any]:
-        return encode(record)
-
-    def _decode(self, values: dict[str, Any]) -> Record:
-        return decode(values)
-
-    def _accept(self, record: Record) -> None:
-        if isinstance(record, DocumentRecord):
-            self.documents[record.document] = record
-        else:
-            # exactly once: a segment that was scored again after a lost acknowledgement has the same values
-            self.segments.setdefault((record.document, record.segment), record)

@@ -25,11 +25,17 @@ class JobObserver:
     def task_ended(self, completion: "Completion") -> None:
         """A task gave a result or an error."""
 
+    def detail(self, text: str) -> None:
+        """Take the newest figures of a training, such as its loss, for the display."""
+
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
         """A document is scored, or given up because of `error`; `kept`: its blocks stay in the store."""
 
-    def document_total(self, num_documents: int) -> None:
-        """The job has so many documents."""
+    def planned(self, unit: str, total: int | None, done: int = 0) -> None:
+        """Take the job's unit of work, how many it has (None while unknown), and how many earlier runs have done."""
+
+    def advanced(self, count: int = 1) -> None:
+        """Take that so many units more are done; documents are counted by `document_ended`."""
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         """Called several times a second: how full everything is now."""
@@ -64,9 +70,17 @@ class Observers(JobObserver):
         for each in self._observers:
             each.document_ended(document, error, kept)
 
-    def document_total(self, num_documents: int) -> None:
+    def planned(self, unit: str, total: int | None, done: int = 0) -> None:
         for each in self._observers:
-            each.document_total(num_documents)
+            each.planned(unit, total, done)
+
+    def advanced(self, count: int = 1) -> None:
+        for each in self._observers:
+            each.advanced(count)
+
+    def detail(self, text: str) -> None:
+        for each in self._observers:
+            each.detail(text)
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         for each in self._observers:

@@ -1,24 +1,24 @@
-"""What a running job shows: a live display on a terminal, a line now and then in a log file.
+"""Display of a running job: a live bar on a terminal, a line now and then in a log file.
 
-Everything happens in the caller's thread when it reports something, so the display needs no lock and can never
-disagree with what was counted. Names of documents are foreign text: they are shown without Rich markup and without
-control characters, which a terminal would obey.
+Everything happens in the caller's thread when it reports something, so the display needs no lock and never disagrees
+with what was counted. Names of documents are foreign text: they are shown without Rich markup and without control
+characters, which a terminal would obey.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from longmem.errors import LongMemError
 from longmem.stages import STAGES, Stage
 from pipelines.command.console import printable
+from pipelines.job.format import clock as h_mm_ss
 from pipelines.job.observer import JobObserver
 from pipelines.job.throughput import TokenRate
 
@@ -29,92 +29,128 @@ REFRESH_S = 0.25
 LINE_S = 5.0
 
 
-class Progress(JobObserver):
-    """Context manager that shows how far a job is.
+class WorkDone:
+    """Share of a job that is done, from whole units of work and, inside open documents, from their tokens.
 
-    `console` should write to stderr, so that results on stdout can be piped. `total_tokens` is None when documents
-    become known only as they are admitted (`add_total`).
+    The share never falls, although documents become known only as they are read.
     """
 
-    def __init__(
-        self, console: Console, total_tokens: int | None, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self) -> None:
+        self.unit = "documents"
+        self.total: int | None = None
+        """Units of the whole job; None while that is unknown."""
+        self.done = 0
+        self._open: dict[str, list[int]] = {}
+        """Tokens scored and tokens to be scored of every open document."""
+        self._share = self._first_share = 0.0
+
+    def plan(self, unit: str, total: int | None, done: int) -> None:
+        """Set the unit, the total, and what earlier runs have done, which says nothing about this run's pace."""
+        self.unit, self.total, self.done = unit, total, done
+        self._first_share = done / total if total else 0.0
+
+    def admit(self, document: str, num_tokens: int) -> None:
+        self._open[document] = [0, num_tokens]
+
+    def score(self, document: str, num_tokens: int) -> None:
+        if document in self._open:
+            self._open[document][0] += num_tokens
+
+    def end(self, document: str) -> None:
+        self._open.pop(document, None)
+        self.done += 1
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens of open documents that are not scored yet."""
+        return sum(total - scored for scored, total in self._open.values())
+
+    @property
+    def share(self) -> float | None:
+        """Share of the job between 0 and 1; None while its total is unknown."""
+        if not self.total:
+            return None
+        inside = sum(scored / total for scored, total in self._open.values() if total)
+        self._share = max(self._share, min(1.0, (self.done + inside) / self.total))
+        return self._share
+
+    def seconds_left(self, elapsed_s: float) -> float | None:
+        """Return the time left at the average pace so far; None before there is a pace."""
+        share = self.share
+        if share is None or share <= self._first_share:
+            return None
+        return elapsed_s * (1 - share) / (share - self._first_share)
+
+
+class JobProgress(JobObserver):
+    """Context manager that shows how far a job is. `console` should write to stderr, so that results can be piped."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._total_tokens = total_tokens
-        self._total_documents: int | None = None
-        self._num_admitted = 0
+        self._work = WorkDone()
         self._start = self._last_shown = clock()
         self._tokens: dict[Stage, int] = dict.fromkeys(STAGES, 0)
         self._busy_s: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self._rates = {stage: TokenRate(clock) for stage in STAGES}
         self._depths: dict[Stage, int] = dict.fromkeys(STAGES, 0)
         self._in_flight_bytes = 0
-        self._num_done = 0
         self._num_failed = 0
-        self._last_document = ""
-        self._live = (
-            Live(console=console, auto_refresh=False, get_renderable=self._display) if console.is_terminal else None
-        )
+        self._last_document = self._detail = ""
+        self._bar = _Bar(self, console) if console.is_terminal else None
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start(refresh=True)
-        else:
-            self._print_line()
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.refresh()
-            self._live.stop()
+        if self._bar:
+            self._bar.refresh()
+            self._bar.stop()
         else:
             self._print_line()
 
-    def add_total(self, tokens: int) -> None:
-        """A document of `tokens` still to be scored was admitted."""
-        self._total_tokens = (self._total_tokens or 0) + tokens
-        self._num_admitted += 1
+    def planned(self, unit: str, total: int | None, done: int = 0) -> None:
+        self._work.plan(unit, total, done)
+        if not self._bar:
+            self._print_line()
 
-    def document_total(self, num_documents: int) -> None:
-        self._total_documents = num_documents
-
-    def completed(self, stage: Stage, tokens: int, busy_s: float) -> None:
-        """A worker finished one segment of `tokens` in `busy_s` seconds."""
-        self._tokens[stage] += tokens
-        self._busy_s[stage] += busy_s
-        self._rates[stage].add(tokens)
+    def advanced(self, count: int = 1) -> None:
+        self._work.done += count
         self._show()
 
-    def document_done(self, name: str, failed: bool) -> None:
-        """The last segment of a document was scored, or the document was given up."""
-        self._num_done += 1
-        self._num_failed += failed
-        self._last_document = printable(name)
-        self._show()
-
-    def queues(self, depths: Mapping[Stage, int], in_flight_bytes: int) -> None:
-        """Segments running or ready per stage, and bytes of encoded segments not scored yet."""
-        self._depths.update(depths)
-        self._in_flight_bytes = in_flight_bytes
-        self._show()
+    def detail(self, text: str) -> None:
+        self._detail = printable(text)
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:  # noqa: ARG002
-        self.add_total(num_tokens)
+        self._work.admit(document, num_tokens)
 
     def task_ended(self, completion: "Completion") -> None:
-        if completion.error is None:
-            self.completed(completion.stage, len(completion.segment.targets), completion.busy_s)
+        if completion.error is not None:
+            return
+        stage, tokens = completion.stage, len(completion.segment.targets)
+        self._tokens[stage] += tokens
+        self._busy_s[stage] += completion.busy_s
+        self._rates[stage].add(tokens)
+        if stage == "score":
+            self._work.score(completion.segment.key.document, tokens)
+        self._show()
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:  # noqa: ARG002
-        self.document_done(document, failed=error is not None)
+        self._work.end(document)
+        self._last_document = printable(document)
+        self._num_failed += error is not None
         if error is not None:
             self.note(f"{document} failed: {error}")
+        self._show()
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
-        self.queues(queue_depths, in_flight_bytes)
+        self._depths.update(queue_depths)
+        self._in_flight_bytes = in_flight_bytes
+        self._show()
 
     def worker_event(self, event: "ExecutorEvent") -> None:
         self.note(event.message)
@@ -125,11 +161,11 @@ class Progress(JobObserver):
 
     def _show(self) -> None:
         now = self._clock()
-        if now - self._last_shown < (REFRESH_S if self._live else LINE_S):
+        if now - self._last_shown < (REFRESH_S if self._bar else LINE_S):
             return
         self._last_shown = now
-        if self._live:
-            self._live.refresh()
+        if self._bar:
+            self._bar.refresh()
         else:
             self._print_line()
 
@@ -139,24 +175,55 @@ class Progress(JobObserver):
     def _line(self) -> str:
         busy = ", ".join(f"{stage} {self._depths[stage]}" for stage in STAGES if self._depths[stage])
         parts = [
-            duration(self._clock() - self._start),
-            f"scored {self._of_total()} tokens",
-            f"{self._rates['score'].per_second():,.0f} tokens/s",
-            self._documents(),
+            self.elapsed,
+            self.units,
+            self._detail,
+            self._scored(),
             f"queued: {busy}" if busy else "",
             f"{self._in_flight_bytes / 1e6:,.0f} MB in flight" if self._in_flight_bytes else "",
-            self._remaining(),
+            self.left,
         ]
         return " · ".join(part for part in parts if part)
 
-    def _display(self) -> Group:
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            ProgressBar(self._total_tokens or 1, self._tokens["score"], width=32),
-            Text(f"{self._of_total()} tokens"),
-            Text(duration(self._clock() - self._start), style="dim"),
-            Text(self._remaining(), style="bold"),
-        )
+    @property
+    def share(self) -> float:
+        """Share of the job that is done, 0 while unknown."""
+        return self._work.share or 0.0
+
+    @property
+    def elapsed(self) -> str:
+        return h_mm_ss(self._clock() - self._start)
+
+    @property
+    def units(self) -> str:
+        """Units that are done, of how many, and the share of the whole job."""
+        work = self._work
+        total = f" of {work.total:,}" if work.total is not None else ""
+        share = f" ({work.share:.0%})" if work.share is not None else ""
+        failed = f", {self._num_failed:,} failed" if self._num_failed else ""
+        return f"{work.unit} {work.done:,}{total}{share}{failed}"
+
+    @property
+    def newest_detail(self) -> str:
+        return self._detail
+
+    @property
+    def left(self) -> str:
+        """Time left at the average pace of the job, which is steadier than that of the last seconds."""
+        seconds = self._work.seconds_left(self._clock() - self._start)
+        return f"{h_mm_ss(round(seconds))} left" if seconds is not None and self.share < 1 else ""
+
+    def _scored(self) -> str:
+        if not any(self._tokens.values()):
+            return ""
+        stage: Stage = "score" if self._tokens["score"] or not self._tokens["put"] else "put"
+        verb = "scored" if stage == "score" else "stored"
+        return f"{verb} {self._tokens[stage]:,} tokens · {self._rates[stage].per_second():,.0f} tokens/s"
+
+    def below_bar(self) -> Iterable[RenderableType]:
+        """Yield what a terminal shows below the bar: a line for each stage, for a job with segments."""
+        if not any(self._tokens.values()):
+            return
         stages = Table(box=None, padding=(0, 2), header_style="dim")
         stages.add_column("stage")
         for title in ("tokens/s", "tokens", "busy", "queued"):
@@ -166,41 +233,30 @@ class Progress(JobObserver):
                 stage,
                 f"{self._rates[stage].per_second():,.0f}",
                 f"{self._tokens[stage]:,}",
-                duration(self._busy_s[stage]),
+                h_mm_ss(self._busy_s[stage]),
                 f"{self._depths[stage]:,}",
             )
-        foot = Text(f"{self._documents()} · {self._in_flight_bytes / 1e6:,.0f} MB in flight", overflow="ellipsis")
+        yield stages
+        foot = Text(f"{self._in_flight_bytes / 1e6:,.0f} MB in flight", overflow="ellipsis", no_wrap=True)
         if self._last_document:
             foot.append(f" · last: {self._last_document}", style="dim")
-        foot.no_wrap = True
-        return Group(head, stages, foot)
-
-    def _documents(self) -> str:
-        done = (
-            f"{self._num_done:,}" if self._total_documents is None else f"{self._num_done:,}/{self._total_documents:,}"
-        )
-        return f"documents {done}" + (f" ({self._num_failed:,} failed)" if self._num_failed else "")
-
-    def _of_total(self) -> str:
-        scored = self._tokens["score"]
-        if not self._total_tokens:
-            return f"{scored:,}"
-        return f"{scored:,} of {self._total_tokens:,} ({scored / self._total_tokens:.0%})"
-
-    def _remaining(self) -> str:
-        """Time left for the tokens known so far, at the average pace of the job, which is steadier than the window."""
-        elapsed = self._clock() - self._start
-        if not self._tokens["score"] or not self._total_tokens or elapsed <= 0:
-            return ""
-        left = max(0, self._total_tokens - self._tokens["score"])
-        # documents that nobody has opened yet have no length to count
-        more_to_come = 0 < self._num_admitted < (self._total_documents or 0)
-        time_left = duration(left * elapsed / self._tokens["score"])
-        return f"{'at least ' if more_to_come else ''}{time_left} left" if left else ""
+        yield foot
 
 
-def duration(seconds: float) -> str:
-    """As h:mm:ss."""
-    minutes, whole = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}"
+class _Bar(Progress):
+    """Rich's progress display with the texts of a JobProgress."""
+
+    def __init__(self, shown: JobProgress, console: Console) -> None:
+        self._shown = shown
+        columns = BarColumn(32), TextColumn("{task.fields[units]}"), TextColumn("{task.fields[time]}")
+        super().__init__(*columns, console=console, auto_refresh=False)
+        self.add_task("", total=1.0, units="", time="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        # also called by the constructor, before there is a task
+        for task in self.tasks:
+            task.completed = self._shown.share
+            rest = [self._shown.elapsed, self._shown.left, self._shown.newest_detail]
+            task.fields.update(units=self._shown.units, time=" · ".join(part for part in rest if part))
+        yield from super().get_renderables()
+        yield from self._shown.below_bar()

@@ -29,6 +29,7 @@ class JobReporter(Observers):
         self,
         folder: JobFolder,
         job_id: str,
+        kind: str,
         *,
         on_cluster: bool,
         store_limit_bytes: int | None = None,
@@ -37,12 +38,13 @@ class JobReporter(Observers):
         """`on_cluster`: Ray is initialised, and the job's monitor is started there."""
         # before the log, whose file would stay open if there is no monitor
         self._line = _open_line(job_id, folder.path.name) if on_cluster else None
-        self.state = JobState(job_id, folder.path, store_limit_bytes=store_limit_bytes, clock=clock)
+        self.state = JobState(job_id, kind, folder.path, store_limit_bytes=store_limit_bytes, clock=clock)
         self.log = EventLog(folder.path / LOG_FILE, job_id)
         super().__init__([self.state, self.log])
         self._folder = folder
         self._clock = clock
         self._last_status = clock()
+        self._ended_early = False
         self._publish("running")
 
     def task_ended(self, completion: Completion) -> None:
@@ -52,6 +54,17 @@ class JobReporter(Observers):
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         super().levels(queue_depths, in_flight_bytes, lag_segments)
+        self._publish_if_due()
+
+    def advanced(self, count: int = 1) -> None:
+        super().advanced(count)
+        self._publish_if_due()
+
+    def stopped_early(self) -> None:
+        """Note that a time limit ends this run before the job is done."""
+        self._ended_early = True
+
+    def _publish_if_due(self) -> None:
         if self._line is not None and self._line.is_due:
             self._line.push(self.state.snapshot("running"))
         if self._clock() - self._last_status >= STATUS_S:
@@ -67,11 +80,12 @@ class JobReporter(Observers):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state: State = "finished"
+        state: State = "interrupted" if self._ended_early else "finished"
         if error is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            self.log.event(f"job_{state}", str(error or "done"), "info" if error is None else "error")
+            done = "out of time" if self._ended_early else "done"
+            self.log.event(f"job_{state}", str(error or done), "info" if error is None else "error")
             self._publish(state)
         except OutputError as unwritten:
             if error is None:

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from actors.config import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import AbstractExecutor
+from longmem.store.config import StoreSettings
 
 if TYPE_CHECKING:
-    from pipelines.perplexity.job import PerplexityJob
+    from actors.executor.timeouts import Timeouts
 
 SEGMENTS_PER_WORKER = 4
 """How many segments of a job may be in flight for each worker where nothing else is said."""
@@ -31,8 +33,22 @@ class ServiceChoice:
             raise ConfigError(f"--service needs a cluster that runs already, not --address {self.address}")
 
 
-def on_service(job: "PerplexityJob", choice: ServiceChoice) -> "PerplexityJob":
-    """The same job with what the service has. Raises ClusterError when there is no such service."""
+@dataclass(frozen=True, kw_only=True)
+class ServiceParts:
+    """What a service decides for all its jobs."""
+
+    model: ModelSource
+    store: StoreSettings
+    cluster: ClusterShape
+
+    @property
+    def in_flight_segments(self) -> int:
+        """Encoded segments of one job that may wait, where the job does not say."""
+        return SEGMENTS_PER_WORKER * (self.cluster.encoders + self.cluster.readers)
+
+
+def find_parts(choice: ServiceChoice, timeouts: "Timeouts | None" = None) -> ServiceParts:
+    """Ask the cluster for a service; `timeouts` are those of the job. Raises ClusterError where there is none."""
     from actors.cluster import join
     from actors.service.registry import find_service
 
@@ -41,29 +57,17 @@ def on_service(job: "PerplexityJob", choice: ServiceChoice) -> "PerplexityJob":
         service = find_service(choice.name)
     finally:
         connection.close()
-    timeouts = job.cluster.timeouts if job.cluster else service.shape.timeouts
-    shape, limits = replace(service.shape, address=choice.address, timeouts=timeouts), job.limits
-    if not choice.limits_given:
-        limits = replace(limits, max_in_flight_segments=SEGMENTS_PER_WORKER * (shape.encoders + shape.readers))
-    return replace(
-        job,
-        model=service.source,
-        store=service.store.uri,
-        durability=service.store.durability,
-        store_quota_bytes=service.store.max_bytes,
-        cluster=shape,
-        threads=shape.threads,
-        threads_given=True,
-        limits=limits,
-    )
+    shape = replace(service.shape, address=choice.address, timeouts=timeouts or service.shape.timeouts)
+    return ServiceParts(model=service.source, store=service.store, cluster=shape)
 
 
-def attach_to(choice: ServiceChoice, job: "PerplexityJob", tell: Callable[[str], None]) -> AbstractExecutor:
-    """An executor on the service's pools; `tell` gets which cluster it is.
+def attach_to(choice: ServiceChoice, cluster: ClusterShape | None, tell: Callable[[str], None]) -> AbstractExecutor:
+    """Return an executor on the service's pools; `tell` gets which cluster it is.
 
-    Raises ClusterError, and FingerprintError for another model."""
+    Raises ClusterError, and FingerprintError for another model.
+    """
     from actors.service.executor import attach
 
-    assert job.cluster is not None, "a job on a service has the service's pools"
+    assert cluster is not None, "a job on a service has the service's pools"
     offered = describe(choice.offered.open()) if choice.offered is not None else None
-    return attach(choice.address, choice.name, timeouts=job.cluster.timeouts, offered=offered, tell=tell)
+    return attach(choice.address, choice.name, timeouts=cluster.timeouts, offered=offered, tell=tell)

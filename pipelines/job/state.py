@@ -14,6 +14,7 @@ from longmem.runtime.executor import STAGES, Completion, EncodeReceipt, EventKin
 from longmem.system.redaction import redacted
 from longmem.types import PutReceipt, SegmentScore
 from pipelines.job.observer import JobObserver
+from pipelines.job.progress import WorkDone
 from pipelines.job.throughput import TokenRate
 
 RECENT_SEGMENTS = 64
@@ -35,6 +36,7 @@ class JobState(JobObserver):
     def __init__(
         self,
         job_id: str,
+        kind: str,
         out: Path,
         *,
         store_limit_bytes: int | None = None,
@@ -42,6 +44,7 @@ class JobState(JobObserver):
         now: Callable[[], float] = time.time,
     ) -> None:
         self._job_id = job_id
+        self._kind = kind
         self._out = out.absolute()
         self._store_limit_bytes = store_limit_bytes
         self._clock = clock
@@ -51,9 +54,7 @@ class JobState(JobObserver):
         self._stages: dict[Stage, StageSnapshot] = {stage: StageSnapshot() for stage in STAGES}
         self._rates = {stage: TokenRate(clock) for stage in STAGES}
         self._documents: Counter[str] = Counter()
-        self._total_documents: int | None = None
-        self._tokens_to_score = 0
-        self._left: dict[str, int] = {}
+        self._work = WorkDone()
         self._stored: dict[str, dict[int, int]] = {}
         self._stored_bytes = 0
         self._counts: Counter[str] = Counter()
@@ -65,7 +66,7 @@ class JobState(JobObserver):
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:  # noqa: ARG002
         self._documents["admitted"] += 1
-        self._left[document] = num_tokens
+        self._work.admit(document, num_tokens)
 
     def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
         for segment, num_bytes in segment_bytes.items():
@@ -89,7 +90,7 @@ class JobState(JobObserver):
             self._counts["duplicate_puts"] += result.duplicate
             self._keep(segment.key.document, segment.index, num_bytes)
         elif isinstance(result, SegmentScore):
-            self._left[segment.key.document] -= len(segment.targets)
+            self._work.score(segment.key.document, len(segment.targets))
             if result.retrieval.memory_tokens:
                 self._recent.append((result.retrieval.gate_mean, result.retrieval.copy_mean))
         before = self._stages[stage]
@@ -104,7 +105,7 @@ class JobState(JobObserver):
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
         self._documents["scored" if error is None else "failed"] += 1
-        self._left.pop(document, None)
+        self._work.end(document)
         segments = self._stored.pop(document, {})
         if not kept:
             self._stored_bytes -= sum(segments.values())
@@ -112,8 +113,11 @@ class JobState(JobObserver):
             self._counts["checksum_failures"] += isinstance(error, CorruptionError)
             self._failures.append(redacted(f"{document}: {error}"))
 
-    def document_total(self, num_documents: int) -> None:
-        self._total_documents = num_documents
+    def planned(self, unit: str, total: int | None, done: int = 0) -> None:
+        self._work.plan(unit, total, done)
+
+    def advanced(self, count: int = 1) -> None:
+        self._work.done += count
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         self._queue_depths = queue_depths
@@ -134,8 +138,7 @@ class JobState(JobObserver):
 
     def snapshot(self, state: State) -> JobSnapshot:
         """How far the job is now."""
-        tokens_left = sum(self._left.values())
-        scored_tokens = self._stages["score"].tokens
+        work = self._work
         elapsed_s = self._clock() - self._begun
         gates, copies = ([each[i] for each in self._recent] for i in (0, 1))
         return JobSnapshot(
@@ -147,7 +150,7 @@ class JobState(JobObserver):
             updated=self._now(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            total_documents=self._total_documents,
+            total_documents=work.total if work.unit == "documents" else None,
             admitted_documents=self._documents["admitted"],
             scored_documents=self._documents["scored"],
             failed_documents=self._documents["failed"],
@@ -161,8 +164,8 @@ class JobState(JobObserver):
             },
             in_flight_bytes=self._in_flight_bytes,
             lag_segments=self._lag_segments,
-            tokens_left=tokens_left,
-            eta_s=tokens_left * elapsed_s / scored_tokens if scored_tokens else None,
+            tokens_left=work.tokens_left,
+            eta_s=self._seconds_left(elapsed_s),
             checksum_failures=self._counts["checksum_failures"],
             duplicate_puts=self._counts["duplicate_puts"],
             blocks_encoded_again=self._counts["encoded again"],
@@ -171,4 +174,15 @@ class JobState(JobObserver):
             store_bytes=self._stored_bytes,
             store_limit_bytes=self._store_limit_bytes,
             recent_failures=tuple(self._failures),
+            kind=self._kind,
+            unit=work.unit,
+            units_done=work.done,
+            units_total=work.total,
         )
+
+    def _seconds_left(self, elapsed_s: float) -> float | None:
+        """Return the time left at the average pace of this run: of the whole job, or else of the documents so far."""
+        if (seconds := self._work.seconds_left(elapsed_s)) is not None:
+            return seconds
+        scored_tokens = self._stages["score"].tokens
+        return self._work.tokens_left * elapsed_s / scored_tokens if scored_tokens else None

@@ -157,9 +157,10 @@ def perplexity(
     with exit_codes(console, folder):
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.runtime.scheduler import Limits
+        from pipelines.job.executors import default_in_flight
         from pipelines.job.service import ServiceChoice
         from pipelines.perplexity.console import print_result
-        from pipelines.perplexity.job import PerplexityJob, default_in_flight, run_job
+        from pipelines.perplexity.job import PerplexityJob, run_job
 
         check_resume(resume, out)
         if keep_memory and retention not in (None, Retention.FOREVER):

@@ -10,15 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
-from pipelines.html.page import write_page
+from pipelines.html.page import REPORT_NAME, write_page
+from pipelines.job.format import FILTERS, percent_digits, signed_percent
 from pipelines.job.summary import copies
 
-REPORT_NAME = "report.html"
 MAX_CHARTS = 12
 MAX_ROWS = 1000
 """Documents in the table; a page with tens of thousands of rows is slow, and documents.parquet has them all."""
-NOTHING = "–"
-"""What a table shows where there is no figure."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,9 @@ def verdict(summary: dict[str, Any]) -> str:
 def _effect(summary: dict[str, Any]) -> str:
     value, low, high = (summary["change"][part] for part in ("value", "low", "high"))
     subject = "Memory" if summary["settings"].get("memory_tokens", 1) else "The SideNet, with its memory off,"
-    effect = f"{subject} {'lowered' if value < 0 else 'raised'} token perplexity by {_percent(abs(value), value)}%"
+    effect = (
+        f"{subject} {'lowered' if value < 0 else 'raised'} token perplexity by {percent_digits(abs(value), value)}%"
+    )
     if low is None or high is None:
         return f"{effect}, measured on a single segment: too little for an interval."
     if low <= 0 <= high:
@@ -102,7 +102,7 @@ def _effect(summary: dict[str, Any]) -> str:
             f"({signed_percent(value)}, 95% interval {signed_percent(low)} to {signed_percent(high)})."
         )
     near, far = sorted((abs(low), abs(high)))
-    return f"{effect} (95% interval {_percent(near, value)}–{_percent(far, value)}%)."
+    return f"{effect} (95% interval {percent_digits(near, value)}–{percent_digits(far, value)}%)."
 
 
 def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
@@ -158,59 +158,3 @@ def reading(segments: pa.Table) -> ReadStatistics | None:
 
 def _pairs(table: pa.Table, first: str, second: str) -> "zip[tuple[Any, Any]]":
     return zip(table[first].to_pylist(), table[second].to_pylist(), strict=True)
-
-
-def count(number: float | None) -> str:
-    """A whole number with thousands separators."""
-    return NOTHING if number is None else f"{number:,.0f}"
-
-
-def figure(value: float | None, like: float | None = None) -> str:
-    """Four significant digits, as many decimals as `like` gets (its own, when not given)."""
-    if value is None:
-        return NOTHING
-    size = abs(value if like is None else like)
-    if max(size, abs(value)) >= 1e7:
-        return f"{value:.2e}"
-    return f"{value:,.{next(digits for digits, bound in ((0, 1e4), (1, 1e3), (2, 10), (3, 0)) if size >= bound)}f}"
-
-
-def interval(part: dict[str, Any]) -> str:
-    """`low–high`, with the decimals of the value between them."""
-    if part["low"] is None or part["high"] is None:
-        return NOTHING
-    return f"{figure(part['low'], part['value'])}–{figure(part['high'], part['value'])}"
-
-
-def _percent(share: float, like: float) -> str:
-    """Percentage points without sign, with the decimals that `like` needs to show two digits."""
-    size = abs(like) * 100
-    return f"{share * 100:,.{1 if size >= 1 else 2 if size >= 0.1 else 3}f}"
-
-
-def signed_percent(share: float | None) -> str:
-    """A change in per cent with its sign; the minus is the typographic one, as wide as the plus."""
-    if share is None:
-        return NOTHING
-    digits = _percent(abs(share), share)
-    sign = "" if not float(digits.replace(",", "")) else "−" if share < 0 else "+"
-    return f"{sign}{digits}%"
-
-
-def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 07 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours:,} h {left:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-FILTERS: dict[str, Callable[..., str]] = {
-    "count": count,
-    "figure": figure,
-    "interval": interval,
-    "percent": signed_percent,
-    "duration": duration,
-}
-"""How templates write numbers."""

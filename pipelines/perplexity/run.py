@@ -21,9 +21,9 @@ from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, Encod
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.text.documents import UnreadableDocument
 from longmem.types import DocumentKey, SegmentScore
-from pipelines.job.journal import Journal
 from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed, Prepared
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, score_record, start_record
 
 WAIT_S = 0.2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipelines.job.journal import Journal
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, SegmentRecord
 
 DOCUMENT_SCHEMA = pa.schema(

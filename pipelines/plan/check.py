@@ -12,7 +12,8 @@ from actors.config import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
 from longmem.runtime.scheduler import Limits
-from pipelines.perplexity.job import MEMORY_FOLDER, PerplexityJob, run_job
+from pipelines.job.executors import MEMORY_FOLDER
+from pipelines.perplexity.job import PerplexityJob, run_job
 from pipelines.plan.costs import UnitCosts, without_waiting
 from pipelines.plan.measure import measure_apart
 from pipelines.plan.predict import Plan, predict

@@ -28,8 +28,8 @@ from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import Document, DocumentKey, EncodedSegment, KVBlock, Segment, SegmentScore
 from pipelines.job.executors import use_threads
-from pipelines.job.journal import Journal
 from pipelines.job.summary import LIBRARIES
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import score_record, start_record
 from pipelines.plan.costs import Cost, CostLine, ScoreCost, UnitCosts
 from pipelines.plan.processes import folder_bytes

@@ -3,7 +3,7 @@
 from math import ceil
 
 from longmem.memory.window_cache import READ_SEGMENTS
-from pipelines.perplexity.job import default_in_flight
+from pipelines.job.executors import default_in_flight
 from pipelines.plan.costs import UnitCosts
 from pipelines.plan.workload import Cluster, Segments, Workload
 

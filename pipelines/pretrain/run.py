@@ -4,6 +4,7 @@ out/job.json · tokenizer/ · corpus/ · curve.csv · validation.csv · curves.p
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from math import exp
@@ -19,14 +20,16 @@ from longmem.pretraining.corpus import Corpus, open_corpus, read_texts, write_co
 from longmem.pretraining.pretrainer import Pretrainer
 from longmem.pretraining.tokenizer import START_ID, START_TOKEN, load_tokenizer, train_tokenizer
 from longmem.pretraining.windows import Windows
+from longmem.text.documents import FoundFiles
 from longmem.training.run_state import checkpoints
 from pipelines.command.interrupts import held_interrupts
 from pipelines.job.executors import use_threads
-from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
+from pipelines.job.runner import run
+from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.pretrain.job import PretrainingJob, identity
 from pipelines.train.curves import CurveFiles
-from pipelines.train.job import CHECKPOINT_FOLDER, MODEL_FOLDER, PRINT_EVERY_S, RESULTS, print_step
+from pipelines.train.job import CHECKPOINT_FOLDER, MODEL_FOLDER, RESULTS, show_step
 
 TOKENIZER_FOLDER = "tokenizer"
 CORPUS_FOLDER = "corpus"
@@ -35,53 +38,78 @@ PERPLEXITIES = {"text": "validation text", "repeated": "second copy of repeated 
 
 
 def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | None:
-    """One slice of the job; returns what `training.json` holds, or None when the slice's time was over before the end.
-    A job that had finished before gives a FinishedSummary, and nothing is changed.
+    """Run one slice of the job and return the content of training.json; None when its time was over before the end.
 
-    Ctrl-C leaves a checkpoint. Raises ConfigError, DocumentError, CheckpointError, NumericError, OutputError.
+    See `pipelines.job.runner.run`. Ctrl-C leaves a checkpoint. Raises CheckpointError too.
     """
-    start = perf_counter()
+    return run(Pretrain(job, find_inputs((*job.data, *job.valid), console)), console)
 
-    def is_over() -> bool:
-        return job.max_minutes is not None and perf_counter() - start > 60 * job.max_minutes
 
-    use_threads(job.threads)
-    found = find_inputs((*job.data, *job.valid), console)
-    with JobFolder(job.out, job.resume) as folder:
-        folder.claim(identity(job))
-        if (finished := folder.finished(RESULTS)) is not None:
-            return finished
-        if not _prepare(job, is_over, console):
+class Pretrain(AbstractJob[None]):
+    """A backbone that is trained from nothing, in as many slices as it takes."""
+
+    name = "pretrain"
+    results = RESULTS
+    on_cluster = False
+
+    def __init__(self, spec: PretrainingJob, found: FoundFiles) -> None:
+        self._spec = spec
+        self._found = found
+        self._start = perf_counter()
+        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
+
+    def requested_model(self) -> None:
+        return None
+
+    def describe(self, worker: None) -> None:  # noqa: ARG002 - the job makes the model
+        return None
+
+    def given(self) -> dict[str, Any]:
+        return identity(self._spec)
+
+    def open(self, tell: Tell) -> AbstractContextManager[None]:  # noqa: ARG002
+        use_threads(self._spec.threads)
+        return nullcontext()
+
+    def is_resumed(self, context: JobContext[None]) -> bool:  # noqa: ARG002
+        return (self.out / TOKENIZER_FOLDER).exists()
+
+    def is_over(self) -> bool:
+        """Return whether the time of this slice is over."""
+        minutes = self._spec.max_minutes
+        return minutes is not None and perf_counter() - self._start > 60 * minutes
+
+    def run(self, context: JobContext[None]) -> dict[str, Any] | None:
+        spec = self._spec
+        if not _prepare(spec, self.is_over, context.tell):
             return None
-        windows, validation, config = _windows(job)
-        model = new_llama(job.preset.shape, START_ID, config.seed)
-        pretrainer = Pretrainer(model, windows, config, job.device, job.dtype)
-        curves = CurveFiles(job.out, PERPLEXITIES)
-        _train(job, pretrainer, validation, curves, is_over, console)
+        windows, validation, config = _windows(spec)
+        model = new_llama(spec.preset.shape, START_ID, config.seed)
+        pretrainer = Pretrainer(model, windows, config, spec.device, spec.dtype)
+        curves = CurveFiles(self.out, PERPLEXITIES)
+        _train(spec, pretrainer, validation, curves, self.is_over, context)
         if pretrainer.step_count < config.num_steps:
             return None
-        save_backbone(model, job.out / TOKENIZER_FOLDER, job.out / MODEL_FOLDER)
-        summary = {
+        save_backbone(model, self.out / TOKENIZER_FOLDER, self.out / MODEL_FOLDER)
+        return {
             "longmem_version": longmem.__version__,
-            "command": job.command,
+            "command": spec.command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "shape": asdict(job.preset.shape),
+            "shape": asdict(spec.preset.shape),
             "parameters": pretrainer.num_parameters,
             "training": asdict(config),
-            "corpus": asdict(_open(job, "train").facts),
+            "corpus": asdict(_open(spec, "train").facts),
             "validation": curves.validations(),
-            "left_out": found.left_out.as_dict(),
+            "left_out": self._found.left_out.as_dict(),
         }
-        folder.write_json(RESULTS, summary)
-    return summary
 
 
-def _prepare(job: PretrainingJob, is_over: Callable[[], bool], console: Console) -> bool:
+def _prepare(job: PretrainingJob, is_over: Callable[[], bool], tell: Tell) -> bool:
     """Tokenizer and corpus, each written once; False when the slice was over before all were there."""
     tokenizer_folder, corpus_folder = job.out / TOKENIZER_FOLDER, job.out / CORPUS_FOLDER
     if not tokenizer_folder.exists():
         shape = job.preset.shape
-        console.print(f"learning a vocabulary of {shape.vocab_size:,} entries")
+        tell(f"learning a vocabulary of {shape.vocab_size:,} entries")
         trained = train_tokenizer(read_texts(job.data, "training"), shape.vocab_size)
         save_tokenizer(trained, START_TOKEN, shape.max_positions, tokenizer_folder)
         if is_over():
@@ -90,7 +118,7 @@ def _prepare(job: PretrainingJob, is_over: Callable[[], bool], console: Console)
     if job.valid and open_corpus(corpus_folder, "valid") is None:
         write_corpus(corpus_folder, "valid", read_texts(job.valid, "validation"), tokenizer, job.valid_tokens)
     if open_corpus(corpus_folder, "train") is None:
-        console.print("tokenising the training data")
+        tell("tokenising the training data")
         write_corpus(corpus_folder, "train", read_texts(job.data, "training"), tokenizer)
         return not is_over()
     return True
@@ -117,27 +145,25 @@ def _train(
     validation: Windows | None,
     curves: CurveFiles,
     is_over: Callable[[], bool],
-    console: Console,
+    context: JobContext[None],
 ) -> None:
     """From the last checkpoint to the end of the job or of the slice, at least one step; there is a checkpoint then."""
     folder, steps = job.out / CHECKPOINT_FOLDER, pretrainer.config.num_steps
     saved = checkpoints(folder)
     first = pretrainer.load(saved[-1]) if saved else 0
     curves.begin(first)
-    console.print(f"{pretrainer.num_parameters:,} parameters, steps {first} to {steps}")
-    printed = perf_counter()
+    context.tell(f"{pretrainer.num_parameters:,} parameters, steps {first} to {steps}")
+    context.observer.planned("steps", steps, first)
     with held_interrupts() as is_interrupted:
         if first == 0:
-            _validate(pretrainer, validation, curves, console)
+            _validate(pretrainer, validation, curves, context.tell)
         while pretrainer.step_count < steps:
             start = perf_counter()
             result = pretrainer.step()
             curves.add_step(result, perf_counter() - start)
-            if perf_counter() - printed > PRINT_EVERY_S:
-                printed = perf_counter()
-                print_step(console, result, steps, perf_counter() - start)
+            show_step(context.observer, result, perf_counter() - start)
             if result.step % job.validate_every == 0 or result.step == steps:
-                _validate(pretrainer, validation, curves, console)
+                _validate(pretrainer, validation, curves, context.tell)
             stop = is_interrupted() or is_over()
             if stop or result.step % job.checkpoint_every == 0 or result.step == steps:
                 pretrainer.save(folder)
@@ -148,13 +174,13 @@ def _train(
             raise KeyboardInterrupt
 
 
-def _validate(pretrainer: Pretrainer, validation: Windows | None, curves: CurveFiles, console: Console) -> None:
+def _validate(pretrainer: Pretrainer, validation: Windows | None, curves: CurveFiles, tell: Tell) -> None:
     if validation is None:
         return
     result = pretrainer.validate(validation)
     curves.add_validation(pretrainer.step_count, {name: exp(getattr(result, name)) for name in PERPLEXITIES})
     curves.draw()
-    console.print(
+    tell(
         f"step {pretrainer.step_count}: validation perplexity {exp(result.text):.2f}, "
         f"second copy of repeated text {exp(result.repeated):.2f}"
     )

@@ -1,37 +1,47 @@
-"""A set of synthetic tests, in this process: trials as they come, then what they say together.
+"""A set of synthetic tests: one request for each memory, then what the answers say together.
 
 summary.json     model, settings, and for every subject and condition the shares of right answers with 95% intervals
 trials.parquet   every question (`longmem.synthetic.trial.Trial`)
 report.html      the same with plots
 """
 
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import xxhash
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actors.config import ClusterShape
 from longmem.errors import DocumentError
 from longmem.model.longmem import LongMem
-from longmem.model.source import ModelSource, describe
+from longmem.model.source import ModelDescription, ModelSource
+from longmem.runtime.executor import AbstractExecutor
+from longmem.runtime.requests import Memories, Request
 from longmem.synthetic.pairs import PairPlan, pair_trials
-from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
+from longmem.synthetic.passkey import PasskeyPlan, check_length, passkey_trials
 from longmem.synthetic.trial import Trial
 from longmem.text.documents import InputFile, UnreadableDocument
 from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
-from pipelines.job.executors import use_threads
-from pipelines.job.folder import JobFolder
+from pipelines.command.command_line import num_cores
+from pipelines.job.ask import ask_all
+from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store
+from pipelines.job.journal import AbstractJournal
 from pipelines.job.requested_model import asked_model
+from pipelines.job.runner import run_to_end
+from pipelines.job.service import ServiceChoice, find_parts
+from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.probe.report import write_probe_report
 
-RESULTS = "summary.json"
+JOURNAL = "journal.jsonl"
+PART_S = 86_400.0
+"""Longest time that one memory's questions may take on a cluster, in seconds."""
 Plan = PasskeyPlan | PairPlan
 CONDITION = ("subject", "examples", "shots", "memory_tokens", "depth")
 SHARES = ("greedy", "chosen", "read", "greedy_without", "chosen_without")
@@ -49,62 +59,140 @@ class ProbeJob:
     """None: the Python language reference."""
     out: Path
     threads: int | None
+    cluster: ClusterShape | None = None
+    """None runs everything in this process."""
+    service: ServiceChoice | None = None
+    """A running service whose model and pools take the place of those that are given here."""
     resume: bool = False
-    """Leave a finished job as it is, and begin an interrupted one from the start."""
     command: str = ""
 
 
+@dataclass(frozen=True)
+class ProbeRequest(Request):
+    """Ask the questions of one part of a plan. It reads no stored document."""
+
+    text: str
+    """Filler, and source of words."""
+    part: Plan
+
+    def answer(self, model: LongMem, memories: Memories) -> list[Trial]:  # noqa: ARG002
+        """Raise ConfigError for what cannot be asked, DocumentError, NumericError."""
+        trials = passkey_trials if isinstance(self.part, PasskeyPlan) else pair_trials
+        return list(trials(model, self.text, self.part))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"questions of {self.part}"
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """Trials of one part of one plan."""
+
+    plan: int
+    part: int
+    trials: list[Trial]
+
+
+class ProbeJournal(AbstractJournal[PartRecord]):
+    """One line for each part of a plan."""
+
+    def __init__(self, path: Path) -> None:
+        self.trials: dict[tuple[int, int], list[Trial]] = {}
+        super().__init__(path)
+
+    def _encode(self, record: PartRecord) -> dict[str, Any]:
+        return asdict(record)
+
+    def _decode(self, values: dict[str, Any]) -> PartRecord:
+        return PartRecord(values["plan"], values["part"], [Trial(**trial) for trial in values["trials"]])
+
+    def _accept(self, record: PartRecord) -> None:
+        self.trials[record.plan, record.part] = record.trials
+
+
 def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
-    """Run all plans and write the output folder; returns the content of summary.json: a FinishedSummary where the job
-    had finished before, and nothing was changed.
-
-    Raises ConfigError, ModelError and its kinds, DocumentError, NumericError, OutputError.
-    """
-    began = time.monotonic()
-    with JobFolder(job.out, job.resume) as folder:
-        text = _read(job.filler)
-        asked = {**_given(job, text), "model": asked_model(job.model)}
-        if (finished := folder.finished(RESULTS, asked)) is not None:
-            return finished
-        if job.threads is not None:
-            use_threads(job.threads)
-        model = job.model.open()
-        described = describe(model)
-        weights = {**asdict(described.fingerprint), "sidenet": described.sidenet}
-        folder.claim({**_given(job, text), "model": weights, "settings": described.settings}, asked)
-        if (finished := folder.finished(RESULTS)) is not None:
-            return finished
-        trials: list[Trial] = []
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        ) as progress:
-            for plan in job.plans:
-                task = progress.add_task(name_of(plan), total=num_trials(plan))
-                for trial in trials_of(model, text, plan):
-                    trials.append(trial)
-                    progress.advance(task)
-        summary = summarise(model, job, trials, time.monotonic() - began)
-        folder.write_table("trials.parquet", pa.Table.from_pylist([asdict(trial) for trial in trials]))
-        write_probe_report(folder, summary)
-        # last: a job whose summary is there has finished
-        folder.write_json(RESULTS, summary)
-    return summary
+    """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
+    if job.service is not None:
+        parts = find_parts(job.service)
+        job = replace(job, model=parts.model, cluster=parts.cluster, threads=parts.cluster.threads)
+    return run_to_end(Probe(job, _read(job.filler)), console)
 
 
-def _given(job: ProbeJob, text: str) -> dict[str, Any]:
-    """The part of a job's identity that the command and its filler give."""
-    return {
-        "job": "probe",
-        "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
-        "filler": xxhash.xxh3_128_hexdigest(text.encode("utf-8")),
-        "search": job.model.search,
-        "threads": job.threads,
-    }
+class Probe(AbstractJob[AbstractExecutor]):
+    """Synthetic tests whose answer stands only in memory."""
+
+    name = "probe"
+
+    def __init__(self, spec: ProbeJob, text: str) -> None:
+        self._spec = spec
+        self._text = text
+        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
+        self.on_cluster = spec.cluster is not None
+
+    def requested_model(self) -> dict[str, Any] | None:
+        return None if self._spec.service else asked_model(self._spec.model)
+
+    def given(self) -> dict[str, Any]:
+        return {
+            "job": self.name,
+            "plans": [{"name": name_of(plan)} | asdict(plan) for plan in self._spec.plans],
+            "filler": xxhash.xxh3_128_hexdigest(self._text.encode("utf-8")),
+            "search": self._spec.model.search,
+            "threads": self._spec.threads,
+        }
+
+    def open(self, tell: Tell) -> AbstractExecutor:
+        spec, cluster = self._spec, self._spec.cluster
+        if cluster is not None and spec.service is None:
+            # a part of a plan with a memory of a million tokens is one task
+            cluster = replace(cluster, timeouts=replace(cluster.timeouts, task_s=PART_S))
+        threads = spec.threads or num_cores()
+        return open_workers(spec.model, unused_store(self.out, cluster), cluster, spec.service, threads, tell)
+
+    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
+        return context.folder.has_results_in(JOURNAL)
+
+    def clean_up(self) -> None:
+        shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)
+
+    def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
+        spec, slices, start = self._spec, context.slices, time.perf_counter()
+        parts = {
+            (number, index): part for number, plan in enumerate(spec.plans) for index, part in enumerate(parts_of(plan))
+        }
+        check_lengths(spec.plans, context.model.settings["chunk_tokens"])
+        with ProbeJournal(self.out / JOURNAL) as journal:
+            done = sum(len(trials) for trials in journal.trials.values())
+            context.observer.planned("questions", sum(map(num_trials, spec.plans)), done)
+
+            def answered(place: tuple[int, int], trials: list[Trial], _busy_s: float) -> None:
+                journal.add(PartRecord(*place, trials))
+                context.observer.advanced(len(trials))
+                slices.record({"wall_s": time.perf_counter() - start})
+
+            left = ((place, part) for place, part in parts.items() if place not in journal.trials)
+            requests = ((place, ProbeRequest(self._text, part)) for place, part in left)
+            ask_all(context.worker, requests, context.observer, answered)
+        trials = [trial for place in parts for trial in journal.trials[place]]
+        wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
+        summary = summarise(context.model, spec, trials, wall_s)
+        context.folder.write_table("trials.parquet", pa.Table.from_pylist([asdict(trial) for trial in trials]))
+        write_probe_report(context.folder, summary)
+        return summary
 
 
-def trials_of(model: LongMem, text: str, plan: Plan) -> Iterator[Trial]:
-    """The trials of one plan."""
-    return passkey_trials(model, text, plan) if isinstance(plan, PasskeyPlan) else pair_trials(model, text, plan)
+def parts_of(plan: Plan) -> list[Plan]:
+    """Return plans of one memory each, which together ask the same questions as the plan, in the same order."""
+    if isinstance(plan, PasskeyPlan):
+        return [replace(plan, lengths=(length,)) for length in plan.lengths]
+    return [replace(plan, examples=(examples,)) for examples in plan.examples]
+
+
+def check_lengths(plans: Sequence[Plan], chunk_tokens: int) -> None:
+    """Raise ConfigError, before anything is asked, for a memory that does not end with a chunk."""
+    for plan in plans:
+        for length in plan.lengths if isinstance(plan, PasskeyPlan) else ():
+            check_length(length, chunk_tokens)
 
 
 def name_of(plan: Plan) -> str:
@@ -118,13 +206,12 @@ def num_trials(plan: Plan) -> int:
     return len(plan.examples) * len(plan.shots) * plan.questions
 
 
-def summarise(model: LongMem, job: ProbeJob, trials: Sequence[Trial], wall_s: float) -> dict[str, Any]:
-    """The content of summary.json."""
-    described = describe(model)
+def summarise(model: ModelDescription, job: ProbeJob, trials: Sequence[Trial], wall_s: float) -> dict[str, Any]:
+    """Return the content of summary.json."""
     return {
         "command": job.command,
-        "model": {"name": described.name, "sidenet": described.sidenet, "trained": described.trained},
-        "settings": described.settings,
+        "model": {"name": model.name, "sidenet": model.sidenet, "trained": model.trained},
+        "settings": model.settings,
         "filler": "the Python language reference" if job.filler is None else str(job.filler),
         "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
         "conditions": conditions(trials),

@@ -3,30 +3,36 @@
 file ─► examples ─► scores of each, at every context length ─► journal ─► items.parquet, summary, report
 """
 
+import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import xxhash
 from rich.console import Console
-from rich.progress import track
 
+from actors.config import ClusterShape
 from longmem.errors import ConfigError
-from longmem.model.source import ModelDescription, ModelSource, describe
-from pipelines.job.executors import use_threads
-from pipelines.job.folder import JobFolder
+from longmem.model.longmem import LongMem
+from longmem.model.source import ModelDescription, ModelSource
+from longmem.runtime.executor import AbstractExecutor
+from longmem.runtime.requests import Memories, Request
+from pipelines.job.ask import ask_all
+from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store, where
 from pipelines.job.journal import AbstractJournal
 from pipelines.job.requested_model import asked_model
+from pipelines.job.runner import run_to_end
+from pipelines.job.service import ServiceChoice, find_parts
+from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.job.summary import about
-from pipelines.job.work_slices import Slices
 from pipelines.suffix.data import SuffixExample, read_examples
 from pipelines.suffix.figures import WAYS, chance, figures_by_length, is_correct
 from pipelines.suffix.report import write_suffix_report
 from pipelines.suffix.scoring import SuffixLengths, SuffixScore, score_example
 
-RESULTS = "summary.json"
+JOURNAL = "journal.jsonl"
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -53,6 +59,10 @@ class SuffixJob:
     model: ModelSource
     lengths: SuffixLengths
     threads: int
+    cluster: ClusterShape | None = None
+    """None runs everything in this process."""
+    service: ServiceChoice | None = None
+    """A running service whose model and pools take the place of those that are given here."""
     split: str | None = None
     """Part of a ChapterBreak file."""
     limit_examples: int | None = None
@@ -83,39 +93,86 @@ class SuffixJournal(AbstractJournal[list[SuffixScore]]):
         self.scores[record[0].example] = record
 
 
-def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
-    """Run (or resume) a job in this process; returns its summary: a FinishedSummary where there was nothing left to do,
-    and nothing was changed.
+@dataclass(frozen=True)
+class SuffixRequest(Request):
+    """Score one example at every context length. It reads no stored document."""
 
-    Raises ConfigError, DocumentError, OutputError, ModelError, NumericError; what was scored stays.
-    """
-    examples = read_examples(job.input, job.split)[: job.limit_examples]
-    use_threads(job.threads)
-    with JobFolder(job.out, job.resume) as folder:
-        asked = {**_given(job, examples), "model": asked_model(job.model)}
-        if (finished := folder.finished(RESULTS, asked)) is not None:
-            return finished
-        model = job.model.open()
-        job.lengths.local_tokens(model.config.segment_tokens)
-        description = describe(model)
-        folder.claim(_identity(job, examples, description), asked)
-        if (finished := folder.finished(RESULTS)) is not None:
-            return finished
-        slices = Slices(job.out)
-        with SuffixJournal(job.out / "journal.jsonl") as journal:
-            num_resumed, start = len(journal.scores), time.perf_counter()
-            left = [example for example in examples if example.id not in journal.scores]
-            for example in track(left, "examples", console=console):
-                journal.add(score_example(model, example, job.lengths))
+    example: SuffixExample
+    lengths: SuffixLengths
+
+    def answer(self, model: LongMem, memories: Memories) -> list[SuffixScore]:  # noqa: ARG002
+        """Raise what `score_example` raises."""
+        return score_example(model, self.example, self.lengths)
+
+    def __str__(self) -> str:
+        return f"scores of example {self.example.id}"
+
+
+def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
+    """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
+    if job.service is not None:
+        parts = find_parts(job.service)
+        job = replace(job, model=parts.model, cluster=parts.cluster, threads=parts.cluster.threads)
+    return run_to_end(Suffix(job, read_examples(job.input, job.split)[: job.limit_examples]), console)
+
+
+class Suffix(AbstractJob[AbstractExecutor]):
+    """Which of several texts follows a long context, by context length, with memory and without."""
+
+    name = "suffix"
+
+    def __init__(self, spec: SuffixJob, examples: list[SuffixExample]) -> None:
+        self._spec = spec
+        self._examples = examples
+        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
+        self.on_cluster = spec.cluster is not None
+
+    def requested_model(self) -> dict[str, Any] | None:
+        return None if self._spec.service else asked_model(self._spec.model)
+
+    def given(self) -> dict[str, Any]:
+        return {
+            "job": self.name,
+            "examples": xxhash.xxh3_128_hexdigest(repr(self._examples).encode("utf-8")),
+            "lengths": asdict(self._spec.lengths),
+            "search": self._spec.model.search,
+            "threads": self._spec.threads,
+        }
+
+    def open(self, tell: Tell) -> AbstractExecutor:
+        spec = self._spec
+        store = unused_store(self.out, spec.cluster)
+        return open_workers(spec.model, store, spec.cluster, spec.service, spec.threads, tell)
+
+    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
+        return context.folder.has_results_in(JOURNAL)
+
+    def clean_up(self) -> None:
+        shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)
+
+    def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
+        spec, slices, start = self._spec, context.slices, time.perf_counter()
+        # before any example is read: there is no room for a candidate of this length
+        spec.lengths.local_tokens(context.model.settings["segment_tokens"])
+        with SuffixJournal(self.out / JOURNAL) as journal:
+            num_resumed = len(journal.scores)
+            left = [example for example in self._examples if example.id not in journal.scores]
+            context.observer.planned("examples", len(self._examples), num_resumed)
+
+            def answered(_: str, scores: list[SuffixScore], _busy_s: float) -> None:
+                journal.add(scores)
+                context.observer.advanced()
                 # an example takes seconds, and an interruption takes the present one with it
                 slices.record({"wall_s": time.perf_counter() - start})
-        flat = [score for example in examples for score in journal.scores[example.id]]
+
+            requests = ((example.id, SuffixRequest(example, spec.lengths)) for example in left)
+            ask_all(context.worker, requests, context.observer, answered)
+        flat = [score for example in self._examples for score in journal.scores[example.id]]
         wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
-        summary = _summary(job, flat, description, num_resumed, wall_s)
-        folder.write_table("items.parquet", items_table(flat))
-        write_suffix_report(job.out, summary)
-        folder.write_json(RESULTS, summary)
-    return summary
+        summary = _summary(spec, flat, context.model, num_resumed, wall_s)
+        context.folder.write_table("items.parquet", items_table(flat))
+        write_suffix_report(self.out, summary)
+        return summary
 
 
 def items_table(scores: list[SuffixScore]) -> pa.Table:
@@ -124,32 +181,12 @@ def items_table(scores: list[SuffixScore]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
 
 
-def _identity(job: SuffixJob, examples: list[SuffixExample], model: ModelDescription) -> dict[str, Any]:
-    """What decides the results of a job."""
-    return {
-        **_given(job, examples),
-        "model": {**asdict(model.fingerprint), "sidenet": model.sidenet},
-        "settings": model.settings,
-    }
-
-
-def _given(job: SuffixJob, examples: list[SuffixExample]) -> dict[str, Any]:
-    """The part of a job's identity that the command and its data give."""
-    return {
-        "job": "suffix",
-        "examples": xxhash.xxh3_128_hexdigest(repr(examples).encode("utf-8")),
-        "lengths": asdict(job.lengths),
-        "search": job.model.search,
-        "threads": job.threads,
-    }
-
-
 def _summary(
     job: SuffixJob, scores: list[SuffixScore], model: ModelDescription, num_resumed: int, wall_s: float
 ) -> dict[str, Any]:
     num_examples = len({score.example for score in scores})
     return {
-        **about(job.command, model, {"address": "none", "threads": job.threads}, bool(num_resumed)),
+        **about(job.command, model, where(job.cluster, job.threads), bool(num_resumed)),
         "input": job.input.name,
         "split": job.split,
         "suffix_tokens": job.lengths.suffix_tokens,

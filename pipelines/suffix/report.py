@@ -21,8 +21,8 @@ from pipelines.html.charts import (
     short_count,
     svg,
 )
-from pipelines.html.page import write_page
-from pipelines.perplexity.report import FILTERS, NOTHING, REPORT_NAME
+from pipelines.html.page import REPORT_NAME, write_page
+from pipelines.job.format import FILTERS, NOTHING
 
 TITLES = {"memory": "with memory", "no_memory": "without memory", "backbone": "backbone alone"}
 COLOURS = {"memory": WITH_MEMORY, "no_memory": WITHOUT_MEMORY, "backbone": INK}

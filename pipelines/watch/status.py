@@ -17,7 +17,7 @@ from longmem.errors import OutputError
 from longmem.stages import STAGES
 from pipelines.command.console import printable
 from pipelines.job.folder import JOB_FILE, LOCK_FILE, STATUS_FILE
-from pipelines.job.progress import duration
+from pipelines.job.format import clock as duration
 
 SILENT_S = 30.0
 """A job writes every 2 s, unless one task of a job without workers takes longer."""
@@ -54,7 +54,7 @@ def read_status(folder: Path, now: Callable[[], float] = time.time) -> JobStatus
         text = (folder / STATUS_FILE).read_text(encoding="utf-8")
     except OSError as error:
         reason = (
-            "its job was written by another version of longmem, or has not begun to score"
+            "its job has not begun, or was written by an earlier version of longmem"
             if (folder / JOB_FILE).exists()
             else "it is not the output folder of a job; name one with --out"
         )
@@ -86,30 +86,31 @@ def render(jobs: list[JobStatus]) -> RenderableType:
 
 def _parts(job: JobStatus) -> list[RenderableType]:
     snapshot = job.snapshot
-    # narrow enough for 80 columns
+    parts: list[RenderableType] = [Text(_headline(job), style="bold"), Text(_units(snapshot))]
+    if snapshot.unit == "documents" or any(stage.segments for stage in snapshot.stages.values()):
+        parts += [_stages(snapshot), Text(_levels(snapshot))]
+    return [*parts, *_ends(job)]
+
+
+def _stages(snapshot: JobSnapshot) -> Table:
+    """Return a table that fits 80 columns."""
     stages = Table(box=None, padding=(0, 1), header_style="dim")
     stages.add_column("stage")
     for title in ("tokens/s", "tokens", "segments", "busy", "queued", "retries", "stalls"):
         stages.add_column(title, justify="right")
     for stage in STAGES:
-        each = snapshot.stages[stage]
+        of_stage = snapshot.stages[stage]
         stages.add_row(
             stage,
-            f"{each.tokens_per_s:,.0f}",
-            f"{each.tokens:,}",
-            f"{each.segments:,}",
-            duration(each.busy_s),
-            f"{each.queue_depth:,}",
-            f"{each.retries:,}",
-            f"{each.stalls:,}",
+            f"{of_stage.tokens_per_s:,.0f}",
+            f"{of_stage.tokens:,}",
+            f"{of_stage.segments:,}",
+            duration(of_stage.busy_s),
+            f"{of_stage.queue_depth:,}",
+            f"{of_stage.retries:,}",
+            f"{of_stage.stalls:,}",
         )
-    return [
-        Text(_headline(job), style="bold"),
-        Text(_documents(snapshot)),
-        stages,
-        Text(_levels(snapshot)),
-        *_ends(job),
-    ]
+    return stages
 
 
 def _headline(job: JobStatus) -> str:
@@ -119,11 +120,15 @@ def _headline(job: JobStatus) -> str:
     return f"{who}, after {after}\njob {snapshot.job}, process {snapshot.pid} on {printable(snapshot.host)}"
 
 
-def _documents(snapshot: JobSnapshot) -> str:
-    total = "" if snapshot.total_documents is None else f" of {snapshot.total_documents:,}"
-    parts = [f"documents: {snapshot.admitted_documents:,}{total} begun, {snapshot.scored_documents:,} scored"]
+def _units(snapshot: JobSnapshot) -> str:
+    total = "" if snapshot.units_total is None else f" of {snapshot.units_total:,}"
+    parts = [f"{snapshot.kind}: {snapshot.unit} {snapshot.units_done:,}{total} done"]
+    if snapshot.admitted_documents:
+        parts.append(f"{snapshot.admitted_documents:,} begun, {snapshot.scored_documents:,} scored")
     if snapshot.failed_documents:
         parts.append(f"{snapshot.failed_documents:,} failed")
+    if snapshot.eta_s is not None and snapshot.state == "running":
+        parts.append(f"about {duration(snapshot.eta_s)} left")
     return ", ".join(parts)
 
 
@@ -136,8 +141,7 @@ def _levels(snapshot: JobSnapshot) -> str:
     if snapshot.gate_mean is not None:
         parts.append(f"gate {snapshot.gate_mean:.3f}")
     if snapshot.tokens_left and snapshot.state == "running":
-        left = "" if snapshot.eta_s is None else f", about {duration(snapshot.eta_s)}"
-        parts.append(f"{snapshot.tokens_left:,} tokens left{left}")
+        parts.append(f"{snapshot.tokens_left:,} tokens of open documents left")
     return " · ".join(parts)
 
 

@@ -346,7 +346,7 @@ def test_a_resumed_job_takes_its_name_back_from_a_dead_one(ray_cluster: None, tm
     left = JobMonitor.options(name=actor_name("f00"), namespace=NAMESPACE, lifetime="detached").remote("f00", "old")
     assert ray.get(left.latest.remote()) is None
     line = MonitorLine("f00", "new")
-    snapshot = JobState("f00", tmp_path).snapshot("running")
+    snapshot = JobState("f00", "perplexity", tmp_path).snapshot("running")
     line.push(snapshot)
     found = ray.get_actor(actor_name("f00"), namespace=NAMESPACE)
     assert ray.get(found.latest.remote()) == snapshot

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.memory import acknowledged, lance_table
+from longmem.store.lance import acknowledged, table
 from longmem.store.lance.repair import RecoveryReport, recover
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
@@ -116,7 +116,7 @@ def copy(sound: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound, folder)
     # Lance keeps what it has read of a file, and the next copy lies at the same place
-    lance_table._shared_session.cache_clear()
+    table._shared_session.cache_clear()
     return folder
 
 

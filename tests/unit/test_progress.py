@@ -3,9 +3,17 @@
 import io
 import re
 
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from pipelines.job.progress import Progress, printable
+from longmem.errors import DocumentError
+from longmem.runtime.executor import Completion
+from longmem.stages import Stage
+from longmem.types import DocumentKey, Segment
+from pipelines.command.console import printable
+from pipelines.job.progress import JobProgress, WorkDone
 
 
 class Clock:
@@ -30,84 +38,135 @@ def visible(output: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
 
 
-def test_log_gets_first_and_last_line() -> None:
+def ended(stage: Stage, tokens: int, busy_s: float = 0.05, document: str = "a") -> Completion:
+    """A task on a segment of so many tokens."""
+    targets = np.zeros(tokens, dtype=np.int32)
+    segment = Segment(DocumentKey("", document), 0, 0, np.zeros(tokens, dtype=np.int32), targets)
+    return Completion(stage, segment, None, None, busy_s)
+
+
+def test_log_first_and_last_line_are_printed() -> None:
     console, file = log_console()
-    with Progress(console, 1000, clock=Clock()):
-        pass
-    assert file.getvalue().splitlines() == ["0:00:00 · scored 0 of 1,000 (0%) tokens · 0 tokens/s · documents 0"] * 2
+    with JobProgress(console, clock=Clock()) as progress:
+        progress.planned("documents", 2)
+    assert file.getvalue().splitlines() == ["0:00:00 · documents 0 of 2 (0%)"] * 2
 
 
-def test_log_gets_at_most_one_line_in_five_seconds() -> None:
+def test_log_is_limited_to_one_line_in_five_seconds() -> None:
     console, file = log_console()
     clock = Clock()
-    with Progress(console, 100_000, clock=clock) as progress:
+    with JobProgress(console, clock=clock) as progress:
+        progress.planned("documents", 1)
+        progress.admitted("a", 100_000, 800)
         for _ in range(160):
             clock.now += 0.125  # exact in binary
-            progress.completed("score", 125, 0.05)
+            progress.task_ended(ended("score", 125))
         assert 4 <= len(file.getvalue().splitlines()) <= 5
-    assert (
-        file.getvalue().splitlines()[-1].startswith("0:00:20 · scored 20,000 of 100,000 (20%) tokens · 1,000 tokens/s")
+    assert file.getvalue().splitlines()[-1] == (
+        "0:00:20 · documents 0 of 1 (20%) · scored 20,000 tokens · 1,000 tokens/s · 0:01:20 left"
     )
 
 
 def test_rate_is_over_the_last_ten_seconds() -> None:
     console, file = log_console()
     clock = Clock()
-    with Progress(console, None, clock=clock) as progress:
-        progress.completed("score", 1_000_000, 1.0)
+    with JobProgress(console, clock=clock) as progress:
+        progress.task_ended(ended("score", 1_000_000))
         clock.now += 60
-        progress.completed("score", 500, 1.0)
+        progress.task_ended(ended("score", 500))
     assert "50 tokens/s" in file.getvalue().splitlines()[-1]
 
 
-def test_time_left_follows_scored_tokens() -> None:
+def test_time_left_counts_documents_that_are_not_opened_yet() -> None:
     console, file = log_console()
     clock = Clock()
-    with Progress(console, None, clock=clock) as progress:
-        progress.add_total(600)
-        progress.add_total(400)
+    with JobProgress(console, clock=clock) as progress:
+        progress.planned("documents", 2)
+        progress.admitted("a", 1000, 4)
         clock.now += 60
-        progress.completed("encode", 1000, 1.0)
-        progress.completed("score", 250, 1.0)
-    assert file.getvalue().splitlines()[-1].endswith("0:03:00 left")
+        progress.task_ended(ended("encode", 1000))
+        progress.task_ended(ended("score", 500))
+    assert (
+        file.getvalue()
+        .splitlines()[-1]
+        .endswith("documents 0 of 2 (25%) · scored 500 tokens · 50 tokens/s · 0:03:00 left")
+    )
 
 
-def test_time_left_is_a_lower_bound_while_documents_are_unopened() -> None:
+def test_resumed_work_says_nothing_about_the_pace() -> None:
+    """80 of 100 steps are of an earlier run; this one has done 10 in 60 s, so the last 10 take 60 s more."""
     console, file = log_console()
     clock = Clock()
-    with Progress(console, None, clock=clock) as progress:
-        progress.document_total(2)
-        progress.add_total(1000)
+    with JobProgress(console, clock=clock) as progress:
+        progress.planned("steps", 100, 80)
+        progress.detail("loss 3.5")
         clock.now += 60
-        progress.completed("score", 500, 1.0)
-    assert file.getvalue().splitlines()[-1].endswith("at least 0:01:00 left")
+        progress.advanced(10)
+    assert file.getvalue().splitlines()[-1] == "0:01:00 · steps 90 of 100 (90%) · loss 3.5 · 0:01:00 left"
 
 
-def test_documents_queues_and_bytes() -> None:
+def test_total_unknown_shows_no_share() -> None:
     console, file = log_console()
-    with Progress(console, 10, clock=Clock()) as progress:
-        progress.document_total(12)
-        progress.document_done("a", failed=False)
-        progress.document_done("b", failed=True)
-        progress.queues({"encode": 3, "put": 0, "score": 2}, in_flight_bytes=25_000_000)
-    last = file.getvalue().splitlines()[-1]
-    assert "documents 2/12 (1 failed) · queued: encode 3, score 2 · 25 MB in flight" in last
+    with JobProgress(console, clock=Clock()) as progress:
+        progress.planned("documents", None)
+        progress.admitted("a", 10, 1)
+        progress.task_ended(ended("score", 5))
+    assert "%" not in file.getvalue()
+    assert "left" not in file.getvalue()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.integers(0, 50), st.sampled_from(["admit", "score", "end"])), max_size=60
+    )
+)
+def test_share_never_falls(steps: list[tuple[str, int, str]]) -> None:
+    work = WorkDone()
+    work.plan("documents", 4, 0)
+    before = 0.0
+    for document, tokens, what in steps:
+        if what == "admit":
+            work.admit(document, tokens)
+        elif what == "score":
+            work.score(document, tokens)
+        else:
+            work.end(document)
+        share = work.share
+        assert share is not None
+        assert before <= share <= 1
+        before = share
+
+
+def test_failures_queues_and_bytes_are_shown() -> None:
+    console, file = log_console()
+    with JobProgress(console, clock=Clock()) as progress:
+        progress.planned("documents", 12)
+        progress.document_ended("a", None, kept=False)
+        progress.document_ended("b", DocumentError("it is empty"), kept=False)
+        progress.levels({"encode": 3, "put": 0, "score": 2}, 25_000_000, 0)
+    lines = file.getvalue().splitlines()
+    assert "b failed: it is empty" in lines
+    assert lines[-1].startswith(
+        "0:00:00 · documents 2 of 12 (17%), 1 failed · queued: encode 3, score 2 · 25 MB in flight"
+    )
 
 
 def test_terminal_shows_every_stage() -> None:
     console, file = terminal_console()
     clock = Clock()
-    with Progress(console, 2000, clock=clock) as progress:
+    with JobProgress(console, clock=clock) as progress:
+        progress.planned("documents", 1)
+        progress.admitted("a", 2000, 4)
         clock.now += 10
-        progress.completed("encode", 4000, 3.0)
-        progress.completed("put", 3000, 0.5)
-        progress.completed("score", 1000, 61.0)
-        progress.queues({"encode": 1, "put": 0, "score": 2}, in_flight_bytes=8_000_000)
+        progress.task_ended(ended("encode", 4000, 3.0))
+        progress.task_ended(ended("put", 3000, 0.5))
+        progress.task_ended(ended("score", 1000, 61.0))
+        progress.levels({"encode": 1, "put": 0, "score": 2}, 8_000_000, 0)
     shown = visible(file.getvalue())
     assert re.search(r"encode +400 +4,000 +0:00:03 +1", shown)
     assert re.search(r"put +300 +3,000 +0:00:00 +0", shown)
     assert re.search(r"score +100 +1,000 +0:01:01 +2", shown)
-    assert "1,000 of 2,000 (50%) tokens" in shown
+    assert "documents 0 of 1 (50%)" in shown
     assert "0:00:10 left" in shown
     assert "8 MB in flight" in shown
 
@@ -115,20 +174,21 @@ def test_terminal_shows_every_stage() -> None:
 def test_terminal_is_refreshed_at_most_four_times_a_second() -> None:
     console, file = terminal_console()
     clock = Clock()
-    with Progress(console, 2000, clock=clock) as progress:
+    with JobProgress(console, clock=clock) as progress:
         before = len(file.getvalue())
         for _ in range(100):
-            progress.completed("score", 1, 0.1)
+            progress.task_ended(ended("score", 1))
         assert len(file.getvalue()) == before
         clock.now += 0.25
-        progress.completed("score", 1, 0.1)
+        progress.task_ended(ended("score", 1))
         assert len(file.getvalue()) > before
 
 
 def test_foreign_names_are_shown_not_obeyed() -> None:
     for console, file in (terminal_console(), log_console()):
-        with Progress(console, 1, clock=Clock()) as progress:
-            progress.document_done("[red]x[/nothing]\x1b]0;title\x07\nsecond", failed=True)
+        with JobProgress(console, clock=Clock()) as progress:
+            progress.task_ended(ended("encode", 1))
+            progress.document_ended("[red]x[/nothing]\x1b]0;title\x07\nsecond", None, kept=False)
             progress.note("failed: [bold]y[/] \x1b[2J")
         output = file.getvalue()
         assert "failed: [bold]y[/] \ufffd[2J" in output
@@ -140,8 +200,9 @@ def test_foreign_names_are_shown_not_obeyed() -> None:
 
 def test_long_name_stays_on_one_line() -> None:
     console, file = terminal_console()
-    with Progress(console, 1, clock=Clock()) as progress:
-        progress.document_done("n" * 500, failed=False)
+    with JobProgress(console, clock=Clock()) as progress:
+        progress.task_ended(ended("encode", 1))
+        progress.document_ended("n" * 500, None, kept=False)
     assert max(len(line) for line in visible(file.getvalue()).splitlines()) <= 100
 
 

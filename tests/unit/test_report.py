@@ -12,7 +12,8 @@ import pytest
 
 from longmem.errors import OutputError
 from pipelines.html.charts import distance_chart, document_charts, document_curve, short_count
-from pipelines.perplexity.report import duration, figure, interval, signed_percent, verdict, write_report
+from pipelines.job.format import duration, figure, interval, signed_percent
+from pipelines.perplexity.report import verdict, write_report
 from pipelines.perplexity.tables import SEGMENT_SCHEMA
 
 HOSTILE = '<script>alert("x")</script> $\\frac{ & "quoted" \' x.txt'

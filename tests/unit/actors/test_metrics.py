@@ -22,7 +22,7 @@ TABLE = {each.name: each for each in METRICS}
 
 @pytest.fixture
 def empty(tmp_path: Path) -> JobSnapshot:
-    return JobState("1", tmp_path).snapshot("running")
+    return JobState("1", "perplexity", tmp_path).snapshot("running")
 
 
 def grown(snapshot: JobSnapshot, segments: int) -> JobSnapshot:

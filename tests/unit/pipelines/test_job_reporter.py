@@ -24,7 +24,10 @@ def status(folder: Path) -> dict[str, Any]:
 
 def test_the_status_is_written_every_two_seconds(tmp_path: Path) -> None:
     clock = Clock()
-    with JobFolder(tmp_path, resume=False) as folder, JobReporter(folder, "1", on_cluster=False, clock=clock) as report:
+    with (
+        JobFolder(tmp_path, resume=False) as folder,
+        JobReporter(folder, "1", "perplexity", on_cluster=False, clock=clock) as report,
+    ):
         assert status(tmp_path)["state"] == "running"
         report.admitted("moby", 10, 1)
         report.levels({"encode": 1}, 0, 0)
@@ -44,7 +47,7 @@ def test_the_last_status_says_how_the_job_ended(tmp_path: Path, error: BaseExcep
     with (
         JobFolder(tmp_path, resume=False) as folder,
         pytest.raises(type(error)),
-        JobReporter(folder, "1", on_cluster=False),
+        JobReporter(folder, "1", "perplexity", on_cluster=False),
     ):
         raise error
     assert status(tmp_path)["state"] == state
@@ -54,7 +57,7 @@ def test_the_last_status_says_how_the_job_ended(tmp_path: Path, error: BaseExcep
 
 def end_without_status(folder: JobFolder, error: Exception | None) -> None:
     """A job that ends when its status cannot be written any more."""
-    with JobReporter(folder, "1", on_cluster=False):
+    with JobReporter(folder, "1", "perplexity", on_cluster=False):
         (folder.path / STATUS_FILE).unlink()
         (folder.path / STATUS_FILE).mkdir()
         if error is not None:

@@ -47,7 +47,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def state(clock: Clock, tmp_path: Path) -> JobState:
-    return JobState("1", tmp_path / "out", store_limit_bytes=1000, clock=clock, now=clock)
+    return JobState("1", "perplexity", tmp_path / "out", store_limit_bytes=1000, clock=clock, now=clock)
 
 
 def test_a_new_job_has_done_nothing(state: JobState, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from longmem.errors import OutputError
-from pipelines.job.journal import Journal
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, TokenScores
 
 NASTY = 'q\u2028 \x1b[31m\r\n\t"\\ é 🐳'

@@ -19,7 +19,10 @@ from pipelines.watch.status import SILENT_S, read_status, render
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[JobReporter]:
     """A job that runs in `tmp_path`."""
-    with JobFolder(tmp_path, resume=False) as folder, JobReporter(folder, "1f", on_cluster=False) as reporter:
+    with (
+        JobFolder(tmp_path, resume=False) as folder,
+        JobReporter(folder, "1f", "perplexity", on_cluster=False) as reporter,
+    ):
         yield reporter
 
 
@@ -36,13 +39,13 @@ def test_a_running_job(running: JobReporter, tmp_path: Path) -> None:
     text = shown(tmp_path, 3)
     assert "running, as of 3 s ago" in text
     assert "job 1f" in text
-    for words in ("tokens/s", "queued", "retries", "segments behind", "documents: 0 begun"):
+    for words in ("tokens/s", "queued", "retries", "segments behind", "perplexity: documents 0 done"):
         assert words in text
     assert "…" not in text, "everything fits 80 columns"
 
 
 def test_a_job_that_hangs_is_told_from_one_that_is_gone(tmp_path: Path) -> None:
-    with JobFolder(tmp_path, resume=False) as folder, JobReporter(folder, "1f", on_cluster=False):
+    with JobFolder(tmp_path, resume=False) as folder, JobReporter(folder, "1f", "perplexity", on_cluster=False):
         text = shown(tmp_path, SILENT_S + 1)
         assert "silent" in text
         assert "hangs" in text

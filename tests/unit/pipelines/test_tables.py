@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.job.folder import JobFolder
-from pipelines.job.journal import Journal
+from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, TokenScores
 from pipelines.perplexity.tables import (
     DOCUMENT_SCHEMA,

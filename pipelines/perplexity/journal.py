@@ -1,0 +1,34 @@
+"""The journal of a perplexity job: one record for each document and each scored segment."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.job.journal import AbstractJournal
+from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, decode, encode
+
+
+class Journal(AbstractJournal[Record]):
+    """Documents and segments of a perplexity job."""
+
+    def __init__(self, path: Path) -> None:
+        self.documents: dict[str, DocumentRecord] = {}
+        self.segments: dict[tuple[str, int], SegmentRecord] = {}
+        super().__init__(path)
+
+    def scored(self, document: str) -> list[SegmentRecord]:
+        """Records of a document's scored segments, in order."""
+        last = self.documents[document].num_segments or 0
+        return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
+
+    def _encode(self, record: Record) -> dict[str, Any]:
+        return encode(record)
+
+    def _decode(self, values: dict[str, Any]) -> Record:
+        return decode(values)
+
+    def _accept(self, record: Record) -> None:
+        if isinstance(record, DocumentRecord):
+            self.documents[record.document] = record
+        else:
+            # exactly once: a segment that was scored again after a lost acknowledgement has the same values
+            self.segments.setdefault((record.document, record.segment), record)

@@ -1,0 +1,61 @@
+"""Figures of a finished perplexity job: the content of summary.json."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import fsum
+from typing import Any
+
+from longmem.model.source import ModelDescription
+from longmem.scoring.metrics import SegmentNats, compute_perplexities
+from pipelines.job.summary import about
+from pipelines.perplexity.records import DocumentRecord, SegmentRecord
+from pipelines.perplexity.run import RunTotals
+
+
+def summarise(
+    *,
+    command: str,
+    model: ModelDescription,
+    executor: dict[str, Any],
+    totals: RunTotals,
+    resumed: bool,
+    documents: Sequence[DocumentRecord],
+    segments: Sequence[SegmentRecord],
+    left_out: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return all figures of a finished job. Results count the documents that were scored; `failures` lists the others,
+    `left_out` counts what stands in the inputs and is no document (`longmem.text.finding.LeftOut`).
+
+    Seconds, and segments and tokens of stages, are sums over all runs that worked on the job (`work_slices.py`): a
+    segment that was encoded again because its run was killed counts each time.
+    """
+    scored = [record for record in documents if record.status == "scored"]
+    num_words = sum(record.num_words or 0 for record in scored)
+    num_bytes = sum(record.num_bytes or 0 for record in scored)
+    nats = [SegmentNats(record.nll_longmem, record.nll_backbone, record.num_tokens) for record in segments]
+    num_tokens = sum(record.num_tokens for record in segments)
+    figures = asdict(compute_perplexities(nats, num_words, num_bytes)) if num_tokens else None
+    return {
+        **about(command, model, executor, resumed),
+        "counts": {
+            "documents": len(scored),
+            "failed_documents": len(documents) - len(scored),
+            "segments": len(segments),
+            "tokens": num_tokens,
+            "unscored_tokens": sum(record.num_unscored_tokens or 0 for record in scored),
+            "words": num_words,
+            "bytes": num_bytes,
+        },
+        "nats": {"longmem": fsum(each.longmem for each in nats), "backbone": fsum(each.backbone for each in nats)},
+        "perplexity": figures and {name: figures[name] for name in ("token", "word", "byte")},
+        "bits_per_byte": figures and figures["bits_per_byte"],
+        "change": figures and figures["change"],
+        "wall_s": totals.wall_s,
+        "stages": {stage: asdict(each) for stage, each in totals.stages.items()},
+        "left_out": left_out or {},
+        "failures": [
+            {"document": record.document, "source": record.source, "error": record.error}
+            for record in documents
+            if record.status != "scored"
+        ],
+    }

@@ -1,0 +1,24 @@
+"""Every kind of job, by the name that job.json and status.json hold.
+
+A kind that is named here passes `tests/contract/test_jobs.py`: status, log, summary, resume, redaction and progress.
+"""
+
+from importlib import import_module
+from typing import Any
+
+JOBS: dict[str, str] = {
+    "perplexity": "pipelines.perplexity.job:Perplexity",
+    "icl": "pipelines.icl.job:Icl",
+    "suffix": "pipelines.suffix.job:Suffix",
+    "probe": "pipelines.probe.job:Probe",
+    "train": "pipelines.train.job:Train",
+    "fit": "pipelines.fit.job:Fit",
+    "pretrain": "pipelines.pretrain.run:Pretrain",
+}
+"""`module:class` of each kind, imported only when it is asked for."""
+
+
+def job_class(name: str) -> Any:
+    """Return the class of a kind of job. Raises KeyError for an unknown name."""
+    module, _, attribute = JOBS[name].partition(":")
+    return getattr(import_module(module), attribute)
