@@ -11,8 +11,9 @@ from actors.errors import translated
 from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from actors.workers.pools import ActorPool, Worker
-from longmem.store.base import AbstractBlockSource, AbstractMemoryStore, put_each
+from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
+from longmem.store.source import AbstractDocumentSource
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
@@ -109,7 +110,7 @@ class StorePool(ActorPool):
                 ray.get(ref)
 
 
-class RemoteBlockSource(AbstractBlockSource):
+class RemoteBlockSource(AbstractDocumentSource):
     """Read access to a store through the actors of its shards, which are found by name.
 
     Holds names and not handles, because Ray cannot restart an actor whose constructor arguments hold handles once the

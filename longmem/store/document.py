@@ -1,21 +1,21 @@
-"""Handle of one document's memory: `store.document("moby-dick")`."""
+"""Read-only handle of one document's memory; `longmem.store.base` adds the writing methods."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from longmem.store.source import AbstractDocumentSource
 from longmem.types import DocumentKey, SegmentInfo
-
-if TYPE_CHECKING:
-    from longmem.store.base import AbstractMemoryStore
 
 
 @dataclass(frozen=True)
 class DocumentMemory:
-    """A document of a store. It holds no data: every property queries the store."""
+    """A document of a store. It holds no data: every property queries the store.
 
-    store: "AbstractMemoryStore"
+    This class only reads. `store.document("moby-dick")` gives a `WritableDocument`.
+    """
+
+    store: AbstractDocumentSource
     key: DocumentKey
-    read_only: bool = False
+    read_only: bool = True
     """True if a scored text *follows* the document: the document is read, and nothing is added to it."""
 
     @property
@@ -25,23 +25,9 @@ class DocumentMemory:
 
     @property
     def num_tokens(self) -> int:
-        """Number of stored tokens."""
+        """Tokens of all stored segments."""
         return sum(info.num_tokens for info in self.segments)
 
     def as_read_only(self) -> "DocumentMemory":
         """Return a read-only handle, to score or generate a text that follows the document."""
         return replace(self, read_only=True)
-
-    def fork(self, name: str) -> "DocumentMemory":
-        """Create a document in the same namespace with the same blocks, without copying them, and return it."""
-        target = DocumentKey(self.key.namespace, name)
-        self.store.fork(self.key, target)
-        return DocumentMemory(self.store, target)
-
-    def delete(self) -> int:
-        """Delete the document, and return the number of removed blocks."""
-        return self.store.delete(self.key)
-
-    def trim(self, first_segment: int) -> int:
-        """Delete the segments below `first_segment`, and return the number of removed blocks."""
-        return self.store.trim(self.key, first_segment)
