@@ -26,7 +26,7 @@ from actors.executor.timeouts import Timeouts
 from actors.executor.write_batcher import PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from actors.workers.start import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.model.source import ModelDescription
@@ -254,7 +254,7 @@ class PooledExecutor(AbstractExecutor):
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
-    def _send(self, task: Task, worker: Worker) -> None:
+    def _send(self, task: Task, worker: PoolWorker) -> None:
         assert worker.info is not None, f"{task} is sent to {worker.name}, which has no process"
         if isinstance(task, PutBatch):
             outcome = self._send_batch(task, worker)
@@ -270,13 +270,13 @@ class PooledExecutor(AbstractExecutor):
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
-    def _send_batch(self, group: PutBatch, worker: Worker) -> Any:
+    def _send_batch(self, group: PutBatch, worker: PoolWorker) -> Any:
         """Send a batch of puts; return the reference of its result."""
         for member in group.members:
             member.encoded = self._encoded[member.segment_id]
         return worker.actor.put.remote(*(self._encoded[member.segment_id].block for member in group.members))
 
-    def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
+    def _send_segment(self, task: SegmentTask, worker: PoolWorker, info: WorkerInfo) -> Any:
         """Send one stage of a segment; return the reference of its result."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
@@ -344,7 +344,7 @@ class PooledExecutor(AbstractExecutor):
         task.exclusive |= lost_worker
         self._retry(task, error, is_suspect)
 
-    def _detach(self, task: Task) -> Worker:
+    def _detach(self, task: Task) -> PoolWorker:
         """Take an ended task from its worker, and return the worker."""
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"

@@ -15,7 +15,7 @@ import ray.exceptions
 from actors.executor.timeouts import Timeouts
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo, kill_process
-from actors.workers.pools import ActorPool, Worker
+from actors.workers.pools import ActorPool, PoolWorker
 from longmem.errors import ClusterError, LongMemError
 from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
 
@@ -28,7 +28,7 @@ AWAY_S = 5.0
 
 @dataclass
 class _Ping:
-    worker: Worker
+    worker: PoolWorker
     process: WorkerInfo | None
     """Process that was asked."""
     sent_s: float
@@ -53,7 +53,7 @@ class Supervisor:
         self._timeouts = timeouts
         self._accept = accept
         self._clock = clock
-        self._starting: dict[Any, tuple[Stage, Worker]] = {}
+        self._starting: dict[Any, tuple[Stage, PoolWorker]] = {}
         self._pings: dict[Any, _Ping] = {}
         self._kills: set[Any] = set()
         self._last_pinged_s = self._last_checked_s = clock()
@@ -93,7 +93,7 @@ class Supervisor:
             return False
         return True
 
-    def lost(self, stage: Stage, worker: Worker, error: Exception) -> None:
+    def lost(self, stage: Stage, worker: PoolWorker, error: Exception) -> None:
         """Record that the process of a worker is gone, because a call to it failed, and await its restart."""
         if worker.info is None:
             return
@@ -142,10 +142,10 @@ class Supervisor:
         for stage in self._no_worker_since_s:
             self._no_worker_since_s[stage] += away_s
 
-    def _await(self, stage: Stage, worker: Worker) -> None:
+    def _await(self, stage: Stage, worker: PoolWorker) -> None:
         self._starting[worker.actor.ready.remote()] = stage, worker
 
-    def _started(self, stage: Stage, worker: Worker, ref: Any) -> None:
+    def _started(self, stage: Stage, worker: PoolWorker, ref: Any) -> None:
         try:
             outcome: TaskResult = ray.get(ref)
         except ray.exceptions.RayTaskError:
@@ -196,7 +196,7 @@ class Supervisor:
         if unresponsive_s > self._timeouts.kill_s:
             self._kill(stage, worker, f"did not answer for {unresponsive_s:.0f} s")
 
-    def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
+    def _kill(self, stage: Stage, worker: PoolWorker, why: str) -> None:
         assert worker.info is not None, f"{worker.name} has no process to kill"
         if worker.killed:
             return
@@ -215,10 +215,10 @@ class Supervisor:
                 "need, or has no room; see `ray status`, then continue with --resume"
             )
 
-    def _stage_of(self, worker: Worker) -> Stage:
+    def _stage_of(self, worker: PoolWorker) -> Stage:
         return next(stage for stage, pool in self._pools.items() if worker in pool.workers)
 
-    def _emit(self, kind: EventKind, stage: Stage, worker: Worker, message: str) -> None:
+    def _emit(self, kind: EventKind, stage: Stage, worker: PoolWorker, message: str) -> None:
         self.events.append(ExecutorEvent(kind, message, worker.name, stage))
 
 

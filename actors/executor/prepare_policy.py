@@ -5,7 +5,7 @@ of puts, because segments that a store still holds back are no work for readers.
 together: once no more segments are left to encode than to score, encoders prepare all of them.
 """
 
-from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from actors.workers.start import Workers
 from longmem.runtime.executor import PUT_SEGMENTS
 
@@ -24,7 +24,7 @@ class PreparePolicy:
     def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
         self.unscored_segments, self.unsubmitted_segments = unscored_segments, unsubmitted_segments
 
-    def encodes(self, worker: Worker) -> bool:
+    def encodes(self, worker: PoolWorker) -> bool:
         """Record that an encoder gets a segment. Return True if it must prepare it."""
         readers = self._workers.readers.workers
         if not worker.tasks and any(reader.tasks for reader in readers):
@@ -35,7 +35,7 @@ class PreparePolicy:
             enough = min(enough, self.unsubmitted_segments)
         return self._encoders_wait or self.unscored_segments > enough
 
-    def scores(self, worker: Worker) -> None:
+    def scores(self, worker: PoolWorker) -> None:
         """Record that a reader gets a segment."""
         if not worker.tasks and any(encoder.tasks for encoder in self._workers.encoders.workers):
             self._encoders_wait = False

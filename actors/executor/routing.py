@@ -6,7 +6,7 @@ readers that hold its window. A segment is scored on the node that encoded it, p
 
 from typing import Any
 
-from actors.workers.pools import Worker
+from actors.workers.pools import PoolWorker
 from actors.workers.start import Workers
 from longmem.runtime.executor import Stage
 from longmem.types import DocumentKey
@@ -20,10 +20,10 @@ class Router:
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._preferred: dict[DocumentKey, list[Worker]] = {}
+        self._preferred: dict[DocumentKey, list[PoolWorker]] = {}
         """Preferred readers by document: those that hold its window, in order of their first score."""
 
-    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, exclusive: bool = False) -> Worker | None:
+    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, exclusive: bool = False) -> PoolWorker | None:
         """Return the worker for a task, or None while none has a free slot.
 
         `made_on` is the node that holds the segment's block; an `exclusive` task must not share its worker.
@@ -34,11 +34,11 @@ class Router:
         preferred = [worker for worker in self._preferred.get(key, []) if worker.info is not None]
         nodes = {worker.info.node_id for worker in preferred if worker.info}
 
-        def is_far(worker: Worker) -> bool:
+        def is_far(worker: PoolWorker) -> bool:
             assert worker.info is not None, f"{worker.name} is not there"
             return worker.info.node_id not in nodes
 
-        def is_off(worker: Worker) -> bool:
+        def is_off(worker: PoolWorker) -> bool:
             assert worker.info is not None, f"{worker.name} is not there"
             return worker.info.node_id != made_on
 
@@ -47,7 +47,7 @@ class Router:
         # node before window: a remote state costs more than a second window, which costs one block per segment
         return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in preferred), exclusive)
 
-    def reads(self, worker: Worker, key: DocumentKey) -> None:
+    def reads(self, worker: PoolWorker, key: DocumentKey) -> None:
         """Record that `worker` was sent a segment of the document to score."""
         preferred = self._preferred.setdefault(key, [])
         if worker not in preferred:

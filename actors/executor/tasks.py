@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import Worker
+from actors.workers.pools import PoolWorker
 from longmem.runtime.executor import Stage
 from longmem.runtime.requests import Request
 from longmem.types import DocumentKey, Segment
@@ -32,7 +32,7 @@ class Task:
     """Number of times that it killed its worker or raised a bug."""
     exclusive: bool = field(default=False, init=False)
     """True once it was lost with its worker: it is then retried without other tasks, to see if it kills the worker."""
-    worker: Worker | None = field(default=None, init=False)
+    worker: PoolWorker | None = field(default=None, init=False)
     sent_to: WorkerInfo | None = field(default=None, init=False)
     """Process of the worker that it was sent to."""
 

@@ -12,7 +12,7 @@ from math import inf
 from actors.executor.routing import Router
 from actors.executor.tasks import SegmentTask, Task
 from actors.result import TaskResult
-from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from longmem.errors import LongMemError
 from longmem.runtime.executor import PUT_SEGMENTS
 
@@ -56,17 +56,17 @@ class WriteBatcher:
     def __init__(self, router: Router, clock: Callable[[], float]) -> None:
         self._router = router
         self._clock = clock
-        self._pause_ends_s: dict[Worker, float] = {}
+        self._pause_ends_s: dict[PoolWorker, float] = {}
         self.wait_s = inf
         """Seconds until one of the batches that the last `take` left is due."""
 
-    def ended(self, store: Worker, busy_s: float) -> None:
+    def ended(self, store: PoolWorker, busy_s: float) -> None:
         """Record that the store has committed, which took `busy_s`."""
         self._pause_ends_s[store] = self._clock() + pause_s(busy_s)
 
-    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[Worker, PutBatch]]:
+    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[PoolWorker, PutBatch]]:
         """Remove from `waiting` and return the batches to be sent now. `may_wait` allows to wait for further puts."""
-        by_store: dict[Worker, list[SegmentTask]] = {}
+        by_store: dict[PoolWorker, list[SegmentTask]] = {}
         for task in waiting:
             assert isinstance(task, SegmentTask), f"{task} is no put"
             store = self._router.choose("put", task.segment.key, None, task.exclusive)
@@ -92,7 +92,7 @@ class WriteBatcher:
                 waiting.remove(put)
         return taken
 
-    def _wait_of(self, store: Worker, num_before: int, may_wait: bool) -> float:
+    def _wait_of(self, store: PoolWorker, num_before: int, may_wait: bool) -> float:
         """Return the seconds until a partial batch is due, with `num_before` batches before it.
 
         One batch may queue behind the running one, so that the store never idles; more would not be faster.

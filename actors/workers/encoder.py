@@ -93,7 +93,7 @@ class EncoderActor:
     def tokenize(self, text: str) -> TaskResult:
         """Tokenise a text; the result is a TokenizedText.
 
-        Runs beside the model's tasks with a separate tokenizer, because tokenizers are not thread-safe.
+        Runs concurrently with the model's tasks, with a separate tokenizer, because tokenizers are not thread-safe.
         """
         return run_task(lambda: self._tokenize(text))
 

@@ -18,7 +18,7 @@ in order of arrival, so jobs that share a pool complete equal numbers of tasks."
 
 
 @dataclass(eq=False)
-class Worker:
+class PoolWorker:
     """State of one actor in the driver."""
 
     actor: Any
@@ -46,10 +46,10 @@ class ActorPool:
 
     def __init__(self, actors: list[Any], names: list[str]) -> None:
         assert len(actors) == len(names), f"{len(actors)} actors, {len(names)} names"
-        self.workers = [Worker(actor, name) for actor, name in zip(actors, names, strict=True)]
+        self.workers = [PoolWorker(actor, name) for actor, name in zip(actors, names, strict=True)]
 
     @property
-    def usable(self) -> list[Worker]:
+    def usable(self) -> list[PoolWorker]:
         """Workers with a running process."""
         return [worker for worker in self.workers if worker.info is not None]
 
@@ -68,7 +68,9 @@ class ActorPool:
         """True if some task can never be sent again."""
         return all(worker.gone for worker in self.workers)
 
-    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0, exclusive: bool = False) -> Worker | None:
+    def choose(
+        self, rank: Callable[[PoolWorker], Any] = lambda _worker: 0, exclusive: bool = False
+    ) -> PoolWorker | None:
         """Return the usable actor with the lowest `rank`, then the fewest tasks; None if all are full.
 
         An `exclusive` task gets an idle actor.

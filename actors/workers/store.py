@@ -10,7 +10,7 @@ import xxhash
 from actors.errors import translated
 from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
-from actors.workers.pools import ActorPool, Worker
+from actors.workers.pools import ActorPool, PoolWorker
 from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
 from longmem.store.source import AbstractDocumentSource
@@ -92,7 +92,7 @@ class StorePool(ActorPool):
     def ended(self) -> bool:
         return any(worker.gone for worker in self.workers)
 
-    def shard(self, key: DocumentKey) -> Worker:
+    def shard(self, key: DocumentKey) -> PoolWorker:
         return self.workers[shard_of(key, len(self.workers))]
 
     def close(self, timeout_s: float) -> None:

@@ -11,7 +11,7 @@ from actors.executor.tasks import SegmentTask, Task
 from actors.executor.write_batcher import MOST_WAIT_S, PAUSE, PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, PoolWorker
 from actors.workers.start import Workers
 from actors.workers.store import StorePool
 from longmem.errors import ConflictError, StoreError
@@ -34,7 +34,7 @@ class Stores:
         stores = StorePool([None] * count, [str(rank) for rank in range(count)])
         for store in stores.workers:
             store.info = WorkerInfo(pid=1, created_s=0.0, node_id="a", result=None)
-        self.workers: list[Worker] = stores.workers
+        self.workers: list[PoolWorker] = stores.workers
         self.clock = Clock()
         self.waiting: deque[Task] = deque()
         nobody = ActorPool([], [])

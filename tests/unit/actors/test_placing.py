@@ -2,7 +2,7 @@
 
 from actors.executor.routing import MAX_TRACKED_DOCUMENTS, Router
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, PoolWorker
 from actors.workers.start import Workers
 from actors.workers.store import StorePool, shard_of
 from longmem.types import DocumentKey
@@ -23,7 +23,7 @@ def workers_on(nodes: str, stores: int = 1) -> Workers:
     return Workers(ready(ActorPool([None] * len(nodes), names)), store, ready(ActorPool([None] * len(nodes), names)))
 
 
-def fill(worker: Worker) -> None:
+def fill(worker: PoolWorker) -> None:
     worker.tasks = [object()] * TASKS_PER_ACTOR
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.workers.base import RESTART, WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, PoolWorker
 
 
 def pool_of(names: str, usable: str | None = None) -> ActorPool:
@@ -83,7 +83,7 @@ def test_no_actor_gets_more_than_its_fill(names: set[str], lost: set[str], num_t
 
 
 def test_workers_are_compared_by_identity() -> None:
-    assert Worker("actor", "name") != Worker("actor", "name")
+    assert PoolWorker("actor", "name") != PoolWorker("actor", "name")
 
 
 def test_a_task_that_must_be_alone_gets_an_idle_actor_and_keeps_it() -> None:
