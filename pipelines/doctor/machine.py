@@ -26,7 +26,7 @@ GIB = 2**30
 MIN_RAM_BYTES = 2 * GIB
 """A small backbone, one window of keys and values, and Python itself."""
 MIN_DISK_BYTES = 2 * GIB
-"""Keys and values of about half a million tokens of a 16×64-head layer (design §8: 4 KiB per token)."""
+"""Keys and values of about half a million tokens of a 16×64-head layer (4 KiB per token)."""
 MIN_SHM_BYTES = 1 * GIB
 CGROUP = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")

@@ -203,7 +203,7 @@ class PerplexityRun:
             self._journal.add(DocumentRecord(**{**vars(record), "status": "scored"}))
             self._observer.document_ended(key.document, None, self._keep_memory)
         if not self._keep_memory:
-            self._executor.forget(key)
+            self._executor.delete(key)
 
     def _record_failure(self, record: DocumentRecord, error: LongMemError) -> None:
         self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))

@@ -149,7 +149,7 @@ def _described(state: "ServiceState") -> str:
             f"store: {redacted(service.store.uri)}",
             f"pools: {pools}, {shape.threads} threads each",
         ]
-    lines += [f"{each}: {'silent' if each in state.silent else 'alive'}" for each in state.workers]
+    lines += [f"{each}: {'silent' if each in state.unresponsive else 'alive'}" for each in state.workers]
     return "\n  ".join([f"service {state.name}", *lines])
 
 
