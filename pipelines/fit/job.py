@@ -32,7 +32,7 @@ from longmem.training.copy_head_fit import (
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from pipelines.job.executors import use_threads
 from pipelines.job.inputs import find_inputs
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 
@@ -91,7 +91,7 @@ class Fit(AbstractJob[FitWorker]):
         self.out, self.resume, self.command = spec.out, spec.resume, spec.command
 
     def requested_model(self) -> dict[str, Any]:
-        return asked_model(self._spec.model)
+        return describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec

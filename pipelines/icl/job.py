@@ -26,7 +26,7 @@ from pipelines.icl.run import IclRun
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.executors import MEMORY_FOLDER, default_in_flight, open_workers
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -151,7 +151,7 @@ class Icl(AbstractJob[AbstractExecutor]):
         self.on_cluster = spec.cluster is not None
 
     def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else asked_model(self._spec.model)
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec

@@ -26,7 +26,7 @@ from pipelines.job.executors import MEMORY_FOLDER, open_workers
 from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.prefetch import DocumentFeed
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -143,7 +143,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
     def requested_model(self) -> dict[str, Any] | None:
         # which model a service has is only known on its cluster
-        return None if self._spec.service else asked_model(self._spec.model)
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec

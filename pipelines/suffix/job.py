@@ -22,7 +22,7 @@ from longmem.runtime.requests import Memories, Request
 from pipelines.job.ask import ask_all
 from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store, where
 from pipelines.job.journal import AbstractJournal
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -128,7 +128,7 @@ class Suffix(AbstractJob[AbstractExecutor]):
         self.on_cluster = spec.cluster is not None
 
     def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else asked_model(self._spec.model)
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         return {

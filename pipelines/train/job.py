@@ -26,7 +26,7 @@ from pipelines.command.command_line import check_device
 from pipelines.command.interrupts import held_interrupts
 from pipelines.job.inputs import find_inputs
 from pipelines.job.observer import JobObserver
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.train.curves import CurveFiles
@@ -109,7 +109,7 @@ class Train(AbstractJob[Training]):
         self.on_cluster = spec.address != "none"
 
     def requested_model(self) -> dict[str, Any]:
-        return asked_model(self._spec.task.model)
+        return describe_request(self._spec.task.model)
 
     def given(self) -> dict[str, Any]:
         task = self._spec.task
