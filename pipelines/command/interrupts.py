@@ -1,4 +1,4 @@
-"""Signal handling: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command alike.
+"""Signal handling: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command.
 
 Outside `tidying` the process ends at once: one line, exit code 130. Within `tidying` the first signal raises
 KeyboardInterrupt, so that workers stop and the job writes its status. A second signal ends the process. Everything

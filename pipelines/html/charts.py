@@ -22,6 +22,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from pipelines.job.format import short_count
+
 SMOOTHING = 40
 """Divisor of the running mean's window: a window covers 1/40 of a document.
 
@@ -189,14 +191,6 @@ def _draw_distances(shares: Float64[np.ndarray, " bins"], axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_xlabel("tokens back")
-
-
-def short_count(value: float, kilo: int = 1000) -> str:
-    """900, 20k, 1.5M; with `kilo=1024` for powers of two (64k is 65,536)."""
-    for size, suffix in ((kilo**2, "M"), (kilo, "k")):
-        if value >= size:
-            return f"{value / size:g}{suffix}"
-    return f"{value:g}"
 
 
 def svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) -> Markup:

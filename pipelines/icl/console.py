@@ -1,4 +1,4 @@
-"""What a finished job prints."""
+"""Terminal output of a finished in-context-learning job."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.command.console import printable
-from pipelines.icl.report import headline, percent, verdict
+from pipelines.icl.report import headline, verdict
+from pipelines.job.format import NOTHING, percent
 
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """One table for each task, what demonstrations cost, and where everything is."""
+    """Print one table per task, the cost of the demonstrations, and the path of the report."""
     memory_shots = summary["grid"]["memory_shots"]
     for name, task in summary["tasks"].items():
         metric, scoring = headline(task)
-        cells = {
+        scores = {
             (row["model"], row["shots"], row["memory_shots"]): f"{percent(row['mean'])} ± {percent(row['std'])}"
             for row in task["grid"]
             if (row["metric"], row["scoring"]) == (metric, scoring)
@@ -28,8 +29,8 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         for column in ["backbone", *(f"{number:,} in memory" for number in memory_shots)]:
             table.add_column(column, justify="right")
         for shots in summary["grid"]["shots"]:
-            backbone = cells.get(("backbone", shots, memory_shots[0]), "–")
-            longmem = [cells["longmem", shots, number] for number in memory_shots]
+            backbone = scores.get(("backbone", shots, memory_shots[0]), NOTHING)
+            longmem = [scores["longmem", shots, number] for number in memory_shots]
             table.add_row(f"{shots:,}", backbone, *longmem)
         console.print(table)
         if baselines := task["baselines"]:

@@ -78,8 +78,8 @@ class JobFolder:
     def claim(self, identity: dict[str, Any], requested: dict[str, Any] | None = None) -> str:
         """Write the identity of a new job, or compare it with the stored one; return the job's id.
 
-        Secrets are not part of an identity: another key to the same bucket gives the same job. `requested` is the part of
-        the identity that is known before a model is loaded (see `finished`).
+        Secrets are not part of an identity: another key to the same bucket gives the same job. `requested` is the part
+        of the identity that is known before a model is loaded (see `finished`).
 
         Raises OutputError with the differences.
         """

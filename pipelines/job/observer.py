@@ -54,41 +54,41 @@ class Observers(JobObserver):
         self._observers = tuple(observers)
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
-        for each in self._observers:
-            each.admitted(document, num_tokens, num_segments)
+        for observer in self._observers:
+            observer.admitted(document, num_tokens, num_segments)
 
     def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
-        for each in self._observers:
-            each.found_stored(document, segment_bytes)
+        for observer in self._observers:
+            observer.found_stored(document, segment_bytes)
 
     def trimmed(self, document: str, first_segment: int) -> None:
-        for each in self._observers:
-            each.trimmed(document, first_segment)
+        for observer in self._observers:
+            observer.trimmed(document, first_segment)
 
     def task_ended(self, completion: "Completion") -> None:
-        for each in self._observers:
-            each.task_ended(completion)
+        for observer in self._observers:
+            observer.task_ended(completion)
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
-        for each in self._observers:
-            each.document_ended(document, error, kept)
+        for observer in self._observers:
+            observer.document_ended(document, error, kept)
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
-        for each in self._observers:
-            each.planned(unit, total, done)
+        for observer in self._observers:
+            observer.planned(unit, total, done)
 
     def advanced(self, count: int = 1) -> None:
-        for each in self._observers:
-            each.advanced(count)
+        for observer in self._observers:
+            observer.advanced(count)
 
     def detail(self, text: str) -> None:
-        for each in self._observers:
-            each.detail(text)
+        for observer in self._observers:
+            observer.detail(text)
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
-        for each in self._observers:
-            each.levels(queue_depths, in_flight_bytes, lag_segments)
+        for observer in self._observers:
+            observer.levels(queue_depths, in_flight_bytes, lag_segments)
 
     def worker_event(self, event: "ExecutorEvent") -> None:
-        for each in self._observers:
-            each.worker_event(event)
+        for observer in self._observers:
+            observer.worker_event(event)

@@ -17,7 +17,7 @@ from rich.text import Text
 from longmem.errors import LongMemError
 from longmem.stages import STAGES, Stage
 from pipelines.command.console import printable
-from pipelines.job.format import clock as h_mm_ss
+from pipelines.job.format import h_mm_ss, megabytes
 from pipelines.job.observer import JobObserver
 from pipelines.job.throughput import TokenRate
 
@@ -179,7 +179,7 @@ class JobProgress(JobObserver):
             self._detail,
             self._scored(),
             f"queued: {busy}" if busy else "",
-            f"{self._in_flight_bytes / 1e6:,.0f} MB in flight" if self._in_flight_bytes else "",
+            f"{megabytes(self._in_flight_bytes)} in flight" if self._in_flight_bytes else "",
             self.left,
         ]
         return " · ".join(part for part in parts if part)
@@ -236,7 +236,7 @@ class JobProgress(JobObserver):
                 f"{self._depths[stage]:,}",
             )
         yield stages
-        foot = Text(f"{self._in_flight_bytes / 1e6:,.0f} MB in flight", overflow="ellipsis", no_wrap=True)
+        foot = Text(f"{megabytes(self._in_flight_bytes)} in flight", overflow="ellipsis", no_wrap=True)
         if self._last_document:
             foot.append(f" · last: {self._last_document}", style="dim")
         yield foot

@@ -35,7 +35,7 @@ class JobReporter(Observers):
         store_limit_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_cluster`: Ray is initialised, and the job's monitor is started there."""
+        """Open the log and write the first status; `on_cluster` starts the monitor on the cluster."""
         # before the log, whose file would stay open if the monitor cannot be started
         self._line = _open_line(job_id, folder.path.name) if on_cluster else None
         self.state = JobState(job_id, kind, folder.path, store_limit_bytes=store_limit_bytes, clock=clock)
