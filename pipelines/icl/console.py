@@ -25,22 +25,22 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         }
         title = f"{printable(name)}: {metric.replace('_', ' ')} of {task['items']:,} items"
         table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
-        table.add_column("in context")
-        for column in ["backbone", *(f"{number:,} in memory" for number in memory_shots)]:
+        # one row per grid point: a column per number of demonstrations in memory would not fit 80 columns
+        for column in ("in context", "in memory", "LongMem", "backbone"):
             table.add_column(column, justify="right")
         for shots in summary["grid"]["shots"]:
-            backbone = scores.get(("backbone", shots, memory_shots[0]), NOTHING)
-            longmem = [scores["longmem", shots, number] for number in memory_shots]
-            table.add_row(f"{shots:,}", backbone, *longmem)
+            for number in memory_shots:
+                # the backbone reads no memory: its score is that of the first row
+                backbone = scores.get(("backbone", shots, number), NOTHING) if number == memory_shots[0] else ""
+                table.add_row(f"{shots:,}", f"{number:,}", scores["longmem", shots, number], backbone)
         console.print(table)
         if baselines := task["baselines"]:
             label, share = printable(baselines["majority_label"]), percent(baselines["majority_accuracy"])
             console.print(escape(f"  always {label}: {share}; any label: {percent(baselines['random_accuracy'])}"))
         console.print(escape(f"  {verdict(task)}"), soft_wrap=True)
-    written, asked = summary["demonstrations"], summary["asked"]
+    written, answered = summary["demonstrations"], summary["asked"]
     console.print(
-        f"  {written['tokens_encoded']:,} tokens of demonstrations encoded, {written['tokens_found']:,} found in the "
-        f"store; {asked['items']:,} items in {asked['wall_s']:.1f} s",
-        soft_wrap=True,
+        f"  {written['tokens_encoded']:,} demonstration tokens encoded, {written['tokens_found']:,} found in the store"
     )
+    console.print(f"  {answered['items']:,} items in {answered['wall_s']:.1f} s")
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)

@@ -203,10 +203,6 @@ class JobProgress(JobObserver):
         return f"{work.unit} {work.done:,}{total}{share}{failed}"
 
     @property
-    def newest_detail(self) -> str:
-        return self._detail
-
-    @property
     def left(self) -> str:
         """Time left at the average pace of the job, which is steadier than the pace of the last seconds."""
         seconds = self._work.seconds_left(self._clock() - self._start)
@@ -220,7 +216,9 @@ class JobProgress(JobObserver):
         return f"{verb} {self._tokens[stage]:,} tokens · {self._rates[stage].per_second():,.0f} tokens/s"
 
     def below_bar(self) -> Iterable[RenderableType]:
-        """Yield the renderables below the bar: a table of stages, for a job with segments."""
+        """Yield the renderables below the bar: the newest detail, and a table of stages for a job with segments."""
+        if self._detail:
+            yield Text(self._detail, overflow="ellipsis", no_wrap=True, style="dim")
         if not any(self._tokens.values()):
             return
         stages = Table(box=None, padding=(0, 2), header_style="dim")
@@ -255,7 +253,7 @@ class _Bar(Progress):
         # the constructor calls this before a task exists
         for task in self.tasks:
             task.completed = self._job.share
-            rest = [self._job.elapsed, self._job.left, self._job.newest_detail]
-            task.fields.update(units=self._job.units, time=" · ".join(part for part in rest if part))
+            times = [self._job.elapsed, self._job.left]
+            task.fields.update(units=self._job.units, time=" · ".join(part for part in times if part))
         yield from super().get_renderables()
         yield from self._job.below_bar()

@@ -32,7 +32,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         )
         if not summary["model"]["trained"]:
             console.print(
-                "  The SideNet is untrained: what changes comes from its untrained copy head alone."
+                "  The SideNet is untrained: the change comes from its untrained copy head alone."
                 if copies(summary)
                 else "  The SideNet is untrained: it equals its backbone, so no change is expected."
             )

@@ -51,7 +51,7 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> No
         stage = plan.stages.get(name)
         table.add_row(
             name,
-            f"{stage.workers:.3g}" if stage else f"{cluster.nodes * cluster.cores_per_node:g}",
+            _workers(stage.workers) if stage else f"{cluster.nodes * cluster.cores_per_node:g}",
             f"{stage.tokens_per_s:,.0f}" if stage else f"{workload.num_tokens / plan.cpu_s:,.0f} each",
             rough_duration(stage.busy_s if stage else plan.cpu_s),
             f"{limited_s / max(plan.wall_s, 1e-9):.0%}",
@@ -162,6 +162,10 @@ def _shape(cluster: Cluster) -> str:
         f"on {nodes} of {cluster.cores_per_node:g} cores: {cluster.encoders} encoders, {cluster.readers} readers, "
         f"{cluster.stores} stores, {cluster.threads} threads each"
     )
+
+
+def _workers(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _cost(cost: Cost) -> str:

@@ -42,19 +42,14 @@ def passkey_table(rows: list[dict[str, Any]], title: str) -> Table:
 
 def pair_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Return a table of shares with memory and without, by lines in memory and shots in the local context."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in (
-        "lines",
-        "tokens",
-        "shots",
-        "chosen",
-        "95% interval",
-        "without",
-        "greedy",
-        "without",
-        "read",
-        "chance",
-    ):
+    # the narrowest form that fits 80 columns with millions of tokens
+    table = Table(
+        title=f"{title} (chance {short_percent(rows[0]['chance'])})",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        collapse_padding=True,
+    )
+    for name in ("lines", "tokens", "shots", "chosen", "95%", "without", "greedy", "without", "read"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -62,8 +57,7 @@ def pair_table(rows: list[dict[str, Any]], title: str) -> Table:
             f"{row['memory_tokens']:,}",
             str(row["shots"]),
             short_percent(row["chosen"]["value"]),
-            f"{short_percent(row['chosen']['low'])} – {short_percent(row['chosen']['high'])}",
+            f"{100 * row['chosen']['low']:.1f}–{100 * row['chosen']['high']:.1f}",
             *(short_percent(row[name]["value"]) for name in ("chosen_without", "greedy", "greedy_without", "read")),
-            short_percent(row["chance"]),
         )
     return table

@@ -31,7 +31,7 @@ DASHES: dict[str, Any] = {"memory": "-", "no_memory": (0, (4, 1.5)), "backbone":
 def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Print accuracy by context length, and the path of the report."""
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("context", *TITLES.values(), "points of memory (95%)"):
+    for title in ("context", "with memory", "without", "backbone", "points of memory (95%)"):
         table.add_column(title, justify="right")
     for row in summary["lengths"]:
         table.add_row(
