@@ -1,6 +1,6 @@
-"""Numbers that a reader can reproduce: `python -m benchmarks NAME`, each one command, JSON and a table."""
+"""Reproducible measurements: `python -m benchmarks NAME` runs one benchmark and writes JSON and a table."""
 
 from longmem.system.omp import wait_briefly
 
-# here, because every module below loads torch
+# set before torch is loaded, which every module below does
 wait_briefly()

@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 Books = Annotated[list[str], typer.Argument(metavar="BOOK", help="Text files or folders.")]
 LimitTokens = Annotated[int | None, typer.Option(help="Tokens read of each book; default: all.")]
 Model = Annotated[Path, typer.Option(help="LongMem folder.")]
-ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every row alike.")]
+ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")]
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of LongMem.")
@@ -47,7 +47,8 @@ app.registered_commands += speed_commands.app.registered_commands
 
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Without a name: all that need neither books nor trained models; growth last, because its verdict ends the run."""
+    """Run all benchmarks that need neither books nor trained models; growth runs last, because its verdict ends the
+    run."""
     if context.invoked_subcommand is None:
         for command in speed_commands.app.registered_commands:
             assert command.callback is not None, "every command has a function"
@@ -66,7 +67,7 @@ def growth(
     tokens: Annotated[int, typer.Option(help="Length of the document.")] = 1_000_000,
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
 ) -> None:
-    """Time and memory along one very long document."""
+    """Measure time and memory along one very long document."""
     if tokens < 3 * growth_benchmark.SPAN_TOKENS:
         raise typer.BadParameter(
             f"expected at least {3 * growth_benchmark.SPAN_TOKENS:,}, got {tokens:,}", param_hint="--tokens"
@@ -95,14 +96,14 @@ def compare(
     books: Books,
     model: Annotated[list[Path] | None, typer.Option(help="LongMem folder; several for several rows.")] = None,
     control: Annotated[Path | None, typer.Option(help="LongMem folder trained without memory.")] = None,
-    memorizing: Annotated[Path | None, typer.Option(help="What train-memorizing wrote.")] = None,
+    memorizing: Annotated[Path | None, typer.Option(help="Weights written by train-memorizing.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Part of a row's name; several for several rows.")] = None,
     limit_tokens: LimitTokens = None,
     dtype: ComputeDtype = "bfloat16",
     threads: Threads = 1,
     out: Path = RESULTS / "compare.json",
 ) -> None:
-    """Every baseline and LongMem on the same token sequences; a table is written beside the JSON."""
+    """Score every baseline and LongMem on equal token sequences; writes a table next to the JSON."""
     torch.set_num_threads(threads)
     models = model or [REFERENCE_MODEL]
     lineup = assemble(models, control, memorizing, _dtype(dtype), only or [])
@@ -112,7 +113,7 @@ def compare(
     rows = []
     for row in compare_benchmark.run(lineup.baselines, lineup.references, documents, lineup.segment_tokens):
         rows.append(row)
-        # after every row, so that hours of work are never held in memory alone
+        # after every row, so that a crash does not lose hours of work
         table = compare_benchmark.markdown(rows, lineup.references, not_run)
         _write(out, settings | compare_benchmark.figures(rows, not_run), table)
         Console(stderr=True).print(f"{row.name}: {row.perplexity.value:.2f}, {row.tokens_per_s:,.0f} tokens/s")
@@ -128,7 +129,8 @@ def controls(
     threads: Threads = 1,
     out: Path = RESULTS / "controls.json",
 ) -> None:
-    """LongMem with its memory, without, with another book's and with shuffled values; where the memory helps."""
+    """Score LongMem with its memory, without, with another book's and with shuffled values; shows where the memory
+    helps."""
     torch.set_num_threads(threads)
     opened = ModelSource(str(model), _dtype(dtype)).open()
     documents = read_sequences(books, opened.tokenizer, limit_tokens)
@@ -152,7 +154,8 @@ def ablations(
     threads: Threads = 1,
     out: Path = RESULTS / "ablations.json",
 ) -> None:
-    """Chunk size, memory size, top-k, stored format of one trained model; every form of reading before training."""
+    """Vary chunk size, memory size, top-k and stored format of one trained model; compare every form of reading
+    untrained."""
     torch.set_num_threads(threads)
     known = ("sizes", "forms", *ablations_benchmark.SIZES)
     if only not in (None, *known):
@@ -170,7 +173,7 @@ def ablations(
         lines.append(line)
         Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.3f} ({line.change:+.1%})")
         table = ablations_benchmark.markdown(lines)
-        _write(out, settings | {"lines": [vars(each) for each in lines]}, table)
+        _write(out, settings | {"lines": [vars(line) for line in lines]}, table)
     ablations_benchmark.draw(lines, out.with_suffix(".png"))
     Console().print(table, markup=False, soft_wrap=True)
 
@@ -183,15 +186,15 @@ def fit_caches(
     dtype: ComputeDtype = "bfloat16",
     threads: Threads = 1,
 ) -> None:
-    """Choose the weights of both caches on validation books, by a grid; the best become defaults in the code."""
+    """Choose the weights of both caches on validation books by a grid; the best become defaults in the code."""
     torch.set_num_threads(threads)
     opened = ModelSource(str(model), _dtype(dtype)).open()
     documents = read_sequences(books, opened.tokenizer, limit_tokens).values()
     segment_tokens = opened.config.segment_tokens
     frozen = FrozenBackbone(opened.backbone, segment_tokens)
-    print(*ngram_cache.fit((frozen.logprobs(each), each) for each in documents))
+    print(*ngram_cache.fit((frozen.logprobs(sequence), sequence) for sequence in documents))
     cache = neural_cache.NeuralCache(opened.backbone, segment_tokens, opened.sidenet.memory_layer)
-    print(*neural_cache.fit(retrieved for each in documents for retrieved in cache.retrieve(each)))
+    print(*neural_cache.fit(retrieved for sequence in documents for retrieved in cache.retrieve(sequence)))
 
 
 @app.command()
@@ -203,7 +206,7 @@ def train_memorizing(
     seed: int = 0,
     threads: Threads = 1,
 ) -> None:
-    """Train the Memorizing Transformer baseline; 300 steps are some ten minutes of one core."""
+    """Train the Memorizing Transformer baseline; 300 steps take about ten minutes on one core."""
     torch.set_num_threads(threads)
     opened = ModelSource(str(model)).open()
     files = find_files(books)
@@ -227,10 +230,12 @@ def write_synthetic_texts(
         list[str] | None, typer.Option(help="Text files or folders that give words and sentences.")
     ] = None,
     documents: Annotated[int, typer.Option(help="Half of them hide pass keys, half list labels.")] = 24,
-    statements: Annotated[int, typer.Option(help="Of each document; four times as many lines of a list.")] = 400,
-    seed: Annotated[int, typer.Option(help="Decides all of it.")] = 0,
+    statements: Annotated[
+        int, typer.Option(help="Statements per document; a list has four times as many lines.")
+    ] = 400,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Documents for `longmem train --data` that teach a SideNet to look things up."""
+    """Write documents for `longmem train --data` that teach a SideNet to retrieve."""
     files = find_files(books or [])
     text = "\n".join(Path(file.path).read_text(encoding="utf-8") for file in files) or language_reference().text
     with out.open("w", encoding="utf-8") as lines:

@@ -1,7 +1,7 @@
-"""What each choice is worth: one trained model read in other ways, and untrained models in every form of reading.
+"""Ablations: one trained model with other reading settings, and untrained models in every form of reading.
 
-Sizes (chunk, memory, top-k, stored format) are settings of reading, so one trained model serves all of them; forms have
-parameters of their own, so each is a new, untrained SideNet on the same backbone: what the training-free start gains.
+Sizes (chunk, memory, top-k, stored format) are settings of reading, so one trained model serves all of them. Forms have
+their own parameters, so each is a new, untrained SideNet on one common backbone. They show the gain before training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,12 +41,12 @@ FORMS: dict[str, dict[str, Any]] = {
     "chunk_tokens=4": {"chunk_tokens": 4},
     "fusion=false": {"fusion": False},
 }
-"""The default with one choice changed; the paper's form; both untrained."""
+"""Untrained forms: the default with one choice changed, and the paper's form."""
 
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One variant on all documents."""
+    """Scores of one variant on all documents."""
 
     group: str
     name: str
@@ -56,19 +56,19 @@ class VariantRow:
 
     @property
     def change(self) -> float:
-        """Against the backbone alone."""
+        """Relative change of perplexity against the backbone alone."""
         return self.perplexity / self.backbone - 1
 
 
 def sizes(model: Path, documents: Sequence[Tokens], dtype: Dtype, only: str | None = None) -> Iterator[VariantRow]:
-    """Every size of SIZES alone (or of one group), the others as the model has them."""
+    """Score every size of SIZES alone (or of one group), with the model's values for the others."""
     for group, values in SIZES.items() if only is None else [(only, SIZES[only])]:
         for value in values:
             yield _measure(group, str(value), ModelSource(str(model), dtype, settings={group: value}), documents)
 
 
 def forms(model: Path, documents: Sequence[Tokens], dtype: Dtype) -> Iterator[VariantRow]:
-    """Every form of FORMS on the model's backbone, with its segment, memory layer and sizes."""
+    """Score every form of FORMS on the model's backbone, with its segment, memory layer and sizes."""
     trained = ModelSource(str(model)).open()
     kept = {
         "segment_tokens": trained.config.segment_tokens,
@@ -92,7 +92,7 @@ def _measure(group: str, name: str, source: ModelSource, documents: Sequence[Tok
 
 
 def markdown(lines: Sequence[VariantRow]) -> str:
-    """One table of all lines."""
+    """Return one table of all variants."""
     rows = ["| group | variant | perplexity | change | tokens/s |", "|---|---|--:|--:|--:|"]
     rows += [
         f"| {line.group} | {line.name} | {line.perplexity:.3f} | {line.change:+.1%} | {line.tokens_per_s:,.0f} |"
@@ -102,7 +102,7 @@ def markdown(lines: Sequence[VariantRow]) -> str:
 
 
 def draw(lines: Sequence[VariantRow], path: Path) -> None:
-    """One panel for each size, change of perplexity over its value."""
+    """Plot the change of perplexity over the value of each size, one panel per size."""
     groups = [group for group in SIZES if any(line.group == group for line in lines)]
     if not groups:
         return
@@ -110,7 +110,7 @@ def draw(lines: Sequence[VariantRow], path: Path) -> None:
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):
         part = [line for line in lines if line.group == group]
-        # sizes double from one to the next; formats have no distance at all
+        # sizes double from one to the next; formats are categories
         axes.plot([line.name for line in part], [100 * line.change for line in part], marker="o")
         axes.set(xlabel=group, ylabel="change of perplexity, %")
         axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Every baseline and LongMem on the same backbone and the same token sequences, as one table.
+"""Comparison of every baseline and LongMem on one backbone and equal token sequences, as one table.
 
 perplexity     exp of nats per token over all books, 95% bootstrap over segments
 against        paired change of perplexity, on the same resamples of segments
@@ -25,14 +25,14 @@ NOT_RUN = {
 
 @dataclass(frozen=True)
 class Row:
-    """One baseline's results on all documents."""
+    """Results of one baseline on all documents."""
 
     name: str
     description: str
     tokens_per_s: float
     perplexity: Interval
     changes: dict[str, Interval]
-    """Against each reference, by its name: -0.03 is a perplexity 3% lower."""
+    """Relative change against each reference, by its name: -0.03 is a perplexity 3% lower."""
     documents: dict[str, float]
     """Perplexity of every document."""
     scores: list[base.LogProbs] = field(repr=False)
@@ -44,7 +44,7 @@ def run(
     documents: Mapping[str, base.Sequence],
     segment_tokens: int,
 ) -> Iterator[Row]:
-    """Score everything, a row at a time. References are names of baselines, which must come before the others."""
+    """Score everything, one row at a time. `references` are names of baselines, which must come before the others."""
     scored: dict[str, list[base.LogProbs]] = {}
     for baseline in baselines:
         start = perf_counter()
@@ -61,22 +61,22 @@ def run(
                 name: compare_scores(scores, reference, segment_tokens).change for name, reference in scored.items()
             },
             documents={
-                name: float(np.exp(-each.mean(dtype=np.float64)))
-                for name, each in zip(documents, scores, strict=True)
-                if len(each)
+                name: float(np.exp(-logprobs.mean(dtype=np.float64)))
+                for name, logprobs in zip(documents, scores, strict=True)
+                if len(logprobs)
             },
             scores=scores,
         )
 
 
 def figures(rows: Sequence[Row], not_run: Mapping[str, str]) -> dict[str, Any]:
-    """All of it but the single scores, as JSON has it."""
+    """Return all results except the single scores, in JSON form."""
     kept = [{name: value for name, value in asdict(row).items() if name != "scores"} for row in rows]
     return {"rows": kept, "not_run": dict(not_run)}
 
 
 def markdown(rows: Sequence[Row], references: Sequence[str], not_run: Mapping[str, str]) -> str:
-    """The same as a table to paste."""
+    """Return the results as a Markdown table."""
     lines = [
         "| | perplexity | " + "".join(f"against {name} | " for name in references) + "tokens/s | how |",
         "|---|---|" + "---|" * len(references) + "---|---|",

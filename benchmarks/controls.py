@@ -1,8 +1,8 @@
-"""Is it the memory? LongMem with its own memory, without, with another book's, and with its values shuffled.
+"""Controls of the memory's effect: LongMem with its own memory, without, with another book's, and with shuffled values.
 
-A gain that another book's memory gives as well is not memory of the book; one that stays with shuffled values does
-not come from what was read. Then the difference between own memory and none, by how frequent the target is, how often
-the book has had it before, and where in the book it stands.
+A gain that another book's memory also gives is not memory of the book. A gain that persists with shuffled values does
+not come from the content read. A second analysis splits the difference between own memory and none by properties of the
+target: its frequency, its earlier occurrences in the book, and its position there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ OWN, OFF, OTHER, SHUFFLED = "own memory", "memory off", "another book's memory",
 PER_MILLION = (0, 10, 100, 1_000, 10_000)
 """Lower bounds of frequency buckets: occurrences per million tokens of all scored books."""
 EARLIER = (0, 1, 2, 4, 16, 64)
-"""Lower bounds: occurrences of the target in the same book before it."""
+"""Lower bounds of buckets of earlier occurrences of the target in its book."""
 POSITIONS = (0, 512, 2_048, 8_192, 32_768, 131_072)
-"""Lower bounds: tokens of the book before the target."""
+"""Lower bounds of buckets of book tokens before the target."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Bucket:
     below: int | None
     num_targets: int
     difference: Interval
-    """Nats per target with memory less those without: negative where memory helps."""
+    """Difference of nats per target with and without memory: negative where memory helps."""
 
 
 def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> dict[str, Any]:
@@ -49,22 +49,25 @@ def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> dict[str, Any
     for index, sequence in enumerate(sequences):
         other = OtherBook(model, sequences[(index + 1) % len(sequences)])
         readings: dict[str, ReadingChange] = {OWN: own_memory, OFF: no_memory, OTHER: other, SHUFFLED: shuffled_values}
-        for name, each in score_readings(model, sequence, readings).items():
-            scores[name].append(each)
+        for name, logprobs in score_readings(model, sequence, readings).items():
+            scores[name].append(logprobs)
     segment_tokens = model.config.segment_tokens
-    compared = {name: compare_scores(each, scores[OFF], segment_tokens) for name, each in scores.items()}
+    compared = {name: compare_scores(logprobs, scores[OFF], segment_tokens) for name, logprobs in scores.items()}
     measures = {
         "occurrences per million tokens": (frequencies(sequences), PER_MILLION),
-        "earlier occurrences in the book": ([earlier_occurrences(_wide(each))[1:] for each in sequences], EARLIER),
-        "position in the book": ([np.arange(1, len(each)) for each in sequences], POSITIONS),
+        "earlier occurrences in the book": (
+            [earlier_occurrences(_wide(sequence))[1:] for sequence in sequences],
+            EARLIER,
+        ),
+        "position in the book": ([np.arange(1, len(sequence)) for sequence in sequences], POSITIONS),
     }
     return {
         "readings": {
-            name: {"perplexity": asdict(each.token.longmem), "change_to_memory_off": asdict(each.change)}
-            for name, each in compared.items()
+            name: {"perplexity": asdict(figures.token.longmem), "change_to_memory_off": asdict(figures.change)}
+            for name, figures in compared.items()
         },
         "memory_on_minus_off": {
-            title: [asdict(each) for each in buckets(scores[OWN], scores[OFF], values, bounds, segment_tokens)]
+            title: [asdict(bucket) for bucket in buckets(scores[OWN], scores[OFF], values, bounds, segment_tokens)]
             for title, (values, bounds) in measures.items()
         },
     }
@@ -77,28 +80,28 @@ def buckets(
     bounds: Sequence[int],
     segment_tokens: int,
 ) -> list[Bucket]:
-    """Difference of nats over the targets whose value lies in [bound, next bound), paired over segments."""
+    """Return the difference of nats over the targets whose value lies in [bound, next bound), paired over segments."""
     found = []
     for low, high in zip(bounds, [*bounds[1:], None], strict=True):
-        chosen: list[Chosen] = [(each >= low) & (high is None or each < high) for each in values]
+        chosen: list[Chosen] = [(value >= low) & (high is None or value < high) for value in values]
         change = compare_scores(ours, theirs, segment_tokens, chosen).change
-        found.append(Bucket(low, high, int(sum(each.sum() for each in chosen)), nats_difference(change)))
+        found.append(Bucket(low, high, int(sum(part.sum() for part in chosen)), nats_difference(change)))
     return found
 
 
 def frequencies(sequences: Sequence[base.Sequence]) -> list[Int64[np.ndarray, " targets"]]:
-    """Occurrences per million tokens of every target, counted over all documents, rounded down."""
-    joined = np.concatenate([_wide(each)[1:] for each in sequences])
+    """Return the occurrences per million tokens of every target, counted over all documents, rounded down."""
+    joined = np.concatenate([_wide(sequence)[1:] for sequence in sequences])
     per_million = np.bincount(joined, minlength=1) * 1_000_000 // max(1, len(joined))
-    return [per_million[_wide(each)[1:]] for each in sequences]
+    return [per_million[_wide(sequence)[1:]] for sequence in sequences]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """Four tables to paste."""
+    """Return four Markdown tables."""
     lines = ["| reading | perplexity | against memory off |", "|---|---|---|"]
-    for name, each in figures["readings"].items():
-        changed = _range(each["change_to_memory_off"], 100, ".2f")
-        lines.append(f"| {name} | {_range(each['perplexity'], 1, '.2f')} | {changed} % |")
+    for name, reading in figures["readings"].items():
+        changed = _range(reading["change_to_memory_off"], 100, ".2f")
+        lines.append(f"| {name} | {_range(reading['perplexity'], 1, '.2f')} | {changed} % |")
     for title, rows in figures["memory_on_minus_off"].items():
         lines += ["", f"| {title} | targets | nats, memory on less off |", "|---|---|---|"]
         for row in rows:

@@ -1,4 +1,4 @@
-"""What a number was measured on, stored beside it."""
+"""Machine and software versions of a measurement, stored with it."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Machine and versions. Times are only comparable within one file, and as ratios."""
+    """Return machine and versions. Times are comparable only within one file, and as ratios."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

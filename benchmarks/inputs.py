@@ -1,4 +1,4 @@
-"""Books as token sequences, cut to the same length for everything that reads them."""
+"""Books as token sequences, cut to one length for all readers."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from longmem.text.documents import UnreadableDocument, find_files, read_document
 def read_sequences(
     inputs: Sequence[str], tokenizer: Tokenizer, limit_tokens: int | None = None
 ) -> dict[str, base.Sequence]:
-    """Every document's first `limit_tokens` tokens, by its id.
+    """Return every document's first `limit_tokens` tokens, by its id.
 
-    Raises ConfigError for an input that does not exist, DocumentError for one that cannot be read: a table over fewer
-    books than were asked for would be another table.
+    Raises ConfigError for an input that does not exist. Raises DocumentError for one that cannot be read: a table over
+    fewer books than requested would not be comparable.
     """
     sequences = {}
     for document in read_documents(find_files(inputs)):

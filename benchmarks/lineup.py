@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: every baseline on one backbone, and LongMem folders on the same one."""
+"""Rows of a comparison: every baseline on one backbone, and the LongMem folders that share this backbone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,24 +21,26 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 
 WINDOW_SEGMENTS = 4
-"""Longest of the longer windows: full masks of more would not fit."""
+"""Segments of the longest of the longer windows: full masks of more would not fit in memory."""
 CONTROL = "SideNet without memory"
 
 
 @dataclass(frozen=True)
 class Lineup:
-    """Rows of a comparison in their order, and the names of those that the others are compared with."""
+    """Rows of a comparison in their order, and the names of the reference rows."""
 
     baselines: list[AbstractBaseline]
     references: list[str]
     segment_tokens: int
     not_run: dict[str, str]
-    """Rows that this backbone cannot have, and why."""
+    """Rows that this backbone cannot have, with the reason."""
 
 
 def without_longmem(model: LongMem) -> tuple[list[AbstractBaseline], dict[str, str]]:
-    """All that needs no training, on the model's own backbone, segments, memory layer and memory length; and why
-    some of it cannot run on this backbone."""
+    """Return all rows without training, and the rows that this backbone cannot have, with the reasons.
+
+    The rows use the model's own backbone, segments, memory layer and memory length.
+    """
     backbone, config = model.backbone, model.config
     segment_tokens = config.segment_tokens
     window_tokens = min(backbone.max_tokens or WINDOW_SEGMENTS * segment_tokens, WINDOW_SEGMENTS * segment_tokens)
@@ -60,16 +62,17 @@ def without_longmem(model: LongMem) -> tuple[list[AbstractBaseline], dict[str, s
 def assemble(
     models: Sequence[Path], control: Path | None, memorizing: Path | None, dtype: Dtype, only: Sequence[str] = ()
 ) -> Lineup:
-    """`only`: parts of names; of the rest just the references take part. Raises ModelError and its kinds, ConfigError.
+    """Open all rows. `only` holds parts of names; of the other rows just the references take part.
 
-    Everything computes in the same dtype, and every folder must hold the backbone of the first one.
+    Raises ModelError and its kinds, ConfigError. All rows compute in one dtype, and every folder must hold the backbone
+    of the first one.
     """
     opened = [ModelSource(str(folder), dtype).open() for folder in models]
     first = opened[0]
     rows, not_run = without_longmem(first)
     references = [rows[0].name]
     if control is not None:
-        # it was trained without memory: the views it would be given mean nothing to it
+        # trained without memory: retrieved views are out of distribution for it
         opened.append(ModelSource(str(control), dtype, settings={"memory_tokens": 0}).open())
         rows.insert(1, LongMemBaseline(opened[-1], CONTROL))
         references.append(CONTROL)

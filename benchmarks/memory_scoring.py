@@ -1,4 +1,5 @@
-"""LongMem over one document, with what its segments read changed on the way: the only place that calls the model."""
+"""LongMem over one document, with optional changes to the views of its segments: the only place that calls the
+model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,18 +8,18 @@ import numpy as np
 import torch
 
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
-from longmem.memory.past import ContinuedPast, text_key
+from longmem.memory.context import LocalMemory, text_key
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
 from longmem.types import Segment
 
 ReadingChange = Callable[[Segment, MemoryView | None], MemoryView | None]
-"""What a segment reads instead of the view of its own past."""
+"""Function that replaces a segment's view of its own past."""
 
 
 class LongMemBaseline(AbstractBaseline):
-    """A LongMem as one row among others: its memory is the document's past, gone with the document."""
+    """LongMem as a baseline row: its memory is the document's past and is dropped with the document."""
 
     def __init__(self, model: LongMem, name: str) -> None:
         self.name = name
@@ -36,8 +37,8 @@ class LongMemBaseline(AbstractBaseline):
 
 
 def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, ReadingChange]) -> dict[str, LogProbs]:
-    """Log-probabilities of a document's targets under each way of reading; segments are encoded once for all."""
-    past = empty_past(model)
+    """Return log-probabilities of a document's targets under each change of the views; segments are encoded once."""
+    past = LocalMemory(model)
     scores: dict[str, list[LogProbs]] = {name: [] for name in readings}
     for segment in cut_segments(text_key(None), sequence, model.config.segment_tokens):
         encoded = model.encode(segment)
@@ -50,24 +51,19 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
     return {name: np.concatenate(parts) for name, parts in scores.items()}
 
 
-def empty_past(model: LongMem) -> ContinuedPast:
-    """A memory in this process that holds nothing yet."""
-    return ContinuedPast(None, model.config, model.key_space, model.backbone.device)
-
-
 def own_memory(_segment: Segment, view: MemoryView | None) -> MemoryView | None:
-    """The document's past as it is."""
+    """Return the document's past unchanged."""
     return view
 
 
 def no_memory(_segment: Segment, _view: MemoryView | None) -> None:
-    """Nothing to read: the SideNet's local attention alone."""
+    """Return no view: only the SideNet's local attention remains."""
 
 
 def shuffled_values(segment: Segment, view: MemoryView | None) -> MemoryView | None:
-    """The document's own keys, each with the value and the token of another place.
+    """Return the document's own keys, each with the value and the token of another place.
 
-    Search finds the same places as ever; what is read there has nothing to do with them.
+    Search finds unchanged places; the values read there are unrelated to them.
     """
     if view is None:
         return None
@@ -82,11 +78,11 @@ def shuffled_values(segment: Segment, view: MemoryView | None) -> MemoryView | N
 
 
 class OtherBook:
-    """Reads another document's past of the same length, or all of it where that document is shorter."""
+    """Change that replaces the view by another document's past of equal length, or all of it where that is shorter."""
 
     def __init__(self, model: LongMem, sequence: Sequence) -> None:
         self._model = model
-        self._past = empty_past(model)
+        self._past = LocalMemory(model)
         segments = cut_segments(text_key(None), sequence, model.config.segment_tokens)
         self._segments = [segment for segment in segments if segment.num_tokens == model.config.segment_tokens]
         self._num_read = 0

@@ -1,4 +1,4 @@
-"""Figures of scored documents, paired segment by segment: intervals are those of `longmem.scoring.metrics`."""
+"""Metrics of scored documents, paired by segment, with the intervals of `longmem.scoring.metrics`."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,10 @@ def compare_scores(
     segment_tokens: int,
     chosen: Sequence[Chosen] | None = None,
 ) -> Perplexities:
-    """One array per document, the same targets in both. `chosen` leaves out the other targets, but not the pairing:
-    what a segment has of them is still drawn together."""
+    """Return perplexities of one array per document, with equal targets in both.
+
+    `chosen` selects targets without breaking the pairing: the chosen targets of one segment are still drawn together.
+    """
     segments = []
     for index, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         assert len(our) == len(their), f"document {index}: {len(our)} targets against {len(their)}"
@@ -27,11 +29,11 @@ def compare_scores(
         for start in range(0, len(our), segment_tokens):
             part = slice(start, start + segment_tokens)
             kept = keep[part]
-            our_nats, their_nats = (-float(each[part][kept].sum(dtype=np.float64)) for each in (our, their))
+            our_nats, their_nats = (-float(logprobs[part][kept].sum(dtype=np.float64)) for logprobs in (our, their))
             segments.append(SegmentNats(our_nats, their_nats, int(kept.sum())))
     return compute_perplexities(segments, num_words=0, num_bytes=0)
 
 
 def nats_difference(change: Interval) -> Interval:
-    """A relative change of perplexity as a difference of nats per token."""
+    """Convert a relative change of perplexity into a difference of nats per token."""
     return Interval(*(None if part is None else math.log1p(part) for part in (change.value, change.low, change.high)))

@@ -8,14 +8,14 @@ Importing the package loads neither Ray nor LanceDB nor FAISS; names are loaded 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from longmem.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from longmem.config import LongMemConfig
     from longmem.model.longmem import LongMem
     from longmem.scoring.generate import Sampling
     from longmem.scoring.text import TextScores
     from longmem.store.config import MemoryStore
-
-__version__ = "0.1.0"
 
 __all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores"]
 

@@ -7,34 +7,16 @@ checksums and the wire know nothing of it. Readers get float16: half the bytes a
 a reader's window.
 """
 
-import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from longmem.config import KvDtype
 from longmem.dtypes import TORCH_DTYPES, to_array, to_tensor
+from longmem.stored_format import SCALE_BYTES
 from longmem.types import KVArray
 
-STORED_TYPES: dict[KvDtype, type[np.generic]] = {
-    "float16": np.float16,
-    "float32": np.float32,
-    "bfloat16": np.uint16,
-    "int8": np.int8,
-}
-"""NumPy types of stored keys and values; bfloat16 travels as its bits."""
-SCALE_BYTES = 4
 LARGEST = 127
-
-
-def stored_width(head_dim: int, kv_dtype: KvDtype) -> int:
-    """Numbers of one token and head as stored."""
-    return head_dim + SCALE_BYTES if kv_dtype == "int8" else head_dim
-
-
-def token_bytes(kv_heads: int, head_dim: int, kv_dtype: KvDtype) -> int:
-    """Bytes of the keys and values of one token as stored."""
-    return 2 * kv_heads * stored_width(head_dim, kv_dtype) * np.dtype(STORED_TYPES[kv_dtype]).itemsize
 
 
 def rounded(numbers: Float[Tensor, "*any head_dim"], kv_dtype: KvDtype) -> Float[Tensor, "*any head_dim"]:
@@ -64,18 +46,6 @@ def unpack(
     quantised, scale = tensor.split([tensor.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
     restored: Tensor = quantised.float() * scale.contiguous().view(torch.float32)
     return restored.half()
-
-
-def num_not_finite(stored: Shaped[np.ndarray, "*any width"], kv_dtype: KvDtype) -> int:
-    """How many stored numbers are NaN or infinite; of int8, those whose scale makes them so in float16."""
-    if kv_dtype == "bfloat16":
-        # an exponent of all ones is infinity or NaN
-        return int(np.count_nonzero((stored & 0x7F80) == 0x7F80))
-    if kv_dtype == "int8":
-        scale = np.ascontiguousarray(stored[..., -SCALE_BYTES:]).view(np.float32)
-        largest = np.abs(stored[..., :-SCALE_BYTES].astype(np.float32)).max(axis=-1, keepdims=True) * scale
-        return int(np.count_nonzero(~(np.abs(largest) <= np.finfo(np.float16).max)))
-    return stored.size - int(np.count_nonzero(np.isfinite(stored)))
 
 
 def _quantised(numbers: Tensor) -> tuple[Tensor, Tensor]:

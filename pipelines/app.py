@@ -1,58 +1,88 @@
-"""The `longmem` application. Options become one checked job; errors become a sentence and an exit code.
+"""The `longmem` application: a table of commands, which are imported when they are used.
 
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import longmem
-from pipelines.command.command_line import (
-    EXIT_BAD_INPUT,
-    LongMemGroup,
-    exit_codes,
-    local_or_hub,
-)
-from pipelines.command.console import open_console, say
-from pipelines.command.option_types import path_option, text_option
-from pipelines.command.options import Adapter, SpecialTokens, adapter_folder
-from pipelines.fit.command import fit
-from pipelines.icl.command import icl
-from pipelines.perplexity.command import perplexity
-from pipelines.plan.command import plan
-from pipelines.pretrain.command import pretrain
-from pipelines.probe.command import probe
-from pipelines.serve.command import app as service_app
-from pipelines.store.command import memory
-from pipelines.suffix.command import suffix
-from pipelines.train.command import train
-from pipelines.watch.export_command import app as monitoring
-from pipelines.watch.status_command import status
+from pipelines.command.console import say
+from pipelines.command.lazy import MARKUP, LazyCommand, LazyGroup
+
+COMMANDS = {
+    "perplexity": LazyCommand(
+        "pipelines.perplexity.command:perplexity",
+        "Perplexity of long documents, with memory and without.",
+    ),
+    "icl": LazyCommand(
+        "pipelines.icl.command:icl",
+        "Many-shot in-context learning: demonstrations in context, in memory, and both.",
+    ),
+    "suffix": LazyCommand(
+        "pipelines.suffix.command:suffix",
+        "Which of several texts follows a long context? Accuracy by context length, with memory and without.",
+    ),
+    "train": LazyCommand(
+        "pipelines.train.command:train",
+        "Train a SideNet to read from memory; the backbone stays as it is.",
+    ),
+    "fit": LazyCommand(
+        "pipelines.fit.command:fit",
+        "Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.",
+    ),
+    "pretrain": LazyCommand(
+        "pipelines.pretrain.command:pretrain",
+        "Train a small backbone and its tokenizer from nothing, in slices if need be.",
+    ),
+    "status": LazyCommand(
+        "pipelines.watch.status_command:status",
+        "Documents, tokens per second, lag, time left and failures of live jobs.",
+    ),
+    "plan": LazyCommand(
+        "pipelines.plan.command:plan",
+        "Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.",
+    ),
+    "probe": LazyCommand(
+        "pipelines.probe.command:probe",
+        "Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.",
+    ),
+    "doctor": LazyCommand(
+        "pipelines.doctor.command:doctor",
+        "Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with "
+        "`--model`, what a backbone's layers are worth as memory.",
+    ),
+    "memory": LazyCommand(
+        "pipelines.store.command:memory",
+        "Look into a memory store, check it, tidy it.",
+    ),
+    "service": LazyCommand(
+        "pipelines.serve.command:app",
+        "A long-lived service on a running Ray cluster: many jobs and clients share its workers and its memory.",
+    ),
+    "monitoring": LazyCommand(
+        "pipelines.watch.export_command:app",
+        "Files for Prometheus and Grafana.",
+    ),
+}
+"""Commands in the order that `longmem --help` lists them."""
+
+
+class Root(LazyGroup):
+    """Root of the command line."""
+
+    table = COMMANDS
+
 
 app = typer.Typer(
-    cls=LongMemGroup,
+    cls=Root,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     help="LongMem: score long documents with a frozen language model, a memory of all it has read, and a SideNet.",
 )
-
-
-app.command()(perplexity)
-app.command()(icl)
-app.command()(suffix)
-app.command()(train)
-app.command()(fit)
-app.command()(pretrain)
-app.add_typer(memory, name="memory")
-app.add_typer(service_app, name="service")
-app.command()(status)
-app.add_typer(monitoring, name="monitoring")
-app.command()(plan)
-app.command()(probe)
 
 
 @app.callback(invoke_without_command=True)
@@ -60,40 +90,3 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         say(f"longmem {longmem.__version__}")
         raise typer.Exit
-
-
-@app.command()
-def doctor(
-    out: Annotated[Path, path_option(help="Folder whose disk to check.")] = Path(),
-    model: Annotated[
-        str | None, text_option(help="Instead: can this backbone feed a memory, and which layer should be stored?")
-    ] = None,
-    adapter: Adapter = None,
-    text: Annotated[
-        str | None, text_option(help="With --model: document to measure on.", show_default="the language reference")
-    ] = None,
-    special_tokens: SpecialTokens = None,
-) -> None:
-    """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
-    what a backbone's layers are worth as memory.
-
-    **Example:** `longmem doctor`, or `longmem doctor --model gpt2 --text book.txt`
-    """
-    if model is not None:
-        console = open_console(stderr=True)
-        with exit_codes(console, out):
-            from pipelines.doctor.backbone import examine_model, render_probe
-
-            examined = examine_model(local_or_hub(model), text, special_tokens, console, adapter_folder(adapter, model))
-            render_probe(examined, model, open_console())
-        return
-    for name, value in (("--text", text), ("--adapter", adapter)):
-        if value is not None:
-            raise typer.BadParameter("needs --model", param_hint=name)
-    from actors.cluster import find_cluster
-    from pipelines.doctor.machine import diagnose, render
-
-    findings = diagnose(out, find_cluster=find_cluster)
-    render(findings, open_console())
-    if any(finding.severity == "error" for finding in findings):
-        raise typer.Exit(EXIT_BAD_INPUT)

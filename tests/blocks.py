@@ -1,4 +1,4 @@
-"""Blocks as a store sees them: small, and different for every seed and segment."""
+"""Small blocks for store tests, different for every seed and segment."""
 
 import numpy as np
 import torch

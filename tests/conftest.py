@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, derandomised Hypothesis, small real backbones, and a naive memory."""
+"""Shared test set-up: one thread, no network, derandomised Hypothesis, small real backbones, and a naive memory."""
 
 import os
 import signal
@@ -29,14 +29,14 @@ from longmem.types import KVBlock
 
 torch.set_num_threads(1)
 
-# a shell's background jobs ignore these, and so would everything that the tests start
+# a shell's background jobs ignore these signals, and all processes that the tests start would inherit that
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
-# a byte tokenizer and segments of 32 tokens make hundreds of forwards of the text that suffices for real models
+# a byte tokenizer and segments of 32 tokens need hundreds of forwards for a text that suffices for real models
 longmem.model.longmem.CALIBRATION_CHARACTERS = 1000
 
-# without the explain phase, which runs a slow failing test hundreds of times to say which lines it ran
+# the explain phase is off: it runs a slow failing test hundreds of times to find the responsible lines
 PHASES = (Phase.explicit, Phase.generate, Phase.target, Phase.shrink)
 settings.register_profile("default", derandomize=True, deadline=None, print_blob=True, phases=PHASES)
 settings.load_profile("default")
@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def data_folder(request: pytest.FixtureRequest) -> Path:
-    """Real books, for tests marked `data`; skips where they are absent."""
+    """Return the folder of real books for tests marked `data`; skip where they are absent."""
     folder: Path = request.config.getoption("--data")
     if not (folder / "books_test").is_dir():
         pytest.skip(f"no books in {folder}; name their folder with --data")
@@ -58,13 +58,13 @@ def data_folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def backbones_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the small backbones of this session are saved, laid out as `small_longmem` expects them."""
+    """Folder of this session's small backbones, in the layout that `small_longmem` expects."""
     return tmp_path_factory.mktemp("backbones")
 
 
 @pytest.fixture(scope="session")
 def small_backbone(backbones_folder: Path) -> Callable[[str], Path]:
-    """Folder of the small backbone of a family; saved on first use. Copy it before you damage it."""
+    """Return the folder of the small backbone of a family, saved on first use. Copy it before damaging it."""
 
     def folder(family: str) -> Path:
         path = backbones_folder / f"{family}-0"
@@ -77,7 +77,7 @@ def small_backbone(backbones_folder: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def small_model(backbones_folder: Path, small_backbone: Callable[[str], Path]) -> Callable[..., LongMem]:
-    """A fresh LongMem on the small backbone of a family: `small_model(family, unsettled=..., **settings)`."""
+    """Return a factory of fresh LongMems on small backbones: `small_model(family, unsettled=..., **settings)`."""
 
     def model(family: str = "llama", **settings: Any) -> LongMem:
         small_backbone(family)
@@ -88,7 +88,7 @@ def small_model(backbones_folder: Path, small_backbone: Callable[[str], Path]) -
 
 @pytest.fixture
 def as_users_run() -> Iterator[None]:
-    """Without the run-time type checks of the tests, which would catch a wrong type before our own message does."""
+    """Disable the run-time type checks of the tests, which would hide the product's own error messages."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -96,19 +96,20 @@ def as_users_run() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def naive_view() -> Callable[..., MemoryView | None]:
-    """The memory view by its definition: every chunk of the blocks that lies wholly in [start, end), from scratch.
+    """Return the memory view by definition: every chunk of the blocks that lies wholly in [start, end), built from
+    scratch.
 
-    `naive_view(blocks, start, end, key_space)`; without a key space, keys as stored.
+    Call as `naive_view(blocks, start, end, key_space)`; without a key space, keys are in their stored form.
     """
     return _naive_view
 
 
 @pytest.fixture(scope="session")
 def random_view() -> Callable[..., MemoryView]:
-    """A view with random content: `random_view(kv_heads, head_dim, chunks=…, chunk=…, dtype=…, seed=…)`.
+    """Return a factory of random views: `random_view(kv_heads, head_dim, chunks=…, chunk=…, dtype=…, seed=…)`.
 
-    One chunk in the middle and the last one are partial, as where blocks ended inside a chunk; or give the `lengths`
-    of all chunks, and the `key_space` of a reader.
+    One chunk in the middle and the last one are partial, as where blocks ended inside a chunk. Alternatively pass the
+    `lengths` of all chunks, and the `key_space` of a reader.
     """
     return _random_view
 
@@ -157,7 +158,7 @@ def _random_view(
 
 def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: int, key_space: KeySpace) -> MemoryView:
     _, kv_heads, head_dim = chunks[0][2].shape
-    # seen by head and kept by token, as real ones are
+    # indexed by head first, laid out by token, like real views
     keys, values = (
         torch.zeros((len(chunks), size, kv_heads, head_dim), dtype=chunks[0][2].dtype).permute(2, 0, 1, 3)
         for _ in range(2)

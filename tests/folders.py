@@ -1,10 +1,10 @@
-"""What an output folder holds, to see that a command changes nothing in it."""
+"""Content of an output folder, to check that a command changes nothing in it."""
 
 from pathlib import Path
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Bytes and modification time of every file."""
+    """Return bytes and modification time of every file."""
     return {
         path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))

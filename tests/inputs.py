@@ -1,4 +1,4 @@
-"""The two ways of reading that tests compare, and what a SideNet is given."""
+"""The two reading forms that tests compare, and inputs of a SideNet."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNetCache, SideNetInput, start_state
 
 DEFAULT_FORM: dict[str, Any] = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}
-"""How a model reads when nothing else is said; small models of tests have the paper's form."""
+"""Default form of a model; small models of tests have the paper's form."""
 FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": DEFAULT_FORM}
 
 
@@ -22,9 +22,9 @@ def sidenet_input(
     caches: tuple[Any, SideNetCache | None] = (None, None),
     before: Tensor | None = None,
 ) -> SideNetInput:
-    """From one backbone forward, as `encode` and `score_segment` do it.
+    """Build the input from one backbone forward, like `encode` and `score_segment`.
 
-    `caches` (of backbone and SideNet) and `before`, the segment's earlier tokens: when decoding step by step.
+    `caches` (of backbone and SideNet) and `before` (the segment's earlier tokens) are for step-by-step decoding.
     """
     of_backbone, of_sidenet = caches
     output = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction, of_backbone)

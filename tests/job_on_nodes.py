@@ -1,4 +1,4 @@
-"""A driver for tests of several nodes: a job in a process of its own, which says what it sent where.
+"""Driver for tests of several nodes: a job in a process of its own, which records the routing of its tasks.
 
 `python -m tests.job_on_nodes OUT SHAPE` with the fields of a ClusterShape as JSON; books are in OUT/../books, the model
 in OUT/../checkpoint. Writes OUT.json, {"sent": [[stage, document, segment, worker, node], …], "events": [[s, kind,
@@ -29,7 +29,7 @@ held = Path(sys.argv[1]).with_suffix(".held")
 
 
 class Recording(actors.executor.ray_executor.RayExecutor):
-    """Remembers who got what, and what was said."""
+    """Executor that records the worker of each task, and the events."""
 
     def _send(self, task: Any, worker: Any) -> None:
         super()._send(task, worker)
@@ -37,7 +37,7 @@ class Recording(actors.executor.ray_executor.RayExecutor):
             sent.append([each.stage, each.segment.key.document, each.segment.index, worker.name, worker.info.node_id])
 
     def slots(self, stage: Stage) -> int:
-        """Begin nothing while the test holds the job, until workers have come that take long to start."""
+        """Return no slots while the test holds the job, until slow-starting workers are ready."""
         return 0 if held.exists() else super().slots(stage)
 
     def events(self) -> list[ExecutorEvent]:

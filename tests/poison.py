@@ -1,4 +1,4 @@
-"""Models that fail on a certain character: one ends its process, as a bug in a native library would; one gives NaN."""
+"""Models that fail on a certain character: one ends its process, like a bug in a native library; one gives NaN."""
 
 import os
 
@@ -12,7 +12,7 @@ POISON = "\x07"
 
 
 class PoisonedModel(LongMem):
-    """Opened by workers in their own processes; must not be asked to encode poison in the process of a test."""
+    """Model for worker processes only; it must not encode poison in the process of a test."""
 
     def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:
         (token,) = self.tokenizer.sequence(POISON)[1:]
@@ -22,7 +22,7 @@ class PoisonedModel(LongMem):
 
 
 class PoisonedSource(ModelSource):
-    """Opens any model as a PoisonedModel."""
+    """Source that opens any model as a PoisonedModel."""
 
     def open(self) -> LongMem:
         model = super().open()
@@ -31,7 +31,7 @@ class PoisonedSource(ModelSource):
 
 
 class NanSource(ModelSource):
-    """Opens any model with an embedding of POISON that is not a number, which no file can hold."""
+    """Source that opens any model with a NaN embedding of POISON, which no file can hold."""
 
     def open(self) -> LongMem:
         model = super().open()

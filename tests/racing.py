@@ -1,5 +1,7 @@
-"""Processes and threads that do the same thing to one store at the same moment. Processes are spawned once for many
-races: starting one costs seconds."""
+"""Processes and threads that run one operation on one store at the same moment.
+
+Processes are spawned once for many races, because starting one costs seconds.
+"""
 
 import multiprocessing
 import threading
@@ -16,21 +18,21 @@ from tests.blocks import make_block
 
 SPAWN = multiprocessing.get_context("spawn")
 START_S = 120.0
-"""A process that has not come up after so long never does."""
+"""Seconds after which a process that has not started counts as failed."""
 
 
 class Meeting(Protocol):
-    """A barrier of threads or of processes."""
+    """Barrier of threads or of processes."""
 
     def wait(self, timeout: float | None = None) -> int: ...
 
 
 Race = Callable[[AbstractMemoryStore, int, Meeting], Any]
-"""What one racer does: to its store, as the racer of this number, meeting the others before each race."""
+"""Function of one racer: its store, its number, and the barrier to wait at before each race."""
 
 
 def put_each_alone(num_segments: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[PutReceipt]:
-    """Segments of one document, one by one, all racers the same."""
+    """Put segments of one document, one by one; all racers put equal blocks."""
     receipts = []
     for segment in range(num_segments):
         meeting.wait(START_S)
@@ -41,7 +43,7 @@ def put_each_alone(num_segments: int, store: AbstractMemoryStore, racer: int, me
 def put_groups(
     num_groups: int, size: int, store: AbstractMemoryStore, racer: int, meeting: Meeting
 ) -> list[PutReceipt]:
-    """Segments in groups of one commit; a group of each racer begins and ends elsewhere, so that they overlap."""
+    """Put segments in groups of one commit; the racers' groups start at different segments, so that they overlap."""
     receipts = []
     for group in range(num_groups):
         first = group * size
@@ -52,7 +54,7 @@ def put_groups(
 
 
 def put_other_tokens(num_segments: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[str]:
-    """Each racer has a block of its own for every segment: one wins, the others meet a conflict."""
+    """Put a racer-specific block for every segment: one racer wins, the others get a conflict."""
     outcomes = []
     for segment in range(num_segments):
         meeting.wait(START_S)
@@ -65,7 +67,7 @@ def put_other_tokens(num_segments: int, store: AbstractMemoryStore, racer: int, 
 
 
 def fork_into_one(num_targets: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[str]:
-    """All racers fork one document into the same target."""
+    """Let all racers fork one document into one target."""
     outcomes = []
     for target in range(num_targets):
         meeting.wait(START_S)
@@ -77,7 +79,8 @@ def fork_into_one(num_targets: int, store: AbstractMemoryStore, racer: int, meet
 
 
 def contested(found: list[list[PutReceipt]], num_rounds: int) -> int:
-    """Keys that every racer put in the same round; the receipts of one racer are in rounds of equal size."""
+    """Return the number of keys that every racer put in one round; the receipts of one racer are in rounds of equal
+    size."""
     rounds = [
         [{each.segment for each in receipts[start : start + size]} for start in range(0, len(receipts), size)]
         for receipts in found
@@ -87,7 +90,7 @@ def contested(found: list[list[PutReceipt]], num_rounds: int) -> int:
 
 
 def check_receipts(found: list[list[PutReceipt]], segments: set[int]) -> None:
-    """Assert that each segment is new once, whoever put it."""
+    """Assert that each segment is new exactly once over all racers."""
     new = Counter(each.segment for receipts in found for each in receipts if not each.duplicate)
     assert new == dict.fromkeys(segments, 1)
 
@@ -106,7 +109,10 @@ class Racers:
             self._processes.append(process)
 
     def race(self, uri: str, race: Race) -> list[Any]:
-        """What each racer came to; `race` must be a function of a module, or a partial of one. Each opens the store."""
+        """Run a race and return each racer's result. Each racer opens the store.
+
+        `race` must be a function of a module, or a partial of one.
+        """
         for pipe in self._pipes:
             pipe.send((uri, race))
         found = [pipe.recv() for pipe in self._pipes]
@@ -137,13 +143,13 @@ def _live(pipe: Any, racer: int, barrier: Meeting) -> None:
         try:
             with MemoryStore.open(uri) as store:
                 pipe.send(race(store, racer, barrier))
-        except BaseException as error:  # noqa: BLE001 - a failure must reach the test, and end the others' waiting
+        except BaseException as error:  # noqa: BLE001 - a failure must reach the test, and release the others
             barrier.abort()  # type: ignore[attr-defined]
             pipe.send(error)
 
 
 def race_in_threads(store: AbstractMemoryStore, race: Race, count: int = 3) -> list[Any]:
-    """The same in threads of this process, on one store."""
+    """Run a race in threads of this process, on one store."""
     meeting = threading.Barrier(count)
     found: list[Any] = [None] * count
 

@@ -1,4 +1,4 @@
-"""One Ray cluster for every test of a session that asks for it: `pytest_plugins = ["tests.ray_cluster"]`."""
+"""One Ray cluster for every test of a session that requests it: `pytest_plugins = ["tests.ray_cluster"]`."""
 
 import logging
 import os
@@ -14,12 +14,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import pytest
 
 NUM_CPUS = 8
-"""Slots, not cores: enough for the largest pools of these tests."""
+"""Number of logical CPUs, not cores: enough for the largest pools of these tests."""
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray is initialised; `actors.cluster.connect` joins it and never shuts it down."""
+    """Initialise Ray; `actors.cluster.connect` joins it and never shuts it down."""
     import ray
 
     assert not ray.is_initialized(), "another test left Ray running"
@@ -29,7 +29,7 @@ def ray_cluster() -> Iterator[None]:
         address="local",
         num_cpus=NUM_CPUS,
         object_store_memory=2**28,
-        include_dashboard=True,  # the state API, which names actors and their processes, is served by it
+        include_dashboard=True,  # the state API, which lists actors and their processes, is part of the dashboard
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,

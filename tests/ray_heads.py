@@ -1,4 +1,4 @@
-"""Heads of Ray clusters as processes of their own, started as an operator does: `ray start --head`."""
+"""Heads of Ray clusters as processes of their own, started like an operator does: `ray start --head`."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Head:
-    """The ports where a head node listens."""
+    """Ports of a head node."""
 
     gcs: int
     client: int
@@ -41,14 +41,14 @@ def listens(port: int) -> bool:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, with our code and without what it says of Ray's tokens and addresses."""
+    """Return this process's environment with this repository's code and without Ray's tokens and addresses."""
     free = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
     return {**free, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 @contextmanager
 def started_heads(*environments: dict[str, str], num_cpus: int = 2) -> Iterator[list[Head]]:
-    """One head for each environment, started side by side; nothing of them is left afterwards."""
+    """Start one head for each environment in parallel; terminate all their processes afterwards."""
     heads = [Head(free_port(), free_port(), free_port()) for _ in environments]
     # short paths, because they become the names of Unix sockets
     folders = [Path(tempfile.mkdtemp(prefix="lm-", dir="/tmp")) for _ in environments]
@@ -73,10 +73,10 @@ def started_heads(*environments: dict[str, str], num_cpus: int = 2) -> Iterator[
 
 
 def _start(head: Head, folder: Path, env: dict[str, str], num_cpus: int) -> "subprocess.Popen[bytes]":
-    # --block: it ends with its own processes, where `ray stop` would end those of every cluster on the machine
+    # --block: it ends with its own processes; `ray stop` would end those of every cluster on the machine
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--temp-dir={folder}"]
     ports = [f"--port={head.gcs}", f"--ray-client-server-port={head.client}", f"--dashboard-port={head.dashboard}"]
-    # workers take ports from the system: two heads on one machine would give out the same ones
+    # workers take ports from the system: two heads on one machine would assign conflicting ones
     ports += ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
     size = [f"--num-cpus={num_cpus}", f"--object-store-memory={2**27}", "--dashboard-host=127.0.0.1"]
     with (folder / "start.log").open("wb") as log:

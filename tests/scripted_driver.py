@@ -1,4 +1,4 @@
-"""An executor on scripted actors, and all that it has said: what tests of the driver's side drive."""
+"""Executor on scripted actors, with a record of its output, for tests of the driver's side."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from longmem.runtime.executor import Completion, ExecutorEvent, Stage
 from longmem.types import DocumentKey, Segment
 
 LIMIT_S = 60.0
-"""When a test gives up."""
+"""Timeout of a test in seconds."""
 
 
 def segments_of(document: str, count: int) -> list[Segment]:
@@ -24,7 +24,7 @@ def segments_of(document: str, count: int) -> list[Segment]:
 
 @dataclass
 class Driver:
-    """An executor on scripted actors, and all that it has said."""
+    """Executor on scripted actors, with all its completions and events."""
 
     executor: Any
     workers: Any
@@ -40,7 +40,7 @@ class Driver:
             self.events += self.executor.events()
 
     def run(self, stage: Stage, segments: list[Segment]) -> dict[int, LongMemError | None]:
-        """Submit all, also beyond the slots; returns errors by segment."""
+        """Submit all segments, even beyond the slots; return errors by segment."""
         for segment in segments:
             self.executor.submit(stage, segment)
         wanted = len(self.completions) + len(segments)
@@ -62,8 +62,10 @@ class Driver:
 def start(
     script: Any, timeouts: Timeouts, encoders: list[dict[str, Any]], others: dict[str, Any] | None = None
 ) -> Driver:
-    """An encoder for each of `encoders`, one store and one reader, with Ray's options; waits until all are ready. Ray
-    must be running."""
+    """Start an encoder for each of `encoders`, one store and one reader, with Ray's options; wait until all are ready.
+
+    Ray must be running.
+    """
     from actors.executor.dispatch import PooledExecutor
     from actors.workers.base import NAMESPACE, RESTART
     from actors.workers.pools import ActorPool

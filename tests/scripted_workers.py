@@ -1,7 +1,7 @@
-"""Real Ray actors without a model, which do what a script says with a segment: for tests of the driver's side.
+"""Real Ray actors without a model, which follow a script for each segment: for tests of the driver's side.
 
-They have the methods that the pools call and nothing else; what they send is as large as what real ones send, so that
-it lies in Ray's object store.
+They have only the methods that the pools call. Their results have realistic sizes, so that they are stored in Ray's
+object store.
 """
 
 import os
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from longmem.runtime.executor import Stage
 
 BLOCK_BYTES = 200_000
-"""Above Ray's limit for what travels inside a message."""
+"""Result size above Ray's limit for inlined results."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """What happens at (stage, document, segment); anything else simply succeeds."""
+    """Actions at (stage, document, segment); all other tasks succeed."""
 
     folder: Path
-    """Where actors leave a file for every task that they begin, so that a test can wait for it."""
+    """Folder with a file for every task that began, so that a test can wait for it."""
     deadly: frozenset[tuple[str, str, int]] = frozenset()
-    """The process ends."""
+    """Tasks that end their process."""
     faulty: frozenset[tuple[str, str, int]] = frozenset()
-    """An exception that is nobody's but ours."""
+    """Tasks that raise an exception caused by a bug of longmem."""
     endless: frozenset[tuple[str, str, int]] = frozenset()
-    """The task never ends, while the process lives."""
+    """Tasks that never end while the process lives."""
 
     def begin(self, stage: "Stage", segment: Segment) -> None:
         place = stage, segment.key.document, segment.index
@@ -50,14 +50,14 @@ class Script:
             Event().wait()
 
     def begun(self, stage: "Stage", document: str, index: int) -> list[int]:
-        """Processes that began the task, in order."""
+        """Return the processes that began the task, in order."""
         file = self.folder / f"{stage}-{document}-{index}"
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
 
 @dataclass(frozen=True)
 class NoModel:
-    """What a scripted encoder says that it holds."""
+    """Model description of a scripted encoder."""
 
     fingerprint: None = None
 

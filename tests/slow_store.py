@@ -1,4 +1,4 @@
-"""A store actor on a slow disk: each write takes its time, everything else is the real one."""
+"""Store actor on a slow disk: each write is delayed, everything else is the real actor."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Text that a small model can learn from: words whose order is half known, and characters of every width."""
+"""Text that a small model can learn from: words with partly predictable order, and characters of every width."""
 
 import numpy as np
 
@@ -6,7 +6,8 @@ TEXT = "the whale swam round a ship and naïve Ahab — in 1851, 静か — saw 
 
 
 def prose(seed: int, words: int) -> str:
-    """Each word is followed by one of two; lines of about ten words, paragraphs of about five lines."""
+    """Return words that each have two possible successors, in lines of about ten words and paragraphs of about five
+    lines."""
     random = np.random.default_rng(seed)
     vocabulary = TEXT.split()
     word, parts = 0, []

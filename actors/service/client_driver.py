@@ -19,7 +19,8 @@ import numpy as np
 from actors.service.executor import AttachedExecutor
 from actors.service.requests import TextRequest
 from longmem.errors import ClusterError
-from longmem.runtime.executor import Completion, EncodeReceipt, Stage
+from longmem.runtime.executor import Completion, EncodeReceipt, ExecutorEvent, Stage
+from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
 
@@ -75,8 +76,10 @@ class ClientDriver:
         self._closed = False
         self._failure: Exception | None = None
         self._active: dict[DocumentKey, _Active] = {}
+        self._done: deque[DocumentKey] = deque()
+        """Documents whose work has ended in this turn."""
         self._later: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
-        """Readings of a document that is being read already."""
+        """Requests for a document that is being read already."""
         self._texts: dict[int, Future[Any]] = {}
         self._waiting_texts: deque[tuple[TextRequest, Future[Any]]] = deque()
         self._thread = Thread(target=self._run, name="longmem-client", daemon=True)
@@ -116,6 +119,15 @@ class ClientDriver:
         self._scheduler = SegmentScheduler(
             self._limits, model.segment_bytes, model.settings["segment_tokens"], model.settings["memory_tokens"], True
         )
+        self._loop = RunLoop(
+            executor,
+            self._scheduler,
+            on_completed=self._complete,
+            on_document_done=lambda key, _failed: self._done.append(key),
+            on_event=_log_event,
+            all_admitted=lambda: False,
+            slots=self._slots,
+        )
         _resolve(self.started, executor)
         while True:
             try:
@@ -145,26 +157,21 @@ class ClientDriver:
             pass
 
     def _turn(self) -> None:
-        # before deadlines are looked at: while there was nothing to do nobody took the workers' signs of life
+        # before deadlines are checked: health answers of the workers were not taken while there was nothing to do
         self._executor.turn(0)
         self._start_text()
-        for stage, segment in self._scheduler.start(self._slots):
-            self._executor.set_backlog(self._scheduler.lag_segments, num_left=None)
-            self._executor.submit(stage, segment)
+        self._loop.submit()
         self._count()
         if self._busy:
-            for completion in self._executor.wait(BUSY_S):
-                self._complete(completion)
-        for event in self._executor.events():
-            logger.warning("%s", event.message)
-        answers = [(self._texts.pop(each.number), each) for each in self._executor.answers()]
-        finished = self._scheduler.remove_finished()
-        # before anybody hears that a request has ended
+            self._loop.wait(BUSY_S)
+        self._loop.settle()
+        answers = [(self._texts.pop(answer.number), answer) for answer in self._executor.answers()]
+        # futures are resolved when the count is right, because their callers may look at it
         self._count()
         for future, answer in answers:
             _resolve(future, answer.result, answer.error)
-        for key, _ in finished:
-            self._finish(key)
+        while self._done:
+            self._finish(self._done.popleft())
 
     def _slots(self, stage: Stage) -> int:
         full = stage == "encode" and self._texts and self._held() >= self._limits.max_in_flight_segments
@@ -200,26 +207,19 @@ class ClientDriver:
     def _drop(self, key: DocumentKey, future: "Future[DocumentResult]") -> None:
         active = self._active.get(key)
         if active is not None and active.future is future and future.cancelled():
-            self._release(self._scheduler.cancel(key))
+            self._loop.cancel(key)
 
     def _complete(self, completion: Completion) -> None:
         segment, result = completion.segment, completion.result
         active = self._active[segment.key]
         if completion.error is not None:
             active.error = active.error or completion.error
-            self._release(self._scheduler.fail(completion.stage, segment))
-            return
-        if isinstance(result, EncodeReceipt):
+        elif isinstance(result, EncodeReceipt):
             active.result.backbone_logprobs[segment.index] = result.backbone_logprobs
         elif isinstance(result, PutReceipt):
             active.result.receipts[segment.index] = result
         elif isinstance(result, SegmentScore):
             active.result.scores[segment.index] = result
-        self._release(self._scheduler.finish(completion.stage, segment))
-
-    def _release(self, segments: list[Segment]) -> None:
-        for segment in segments:
-            self._executor.release(segment)
 
     def _finish(self, key: DocumentKey) -> None:
         active = self._active.pop(key)
@@ -236,6 +236,11 @@ class ClientDriver:
         self._later.clear()
         self._texts.clear()
         self._waiting_texts.clear()
+        self._done.clear()
+
+
+def _log_event(event: ExecutorEvent) -> None:
+    logger.warning("%s", event.message)
 
 
 def _resolve(future: "Future[Any]", result: Any = None, error: Exception | None = None) -> None:

@@ -5,14 +5,14 @@ Their own tokens stay in that worker, as in `LongMem.score` and `LongMem.generat
 
 from dataclasses import dataclass
 
-from actors.service.remote_memory import RemoteMemory
-from actors.workers.store import RemoteBlockSource
 from longmem.errors import MissingBlockError
+from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
-from longmem.runtime.requests import Memories, Request
+from longmem.runtime.requests import Request
 from longmem.scoring.generate import Sampling
 from longmem.scoring.text import TextScores
 from longmem.store.document import DocumentMemory
+from longmem.store.source import AbstractDocumentSource
 from longmem.types import DocumentKey
 
 
@@ -23,9 +23,9 @@ class ScoreRequest(Request):
     text: str
     after: DocumentKey | None
 
-    def answer(self, model: LongMem, memories: Memories) -> TextScores:
+    def answer(self, model: LongMem, windows: WindowCache) -> TextScores:
         """Raises what `score_text` raises, and MissingBlockError for a document that is not stored."""
-        return model.score(self.text, _memory(self.after, memories))
+        return model.score(self.text, _memory(self.after, windows))
 
     def __str__(self) -> str:
         return f"score of a text after {self.after or 'nothing'}"
@@ -40,9 +40,9 @@ class GenerateRequest(Request):
     max_new_tokens: int
     sampling: Sampling
 
-    def answer(self, model: LongMem, memories: Memories) -> str:
+    def answer(self, model: LongMem, windows: WindowCache) -> str:
         """Raises what `generate` raises, and MissingBlockError for a document that is not stored."""
-        memory = _memory(self.after, memories)
+        memory = _memory(self.after, windows)
         return model.generate(self.prompt, memory, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ class GenerateRequest(Request):
 TextRequest = ScoreRequest | GenerateRequest
 
 
-def _memory(key: DocumentKey | None, memories: Memories) -> DocumentMemory | None:
+def _memory(key: DocumentKey | None, windows: WindowCache) -> DocumentMemory | None:
     if key is None:
         return None
-    source = memories.source
-    assert isinstance(source, RemoteBlockSource), f"a service's workers read its stores, not {source}"
-    memory = DocumentMemory(RemoteMemory(source), key, read_only=True)
+    source = windows.source
+    assert isinstance(source, AbstractDocumentSource), f"{source} does not know which blocks a document has"
+    memory = DocumentMemory(source, key)
     if not memory.segments:
         raise MissingBlockError(f"{key} is not stored: write it first, or name a document that is")
     return memory

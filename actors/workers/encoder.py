@@ -15,11 +15,12 @@ from actors.result import TaskResult, attempt
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
+from longmem.memory.context import windows_of
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import EncodeReceipt
-from longmem.runtime.requests import Memories, Request
+from longmem.runtime.requests import Request
 from longmem.system.redaction import redacted
 from longmem.types import EncodedSegment, KVBlock, Segment
 
@@ -48,7 +49,7 @@ class EncoderActor:
         self._store = store
         self._window_bytes = window_bytes
         self._model: LongMem | None = None
-        self._memories: Memories | None = None
+        self._windows: WindowCache | None = None
         self._tokenizer: Tokenizer | None = None
 
     def __repr__(self) -> str:
@@ -84,17 +85,9 @@ class EncoderActor:
 
     def _answer(self, request: Request) -> Any:
         model = self._loaded()
-        if self._memories is None:
-            windows = WindowCache(
-                self._store,
-                model.config.segment_tokens,
-                model.config.memory_tokens,
-                self._window_bytes,
-                model.backbone.device,
-                model.key_space,
-            )
-            self._memories = Memories(self._store, windows)
-        return request.answer(model, self._memories)
+        if self._windows is None:
+            self._windows = windows_of(model, self._store, self._window_bytes)
+        return request.answer(model, self._windows)
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
     def tokenize(self, text: str) -> TaskResult:

@@ -7,6 +7,7 @@ import torch
 from actors.result import TaskResult, attempt
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
+from longmem.memory.context import windows_of
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
@@ -38,11 +39,7 @@ class ReaderActor:
             model = self._source.open()
             fingerprint = model.fingerprint
             model.backbone.drop_layers()
-            config, device = model.config, model.backbone.device
-            windows = WindowCache(
-                self._store, config.segment_tokens, config.memory_tokens, self._window_bytes, device, model.key_space
-            )
-            self._opened = model, windows, fingerprint
+            self._opened = model, windows_of(model, self._store, self._window_bytes), fingerprint
         return self._opened
 
     @ray.method(max_task_retries=UNTIL_DONE)

@@ -11,8 +11,9 @@ from actors.errors import translated
 from actors.result import TaskResult, attempt
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from actors.workers.pools import ActorPool, Worker
-from longmem.store.base import AbstractBlockSource, AbstractMemoryStore, put_each
+from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
+from longmem.store.source import AbstractDocumentSource
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
@@ -107,7 +108,7 @@ class StorePool(ActorPool):
                 ray.get(ref)
 
 
-class RemoteBlockSource(AbstractBlockSource):
+class RemoteBlockSource(AbstractDocumentSource):
     """The reading half of a store, through its shards' actors, which are found by name.
 
     Names rather than handles, because an actor whose constructor was given handles cannot be restarted by Ray once

@@ -1,1 +1,1 @@
-"""Other ways to read a long document with the same backbone and the same tokens: one small file each."""
+"""Baselines that read a long document with an equal backbone and equal tokens: one small file each."""

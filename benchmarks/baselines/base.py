@@ -1,4 +1,4 @@
-"""What every baseline must do: give each token of one document its log-probability, once."""
+"""Contract of all baselines: give each token of one document its log-probability, once."""
 
 from abc import ABC, abstractmethod
 
@@ -6,27 +6,26 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 Sequence = Int32[np.ndarray, " tokens"]
-"""A document as LongMem reads it: `[start token] + tokens of the text`."""
+"""Token ids of a document in LongMem's form: `[start token] + tokens of the text`."""
 LogProbs = Float32[np.ndarray, " targets"]
 """Natural-log probability of `sequence[1:]`, so `targets = tokens - 1`."""
 
 
 class AbstractBaseline(ABC):
-    """Scores documents one at a time.
+    """Scorer of one document at a time.
 
-    The result depends on the sequence alone: nothing is kept from one document to the next. The log-probability of a
-    token depends on the tokens before it, never on itself's successors, and those of all tokens that could stand in
-    one place sum to one.
+    The result depends on the sequence alone: no state is kept between documents. The log-probability of a token depends
+    only on the tokens before it. At each position the probabilities of all vocabulary tokens sum to one.
     """
 
     name: str
-    """Row of the table."""
+    """Row name in the table."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """One line, with the settings that this instance has."""
+        """One-line description with the settings of this instance."""
 
     @abstractmethod
     def logprobs(self, sequence: Sequence) -> LogProbs:
-        """Log-probability of every token after the first. `sequence` has at least one token."""
+        """Return the log-probability of every token after the first. `sequence` has at least one token."""

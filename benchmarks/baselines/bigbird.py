@@ -1,8 +1,8 @@
 """Block-sparse attention over a longer window: local, global and random blocks.
 
 Zaheer et al. 2020, "Big Bird: Transformers for Longer Sequences" (arXiv 2007.14062), section 2; made causal: every
-block reads itself and blocks before it, never one behind. The mask is explicit, so that transformers' own attention
-runs; it shows what such attention predicts, not how fast a sparse kernel would be.
+block reads itself and earlier blocks, never a later one. The mask is explicit, so that transformers' own attention
+runs. It measures the predictions of such attention, not the speed of a sparse kernel.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ SEED = 20200728
 
 
 class BigBird(AbstractBaseline):
-    """A backbone trained with full attention, read through a sparse mask and not trained again for it."""
+    """Backbone trained with full attention, read through a sparse mask without further training."""
 
     name = "sparse attention"
 
@@ -32,7 +32,8 @@ class BigBird(AbstractBaseline):
         local_blocks: int = 16,
         random_blocks: int = 1,
     ) -> None:
-        """`local_blocks` counts the reading block itself; one global block comes first in every window."""
+        """Open the baseline. `local_blocks` counts the reading block itself; one global block comes first in every
+        window."""
         backbone.check_segment_tokens(window_tokens)
         self._backbone = backbone
         self._window_tokens = window_tokens
@@ -55,7 +56,8 @@ class BigBird(AbstractBaseline):
 def sparse_mask(
     window_tokens: int, block_tokens: int, local_blocks: int, random_blocks: int, seed: int = SEED
 ) -> Bool[Tensor, "window window"]:
-    """True where position `query` may read position `key`; the same for all layers, heads and windows."""
+    """Return a mask that is True where position `query` may read position `key`; equal for all layers, heads and
+    windows."""
     blocks = -(-window_tokens // block_tokens)
     random = np.random.default_rng(seed)
     readable = torch.zeros((blocks, blocks), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The backbone on LongMem's own segments, without SideNet and memory: what every change is measured against."""
+"""Backbone on LongMem's own segments, without SideNet and memory: the reference of every reported change."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from longmem.dtypes import to_array
 
 
 class FrozenBackbone(AbstractBaseline):
-    """Each segment is read alone. These are LongMem's `backbone_logprobs`, several segments at a time."""
+    """Baseline that reads each segment alone. Equals LongMem's `backbone_logprobs`, several segments at a time."""
 
     name = "frozen backbone"
 

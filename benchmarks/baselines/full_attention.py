@@ -10,12 +10,12 @@ from longmem.dtypes import to_array
 
 
 class FullAttention(AbstractBaseline):
-    """Longer windows one after the other. A backbone that never saw such distances in training may lose by them."""
+    """Consecutive longer windows. A backbone that was never trained on such distances may perform worse."""
 
     name = "full attention"
 
     def __init__(self, backbone: Backbone, window_tokens: int, segment_tokens: int) -> None:
-        """`segment_tokens`: length of the segments that other rows have, for the description."""
+        """Open the baseline. `segment_tokens` is the segment length of the other rows, used in the description."""
         backbone.check_segment_tokens(window_tokens)
         self._backbone = backbone
         self._window_tokens = window_tokens

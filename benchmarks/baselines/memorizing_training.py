@@ -1,8 +1,7 @@
-"""Training a MemorizingTransformer on a stream of books, the memory filled with keys as they were when written.
+"""Training of a MemorizingTransformer on a stream of books; the memory keeps keys in the form of their training step.
 
-Each row of the batch reads its own book, segment after segment. Keys and values stay as the weights of their step made
-them, so in a long book the oldest are the stalest, as in the paper (section 3.3). At evaluation weights rest and
-nothing is stale.
+Each row of the batch reads its own book, segment after segment. Stored keys and values are not recomputed. So in a long
+book the oldest are the stalest, as in the paper (section 3.3). At evaluation the weights are fixed, so no key is stale.
 """
 
 import collections.abc
@@ -25,22 +24,22 @@ from benchmarks.baselines.token_memory import TokenMemory
 from longmem.errors import DocumentError
 
 Books = collections.abc.Sequence[Callable[[], Sequence]]
-"""Each gives the sequence of one book, when it is wanted."""
+"""Functions that each return the sequence of one book, loaded on call."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long, how fast, on how much at a time."""
+    """Duration, learning rates and batch shape of the training."""
 
     steps: int = 300
     rows: int = 4
-    """Books read side by side."""
+    """Number of books read in parallel."""
     segment_tokens: int = 512
     book_tokens: int = 16_384
-    """Only the beginning of each book, so that more books are seen; also the capacity of the memory."""
+    """Tokens read from the start of each book, so that more books are seen; also the capacity of the memory."""
     learning_rate: float = 1e-4
     memory_learning_rate: float = 1e-2
-    """Of gate and temperature, which start from a guess."""
+    """Learning rate of gate and temperature, whose initial values are a guess."""
     warmup_steps: int = 20
     seed: int = 0
 
@@ -51,8 +50,10 @@ def train(
     settings: TrainingSettings,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
-    """AdamW on next-token cross-entropy; `report(step, nats per token)` after every step. Float32 weights, bfloat16
-    autocast. The model's backbone changes: never pass one that something else uses."""
+    """Train with AdamW on next-token cross-entropy; call `report(step, nats per token)` after every step.
+
+    Weights are float32, autocast to bfloat16. The model's backbone changes: never pass one that is used elsewhere.
+    """
     model.train().requires_grad_(True)
     own = [model.gate, model.temperature]
     optimiser = AdamW(
@@ -83,7 +84,7 @@ def train(
 
 
 def save(model: MemorizingTransformer, path: Path, settings: TrainingSettings) -> None:
-    """Every weight once (a tied head is its embedding), and how they came about."""
+    """Save every weight once (a tied head is its embedding), with the settings of the training."""
     description = {"layer": model.layer, "top_k": model.top_k, **asdict(settings)}
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     save_file(weights, path, metadata={name: str(value) for name, value in description.items()})
@@ -92,7 +93,7 @@ def save(model: MemorizingTransformer, path: Path, settings: TrainingSettings) -
 def _segments(
     books: Books, settings: TrainingSettings, random: np.random.Generator
 ) -> Iterator[tuple[Int32[np.ndarray, " tokens"], TokenMemory]]:
-    """Whole segments with the token after them, of one book after another, and the book's memory."""
+    """Yield whole segments with the token after them, of one book after another, and the book's memory."""
     while True:
         sequence: Any = books[int(random.integers(len(books)))]()[: settings.book_tokens + 1]
         if len(sequence) <= settings.segment_tokens:
@@ -103,6 +104,6 @@ def _segments(
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
-    """Linear up, then linear down to zero."""
+    """Return the learning-rate factor: linear warm-up, then linear decay to zero."""
     left = (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
     return min((step + 1) / settings.warmup_steps, left)

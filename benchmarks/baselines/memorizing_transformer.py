@@ -1,4 +1,4 @@
-"""A kNN memory inside one layer of the backbone, which is trained to use it and so makes its own keys go stale.
+"""kNN memory inside one layer of the backbone, which is trained with it, so that stored keys become stale.
 
 Wu et al. 2022, "Memorizing Transformers" (arXiv 2203.08913), section 3: per head, the nearest keys of the document's
 past are attended to with their own softmax and mixed with local attention by a learned gate,
@@ -27,7 +27,7 @@ from longmem.sidenet.memory_attention import fuse
 
 
 class MemorizingTransformer(nn.Module):
-    """The backbone with a memory in layer `layer`. Trainable parts: all of the backbone, gate and temperature."""
+    """Backbone with a memory in layer `layer`. Trainable parts: all of the backbone, gate and temperature."""
 
     def __init__(self, backbone: Backbone, layer: int, top_k: int = 32) -> None:
         super().__init__()
@@ -35,14 +35,15 @@ class MemorizingTransformer(nn.Module):
         self.backbone = backbone
         self.layer = layer
         self.top_k = top_k
-        # a memory that is not understood yet must not spoil a trained layer: a share of 0.12 to begin with
+        # small initial share (0.12), so that an untrained memory does not disturb a trained layer
         self.gate = nn.Parameter(torch.full((backbone.shape.heads,), -2.0, device=backbone.device))
         self.temperature = nn.Parameter(torch.full((backbone.shape.heads,), 10.0, device=backbone.device))
 
     def forward(
         self, tokens: Int[Tensor, "batch tokens"], memories: list[TokenMemory]
     ) -> Float[Tensor, "batch tokens hidden"]:
-        """Hidden states for the head. Row b reads `memories[b]`; then its own keys and values are written to it."""
+        """Return hidden states for the head. Row b reads `memories[b]`; then its own keys and values are written to
+        it."""
         backbone = self.backbone
         attention = backbone.family.attention_of(backbone.layers[self.layer])
 
@@ -68,9 +69,9 @@ class MemorizingTransformer(nn.Module):
 
 
 def open_memorizing(backbone: Backbone, path: Path) -> MemorizingTransformer:
-    """A model that `memorizing_training.save` wrote, in the dtype of `backbone`, whose weights are replaced.
+    """Open a model that `memorizing_training.save` wrote, in the dtype of `backbone`, whose weights are replaced.
 
-    Raises CheckpointError when the file is not of such a backbone.
+    Raises CheckpointError when the file does not fit this backbone.
     """
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
@@ -84,10 +85,10 @@ def open_memorizing(backbone: Backbone, path: Path) -> MemorizingTransformer:
 
 
 class MemorizingBaseline(AbstractBaseline):
-    """A trained MemorizingTransformer, whose backbone is therefore not the common one any more."""
+    """Trained MemorizingTransformer, whose backbone therefore differs from that of the other rows."""
 
     def __init__(self, model: MemorizingTransformer, segment_tokens: int, memory_tokens: int = 65_536) -> None:
-        """`memory_tokens`: 0 reads nothing, which tells what the training alone brought."""
+        """Open the baseline. `memory_tokens=0` reads no memory, which isolates the effect of the training."""
         self.name = "Memorizing Transformer" + ("" if memory_tokens else ", memory off")
         self._model = model
         self._segment_tokens = segment_tokens

@@ -1,4 +1,5 @@
-"""A training-free neural cache over the memory that LongMem stores: similar keys point at the tokens that followed.
+"""A training-free neural cache over the memory that LongMem stores: similar keys point to the tokens that followed
+them.
 
 Grave, Joulin and Usunier 2017, "Improving Neural Language Models with a Continuous Cache" (arXiv 1612.04426), with the
 top-k and the mixture of Khandelwal et al. 2020, "Generalization through Memorization: Nearest Neighbor Language
@@ -22,12 +23,14 @@ from torch import Tensor
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
 from longmem.backbone.backbone import Backbone
 from longmem.dtypes import to_array
+from longmem.memory.sliding_window import SlidingWindow
 
 
 @dataclass(frozen=True)
 class PointerWeights:
-    """λ and β of the formula above. The defaults are the best of the grid on 8 validation books, 20,480 tokens of each,
-    for keys of layer 7 of `novels-8m`; `python -m benchmarks fit-caches` makes it again."""
+    """Weights λ and β of the module's formula. The defaults are the best of the grid on 8 validation books, 20,480
+    tokens of each, for keys of layer 7 of `novels-8m`; `python -m benchmarks fit-caches` makes it again.
+    """
 
     share: float = 0.15
     sharpness: float = 20.0
@@ -35,16 +38,16 @@ class PointerWeights:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One segment: the backbone's scores, and what its positions found. No columns where the memory was empty."""
+    """Backbone scores of one segment, and the tokens its positions retrieved. No columns where the memory was empty."""
 
     backbone: Float32[Tensor, " targets"]
     similarities: Float32[Tensor, "targets found"]
     hits: Bool[Tensor, "targets found"]
-    """Whether the token after the found position is the target."""
+    """True where the token after the found position is the target."""
 
 
 class NeuralCache(AbstractBaseline):
-    """The memory of LongMem without its SideNet."""
+    """Baseline that uses LongMem's memory without its SideNet."""
 
     name = "neural cache"
 
@@ -63,13 +66,13 @@ class NeuralCache(AbstractBaseline):
         self._segment_tokens = segment_tokens
         self._layer = layer
         self._weights = weights or PointerWeights()
-        self._memory_tokens = memory_tokens
+        self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._top_k = top_k
 
     @property
     def description(self) -> str:
         return (
-            f"kNN over keys of layer {self._layer}, top {self._top_k} of {self._memory_tokens:,} tokens, "
+            f"kNN over keys of layer {self._layer}, top {self._top_k} of {self._window.memory_tokens:,} tokens, "
             f"λ {self._weights.share:g}, β {self._weights.sharpness:g}"
         )
 
@@ -79,7 +82,7 @@ class NeuralCache(AbstractBaseline):
 
     @torch.no_grad()
     def retrieve(self, sequence: Sequence) -> Iterator[Retrieved]:
-        """Segment by segment: everything that does not depend on the weights."""
+        """Yield, segment by segment, everything that does not depend on the weights."""
         tokens = torch.from_numpy(np.array(sequence)).to(self._backbone.device, torch.long)
         inputs, targets = tokens[:-1], tokens[1:]
         width = self._backbone.shape.kv_heads * self._backbone.shape.head_dim
@@ -88,7 +91,8 @@ class NeuralCache(AbstractBaseline):
             part = slice(start, start + self._segment_tokens)
             output = self._backbone.forward(inputs[None, part], self._layer, self._backbone.num_layers)
             memory[part] = output.keys[0].flatten(1).half()
-            past = slice(max(0, start - self._memory_tokens), start)
+            positions = self._window.before(start)
+            past = slice(positions.start, positions.stop)
             similarities, places = nearest(memory[part].float(), memory[past].float(), self._top_k)
             # position j of the memory was followed by target j; the last one by this segment's first token
             hits = targets[past][places] == targets[part, None]
@@ -98,15 +102,15 @@ class NeuralCache(AbstractBaseline):
 def nearest(
     queries: Float[Tensor, "queries width"], keys: Float[Tensor, "keys width"], top_k: int
 ) -> tuple[Float[Tensor, "queries found"], Int64[Tensor, "queries found"]]:
-    """Cosine similarities and indices of the most similar keys, both centred by the mean key."""
+    """Return cosine similarities and indices of the most similar keys, both centred by the mean key."""
     mean = keys.mean(dim=0) if len(keys) else keys.new_zeros(keys.shape[1])
-    queries, keys = (torch.nn.functional.normalize(each - mean, dim=1) for each in (queries, keys))
+    queries, keys = (torch.nn.functional.normalize(vectors - mean, dim=1) for vectors in (queries, keys))
     best = (queries @ keys.T).topk(min(top_k, len(keys)), dim=1)
     return best.values, best.indices
 
 
 def mix(retrieved: Retrieved, weights: PointerWeights) -> Float32[Tensor, " targets"]:
-    """The formula above, in float64. With an empty memory the backbone alone."""
+    """Return the mixture of the module's formula, computed in float64. An empty memory gives the backbone's scores."""
     if retrieved.similarities.shape[1] == 0:
         return retrieved.backbone
     attention = (retrieved.similarities.double() * weights.sharpness).softmax(dim=1)
@@ -116,13 +120,15 @@ def mix(retrieved: Retrieved, weights: PointerWeights) -> Float32[Tensor, " targ
 
 
 def fit(retrieved: Iterable[Retrieved]) -> tuple[PointerWeights, float]:
-    """The weights with the least mean negative log-probability per token on segments of validation books, and that
-    mean: a grid over both numbers, one segment in memory at a time."""
+    """Return the weights with the least mean negative log-probability per token on validation books, and that mean.
+
+    Searches a grid over both weights, one segment in memory at a time.
+    """
     grid = product((0.05, 0.1, 0.15, 0.2, 0.25, 0.3), (10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 60.0))
     choices = [PointerWeights(share, sharpness) for share, sharpness in grid]
     nats, num_targets = np.zeros(len(choices)), 0
-    for each in retrieved:
-        nats -= [float(mix(each, weights).double().sum()) for weights in choices]
-        num_targets += len(each.backbone)
+    for segment in retrieved:
+        nats -= [float(mix(segment, weights).double().sum()) for weights in choices]
+        num_targets += len(segment.backbone)
     best = int(nats.argmin())
     return choices[best], float(nats[best] / num_targets)

@@ -1,14 +1,14 @@
-"""A book-level n-gram cache: what followed the last tokens earlier in this book.
+"""Book-level n-gram cache: predicts the tokens that followed the last tokens earlier in this book.
 
-Kuhn and De Mori 1990, "A cache-based natural language model for speech recognition" (IEEE TPAMI 12, 570-583);
-with longer contexts Jelinek et al. 1991, "A dynamic language model for speech recognition" (HLT '91).
+Kuhn and De Mori 1990, "A cache-based natural language model for speech recognition" (IEEE TPAMI 12, 570-583); with
+longer contexts Jelinek et al. 1991, "A dynamic language model for speech recognition" (HLT '91).
 
     p(w) = (1 - Σ_n w_n) · p_backbone(w) + Σ_n w_n · c_n(h_n, w) / c_n(h_n)        n = 2, 1, 0 last tokens
 
 c_n count all pairs of a context h_n and its next token that lie wholly before w, this segment included. The weight
-grows with what is known of the context, w_n = λ_n · c_n(h_n) / (c_n(h_n) + κ), so an unseen one leaves all to the
-backbone. Four numbers for all books; the defaults are what `python -m benchmarks fit-caches` chose on the
-first 30,000 tokens of each validation book.
+grows with the count of the context, w_n = λ_n · c_n(h_n) / (c_n(h_n) + κ). An unseen context leaves all mass to the
+backbone. The cache has four weights for all books. Their defaults were chosen by `python -m benchmarks fit-caches` on
+the first 30,000 tokens of each validation book.
 """
 
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ ORDERS = (2, 1, 0)
 
 @dataclass(frozen=True)
 class CacheWeights:
-    """λ of each order of ORDERS, which may sum to less than one at most, and κ in counts."""
+    """Weight λ of each order of ORDERS (their sum is below one), and κ in counts."""
 
     order_weights: tuple[float, float, float] = (0.3, 0.1, 0.0)
     half_count: float = 2.0
-    """Contexts seen this often get half of λ; 0 gives all contexts ever seen the full λ."""
+    """Count κ at which a context gets half of λ; 0 gives every seen context the full λ."""
 
     def __post_init__(self) -> None:
         assert sum(self.order_weights) < 1, f"weights {self.order_weights} leave nothing to the backbone"
@@ -58,14 +58,14 @@ class NgramCache(AbstractBaseline):
 
 @dataclass(frozen=True)
 class PastCounts:
-    """How often each target's context, and the context with the target, occurred before; rows as ORDERS."""
+    """Earlier occurrences of each target's context, and of the context with the target; rows in the order of ORDERS."""
 
     contexts: Int64[np.ndarray, "orders targets"]
     hits: Int64[np.ndarray, "orders targets"]
 
 
 def past_counts(sequence: Sequence) -> PastCounts:
-    """Counts for every target of a document, in n log n."""
+    """Return the counts for every target of a document, in O(n log n)."""
     tokens = sequence.astype(np.int64)
     size = int(tokens.max()) + 1
     context = np.zeros(len(tokens) - 1, np.int64)
@@ -80,7 +80,7 @@ def past_counts(sequence: Sequence) -> PastCounts:
 
 
 def earlier_occurrences(codes: Int64[np.ndarray, " items"]) -> Int64[np.ndarray, " items"]:
-    """How many equal items each item has before it."""
+    """Return the number of equal earlier items for each item."""
     order = np.argsort(codes, kind="stable")
     first = np.flatnonzero(np.diff(codes[order], prepend=-1))
     ranks = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes)))
@@ -90,7 +90,7 @@ def earlier_occurrences(codes: Int64[np.ndarray, " items"]) -> Int64[np.ndarray,
 
 
 def mix(backbone: LogProbs, counts: PastCounts, weights: CacheWeights) -> LogProbs:
-    """The formula above, in float64."""
+    """Return the mixture of the module's formula, computed in float64."""
     seen = counts.contexts > 0
     trust = np.divide(
         counts.contexts, counts.contexts + weights.half_count, out=np.zeros(seen.shape, np.float64), where=seen
@@ -98,14 +98,17 @@ def mix(backbone: LogProbs, counts: PastCounts, weights: CacheWeights) -> LogPro
     shares = np.array(weights.order_weights)[:, None] * trust
     cached = (shares * counts.hits / np.maximum(counts.contexts, 1)).sum(axis=0)
     mixture: Float64[np.ndarray, " targets"] = (1 - shares.sum(axis=0)) * np.exp(backbone.astype(np.float64)) + cached
-    # a token that the backbone holds for impossible in float32 and that the book has not had yet
+    # zero probability in float32 under the backbone, and the first occurrence in the book
     scores: LogProbs = np.log(np.maximum(mixture, np.finfo(np.float64).tiny)).astype(np.float32)
     return scores
 
 
 def fit(books: Iterable[tuple[LogProbs, Sequence]]) -> tuple[CacheWeights, float]:
-    """The weights with the least mean negative log-probability per token on (backbone's scores, sequence) of
-    validation books, and that mean: a grid over all four numbers, one book in memory at a time."""
+    """Return the weights with the least mean negative log-probability per token on validation books, and that mean.
+
+    `books` are pairs (backbone's scores, sequence). Searches a grid over all four weights, one book in memory at a
+    time.
+    """
     grid = product(
         (0.1, 0.15, 0.2, 0.3, 0.4), (0.0, 0.05, 0.1, 0.15, 0.2), (0.0, 0.02, 0.05), (0.0, 0.5, 1.0, 2.0, 4.0)
     )

@@ -15,11 +15,11 @@ from longmem.dtypes import to_array
 
 
 class SlidingWindow(AbstractBaseline):
-    """Windows of one segment, half a segment apart; of each only what the window before did not predict counts.
+    """Windows of one segment, half a segment apart; only tokens that the previous window did not predict are scored.
 
     window 0   ├────scored────┼────scored────┤
     window 1                  ├───context────┼────scored────┤
-    last                             ├───context─────┼─scored─┤     moved back, so that it is whole
+    last                             ├───context─────┼─scored─┤     shifted back, so that it is whole
     """
 
     name = "sliding window"

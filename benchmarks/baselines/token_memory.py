@@ -1,4 +1,4 @@
-"""The memory of a Memorizing Transformer: keys and values of one document, read by exact search per head."""
+"""Memory of a Memorizing Transformer: keys and values of one document, read by exact search per head."""
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,10 @@ class TokenMemory:
     def read(
         self, queries: Float[Tensor, "tokens heads head_dim"], temperature: Float[Tensor, " heads"], top_k: int
     ) -> Float[Tensor, "tokens heads head_dim"]:
-        """Gradients reach queries and temperature, never what is stored. The memory must not be empty."""
+        """Attend to the nearest keys. Gradients reach queries and temperature, never stored tensors.
+
+        The memory must not be empty.
+        """
         assert self._keys is not None, "an empty memory has nothing to read"
         assert self._values is not None, "keys were written without values"
         heads = queries.shape[1]

@@ -1,13 +1,13 @@
-"""Segment-level recurrence: every layer also reads the keys and values that it made of the segment before.
+"""Segment-level recurrence: every layer also reads its own keys and values of the previous segment.
 
-Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context" (arXiv 1901.02860),
-section 3.2. What was read before flows on from segment to segment, one layer higher each time. Relative positions come
-from RoPE: cached keys keep the rotation of their place in the document, so only differences of places count (beyond
-300,000 tokens a float32 angle is off by up to 0.01, less than the rounding of bfloat16).
+Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context" (arXiv 1901.02860), section
+3.2. Information propagates from segment to segment, one layer higher each time. Relative positions come from RoPE:
+cached keys keep the rotation of their document position, so only position differences matter. Beyond 300,000 tokens a
+float32 angle is off by up to 0.01, less than the rounding of bfloat16.
 
 A Transformer-XL is trained with this recurrence; this backbone was not. With `same_length` each position reads exactly
-the last `segment_tokens` positions and no distance is longer than those of its training (the switch of that name
-in the authors' code); without it the whole last segment as well, up to twice as far.
+the last `segment_tokens` positions, and no distance exceeds those of its training. The name is that of the switch in
+the authors' code. Without it a position also reads the whole last segment, up to twice as far.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ from longmem.errors import ConfigError
 
 
 class TransformerXL(AbstractBaseline):
-    """One segment at a time, with a transformers cache that holds one segment."""
+    """Baseline that reads one segment at a time, with a transformers cache that holds one segment."""
 
     name = "recurrence"
 
@@ -63,7 +63,8 @@ class TransformerXL(AbstractBaseline):
 
 
 def recurrence_mask(num_tokens: int, past_tokens: int, reach: int | None) -> Bool[Tensor, "tokens keys"]:
-    """Keys are `[past | segment]`: all at or before the query, and with `reach` only the last so many."""
+    """Return the mask for keys `[past | segment]`: all at or before the query; with `reach` only the last `reach`
+    keys."""
     queries = torch.arange(past_tokens, past_tokens + num_tokens)[:, None]
     distance = queries - torch.arange(past_tokens + num_tokens)
     return (distance >= 0) & (distance < (reach or past_tokens + num_tokens))

@@ -1,4 +1,4 @@
-"""Running the backbone over windows of a document: the one forward that the windowed baselines share."""
+"""Backbone forward over windows of a document, shared by the windowed baselines."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from longmem.backbone.backbone import Backbone
 
 BATCH_TOKENS = 4096
-"""Tokens of one forward. More is not faster on a CPU, and hidden states stay at a few megabytes."""
+"""Tokens of one forward. A larger batch is not faster on a CPU, and hidden states stay at a few megabytes."""
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def window_logprobs(
     targets: Int[Tensor, "windows window"],
     allowed: Bool[Tensor, "window window"] | None = None,
 ) -> Float32[Tensor, "windows window"]:
-    """Log-probability of `targets[w, i]` given `tokens[w, :i + 1]`; positions start at 0 in every window.
+    """Return the log-probability of `targets[w, i]` given `tokens[w, :i + 1]`; positions start at 0 in every window.
 
     `allowed[query, key]` replaces the causal mask of transformers. It must be causal itself.
     """
@@ -42,7 +42,7 @@ def separate_windows_logprobs(
     window_tokens: int,
     allowed: Bool[Tensor, "window window"] | None = None,
 ) -> Float32[Tensor, " targets"]:
-    """Windows one after the other, none of which sees another; the last one may be short."""
+    """Return log-probabilities over consecutive, independent windows; the last one may be short."""
     tokens, targets = sequence[:-1], sequence[1:]
     whole = len(tokens) // window_tokens * window_tokens
     scores = window_logprobs(
@@ -57,7 +57,8 @@ def separate_windows_logprobs(
 
 
 def additive_mask(allowed: Bool[Tensor, "queries keys"], dtype: torch.dtype) -> Tensor:
-    """The mask [1, 1, queries, keys] that transformers passes on as it is: 0 where allowed, else the lowest number."""
+    """Return the mask [1, 1, queries, keys] that transformers uses unchanged: 0 where allowed, else the lowest
+    number."""
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None, None]
 
 

@@ -1,1 +1,1 @@
-"""How fast: the floor, the peers and this project in one run, so that only ratios matter."""
+"""Speed benchmarks: the floor, the peers and this project in one run, so that only ratios matter."""

@@ -1,8 +1,8 @@
-"""Approximate search in a long memory of real text: what it saves, which chunks it misses, and what they were worth.
+"""Approximate search in a long memory of real text: time saved, chunks missed, and the effect on perplexity.
 
-The memory is filled once. Then the next segments of the text are scored with every engine, each after the one before
-it was added, so that a memory of millions of tokens costs one pass over them and no more. Searches of the last one are
-timed: its view does not begin or end with a stretch, as nearly none does.
+The memory is filled once. Then the next segments of the text are scored with every engine, each after the previous one
+was added. So a memory of millions of tokens costs one pass. Searches of the last segment are timed: its view does not
+begin or end at a stretch boundary, which is the typical case.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,19 +27,20 @@ from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search
-from longmem.retrieval.ivf_index import STRETCHES, make_cells
+from longmem.retrieval.faiss_search import make_cells
+from longmem.retrieval.ivf_index import STRETCHES
 from longmem.retrieval.ivf_search import IvfSearch
 from longmem.text.segments import cut_segments
 from longmem.types import Segment
 
 EXACT = "exact (search=native)"
 ALMOST = 1e-6
-"""Share of the norms by which a score may be lower than the worst of the exact ones: equal texts have equal scores."""
+"""Tolerance, as a share of the norms, below the worst exact score: equal texts have equal scores."""
 
 
 @dataclass
 class FoundShare:
-    """What one engine did."""
+    """Results of one engine."""
 
     recalls: list[float] = field(default_factory=list)
     nats: list[np.ndarray] = field(default_factory=list)
@@ -59,9 +60,9 @@ def approximate(
     *,
     with_faiss: bool = False,
 ) -> SpeedTable:
-    """Searches of one segment in a memory of `num_tokens`; recall and perplexity over `scored_segments` segments.
+    """Time searches of one segment in a memory of `num_tokens`; measure recall and perplexity over `scored_segments`.
 
-    `source` must open with `search="ivf"`, so that its views bring cells. `with_faiss`: FAISS's own indexes too.
+    `source` must open with `search="ivf"`, so that its views include cells. `with_faiss` adds FAISS's own indexes.
     Raises ConfigError for these where the model does not search one token at a time for all heads.
     """
     model = source.open()
@@ -87,20 +88,20 @@ def approximate(
         for index in indexes.values():
             index.follow(view)
         arguments = _score(model, segment, view, engines, found)
-    timings = take_turns({name: partial(each.search, *arguments) for name, each in engines.items()}, repeats)
+    timings = take_turns({name: partial(engine.search, *arguments) for name, engine in engines.items()}, repeats)
     exact = found[EXACT].perplexity
     lines = [
         BenchmarkRow(
             name,
             timings[name],
             {
-                "recall": f"{np.mean(each.recalls):.4f}",
-                "perplexity": f"{each.perplexity:.3f}",
-                "change": f"{each.perplexity / exact - 1:+.3%}",
+                "recall": f"{np.mean(share.recalls):.4f}",
+                "perplexity": f"{share.perplexity:.3f}",
+                "change": f"{share.perplexity / exact - 1:+.3%}",
             }
             | ({"built in (CPU s)": f"{indexes[name].building_s:,.0f}"} if name in indexes else {}),
         )
-        for name, each in found.items()
+        for name, share in found.items()
     ]
     lines += [BenchmarkRow(f"clustering, for each {size} tokens", _clustering(arguments[1], size, num_tokens))]
     title = f"{size} queries in {num_tokens:,} tokens of real text, top {model.config.num_slots}"
@@ -110,7 +111,7 @@ def approximate(
 def _reading(
     model: LongMem, window: WindowBuffer, segments: list[Segment], num_tokens: int
 ) -> Iterator[tuple[Segment, MemoryView]]:
-    """Each segment with the memory before it; then it is added."""
+    """Yield each segment with the memory before it, then add it."""
     for segment in segments:
         yield segment, window.view(max(0, segment.start_token - num_tokens), segment.start_token)
         window.append(model.encode(segment).block)
@@ -123,7 +124,7 @@ def _score(
     engines: Mapping[str, AbstractChunkSearch],
     found: Mapping[str, FoundShare],
 ) -> tuple[Any, ...]:
-    """Score with every engine; returns what each of them was asked."""
+    """Score with every engine and return the search arguments of each."""
     encoded = model.encode(segment)
     own, best = model.search, None
     arguments: tuple[Any, ...] = ()
@@ -144,11 +145,11 @@ def _recall(hits: ChunkHits, best: ChunkHits, queries: Tensor, chunk_keys: Tenso
 
 
 def _clustering(chunk_keys: Tensor, segment_tokens: int, memory_tokens: int) -> Timing:
-    """A segment's part in the clustering of every scale that fits into the memory, which is done once for a reader."""
+    """Time a segment's share of the clustering of every scale that fits into the memory, done once per reader."""
     wall_s, cpu_s = [], []
     for _ in range(2):
         wall, cpu = 0.0, 0.0
-        for length in (each for each in STRETCHES if each <= memory_tokens):
+        for length in (stretch for stretch in STRETCHES if stretch <= memory_tokens):
             keys = chunk_keys[:, : chunk_keys.shape[1] * length // memory_tokens]
             begun = perf_counter(), process_time()
             make_cells(keys)

@@ -1,4 +1,4 @@
-"""The speed benchmarks as commands: each writes NAME.json, NAME.md and NAME.png, and prints its tables."""
+"""Command line of the speed benchmarks: each writes NAME.json, NAME.md and NAME.png, and prints its tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ def retrieval(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Exact search against FAISS and the matrix product alone, on Gaussian and on real keys."""
+    """Compare exact search with FAISS and the matrix product alone, on Gaussian and on real keys."""
     from benchmarks.speed import retrieval as benchmark
     from benchmarks.speed.real_memory import real_memory
 
@@ -50,7 +50,7 @@ def fusion(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Reading retrieved keys and values in C against torch, at the model's shape and at GPT-2-medium's."""
+    """Compare reading of retrieved keys and values in C and in torch, at the model's shape and at GPT-2-medium's."""
     from benchmarks.speed import fusion as benchmark
     from benchmarks.speed.real_memory import random_memory, real_memory
 
@@ -65,7 +65,7 @@ def approximate(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens in memory; several for several tables.")] = None,
-    probes: Annotated[list[int] | None, typer.Option(help="Cells that a query looks into; several.")] = None,
+    probes: Annotated[list[int] | None, typer.Option(help="Cells probed by a query; several.")] = None,
     scored_segments: Annotated[int, typer.Option(help="Segments for recall and perplexity.", min=1)] = 32,
     with_faiss: Annotated[
         bool, typer.Option("--faiss", help="FAISS's own indexes too; building them takes minutes.")
@@ -74,7 +74,7 @@ def approximate(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Approximate search in long memories: time, recall and perplexity; some 15 minutes."""
+    """Measure approximate search in long memories: time, recall and perplexity; takes about 15 minutes."""
     from benchmarks.speed import approximate as benchmark
 
     torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def pipeline(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """What memory adds to the models alone."""
+    """Measure the cost that memory adds to the models alone."""
     from benchmarks.speed import pipeline as benchmark
     from benchmarks.speed.real_memory import real_memory
 
@@ -120,7 +120,7 @@ def jobs(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Whole perplexity jobs in process, on disk and on Ray; some 40 minutes."""
+    """Time whole perplexity jobs in process, on disk and on Ray; takes about 40 minutes."""
     from benchmarks.speed import pipeline as benchmark
 
     quiet = Console(stderr=True, quiet=True)
@@ -129,7 +129,7 @@ def jobs(
 
 @app.command()
 def pipeline_medium(threads: Threads = 1, repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
-    """What memory adds to the models alone at GPT-2-medium's shape."""
+    """Measure the cost that memory adds to the models alone, at GPT-2-medium's shape."""
     from benchmarks.speed import pipeline as benchmark
     from benchmarks.speed.real_memory import random_memory
 
@@ -145,7 +145,7 @@ def store(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Writing and reading blocks against plain files."""
+    """Compare writing and reading of blocks with plain files."""
     from benchmarks.speed import store as benchmark
     from benchmarks.speed.real_memory import real_memory
 
@@ -162,7 +162,7 @@ def peers(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Other ways to read a long text, at equal width and depth."""
+    """Compare other methods to read a long text, at equal width and depth."""
     from benchmarks.speed import peers as benchmark
     from benchmarks.speed.real_memory import real_memory
 
@@ -176,15 +176,17 @@ def peers(
 
 @app.command()
 def gpu(
-    shape: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SHAPES)}; several. Default: all.")] = None,
-    device: Annotated[str, typer.Option(help="cuda; or cpu, to try the command where there is none.")] = "cuda",
-    dtype: Annotated[Dtype, typer.Option(help="What the models compute in.")] = "bfloat16",
-    memory_tokens: Annotated[int, typer.Option(help="Window.")] = 65_536,
+    shape: Annotated[
+        list[str] | None, typer.Option(help=f"Model shape ({', '.join(SHAPES)}); several. Default: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try the command without a GPU.")] = "cuda",
+    dtype: Annotated[Dtype, typer.Option(help="Compute dtype of the models.")] = "bfloat16",
+    memory_tokens: Annotated[int, typer.Option(help="Memory length.")] = 65_536,
     context_tokens: Annotated[list[int] | None, typer.Option(help="Lengths for full attention; several.")] = None,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Search, fusion, pipeline and full attention on one large GPU, with random weights at known shapes."""
+    """Measure search, fusion, pipeline and full attention on one large GPU, with random weights at known shapes."""
     from benchmarks.speed import gpu as benchmark
 
     check_device(device)
@@ -196,6 +198,14 @@ def gpu(
     for name in names:
         tables += benchmark.gpu(SHAPES[name], device, dtype, memory_tokens, lengths, repeats)
     _finish(out / "gpu", tables)
+
+
+@app.command()
+def startup(repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
+    """Seconds that short commands take from a new process to its end; half a minute."""
+    from benchmarks.speed import startup as benchmark
+
+    _finish(out / "startup", [benchmark.startup(repeats)])
 
 
 def _finish(out: Path, tables: list[SpeedTable]) -> None:

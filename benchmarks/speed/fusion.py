@@ -1,8 +1,8 @@
-"""Reading what was retrieved: products of queries with keys, and mixtures of values, that one segment makes.
+"""Reading of retrieved tokens: products of queries with keys, and mixtures of values, for one segment.
 
-In C rows are read where they lie. Torch copies them first, a tile of tokens at a time; or all of them at once, which is
-what the formula says, an array of tokens × heads × retrieved × head_dim. torch.compile makes one loop of the formula,
-on a GPU a kernel of Triton, and copies nothing.
+The C version reads rows in place. Torch copies them first: a tile of tokens at a time, or all at once as in the
+formula, an array of tokens × heads × retrieved × head_dim. torch.compile makes one loop of the formula, on a GPU a
+Triton kernel, and copies nothing.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from longmem.retrieval.native_gather import NativeGather
 
 
 class WholeGather(AbstractGather):
-    """Every row is copied and widened before the first product."""
+    """Gather that copies and widens every row before the first product."""
 
     def products(
         self,
@@ -46,7 +46,7 @@ def _copied(
 
 
 class CompiledGather(AbstractGather):
-    """Loops that torch.compile makes for each shape that it meets; the first call takes seconds."""
+    """Gather in loops that torch.compile generates for each new shape; the first call takes seconds."""
 
     def __init__(self) -> None:
         self._products = torch.compile(_summed_products)
@@ -72,7 +72,7 @@ class CompiledGather(AbstractGather):
 
 
 def _kv_heads(ids: Tensor, rows: Tensor) -> Int64[Tensor, "1 heads 1"]:
-    """The head of `rows` that each head of `ids` reads."""
+    """Return the head of `rows` that each head of `ids` reads."""
     heads = ids.shape[1]
     return (torch.arange(heads, device=ids.device) // (heads // len(rows)))[None, :, None]
 
@@ -87,7 +87,7 @@ def _summed_mixtures(weights: Tensor, ids: Tensor, rows: Tensor, kv_heads: Tenso
 
 @dataclass
 class ListeningGather(AbstractGather):
-    """Reads as `gather` does, and keeps what it was asked."""
+    """Gather that delegates to `gather` and records the arguments."""
 
     gather: AbstractGather
     of_products: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
@@ -112,13 +112,13 @@ class ListeningGather(AbstractGather):
         return self.gather.mixtures(weights, ids, rows)
 
     def again(self, gather: AbstractGather) -> list[Tensor]:
-        """What another one makes of the same."""
-        products = [gather.products(*each) for each in self.of_products]
-        return products + [gather.mixtures(*each) for each in self.of_mixtures]
+        """Return the results of another gather for the recorded arguments."""
+        products = [gather.products(*arguments) for arguments in self.of_products]
+        return products + [gather.mixtures(*arguments) for arguments in self.of_mixtures]
 
 
 def fusion(memory: RealMemory, name: str, repeats: int, *, compiled: bool = True) -> SpeedTable:
-    """What the segment reads of its full window; `compiled` for torch.compile too, which needs a compiler for C++."""
+    """Time the reading of a segment's full window; `compiled` includes torch.compile, which needs a C++ compiler."""
     engine = memory.model.search
     listening = Listening(engine)
     listening.gather = heard = ListeningGather(engine.gather)

@@ -1,7 +1,7 @@
-"""One large GPU: what memory adds to the models, and what others would cost, at the shapes of well-known models.
+"""Cost of memory and of the peers on one large GPU, at the shapes of well-known models.
 
-Keys and values of the window lie in the GPU's memory; search and fusion are torch's (`search=torch`). Times are by the
-clock, after the GPU has finished.
+Keys and values of the window are in GPU memory; search and fusion are torch's (`search=torch`). Times are wall-clock
+times after the GPU has finished.
 """
 
 from benchmarks.speed import fusion, peers, pipeline, retrieval
@@ -21,7 +21,7 @@ def gpu(
     *,
     compiled: bool = True,
 ) -> list[SpeedTable]:
-    """Every table of one shape; `compiled` as in `fusion`."""
+    """Return every table of one shape; `compiled` has its meaning in `fusion`."""
     memory = random_memory(shape, device, dtype, memory_tokens=memory_tokens)
     tables = [
         retrieval.on_device(memory, shape.name, repeats),

@@ -1,5 +1,8 @@
-"""Other ways to read a long text, at the reference model's width and depth: memorizing-transformers-pytorch with a full
-memory of the same size, full attention over the whole context, and an overlapping sliding window."""
+"""Other methods to read a long text, at the reference model's width and depth.
+
+They are memorizing-transformers-pytorch with a full memory of equal size, full attention over the whole context, and an
+overlapping sliding window.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +28,7 @@ STRIDE = 128
 
 
 def segment_with_memory(memory: RealMemory, repeats: int) -> SpeedTable:
-    """One segment read with 65,536 tokens of memory, and written to it."""
+    """Time one segment that reads 65,536 tokens of memory and is written to it."""
     model, last, encoded = memory.model, memory.segment, memory.encoded
     config = model.config
 
@@ -51,9 +54,9 @@ def segment_with_memory(memory: RealMemory, repeats: int) -> SpeedTable:
 
 
 def long_context(memory: RealMemory, num_tokens: int, repeats: int) -> SpeedTable:
-    """A context of `num_tokens` read by one model of the backbone's shape, against LongMem segment by segment.
+    """Compare a context of `num_tokens` read by one model of the backbone's shape with LongMem segment by segment.
 
-    LongMem is charged as if every one of its segments read a full window.
+    The time of LongMem assumes that every segment reads a full window.
     """
     model, last, encoded = memory.model, memory.segment, memory.encoded
     segment_tokens = model.config.segment_tokens
@@ -85,7 +88,8 @@ def long_context(memory: RealMemory, num_tokens: int, repeats: int) -> SpeedTabl
 
 
 def repeats_for(num_tokens: int, repeats: int = REPEATS) -> int:
-    """Full attention over 65,536 tokens takes minutes; its spread is small."""
+    """Return the number of repeats: few for full attention over 65,536 tokens, which takes minutes with a small
+    spread."""
     return repeats if num_tokens <= 16_384 else 2
 
 
@@ -94,12 +98,17 @@ def _line(name: str, timing: Timing, num_tokens: int) -> BenchmarkRow:
 
 
 def _times(timing: Timing, factor: float) -> Timing:
-    return Timing(tuple(factor * each for each in timing.wall_s), tuple(factor * each for each in timing.cpu_s))
+    return Timing(
+        tuple(factor * seconds for seconds in timing.wall_s), tuple(factor * seconds for seconds in timing.cpu_s)
+    )
 
 
 def _plain(memory: RealMemory, num_tokens: int) -> PreTrainedModel:
-    """The backbone's own architecture with random weights and positions for the whole context: its numbers mean
-    nothing, its time does. With our linear layers, so that what is compared is the way to read."""
+    """Return the backbone's architecture with random weights and positions for the whole context.
+
+    Its outputs are meaningless, its time is valid. It uses this project's linear layers, so that only the reading
+    differs.
+    """
     backbone = memory.model.backbone
     shape = deepcopy(backbone.model.config)
     shape.max_position_embeddings = num_tokens
@@ -110,7 +119,7 @@ def _plain(memory: RealMemory, num_tokens: int) -> PreTrainedModel:
 
 @contextmanager
 def _memorizing(memory: RealMemory, *, with_fast_linear: bool = False) -> Iterator[Callable[[], object] | None]:
-    """A forward of the package's model, its memory filled with vectors of the right number and kind."""
+    """Yield a forward of the package's model, its memory filled with vectors of realistic number and kind."""
     try:
         from memorizing_transformers_pytorch import MemorizingTransformer
     except ImportError:
@@ -142,7 +151,7 @@ def _memorizing(memory: RealMemory, *, with_fast_linear: bool = False) -> Iterat
 
             @torch.no_grad()
             def forward() -> None:
-                # as many memories as it began with: it would forget all of them when it is full
+                # restore the initial fill: the package drops its whole memory when it is full
                 peer(text, knn_memories=memories, add_knn_memory=False)
                 pairs = torch.randn((1, config.segment_tokens, 2, shape.head_dim), generator=random)
                 memories[0].add(torch.nn.functional.normalize(pairs, dim=-1))

@@ -1,7 +1,7 @@
-"""What memory costs beside the models: one segment with a full window against the floor, and whole jobs.
+"""Cost of memory relative to the models: one segment with a full window against the floor, and whole jobs.
 
 The floor is one forward of the backbone and one of the SideNet without memory. Memory adds the write to the store and
-the way back, the reader's copy of the block, the search, gathering and fusion, and the copy head's work.
+the read back, the reader's copy of the block, the search, gathering and fusion, and the copy head's work.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,11 @@ from pipelines.perplexity.job import PerplexityJob, run_job
 
 WRITING = f"to LanceDB and back, {PUT_SEGMENTS} segments at a time, each"
 JOB_TOKENS = 120_000
-"""Nearly two windows: half of the segments read a full one."""
+"""Tokens of the timed job, nearly two windows: half of the segments read a full one."""
 
 
 def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
-    """One segment of `memory`, stage by stage."""
+    """Time one segment of `memory`, stage by stage."""
     model, encoded, last = memory.model, memory.encoded, memory.segment
     keys, state = encoded.block.keys, encoded.state
     with (
@@ -76,16 +76,18 @@ def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
 def jobs(
     source: ModelSource, inputs: list[str], threads: int, repeats: int, console: Console, only: str = ""
 ) -> SpeedTable:
-    """Whole perplexity jobs on one document: in memory, on disk, on Ray; those whose name contains `only`. Start-up is
-    left out. Beside each other, jobs that have nothing to do with each other show what the cores can do for two at
-    once; the time is for one of them. Raises ConfigError where no name is."""
+    """Time whole perplexity jobs on one document: in memory, on disk, on Ray; only those whose name contains `only`.
+
+    Start-up is left out. The parallel case runs independent jobs together and shows the throughput of the cores for
+    two; its time is that of one job. Raises ConfigError where no name contains `only`.
+    """
     cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
-    beside = f"one thread, LanceDB, {threads} beside each other, each"
+    parallel = f"one thread, LanceDB, {threads} in parallel, each"
     shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
         "in process, memory://": ("memory://", None, threads),
         "in process, LanceDB": (None, None, threads),
         "one thread, LanceDB": (None, None, 1),
-        beside: (None, None, 1),
+        parallel: (None, None, 1),
         "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
         "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
     }
@@ -109,7 +111,7 @@ def jobs(
                     limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else None), 2**30),
                     store=store,
                 )
-                summaries = _beside_each_other(job, threads) if name == beside else [run_job(job, console)]
+                summaries = _run_in_parallel(job, threads) if name == parallel else [run_job(job, console)]
                 times[name].append(max(summary["wall_s"] for summary in summaries) / len(summaries))
                 tokens = summaries[0]["counts"]["tokens"]
     lines = []
@@ -119,10 +121,10 @@ def jobs(
     return SpeedTable(f"perplexity of {tokens:,} tokens", lines, {"threads": threads, "repeats": repeats})
 
 
-def _beside_each_other(job: PerplexityJob, count: int) -> list[dict[str, Any]]:
-    """The same job in processes of their own."""
+def _run_in_parallel(job: PerplexityJob, count: int) -> list[dict[str, Any]]:
+    """Run copies of one job in parallel processes."""
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_run_quietly, [replace(job, out=Path(f"{job.out}-{each}")) for each in range(count)]))
+        return list(pool.map(_run_quietly, [replace(job, out=Path(f"{job.out}-{number}")) for number in range(count)]))
 
 
 def _run_quietly(job: PerplexityJob) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _run_quietly(job: PerplexityJob) -> dict[str, Any]:
 
 
 def _together(parts: list[Timing]) -> Timing:
-    """Stages one after the other, round by round."""
+    """Return the summed time of consecutive stages, round by round."""
     return Timing(
         tuple(map(sum, zip(*(part.wall_s for part in parts), strict=True))),
         tuple(map(sum, zip(*(part.cpu_s for part in parts), strict=True))),
@@ -138,12 +140,15 @@ def _together(parts: list[Timing]) -> Timing:
 
 
 def _each_of(timing: Timing, count: int) -> Timing:
-    """Of one of `count` that were done together."""
-    return Timing(tuple(each / count for each in timing.wall_s), tuple(each / count for each in timing.cpu_s))
+    """Return the time of one of `count` tasks that ran as a batch."""
+    return Timing(
+        tuple(seconds / count for seconds in timing.wall_s), tuple(seconds / count for seconds in timing.cpu_s)
+    )
 
 
 class _Writer:
-    """Puts the same block as one segment after another, as a job in one process does, and reads it as its reader."""
+    """Writer that puts one block as consecutive segments, like a job in one process, and reads it back like its
+    reader."""
 
     def __init__(self, block: KVBlock, store: AbstractMemoryStore) -> None:
         self._block, self._store, self._segment = block, store, 0
@@ -156,7 +161,7 @@ class _Writer:
 
 
 class _Window:
-    """Appends the same block to a reader's window again and again."""
+    """Window buffer that appends one block repeatedly."""
 
     def __init__(self, block: KVBlock, model: LongMem) -> None:
         self._block, self._segment = block, 0

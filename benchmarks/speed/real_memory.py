@@ -1,4 +1,4 @@
-"""A full window of real text, with the queries of the segment that reads it: what every speed is measured on."""
+"""Full window of real text, with the queries of the segment that reads it: the input of every speed benchmark."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -29,19 +29,19 @@ from longmem.types import DocumentKey, EncodedSegment, KVBlock, Segment
 KEY = DocumentKey("benchmarks", "speed")
 
 ENCODED_SEGMENTS = 4
-"""Segments that fill the window of the larger shape."""
+"""Number of encoded segments that fill the window of the larger shape."""
 
 
 @dataclass(frozen=True)
 class RealMemory:
-    """The last segment of a text that is one segment longer than the window."""
+    """Last segment of a text that is one segment longer than the window."""
 
     model: LongMem
     segment: Segment
     encoded: EncodedSegment
     view: MemoryView
     queries: Float32[Tensor, "tokens index_heads index_dim"]
-    """What the segment's tokens search with."""
+    """Search queries of the segment's tokens."""
 
     @property
     def on_cpu(self) -> bool:
@@ -59,10 +59,10 @@ def real_memory(source: ModelSource, inputs: list[str]) -> RealMemory:
 
 
 def random_memory(shape: Shape, device: str = "cpu", dtype: Dtype = "float32", **settings: Any) -> RealMemory:
-    """A full window at a shape, with random weights: its numbers mean nothing, its times do.
+    """Return a full window at a shape, with random weights: its outputs are meaningless, its times are valid.
 
-    Encoding a whole window would take minutes, so it holds the blocks of a few segments again and again, each time with
-    noise of half their size. Chunks are of four tokens, as in the paper. `settings` are fields of LongMemConfig.
+    Encoding a whole window would take minutes, so it repeats the blocks of a few segments, each time with noise of half
+    their magnitude. Chunks are of four tokens, as in the paper. `settings` are fields of LongMemConfig.
     """
     with TemporaryDirectory(prefix="longmem-speed-") as folder:
         save_small_backbone(Path(folder), shape.family, **shape.sizes)
@@ -108,7 +108,7 @@ def _read(model: LongMem, past: Iterable[KVBlock], last: Segment) -> RealMemory:
 
 
 class Listening(AbstractChunkSearch):
-    """Passes searches on and keeps what was asked and found last."""
+    """Search that delegates and records the last arguments and results."""
 
     def __init__(self, engine: AbstractChunkSearch) -> None:
         self.engine = engine

@@ -1,7 +1,7 @@
-"""Exact search: this project's engines, FAISS and the matrix product alone, and what approximate indexes lose.
+"""Exact search: this project's engines, FAISS and the matrix product alone, and the loss of approximate indexes.
 
-Two shapes. Sixteen heads of 64 with Gaussian keys, where nothing can be spared, and the keys of a real text under the
-reference model, all heads in one search, as the default form has them.
+The benchmark has two shapes. One has sixteen heads of 64 with Gaussian keys, where no pruning is possible. The other
+has the keys of a real text under the reference model, all heads in one search, which is the default form.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from longmem.retrieval.low_rank_bound import KeySketch
 
 HEADS, HEAD_DIM, NUM_KEYS, NUM_QUERIES, TOP_K = 16, 64, 16_384, 1_024, 16
 MIN_BF16_SPEEDUP = 1.5
-"""Below this the processor emulates bfloat16, and its product is no ceiling."""
+"""Smallest speed-up of real bfloat16 hardware. Below it the processor emulates bfloat16: its product is no ceiling."""
 
 
 def gaussian(repeats: int) -> SpeedTable:
-    """The shape of a GPT-2-medium layer with chunks of four tokens in a window of 65,536."""
+    """Time the shape of a GPT-2-medium layer with chunks of four tokens in a window of 65,536."""
     random = torch.Generator().manual_seed(0)
     queries = torch.randn((NUM_QUERIES, HEADS, HEAD_DIM), generator=random)
     keys = torch.randn((HEADS, NUM_KEYS, HEAD_DIM), generator=random)
@@ -33,7 +33,7 @@ def gaussian(repeats: int) -> SpeedTable:
 
 
 def real(memory: RealMemory, repeats: int) -> SpeedTable:
-    """The default form of the reference model, in a full window of real text."""
+    """Time the default form of the reference model, in a full window of real text."""
     keys, queries = memory.view.chunk_keys, memory.queries
     top_k = memory.model.config.num_slots
     title = (
@@ -44,7 +44,7 @@ def real(memory: RealMemory, repeats: int) -> SpeedTable:
 
 
 def on_device(memory: RealMemory, name: str, repeats: int) -> SpeedTable:
-    """What a model on a GPU searches, all heads together by default, against the matrix products alone."""
+    """Time the search of a model on a GPU, by default all heads together, against the matrix products alone."""
     keys, queries = memory.view.chunk_keys, memory.queries
     top_k = memory.model.config.num_slots
     wide, group = keys.float(), queries.shape[1] // len(keys)
@@ -78,7 +78,7 @@ def _compare(
 ) -> SpeedTable:
     faiss.omp_set_num_threads(torch.get_num_threads())
     by_head = [np.ascontiguousarray(queries[:, head].numpy()) for head in range(len(keys))]
-    # this project's engines get keys as windows keep them, all others get float32
+    # this project's engines get keys in the dtype of windows, all others get float32
     wide = keys.float()
     flat = [_filled(faiss.IndexFlatIP(keys.shape[2]), head) for head in wide]
     graph = [_filled(faiss.IndexHNSWFlat(keys.shape[2], 32, faiss.METRIC_INNER_PRODUCT), head) for head in wide]
@@ -128,8 +128,10 @@ def _filled(index: Any, keys: Tensor) -> Any:
 
 
 def _recall(found: Tensor, queries: Tensor, keys: Tensor) -> float:
-    """Share of the found chunks that are among the best in double precision; of chunks with equal scores (equal text)
-    any may be named."""
+    """Return the share of the found chunks that are among the best in double precision.
+
+    Chunks with equal scores (equal text) are interchangeable.
+    """
     shares, group = [], queries.shape[1] // len(keys)
     for head in range(queries.shape[1]):
         of_head = keys[head // group].double()

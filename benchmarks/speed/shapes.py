@@ -1,11 +1,11 @@
-"""Shapes of well-known models, for speeds that do not depend on what a model has learnt."""
+"""Shapes of well-known models, for speeds that do not depend on trained weights."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model whose weights nobody needs."""
+    """Sizes of a model without weights."""
 
     name: str
     family: str
@@ -31,6 +31,6 @@ LLAMA_1B = Shape(
         "vocab_size": 128_256,
     },
 )
-"""Of Llama 3.2."""
+"""Shape of Llama 3.2."""
 
 SHAPES = {"gpt2-medium": GPT2_MEDIUM, "llama-1b": LLAMA_1B}

@@ -1,4 +1,4 @@
-"""The store against plain files: writing blocks one by one, and opening and reading a full window again."""
+"""Store against plain files: writing blocks one by one, and opening and reading a full window."""
 
 import os
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from longmem.store.lance.fsync import Durability
 from longmem.types import KVBlock
 
 NUM_BLOCKS = 128
-"""A window of 65,536 tokens in segments of 512."""
+"""Number of blocks: a window of 65,536 tokens in segments of 512."""
 
 
 def store(memory: RealMemory, repeats: int) -> list[SpeedTable]:
-    """One table for writing, one for reading."""
+    """Return one table for writing and one for reading."""
     blocks = [_block(memory.encoded.block, segment) for segment in range(NUM_BLOCKS)]
     num_bytes = sum(block.num_bytes for block in blocks)
     with TemporaryDirectory(prefix="longmem-speed-") as name:

@@ -1,4 +1,4 @@
-"""One benchmark's result as it is kept: JSON, a Markdown table, and bars."""
+"""Stored result of one benchmark: JSON, a Markdown table, and a bar chart."""
 
 import json
 from dataclasses import dataclass, field
@@ -21,19 +21,21 @@ class BenchmarkRow:
     name: str
     timing: Timing
     notes: dict[str, str] = field(default_factory=dict)
-    """Further columns."""
+    """Additional columns."""
 
 
 @dataclass(frozen=True)
 class SpeedTable:
-    """Cases that were timed in turns; ratios are to the first one. CPU time is of all threads of this process: where
-    others use the machine too, it tells more than the clock."""
+    """Cases timed in turns; ratios are relative to the first one.
+
+    CPU time is the sum over all threads of this process. On a shared machine it is more reliable than wall-clock time.
+    """
 
     title: str
     lines: list[BenchmarkRow]
     settings: dict[str, Any]
     not_run: dict[str, str] = field(default_factory=dict)
-    """Cases that could not run, and why."""
+    """Cases that could not run, with the reason."""
 
     def markdown(self) -> str:
         columns = list(dict.fromkeys(name for line in self.lines for name in line.notes))
@@ -72,7 +74,7 @@ class SpeedTable:
 
 
 def write_tables(out: Path, tables: list[SpeedTable]) -> str:
-    """Write OUT.json, OUT.md and OUT.png; returns the Markdown."""
+    """Write OUT.json, OUT.md and OUT.png; return the Markdown."""
     out.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(table.markdown() for table in tables)
     figures = {"environment": environment(), "tables": [table.figures() for table in tables]}

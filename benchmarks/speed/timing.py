@@ -1,4 +1,4 @@
-"""Times that can be compared: the cases take turns, so that whatever else the machine does meets all of them alike."""
+"""Comparable times: the cases take turns, so that other load on the machine affects all of them equally."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ class Timing:
 
     wall_s: tuple[float, ...]
     cpu_s: tuple[float, ...] = ()
-    """Of all threads of this process; empty where a case is processes of its own."""
+    """CPU seconds of all threads of this process; empty where a case runs in processes of its own."""
 
     @property
     def median_s(self) -> float:
@@ -30,7 +30,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles over the median."""
+        """Interquartile range divided by the median."""
         low, _, high = quantiles(self.wall_s, n=4)
         return (high - low) / self.median_s
 
@@ -45,7 +45,7 @@ class Timing:
 
 
 def take_turns(cases: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, Timing]:
-    """Every case once to warm up, then `repeats` rounds of all of them."""
+    """Run every case once to warm up, then `repeats` rounds of all of them."""
     for case in cases.values():
         case()
         _finish()
@@ -61,6 +61,6 @@ def take_turns(cases: Mapping[str, Callable[[], object]], repeats: int = REPEATS
 
 
 def _finish() -> None:
-    """A GPU works on what it was given after the call that gave it."""
+    """Wait until the GPU has finished: calls return before their work is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

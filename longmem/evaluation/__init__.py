@@ -7,7 +7,7 @@
     task = local_task("longmem_perplexity", "books.jsonl")
     lm_eval.simple_evaluate("longmem", tasks=[task], task_manager=TaskManager(include_defaults=False))
 
-The task manager without defaults spares the seconds in which the harness looks through its own tasks.
+A task manager without defaults saves the seconds that the harness spends on indexing its own tasks.
 """
 
 from longmem.evaluation.harness import HarnessModel

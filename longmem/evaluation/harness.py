@@ -1,7 +1,7 @@
-"""The model `longmem` of the LM Evaluation Harness: its three questions, answered with memory or without.
+"""The model `longmem` of the LM Evaluation Harness: its three request types, answered with memory or without.
 
-Tokens in front and behind follow the harness's own Hugging Face model, so that with `memory=off` the numbers are those
-of the plain backbone wherever the context fits.
+Start and end tokens follow the harness's own Hugging Face model. So with `memory=off` the numbers are those of the
+plain backbone wherever the context fits.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 from longmem.memory.context import read_blocks
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.model.source import REFERENCE_MODEL, ModelSource
 from longmem.scoring.batch import BATCH_TOKENS
 from longmem.scoring.generate import BackboneDecoder, Decoder, Sampling, decode
@@ -29,17 +30,17 @@ from longmem.store.document import DocumentMemory
 from longmem.types import DEFAULT_NAMESPACE
 
 MAX_GEN_TOKS = 256
-"""New tokens where a task does not say how many: what the harness's other models take."""
+"""Default number of new tokens, equal to that of the harness's other models."""
 
 
 @register_model("longmem")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """A LongMem, or a plain backbone with a new SideNet.
 
-    `loglikelihood` and `generate_until` read a request's own context, the part before the last segment through memory.
-    `loglikelihood_rolling` carries a document's memory through its segments; no document sees another one's.
-    With `store` and `document` every request also reads that stored document (demonstrations, a manual), and nothing
-    is written to it.
+    `loglikelihood` and `generate_until` read a request's own context; the part before the last segment is read through
+    memory. `loglikelihood_rolling` keeps a document's memory across its segments; documents do not share memory. With
+    `store` and `document` every request also reads that stored document (demonstrations, a manual). Nothing is written
+    to the store.
     """
 
     def __init__(
@@ -58,10 +59,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         adapter: str | None = None,
         **settings: Any,
     ) -> None:
-        """`pretrained`: LongMem folder, Hugging Face folder or hub id. `adapter`: folder of a PEFT adapter to merge
-        into a Hugging Face folder. `memory`: on, or off for the backbone's own numbers. `batch_size`: full segments
-        that are computed together. `add_bos_token`: where the tokenizer's own habit should not hold. `settings`: fields
-        of LongMemConfig.
+        """Open the model.
+
+        Args:
+            pretrained: LongMem folder, Hugging Face folder or hub id.
+            adapter: folder of a PEFT adapter to merge into a Hugging Face folder.
+            memory: `on`, or `off` for the backbone's own numbers.
+            batch_size: number of full segments computed together.
+            add_bos_token: overrides the tokenizer's own default.
+            settings: fields of LongMemConfig.
 
         Raises ConfigError, ModelError and its kinds, StoreError and its kinds.
         """
@@ -82,7 +88,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._scorer = ContinuationScorer(
             self.model,
             memory=self._memory,
-            document=[] if self._document is None else read_blocks(self._document, self.model.config.memory_tokens),
+            document=[] if self._document is None else read_blocks(self._document, SlidingWindow.of(self.model.config)),
             batch_tokens=_batch_tokens(batch_size, max_batch_size, self.model.config.segment_tokens),
         )
 
@@ -97,7 +103,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells apart what the harness keeps of tokenised requests."""
+        """Key that separates the harness's caches of tokenised requests."""
         return self._name.replace("/", "__")
 
     @property
@@ -107,7 +113,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front where there is no context. Raises ConfigError."""
+        """Token that replaces an empty context. Raises ConfigError when the tokenizer has none."""
         start = self.model.tokenizer.start_token
         if start is None:
             raise ConfigError(f"the tokenizer of {self._name} has no start and no end token to begin a text with")
@@ -119,13 +125,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         )
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Raises DocumentError for an empty continuation, NumericError."""
+        """Score continuations. Raises DocumentError for an empty continuation, NumericError."""
         pairs = []
         for context, continuation in (request.args for request in requests):
             context_tokens, targets = (
                 self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation, False))
             )
-            # a continuation that begins with the start token brings its own
+            # a continuation that begins with the start token needs no second one
             if not context_tokens and targets[:1] == [self.prefix_token_id]:
                 context_tokens, targets = targets[:1], targets[1:]
             pairs.append(((context, continuation), context_tokens or [self.prefix_token_id], targets))
@@ -137,7 +143,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         **_other: Any,
     ) -> list[tuple[float, bool]]:
-        """A request without texts is part of a longer one, and is not kept by the harness's cache."""
+        """Score token requests. A request without texts is part of a longer one and does not enter the harness's
+        cache."""
         given = [
             Continuation(f"request {index}", _tokens(context), _tokens(targets))
             for index, (_, context, targets) in enumerate(requests)
@@ -152,7 +159,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [results[index] for index in range(len(given))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Raises NumericError."""
+        """Score whole documents. Raises NumericError."""
         totals = []
         for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
             (text,) = request.args
@@ -161,8 +168,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def _rolling(self, tokens: list[int]) -> float:
-        """Log-probability of a whole document, each token predicted once; 0 for one without tokens."""
-        # a text that begins with the start token brings its own
+        """Return the log-probability of a whole document, each token predicted once; 0 for a document without
+        tokens."""
+        # a text that begins with the start token needs no second one
         if tokens[:1] == [self.prefix_token_id]:
             tokens = tokens[1:]
         if not tokens:
@@ -175,7 +183,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return sum(total for total, _ in self._loglikelihood_tokens(pairs, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Raises ConfigError for ways of generating that there are not."""
+        """Generate continuations. Raises ConfigError for unsupported generation options."""
         texts = []
         for request in tqdm(requests, desc="generate_until", disable=disable_tqdm):
             context, arguments = request.args

@@ -1,4 +1,4 @@
-"""Tasks of our own for the harness, on local JSONL files: no download, no network."""
+"""Harness tasks of this project on local JSONL files: no download, no network."""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 def local_task(name: str, path: str | Path) -> dict[str, Any]:
-    """One of our tasks on a file, for the `tasks` of `simple_evaluate`.
+    """Return one of this project's tasks on a file, for the `tasks` of `simple_evaluate`.
 
-    longmem_perplexity   {"text": …} on each line
-    longmem_suffix       {"prefix": …, "candidates": […], "label": 3} on each line
+        longmem_perplexity   {"text": …} on each line
+        longmem_suffix       {"prefix": …, "candidates": […], "label": 3} on each line
 
-    Raises ConfigError for an unknown task or a file that is not there, DocumentError for the first row that the task's
-    template would spell as `None` or otherwise not as it is.
+    Raises ConfigError for an unknown task or a missing file. Raises DocumentError for the first row that the task's
+    template would not reproduce exactly (for example, spell as `None`).
     """
     known = sorted(file.stem for file in TASK_FILES.glob("*.yaml"))
     if name not in known:
@@ -43,5 +43,5 @@ def _check_rows(path: Path, fields: dict[str, type]) -> None:
             value = row.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise DocumentError(f"{where}: {name} is {value!r:.40}; expected {expected}")
-            if isinstance(value, list) and not all(isinstance(each, str) for each in value):
+            if isinstance(value, list) and not all(isinstance(item, str) for item in value):
                 raise DocumentError(f"{where}: {name} must be texts, got {value!r:.40}")

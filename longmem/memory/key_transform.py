@@ -1,8 +1,8 @@
-"""In which form a reader searches and attends to stored keys. What is stored never depends on it.
+"""Key form in which a reader searches and attends to stored keys. The stored keys never depend on it.
 
 raw      k                      as stored (the paper)
 centred  k − μ                  μ: mean key of the head; all keys of a layer share a large common direction
-unit     (k − μ) / |k − μ|      so that an inner product is a cosine, and no long key wins every search
+unit     (k − μ) / |k − μ|      so that an inner product is a cosine, and long keys do not dominate every search
 """
 
 from dataclasses import dataclass
@@ -16,24 +16,25 @@ from longmem.config import KeyForm, Retrieval
 
 @dataclass(frozen=True)
 class KeySpace:
-    """A map of keys, and the layout in which chunk keys are searched."""
+    """Transform of keys, and the layout in which chunk keys are searched."""
 
     form: KeyForm = "raw"
     retrieval: Retrieval = "per_head"
     mean: Float32[Tensor, "kv_heads head_dim"] | None = None
-    """μ; needed for every form but raw."""
+    """Mean key μ; required for every form but raw."""
     query_map: Float32[Tensor, "index_heads index_dim index_dim"] | None = None
-    """W: a token whose key is k asks with W k. None where tokens ask with something else."""
+    """Query matrix W: a token with key k searches with W k. None where queries are computed otherwise."""
     sketched: bool = False
-    """Whether views bring sketches of their chunk keys, for a search that reads them."""
+    """True if views include sketches of their chunk keys, for a search that reads them."""
     celled: bool = False
-    """Whether they bring cells of them, for an approximate search."""
+    """True if views include cells of their chunk keys, for an approximate search."""
 
     def __post_init__(self) -> None:
         assert self.form == "raw" or self.mean is not None, f"keys={self.form} needs the mean key of each head"
 
     def place(self, keys: Float[Tensor, "*any kv_heads head_dim"]) -> Float[Tensor, "*any kv_heads head_dim"]:
-        """Keys of this form; computed in float32, returned in the given type. Raw keys are the very tensor."""
+        """Return keys in this form, computed in float32, in the given dtype. Raw keys are returned as the input
+        tensor."""
         if self.mean is None or self.form == "raw":
             return keys
         moved = keys.float() - self.mean.to(keys.device)
@@ -44,8 +45,10 @@ class KeySpace:
     def searched(
         self, chunk_keys: Float[Tensor, "kv_heads chunks head_dim"]
     ) -> Float[Tensor, "index_heads chunks index_dim"]:
-        """The matrices to search: one for each head, or one that has all heads side by side. A view of keys that lie
-        token by token."""
+        """Return the matrices to search: one for each head, or one that has all heads concatenated.
+
+        The result is a view of keys that are laid out by token.
+        """
         if self.retrieval == "per_head":
             return chunk_keys
         return chunk_keys.transpose(0, 1).flatten(1)[None]
@@ -53,7 +56,8 @@ class KeySpace:
     def asked(
         self, searched: Float32[Tensor, "index_heads chunks index_dim"]
     ) -> Float32[Tensor, "index_heads chunks index_dim"]:
-        """What tokens with such keys ask with, as far as that is known: what a sketch of the keys is fitted to."""
+        """Return the queries of tokens with these keys, as far as they are known; a sketch of the keys is fitted to
+        them."""
         if self.query_map is None:
             return searched
         return torch.einsum("hci,hoi->hco", searched, self.query_map.to(searched))

@@ -1,13 +1,13 @@
-"""A reader's copy of the recent past of one document, kept so that every view is a slice and nothing is copied.
+"""Reader's copy of the recent past of one document, laid out so that every view is a slice without a copy.
 
     dropped            kept by the buffer                     free
     ├────────────┼──────────────────────────────┼───────────────────────┤
                  │    view = [start, end)       │
                  └ oldest chunk kept            └ num_chunks            └ capacity
 
-Arrays are only ever written behind the last chunk, and never moved: when they are full, new ones are made with the
-chunks still wanted. So a view that someone holds stays what it was. Each token is copied at most three times in its
-life, and memory is bounded by `retain_tokens` however long the document grows.
+Arrays are written only after the last chunk and never moved. When they are full, new ones are allocated with the chunks
+still wanted, so existing views stay valid. Each token is copied at most three times in its life, and memory is bounded
+by `retain_tokens` regardless of the length of the document.
 """
 
 import torch
@@ -17,22 +17,23 @@ from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.retrieval.ivf_index import Cells, KeyCells, cover, make_cells
+from longmem.retrieval.ivf_index import Cells, KeyCells, cover
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
 from longmem.system.allocator import zeros_in_pages
 from longmem.types import KVBlock
 
 RAW_KEYS = KeySpace()
-"""Keys as stored, searched head by head."""
+"""Stored keys without a transform, searched per head."""
 
 GROWTH = 1.5
-"""Capacity over content when new arrays are made: 50% more memory buys a third of the copying."""
+"""Ratio of capacity to content of new arrays. It costs 50% more memory and limits the copies of a token to three."""
 
 SKETCHED_CHUNKS = 2048
-"""Memories shorter than this are not sketched: searching them costs little, and they are few to fit a basis to."""
+"""Smallest memory that gets a sketch, in chunks. Shorter ones are cheap to search and too small to fit a basis."""
 
 FITTED_CHUNKS = 4096
-"""A basis is fitted to at most so many of them, spread over the memory; and so many are placed at a time."""
+"""Largest number of chunks, spread over the memory, that a basis is fitted to; also the batch size of their
+projection."""
 
 
 class WindowBuffer:
@@ -45,14 +46,14 @@ class WindowBuffer:
         self._arrays: dict[str, Tensor] = {}
         self._basis: SketchBasis | None = None
         self._cells: dict[tuple[int, int], Cells] = {}
-        """By first token and length of their stretch."""
+        """Cells of each stretch, by its first token and length."""
         self._num_chunks = 0
         self.start_token: int | None = None
         """Position of the oldest token kept; None while empty."""
         self.end_token: int | None = None
         """Position after the newest token."""
         self._next_start: int | None = None
-        """Where the next segment begins; beyond `end_token` after a block that did not fill its segment."""
+        """Position where the next segment begins; beyond `end_token` after a block that did not fill its segment."""
 
     @property
     def num_bytes(self) -> int:
@@ -60,8 +61,11 @@ class WindowBuffer:
         return arrays + sum(cells.num_bytes for cells in self._cells.values())
 
     def append(self, block: KVBlock) -> None:
-        """Add the block of the next segment. A block may be shorter than its segment: what is stored in whole examples
-        leaves positions free, and the next token stored is the next token read."""
+        """Add the block of the next segment.
+
+        A block may be shorter than its segment: memory stored in whole examples leaves positions free, and the next
+        stored token is the next token read.
+        """
         assert self.end_token is None or block.start_token in (self.end_token, self._next_start), (
             f"{block.key}: expected the block at {self.end_token}, got one at {block.start_token}"
         )
@@ -81,7 +85,8 @@ class WindowBuffer:
             self.start_token = block.start_token
 
     def view(self, start_token: int, end_token: int) -> MemoryView:
-        """Chunks wholly inside `[start_token, end_token)`. The buffer must hold all of it (see `covers`)."""
+        """Return the chunks wholly inside `[start_token, end_token)`. The buffer must hold the whole interval (see
+        `covers`)."""
         assert self.covers(start_token, end_token), (
             f"asked for [{start_token}, {end_token}), the buffer holds [{self.start_token}, {self.end_token})"
         )
@@ -95,7 +100,8 @@ class WindowBuffer:
         return MemoryView(**parts, sketch=sketch, cells=cells, end_token=end_token)
 
     def _chunk_keys(self, arrays: dict[str, Tensor]) -> Tensor:
-        """Of arrays, or parts of them. Where a chunk is one token they are its keys, which are not kept twice."""
+        """Return the chunk keys of arrays, or of parts of them. Where a chunk is one token they are its keys, stored
+        once."""
         if "chunk_keys" in arrays:
             return arrays["chunk_keys"]
         return self._key_space.searched(arrays["keys"][:, 0].transpose(0, 1))
@@ -107,16 +113,16 @@ class WindowBuffer:
         return first, max(first, int(torch.searchsorted(ends, end_token, right=True)))
 
     def covers(self, start_token: int, end_token: int) -> bool:
-        """Whether every stored token of the interval is here."""
+        """Return True if every stored token of the interval is in the buffer."""
         if self.start_token is None or self.end_token is None:
             return False
         return self.start_token <= start_token and end_token <= self.end_token
 
     def _cells_in(self, start_token: int, end_token: int, first_chunk: int) -> KeyCells:
-        """Of the stretches that cover the interval; each is clustered when it is first asked for.
+        """Return the cells of the stretches that cover the interval; each stretch is clustered on first use.
 
-        A chunk belongs to the stretch that it begins in. None of them ends behind a view that holds its stretch,
-        because chunks end with their segments, and views too.
+        A chunk belongs to the stretch in which it begins. No stretch ends after a view that holds it, because chunks
+        and views end with segments.
         """
         covered = cover(start_token, end_token)
         tokens = torch.tensor([(first, first + length) for first, length in covered]).view(-1, 2)
@@ -126,6 +132,9 @@ class WindowBuffer:
             if first == last:
                 continue
             if stretch not in self._cells:
+                # imported here, because only an approximate search needs FAISS
+                from longmem.retrieval.faiss_search import make_cells
+
                 self._cells[stretch] = make_cells(self._chunk_keys(self._arrays)[:, first:last])
             stretches.append((first - first_chunk, self._cells[stretch]))
         return KeyCells(tuple(stretches))
@@ -145,12 +154,12 @@ class WindowBuffer:
             size = list(like.shape)
             size[axis] = capacity
             fresh[name] = _zeros(size, like.dtype, like.device)
-            # out of the buffer first: where no view holds it, only one array is there twice at a time
+            # remove it from the buffer first: where no view holds it, only one array exists twice at a time
             old = self._arrays.pop(name, None)
             if old is not None:
                 fresh[name].narrow(axis, 0, kept).copy_(old.narrow(axis, kept_from, kept))
         if self._key_space.sketched and kept >= SKETCHED_CHUNKS:
-            # fitted anew, because a longer past says better what the keys are like
+            # refit the basis: a longer past represents the keys better
             searched = self._chunk_keys(fresh)[:, :kept]
             sample = searched[:, :: -(-kept // FITTED_CHUNKS)].float()
             self._basis = fit_basis(sample, self._key_space.asked(sample))
@@ -168,7 +177,7 @@ class WindowBuffer:
 
 
 def _zeros(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, because padding must never be NaN, and what is not written yet costs nothing."""
+    """Return zeros: padding must never be NaN, and unwritten pages cost nothing."""
     return zeros_in_pages(size, dtype) if device.type == "cpu" else torch.zeros(size, dtype=dtype, device=device)
 
 
@@ -176,8 +185,10 @@ _CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 0, "values": 0, "tokens": 0
 
 
 def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:
-    """A block as it is kept, keys and values [chunks, chunk, kv_heads, head_dim]; the last chunk is padded with zeros
-    and its length says so."""
+    """Return a block in its stored form: keys and values [chunks, chunk, kv_heads, head_dim].
+
+    The last chunk is padded with zeros; its length counts the real tokens.
+    """
     chunk, kv_dtype = block.fingerprint.chunk_tokens, block.fingerprint.kv_dtype
     num_chunks = -(-block.num_tokens // chunk)
     padding = num_chunks * chunk - block.num_tokens

@@ -1,4 +1,4 @@
-"""The hot tier of a reader: windows of the documents it is reading, filled from the store as they are needed."""
+"""Hot tier of a reader: windows of the documents it is reading, filled from the store as they are needed."""
 
 from collections import OrderedDict
 from contextlib import suppress
@@ -7,21 +7,25 @@ import torch
 
 from longmem.errors import CorruptionError
 from longmem.memory.key_transform import KeySpace
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
-from longmem.store.base import AbstractBlockSource
+from longmem.store.source import AbstractBlockSource
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 READ_SEGMENTS = 8
 """Blocks fetched from the store at a time, so that catching up with a long past never holds it twice. Close behind the
 writer it is as many as are there: asking the store costs more than a block does."""
 
+MAX_WINDOW_BYTES = 2**30
+"""Bytes of all windows together, where nothing else is said."""
+
 
 class WindowCache:
     """Views for segments of any document, in any order; ascending order within a document is the fast one.
 
-    A buffer may hold segments that nobody reads yet; a view never does. Least recently used documents are dropped
-    beyond `max_bytes`; the one being read always stays.
+    A buffer may hold segments that no reader has reached yet; a view never does. Beyond `max_bytes` the least recently
+    used documents are evicted; the one being read always stays. Not thread-safe.
     """
 
     def __init__(
@@ -29,62 +33,69 @@ class WindowCache:
         source: AbstractBlockSource,
         segment_tokens: int,
         memory_tokens: int,
-        max_bytes: int = 2**30,
+        max_bytes: int = MAX_WINDOW_BYTES,
         device: torch.device | str = "cpu",
         key_space: KeySpace = RAW_KEYS,
     ) -> None:
-        self._source = source
-        self._segment_tokens = segment_tokens
-        self._memory_tokens = memory_tokens
+        self.source = source
+        self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._max_bytes = max_bytes
         self._device = device
         self._key_space = key_space
         self._buffers: OrderedDict[DocumentKey, WindowBuffer] = OrderedDict()
+        self._last_checksums: dict[DocumentKey, str] = {}
+        """Checksum of the last block of documents that were read as a whole."""
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all windows, with the room that they have for more."""
         return sum(buffer.num_bytes for buffer in self._buffers.values())
 
     def forget(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
         self._buffers.pop(key, None)
+        self._last_checksums.pop(key, None)
 
     def view(self, key: DocumentKey, segment: int) -> MemoryView | None:
-        """Exactly the tokens in `[start - memory_tokens, start)` of the segment's document; None when there are none.
+        """Return exactly the tokens in `[start - memory_tokens, start)` of the segment's document; None for none.
 
         Raises MissingBlockError when the store lacks one of those blocks, CorruptionError when one is damaged.
         """
-        end = segment * self._segment_tokens
-        start = max(0, end - self._memory_tokens)
-        if start == end:
+        positions = self._window.before_segment(segment)
+        if not positions:
             return None
+        start, end = positions.start, positions.stop
         buffer = self._buffers.get(key)
         behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
         if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
             buffer = self._buffer()
-        next_segment = (start if buffer.end_token is None else buffer.end_token) // self._segment_tokens
-        self._fill(key, buffer, range(next_segment, segment))
+        missing = range(start if buffer.end_token is None else buffer.end_token, end)
+        self._fill(key, buffer, self._window.segments(missing))
         return buffer.view(start, end)
 
-    def whole(self, key: DocumentKey, infos: list[SegmentInfo]) -> MemoryView | None:
-        """All of a stored document, for a text that comes after it: the newest `memory_tokens` positions at most; None
-        when there are none. `infos` are its catalogue entries; the document must have ended, later blocks are not seen.
+    def whole(self, last: SegmentInfo | None) -> MemoryView | None:
+        """Return the newest `memory_tokens` positions of the document that ends with this block; None for none.
 
-        Raises as `view` does.
+        Meant for texts that come after the document. It must have ended: later blocks are not seen. A document that was
+        deleted and written again since it was read is fetched again. Raises as `view` does.
         """
-        end = infos[-1].end_token if infos else 0
-        start = max(0, end - self._memory_tokens)
-        if start == end:
+        positions = self._window.before(0 if last is None else last.end_token)
+        if last is None or not positions:
             return None
+        key = last.key
+        if self._last_checksums.get(key) != last.checksum:
+            self.forget(key)
         buffer = self._buffers.get(key)
-        if buffer is None or not buffer.covers(start, end):
+        if buffer is None or not buffer.covers(positions.start, positions.stop):
             buffer = self._buffer()
-            self._fill(key, buffer, range(start // self._segment_tokens, infos[-1].segment + 1), ahead=False)
+            self._fill(key, buffer, self._window.segments(positions), ahead=False)
         self._buffers.move_to_end(key)
-        return buffer.view(start, end)
+        view = buffer.view(positions.start, positions.stop)
+        self._last_checksums[key] = last.checksum
+        return view
 
     def _buffer(self) -> WindowBuffer:
-        retained = self._memory_tokens + READ_SEGMENTS * self._segment_tokens
+        retained = self._window.memory_tokens + READ_SEGMENTS * self._window.segment_tokens
         return WindowBuffer(retained, self._device, self._key_space)
 
     def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range, ahead: bool = True) -> None:
@@ -100,7 +111,7 @@ class WindowCache:
 
     def _read(self, key: DocumentKey, first: int, stop: int, ahead: int) -> list[KVBlock]:
         if ahead:
-            # damage to a block that nobody has asked for is not theirs: the blocks alone tell whose it is
+            # a damaged block may be one that was read ahead: reading the wanted blocks alone tells
             with suppress(CorruptionError):
-                return self._source.read(key, first, stop, ahead=ahead)
-        return self._source.read(key, first, stop)
+                return self.source.read(key, first, stop, ahead=ahead)
+        return self.source.read(key, first, stop)

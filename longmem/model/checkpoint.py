@@ -1,6 +1,6 @@
-"""A LongMem on disk: `config.json`, `sidenet.safetensors`, and a `backbone/` folder. Never pickle.
+"""A LongMem checkpoint on disk: `config.json`, `sidenet.safetensors`, and a `backbone/` folder. Never pickle.
 
-All digests in `config.json` are checked at load: safetensors itself does not notice a flipped bit.
+All digests in `config.json` are checked at load: safetensors itself does not detect a flipped bit.
 """
 
 import json
@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import longmem
 from longmem.backbone.adapter import refuse_adapter_files
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.files import CONFIG_FILE, read_json
@@ -26,6 +25,7 @@ from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import CheckpointError
 from longmem.sidenet.sidenet import SideNet
+from longmem.version import __version__
 
 SIDENET_FILE = "sidenet.safetensors"
 BACKBONE_FOLDER = "backbone"
@@ -38,17 +38,18 @@ DESCRIPTION_FIELDS = {
     "dtype": str,
     "longmem": dict,
 }
-"""What config.json must hold, beside `model_type` and the version that wrote it."""
+"""Required keys of config.json, in addition to `model_type` and the version that wrote it."""
 
 
 def is_checkpoint(source: str | Path) -> bool:
-    """Whether a local folder holds a saved LongMem (and not, say, a plain backbone)."""
+    """Return True if a local folder holds a saved LongMem (not, for example, a plain backbone)."""
     path = Path(source) / CONFIG_FILE
     return path.is_file() and read_config(Path(source)).get("model_type") == MODEL_TYPE
 
 
 def backbone_name(source: str | Path) -> str | None:
-    """What a backbone is called that lies inside a saved LongMem, where its folder has no name of its own."""
+    """Return the name of a backbone inside a saved LongMem, whose folder has no name of its own; None for other
+    folders."""
     path = Path(source)
     if path.name == BACKBONE_FOLDER and is_checkpoint(path.parent):
         return str(read_config(path.parent)["name"])
@@ -56,7 +57,7 @@ def backbone_name(source: str | Path) -> str | None:
 
 
 def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig) -> None:
-    """Write everything; config.json last, so that a folder that has one is complete."""
+    """Write all parts; config.json last, so that a folder with a config.json is complete."""
     if (folder / CONFIG_FILE).exists() and not is_checkpoint(folder):
         raise CheckpointError(f"{folder} holds another model (its config.json is not LongMem's); choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: To
     description = {
         "model_type": MODEL_TYPE,
         "name": backbone.name,
-        "longmem_version": longmem.__version__,
+        "longmem_version": __version__,
         "backbone_digest": backbone.digest(),
         "sidenet_digest": hash_weights(sidenet),
         "tokenizer_digest": tokenizer.digest(),
@@ -78,7 +79,7 @@ def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: To
 def load_parts(
     source: str | Path, dtype: Dtype, device: str, settings: dict[str, Any]
 ) -> tuple[Backbone, SideNet, Tokenizer, LongMemConfig]:
-    """Open a folder or hub id. Raises CheckpointError naming the file that is missing or damaged, ConfigError."""
+    """Open a folder or hub id. Raises CheckpointError naming the missing or damaged file, ConfigError."""
     folder = _local_folder(source)
     description = read_config(folder)
     if description.get("model_type") != MODEL_TYPE:
@@ -88,7 +89,7 @@ def load_parts(
         )
     _check_description(folder / CONFIG_FILE, description)
     refuse_adapter_files(folder, None)
-    # a model that was saved before there were repeats has none
+    # a model saved before repeats existed has no weights for them
     saved_settings = {"copy_repeats": 0, **description["longmem"]}
     config = LongMemConfig.from_dict({**saved_settings, **settings})
     backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
@@ -97,7 +98,7 @@ def load_parts(
     backbone.model.to(device)
     sidenet = SideNet(backbone, replace(config, copy_repeats=saved_settings["copy_repeats"]))
     _load_sidenet(folder / SIDENET_FILE, sidenet)
-    # float32 holds what any type held, so it can be rounded to what the digest was taken of
+    # float32 represents every saved dtype exactly, so rounding it back restores the digested bytes
     if dtype in ("float32", description["dtype"]):
         saved = TORCH_DTYPES[description["dtype"]]
         _check_digest(
@@ -110,7 +111,7 @@ def load_parts(
 
 
 def _with_or_without_repeats(saved: SideNet, backbone: Backbone, config: LongMemConfig) -> SideNet:
-    """The saved SideNet with repeats as they start, or with those it had left out; every other weight is its own."""
+    """Add initial weights of repeats to the saved SideNet, or remove them; every other weight is unchanged."""
     sidenet = SideNet(backbone, config)
     own = sidenet.state_dict()
     sidenet.load_state_dict(own | {name: weight for name, weight in saved.state_dict().items() if name in own})
@@ -126,17 +127,17 @@ def _load_sidenet(path: Path, sidenet: SideNet) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; copy or download it again") from error
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the backbone and config.json beside it: {error}") from error
+        raise CheckpointError(f"{path} does not fit the backbone and config.json next to it: {error}") from error
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """In half the bytes where that loses nothing, as for layers copied from a bfloat16 backbone."""
+    """Return the tensor in half the bytes where that is lossless, as for layers copied from a bfloat16 backbone."""
     halved = tensor.to(torch.bfloat16)
     return (halved if torch.equal(halved.to(tensor.dtype), tensor) else tensor).contiguous()
 
 
 def _save_backbone(folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
-    """The very files it was loaded from where they are at hand, so that their bits and their size stay."""
+    """Copy the backbone's original files where they are available, so that bits and size are preserved."""
     if backbone.folder is not None:
         if backbone.folder.resolve() == folder.resolve():
             return
@@ -155,7 +156,7 @@ def _check_digest(path: Path, found: str, expected: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what `config.json` of a model folder holds. Raises CheckpointError."""
+    """Return the content of a model folder's `config.json`. Raises CheckpointError."""
     return read_json(folder / CONFIG_FILE)
 
 

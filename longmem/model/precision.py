@@ -1,7 +1,7 @@
-"""Which type to compute in: bfloat16 where this machine is really faster with it and perplexity stays what it is.
+"""Selection of the compute dtype: bfloat16 where this machine is measurably faster and perplexity is unchanged.
 
-Both are measured, because neither follows from what a processor says it supports: some emulate bfloat16, and models
-differ in what its eight bits do to them.
+Both are measured, because neither follows from the processor's feature flags: some processors emulate bfloat16, and
+models differ in their sensitivity to its eight-bit significand.
 """
 
 from collections.abc import Iterator
@@ -20,53 +20,52 @@ from longmem.text.language_reference import language_reference
 from longmem.types import Document
 
 MIN_SPEEDUP = 1.5
-"""Of matrix products. With less, nothing else is worth measuring."""
+"""Smallest speed-up of matrix products that makes further measurements worthwhile."""
 MIN_GAIN = 1.1
-"""Of reading. With less, a job gains almost nothing and its numbers change."""
+"""Smallest speed-up of reading. Below it a job gains almost nothing and its numbers change."""
 MAX_CHANGE = 0.001
-"""Relative, of perplexity with memory."""
+"""Largest relative change of perplexity with memory."""
 SAMPLE_TOKENS = (4096, 32_768)
-"""Of the text: after so many, and each time that they have doubled, it is asked whether the change is known well
-enough; at most so many. A text like those that the model was trained on takes the first number, seconds for a small
-model."""
+"""First and largest number of text tokens of the comparison. The number doubles until the change is known precisely
+enough. A text similar to the training data needs the first number, which takes seconds for a small model."""
 PRODUCT_ROWS = 512
 INTERVAL = 1.96
-"""Standard errors to each side, for 95%."""
+"""Standard errors to each side, for a 95% interval."""
 
 
 @dataclass(frozen=True)
 class DtypeComparison:
-    """What computing in bfloat16 does to a text's first tokens."""
+    """Effect of computing in bfloat16 on the first tokens of a text."""
 
     document: str
     num_tokens: int
     relative: float
-    """Perplexity in bfloat16 over that in float32, less 1."""
+    """Perplexity in bfloat16 divided by that in float32, minus 1."""
     margin: float
-    """Half of the 95% interval of `relative`, from segments as independent draws; infinite for fewer than two."""
+    """Half width of the 95% interval of `relative`, with segments as independent draws; infinite for fewer than two."""
     gain: float
-    """Time of reading in float32 over that in bfloat16."""
+    """Time of reading in float32 divided by that in bfloat16."""
 
     @property
     def is_small(self) -> bool:
-        """Whether perplexity changes little, as far as one can see."""
+        """True if the measured change of perplexity is below `MAX_CHANGE`."""
         return abs(self.relative) < MAX_CHANGE
 
     @property
     def is_clear(self) -> bool:
-        """Neither end of what is small is in the interval."""
+        """True if neither limit, plus or minus `MAX_CHANGE`, is inside the interval."""
         return all(abs(self.relative - end) > self.margin for end in (-MAX_CHANGE, MAX_CHANGE))
 
 
 @dataclass(frozen=True)
 class DtypeChoice:
-    """What was chosen, and the figures that decided."""
+    """Chosen dtype and the measurements that decided."""
 
     dtype: Dtype
     speedup: float
-    """Time of a float32 matrix product over that of a bfloat16 one."""
+    """Time of a float32 matrix product divided by that of a bfloat16 one."""
     reading: DtypeComparison | None
-    """None where products had decided already."""
+    """Comparison of reading; None where the matrix products were decisive."""
 
     def __str__(self) -> str:
         speed = f"matrix products in bfloat16 are {self.speedup:.2f} times as fast here"
@@ -81,8 +80,10 @@ class DtypeChoice:
 
 
 def choose_dtype(source: ModelSource, sample: Document | None = None) -> DtypeChoice:
-    """Measured here, on the device of `source`, with the sample or the language reference. Raises ModelError and its
-    kinds, ConfigError, DocumentError, NumericError."""
+    """Choose by measurement on the device of `source`, with the sample or the language reference.
+
+    Raises ModelError and its kinds, ConfigError, DocumentError, NumericError.
+    """
     speedup = bfloat16_speedup(source.device)
     if speedup < MIN_SPEEDUP:
         return DtypeChoice("float32", speedup, None)
@@ -92,7 +93,8 @@ def choose_dtype(source: ModelSource, sample: Document | None = None) -> DtypeCh
 
 
 def bfloat16_speedup(device: str = "cpu") -> float:
-    """Time of a float32 product over that of a bfloat16 one; the best of several, with the threads that torch has."""
+    """Return the time of a float32 product divided by that of a bfloat16 one: best of several, with torch's thread
+    count."""
 
     def best_s(dtype: torch.dtype) -> float:
         layer = nn.Linear(PRODUCT_ROWS, PRODUCT_ROWS, bias=False, dtype=dtype, device=device)
@@ -101,7 +103,7 @@ def bfloat16_speedup(device: str = "cpu") -> float:
         times = []
         for _ in range(6):
             start = perf_counter()
-            # reading one number waits for a GPU
+            # transferring one number waits for the GPU
             layer(rows)[0, 0].item()
             times.append(perf_counter() - start)
         return min(times)
@@ -111,7 +113,7 @@ def bfloat16_speedup(device: str = "cpu") -> float:
 
 
 def compare_reading(source: ModelSource, sample: Document) -> DtypeComparison:
-    """Read the sample in both types, side by side, until the change is clear or there are no more tokens."""
+    """Read the sample in both dtypes, interleaved, until the change is clear or no tokens are left."""
     next_look, most = SAMPLE_TOKENS
     sequence = source.open_tokenizer().sequence(sample.text)[: most + 1]
     exact, rounded = (_Reading(replace(source, dtype=dtype), sequence) for dtype in ("float32", "bfloat16"))
@@ -126,7 +128,7 @@ def compare_reading(source: ModelSource, sample: Document) -> DtypeComparison:
 
 
 class _Reading:
-    """Log-probabilities, segment by segment, and how long they took."""
+    """Log-probabilities of each segment, and the time they took."""
 
     def __init__(self, source: ModelSource, sequence: np.ndarray) -> None:
         self._segments = score_segments(source.open(), sequence)
@@ -141,7 +143,7 @@ class _Reading:
 
 
 def _compared(document: str, losses: list[np.ndarray], exact: _Reading, rounded: _Reading) -> DtypeComparison:
-    """`losses`: of each segment, nats that each token loses."""
+    """Compare both readings. `losses` holds, for each segment, the nats that each token loses."""
     of_tokens = np.concatenate(losses)
     means = np.array([loss.mean() for loss in losses if len(loss)])
     return DtypeComparison(

@@ -1,4 +1,4 @@
-"""Where a model is and how to open it: small enough to send to every worker, which then opens its own copy."""
+"""Location of a model and options to open it: small enough to send to every worker, which then opens its own copy."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,55 +8,55 @@ from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.errors import ConfigError
-from longmem.kv_format import token_bytes
 from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
 from longmem.model.longmem import LongMem
+from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
 
 REFERENCE_MODEL = Path(__file__).parents[1] / "reference_model"
-"""The model that ships with the package."""
+"""Folder of the model that ships with the package."""
 
 
 def reference_settings(*names: str) -> dict[str, Any]:
-    """Fields of the reference model's configuration."""
+    """Return fields of the reference model's configuration."""
     config = read_config(REFERENCE_MODEL)["longmem"]
     return {name: config[name] for name in names}
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a job needs to know of its model without holding it."""
+    """Properties of a model that a job needs without loading it."""
 
     name: str
     family: str
     trained: bool
     num_parameters: int
-    """Of backbone and SideNet, shared ones once."""
+    """Number of parameters of backbone and SideNet; shared ones count once."""
     fingerprint: Fingerprint
     sidenet: str
     """Hash of the SideNet's weights as loaded."""
     segment_bytes: int
-    """Taps and block of one full segment: what an encoded segment occupies until it is scored and stored."""
+    """Bytes of taps and block of one full segment, held by an encoded segment until it is scored and stored."""
     settings: dict[str, Any]
-    """The resolved LongMemConfig."""
+    """Fields of the resolved LongMemConfig."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A LongMem folder, or a plain Hugging Face backbone (then with a new, untrained SideNet)."""
+    """Source of a LongMem folder, or of a plain Hugging Face backbone (then with a new, untrained SideNet)."""
 
     source: str
     dtype: Dtype = "float32"
     device: str = "cpu"
     search: str = "auto"
-    """Search engine; a job that runs on several machines names one, so that all of them use it."""
+    """Search engine; a job on several machines names one, so that all of them use it."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of LongMemConfig to set or replace."""
     adapter: str | None = None
     """Folder of a PEFT adapter to merge into a plain backbone."""
 
     def on_gpu(self) -> "ModelSource":
-        """The same model, to be opened on the worker's GPU."""
+        """Return a source of this model that opens it on the worker's GPU."""
         return replace(self, device="cuda")
 
     def open(self) -> LongMem:
@@ -76,7 +76,7 @@ class ModelSource:
         )
 
     def open_tokenizer(self) -> Tokenizer:
-        """Only the tokenizer: a driver cuts documents into segments without loading weights."""
+        """Open only the tokenizer, so that a driver can cut documents into segments without loading weights."""
         checkpoint = is_checkpoint(self.source)
         folder = Path(self.source) / BACKBONE_FOLDER if checkpoint else self.source
         saved = read_config(Path(self.source))["longmem"] if checkpoint else {}
@@ -86,7 +86,7 @@ class ModelSource:
 
 
 def refuse_adapter(source: str, adapter: str | None) -> None:
-    """Raise ConfigError for an adapter to a LongMem folder: its SideNet was trained on the backbone without it."""
+    """Raise ConfigError for an adapter to a LongMem folder, whose SideNet was trained on the backbone without it."""
     if adapter is not None:
         backbone = Path(source) / BACKBONE_FOLDER
         raise ConfigError(
@@ -96,7 +96,7 @@ def refuse_adapter(source: str, adapter: str | None) -> None:
 
 
 def describe(model: LongMem) -> ModelDescription:
-    """Facts about a loaded model."""
+    """Return the description of a loaded model."""
     config, shape = model.config, model.backbone.shape
     num_parts = len(model.sidenet.layers) + 1
     compute_bytes = model.backbone.dtype.itemsize

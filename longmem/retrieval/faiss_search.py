@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from longmem.retrieval import ivf_index
 from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
-from longmem.retrieval.ivf_index import KeyCells
+from longmem.retrieval.ivf_index import Cells, KeyCells, nearest_means
 from longmem.retrieval.low_rank_bound import KeySketch
 
 ITERATIONS = 10
@@ -29,6 +30,17 @@ def cluster_means(keys: Float[Tensor, "chunks dim"], num_cells: int) -> Float32[
     )
     clustering.train(np.ascontiguousarray(keys.float().cpu().numpy()))
     return torch.tensor(clustering.centroids).to(keys.device)
+
+
+def make_cells(keys: Float[Tensor, "index_heads chunks index_dim"]) -> Cells:
+    """Cluster the chunk keys of a stretch.
+
+    The result is reproducible for the same kind of CPU and the same number of threads.
+    """
+    num_cells = max(1, keys.shape[1] // ivf_index.CELL_CHUNKS)
+    means = torch.stack([cluster_means(head_keys, num_cells) for head_keys in keys])
+    parts = keys.split(ivf_index.ASSIGNED_CHUNKS, dim=1)
+    return Cells(means, torch.cat([nearest_means(part, means) for part in parts], dim=1))
 
 
 class FaissSearch(AbstractChunkSearch):

@@ -59,7 +59,7 @@ class Cells:
     def with_keys(self, first: int, keys: Float[Tensor, "index_heads changed index_dim"]) -> "Cells":
         """The same cells after some chunks were given other keys."""
         cell_of = self.cell_of.clone()
-        cell_of[:, first : first + keys.shape[1]] = _nearest(keys, self.means)
+        cell_of[:, first : first + keys.shape[1]] = nearest_means(keys, self.means)
         return Cells(self.means, cell_of)
 
 
@@ -103,17 +103,7 @@ def cover(start_token: int, end_token: int) -> list[tuple[int, int]]:
     return covered
 
 
-def make_cells(keys: Float[Tensor, "index_heads chunks index_dim"]) -> Cells:
-    """Cluster the chunk keys of a stretch. The same keys give the same cells, on one kind of CPU and with one number of
-    threads."""
-    from longmem.retrieval.faiss_search import cluster_means
-
-    num_cells = max(1, keys.shape[1] // CELL_CHUNKS)
-    means = torch.stack([cluster_means(of_head, num_cells) for of_head in keys])
-    return Cells(means, torch.cat([_nearest(part, means) for part in keys.split(ASSIGNED_CHUNKS, dim=1)], dim=1))
-
-
-def _nearest(
+def nearest_means(
     keys: Float[Tensor, "index_heads chunks index_dim"], means: Float32[Tensor, "index_heads cells index_dim"]
 ) -> Int64[Tensor, "index_heads chunks"]:
     """By Euclidean distance; of equal ones the first."""

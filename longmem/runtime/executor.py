@@ -1,10 +1,10 @@
-"""The protocol that runs stages: in this process (here), or on a cluster (`actors.executor.ray_executor`).
+"""Executor protocol that runs stages: in this process (here), or on a cluster (`actors.executor.ray_executor`).
 
-A segment passes three stages. `encode` does all that needs no memory, `put` writes the block, `score` reads the
-memory. What is encoded never passes through the caller: the executor holds it, by segment, until `release`. Only
-receipts come back: log-probabilities and statistics, a few kilobytes per segment.
+A segment passes three stages. `encode` does all work that needs no memory, `put` writes the block, `score` reads the
+memory. Encoded data never pass through the caller: the executor holds them, by segment, until `release`. The caller
+receives only receipts: log-probabilities and statistics, a few kilobytes per segment.
 
-A request is answered as a whole by one worker that holds the whole model, and writes nothing.
+A request is answered as a whole by one worker that holds the whole model. It writes nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from longmem.errors import LongMemError
-from longmem.memory.window_cache import WindowCache
+from longmem.memory.context import windows_of
+from longmem.memory.window_cache import MAX_WINDOW_BYTES
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, describe
-from longmem.runtime.requests import Memories, Request
+from longmem.runtime.requests import Request
 from longmem.stages import STAGES, Stage
 from longmem.store.base import AbstractMemoryStore, check_fingerprint, put_each
 from longmem.system.allocator import in_pages
@@ -44,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EncodeReceipt:
-    """What the caller learns of an encoded segment."""
+    """Summary of an encoded segment for the caller."""
 
     backbone_logprobs: Float32[np.ndarray, " targets"]
     num_bytes: int
@@ -59,12 +60,12 @@ class Completion:
     result: EncodeReceipt | PutReceipt | SegmentScore | None
     error: LongMemError | None
     busy_s: float
-    """Seconds that a worker computed, without queueing."""
+    """Seconds of computation in a worker, without queueing."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The end of a request, by the number that `ask` gave it: a result, or the error that ended it."""
+    """Outcome of the request that `ask` numbered: a result, or the error that ended it."""
 
     number: int
     result: Any
@@ -77,7 +78,7 @@ EventKind = Literal["lost", "back", "retry", "stalled", "killed", "encoded again
 
 @dataclass(frozen=True)
 class ExecutorEvent:
-    """Something that an operator should know of, and that changes no result."""
+    """Event of interest to an operator that changes no result."""
 
     kind: EventKind
     message: str
@@ -87,54 +88,60 @@ class ExecutorEvent:
 
 
 class AbstractExecutor(ABC):
-    """Runs tasks at most `slots(stage)` ahead; completions come in any order, each task exactly once."""
+    """Executor of tasks, at most `slots(stage)` ahead. Completions come in any order, each task exactly once."""
 
     @abstractmethod
     def describe(self) -> ModelDescription:
-        """The model that the workers hold."""
+        """Return the description of the model that the workers hold."""
 
     @abstractmethod
     def slots(self, stage: Stage) -> int:
-        """How many more tasks of a stage may be submitted now without queueing where no worker needs them yet."""
+        """Return how many more tasks of a stage may be submitted now without queueing ahead of demand."""
 
     @abstractmethod
     def submit(self, stage: Stage, segment: Segment) -> None:
-        """Start a task. `put` and `score` need the segment's `encode` to have completed, and `score` its past to
-        have been stored."""
+        """Start a task. `put` and `score` require that the segment's `encode` has completed; `score` also requires that
+        its past is stored."""
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:  # noqa: B027 - in one process it is of no use
-        """So many segments are encoded and still to be scored, and at most `num_left` are still to be submitted for
-        encoding (None: nobody knows). Changes who works on what, no result."""
+    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:  # noqa: B027 - unused in one process
+        """Give the executor the current backlog, used only for load balancing; does not affect results.
+
+        Args:
+            unscored_segments: segments that are encoded and not scored yet.
+            num_left: upper bound of segments still to be submitted for encoding, or None if unknown.
+        """
 
     @abstractmethod
     def ask(self, request: Request) -> int:
-        """Start a request, in a slot of stage `encode`; returns its number. Documents that it reads must be stored."""
+        """Start a request in a slot of stage `encode` and return its number. Documents that it reads must be stored."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> list[Completion]:
-        """Completions, at least one unless a request was answered, nothing is running or the time is over. Errors of
-        one task are in its completion; an error of the executor itself (ClusterError) is raised."""
+        """Return completions: at least one unless a request was answered, nothing is running or the timeout has passed.
+
+        The error of one task is in its completion. An error of the executor itself (ClusterError) is raised.
+        """
 
     @abstractmethod
     def answers(self) -> list[Answer]:
-        """Requests that ended since the last call, in any order, each exactly once."""
+        """Return the requests that ended since the last call, in any order, each exactly once."""
 
     def events(self) -> list[ExecutorEvent]:
-        """What happened to workers since the last call."""
+        """Return the worker events since the last call."""
         return []
 
     @abstractmethod
     def release(self, segment: Segment) -> None:
-        """Drop the block and all else of a segment that needs no further stage."""
+        """Free the block and all other data of a segment that needs no further stage."""
 
     @abstractmethod
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
-        """What the store already holds of a document."""
+        """Return the segments of a document that the store already holds."""
 
     @abstractmethod
     def trim(self, key: DocumentKey, first_segment: int) -> None:
-        """Remove a document's segments below `first_segment` from the store: no segment that is still to be scored
-        may read them."""
+        """Remove a document's segments below `first_segment` from the store. No segment still to be scored may read
+        them."""
 
     @abstractmethod
     def forget(self, key: DocumentKey) -> None:
@@ -142,7 +149,7 @@ class AbstractExecutor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the workers. Work in flight is lost, what was stored is not."""
+        """Stop the workers. Tasks in flight are lost, stored blocks are kept."""
 
     def __enter__(self) -> "AbstractExecutor":
         return self
@@ -154,32 +161,23 @@ class AbstractExecutor(ABC):
 
 
 PUT_SEGMENTS = 8
-"""Segments that are put at a time, fewer where there is nothing else to do: a commit costs the same for all of them,
-and each waits for the later ones in memory. With 1, 4, 8 and 16 a segment costs 25, 9, 4.5 and 4 ms of CPU, written and
-read."""
+"""Segments per put, fewer when no other task is runnable. A commit costs the same for all of them, and each waits in
+memory for the later ones. With 1, 4, 8 and 16 a segment costs 25, 9, 4.5 and 4 ms of CPU, written and read."""
 
 
 class InlineExecutor(AbstractExecutor):
-    """Everything in the caller's process: no Ray, the same numbers. Models run in the caller's thread, puts in one of
-    their own, so that no model waits for the disk.
+    """Executor that runs everything in the caller's process: no Ray, equal results.
 
-    Raises FingerprintError when the store was written by another model.
+    Models run in the caller's thread, puts in a thread of their own, so that no model waits for the disk. Raises
+    FingerprintError when the store was written by another model.
     """
 
-    def __init__(self, model: LongMem, store: AbstractMemoryStore, *, window_bytes: int = 2**30) -> None:
+    def __init__(self, model: LongMem, store: AbstractMemoryStore, *, window_bytes: int = MAX_WINDOW_BYTES) -> None:
         check_fingerprint(store.fingerprint(), model.fingerprint)
         self._model = model
         self._store = store
-        self._windows = WindowCache(
-            store,
-            model.config.segment_tokens,
-            model.config.memory_tokens,
-            window_bytes,
-            model.backbone.device,
-            model.key_space,
-        )
-        self._memories = Memories(store, self._windows)
-        # late stages first: they free what early stages fill
+        self._windows = windows_of(model, store, window_bytes)
+        # late stages first: they free the data that early stages hold
         self._queues: dict[Stage, deque[Segment]] = {"score": deque(), "encode": deque()}
         self._requests: deque[tuple[int, Request]] = deque()
         self._num_requests = 0
@@ -229,7 +227,7 @@ class InlineExecutor(AbstractExecutor):
             self._putting = self._writer.submit(self._put, self._being_put)
 
     def _written(self, timeout_s: float) -> list[Completion]:
-        """Puts that have ended, after waiting for them."""
+        """Wait for puts and return those that have ended."""
         putting = self._putting
         if putting is None or not wait_for([putting], timeout_s).done:
             return []
@@ -255,7 +253,7 @@ class InlineExecutor(AbstractExecutor):
         start = perf_counter()
         result, error = None, None
         try:
-            result = request.answer(self._model, self._memories)
+            result = request.answer(self._model, self._windows)
         except LongMemError as caught:
             error = caught
         self._answers.append(Answer(number, result, error, perf_counter() - start))
@@ -278,7 +276,7 @@ class InlineExecutor(AbstractExecutor):
 
     def _encode(self, segment: Segment) -> EncodeReceipt:
         encoded = self._model.encode(segment)
-        # it stays until it is scored, and its block for as long as a store keeps it at hand
+        # kept until it is scored; its block is kept as long as the store caches it
         block = replace(encoded.block, keys=in_pages(encoded.block.keys), values=in_pages(encoded.block.values))
         encoded = replace(encoded, block=block, state=in_pages(encoded.state))
         self._encoded[segment.key, segment.index] = encoded

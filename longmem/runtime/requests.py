@@ -7,44 +7,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from longmem.memory.view import MemoryView
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.scoring.batch import Item, ItemScore, score_items
 from longmem.scoring.generate import complete
-from longmem.store.base import AbstractBlockSource
-from longmem.types import DocumentKey, SegmentInfo
-
-
-class Memories:
-    """Stored documents as one worker reads them: a document's blocks are fetched once, for all requests."""
-
-    def __init__(self, source: AbstractBlockSource, windows: WindowCache) -> None:
-        self.source = source
-        self._windows = windows
-        self._checksums: dict[DocumentKey, str] = {}
-
-    def whole(self, last: SegmentInfo | None) -> MemoryView | None:
-        """All of the document that ends with this block, its newest `memory_tokens` positions at most.
-
-        Raises MissingBlockError when the store lacks a block, CorruptionError when one is damaged.
-        """
-        if last is None:
-            return None
-        if self._checksums.get(last.key) != last.checksum:
-            # deleted and written again since it was read
-            self._windows.forget(last.key)
-        view = self._windows.whole(last.key, [last])
-        self._checksums[last.key] = last.checksum
-        return view
+from longmem.types import SegmentInfo
 
 
 class Request(ABC):
-    """Travels to a worker; `str` says what it is, for messages."""
+    """Work that travels to a worker; `str` names it in messages."""
 
     @abstractmethod
-    def answer(self, model: LongMem, memories: Memories) -> Any:
-        """Raises LongMemError for what the user can fix."""
+    def answer(self, model: LongMem, windows: WindowCache) -> Any:
+        """Return the result; stored documents are read through `windows`, which the worker keeps between requests.
+
+        Raises LongMemError for what the user can fix.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,9 +33,9 @@ class ItemsRequest(Request):
     """The last block of the document that is read; None for no memory."""
     items: tuple[Item, ...]
 
-    def answer(self, model: LongMem, memories: Memories) -> list[ItemScore]:
-        """Raises what `score_items` and `Memories.whole` raise."""
-        return score_items(model, self.items, [memories.whole(self.memory)] * len(self.items))
+    def answer(self, model: LongMem, windows: WindowCache) -> list[ItemScore]:
+        """Raise what `score_items` and `WindowCache.whole` raise."""
+        return score_items(model, self.items, [windows.whole(self.memory)] * len(self.items))
 
     def __str__(self) -> str:
         return f"scores of {len(self.items)} items after {self.memory.key if self.memory else 'nothing'}"
@@ -73,9 +51,9 @@ class CompletionsRequest(Request):
     until: str
     """Text at which a continuation ends."""
 
-    def answer(self, model: LongMem, memories: Memories) -> list[str]:
-        """Raises what `complete` and `Memories.whole` raise."""
-        view = memories.whole(self.memory)
+    def answer(self, model: LongMem, windows: WindowCache) -> list[str]:
+        """Raise what `complete` and `WindowCache.whole` raise."""
+        view = windows.whole(self.memory)
         return [complete(model, prompt, view, self.max_new_tokens, self.until) for prompt in self.prompts]
 
     def __str__(self) -> str:

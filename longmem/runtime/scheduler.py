@@ -1,4 +1,4 @@
-"""Which segment may do what, when: the whole concurrency logic of a job, with no I/O and no clock.
+"""Segment scheduler: decides which stage of which segment may start. The whole concurrency logic, without I/O or clock.
 
 Life of one segment:
 
@@ -6,9 +6,9 @@ Life of one segment:
                            └──score (once every segment of its window is stored)──► scored ┘──► done
 
 A segment is encoded when there is credit for the bytes it will hold; the credit returns when it is done. Segments of
-one document are encoded and scored in ascending order of readiness, by as many workers as there are. Since a score
-waits only for earlier segments of its own document, there is no cycle to wait in, and the order in which tasks finish
-cannot change what is read.
+one document are encoded and scored in ascending order of readiness, by as many workers as are available. A score waits
+only for earlier segments of its own document, so deadlock is impossible. The order in which tasks finish does not
+change any result.
 """
 
 from collections import deque
@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from longmem.errors import ConflictError
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.runtime.executor import STAGES, Stage
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on encoded segments that are not done yet; reaching one stops encoding until readers catch up."""
+    """Limits on encoded segments that are not done yet; reaching one pauses encoding until the readers catch up."""
 
     max_in_flight_segments: int
     max_in_flight_bytes: int
@@ -32,21 +33,21 @@ class Limits:
 class _DocumentState:
     segments: list[Segment]
     to_score: set[int]
-    """Not yet scored."""
+    """Segments not scored yet."""
     stored: set[int]
     to_encode: deque[int]
     running: set[tuple[Stage, int]] = field(default_factory=set)
     encoded: set[int] = field(default_factory=set)
-    """Encoded in this run and still held by the executor."""
+    """Segments encoded in this run and still held by the executor."""
     score_queue: deque[int] = field(default_factory=deque)
     put_queue: deque[int] = field(default_factory=deque)
     lowest: int = 0
-    """No segment below it is still to be scored."""
+    """Lower bound of `to_score`: every segment below it is scored."""
     failed: bool = False
 
 
 class SegmentScheduler:
-    """Decides the next tasks of all admitted documents; the caller runs them and reports back."""
+    """Scheduler of all admitted documents: selects the next tasks, which the caller runs and reports back."""
 
     def __init__(
         self,
@@ -57,29 +58,30 @@ class SegmentScheduler:
         write: bool,
         keep: bool = True,
     ) -> None:
-        """`write`: whether blocks are put at all (a job without memory that keeps none writes nothing).
+        """Start without documents.
 
-        `keep`: whether the whole memory is wanted; else only blocks that a segment still to be scored may read.
+        Args:
+            write: True if blocks are put at all (a job without memory that keeps none writes nothing).
+            keep: True if the whole memory is kept; else only blocks that a segment still to be scored may read are put.
         """
         self._limits = limits
         self._segment_bytes = segment_bytes
-        self._segment_tokens = segment_tokens
-        self._memory_tokens = memory_tokens
+        self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._write = write
         self._keep = keep
         self._documents: dict[DocumentKey, _DocumentState] = {}
 
     def add_document(self, segments: list[Segment], scored: set[int], stored: set[int]) -> bool:
-        """Admit a document, some of whose segments may be scored or stored already (a resumed job, a kept memory).
+        """Admit a document; some segments may be scored or stored already (a resumed job, a kept memory).
 
-        Returns False when nothing is left to do for it.
+        Returns False when the document has no work left.
         """
         key = segments[0].key
         assert key not in self._documents, f"{key} was admitted twice"
         to_score = {segment.index for segment in segments} - scored
         to_store = {segment.index for segment in segments} - stored if self._write else set()
         if not self._keep:
-            first = self._window_start(min(to_score)) if to_score else len(segments)
+            first = self._window.segments_before(min(to_score)).start if to_score else len(segments)
             to_store = {index for index in to_store if index >= first}
         to_encode = deque(index for index in range(len(segments)) if index in to_score or index in to_store)
         if not to_encode:
@@ -88,15 +90,15 @@ class SegmentScheduler:
         return True
 
     def first_needed(self, key: DocumentKey) -> int:
-        """No segment of an admitted document that is still to be scored reads one below this."""
+        """Return the lowest segment that a segment of this admitted document still to be scored may read."""
         document = self._documents[key]
         while document.lowest < len(document.segments) and document.lowest not in document.to_score:
             document.lowest += 1
-        return self._window_start(document.lowest)
+        return self._window.segments_before(document.lowest).start
 
     @property
     def num_in_flight(self) -> int:
-        """Segments that hold, or are about to hold, encoded data."""
+        """Number of segments that hold, or are about to hold, encoded data."""
         return sum(
             len(document.encoded) + sum(stage == "encode" for stage, _ in document.running)
             for document in self._documents.values()
@@ -108,12 +110,12 @@ class SegmentScheduler:
 
     @property
     def lag_segments(self) -> int:
-        """Segments that are encoded and not scored yet: how far readers are behind encoders."""
+        """Number of segments that are encoded and not scored yet: the backlog of the readers."""
         return sum(len(document.encoded & document.to_score) for document in self._documents.values())
 
     @property
     def num_waiting(self) -> int:
-        """Segments of admitted documents whose encoding has not begun."""
+        """Number of segments of admitted documents whose encoding has not begun."""
         return sum(len(document.to_encode) for document in self._documents.values())
 
     @property
@@ -121,7 +123,7 @@ class SegmentScheduler:
         return list(self._documents)
 
     def queue_depth(self, stage: Stage) -> int:
-        """Tasks of a stage that are running or could run."""
+        """Return the number of tasks of a stage that are running or could run."""
         waiting = {
             "encode": self.num_waiting,
             "put": sum(len(document.put_queue) for document in self._documents.values()),
@@ -131,7 +133,7 @@ class SegmentScheduler:
         return waiting[stage] + running
 
     def start(self, slots: Callable[[Stage], int]) -> Iterator[tuple[Stage, Segment]]:
-        """Take tasks that may start now, as long as `slots(stage)` of the executor allows; later stages first."""
+        """Take tasks that may start now, up to `slots(stage)` of the executor; later stages first."""
         for stage in reversed(STAGES):
             for document in self._documents.values():
                 while slots(stage) > 0 and (index := self._next(stage, document)) is not None:
@@ -146,29 +148,21 @@ class SegmentScheduler:
         if stage == "put":
             return document.put_queue.popleft() if document.put_queue else None
         for index in document.score_queue:
-            if self._past_is_stored(document, index):
+            if all(past in document.stored for past in self._window.segments_before(index)):
                 document.score_queue.remove(index)
                 return index
         return None
 
     def _has_credit(self) -> bool:
         held = self.num_in_flight
-        # one segment may always run, or a limit below one segment's size would stop the job for ever
+        # one segment may always run: a limit below one segment's size would otherwise block the job
         return held == 0 or (
             held < self._limits.max_in_flight_segments
             and (held + 1) * self._segment_bytes <= self._limits.max_in_flight_bytes
         )
 
-    def _past_is_stored(self, document: _DocumentState, index: int) -> bool:
-        first = self._window_start(index)
-        return self._memory_tokens == 0 or all(past in document.stored for past in range(first, index))
-
-    def _window_start(self, index: int) -> int:
-        """First segment that the window of segment `index` reaches into."""
-        return max(0, index * self._segment_tokens - self._memory_tokens) // self._segment_tokens
-
     def finish(self, stage: Stage, segment: Segment) -> list[Segment]:
-        """Report that a task ended well; returns segments whose encoded data are no longer needed."""
+        """Report that a task succeeded; returns segments whose encoded data are no longer needed."""
         document = self._documents[segment.key]
         document.running.remove((stage, segment.index))
         if stage == "encode":
@@ -185,12 +179,12 @@ class SegmentScheduler:
         return self._released(document)
 
     def fail(self, stage: Stage, segment: Segment) -> list[Segment]:
-        """Report that a task ended with an error: nothing more of its document is started."""
+        """Report that a task failed: no further task of its document is started."""
         self._documents[segment.key].running.remove((stage, segment.index))
         return self.cancel(segment.key)
 
     def cancel(self, key: DocumentKey) -> list[Segment]:
-        """Start nothing more of a document, which then counts as failed; what runs is still to be reported."""
+        """Stop starting tasks of a document and mark it failed; its running tasks must still be reported."""
         document = self._documents[key]
         document.failed = True
         document.to_encode.clear()
@@ -205,7 +199,7 @@ class SegmentScheduler:
         return done
 
     def remove_finished(self) -> list[tuple[DocumentKey, bool]]:
-        """Take out documents of which nothing runs or waits, as (key, failed)."""
+        """Remove documents without running or waiting tasks and return them as (key, failed)."""
         done = [
             (key, document.failed)
             for key, document in self._documents.items()
@@ -217,9 +211,9 @@ class SegmentScheduler:
 
 
 def stored_segments(infos: list[SegmentInfo], segments: list[Segment]) -> set[int]:
-    """Segments that the store already holds, from a kept memory or an interrupted job.
+    """Return the indices of segments that the store already holds, from a kept memory or an interrupted job.
 
-    Raises ConflictError when what it holds under this name is not this text.
+    Raises ConflictError when the stored document of this name has a different text.
     """
     for info in infos:
         if info.segment >= len(segments) or info.tokens_checksum != segments[info.segment].tokens_checksum():

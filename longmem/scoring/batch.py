@@ -19,10 +19,9 @@ from torch import Tensor
 from longmem.dtypes import to_array
 from longmem.errors import DocumentError
 from longmem.memory.view import MemoryView
-from longmem.model.longmem import LongMem, require_finite
+from longmem.model.forward import SegmentModel, require_finite
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.readers import RetrievedMemory
-from longmem.sidenet.sidenet import SideNetInput, start_state
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward: enough that a small model's matrix products fill a core's vector units."""
@@ -83,7 +82,7 @@ class ItemScore:
 
 
 def score_items(
-    model: LongMem, items: Sequence[Item], views: Sequence[MemoryView | None], batch_tokens: int = BATCH_TOKENS
+    model: SegmentModel, items: Sequence[Item], views: Sequence[MemoryView | None], batch_tokens: int = BATCH_TOKENS
 ) -> list[ItemScore]:
     """Scores in the order of the items; item i reads `views[i]`. Rows that share a view share one search.
 
@@ -129,20 +128,20 @@ def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | None]) -> list[ItemScore]:
+def _score_batch(model: SegmentModel, items: list[Item], views: list[MemoryView | None]) -> list[ItemScore]:
     width = max(item.num_read for item in items)
     tokens = torch.zeros((len(items), width), dtype=torch.long)
     for row, item in enumerate(items):
         tokens[row, : item.num_read] = torch.from_numpy(item.tokens[:-1].astype(np.int64))
-    config, backbone = model.config, model.backbone
+    backbone = model.backbone
     # what needs no memory is done once for all views
     different, row_of = torch.unique(tokens, dim=0, return_inverse=True)
-    encoded = backbone.forward(different, model.sidenet.memory_layer, config.layer_reduction)
-    state = model.sidenet.prepare(different, start_state(encoded.taps))
-    row_of = row_of.to(backbone.device)
+    encoded = model.run_backbone(different)
     # keys are not rounded to the stored type, as nothing is stored: rounding would turn the last bit of a sum, which
     # depends on the batch, into a difference of 1e-4 nats
-    given = SideNetInput(tokens, state[:, row_of], encoded.keys[row_of], views)
+    once = model.sidenet_input(different, encoded, [None] * len(different), keys=encoded.keys)
+    row_of = row_of.to(backbone.device)
+    given = once.rows(row_of, views)
     alone = encoded.hidden[row_of]
     read = model.sidenet(given, model.search)
     scores = []
@@ -163,7 +162,7 @@ def _score_batch(model: LongMem, items: list[Item], views: list[MemoryView | Non
 
 
 def _target_scores(
-    model: LongMem, item: Item, hidden: Tensor, targets: Int[Tensor, " targets"], copies: Copies | None
+    model: SegmentModel, item: Item, hidden: Tensor, targets: Int[Tensor, " targets"], copies: Copies | None
 ) -> TargetScores:
     logprobs = model.backbone.target_logprobs(hidden, targets)
     if copies is not None:

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
-from longmem.kv_format import rounded
-from longmem.memory.past import AbstractPast, ContinuedPast, FixedPast, text_key
+from longmem.memory.context import FixedMemory, LocalMemory, SegmentMemory, text_key
 from longmem.memory.view import MemoryView
-from longmem.model.longmem import LongMem
-from longmem.sidenet.sidenet import SideNetInput, start_state
+from longmem.model.forward import SegmentModel
 from longmem.store.base import check_fingerprint
 from longmem.store.document import DocumentMemory
 from longmem.types import Segment
@@ -46,18 +44,18 @@ class Sampling:
 class Decoder:
     """Feeds tokens and gives the logits after the last one, keeping caches of the current segment."""
 
-    def __init__(self, model: LongMem, memory: DocumentMemory | None, past: AbstractPast | None = None) -> None:
-        """`past` takes the place of reading `memory` now."""
+    def __init__(self, model: SegmentModel, memory: DocumentMemory | None, source: SegmentMemory | None = None) -> None:
+        """`source` takes the place of reading `memory` now."""
         self._model = model
         self._key = text_key(memory)
-        self._past = past or ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
+        self._source = source or LocalMemory(model, memory)
         self._segment = 0
         self._start_segment()
 
     def _start_segment(self) -> None:
         self._backbone_cache: Any = self._model.backbone.new_cache()
         self._sidenet_cache = self._model.sidenet.new_cache()
-        self._view: MemoryView | None = self._past.view(self._segment)
+        self._view: MemoryView | None = self._source.view(self._segment)
         self._tokens: list[int] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -78,16 +76,9 @@ class Decoder:
 
     def _step(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
         model, batch = self._model, torch.tensor([tokens])
-        output = model.backbone.forward(
-            batch, model.sidenet.memory_layer, model.config.layer_reduction, self._backbone_cache
-        )
-        given = SideNetInput(
-            tokens=batch,
-            state=model.sidenet.prepare(batch, start_state(output.taps), self._sidenet_cache),
-            keys=rounded(output.keys, model.config.kv_dtype),
-            views=[self._view],
-            before=torch.tensor([self._tokens], dtype=torch.long),
-        )
+        output = model.run_backbone(batch, self._backbone_cache)
+        before = torch.tensor([self._tokens], dtype=torch.long)
+        given = model.sidenet_input(batch, output, [self._view], cache=self._sidenet_cache, before=before)
         self._tokens += tokens
         self._keys.append(output.keys[0])
         self._values.append(output.values[0])
@@ -100,7 +91,7 @@ class Decoder:
         tokens = np.asarray(self._tokens, dtype=np.int32)
         start = self._segment * self._model.config.segment_tokens
         segment = Segment(self._key, self._segment, start, tokens, tokens[1:])
-        self._past.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
+        self._source.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
         self._segment += 1
         self._start_segment()
 
@@ -108,7 +99,7 @@ class Decoder:
 class BackboneDecoder:
     """The backbone alone, which holds everything that it was fed in one context."""
 
-    def __init__(self, model: LongMem) -> None:
+    def __init__(self, model: SegmentModel) -> None:
         self._model = model
         self._cache: Any = model.backbone.new_cache()
 
@@ -116,14 +107,12 @@ class BackboneDecoder:
     def feed(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
         """Read one or more tokens; returns the logits of the token after them."""
         model = self._model
-        output = model.backbone.forward(
-            torch.tensor([tokens]), model.sidenet.memory_layer, model.config.layer_reduction, self._cache
-        )
+        output = model.run_backbone(torch.tensor([tokens]), self._cache)
         return model.backbone.logits(output.hidden[0, -1:])[0]
 
 
 def generate(
-    model: LongMem,
+    model: SegmentModel,
     prompt: str,
     memory: DocumentMemory | None = None,
     *,
@@ -170,7 +159,7 @@ def decode(
 
 
 def complete(
-    model: LongMem, prompt: Int32[np.ndarray, " tokens"], view: MemoryView | None, max_new_tokens: int, until: str
+    model: SegmentModel, prompt: Int32[np.ndarray, " tokens"], view: MemoryView | None, max_new_tokens: int, until: str
 ) -> str:
     """The most probable text after a prompt within one segment, up to `until`, which is left out.
 
@@ -182,7 +171,7 @@ def complete(
             f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} of {max_new_tokens} new ones in a "
             f"segment of {model.config.segment_tokens}: shorten it, or use longer segments"
         )
-    feed = Decoder(model, None, FixedPast(view)).feed
+    feed = Decoder(model, None, FixedMemory(view)).feed
     return decode(feed, prompt.tolist(), model.tokenizer, max_new_tokens, Sampling(), [until])
 
 

@@ -4,8 +4,8 @@
     ───────────────────────────────────────────────────────────┤ context ├ target ┤
                                                                 └─ one segment ────┘
 
-As much of the context as fits stands in the segment in front of the targets; what lies before it is memory. Targets
-longer than a segment are scored piece by piece, each with all that comes before it as its context.
+The end of the context shares a segment with the targets, as far as it fits; the earlier part is memory. Targets longer
+than a segment are scored in pieces, each with all preceding tokens as its context.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ from jaxtyping import Int32
 from longmem.errors import DocumentError
 from longmem.memory.context import ContextMemory
 from longmem.memory.view import MemoryView
-from longmem.model.longmem import LongMem
+from longmem.model.forward import SegmentModel
 from longmem.scoring.batch import BATCH_TOKENS, Item, ItemScore, score_items
 from longmem.types import KVBlock
 
 MAX_VIEWS, MAX_SHORT = 16, 512
-"""Pieces that are prepared together: those that may have a memory of their own each, and those that share one."""
+"""Pieces that are prepared together: at most `MAX_VIEWS` that may have own memories, or `MAX_SHORT` that share one."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens to read and, after them, tokens to score."""
+    """Context tokens to read, followed by target tokens to score."""
 
     name: str
     context: Int32[np.ndarray, " context"]
@@ -36,11 +36,11 @@ class Continuation:
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """All targets of a continuation together."""
+    """Score of all targets of a continuation together."""
 
     logprob: float
     greedy: bool
-    """Whether every target is the most probable token of the vocabulary."""
+    """True if every target is the most probable token of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,17 @@ class _Piece:
 
 
 class ContinuationScorer:
-    """Scores continuations in batches, with memory or as the backbone alone does (which sees one segment)."""
+    """Scorer of continuations in batches, with memory or under the backbone alone (which reads one segment)."""
 
     def __init__(
-        self, model: LongMem, *, memory: bool, document: Sequence[KVBlock] = (), batch_tokens: int = BATCH_TOKENS
+        self, model: SegmentModel, *, memory: bool, document: Sequence[KVBlock] = (), batch_tokens: int = BATCH_TOKENS
     ) -> None:
-        """`document`: blocks that every continuation reads before its own context. Without `memory` what does not fit
-        into a segment is not read at all."""
+        """Open a scorer.
+
+        Args:
+            document: blocks that every continuation reads before its own context.
+            memory: False to leave out all context that does not fit into a segment.
+        """
         self._model = model
         self._memory = memory
         self._document = document
@@ -66,11 +70,13 @@ class ContinuationScorer:
         self._last: tuple[bytes, MemoryView | None] | None = None
 
     def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, ContinuationScore]]:
-        """(index, score) of each continuation as it is done; the order of the requests changes no score.
+        """Yield (index, score) of each continuation as it is done; the order of the requests changes no score.
 
         Raises DocumentError for a continuation without context or targets, NumericError.
         """
-        pieces = [piece for index, each in enumerate(continuations) for piece in self._pieces(index, each)]
+        pieces = [
+            piece for index, continuation in enumerate(continuations) for piece in self._pieces(index, continuation)
+        ]
         left = np.bincount([piece.request for piece in pieces], minlength=len(continuations))
         done: dict[int, list[ItemScore]] = {}
         for group in self._groups(pieces):
@@ -96,8 +102,8 @@ class ContinuationScorer:
             yield _Piece(index, tokens[:start], Item(request.name, tokens[start:end], first - start))
 
     def _groups(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-        """Short pieces share one view and go together; those with a memory of their own a few at a time, equal ones
-        side by side."""
+        """Group short pieces, which share one view; group pieces with own memories a few at a time, equal ones
+        together."""
         short = [piece for piece in pieces if not self._memory or not len(piece.before)]
         long = [piece for piece in pieces if self._memory and len(piece.before)]
         for some, size in (
@@ -118,5 +124,6 @@ class ContinuationScorer:
     def _total(self, parts: list[ItemScore]) -> ContinuationScore:
         scores = [part.longmem if self._memory else part.backbone for part in parts]
         return ContinuationScore(
-            logprob=float(sum(score.total for score in scores)), greedy=all(bool(each.greedy.all()) for each in scores)
+            logprob=float(sum(score.total for score in scores)),
+            greedy=all(bool(score.greedy.all()) for score in scores),
         )

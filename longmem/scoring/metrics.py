@@ -4,10 +4,10 @@ Nats are negative natural-log probabilities. Perplexity is `exp(nats / units)`; 
 denominator changes, so models with different tokenizers can be compared (PG-19 convention: Rae et al. 2020,
 "Compressive Transformers", arXiv 1911.05507, §4.1).
 
-Intervals are percentile bootstrap over segments (Efron and Tibshirani 1993, "An Introduction to the Bootstrap",
-chapter 13): how much the figure would move if other segments of the same kind had been scored. LongMem and its
-backbone are compared on the *same* resamples, because what makes a segment hard is hard for both: the interval of
-the change is far narrower than those of the two perplexities.
+Intervals are percentile bootstrap over segments (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter
+13): the variation of the figure if other segments of this kind had been scored. LongMem and its backbone are compared
+on the *same* resamples, because the difficulty of a segment is common to both. So the interval of the change is far
+narrower than those of the two perplexities.
 """
 
 import math
@@ -33,8 +33,10 @@ class SegmentNats:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval. None stands for what has no finite value, since JSON has no NaN or infinity:
-    `value` without a unit to divide by or beyond the range of a float, `low` and `high` also for one segment."""
+    """A figure and its 95 % interval; None where no finite value exists, since JSON has no NaN or infinity.
+
+    `value` is None without a unit to divide by or beyond the range of a float; `low` and `high` also for one segment.
+    """
 
     value: float | None
     low: float | None
@@ -43,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The same figure with memory and without."""
+    """One figure with memory and without."""
 
     longmem: Interval
     backbone: Interval
@@ -59,7 +61,7 @@ class BitsPerByte:
 
 @dataclass(frozen=True)
 class Perplexities:
-    """All headline figures of a job."""
+    """Headline figures of a job."""
 
     token: PairedComparison
     word: PairedComparison
@@ -70,10 +72,10 @@ class Perplexities:
 
 
 def compute_perplexities(segments: Sequence[SegmentNats], num_words: int, num_bytes: int) -> Perplexities:
-    """All perplexities of the scored segments, whose texts have `num_words` words and `num_bytes` UTF-8 bytes.
+    """Return all perplexities of the scored segments, whose texts have `num_words` words and `num_bytes` UTF-8 bytes.
 
-    Values do not depend on the order of the segments. Intervals depend on it within bootstrap noise: give segments
-    in a fixed order to get the same intervals again.
+    Values do not depend on the order of the segments. Intervals depend on it within bootstrap noise: a fixed order of
+    the segments reproduces them.
     """
     # a document's last segment can be a lone token with nothing to predict; resamples of only those have no mean
     scored = [segment for segment in segments if segment.num_tokens > 0]
@@ -100,10 +102,10 @@ def compute_perplexities(segments: Sequence[SegmentNats], num_words: int, num_by
 
 
 def _resample(segments: Sequence[SegmentNats]) -> Float64[np.ndarray, "resamples two"]:
-    """Nats per token (LongMem, backbone) of every resample; no rows for fewer than two segments.
+    """Return nats per token (LongMem, backbone) of every resample; no rows for fewer than two segments.
 
-    A resample is how often each segment was drawn, a multinomial count, and its sums are one product of that count
-    with the segments. Drawn one resample at a time, so that memory stays at a few bytes per segment; counting uniform
+    A resample is a multinomial count of how often each segment was drawn; its sums are the product of that count with
+    the segments. Resamples are drawn one at a time, so that memory stays at a few bytes per segment. Counting uniform
     draws is three times as fast as `Generator.multinomial` (1.6 against 5.5 ms for 100,000 segments).
     """
     n = len(segments)
@@ -127,7 +129,7 @@ def _perplexity(nats_per_token: Interval, tokens: int, units: int) -> Interval:
 
 
 def _map(function: Callable[[float], float], interval: Interval) -> Interval:
-    """An increasing function of a figure; the quantiles of the result are the results of the quantiles."""
+    """Apply an increasing function to a figure and its bounds; quantiles map to quantiles."""
 
     def apply(part: float | None) -> float | None:
         try:

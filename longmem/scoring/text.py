@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from longmem.memory.past import AbstractPast, ContinuedPast, OwnPast, check_own, text_key
-from longmem.model.longmem import LongMem
-from longmem.store.base import check_fingerprint
+from longmem.memory.context import LocalMemory, SegmentMemory, StoredMemory, check_own, text_key
+from longmem.model.forward import SegmentModel
+from longmem.store.base import WritableDocument, check_fingerprint
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
@@ -31,13 +31,13 @@ class TextScores:
 
     @property
     def backbone_perplexity(self) -> float:
-        """The same without SideNet and memory."""
+        """Perplexity without SideNet and memory."""
         if not len(self.backbone_logprobs):
             return float("nan")
         return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
 
 
-def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) -> TextScores:
+def score_text(model: SegmentModel, text: str, memory: DocumentMemory | None = None) -> TextScores:
     """Read a text segment by segment; each segment reads the memory before it, then its own block is added.
 
     With a `DocumentMemory` the text is that document: blocks are written to it (again scoring the same text finds
@@ -52,20 +52,19 @@ def score_text(model: LongMem, text: str, memory: DocumentMemory | None = None) 
 
 
 def score_sequence(
-    model: LongMem, sequence: Int32[np.ndarray, " tokens"], memory: DocumentMemory | None = None
+    model: SegmentModel, sequence: Int32[np.ndarray, " tokens"], memory: DocumentMemory | None = None
 ) -> TextScores:
-    """The same for tokens, of which the first is only read."""
+    """Score tokens as `score_text` scores a text; the first token is only read."""
     segments = cut_segments(text_key(memory), sequence, model.config.segment_tokens)
-    past: AbstractPast
-    if memory is None or memory.read_only:
-        if memory is not None:
-            check_fingerprint(memory.store.fingerprint(), model.fingerprint)
-        past = ContinuedPast(memory, model.config, model.key_space, model.backbone.device)
-    else:
+    if memory is not None:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
+    source: SegmentMemory
+    if isinstance(memory, WritableDocument) and not memory.read_only:
         check_own(memory, segments)
-        past = OwnPast(memory, model.config, model.key_space, model.backbone.device)
-    scores, backbone = zip(*_score_segments(model, segments, past), strict=True)
+        source = StoredMemory(model, memory)
+    else:
+        source = LocalMemory(model, memory)
+    scores, backbone = zip(*_score_segments(model, segments, source), strict=True)
     return TextScores(
         logprobs=np.concatenate([score.logprobs for score in scores]),
         backbone_logprobs=np.concatenate(backbone),
@@ -74,22 +73,22 @@ def score_sequence(
     )
 
 
-def score_segments(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:
-    """The same for tokens with a private memory, one segment after the other, as far as they are asked for."""
-    past = ContinuedPast(None, model.config, model.key_space, model.backbone.device)
-    for score, _ in _score_segments(model, cut_segments(text_key(None), sequence, model.config.segment_tokens), past):
+def score_segments(model: SegmentModel, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:
+    """Yield the scores of tokens with a private memory; a segment is computed when it is asked for."""
+    segments = cut_segments(text_key(None), sequence, model.config.segment_tokens)
+    for score, _ in _score_segments(model, segments, LocalMemory(model)):
         yield score
 
 
 def _score_segments(
-    model: LongMem, segments: Sequence[Segment], past: AbstractPast
+    model: SegmentModel, segments: Sequence[Segment], memory: SegmentMemory
 ) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"]]]:
-    """Scores of each, and log-probabilities of the backbone alone."""
+    """Yield the scores of each segment, and log-probabilities of the backbone alone."""
     for segment in segments:
         encoded = model.encode(segment)
-        placed = replace(segment, start_token=past.offset + segment.start_token)
+        placed = replace(segment, start_token=memory.offset + segment.start_token)
         yield (
-            model.score_segment(placed, encoded.block.keys, encoded.state, past.view(segment.index)),
+            model.score_segment(placed, encoded.block.keys, encoded.state, memory.view(segment.index)),
             encoded.backbone_logprobs,
         )
-        past.accept(encoded.block)
+        memory.accept(encoded.block)

@@ -1,4 +1,4 @@
-"""What can be copied from a memory, how much each place weighs, and the mixture with the model's own distribution."""
+"""Candidates for copying from a memory, their weights, and the mixture with the model's own distribution."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Candidates:
-    """Places that reading tokens may copy from, and what is known of each. Nothing here depends on a weight of the
+    """Memory places that the reading tokens may copy from, with their features. No field depends on a weight of the
     copy head."""
 
     index: Int64[Tensor, "*found"]
-    """The place; 0 where `valid` is false."""
+    """Place in the memory; 0 where `valid` is false."""
     valid: Bool[Tensor, "*found"]
-    """Whether the slot holds a place."""
+    """True for slots that hold a place."""
     tokens: Int64[Tensor, "*found"]
-    """The token after the place."""
+    """Token after each place."""
     runs: Int64[Tensor, "*found"]
-    """Equal tokens up to the place and up to the reader."""
+    """Length of the run of equal tokens that ends at the place and at the reading token."""
     log_distances: Float32[Tensor, "*found"]
-    """ln of the tokens between place and reader."""
+    """Natural logarithm of the distance, in tokens, from place to reading token."""
 
     def rows(self, rows: "slice | Int64[Tensor, ' rows']") -> "Candidates":
-        """Of some of the tokens."""
+        """Return the candidates of the tokens that `rows` selects."""
         return Candidates(**{name: part[rows] for name, part in vars(self).items()})
 
 
@@ -34,7 +34,8 @@ def candidates_of(
     runs: Int64[Tensor, "*found"],
     sequence: Int64[Tensor, " sequence"],
 ) -> Candidates:
-    """Candidates at places of a `sequence` whose last tokens are the readers; there are as many as rows of `index`."""
+    """Return the candidates at places of a `sequence` whose last tokens are the reading ones, one per row of
+    `index`."""
     readers = len(sequence) - len(index) + torch.arange(len(index), device=index.device)
     distances = readers.view(-1, *[1] * (index.ndim - 1)) - index
     return Candidates(
@@ -48,16 +49,16 @@ def candidates_of(
 
 @dataclass(frozen=True)
 class Copies:
-    """One row's copy distribution and its share of the output."""
+    """Copy distribution of one row and its share of the output."""
 
     tokens: Int64[Tensor, "tokens copied"]
-    """The token after each place: those retrieved in every head's slots, then the repeats."""
+    """Token after each place: those retrieved in every head's slots, then the repeats."""
     weights: Float32[Tensor, "tokens copied"]
-    """Sum to one; zero for places that are not there."""
+    """Weights of the copied tokens, which sum to one; zero for slots without a place."""
     share_logits: Float32[Tensor, " tokens"]
-    """λ = sigmoid of these."""
+    """Logits of λ = sigmoid(share_logits)."""
     repeated: Candidates | None
-    """Where the repeats stand, [tokens, found]; None where the model copies only what was retrieved."""
+    """Places of the repeats, [tokens, found]; None where the model copies only retrieved tokens."""
 
     @property
     def share(self) -> Float32[Tensor, " tokens"]:
@@ -66,25 +67,25 @@ class Copies:
     def mix_targets(
         self, logprobs: Float32[Tensor, " targets"], targets: Int[Tensor, " targets"]
     ) -> Float32[Tensor, " targets"]:
-        """Log-probability of target i under the mixture of position i; `logprobs` are the model's own."""
+        """Return the log-probability of target i under the mixture of position i; `logprobs` are the model's own."""
         count = len(targets)
         hits = self.tokens[:count] == targets.to(self.tokens.device)[:, None]
         copied = (self.weights[:count] * hits).sum(dim=1)
         return self._mix(logprobs, copied, self.share_logits[:count])
 
     def mix_logits(self, logits: Float32[Tensor, "tokens vocabulary"]) -> Float32[Tensor, "tokens vocabulary"]:
-        """Log-probabilities of the whole vocabulary under the mixture."""
+        """Return log-probabilities of the whole vocabulary under the mixture."""
         copied = torch.zeros_like(logits).scatter_add_(1, self.tokens, self.weights)
         return self._mix(logits.log_softmax(dim=1), copied, self.share_logits[:, None])
 
     def rows(self, rows: slice) -> "Copies":
-        """Of some of the tokens."""
+        """Return the copies of the tokens that `rows` selects."""
         repeated = self.repeated and self.repeated.rows(rows)
         return Copies(self.tokens[rows], self.weights[rows], self.share_logits[rows], repeated)
 
     @staticmethod
     def _mix(logprobs: Tensor, copied: Tensor, share_logits: Tensor) -> Tensor:
-        # the smallest float in place of zero: 1e-38 of probability, and a gradient that is not NaN
+        # smallest positive float instead of zero: adds 1e-38 of probability and keeps the gradient free of NaN
         log_copied = copied.clamp(min=torch.finfo(copied.dtype).tiny).log()
         return torch.logaddexp(
             nn.functional.logsigmoid(-share_logits) + logprobs, nn.functional.logsigmoid(share_logits) + log_copied
@@ -94,7 +95,7 @@ class Copies:
 def certainty(
     tokens: Int64[Tensor, "tokens copied"], weights: Float32[Tensor, "tokens copied"]
 ) -> tuple[Float32[Tensor, " tokens"], Float32[Tensor, " tokens"]]:
-    """The largest share of one token, and the expected logarithm of a token's share."""
+    """Return the largest share of one token, and the expected logarithm of a token's share."""
     shares = token_shares(tokens, weights)
     return shares.amax(dim=1), (weights * shares.clamp(min=1e-9).log()).sum(dim=1)
 
@@ -102,7 +103,7 @@ def certainty(
 def token_shares(
     tokens: Int64[Tensor, "tokens copied"], weights: Float32[Tensor, "tokens copied"]
 ) -> Float32[Tensor, "tokens copied"]:
-    """For every copied token, the weight of all copies of that same token."""
+    """Return, for every copied token, the summed weight of all copies of that token."""
     order = tokens.argsort(dim=1)
     ordered = tokens.gather(1, order)
     changes = torch.zeros_like(ordered)

@@ -1,19 +1,20 @@
-"""The copy head: what followed places of the memory, mixed into the next-token distribution.
+"""Copy head: mixes the tokens that followed places of the memory into the next-token distribution.
 
     p(y) = (1 − λ_t) · softmax(logits)_y + λ_t · Σ_k a_tk [token after place k = y]
 
     a_t  = softmax_k( β · s_tk + m[run_tk] − γ · ln distance_tk )        averaged over heads that search alone
     λ_t  = sigmoid( b + w · f_t + MLP(hidden_t, f_t) )
 
-s: inner product of query and key; run: how many tokens up to place k equal those up to t, at most `copy_match_tokens`;
-f: how sure the copy is (`FEATURES`). The mixture is a probability distribution, so perplexities are exact. Places where
-the last tokens stand again are copied from beside those that keys retrieve: see `repeat_copies`.
+Here s is the inner product of query and key. `run` is the number of equal tokens up to place k and up to t, at most
+`copy_match_tokens`. f are the confidence features of the copy distribution (`FEATURES`). The mixture is a probability
+distribution, so perplexities are exact. Places where the last tokens repeat are copied from in addition to those that
+keys retrieve (see `repeat_copies`).
 
-After the pointer-sentinel mixture (Merity et al. 2017, arXiv 1609.07843), the continuous cache (Grave et al. 2017,
-arXiv 1612.04426) and kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172), which have a fixed λ and no runs.
+The design follows the pointer-sentinel mixture (Merity et al. 2017, arXiv 1609.07843), the continuous cache (Grave et
+al. 2017, arXiv 1612.04426) and kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172), which have a fixed λ and no runs.
 
-Every start value below was fitted once on training books with the reference backbone (docs/log.md), so that memory
-helps before any training; training moves all of them.
+Every initial value below was fitted once on training books with the reference backbone (docs/log.md), so that memory
+helps before any training. Training updates all of them.
 """
 
 import math
@@ -31,46 +32,50 @@ from longmem.sidenet.readers import RetrievedMemory
 from longmem.sidenet.repeat_copies import RepeatCopies
 
 FEATURES = ("best similarity", "mean similarity", "largest share", "expected log share", "longest run")
-"""Inputs of λ: of the similarities, of the copy distribution per distinct token, of the runs."""
+"""Input features of λ: statistics of the similarities, of the copy distribution per distinct token, and of the runs."""
 FEATURE_WEIGHTS = (1.0, 0.25, 1.9, 0.45, 1.0)
 FEATURE_BIAS = -3.05
 COPY_SCALE = 14.0
-"""β on cosines: smaller than in attention without runs, because runs do part of the work."""
+"""Initial β on cosines. It is smaller than in attention without runs, because runs do part of the work."""
 RUN_BIAS = (-2.0, -0.45, 1.15, 1.9, 2.4)
-"""m for runs of 0, 1, 2, 3, 4 tokens; longer ones start like the last."""
+"""Initial m for runs of 0, 1, 2, 3, 4 tokens; longer runs start with the last value."""
 AGE = 0.45
-"""γ: what lies twice as far back weighs 0.7 times as much."""
+"""Initial γ: a place at twice the distance weighs 0.7 times as much."""
 MLP_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class CopyCandidates:
-    """All that one row may copy from."""
+    """All candidates that one row may copy from."""
 
     retrieved: Candidates
-    """[tokens, heads, retrieved]"""
+    """Candidates that keys retrieved, [tokens, heads, retrieved]."""
     products: Float32[Tensor, "tokens heads retrieved"]
-    """Of query and key, for what was retrieved."""
+    """Inner products of query and key for the retrieved candidates."""
     repeated: Candidates | None
-    """[tokens, found]; None where the model copies only what was retrieved."""
+    """Candidates that repeat the last tokens, [tokens, found]; None where the model copies only retrieved tokens."""
 
     def rows(self, rows: "slice | Int[Tensor, ' rows']") -> "CopyCandidates":
-        """Of some of the tokens."""
+        """Return the candidates of the tokens that `rows` selects."""
         return CopyCandidates(
             self.retrieved.rows(rows), self.products[rows], self.repeated and self.repeated.rows(rows)
         )
 
 
 class CopyHead(nn.Module):
-    """Turns a reading into copies. Works in float32 whatever the model computes in."""
+    """Module that turns a memory reading into copies. It computes in float32, whatever dtype the model uses."""
 
     def __init__(self, hidden_size: int, config: LongMemConfig, kv_heads: int, scale: float) -> None:
-        """`hidden_size`: of the state that the language-model head reads; `scale`: the backbone's own attention
-        factor, where training starts for products that are not cosines."""
+        """Initialise with the values fitted for the reference backbone.
+
+        Args:
+            hidden_size: width of the state that the language-model head reads.
+            scale: the backbone's own attention factor, the initial β for products that are not cosines.
+        """
         super().__init__()
         self._runs = config.copy_match_tokens
         self._repeat_slots = config.copy_repeats
-        # a joint product is a mean over heads where attention would have a sum
+        # a joint product is the mean over heads, where attention would use the sum
         products = scale * (kv_heads if config.retrieval == "joint" else 1)
         self._cosines = config.keys == "unit"
         self._products_scale = products
@@ -80,7 +85,7 @@ class CopyHead(nn.Module):
         self.age = nn.Parameter(torch.tensor(AGE))
         self.feature_weights = nn.Parameter(torch.tensor(FEATURE_WEIGHTS))
         self.bias = nn.Parameter(torch.tensor(FEATURE_BIAS))
-        # the same numbers in every worker that opens an untrained model
+        # fixed seed: every worker that opens an untrained model gets equal numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             last = nn.Linear(MLP_WIDTH, 1, bias=False)
@@ -95,16 +100,19 @@ class CopyHead(nn.Module):
         hidden: Float[Tensor, "tokens head_input"],
         context: Int[Tensor, " context"],
     ) -> Copies:
-        """`context`: tokens of the segment up to and including the reading ones, which are its last."""
+        """Return the copies of the reading tokens, which are the last ones of `context`.
+
+        `context` holds the tokens of the segment up to and including the reading ones.
+        """
         return self.weigh(self.find(reading, view, len(hidden), context), hidden)
 
     def find(
         self, reading: RetrievedMemory, view: MemoryView, num_reading: int, context: Int[Tensor, " context"]
     ) -> CopyCandidates:
-        """Candidates for the last `num_reading` tokens of `context`; no weight decides them."""
+        """Return candidates for the last `num_reading` tokens of `context`; no weight affects them."""
         index, valid = reading.places.index, reading.places.valid
         context = context.long().to(index.device)
-        # the memory, then the segment that follows it: its first token came after the newest stored one
+        # the memory, followed by the current segment: its first token came after the newest stored one
         sequence = torch.cat([view.text, context])
         readers = len(sequence) - num_reading + torch.arange(num_reading, device=index.device)
         retrieved = candidates_of(index, valid, run_lengths(sequence, index, readers, self._runs), sequence)
@@ -115,7 +123,7 @@ class CopyHead(nn.Module):
         return CopyCandidates(retrieved, reading.products, repeated)
 
     def weigh(self, found: CopyCandidates, hidden: Float[Tensor, "tokens head_input"]) -> Copies:
-        """What is copied, and how much of it."""
+        """Return the copied tokens, their weights and their share of the output."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             tokens, weights, features = self._retrieved(found.retrieved, found.products)
@@ -127,7 +135,7 @@ class CopyHead(nn.Module):
             return self.repeats.join(copies, found.repeated, hidden, features)
 
     def _retrieved(self, found: Candidates, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens and weights, both [tokens, copied], and FEATURES."""
+        """Return tokens and weights, both [tokens, copied], and `FEATURES`."""
         valid = found.valid
         logits = self.log_scale.exp() * products + self.run_bias[found.runs] - self.age * found.log_distances
         weights = logits.masked_fill(~valid, -torch.inf).softmax(dim=2)
@@ -142,7 +150,8 @@ class CopyHead(nn.Module):
         return tokens, weights, torch.stack(features, dim=1)
 
     def _similarity(self, products: Tensor) -> Tensor:
-        """Cosines as they are. Other products have no bound, and one of a thousand must not decide λ alone."""
+        """Return cosines unchanged. Other products are unbounded and are squashed, so that a single large one cannot
+        set λ."""
         if self._cosines:
             return products
         return (products * (self._products_scale / COPY_SCALE)).tanh()

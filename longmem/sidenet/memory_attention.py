@@ -1,4 +1,4 @@
-"""Attention over retrieved chunks, and its fusion with local attention (paper, section 3.3; design §4).
+"""Attention over retrieved chunks, and its fusion with local attention (paper, section 3.3).
 
     mem_h   = softmax(scale_h · q_h · K̃_h) Ṽ_h      its own softmax over the K retrieved tokens, no position term
     fused_h = (1 − g_h) · local_h + g_h · mem_h      g_h = sigmoid(b_h), before the output projection
@@ -21,8 +21,11 @@ def memory_products(
     view: MemoryView,
     gather: AbstractGather = TORCH_GATHER,
 ) -> Float32[Tensor, "tokens heads retrieved"]:
-    """Inner products of every query with every token of its retrieved chunks, unscaled; computed in the queries'
-    dtype. Missing slots give the products of some other chunk: mask them (`places_of`)."""
+    """Return unscaled inner products of every query with every token of its retrieved chunks, computed in the queries'
+    dtype.
+
+    Missing slots yield the products of an arbitrary chunk: mask them (`places_of`).
+    """
     assert view.num_chunks > 0, "an empty memory has nothing to attend to; use local attention alone"
     chunk = view.chunk_size
     slots = chunk_ids.clamp(min=0)[..., None] * chunk + torch.arange(chunk, device=chunk_ids.device)
@@ -37,9 +40,11 @@ def attend(
     continued: bool = False,
     gather: AbstractGather = TORCH_GATHER,
 ) -> Float[Tensor, "tokens heads head_dim"]:
-    """`mem` of the formula above in `dtype`; invalid places weigh exactly zero, and each token and head needs a valid
-    one. With `continued`, a place gives the value of the token after it. `places` may be those of heads that search for
-    several."""
+    """Return `mem` of the module's formula in `dtype`.
+
+    Invalid places weigh exactly zero; each token and head needs a valid one. With `continued`, a place contributes the
+    value of the token after it. `places` may be shared by several heads that searched together.
+    """
     heads = logits.shape[1]
     weights = logits.masked_fill(_for_heads(~places.valid, heads), -torch.inf).softmax(dim=2).to(dtype)
     slots = view.slots_in_order[(places.index + int(continued)).where(places.valid, 0)]
@@ -47,7 +52,7 @@ def attend(
 
 
 def _for_heads(part: Shaped[Tensor, "tokens index_heads found"], heads: int) -> Shaped[Tensor, "tokens heads found"]:
-    """The same for all heads that a head searched for."""
+    """Repeat `part` for all heads that share one search."""
     return part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], dim=1)
 
 
@@ -57,7 +62,7 @@ def attend_to_memory(
     view: MemoryView,
     scale: float,
 ) -> Float[Tensor, "tokens heads head_dim"]:
-    """The paper's form in one call: one fixed scale, each place gives its own value."""
+    """Compute the paper's form in one call: one fixed scale, and each place contributes its own value."""
     products = memory_products(queries, chunk_ids, view)
     return attend(products * scale, places_of(chunk_ids, view, continued=False), view, queries.dtype)
 
@@ -67,6 +72,6 @@ def fuse(
     memory: Float[Tensor, "batch tokens heads head_dim"],
     gate_logits: Float[Tensor, " heads"],
 ) -> Float[Tensor, "batch tokens heads head_dim"]:
-    """Mix the two branches head by head with g = sigmoid(gate_logits)."""
+    """Mix the two branches per head with g = sigmoid(gate_logits)."""
     gate = gate_logits.sigmoid().to(local.dtype)[:, None]
     return (1 - gate) * local + gate * memory

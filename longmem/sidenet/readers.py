@@ -1,9 +1,9 @@
-"""One reading of the memory: ask, search, weigh. What fusion and the copy head use meets here.
+"""Memory reader: computes queries, searches, and weighs the results for fusion and the copy head.
 
     query      side        the SideNet's own queries                          key_space   W · key of the reading token
     retrieval  per_head    one search for each head                           joint       one search for all together
 
-W starts as the identity: a token then finds the places whose keys are most like its own.
+W starts as the identity, so that a token initially finds the places with the most similar keys.
 """
 
 import math
@@ -27,28 +27,28 @@ from longmem.sidenet.memory_attention import attend, memory_products
 from longmem.types import RetrievalStats
 
 DISTANCE_BINS = 24
-"""Distances up to 2^24 tokens; one book is below 2^20."""
+"""Number of histogram bins: distances up to 2^24 tokens. One book is below 2^20."""
 
 COSINE_SCALE = 20.0
-"""Start of the learned factor on cosines, where raw products have the backbone's own 1/√d: in the middle of the 15 to
-30 that measured best for a training-free cache (docs/log.md)."""
+"""Initial value of the learned factor on cosines, where raw products have the backbone's own 1/√d. The middle of the
+range 15 to 30 that measured best for a training-free cache (docs/log.md)."""
 
 
 @dataclass(frozen=True)
 class RetrievedMemory:
-    """What one row of a batch found in its memory."""
+    """Memory tokens that one row of a batch retrieved."""
 
     chunk_ids: Int64[Tensor, "tokens index_heads slots"]
-    """As searched: one row of slots for each head, or one for all of them."""
+    """Chunk ids as searched: one row of slots for each head, or one for all heads."""
     places: RetrievedPositions
     """Tokens of these chunks, for the same heads."""
     products: Float32[Tensor, "tokens index_heads retrieved"]
-    """Inner products of query and key for the same heads; their mean over heads where all searched together."""
+    """Inner products of query and key for the same heads; their mean over heads where all heads searched together."""
     attended: Float[Tensor, "tokens heads head_dim"] | None
-    """The memory branch of the fusion; None without fusion."""
+    """Memory branch of the fusion; None without fusion."""
 
     def split(self, num_tokens: int) -> "list[RetrievedMemory]":
-        """Readings of consecutive runs of so many tokens."""
+        """Split into readings of `num_tokens` consecutive tokens."""
         return [
             RetrievedMemory(ids, RetrievedPositions(index, valid), products, attended)
             for ids, index, valid, products, attended in zip(
@@ -63,11 +63,14 @@ class RetrievedMemory:
 
 
 class MemoryReader(nn.Module):
-    """The trainable part of reading: `query_map` W (one matrix for each search), and `log_scale`, the logarithm of the
-    factor on inner products in attention, one per query head. The paper's form has neither."""
+    """Trainable part of reading: `query_map` and `log_scale`. The paper's form has neither.
+
+    `query_map` is W, one matrix for each search. `log_scale` is the logarithm of the factor on inner products in
+    attention, one per query head.
+    """
 
     def __init__(self, shape: AttentionShape, config: LongMemConfig, scale: float) -> None:
-        """`scale`: the backbone's own factor on query · key."""
+        """Initialise W as the identity. `scale` is the backbone's own factor on query · key."""
         super().__init__()
         self._shape, self._config, self._scale = shape, config, scale
         self._continued = config.values == "next"
@@ -83,15 +86,16 @@ class MemoryReader(nn.Module):
 
     @property
     def key_space(self) -> KeySpace:
-        """How this reader wants its views laid out."""
+        """Key form and layout of the views that this reader searches."""
         mean = None if self._config.keys == "raw" else self.key_mean.detach()
         query_map = self.query_map.detach() if self._config.query == "key_space" else None
         return KeySpace(self._config.keys, self._config.retrieval, mean, query_map)
 
     def calibrate(self, keys: Float[Tensor, "tokens kv_heads head_dim"]) -> None:
-        """Take the mean key of each head from a sample of text; does nothing for raw keys.
+        """Set the mean key of each head from a sample of text. Does nothing for raw keys.
 
-        Rounded to bfloat16, which an offset does not need more of; kinds of CPU can still differ in single entries.
+        The mean is rounded to bfloat16, which is precise enough for an offset. CPU types can still differ in single
+        entries.
         """
         if self._config.keys != "raw":
             self.key_mean.data.copy_(keys.double().mean(dim=0).bfloat16())
@@ -103,9 +107,9 @@ class MemoryReader(nn.Module):
         view: MemoryView,
         search: AbstractChunkSearch,
     ) -> RetrievedMemory | None:
-        """Search and attend; None when the view holds nothing that can be read.
+        """Search and attend. Return None when the view holds no token that can be read.
 
-        `own_keys` are the backbone's keys of the reading tokens at the memory layer, as they would be stored.
+        `own_keys` are the backbone's keys of the reading tokens at the memory layer, in their stored form.
         """
         searchable = num_searchable(view, self._continued)
         if searchable == 0:
@@ -130,7 +134,8 @@ class MemoryReader(nn.Module):
         return RetrievedMemory(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
 
     def _queries(self, side_queries: Tensor, own_keys: Tensor) -> Float[Tensor, "tokens query_heads head_dim"]:
-        """Queries for each query head, or for each KV head where all query heads of a group would ask the same."""
+        """Return queries for each query head, or for each KV head where all query heads of a group would have equal
+        queries."""
         if self._config.query == "side":
             return nn.functional.normalize(side_queries, dim=-1) if self._config.keys == "unit" else side_queries
         placed = self.key_space.place(own_keys).to(side_queries.dtype)
@@ -162,7 +167,7 @@ def retrieval_stats(
     copy_share: Float[Tensor, " tokens"] | None,
     first_position: int,
 ) -> RetrievalStats:
-    """Describe one segment's reading; `first_position` is the segment's start in the document."""
+    """Return the retrieval statistics of one segment, whose first token is at `first_position` in the document."""
     if reading is None or view is None:
         empty = torch.zeros(DISTANCE_BINS, dtype=torch.int64)
         return RetrievalStats(0, 0.0, 0.0, 0.0, 0, to_array(empty), xxhash.xxh3_64_hexdigest(b""))

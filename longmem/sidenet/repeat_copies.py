@@ -1,12 +1,12 @@
-"""Copies from places where the last tokens stand again, beside those that keys retrieve.
+"""Copies from places where the last tokens repeat, in addition to those that keys retrieve.
 
     r_t  = softmax_k( n[run_tk] − δ[run_tk] · ln distance_tk )            over the repeats of `retrieval.repeats`
     z_t  = b + w · (f_t, g_t) + MLP(hidden_t, f_t, g_t)                   g: `REPEAT_FEATURES`, f: the copy head's
 
     shares of model : retrieved : repeats  =  1 : exp(y_t + v · g_t) : exp z_t        y: the copy head's logit of λ
 
-What is alike fades with distance; what stands there word for word hardly does, so δ is of each length of run. That is
-an n-gram cache (Kuhn and De Mori 1990, IEEE TPAMI 12) whose trust in a match is learned per token.
+The value of a similar place decays with distance; that of an exact repeat hardly does. So δ depends on the length of
+the run. The result is an n-gram cache (Kuhn and De Mori 1990, IEEE TPAMI 12) with a learned weight per token.
 """
 
 import torch
@@ -17,18 +17,18 @@ from longmem.retrieval.repeats import LONGEST
 from longmem.sidenet.copies import Candidates, Copies, certainty
 
 REPEAT_FEATURES = ("largest share", "expected log share", "longest run")
-"""How sure the repeats are; all zero where nothing repeats."""
+"""Confidence features of the repeats; all zero for a token without repeats."""
 WEIGHTS = (0.9, 2.0, -0.35, 0.75, 1.0, 1.6, 0.15, 5.0)
-"""w"""
+"""Initial w."""
 BIAS = -5.2
 RUN_BIAS = (-1.2, 0.23)
-"""n of no run, and how much more for each token of it."""
+"""Initial n of an empty run, and its increment per token of the run."""
 AGE = (0.4, 0.1)
-"""δ of runs of one token, and of longer ones."""
+"""Initial δ of runs of one token, and of longer runs."""
 
 
 class RepeatCopies(nn.Module):
-    """The copy head's second half. Its start values were fitted as those of the first."""
+    """Second half of the copy head. Its initial values were fitted in the way of the first half."""
 
     def __init__(self, hidden_size: int, num_features: int, mlp_width: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class RepeatCopies(nn.Module):
         self.weights = nn.Parameter(torch.tensor(WEIGHTS))
         self.bias = nn.Parameter(torch.tensor(BIAS))
         self.retrieved_weights = nn.Parameter(torch.zeros(len(REPEAT_FEATURES)))
-        """v: how much repeats take from, or add to, what was retrieved."""
+        """Weights v: effect of the repeat features on the share of retrieved tokens."""
         last = nn.Linear(mlp_width, 1, bias=False)
         first = nn.Linear(hidden_size + num_features + len(REPEAT_FEATURES), mlp_width)
         self.mlp = nn.Sequential(first, nn.GELU(), last)
@@ -51,9 +51,9 @@ class RepeatCopies(nn.Module):
         hidden: Float32[Tensor, "tokens head_input"],
         features: Float32[Tensor, "tokens features"],
     ) -> Copies:
-        """`copies` of what was retrieved, with `features`, and those of the repeats, as one distribution."""
+        """Return one distribution of `copies` (retrieved tokens, with their `features`) and of the repeats `found`."""
         logits = self.run_bias[found.runs] - self.age[found.runs] * found.log_distances
-        # finite in place of -inf: a token without any repeat must have gradients that are not NaN
+        # finite instead of -inf, so that a token without a repeat has gradients that are not NaN
         weights = logits.masked_fill(~found.valid, torch.finfo(logits.dtype).min).softmax(dim=1) * found.valid
         own = torch.stack([*certainty(found.tokens, weights), found.runs.amax(dim=1).float() / LONGEST], dim=1)
         retrieved = copies.share_logits + own @ self.retrieved_weights

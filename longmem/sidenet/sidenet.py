@@ -3,13 +3,14 @@
     x[0]   = H[0]
     x[i+1] = x[i] + a_i·(Layer_i(x[i]) − x[i]) + (H[r(i+1)] − H[r·i])        i = 0 … L/r − 1
 
-H are the taps (before the final norm). With a_i = 0, where training starts, the residuals telescope to H[L]: an
-untrained SideNet is the backbone. The paper has a_i = 1. Layer i starts as a copy of block r·i + r − 1, so that the
-memory layer's queries match the stored keys from step 0.
+H are the taps (before the final norm). Training starts with a_i = 0, where the residuals telescope to H[L]: an
+untrained SideNet is the backbone. The paper has a_i = 1. Layer i starts as a copy of block r·i + r − 1. So the memory
+layer's queries match the stored keys from step 0.
 
-The layers run in two parts, because only the second needs a memory: `prepare` runs those below the memory layer, and
-whoever has time for it may do so; `forward` runs the memory layer and those above it. Between them goes a *state*: x[i]
-and the steps H[r(j+1)] − H[r·j] of the layers j ≥ i that are still to run. How many parts it has says what i is.
+The layers run in two parts, because only the second needs a memory. `prepare` runs those below the memory layer and may
+run on any worker; `forward` runs the memory layer and those above it. The parts exchange a *state*: x[i] and the steps
+H[r(j+1)] − H[r·j] of the layers j ≥ i that are still to run. `len(state)` encodes the progress: once the first i layers
+have run, it is `num_layers + 1 - i`.
 
 Each part runs inside a shallow copy of the backbone's own stack, so position scheme, causal mask and cache are the
 family's own code. Embeddings, position tables and the language-model head are shared with the backbone and frozen.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -39,37 +40,42 @@ from longmem.sidenet.readers import MemoryReader, RetrievedMemory
 
 
 def start_state(taps: Float[Tensor, "taps batch tokens hidden"]) -> Float[Tensor, "taps batch tokens hidden"]:
-    """The state of a segment of which no layer has run."""
+    """Return the initial state of a segment, before any layer has run."""
     return torch.cat([taps[:1], taps.diff(dim=0)])
 
 
 @dataclass(frozen=True)
 class SideNetInput:
-    """A batch of segments, or of pieces of segments when decoding step by step."""
+    """Batch of segments, or of pieces of segments when decoding step by step."""
 
     tokens: Int[Tensor, "batch tokens"]
     state: Float[Tensor, "parts batch tokens hidden"]
-    """What `SideNet.prepare` made of them."""
+    """State that `SideNet.prepare` returned, or the initial one."""
     keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
-    """The backbone's keys of these tokens at the memory layer, as they are stored."""
+    """Backbone keys of these tokens at the memory layer, in their stored form."""
     views: list[MemoryView | None]
-    """What row b may read (None: no memory, local attention only)."""
+    """View that row b may read (None: no memory, local attention only)."""
     before: Int[Tensor, "batch earlier"] | None = None
-    """Tokens of the segment that earlier steps have read."""
+    """Tokens of the segment that earlier decoding steps have read."""
+
+    def rows(self, index: Int64[Tensor, " rows"], views: list[MemoryView | None]) -> "SideNetInput":
+        """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
+        tokens = self.tokens[index.to(self.tokens.device)]
+        return SideNetInput(tokens, self.state[:, index], self.keys[index], views)
 
 
 @dataclass(frozen=True)
 class SideNetCache:
-    """Of both parts, to decode step by step."""
+    """Key-value caches of both parts, for decoding step by step."""
 
     below: Any
-    """A transformers cache, as `reading`; None where the memory layer is the first one."""
+    """A transformers cache, like `reading`; None where the memory layer is the first one."""
     reading: Any
 
 
 @dataclass(frozen=True)
 class SideNetOutput:
-    """Hidden states for the language-model head, and what each row read from its memory (None: nothing)."""
+    """Hidden states for the language-model head, and the memory reading of each row (None: nothing read)."""
 
     hidden: Float[Tensor, "batch tokens head_input"]
     readings: list[RetrievedMemory | None]
@@ -98,7 +104,7 @@ class SideNet(nn.Module):
                         setattr(module, "layer_idx", index)  # noqa: B010 - mypy takes a module's attributes for tensors
         norm = getattr(backbone.stack, backbone.family.norm)
         self.norm: nn.Module | None = copy.deepcopy(norm)
-        # copies of frozen blocks are frozen too
+        # deep copies of frozen blocks are frozen: unfreeze them
         for copied in (self.layers, self.norm):
             if copied is not None:
                 copied.requires_grad_(True)
@@ -112,7 +118,7 @@ class SideNet(nn.Module):
         )
         use_fast_linear(self)
         first = self.memory_index
-        # in a list, so that the shared modules are not registered: they are neither saved nor trained
+        # a list keeps the shared modules unregistered: they are neither saved nor trained
         self._stacks = [
             _shallow_stack(backbone, self.layers[:first], nn.Identity(), sources[:first]),
             _shallow_stack(backbone, self.layers[first:], self.norm, sources[first:]),
@@ -120,7 +126,7 @@ class SideNet(nn.Module):
 
     @property
     def memory_index(self) -> int:
-        """The SideNet layer that reads the memory: the copy of the layer whose keys are stored."""
+        """Index of the SideNet layer that reads the memory: the copy of the layer whose keys are stored."""
         return self.memory_layer // self.config.layer_reduction
 
     @property
@@ -128,7 +134,7 @@ class SideNet(nn.Module):
         return self._family.attention_of(self.layers[self.memory_index])
 
     def new_cache(self) -> SideNetCache:
-        """An empty cache for `prepare` and `forward`, to decode step by step."""
+        """Return an empty cache for `prepare` and `forward`, to decode step by step."""
         below, reading = self._stacks
         return SideNetCache(
             DynamicCache(config=below.config) if self.memory_index else None, DynamicCache(config=reading.config)
@@ -140,7 +146,7 @@ class SideNet(nn.Module):
         state: Float[Tensor, "parts batch tokens hidden"],
         cache: SideNetCache | None = None,
     ) -> Float[Tensor, "fewer batch tokens hidden"]:
-        """The state in front of the memory layer. A state that is there already stays what it is."""
+        """Return the state before the memory layer. A state that has already reached it is returned unchanged."""
         first, done = self.memory_index, len(self.layers) + 1 - len(state)
         assert done in (0, first), f"layers run from 0 to {first}, or are done; {done} were"
         if done == first:
@@ -153,7 +159,7 @@ class SideNet(nn.Module):
     def forward(
         self, given: SideNetInput, search: AbstractChunkSearch, cache: SideNetCache | None = None
     ) -> SideNetOutput:
-        """Run the memory layer and those above it; row b reads `views[b]` and nothing else."""
+        """Run the memory layer and those above it. Row b reads `views[b]` and nothing else."""
         attention = self._memory_attention
         hidden, *steps = given.state
         readings: list[RetrievedMemory | None] = []
@@ -182,8 +188,11 @@ class SideNet(nn.Module):
 
     @contextmanager
     def _moved(self, indices: range, start: Tensor, steps: Sequence[Tensor] | Tensor) -> Iterator[list[Tensor]]:
-        """Layers `indices` begin with `start` instead of the stack's own embedding of the tokens, and their outputs
-        become the update of the module docstring; yields what each has made, once it has run."""
+        """Make layers `indices` start with `start` and apply the update of the module docstring to their outputs.
+
+        `start` replaces the stack's own embedding of the tokens. Yields a list of the layers' outputs, filled as they
+        run.
+        """
         moved: list[Tensor] = []
 
         def begin(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -210,7 +219,8 @@ class SideNet(nn.Module):
     def _read(
         self, queries: Float[Tensor, "batch tokens heads head_dim"], given: SideNetInput, search: AbstractChunkSearch
     ) -> list[RetrievedMemory | None]:
-        """What each row finds. Rows of one view search it together: a token's reading depends on no other token."""
+        """Return the reading of each row. Rows of one view share a search: a token's reading depends on no other
+        token."""
         rows_of: dict[int, list[int]] = {}
         for row, view in enumerate(given.views):
             if view is not None and view.num_chunks:
@@ -239,8 +249,10 @@ class SideNet(nn.Module):
 
 
 def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | None, sources: range) -> nn.Module:
-    """The backbone's stack with other layers, copies of its blocks `sources`, and another norm; every other module is
-    the backbone's own object."""
+    """Return a copy of the backbone's stack with copies of its blocks `sources` and another norm.
+
+    Every other module is the backbone's own object.
+    """
     stack = copy.copy(backbone.stack)
     stack._modules = dict(backbone.stack._modules)
     setattr(stack, backbone.family.layers, layers)

@@ -5,8 +5,9 @@ blocks out with `read` and searches them in its own memory (`longmem.memory.wind
 the store and gathered keys back costs about 60 times more bytes than holding each block once.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -20,28 +21,16 @@ from longmem.errors import (
     QuotaError,
     StoreError,
 )
-from longmem.kv_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.store.document import DocumentMemory
+from longmem.store.source import AbstractDocumentSource
+from longmem.stored_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
 OF_ONE_BLOCK = (ConflictError, NumericError, QuotaError)
 """Errors that one of several blocks may meet and the others not."""
 
 
-class AbstractBlockSource(ABC):
-    """The reading half: all that a SideNet worker needs. A Ray store actor is reached through this too."""
-
-    @abstractmethod
-    def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
-        """Blocks of segments `[first_segment, last_segment)`, in order, verified against their checksums; and of at
-        most `ahead` segments more, as far as they are stored without a gap.
-
-        Arrays are read-only. Raises MissingBlockError when any of them is not stored, CorruptionError when stored
-        bytes are not what was written.
-        """
-
-
-class AbstractMemoryStore(AbstractBlockSource):
+class AbstractMemoryStore(AbstractDocumentSource):
     """Blocks of documents in namespaces.
 
     Promises:
@@ -78,10 +67,6 @@ class AbstractMemoryStore(AbstractBlockSource):
         return [self.put(block) for block in blocks]
 
     @abstractmethod
-    def segments(self, key: DocumentKey) -> list[SegmentInfo]:
-        """Catalogue entries of one document by segment index; empty for an unknown document."""
-
-    @abstractmethod
     def documents(self, namespace: str | None = None) -> list[DocumentKey]:
         """Every document that holds at least one block, sorted; all namespaces when none is given."""
 
@@ -104,10 +89,6 @@ class AbstractMemoryStore(AbstractBlockSource):
         table any more. A document of which nothing is left is no longer listed."""
 
     @abstractmethod
-    def fingerprint(self) -> Fingerprint | None:
-        """Fingerprint that the first block fixed; None while the store is empty."""
-
-    @abstractmethod
     def verify(self, key: DocumentKey | None = None) -> int:
         """Read every block (of one document, or of all) and check it; returns how many. Raises CorruptionError."""
 
@@ -115,9 +96,9 @@ class AbstractMemoryStore(AbstractBlockSource):
     def num_bytes(self) -> int:
         """Payload bytes held, as the catalogue counts them (forked blocks once)."""
 
-    def document(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> DocumentMemory:
-        """A handle on one document's memory, which need not exist yet."""
-        return DocumentMemory(self, DocumentKey(namespace, name))
+    def document(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> "WritableDocument":
+        """Return a handle on one document's memory, which need not exist yet."""
+        return WritableDocument(self, DocumentKey(namespace, name))
 
     @abstractmethod
     def close(self) -> None:
@@ -130,6 +111,31 @@ class AbstractMemoryStore(AbstractBlockSource):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class WritableDocument(DocumentMemory):
+    """A document's memory that a text may be written to, and that can be forked, trimmed and deleted."""
+
+    store: AbstractMemoryStore
+    read_only: bool = False
+
+    def fork(self, name: str) -> "WritableDocument":
+        """Make a second document in the same namespace that starts with the same blocks; nothing is copied.
+
+        Raises MissingBlockError, ConflictError.
+        """
+        target = DocumentKey(self.key.namespace, name)
+        self.store.fork(self.key, target)
+        return WritableDocument(self.store, target)
+
+    def delete(self) -> int:
+        """Forget the document; returns the number of blocks removed."""
+        return self.store.delete(self.key)
+
+    def trim(self, first_segment: int) -> int:
+        """Forget the segments below `first_segment`; returns the number of blocks removed."""
+        return self.store.trim(self.key, first_segment)
 
 
 def check_block(block: KVBlock) -> None:

@@ -1,8 +1,8 @@
-"""Memories of synthetic tests, made in this process: a long filler in which a few tokens change, and packed examples.
+"""Memories of synthetic tests, built in this process: a long filler with a few replaced tokens, and packed examples.
 
-Segments are encoded independently of each other, so two short ways are exact: equal segments are encoded once, and
-where a needle is put into a filler only the segments that hold it are encoded again. Cells of an approximate search are
-the exception: a needle moves to the nearest one, and what they are alike in stays the filler's.
+Segments are encoded independently of each other, so two shortcuts are exact. Equal segments are encoded once. A needle
+placed in a filler requires encoding only the segments that hold it. Cells of an approximate search are the exception: a
+needle is assigned to the nearest existing cell, and the cell means stay those of the filler.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,10 +21,10 @@ from longmem.types import DocumentKey, KVBlock, Segment
 
 KEY = DocumentKey("synthetic", "memory")
 PARTS = ("chunk_keys", "keys", "values", "tokens", "starts", "lengths")
-"""What of a view a needle changes, beside the sketch."""
+"""Fields of a view that a needle changes, in addition to the sketch."""
 
 Tokens = Int32[np.ndarray, " _"]
-"""Token ids; any two may differ in length."""
+"""Token ids; any two arrays may differ in length."""
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> Tokens:
@@ -33,25 +33,23 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> Tokens:
 
 
 def start_of(tokenizer: Tokenizer) -> Tokens:
-    """What every document begins with: the start token, or nothing."""
+    """Return the tokens that every document begins with: the start token, or none."""
     return np.asarray([] if tokenizer.start_token is None else [tokenizer.start_token], dtype=np.int32)
 
 
 @torch.no_grad()
 def encode(model: LongMem, index: int, tokens: Tokens) -> KVBlock:
-    """The block of segment `index`. Raises NumericError."""
+    """Return the block of segment `index`. Raises NumericError."""
     segment = Segment(KEY, index, index * model.config.segment_tokens, tokens, tokens[1:])
-    output = model.backbone.forward(
-        torch.from_numpy(tokens.astype(np.int64))[None], model.sidenet.memory_layer, model.config.layer_reduction
-    )
+    output = model.run_backbone(torch.from_numpy(tokens.astype(np.int64))[None])
     return model.block(segment, output.keys[0], output.values[0])
 
 
 class FillerMemory:
-    """The memory of one long text. Not thread-safe."""
+    """Memory of one long text. Not thread-safe."""
 
     def __init__(self, model: LongMem, text: str, num_tokens: int) -> None:
-        """`text` is repeated until there are `num_tokens`, the repeats beginning with a segment.
+        """Encode `text`, repeated up to `num_tokens`; every repeat begins at a segment boundary.
 
         Raises DocumentError for a text without tokens, NumericError.
         """
@@ -75,8 +73,10 @@ class FillerMemory:
 
     @contextmanager
     def with_needle(self, needle: Tokens, position: int, num_tokens: int) -> Iterator[MemoryView]:
-        """The first `num_tokens` of the memory with the needle in place of what stands at `position`; the view is
-        valid inside the `with` only."""
+        """Yield the first `num_tokens` of the memory, with the needle in place of the tokens at `position`.
+
+        The view is valid inside the `with` block only.
+        """
         end = position + len(needle)
         assert 0 <= position < end <= num_tokens <= len(self.tokens), f"[{position}, {end}) in {num_tokens} tokens"
         size = self._model.config.segment_tokens
@@ -86,13 +86,13 @@ class FillerMemory:
         changed = WindowBuffer((last - first) * size, self._model.backbone.device, self._model.key_space)
         for index in range(first, last):
             changed.append(encode(self._model, index, self._segment(index)))
-        # before anything is written: cells that it makes are those of the filler
+        # before anything is written: the cells built here must be those of the filler
         view = self._buffer.view(0, num_tokens)
         ours = self._buffer.view(first * size, last * size)
         theirs = changed.view(first * size, last * size)
         written = {name: (getattr(ours, name), getattr(theirs, name)) for name in PARTS}
         if ours.sketch is not None:
-            # or bounds of what stood here before would hide the needle from the search
+            # otherwise the bounds of the replaced tokens would hide the needle from the search
             written["sketch"] = ours.sketch.rows, ours.sketch.basis.place_keys(theirs.chunk_keys)
         if view.cells is not None:
             begin = int(torch.searchsorted(view.starts, first * size))
@@ -113,7 +113,7 @@ class FillerMemory:
 
 
 def packed_memory(model: LongMem, segments: Iterable[Tokens]) -> MemoryView:
-    """The memory of packed segments; each may be shorter than the model's. Raises NumericError."""
+    """Return the memory of packed segments; each may be shorter than the model's. Raises NumericError."""
     blocks = [encode(model, index, tokens) for index, tokens in enumerate(segments)]
     buffer = WindowBuffer(blocks[-1].end_token, model.backbone.device, model.key_space)
     for block in blocks:

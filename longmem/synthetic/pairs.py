@@ -1,11 +1,11 @@
-"""Pairs: many short lines in memory, `key value`, of which some are asked for.
+"""Pairs: many short lines `key value` in memory, some of which are queried.
 
 lookup   a dictionary: two words → two words, every value different (after the dictionary task of Focused Transformer,
          Tworkowski et al. 2023, arXiv 2307.03170)
-labels   many-shot classification that nothing but the demonstrations can teach: a word → a random one of a few labels
+labels   many-shot classification that only the demonstrations can teach: a word → a random one of a few labels
 
-The line asked for stands in memory only. Shots are other lines in the local context; under the backbone alone they are
-all that it sees, which is plain in-context learning.
+The queried line is in memory only. Shots are other lines in the local context. The backbone alone sees only the shots,
+which is plain in-context learning.
 """
 
 import random
@@ -29,17 +29,17 @@ WORDS_OF_A_KEY = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PairPlan:
-    """Raises ConfigError for what cannot be asked."""
+    """Sizes of a pair test. Raises ConfigError for values that cannot work."""
 
     subject: PairSubject
     examples: tuple[int, ...] = (20, 200, 2_000)
-    """Lines in memory."""
+    """Numbers of lines in memory."""
     shots: tuple[int, ...] = (0, 16)
-    """Other lines in the local context."""
+    """Numbers of other lines in the local context."""
     questions: int = 50
-    """For each number of lines and of shots."""
+    """Questions for each number of lines and of shots."""
     choices: int = 10
-    """Answers offered; the number of labels."""
+    """Number of answers offered, and number of labels."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,14 +61,14 @@ class PairPlan:
 
 @dataclass(frozen=True)
 class Pair:
-    """One line."""
+    """One line of the memory."""
 
     key: str
     value: str
 
 
 def draw_pairs(plan: PairPlan, words: list[str], count: int) -> list[Pair]:
-    """`count` lines with different keys. Raises ConfigError when there are not enough words for them."""
+    """Return `count` lines with different keys. Raises ConfigError when the text has too few words."""
     chance = random.Random(f"{plan.seed} {plan.subject} {count}")
     mixed = chance.sample(words, len(words))
     if plan.subject == "labels":
@@ -78,7 +78,7 @@ def draw_pairs(plan: PairPlan, words: list[str], count: int) -> list[Pair]:
                 f"{count} demonstrations and {plan.choices} labels need {count + plan.choices} different words, the "
                 f"text has {len(words)}; ask for fewer, or give a longer text"
             )
-        # as even as can be, in random order: no label is right more often than another
+        # balanced labels in random order: no label is right more often than another
         return [
             Pair(key, labels[rank % plan.choices])
             for rank, key in zip(chance.sample(range(count), count), keys[:count], strict=True)
@@ -98,7 +98,10 @@ def _combinations(words: list[str], count: int, chance: random.Random) -> list[s
 
 
 def pair_trials(model: LongMem, text: str, plan: PairPlan) -> Iterator[Trial]:
-    """Trials by number of lines and of shots. Raises ConfigError, DocumentError (it fits no segment), NumericError."""
+    """Yield trials by number of lines and of shots.
+
+    Raises ConfigError, DocumentError when a question fits no segment, NumericError.
+    """
     words = words_of(text, plan.choices + 2)
     tokenizer, start = model.tokenizer, start_of(model.tokenizer)
     everything = [draw_pairs(plan, words, count) for count in plan.examples]

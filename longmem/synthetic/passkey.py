@@ -1,6 +1,6 @@
 """Pass keys: one sentence with a key, hidden at some depth in a long text; the question is the sentence's beginning.
 
-After the passkey test of Mohtashami and Jaggi (2023, arXiv 2305.16300). The key is a few random words, or five digits.
+The test follows Mohtashami and Jaggi (2023, arXiv 2305.16300). The key is a few random words, or five digits.
 """
 
 import random
@@ -25,16 +25,16 @@ KeyKind = Literal["words", "digits"]
 
 @dataclass(frozen=True, kw_only=True)
 class PasskeyPlan:
-    """Raises ConfigError for what cannot be asked."""
+    """Sizes of a pass-key test. Raises ConfigError for values that cannot work."""
 
     lengths: tuple[int, ...] = (4_096, 16_384, 65_536, 262_144, 1_048_576)
-    """Tokens of memory."""
+    """Memory lengths in tokens."""
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Where the needle stands: 0 at the beginning of the memory, 1 at its end."""
+    """Depths of the needle: 0 at the beginning of the memory, 1 at its end."""
     trials: int = 10
-    """For each length and depth."""
+    """Trials for each length and depth."""
     choices: int = 5
-    """Keys offered, the right one among them."""
+    """Number of keys offered, the right one among them."""
     key: KeyKind = "words"
     seed: int = 0
 
@@ -52,14 +52,14 @@ class PasskeyPlan:
 
 
 def shuffled(text: str, seed: int) -> str:
-    """The sentences of a text in an order that the seed decides."""
+    """Return the sentences of a text in an order that the seed determines."""
     sentences = sentences_of(text)
     random.Random(seed).shuffle(sentences)
     return " ".join(sentences)
 
 
 def draw_keys(plan: PasskeyPlan, words: list[str], chance: random.Random) -> list[str]:
-    """`plan.choices` different keys; the first is the right one."""
+    """Return `plan.choices` different keys; the first is the right one."""
     keys: list[str] = []
     while len(keys) < plan.choices:
         key = (
@@ -73,9 +73,10 @@ def draw_keys(plan: PasskeyPlan, words: list[str], chance: random.Random) -> lis
 
 
 def place_of(depth: float, needle_tokens: int, memory_tokens: int, first: int) -> int:
-    """Where the needle begins: at `first` for depth 0, and for depth 1 so that it ends the memory.
+    """Return the needle's first token index: `first` for depth 0, and for depth 1 the index that makes it end the
+    memory.
 
-    Raises ConfigError when the memory is too short for it.
+    Raises ConfigError when the memory is too short for the needle.
     """
     if memory_tokens < first + needle_tokens:
         raise ConfigError(
@@ -95,7 +96,7 @@ def check_length(memory_tokens: int, chunk_tokens: int) -> None:
 
 
 def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Trial]:
-    """Trials by length, depth and number. The filler of the longest memory is encoded once, for all of them.
+    """Yield trials by length, depth and number. The filler of the longest memory is encoded once and reused.
 
     Raises ConfigError for a memory shorter than the needle, DocumentError, NumericError.
     """

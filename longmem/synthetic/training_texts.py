@@ -1,7 +1,7 @@
-"""Documents that teach a SideNet to look things up: every answer was said once, long before.
+"""Documents that teach a SideNet to retrieve: every answer was stated once, much earlier.
 
-Half of the documents hide pass keys in shuffled sentences of a real text and come back to them later; the other half
-list words with labels, each word several times. No name, no key and no list is that of a probe.
+Half of the documents hide pass keys in shuffled sentences of a real text and query them later. The other half list
+words with labels, each word several times. No name, key or list occurs in a probe.
 """
 
 import random
@@ -26,17 +26,19 @@ OWNERS = (
 )
 PLACES = ("in the valley", "near the forest", "at the harbour", "on the hill", "behind the market", "across the lake")
 NUM_LABELS = (2, 40)
-"""Fewest and most labels of a list."""
+"""Smallest and largest number of labels of a list."""
 RECALL = 0.5
 """Share of statements that repeat an earlier one."""
 SENTENCES_BETWEEN = 6
-"""Most sentences of filler between two statements."""
+"""Largest number of filler sentences between two statements."""
 NUM_WORDS = 200
 
 
 def training_texts(text: str, num_documents: int, num_statements: int, seed: int = 0) -> Iterator[Document]:
-    """Documents of `num_statements` statements each, made of the words and sentences of `text`; the same for the same
-    seed. Raises ConfigError for a text of fewer than 200 different words."""
+    """Yield documents of `num_statements` statements each, made of the words and sentences of `text`.
+
+    Equal seeds give equal documents. Raises ConfigError for a text of fewer than 200 different words.
+    """
     words, sentences = words_of(text, NUM_WORDS), sentences_of(text)
     for index in range(num_documents):
         chance = random.Random(f"{seed} {index}")

@@ -1,8 +1,8 @@
-"""One question to a memory, asked and judged.
+"""One question to a memory: its scores and their evaluation.
 
-greedy   every token of the answer is the most probable one: what greedy decoding would write
-chosen   the answer is the most probable of a few offered ones
-read     where each token of the answer is predicted, the chunk was retrieved after whose place it stands in the memory
+greedy   every token of the answer is the most probable one: greedy decoding would produce the answer
+chosen   the answer is the most probable of the offered ones
+read     for each token of the answer, the chunk with the token before it in the memory was retrieved
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from longmem.synthetic.memory import Tokens
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, the answers offered (the right one first), and where the right one stands."""
+    """A question, the answers offered (the right one first), and the position of the right one."""
 
     context: Tokens
-    """All that is read before the answer, from the start token on."""
+    """All tokens read before the answer, from the start token on."""
     answers: list[Tokens]
     position: int
-    """In the memory, of the answer's first token."""
+    """Position of the answer's first token in the memory."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,29 @@ class Trial:
     subject: str
     memory_tokens: int
     examples: int
-    """Pairs in memory; 1 for a pass key."""
+    """Number of pairs in memory; 1 for a pass key."""
     depth: float
-    """Of the answer in the memory: 0 oldest, 1 newest."""
+    """Depth of the answer in the memory: 0 oldest, 1 newest."""
     shots: int
-    """Other pairs in the local context."""
+    """Number of other pairs in the local context."""
     choices: int
-    """Answers offered: chance is one in so many."""
+    """Number of answers offered: the chance level is 1 / choices."""
     greedy: bool
     chosen: bool
     read: bool
     nats: float
-    """Of the answer, over its tokens."""
+    """Negative log-probability of the answer in nats, summed over its tokens."""
     greedy_without: bool
-    """The same under the backbone alone, which sees the local context and no memory."""
+    """`greedy` under the backbone alone, which reads the local context and no memory."""
     chosen_without: bool
     nats_without: float
 
 
 def ask(model: LongMem, questions: Sequence[Question], view: MemoryView) -> list[ItemScore]:
-    """Scores of the answers of all questions, in order. Raises DocumentError for a question that fits no segment."""
+    """Return the scores of the answers of all questions, in order.
+
+    Raises DocumentError for a question that fits no segment.
+    """
     items = [
         Item(f"question {number}", np.concatenate([question.context, answer]), len(question.context))
         for number, question in enumerate(questions)
@@ -71,7 +74,7 @@ def judge(
     shots: int,
     depth: float,
 ) -> Trial:
-    """Turn the scores of one question's answers into a trial."""
+    """Convert the scores of one question's answers into a trial."""
     right = scores[0]
     return Trial(
         subject=subject,
@@ -91,7 +94,7 @@ def judge(
 
 
 def was_read(score: ItemScore, position: int, chunk_tokens: int) -> bool:
-    """Whether every token of an answer that stands at `position` was predicted with the chunk before it retrieved."""
+    """Return True if, for every token of an answer at `position`, the chunk with the token before it was retrieved."""
     places = position - 1 + np.arange(len(score.reads))[:, None]
     inside = (score.reads >= 0) & (score.reads <= places) & (places < score.reads + chunk_tokens)
     return bool(inside.any(axis=1).all())

@@ -1,4 +1,4 @@
-"""Words and sentences of a real text: what synthetic tests are made of."""
+"""Words and sentences of a real text, the material of synthetic tests."""
 
 import re
 
@@ -9,8 +9,10 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def words_of(text: str, at_least: int) -> list[str]:
-    """The distinct lower-case words of 3 to 12 letters, in alphabetical order. Raises ConfigError when there are
-    fewer than `at_least`."""
+    """Return the distinct lower-case words of 3 to 12 letters, in alphabetical order.
+
+    Raises ConfigError when there are fewer than `at_least`.
+    """
     words = sorted(set(WORD.findall(text)))
     if len(words) < at_least:
         raise ConfigError(f"expected a text of at least {at_least} different words, got {len(words)}; use a longer one")
@@ -18,5 +20,5 @@ def words_of(text: str, at_least: int) -> list[str]:
 
 
 def sentences_of(text: str) -> list[str]:
-    """The sentences, in the order of the text."""
+    """Return the sentences, in the order of the text."""
     return [sentence for part in SENTENCE_END.split(text) if (sentence := part.strip())]

@@ -1,4 +1,4 @@
-"""The mean key of each head, from training text: the point that centred and unit keys are measured from."""
+"""Calibration of each head's mean key on training text: the origin of centred and unit keys."""
 
 import torch
 
@@ -10,7 +10,7 @@ from longmem.types import DocumentKey
 
 SAMPLED_DOCUMENTS = 16
 SAMPLED_SEGMENTS = 4
-"""Of each sampled document, from its start: some ten thousand tokens in all, far more than a mean needs."""
+"""Segments sampled from the start of each document: about ten thousand tokens in all, far more than a mean needs."""
 
 
 @torch.no_grad()

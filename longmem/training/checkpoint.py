@@ -1,4 +1,4 @@
-"""Checkpoints of SideNet training: the run's state (see `run_state`) and the places of the rows.
+"""Checkpoints of SideNet training: the run's state (see `run_state`) and the positions of the rows.
 
 checkpoints/step-00000200/   sidenet.safetensors · optimiser.safetensors · state.json
 """
@@ -17,7 +17,8 @@ SIDENET_FILE = "sidenet.safetensors"
 
 
 def save_checkpoint(folder: Path, trainer: Trainer, row_states: list[dict[str, int]]) -> Path:
-    """Write the run's state; `row_states` are those of all rows of all workers, in row order. Older ones go.
+    """Write the run's state; `row_states` are those of all rows of all workers, in row order. Older checkpoints are
+    deleted.
 
     Raises OutputError.
     """
@@ -27,9 +28,9 @@ def save_checkpoint(folder: Path, trainer: Trainer, row_states: list[dict[str, i
 
 
 def load_checkpoint(path: Path, trainer: Trainer, rows: list[int]) -> None:
-    """Bring a trainer that has these rows to the saved state; every row reads its memory again.
+    """Restore the saved state of a trainer that has the rows `rows`; every row encodes its memory again.
 
-    Raises CheckpointError when a file is missing, damaged, or of another model or number of rows.
+    Raises CheckpointError when a file is missing or damaged, or when model or number of rows differ.
     """
     saved = read_run_state(path, SIDENET_FILE)
     if len(saved.state["rows"]) != trainer.config.rows:

@@ -1,4 +1,4 @@
-"""Settings of a training run: everything that decides its curve, beside the model's own configuration."""
+"""Settings of a training run that determine its learning curve, apart from the model's own configuration."""
 
 import math
 from dataclasses import dataclass, fields
@@ -9,29 +9,33 @@ from longmem.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Raises ConfigError for a value that cannot work, naming the field and what was expected."""
+    """Hyperparameters of SideNet training.
+
+    Raises ConfigError for a value that cannot work, naming the field and the expected range.
+    """
 
     steps: int = 2000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     rows: int = 8
-    """Documents that are read side by side; one step is one segment of each."""
+    """Number of documents read in parallel; one step is one segment of each."""
     micro_rows: int = 4
-    """Rows of one forward and backward; gradients of a step's forwards are added up."""
+    """Rows of one forward and backward; gradients of a step's forwards are accumulated."""
     learning_rate: float = 1e-3
-    """Peak, for copied layers and new matrices."""
+    """Peak learning rate of copied layers and new matrices."""
     vector_factor: float = 10.0
-    """Times the learning rate: for the few new numbers (scale, gate, temperatures, biases) that have far to go."""
+    """Factor on the learning rate of the few new vectors and scalars (scale, gate, temperatures, biases), which move
+    far."""
     warmup_steps: int = 50
     final_fraction: float = 0.05
     """Learning rate at the end of the cosine, as a share of the peak."""
     weight_decay: float = 0.01
-    """On copied matrices only."""
+    """Weight decay of copied matrices; other parameters have none."""
     clip_norm: float = 1.0
-    """Longest gradient that is applied as it is."""
+    """Largest gradient norm that is applied unscaled."""
     seed: int = 0
-    """Order of the documents."""
+    """Seed of the document order."""
     frozen_layers: bool = False
-    """Train only what is new (scale, gate, reader, copy head), not the copied layers."""
+    """Train only the new parameters (scale, gate, reader, copy head), not the copied layers."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "rows", "micro_rows"):
@@ -50,7 +54,7 @@ class TrainingConfig:
             raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
 
     def rate(self, step: int) -> float:
-        """Share of the peak learning rate at a step (counted from 0): linear warm-up, then half a cosine."""
+        """Return the share of the peak learning rate at a step (counted from 0): linear warm-up, then half a cosine."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -58,7 +62,8 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":
-        """Read back `vars(config)`. Raises ConfigError for unknown names, listing the known ones."""
+        """Return the configuration saved as `vars(config)`. Raises ConfigError for unknown names, listing the known
+        ones."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown training settings {unknown}; known are {sorted(known)}")

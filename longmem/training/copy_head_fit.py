@@ -1,8 +1,8 @@
-"""Fitting the copy head alone, from readings that are made once.
+"""Fits the copy head alone, on memory readings that are computed once.
 
-Nothing that a token finds depends on the copy head, so with the rest of the model as it is every document is read once
-and what was found is kept. The head then learns from tokens drawn from all documents at random: neighbouring gradients
-differ, which they do not where rows stream documents, and a step costs a hundredth of one through the whole model.
+Retrieval does not depend on the copy head. So with the rest of the model fixed, every document is read once and its
+candidates are kept. The head then trains on tokens drawn at random from all documents. Neighbouring gradients are less
+correlated than where rows stream documents, and a step costs a hundredth of one through the whole model.
 """
 
 import math
@@ -15,30 +15,34 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor, nn
 
 from longmem.errors import ConfigError, DocumentError, NumericError
+from longmem.memory.context import LocalMemory
 from longmem.model.longmem import LongMem
 from longmem.sidenet.copies import Candidates
 from longmem.sidenet.copy_head import CopyCandidates, CopyHead
 from longmem.text.segments import cut_segments
 from longmem.training.row_stream import TRAINING_NAMESPACE
-from longmem.training.trainer import RowMemory, encode_rows, training_input
+from longmem.training.trainer import encode_rows, stacked_tokens
 from longmem.types import DocumentKey
 
 KEY = DocumentKey(TRAINING_NAMESPACE, "reading")
 VALIDATION_TOKENS = 8192
-"""Of one forward of the head without gradients."""
+"""Tokens of one forward of the head without gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyFitConfig:
-    """Raises ConfigError for a value that cannot work, naming the field and what was expected."""
+    """Hyperparameters of the copy-head fit.
+
+    Raises ConfigError for a value that cannot work, naming the field and the expected range.
+    """
 
     epochs: int = 3
-    """Times that every token is learned from."""
+    """Number of passes over all tokens."""
     batch_tokens: int = 2048
     learning_rate: float = 5e-4
-    """Peak, for matrices."""
+    """Peak learning rate of matrices."""
     vector_factor: float = 30.0
-    """Times the learning rate: for the few numbers that have far to go."""
+    """Factor on the learning rate of the few vectors and scalars, which move far."""
     warmup_steps: int = 20
     clip_norm: float = 1.0
     seed: int = 0
@@ -55,30 +59,31 @@ class CopyFitConfig:
 
 @dataclass(frozen=True)
 class Readings:
-    """What the tokens of some documents found, about 4 KiB each; tokens that had no memory to read are only counted."""
+    """Candidates that the tokens of some documents found, about 4 KiB each. Tokens without a memory are only
+    counted."""
 
     found: CopyCandidates | None
-    """None where no token read a memory."""
+    """Candidates of the copy head; None where no token read a memory."""
     hidden: Float32[Tensor, "tokens head_input"]
     targets: Int64[Tensor, " tokens"]
     logprobs: Float32[Tensor, " tokens"]
-    """Of the targets, without copies."""
+    """Log-probabilities of the targets without copies."""
     unread_nats: float
     unread_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        """Those that read a memory."""
+        """Number of tokens that read a memory."""
         return len(self.targets)
 
 
 @torch.no_grad()
 def read_documents_once(model: LongMem, sequences: Sequence[Int32[np.ndarray, " _"]]) -> Readings:
-    """Read whole documents in order, each with a memory of its own.
+    """Read whole documents in order, each with its own memory.
 
     Raises ConfigError for a model without a copy head, DocumentError when no document is longer than a segment.
     """
-    # joined by document: small tensors that stay, between large ones that go, would keep three times their bytes
+    # joined per document: small long-lived tensors between large short-lived ones would keep three times their bytes
     by_document = (list(_read_document(model, sequence)) for sequence in sequences)
     read = [_join(segments) for segments in by_document if segments]
     if not sum(readings.num_tokens for readings in read):
@@ -89,15 +94,15 @@ def read_documents_once(model: LongMem, sequences: Sequence[Int32[np.ndarray, " 
 
 
 def _read_document(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[Readings]:
-    """Segment by segment."""
+    """Yield the readings of one document, segment by segment."""
     head = copy_head_of(model)
-    memory = RowMemory(model)
+    memory = LocalMemory(model)
     for segment in cut_segments(KEY, sequence, model.config.segment_tokens):
         if not len(segment.targets):
             continue
         output = encode_rows(model, [segment])
-        view, targets = memory.view(segment), torch.from_numpy(np.array(segment.targets)).long()
-        given = training_input(model, [segment], output, [view])
+        view, targets = memory.view(segment.index), torch.from_numpy(np.array(segment.targets)).long()
+        given = model.sidenet_input(stacked_tokens([segment]), output, [view])
         read = model.sidenet(given, model.search)
         hidden = read.hidden[0, : len(targets)]
         logprobs = model.backbone.target_logprobs(hidden, targets)
@@ -109,13 +114,13 @@ def _read_document(model: LongMem, sequence: Int32[np.ndarray, " tokens"]) -> It
         else:
             found = head.find(reading, view, len(segment.tokens), given.tokens[0]).rows(slice(len(targets)))
             yield Readings(found, hidden.float(), targets, logprobs, 0.0, 0)
-        memory.append(segment, output.keys[0], output.values[0])
+        memory.extend(segment, output.keys[0], output.values[0])
 
 
 def fit_copy_head(
     model: LongMem, readings: Readings, config: CopyFitConfig, after_epoch: Callable[[int, float], None]
 ) -> int:
-    """Fit in place; returns the number of steps. `after_epoch` gets each epoch, counted from 1, and its loss in nats.
+    """Fit in place and return the number of steps. `after_epoch` gets each epoch, counted from 1, and its loss in nats.
 
     Raises ConfigError for a model without a copy head, NumericError when a loss is not finite.
     """
@@ -151,7 +156,7 @@ def fit_copy_head(
 
 @torch.no_grad()
 def mean_nats(model: LongMem, readings: Readings) -> float:
-    """Nats per token with copies, over all tokens that were read and those that had nothing to read."""
+    """Return nats per token with copies, over all tokens, including those without a memory."""
     head = copy_head_of(model)
     nats = readings.unread_nats
     for rows in torch.arange(readings.num_tokens).split(VALIDATION_TOKENS):
@@ -160,7 +165,7 @@ def mean_nats(model: LongMem, readings: Readings) -> float:
 
 
 def copy_head_of(model: LongMem) -> CopyHead:
-    """Raises ConfigError for a model without one."""
+    """Return the model's copy head. Raises ConfigError for a model without one."""
     if model.sidenet.copy_head is None:
         raise ConfigError("the model has no copy head to fit: it was made with copy_head=false")
     return model.sidenet.copy_head
@@ -173,7 +178,7 @@ def _mixed(head: CopyHead, readings: Readings, rows: Int64[Tensor, " rows"]) -> 
 
 
 def _rate(step: int, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
+    """Return the factor on the learning rate: linear warm-up, then half a cosine to zero."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))))
@@ -194,7 +199,7 @@ def _join(parts: Sequence[Readings]) -> Readings:
 def _join_found(founds: Sequence[CopyCandidates]) -> CopyCandidates:
     def join(candidates: Sequence[Candidates]) -> Candidates:
         names = [field.name for field in fields(Candidates)]
-        return Candidates(**{name: torch.cat([getattr(each, name) for each in candidates]) for name in names})
+        return Candidates(**{name: torch.cat([getattr(part, name) for part in candidates]) for name in names})
 
     repeated = [found.repeated for found in founds if found.repeated is not None]
     return CopyCandidates(

@@ -1,10 +1,10 @@
-"""Which row reads which document, and how far it is: a function of seed, row and count alone.
+"""Assignment of documents to rows, and each row's progress: a function of seed, row and count alone.
 
-    row 0    doc a: s0 s1 s2 … | doc e: s0 s1 …        documents in the seed's order, dealt out to the rows in turn;
+    row 0    doc a: s0 s1 s2 … | doc e: s0 s1 …        documents in the seed's order, assigned round-robin;
     row 1    doc b: s0 s1 … | doc f: s0 s1 s2 …        each row reads its documents whole and in order,
     …                                                  and starts each with an empty memory
 
-So a row's past is always in its memory, which shuffled windows or consecutive rows of one stream would not give.
+So a row's past is always in its memory, which shuffled windows or consecutive rows of one stream would not guarantee.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,24 +20,24 @@ from longmem.types import DocumentKey, Segment
 TRAINING_NAMESPACE = "training"
 
 Sequences = Sequence[Callable[[], Int32[np.ndarray, " tokens"]]]
-"""Documents, each read and tokenised when a row comes to it."""
+"""Documents, each read and tokenised when a row reaches it."""
 
 
 @dataclass(frozen=True)
 class RowPosition:
-    """Where a row is: enough to go on from there after a kill."""
+    """Progress of a row, sufficient to resume after a kill."""
 
     taken: int
-    """Documents that this row has begun, over all epochs."""
+    """Number of documents that this row has begun, over all epochs."""
     segment: int
-    """Segments of the present document that were read."""
+    """Number of segments read of the current document."""
 
 
 class RowStream:
-    """Full segments of one row's documents, for ever. A document's short last segment is left out, so that the rows of
-    a step can be computed together; a document without one full segment is passed over.
+    """Endless stream of full segments of one row's documents.
 
-    Raises DocumentError when no document of an epoch has a full segment.
+    A document's short last segment is left out, so that the rows of a step can be computed together. A document without
+    a full segment is skipped. Raises DocumentError when no document of an epoch has a full segment.
     """
 
     def __init__(self, documents: Sequences, row: int, rows: int, segment_tokens: int, seed: int) -> None:
@@ -56,7 +56,7 @@ class RowStream:
         return asdict(self._position)
 
     def restore(self, state: dict[str, int]) -> list[Segment]:
-        """Go to a saved position; returns the present document's segments that were read before it."""
+        """Move to a saved position and return the current document's segments before it."""
         self._position = RowPosition(**state)
         if not self._position.taken:
             return []
@@ -64,10 +64,10 @@ class RowStream:
         return self._segments[: self._position.segment]
 
     def next(self) -> Segment:
-        """The row's next segment; one of index 0 begins another document."""
+        """Return the row's next segment; one of index 0 begins another document."""
         skipped = 0
         while self._position.segment == len(self._segments):
-            # so many draws have met every document of an epoch, whichever row takes it
+            # after this many draws every document of an epoch has been tried, whichever row takes it
             if skipped > self._rows * len(self._documents):
                 raise DocumentError(
                     f"no training document has {self._segment_tokens + 1} tokens, a full segment and its last target; "
@@ -81,7 +81,7 @@ class RowStream:
         return segment
 
     def _cut(self, count: int) -> list[Segment]:
-        """Full segments of the row's document number `count`."""
+        """Return the full segments of the row's document number `count`."""
         epoch, place = divmod(self._row + count * self._rows, len(self._documents))
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
         sequence = self._documents[order[place]]()

@@ -1,4 +1,4 @@
-"""A training run on disk: weights and optimiser in safetensors, all else in JSON; a checkpoint is written whole or not.
+"""A training run on disk: weights and optimiser in safetensors, the rest in JSON. A checkpoint is written atomically.
 
 checkpoints/step-00000200/   <weights>.safetensors · optimiser.safetensors · state.json
 """
@@ -23,12 +23,12 @@ STATE_FILE = "state.json"
 UNFINISHED = ".unfinished"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
-"""Newest checkpoints that stay: one to go on from, and the one before it should that be damaged."""
+"""Number of newest checkpoints kept: one to resume from, and its predecessor in case the newest is damaged."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a checkpoint holds; tensors on the CPU."""
+    """Content of a checkpoint; tensors are on the CPU."""
 
     state: dict[str, Any]
     weights: dict[str, Tensor]
@@ -47,9 +47,9 @@ def write_run_state(
     parameters: Mapping[str, nn.Parameter],
     state: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint; `state` holds `step`. All but the newest go. Raises OutputError."""
+    """Write a checkpoint; `state` holds `step`. Deletes all but the newest `KEPT`. Raises OutputError."""
     target = folder / f"step-{state['step']:08d}"
-    # one process at a time writes here (the job's folder is locked), so what a killed one left is overwritten
+    # one process at a time writes here (the job's folder is locked), so leftovers of a killed one are overwritten
     scratch = folder / UNFINISHED
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -68,12 +68,15 @@ def write_run_state(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Return complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
 
 
 def read_run_state(path: Path, weights_file: str) -> RunState:
-    """Raises CheckpointError when a file is missing or damaged; safetensors itself does not notice a flipped bit."""
+    """Read a checkpoint. Raises CheckpointError when a file is missing or damaged.
+
+    Digests are checked here, because safetensors itself does not detect a flipped bit.
+    """
     try:
         state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         for name, expected in state["digests"].items():
@@ -87,7 +90,7 @@ def read_run_state(path: Path, weights_file: str) -> RunState:
 def restore_moments(
     path: Path, saved: RunState, optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    """Bring an Adam optimiser of these parameters to the saved state. Raises CheckpointError."""
+    """Restore the saved state of an Adam optimiser of these parameters. Raises CheckpointError."""
     for name, parameter in parameters.items():
         if not all(f"{name}.{moment}" in saved.moments for moment in MOMENTS):
             raise CheckpointError(f"{path / OPTIMISER_FILE} lacks {name}: it is of a run that trained other parameters")
@@ -98,7 +101,7 @@ def restore_moments(
 
 
 def _moments(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Zeros for parameters that no gradient has reached yet, as Adam would start them."""
+    """Return the optimiser's moments; zeros for parameters without a gradient so far, as Adam would initialise them."""
     state = optimiser.state
     return {
         f"{name}.{moment}": (

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 from torch import Tensor, nn
 
 from longmem.backbone.backbone import BackboneOutput
 from longmem.errors import NumericError
-from longmem.kv_format import rounded
+from longmem.memory.context import LocalMemory
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
-from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
-from longmem.sidenet.sidenet import SideNetInput, start_state
 from longmem.training.config import TrainingConfig
 from longmem.training.row_stream import RowStream, Sequences
 from longmem.types import Segment
@@ -44,42 +44,20 @@ class StepResult:
         return self.nats / self.tokens
 
 
-class RowMemory:
-    """The memory of the document that a row is reading."""
-
-    def __init__(self, model: LongMem) -> None:
-        self._model = model
-        self.clear()
-
-    def clear(self) -> None:
-        config = self._model.config
-        self._window = WindowBuffer(config.memory_tokens, self._model.backbone.device, self._model.key_space)
-
-    def view(self, segment: Segment) -> MemoryView | None:
-        """What a segment may read: None for a document's first."""
-        start = max(0, segment.start_token - self._model.config.memory_tokens)
-        return self._window.view(start, segment.start_token) if start < segment.start_token else None
-
-    def append(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
-        """Add a read segment's keys and values [tokens, kv_heads, head_dim]."""
-        if self._model.config.memory_tokens:
-            self._window.append(self._model.block(segment, keys, values))
-
-
 class TrainingRow:
     """One row of the batch: a stream of documents and the present one's memory."""
 
     def __init__(self, model: LongMem, stream: RowStream) -> None:
         self._model = model
         self._stream = stream
-        self.memory = RowMemory(model)
+        self.memory = LocalMemory(model)
 
     def next(self) -> tuple[Segment, MemoryView | None]:
         """The next segment and what it may read."""
         segment = self._stream.next()
         if segment.index == 0:
-            self.memory.clear()
-        return segment, self.memory.view(segment)
+            self.memory = LocalMemory(self._model)
+        return segment, self.memory.view(segment.index)
 
     def state(self) -> dict[str, int]:
         return self._stream.state()
@@ -87,11 +65,10 @@ class TrainingRow:
     def restore(self, state: dict[str, int]) -> None:
         """Go to a saved position and read the past again that its memory held."""
         past = self._stream.restore(state)
-        self.memory.clear()
-        held = -(-self._model.config.memory_tokens // self._model.config.segment_tokens)
-        for segment in past[len(past) - min(held, len(past)) :]:
-            output = encode_rows(self._model, [segment])
-            self.memory.append(segment, output.keys[0], output.values[0])
+        self.memory = LocalMemory(self._model)
+        for index in SlidingWindow.of(self._model.config).segments_before(len(past)):
+            output = encode_rows(self._model, [past[index]])
+            self.memory.extend(past[index], output.keys[0], output.values[0])
 
 
 class Trainer:
@@ -161,7 +138,7 @@ class Trainer:
         segments, views = zip(*(row.next() for row in rows), strict=True)
         output = encode_rows(model, segments)
         with torch.autocast(model.backbone.device.type, torch.bfloat16, enabled=self._autocast):
-            given = training_input(model, segments, output, views)
+            given = model.sidenet_input(stacked_tokens(segments), output, views)
             read = model.sidenet(given, model.search)
             logprobs = [
                 model.target_logprobs(read, row, torch.from_numpy(np.array(segment.targets)))
@@ -170,7 +147,7 @@ class Trainer:
         loss = -torch.cat(logprobs).sum()
         (loss / tokens).backward()
         for row, segment, keys, values in zip(rows, segments, output.keys, output.values, strict=True):
-            row.memory.append(segment, keys, values)
+            row.memory.extend(segment, keys, values)
         return float(loss.detach().double())
 
     def _reduce_gradients(self, reduce: Callable[[Tensor], None]) -> None:
@@ -183,22 +160,13 @@ class Trainer:
 
 
 def encode_rows(model: LongMem, segments: Sequence[Segment]) -> BackboneOutput:
-    """One backbone forward of equally long segments."""
-    tokens = _stacked([segment.tokens for segment in segments])
-    return model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction)
+    """Run the backbone over equally long segments, one row each."""
+    return model.run_backbone(stacked_tokens(segments))
 
 
-def training_input(
-    model: LongMem, segments: Sequence[Segment], output: BackboneOutput, views: Sequence[MemoryView | None]
-) -> SideNetInput:
-    """What the SideNet reads of freshly encoded segments; keys rounded as the store would."""
-    tokens = _stacked([segment.tokens for segment in segments])
-    return SideNetInput(
-        tokens=tokens,
-        state=model.sidenet.prepare(tokens, start_state(output.taps)),
-        keys=rounded(output.keys, model.config.kv_dtype),
-        views=list(views),
-    )
+def stacked_tokens(segments: Sequence[Segment]) -> Int32[Tensor, "rows tokens"]:
+    """Return a copy of the tokens of equally long segments, one row each."""
+    return torch.from_numpy(np.stack([segment.tokens for segment in segments]))
 
 
 def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
@@ -221,7 +189,3 @@ def parameter_groups(sidenet: nn.Module, config: TrainingConfig) -> list[dict[st
         {"params": [*norms, *matrices], "lr": rate, "weight_decay": 0.0},
         {"params": vectors, "lr": rate * config.vector_factor, "weight_decay": 0.0},
     ]
-
-
-def _stacked(rows: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))

@@ -1,4 +1,4 @@
-"""How good the model is on documents it does not learn from: with memory, without, and the backbone alone."""
+"""Validation loss with memory, without memory, and of the backbone alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Int32
 
 from longmem.errors import DocumentError
+from longmem.memory.context import LocalMemory
 from longmem.model.longmem import LongMem
 from longmem.text.segments import cut_segments
 from longmem.training.row_stream import TRAINING_NAMESPACE
-from longmem.training.trainer import RowMemory, encode_rows, training_input
+from longmem.training.trainer import encode_rows, stacked_tokens
 from longmem.types import DocumentKey
 
 KEY = DocumentKey(TRAINING_NAMESPACE, "validation")
@@ -19,7 +20,7 @@ KEY = DocumentKey(TRAINING_NAMESPACE, "validation")
 
 @dataclass(frozen=True)
 class Validation:
-    """Nats per token."""
+    """Validation losses in nats per token."""
 
     with_memory: float
     without_memory: float
@@ -29,7 +30,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(model: LongMem, sequences: Sequence[Int32[np.ndarray, " tokens"]]) -> Validation:
-    """Score full segments of every document in order, as training reads them; the model is left as it was.
+    """Score full segments of every document in order, like training. The model is left unchanged.
 
     Raises DocumentError when no document has a full segment.
     """
@@ -39,19 +40,19 @@ def validate(model: LongMem, sequences: Sequence[Int32[np.ndarray, " tokens"]]) 
     sums = {"with_memory": 0.0, "without_memory": 0.0, "backbone": 0.0}
     count = 0
     for sequence in sequences:
-        memory = RowMemory(model)
+        memory = LocalMemory(model)
         for segment in cut_segments(KEY, sequence, model.config.segment_tokens):
             if len(segment.targets) < model.config.segment_tokens:
                 continue
             output = encode_rows(model, [segment])
             targets = torch.from_numpy(np.array(segment.targets))
             sums["backbone"] -= float(model.backbone.target_logprobs(output.hidden[0], targets).double().sum())
-            for name, view in (("with_memory", memory.view(segment)), ("without_memory", None)):
-                given = training_input(model, [segment], output, [view])
+            for name, view in (("with_memory", memory.view(segment.index)), ("without_memory", None)):
+                given = model.sidenet_input(stacked_tokens([segment]), output, [view])
                 with torch.autocast(model.backbone.device.type, torch.bfloat16, enabled=autocast):
                     logprobs = model.target_logprobs(model.sidenet(given, model.search), 0, targets)
                 sums[name] -= float(logprobs.double().sum())
-            memory.append(segment, output.keys[0], output.values[0])
+            memory.extend(segment, output.keys[0], output.values[0])
             count += len(targets)
     model.sidenet.train(training)
     if not count:

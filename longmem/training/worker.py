@@ -1,4 +1,4 @@
-"""One training worker: model, documents and trainer, opened from a description that can be sent to any process."""
+"""One training worker: model, documents and trainer, opened from a serialisable description."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ from longmem.training.validation import Validation, validate
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What every worker of a run is given."""
+    """Description of a training run that every worker receives."""
 
     model: ModelSource
-    """Backbone (a new SideNet) or LongMem folder (its SideNet learns on)."""
+    """Backbone (a new SideNet) or LongMem folder (its SideNet is trained further)."""
     data: tuple[str, ...]
-    """Documents to learn from: files, folders, URIs."""
+    """Training documents: files, folders, URIs."""
     validation: tuple[str, ...]
-    """Documents to judge by; none: no validation."""
+    """Validation documents; empty for no validation."""
     validation_tokens: int
-    """Of each validation document, from its start."""
+    """Tokens read of each validation document, from its start."""
     config: TrainingConfig
     threads: int
 
 
 class TrainingWorker:
-    """Reads some of the run's rows. All workers hold the same weights after every step.
+    """Worker that reads some of the run's rows. All workers hold equal weights after every step.
 
     Raises DocumentError for unreadable or missing documents, ModelError, ConfigError.
     """
@@ -62,7 +62,7 @@ class TrainingWorker:
         return self.trainer.step()
 
     def validate(self) -> Validation | None:
-        """None without validation documents."""
+        """Return the validation losses, or None without validation documents."""
         return validate(self.model, self._validation) if self._validation else None
 
     def row_states(self) -> list[dict[str, int]]:
@@ -73,17 +73,18 @@ class TrainingWorker:
         return save_checkpoint(folder, self.trainer, row_states)
 
     def load(self, checkpoint: Path) -> int:
-        """Go on from a checkpoint; returns its step."""
+        """Resume from a checkpoint and return its step."""
         load_checkpoint(checkpoint, self.trainer, self._rows)
         return self.trainer.step_count
 
     def export(self, folder: Path, trained_steps: int) -> None:
-        """Write the trained model, weights rounded to bfloat16: half the bytes, and the same bytes for every reader."""
+        """Write the trained model with weights rounded to bfloat16: half the size, and equal bytes for every reader."""
         save_trained(self.model, folder, trained_steps)
 
 
 def save_trained(model: LongMem, folder: Path, trained_steps: int) -> None:
-    """Save `model` with its SideNet rounded to bfloat16 values; training may go on with the unrounded ones."""
+    """Save `model` with its SideNet rounded to bfloat16 values; the model itself keeps the unrounded ones for
+    training."""
     weights = {name: tensor.clone() for name, tensor in model.sidenet.state_dict().items()}
     model.sidenet.load_state_dict({name: tensor.bfloat16() for name, tensor in weights.items()})
     model.with_trained_steps(trained_steps).save_pretrained(folder)
@@ -91,7 +92,7 @@ def save_trained(model: LongMem, folder: Path, trained_steps: int) -> None:
 
 
 def read_texts(inputs: tuple[str, ...], role: str) -> list[str]:
-    """All documents' texts, in order. Raises DocumentError, naming the first that cannot be read."""
+    """Return all documents' texts, in order. Raises DocumentError, naming the first that cannot be read."""
     if not inputs:
         raise ConfigError(f"no {role} data: give files or folders of text")
     texts = []
@@ -105,7 +106,10 @@ def read_texts(inputs: tuple[str, ...], role: str) -> list[str]:
 
 
 def tokenised_when_needed(model: LongMem, texts: list[str]) -> Sequences:
-    """Reading one document costs half a second; all of a library would cost minutes before the first step."""
+    """Return documents that are tokenised when a row reaches them.
+
+    Tokenising one document costs half a second; that of a whole library would cost minutes before the first step.
+    """
 
     def tokenise(text: str) -> Callable[[], Int32[np.ndarray, " tokens"]]:
         return lambda: model.tokenizer.sequence(text)

@@ -195,6 +195,18 @@ def local_inputs(inputs: list[str]) -> tuple[str, ...]:
     return tuple(str(Path(each).absolute()) if is_local(each) else each for each in inputs)
 
 
+def check_inputs(*inputs: str) -> None:
+    """Raise ConfigError for an input on this machine that does not exist.
+
+    A job finds that out too, but only after the imports that it needs, which take seconds. URIs are left to the job.
+    """
+    absent = [name for name in inputs if "://" not in name and "::" not in name and not os.path.lexists(name)]
+    if absent:
+        from longmem.text.finding import find_files
+
+        find_files(absent)
+
+
 def refuse_options(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
     """Raises ConfigError when the user gave any of these options."""
     sources = {name: context.get_parameter_source(name) for name in names}

@@ -7,6 +7,7 @@ import typer
 
 from pipelines.command.command_line import (
     ComputeDtype,
+    check_inputs,
     command_text,
     exit_codes,
     local_inputs,
@@ -54,6 +55,8 @@ def fit(
     """
     console = open_console(stderr=True)
     with exit_codes(console):
+        if not resume:
+            check_inputs(*data, *valid or ())
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model.source import REFERENCE_MODEL, ModelSource
         from longmem.training.copy_head_fit import CopyFitConfig

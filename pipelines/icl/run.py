@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
-from longmem.runtime.executor import AbstractExecutor
+from longmem.runtime.executor import AbstractExecutor, Completion
+from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.types import DocumentKey, SegmentInfo
 from pipelines.icl.records import BatchRecord, IclJournal
@@ -68,30 +69,34 @@ class IclRun:
             self.written.tokens_found += found
             self.written.segments_found += len(stored)
             scheduler.add_document(memory.segments, {segment.index for segment in memory.segments}, stored)
+        loop = RunLoop(
+            self.executor,
+            scheduler,
+            on_completed=self._take,
+            on_document_done=lambda key, _failed: self._tell_stored(needed[key]),
+            on_event=self.observer.worker_event,
+            all_admitted=lambda: True,
+        )
         while scheduler.active:
-            for stage, segment in scheduler.start(self.executor.slots):
-                self.executor.submit(stage, segment)
-            for completion in self.executor.wait(WAIT_S):
-                self.observer.task_ended(completion)
-                if completion.error is not None:
-                    raise completion.error
-                if completion.stage == "encode":
-                    self.written.tokens_encoded += completion.segment.num_tokens
-                    self.written.segments_encoded += 1
-                    self.written.encode_s += completion.busy_s
-                else:
-                    self.written.put_s += completion.busy_s
-                for done in scheduler.finish(completion.stage, completion.segment):
-                    self.executor.release(done)
-            for event in self.executor.events():
-                self.observer.worker_event(event)
-            for key, _ in scheduler.remove_finished():
-                memory = needed[key]
-                tokens = sum(segment.num_tokens for segment in memory.segments)
-                self.tell(f"{key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
+            loop.turn(WAIT_S)
             self.written.wall_s = perf_counter() - start
             self._record()
         return {key: self.executor.stored(key)[-1] for key in needed}
+
+    def _take(self, completion: Completion) -> None:
+        self.observer.task_ended(completion)
+        if completion.error is not None:
+            raise completion.error
+        if completion.stage == "encode":
+            self.written.tokens_encoded += completion.segment.num_tokens
+            self.written.segments_encoded += 1
+            self.written.encode_s += completion.busy_s
+        else:
+            self.written.put_s += completion.busy_s
+
+    def _tell_stored(self, memory: Memory) -> None:
+        tokens = sum(segment.num_tokens for segment in memory.segments)
+        self.tell(f"{memory.key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
 
     def ask(self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int) -> None:
         """Answer every item of every grid point that the journal does not hold."""
@@ -130,10 +135,10 @@ class IclRun:
         self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
     ) -> Iterator[tuple[GridPoint, list[Prompt]]]:
         """Yield batches of items that the journal does not hold, by grid point."""
-        for cell, (task, _) in points.items():
-            done = self.journal.results.get(cell, {})
+        for point, (task, _) in points.items():
+            done = self.journal.results.get(point, {})
             if len(done) == len(task.items):
                 continue
-            left = [prompt for prompt in task.prompts(cell) if prompt.index not in done]
+            left = [prompt for prompt in task.prompts(point) if prompt.index not in done]
             for first in range(0, len(left), batch_items):
-                yield cell, left[first : first + batch_items]
+                yield point, left[first : first + batch_items]

@@ -14,6 +14,7 @@ from pipelines.command.command_line import (
     Placement,
     Retention,
     SearchEngine,
+    check_inputs,
     command_text,
     exit_codes,
     num_cores,
@@ -155,6 +156,8 @@ def perplexity(
     folder = output_folder(out)
     workers = None if address == "none" else encoders + readers
     with exit_codes(console, folder):
+        check_resume(resume, out)
+        check_inputs(*inputs or ())
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.runtime.scheduler import Limits
         from pipelines.job.executors import default_in_flight
@@ -162,7 +165,6 @@ def perplexity(
         from pipelines.perplexity.console import print_result
         from pipelines.perplexity.job import PerplexityJob, run_job
 
-        check_resume(resume, out)
         if keep_memory and retention not in (None, Retention.FOREVER):
             raise ConfigError(f"--keep-memory and --retention {retention} contradict each other; give one of them")
         kept = Retention.FOREVER if keep_memory else retention or Retention.DOCUMENT

@@ -18,9 +18,10 @@ from longmem.errors import (
     StoreError,
 )
 from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, Stage
+from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.text.documents import UnreadableDocument
-from longmem.types import DocumentKey, SegmentScore
+from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed, Prepared
 from pipelines.perplexity.journal import Journal
@@ -93,6 +94,15 @@ class PerplexityRun:
 
     def run(self, feed: DocumentFeed) -> None:
         """Score until the feed has ended and every admitted document is scored or failed."""
+        loop = RunLoop(
+            self._executor,
+            self._scheduler,
+            on_completed=self._complete,
+            on_document_done=self._finish,
+            on_event=self._observer.worker_event,
+            all_admitted=lambda: feed.has_ended,
+            on_released=self._released,
+        )
         start = perf_counter()
         more = True
         while more or self._scheduler.active:
@@ -101,16 +111,7 @@ class PerplexityRun:
                 more = prepared is not None
                 if prepared is not None:
                     self._admit(prepared)
-            for stage, segment in self._scheduler.start(self._executor.slots):
-                num_left = self._scheduler.num_waiting if feed.has_ended else None
-                self._executor.set_backlog(self._scheduler.lag_segments, num_left)
-                self._executor.submit(stage, segment)
-            for completion in self._executor.wait(WAIT_S):
-                self._complete(completion)
-            for event in self._executor.events():
-                self._observer.worker_event(event)
-            for key, failed in self._scheduler.remove_finished():
-                self._finish(key, failed)
+            loop.turn(WAIT_S)
             self._observer.levels(
                 {stage: self._scheduler.queue_depth(stage) for stage in STAGES},
                 self._scheduler.in_flight_bytes,
@@ -167,20 +168,18 @@ class PerplexityRun:
             self._observer.task_ended(completion)
             self._raise_if_fatal(completion.error)
             self._errors.setdefault(segment.key, completion.error)
-            released = self._scheduler.fail(stage, segment)
-        else:
-            self._take(completion)
-            totals = self.totals.stages[stage]
-            totals.segments += 1
-            totals.tokens += segment.num_tokens
-            totals.busy_s += completion.busy_s
-            self._observer.task_ended(completion)
-            released = self._scheduler.finish(stage, segment)
-            if stage == "score" and self._trim_every is not None:
-                self._trim(segment.key, self._trim_every)
-        for done in released:
-            self._executor.release(done)
-            self._backbone_logprobs.pop((done.key, done.index), None)
+            return
+        self._take(completion)
+        totals = self.totals.stages[stage]
+        totals.segments += 1
+        totals.tokens += segment.num_tokens
+        totals.busy_s += completion.busy_s
+        self._observer.task_ended(completion)
+        if stage == "score" and self._trim_every is not None:
+            self._trim(segment.key, self._trim_every)
+
+    def _released(self, segment: Segment) -> None:
+        self._backbone_logprobs.pop((segment.key, segment.index), None)
 
     def _trim(self, key: DocumentKey, every: int) -> None:
         first = self._scheduler.first_needed(key)

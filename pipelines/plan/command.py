@@ -11,6 +11,7 @@ from pipelines.command.command_line import (
     JobDtype,
     Retention,
     SearchEngine,
+    check_inputs,
     exit_codes,
     local_inputs,
     num_cores,
@@ -122,6 +123,7 @@ def plan(
                 raise ConfigError(f"{name} must be positive, got {value}")
         if documents < 1:
             raise ConfigError(f"--documents must be at least 1, got {documents}")
+        check_inputs(*inputs or ())
         # torch and transformers take seconds to load: not for --help
         from pipelines.doctor.machine import usable_cores
         from pipelines.job.inputs import find_inputs

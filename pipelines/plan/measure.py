@@ -22,8 +22,9 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource, describe
 from longmem.retrieval import choose_engine
 from longmem.runtime.executor import PUT_SEGMENTS
-from longmem.store.base import AbstractBlockSource, AbstractMemoryStore
+from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import MemoryStore
+from longmem.store.source import AbstractBlockSource
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import Document, DocumentKey, EncodedSegment, KVBlock, Segment, SegmentScore

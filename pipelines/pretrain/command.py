@@ -9,6 +9,7 @@ import typer
 
 from pipelines.command.command_line import (
     ComputeDtype,
+    check_inputs,
     command_text,
     exit_codes,
     local_inputs,
@@ -68,6 +69,7 @@ def pretrain(
         used_threads = threads or num_cores()
         # read once, when the tokenizer library starts its threads
         os.environ.setdefault("RAYON_NUM_THREADS", str(used_threads))
+        check_inputs(*data, *valid or ())
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.pretraining.presets import preset_of
         from pipelines.pretrain.job import PretrainingJob

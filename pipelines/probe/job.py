@@ -18,10 +18,11 @@ from rich.console import Console
 
 from actors.config import ClusterShape
 from longmem.errors import DocumentError
+from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
-from longmem.runtime.requests import Memories, Request
+from longmem.runtime.requests import Request
 from longmem.synthetic.pairs import PairPlan, pair_trials
 from longmem.synthetic.passkey import PasskeyPlan, check_length, passkey_trials
 from longmem.synthetic.trial import Trial
@@ -75,7 +76,7 @@ class ProbeRequest(Request):
     """Filler text, and source of words."""
     part: Plan
 
-    def answer(self, model: LongMem, memories: Memories) -> list[Trial]:  # noqa: ARG002
+    def answer(self, model: LongMem, windows: WindowCache) -> list[Trial]:  # noqa: ARG002
         """Return the trials. Raises ConfigError for an impossible plan, DocumentError, NumericError."""
         trials = passkey_trials if isinstance(self.part, PasskeyPlan) else pair_trials
         return list(trials(model, self.text, self.part))  # type: ignore[arg-type]

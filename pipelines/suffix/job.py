@@ -15,10 +15,11 @@ from rich.console import Console
 
 from actors.config import ClusterShape
 from longmem.errors import ConfigError
+from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
-from longmem.runtime.requests import Memories, Request
+from longmem.runtime.requests import Request
 from pipelines.job.ask import ask_all
 from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store, where
 from pipelines.job.journal import AbstractJournal
@@ -100,7 +101,7 @@ class SuffixRequest(Request):
     example: SuffixExample
     lengths: SuffixLengths
 
-    def answer(self, model: LongMem, memories: Memories) -> list[SuffixScore]:  # noqa: ARG002
+    def answer(self, model: LongMem, windows: WindowCache) -> list[SuffixScore]:  # noqa: ARG002
         """Return the scores. Raises the errors of `score_example`."""
         return score_example(model, self.example, self.lengths)
 

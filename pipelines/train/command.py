@@ -8,6 +8,7 @@ import typer
 from longmem.errors import ConfigError
 from pipelines.command.command_line import (
     ComputeDtype,
+    check_inputs,
     command_text,
     exit_codes,
     local_inputs,
@@ -103,6 +104,8 @@ def train(
     """
     console = open_console(stderr=True)
     with exit_codes(console, out):
+        if not resume:
+            check_inputs(*data, *valid or ())
         # torch and transformers take seconds to load: not for --help, and not outside of what handles Ctrl-C
         from longmem.model.source import REFERENCE_MODEL, ModelSource, reference_settings
         from longmem.training.config import TrainingConfig

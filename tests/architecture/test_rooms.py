@@ -1,4 +1,4 @@
-"""One room per library, arrows that point one way, and that each rule can be broken (design §2)."""
+"""One folder per library and one direction of imports, with proof that each rule can be broken."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ MODULES = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in
 
 
 def imported(source: str) -> Iterator[str]:
-    """Top-level packages that a module imports anywhere: at its head, in a function, or by a string."""
+    """Yield the top-level packages that a module imports anywhere: at its head, in a function, or by a string."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -123,7 +123,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         longmem.LongMen  # noqa: B018
 
 
-# --- the linters hold the rules, and can fail -------------------------------------------------------------------
+# --- the linters enforce the rules, and can fail ----------------------------------------------------------------
 
 
 def run_tool(module_and_arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -131,7 +131,7 @@ def run_tool(module_and_arguments: list[str], folder: Path) -> subprocess.Comple
 
 
 def lint_imports(folder: Path) -> tuple[dict[str, bool], str]:
-    """Whether each contract is kept, and all that was printed."""
+    """Return whether each contract is kept, and the printed output."""
     code = "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports', '--no-cache']; "
     result = run_tool([sys.executable, "-c", code + "lint_imports_command()"], folder)
     verdicts = re.findall(r"^(.+) (KEPT|BROKEN)(?: \(.*\))?$", result.stdout, re.MULTILINE)
@@ -148,7 +148,7 @@ def contracts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources that a test may break, and must mend."""
+    """Return a copy of the sources that a test may break and must restore."""
     folder = tmp_path_factory.mktemp("tree")
     for package in (*PACKAGES, "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__", "reference_model", "results")
@@ -159,7 +159,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def added(tree: Path, violations: list[tuple[str, str]]) -> Iterator[list[str]]:
-    """Modules with a forbidden import each are added to the tree, and removed again; their names."""
+    """Add modules with one forbidden import each to the tree, yield their names, and remove them."""
     names = []
     try:
         for number, (folder, line) in enumerate(violations):
@@ -232,7 +232,7 @@ def test_a_contract_can_be_broken(tree: Path, contract: str) -> None:
 
 
 def ruff(folder: Path) -> list[tuple[str, str]]:
-    """(path, code) of every banned import."""
+    """Return (path, code) of every banned import."""
     arguments = ["check", "--select", "TID251", "--no-cache", "--output-format", "json", *PACKAGES]
     result = run_tool([sys.executable, "-m", "ruff", *arguments], folder)
     found = json.loads(result.stdout)
@@ -245,7 +245,7 @@ def test_no_banned_import_is_in_the_tree(tree: Path) -> None:
 
 
 def test_ruff_sees_every_banned_import(tree: Path) -> None:
-    """Outside the folders that are a room: those are exempt from the whole rule, and held by the contracts above."""
+    """Check folders that are not a room: rooms are exempt from the whole rule, and covered by the contracts above."""
     rooms = ("actors", "longmem/backbone", "longmem/evaluation", "longmem/sidenet")
     banned = [each for name in VIOLATIONS if name != "arrows point one way" for each in VIOLATIONS[name]]
     violations = [(folder, line) for folder, line in banned if folder not in rooms]
@@ -254,7 +254,7 @@ def test_ruff_sees_every_banned_import(tree: Path) -> None:
         assert sorted(ruff(tree)) == sorted((name, "TID251") for name in names)
 
 
-def test_nobody_silences_a_banned_import() -> None:
+def test_banned_import_is_silenced_nowhere() -> None:
     assert [name for name in MODULES if "TID251" in (ROOT / name).read_text(encoding="utf-8")] == []
 
 
@@ -270,19 +270,19 @@ def test_no_file_is_long(package: str) -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    """Except an `__init__.py` that holds nothing."""
+    """Check every module except an `__init__.py` without content."""
     sources = {name: (ROOT / name).read_text(encoding="utf-8") for name in MODULES}
     assert [
         name for name, source in sources.items() if source.strip() and not ast.get_docstring(ast.parse(source))
     ] == []
 
 
-# --- one place prints, one place writes: what is redacted there is redacted everywhere ---------------------------
+# --- one module prints, one module writes: redaction there covers all output -------------------------------------
 
 PRINTERS = ("pipelines/command/console.py",)
 WRITERS = ("pipelines/job/output.py",)
 LOCK = "pipelines/job/folder.py"
-"""Opens the job's lock, and writes nothing into it."""
+"""Module that opens the job's lock and writes nothing into it."""
 
 
 def printed_and_written(source: str) -> tuple[set[str], set[str]]:

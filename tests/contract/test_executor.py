@@ -1,4 +1,4 @@
-"""The promises of AbstractExecutor, on every executor: in this process, on one Ray worker of each kind, on two."""
+"""Contract of AbstractExecutor on every executor: in this process, on one Ray worker of each kind, on two."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from longmem.errors import (
     NumericError,
     StoreError,
 )
-from longmem.memory.window_cache import WindowCache
+from longmem.memory.context import windows_of
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
@@ -38,7 +38,7 @@ from tests.poison import POISON, NanSource
 pytest_plugins = ["tests.ray_cluster"]
 
 SHAPES = {"ray-1+1": (1, 1), "ray-2+2": (2, 2)}
-"""A byte whose embedding is NaN in this module's checkpoint: every segment that holds it fails, and no other."""
+"""A byte whose embedding is NaN in this module's checkpoint: exactly the segments that hold it fail."""
 
 TEXTS = {
     "long": "Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 3,
@@ -68,14 +68,14 @@ def model(source: ModelSource) -> LongMem:
 
 @pytest.fixture(scope="module")
 def expected(model: LongMem) -> dict[str, TextScores]:
-    """What the plain loop says of every text."""
+    """Return the scores of every text by the plain loop."""
     with InMemoryStore() as store:
         return {name: score_text(model, text, store.document(name)) for name, text in TEXTS.items()}
 
 
 @pytest.fixture(scope="module", params=["inline", *(pytest.param(name, marks=pytest.mark.ray) for name in SHAPES)])
 def opened(request: pytest.FixtureRequest) -> Callable[[ModelSource, str], AbstractExecutor]:
-    """`opened(source, store_uri)` starts an executor of the kind under test."""
+    """Return a factory `opened(source, store_uri)` that starts an executor of the kind under test."""
     if request.param == "inline":
         return lambda source, uri: InlineExecutor(source.open(), MemoryStore.open(uri))
     request.getfixturevalue("ray_cluster")
@@ -93,7 +93,7 @@ def executor(
     source: ModelSource,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[AbstractExecutor]:
-    """One for all tests of a kind, because Ray workers take seconds to start; tests use documents of their own."""
+    """Share one executor between all tests of a kind, because Ray workers take seconds to start; documents differ."""
     running = opened(source, str(tmp_path_factory.mktemp("store") / "memory.lance"))
     yield running
     running.close()
@@ -111,7 +111,7 @@ def cut(model: LongMem, key: DocumentKey, text: str) -> list[Segment]:
 
 @dataclass
 class Run:
-    """What a run of the driver submitted and got back."""
+    """Tasks that a run of the driver submitted, and their completions."""
 
     submitted: Counter[tuple[Stage, DocumentKey, int]] = field(default_factory=Counter)
     completed: Counter[tuple[Stage, DocumentKey, int]] = field(default_factory=Counter)
@@ -135,7 +135,7 @@ class Run:
 
 
 def drive(executor: AbstractExecutor, model: LongMem, documents: list[list[Segment]]) -> Run:
-    """The smallest job: every document through encode, put and score, as the scheduler says."""
+    """Run the smallest job: every document through encode, put and score, in the order of the scheduler."""
     config = model.config
     scheduler = SegmentScheduler(Limits(8, 2**30), 1, config.segment_tokens, config.memory_tokens, write=True)
     for segments in documents:
@@ -179,7 +179,7 @@ def keep(run: Run, completion: Completion) -> None:
 
 
 def run_one(executor: AbstractExecutor, stage: Stage, segment: Segment) -> Completion:
-    """One task, alone."""
+    """Run one task alone."""
     executor.submit(stage, segment)
     (completion,) = executor.wait(PATIENCE_S)
     assert (completion.stage, completion.segment.index) == (stage, segment.index)
@@ -201,7 +201,7 @@ def test_a_document_gets_the_numbers_of_the_plain_loop(
 
 
 def test_memory_matters_here(expected: dict[str, TextScores]) -> None:
-    """Else the tests above would pass with any memory."""
+    """Check that the memory affects the scores; otherwise the tests above would pass with any memory."""
     long = expected["long"]
     assert len({score.retrieval.chunks_digest for score in long.segments}) == len(long.segments)
     assert np.abs(long.logprobs - long.backbone_logprobs).max() > 0.1
@@ -272,7 +272,7 @@ def test_release_frees_what_was_encoded(executor: AbstractExecutor, model: LongM
     for segment in (first, second):
         receipt = run_one(executor, "encode", segment).result
         assert isinstance(receipt, EncodeReceipt)
-        # pools decide by what they have to do whether an encoder prepares a segment
+        # the pools' backlog decides whether an encoder prepares a segment
         assert receipt.num_bytes in [model.encode(segment, prepare=prepare).num_bytes for prepare in (False, True)]
     executor.release(first)
     executor.release(first)
@@ -319,7 +319,7 @@ def items_of(model: LongMem) -> list[Item]:
 
 
 def ask_all(executor: AbstractExecutor, requests: list[Request]) -> list[Any]:
-    """Answers in the order of the requests; at most as many at a time as there are slots."""
+    """Return answers in the order of the requests; at most as many run at a time as there are slots."""
     waiting, running, results = deque(enumerate(requests)), {}, {}
     deadline = monotonic() + PATIENCE_S
     while waiting or running:
@@ -343,9 +343,7 @@ def test_items_get_the_same_scores_in_any_order_and_batch(
     items = items_of(model)
     with InMemoryStore() as store:
         score_text(model, TEXTS["long"], store.document("long"))
-        config, infos = model.config, store.segments(store.document("long").key)
-        cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
-        view = cache.whole(infos[-1].key, infos)
+        view = windows_of(model, store).whole(store.document("long").segments[-1])
     after, alone = (
         {item.name: score_items(model, [item], [each])[0].longmem.logprobs for item in items} for each in (view, None)
     )
@@ -385,7 +383,7 @@ def test_requests_take_the_slots_of_encoding(executor: AbstractExecutor, model: 
 
 @contextmanager
 def still_works(executor: AbstractExecutor, model: LongMem, expected: dict[str, TextScores]) -> Iterator[None]:
-    """An error of one task leaves the workers as they were."""
+    """Check that an error of one task leaves the workers intact."""
     yield
     key = DocumentKey("still works", str(monotonic()))
     drive(executor, model, [cut(model, key, TEXTS["long"])]).assert_equals(key, expected["long"])
@@ -428,7 +426,7 @@ def test_a_past_that_is_not_stored_is_missing(
         executor.release(segments[2])
     assert type(error) is MissingBlockError
     assert "segments [0, 1] of [0, 2) are not stored" in str(error)
-    # the failed read leaves no half window behind
+    # the failed read must not leave a partial window
     drive(executor, model, [segments]).assert_equals(key, expected["long"])
 
 

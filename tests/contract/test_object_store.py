@@ -1,4 +1,4 @@
-"""The durable store in a bucket: a real S3-compatible server on loopback, the same code, the same promises."""
+"""Contract of the durable store in a bucket: a real S3-compatible server on loopback."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Quiet(WSGIRequestHandler):
 
 
 class Front:
-    """What stands between clients and the server, and may behave badly."""
+    """Proxy between clients and the server that can inject faults."""
 
     def __init__(self) -> None:
         self.app = DomainDispatcherApplication(create_backend_app)
@@ -77,7 +77,7 @@ def front(served: tuple[Front, int], monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def bucket(front: Front) -> str:
-    # a bucket of one's own: connections to it are kept for as long as the process lives
+    # a bucket per test: connections to it are kept for the lifetime of the process
     name = f"memory-{next(NUMBERS)}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
@@ -133,12 +133,12 @@ def test_two_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
 
 
 GROUPS, SIZE = 10, 21
-"""Of each group all but one key are put by both processes in the same round: 200 keys are contested."""
+"""Number and size of the groups. Both processes put all but one key of a group in one round: 200 keys are contested."""
 GROUPED = DocumentKey("default", "groups")
 
 
 def test_two_processes_that_put_the_same_blocks_in_a_bucket_have_one_winner(bucket: str) -> None:
-    """The server runs in this process, and both writers in processes of their own."""
+    """Run the server in this process and each writer in a process of its own."""
     uri = f"s3://{bucket}/x"
     with racers(2) as processes:
         found = processes.race(uri, partial(put_groups, GROUPS, SIZE))
@@ -209,7 +209,8 @@ def test_a_bucket_that_is_not_there_is_told(front: Front) -> None:
 
 
 def test_a_server_that_refuses_is_no_damage(front: Front, bucket: str) -> None:
-    """Or a repair would drop sound blocks, and a job would fail document after document."""
+    """Distinguish refusal from damage; otherwise a repair would drop sound blocks, and a job would fail every
+    document."""
     with MemoryStore.open(f"s3://{bucket}/x") as store:
         store.put(make_block())
     front.refuses_reads = True

@@ -1,4 +1,4 @@
-"""Several writers that put, fork or conflict at the same moment: exactly one wins, and the store says so to each."""
+"""Several writers that put, fork or conflict at one moment: exactly one wins, and each gets the right answer."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -30,7 +30,7 @@ from tests.racing import (
 
 SEGMENTS = 24
 GROUPS, SIZE = 40, 6
-"""Of each group all but one key are put by both processes in the same round."""
+"""Number and size of the groups. Both processes put all but one key of a group in one round."""
 CONTESTED = 200
 CONFLICTS = 10
 FORKS = 8
@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AbstractMe
 
 
 def as_stored_before(uri: str) -> None:
-    """Tables as longmem made them before they had a primary key."""
+    """Convert tables to the form that longmem wrote before they had a primary key."""
     with LanceMemoryStore(uri) as store:
         for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
             store._database.create_if_absent(name, pa.schema([pa.field(each.name, each.type) for each in schema]))
@@ -62,7 +62,7 @@ def test_put_by_two_processes_at_once_has_one_winner(tmp_path: Path, processes: 
     uri, num_segments = str(tmp_path / "memory.lance"), SEGMENTS if made_by == "this version" else SEGMENTS // 4
     if made_by != "this version":
         as_stored_before(uri)
-    # the first race makes the store itself
+    # the first race also creates the store
     found = processes.race(uri, partial(put_each_alone, num_segments))
     assert contested(found, num_segments) == num_segments
     check_receipts(found, set(range(num_segments)))
@@ -115,14 +115,14 @@ def test_put_by_threads_at_once_has_one_winner(store: AbstractMemoryStore) -> No
     assert store.num_bytes() == (20 + len(store.segments(GROUPED)) + 5) * make_block().num_bytes
 
 
-def test_fork_beside_a_put_into_its_target_keeps_the_put_alone(tmp_path: Path) -> None:
+def test_fork_concurrent_with_put_into_target_keeps_only_the_put(tmp_path: Path) -> None:
     uri, target = str(tmp_path / "memory.lance"), DocumentKey("default", "target")
     with LanceMemoryStore(uri) as other:
         other.put_all([make_block(segment=index) for index in range(3)])
 
         class Racing(LanceMemoryStore):
             def _sync(self, table: str) -> None:
-                # after the fork has looked whether its target is free
+                # after the fork has checked that its target is free
                 other.put(make_block(target, 1, seed=7))
 
         with Racing(uri) as racing, pytest.raises(ValueError, match="exists"):
@@ -132,11 +132,11 @@ def test_fork_beside_a_put_into_its_target_keeps_the_put_alone(tmp_path: Path) -
         assert other.verify() == 4
 
 
-# --- a store in which writers of an earlier version have met ------------------------------------------------------
+# --- concurrent writers of an earlier version ---------------------------------------------------------------------
 
 
 def doubled_store(uri: str, other_tokens: bool) -> None:
-    """Both writers of segments 0 and 1 were told "new"."""
+    """Write a store in which both writers of segments 0 and 1 got the answer "new"."""
     as_stored_before(uri)
     with LanceMemoryStore(f"{uri}-2") as second, LanceMemoryStore(uri) as first:
         theirs = [make_block(segment=index, seed=3 if other_tokens else 0) for index in range(2)]
@@ -182,7 +182,7 @@ def test_doubled_rows_of_other_tokens_are_an_error_and_repaired(tmp_path: Path) 
     assert sum("other tokens" in action for action in report.actions) == 2
     with LanceMemoryStore(uri) as store:
         assert store.verify() == 3
-        # the one that was written first stays
+        # the row that was written first is kept
         for index, block in enumerate(store.read(KEY, 0, 3)):
             assert_same(block, make_block(segment=index))
 
@@ -190,8 +190,10 @@ def test_doubled_rows_of_other_tokens_are_an_error_and_repaired(tmp_path: Path) 
 def test_a_put_that_was_overtaken_while_it_was_stopped_withdraws_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lance passes over another insert whose version is cleaned away. The stop is played: a put counts as slow at once,
-    and the other row is appended past Lance's check."""
+    """Check a race that Lance misses: it ignores another insert whose version is cleaned up.
+
+    The pause is simulated: a put counts as slow at once, and the other row is appended past Lance's check.
+    """
     uri = str(tmp_path / "memory.lance")
     with LanceMemoryStore(uri) as other:
         other.put_all([make_block(segment=index) for index in range(2)])

@@ -1,4 +1,4 @@
-"""The promises of AbstractMemoryStore, on every store. What needs a disk runs on the LanceDB store alone."""
+"""Contract of AbstractMemoryStore on every store. Tests that need a disk run on the LanceDB store alone."""
 
 import multiprocessing
 import os
@@ -28,13 +28,13 @@ from longmem.errors import (
     QuotaError,
     StoreError,
 )
-from longmem.kv_format import SCALE_BYTES
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.store.in_memory import InMemoryStore
 from longmem.store.lance.catalogue import PAYLOAD_SEGMENTS, at
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.store.lance.writer import STEPS
+from longmem.stored_format import SCALE_BYTES
 from longmem.types import DocumentKey, KVBlock, PutReceipt
 from tests.blocks import IDENTITY, KEY, SEGMENT_TOKENS, assert_same, make_block
 
@@ -103,7 +103,7 @@ def test_what_was_read_cannot_be_changed(store: AbstractMemoryStore) -> None:
     for array in (found.tokens, found.keys, found.values):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    block.keys[:] = 7  # the caller's own array is the caller's
+    block.keys[:] = 7  # mutating the caller's array must not change the stored block
     assert not np.array_equal(store.read(KEY, 0, 1)[0].keys, block.keys)
 
 
@@ -315,7 +315,7 @@ def test_trim_forgets_the_past_below_a_segment_and_nothing_else(store: AbstractM
     assert store.delete(copy) == 5
     assert store.num_bytes() == 3 * make_block().num_bytes
     assert store.verify() == 3
-    # what was forgotten may be written again
+    # a deleted document may be written again
     assert not store.put(make_block(segment=0, seed=7)).duplicate
     assert_same(store.read(KEY, 0, 1)[0], make_block(segment=0, seed=7))
 
@@ -334,7 +334,7 @@ def test_a_document_trimmed_to_nothing_is_gone(store: AbstractMemoryStore) -> No
 
 @pytest.fixture(params=["memory", "lance"])
 def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], AbstractMemoryStore]:
-    """Opens the store under test with a limit in blocks."""
+    """Return a factory that opens the store under test with a limit in blocks."""
     uri = IN_MEMORY if request.param == "memory" else str(tmp_path / "memory.lance")
     return lambda blocks: MemoryStore.open(uri, max_bytes=blocks * make_block().num_bytes)
 
@@ -347,7 +347,7 @@ def test_a_full_store_refuses_and_says_what_it_holds(limited: Callable[[int], Ab
         with pytest.raises(QuotaError, match=rf"holds {3 * size:,} bytes of at most {3 * size:,}.*rm"):
             store.put(make_block(segment=3))
         assert store.verify() == 3
-        # a replay adds nothing, a fork adds nothing
+        # neither a replay nor a fork adds blocks
         assert store.put(make_block(segment=0)).duplicate
         assert store.fork(KEY, DocumentKey("default", "copy")) == 3
         with pytest.raises(QuotaError):
@@ -369,7 +369,7 @@ def test_a_limit_counts_what_is_there_already_and_what_others_do(uri: str) -> No
         limited.put(make_block(segment=19))
         with pytest.raises(QuotaError):
             limited.put(make_block(segment=20))
-        # another process makes room: nothing here could have counted that
+        # another process frees space, which this process cannot have counted
         free.trim(KEY, 10)
         for index in range(20, 25):
             limited.put(make_block(segment=index))
@@ -443,7 +443,7 @@ def test_reading_ahead_stops_at_the_first_gap(store: AbstractMemoryStore) -> Non
 
 
 def test_appending_and_reading_at_once(store: AbstractMemoryStore) -> None:
-    """Readers see whole blocks, in order, while a writer appends: never a torn or foreign one."""
+    """Check that readers see whole blocks, in order, while a writer appends: never a torn or foreign one."""
     total, errors, done = 40, [], threading.Event()
 
     def read() -> None:
@@ -510,7 +510,7 @@ OPERATIONS = st.one_of(
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=st.lists(OPERATIONS, max_size=12))
 def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFactory, operations: list[tuple]) -> None:
-    """Any sequence of calls gives the same answers and the same errors, and the same content after reopening."""
+    """Check that any sequence of calls gives equal answers and errors, and equal content after reopening."""
 
     def apply(store: AbstractMemoryStore, operation: tuple) -> object:
         try:
@@ -527,7 +527,7 @@ def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFac
         try:
             return store.put_all(blocks)
         except StoreError as error:
-            # which ones are stored is not said; afterwards all are that may be
+            # the contract leaves open which ones are stored; afterwards all permitted ones are
             for block in blocks:
                 with suppress(StoreError):
                     store.put(block)
@@ -548,7 +548,7 @@ def test_lance_does_what_the_reference_does(tmp_path_factory: pytest.TempPathFac
                     assert_same(found, reference.read(key, info.segment, info.segment + 1)[0])
 
 
-# --- what only a disk can do ------------------------------------------------------------------------------------
+# --- LanceDB store only -----------------------------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -573,7 +573,7 @@ def test_acknowledged_puts_survive_kill_9(uri: str, acknowledged: int) -> None:
         sent = acknowledged + len(writer.stdout.read().split())
     with MemoryStore.open(uri) as store:
         found = len(store.segments(KEY))
-        # the block being written when the signal came may be there or not, but whole
+        # the block in flight at the signal is either absent or whole
         assert sent <= found <= sent + 1
         for block in store.read(KEY, 0, found):
             assert_same(block, make_block(segment=block.segment))
@@ -602,7 +602,7 @@ def test_a_put_killed_between_payload_and_catalogue_leaves_nothing(uri: str, mon
 
 
 GROUP = [(KEY, 62), (KEY, 63), (KEY, 64), (DocumentKey("n", "other"), 0)]
-"""Of three payload tables."""
+"""Keys in three payload tables."""
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("put:")])
@@ -666,7 +666,8 @@ def test_trimming_frees_the_disk_of_whole_tables(uri: str) -> None:
 
 @pytest.mark.parametrize("removal", ["delete", "trim"])
 def test_a_fork_whose_source_goes_meanwhile_names_nothing_that_is_gone(uri: str, removal: str) -> None:
-    """Whoever removes the source looks whether somebody else names its payload, and cannot see a fork to come."""
+    """Check a fork that races with the removal of its source: a remover checks other references, but not future
+    forks."""
     copy = DocumentKey("default", "copy")
     with LanceMemoryStore(uri) as store:
         for index in range(2):
@@ -717,7 +718,7 @@ def test_two_processes_write_to_one_store(uri: str) -> None:
         for writer in writers:
             writer.join()
             assert writer.exitcode == 0
-        # opened before they wrote, and sees everything that they wrote
+        # opened before they wrote, but reads everything that they wrote
         assert watching.documents() == keys
         assert watching.verify() == 20
 
@@ -740,7 +741,7 @@ def test_a_flipped_bit_in_stored_keys_is_an_error_not_a_number(uri: str) -> None
     with MemoryStore.open(uri) as store:
         for index in range(2):
             store.put(make_block(segment=index))
-    # every byte that holds data: find the values in the file, so that the flip cannot land in padding
+    # every data byte: the values are located in the file, so that the flip cannot land in padding
     file = payload_files(uri)[0]
     needles = [make_block(segment=index).keys.tobytes()[:32] for index in range(2)]
     position = next(at for needle in needles if (at := file.read_bytes().find(needle)) >= 0)
@@ -794,7 +795,7 @@ def test_a_place_that_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
-    """On a small file system of its own; needs the right to mount one."""
+    """Fill a small file system of its own; needs the right to mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
@@ -804,7 +805,7 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
     try:
         with MemoryStore.open(disk / "memory.lance") as store:
             stored = 0
-            with pytest.raises(StoreError, match="disk is full"):  # noqa: PT012 - the number of puts is the disk's
+            with pytest.raises(StoreError, match="disk is full"):  # noqa: PT012 - the disk decides how many
                 for index in range(200):
                     store.put(make_block(segment=index, identity=identity))
                     stored += 1

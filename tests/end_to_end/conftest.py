@@ -1,4 +1,4 @@
-"""Jobs that several end-to-end tests look at."""
+"""Jobs shared by several end-to-end tests."""
 
 from collections.abc import Callable
 from io import StringIO
@@ -17,7 +17,7 @@ TEXT = "It was the best of times, it was the worst of times, it was the age of w
 
 @pytest.fixture(scope="session")
 def finished_job(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., LongMem]) -> Path:
-    """Output folder of a small finished job, run in this process."""
+    """Return the output folder of a small finished job, run in this process."""
     folder = tmp_path_factory.mktemp("finished")
     small_model("llama").save_pretrained(folder / "model")
     (folder / "two-cities.txt").write_text(TEXT)

@@ -1,5 +1,5 @@
-"""Jobs on clusters that somebody else has started: through Ray's client, as a submitted job, and two at once; and who
-may talk to a cluster that a job starts."""
+"""Jobs on existing clusters: through Ray's client, as a submitted job, and two at once; access to a job's own
+cluster."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ LONGMEM = [sys.executable, "-c", "from pipelines.cli import main; main()", "perp
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a book, and what a run without Ray says of it."""
+    """Return the folder of a model, a book, and the results of a run without Ray."""
     folder = tmp_path_factory.mktemp("addresses")
     small_longmem(folder).save_pretrained(folder / "model")
     (folder / "book.txt").write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 40)
@@ -47,7 +47,7 @@ def start(folder: Path, address: str, name: str, *more: str) -> "subprocess.Pope
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    """Output of a process that ends well."""
+    """Return the output of a process that succeeds."""
     with process:
         try:
             output, _ = process.communicate(timeout=LIMIT_S)
@@ -64,7 +64,7 @@ def assert_same(folder: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """With two CPUs."""
+    """Yield a head node with two CPUs."""
     with started_heads(OPEN) as (head,):
         yield head
 
@@ -76,7 +76,7 @@ def test_a_job_through_rays_client(head: Head, folder: Path) -> None:
 
 
 def test_two_jobs_at_once_share_the_cores(head: Head, folder: Path) -> None:
-    """Each reserves one of the two CPUs for two workers, and neither waits for the other."""
+    """Check that each job reserves one of the two CPUs for two workers, and neither waits for the other."""
     jobs = {name: start(folder, f"127.0.0.1:{head.gcs}", name, "--cpu-share", "0.5") for name in ("first", "second")}
     deadline = time.monotonic() + LIMIT_S
     while not all(num_lines(folder / name / "journal.jsonl") >= 3 for name in jobs):
@@ -95,7 +95,7 @@ def num_lines(journal: Path) -> int:
 
 @pytest.mark.slow
 def test_a_submitted_job(head: Head, folder: Path) -> None:
-    """`ray job submit -- longmem perplexity …`: the driver then runs on the cluster."""
+    """Run `ray job submit -- longmem perplexity …`: the driver then runs on the cluster."""
     entry = [*LONGMEM, *options(folder, "auto", "submitted")]
     address = f"http://127.0.0.1:{head.dashboard}"
     submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--", *entry]
@@ -134,7 +134,7 @@ connection.close()
 
 
 def test_a_cluster_of_our_own_asks_for_a_token(tmp_path: Path) -> None:
-    """Ray's token authentication is on where nobody has said anything, and the dashboard is on loopback."""
+    """Check that Ray's token authentication is on by default, and that the dashboard is on loopback."""
     process = subprocess.Popen(
         [sys.executable, "-c", CONNECT],
         env=environment(HOME=str(tmp_path)),

@@ -1,7 +1,7 @@
-"""The `longmem` command as a user meets it: real models, real stores, real files; good input and bad.
+"""The `longmem` command from a user's point of view: real models, stores and files; valid and invalid input.
 
-What must be a process (kill, Ctrl-C, exit code of the shell) runs the installed script. Everything else runs the same
-application in this process, which saves the four seconds that importing torch takes each time.
+Tests that need a process (kill, Ctrl-C, exit code of the shell) run the installed script. All others run the
+application in this process, which saves four seconds of importing torch per call.
 """
 
 import gzip
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -62,7 +63,7 @@ def arguments(inputs: object, model: Path, out: Path | None, *options: object) -
 
 
 def invoke(*args: str) -> Outcome:
-    """Run the application here. An exception that would have been a traceback is raised."""
+    """Run the application in this process. Raise an exception that would have been a traceback."""
     result = CliRunner(env={"COLUMNS": "140"}).invoke(app, list(args), prog_name="longmem")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -70,7 +71,7 @@ def invoke(*args: str) -> Outcome:
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
-    # where a shell has put the tests into the background they ignore Ctrl-C, and what they start would too
+    # background jobs of a shell ignore Ctrl-C, and so would all their children
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
@@ -104,7 +105,7 @@ def table_bytes(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """The command takes over SIGTERM and the number of threads of its process."""
+    """Restore SIGTERM and the number of threads, which the command sets for its process."""
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -113,7 +114,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""
+    """Return `trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""
     folder = tmp_path_factory.mktemp("models")
     for name, unsettled in (("trained", True), ("untrained", False)):
         small_longmem(folder, unsettled=unsettled).save_pretrained(folder / name)
@@ -128,7 +129,7 @@ def model(models: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lengths around the borders: less than a chunk, one segment and its border, many segments."""
+    """Write books with lengths around the boundaries: less than a chunk, about one segment, many segments."""
     folder = tmp_path_factory.mktemp("books")
     for index, (name, num_bytes) in enumerate(
         {
@@ -146,7 +147,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(model: Path, books: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """The happy path, as a process. Not to be changed: copy it."""
+    """Return the outcome and folder of a job run as a process. Read-only: copy the folder before changing it."""
     out = tmp_path_factory.mktemp("finished") / "out"
     return run_process(*arguments(books, model, out, "--tokens")), out
 
@@ -281,14 +282,14 @@ def test_a_backbone_alone_gets_memory_from_an_untrained_copy_head(models: Path, 
     assert "untrained copy head alone" in outcome.stdout
     assert "untrained copy head alone" in (tmp_path / "out" / "report.html").read_text("utf-8")
     token = summary_of(tmp_path / "out")["perplexity"]["token"]
-    # the text repeats its few words again and again
+    # the text repeats a few words
     assert token["longmem"]["value"] < 0.99 * token["backbone"]["value"]
     for row in rows(tmp_path / "out", "segments"):
         assert (0 < row["copy_mean"] < 1) == (row["memory_tokens"] > 0)
 
 
 def test_the_reference_model_reads_better_with_its_memory(tmp_path: Path) -> None:
-    """What `make demo` shows, on a text that one can read in a second."""
+    """Run what `make demo` shows, on a short text."""
     book = tmp_path / "book.txt"
     book.write_text("Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 80)
     outcome = invoke(*arguments(book, REFERENCE_MODEL, tmp_path / "out", "--store", "memory://"))
@@ -301,7 +302,7 @@ def test_the_reference_model_reads_better_with_its_memory(tmp_path: Path) -> Non
 def test_how_it_runs_does_not_change_what_comes_out(
     finished: tuple[Outcome, Path], model: Path, books: Path, tmp_path: Path
 ) -> None:
-    """Another store, other limits, in process: byte-identical; another search engine: the same to float tolerance."""
+    """Compare with another store and limits in process (byte-identical) and another search engine (float tolerance)."""
     _, expected = finished
     options = ["--tokens", "--store", "memory://"]
     out = tmp_path / "memory"
@@ -363,8 +364,8 @@ def test_a_kept_memory_is_used_again(model: Path, text: Path, tmp_path: Path) ->
         assert opened.documents() == [DocumentKey("library", "book")]
         assert opened.verify() == num_segments
 
-    # another text of that name is refused, in another namespace it is welcome, and a job that keeps nothing
-    # neither meets nor leaves anything
+    # another text of this name is refused; in another namespace it is accepted; a job that keeps nothing neither reads
+    # nor leaves stored blocks
     text.write_text(prose(9, 200), "utf-8")
     refused = invoke(*arguments(text, model, tmp_path / "third", *keep))
     assert refused.code == 1
@@ -415,7 +416,8 @@ def test_every_format_gives_the_same_scores(model: Path, text: Path, tmp_path: P
 
 def test_version_and_help() -> None:
     assert invoke("--version").stdout.startswith("longmem ")
-    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    root: Any = typer.main.get_command(app)
+    commands = [name for name, command in root.commands.items() if not hasattr(command, "commands")]
     assert {"perplexity", "doctor"} <= set(commands)
     overview = invoke("--help").stdout
     for command in commands:
@@ -488,8 +490,8 @@ def test_resume_needs_a_folder(model: Path, text: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     "options", [["--encoders", "0"], ["--readers", "0"], ["--stores", "0"], ["--encoders", "0", "--readers", "0"]]
 )
-def test_a_cluster_of_nobody(model: Path, text: Path, tmp_path: Path, options: list[str]) -> None:
-    """Refused before Ray is asked, and before the cores are divided by the number of workers."""
+def test_cluster_without_workers_is_refused(model: Path, text: Path, tmp_path: Path, options: list[str]) -> None:
+    """Refuse before Ray is called, and before the cores are divided by the number of workers."""
     args = ["perplexity", str(text), "--model", str(model), "--out", str(tmp_path / "out"), "--address", "local"]
     assert "must be at least 1" in refused(*args, *options)
 
@@ -499,7 +501,7 @@ def damaged(models: Path, base: str, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **values: object) -> None:
-    """Set fields of a JSON file; None takes one out."""
+    """Set fields of a JSON file; None removes one."""
     content = json.loads(path.read_text())
     content.update(values)
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
@@ -516,7 +518,7 @@ def cut(path: Path) -> None:
 
 
 def foreign_tokenizer(path: Path) -> None:
-    """With a token beyond all that the backbone embeds."""
+    """Save a tokenizer with a token id beyond the backbone's embedding."""
     content = json.loads(path.read_text())
     content["model"]["vocab"]["zork"] = 100_000
     path.write_text(json.dumps(content))
@@ -554,7 +556,7 @@ def test_a_model_that_cannot_be_used(models: Path, text: Path, tmp_path: Path, n
     damage(model)
     message = refused(*arguments(text, model, tmp_path / "out", "--segment-tokens", 32, "--store", "memory://"))
     assert words in message
-    # the folder is free for the command that is right
+    # the folder stays free for the corrected command
     assert invoke(*arguments(text, models / "untrained", tmp_path / "out", "--store", "memory://")).code == 0
 
 
@@ -623,7 +625,7 @@ def test_bad_documents_are_named_and_the_others_are_scored(model: Path, text: Pa
     summary = summary_of(out)
     assert (summary["counts"]["documents"], summary["counts"]["failed_documents"]) == (3, 5)
     assert {each["document"] for each in summary["failures"]} == {*expected, twin}
-    # what is bad leaves no trace in the numbers
+    # a bad document does not change the numbers of the others
     assert {row["document"] for row in rows(out, "segments")} == {"book", "lines:1", "third"}
     assert invoke(*arguments(text, model, tmp_path / "alone", "--store", "memory://")).code == 0
     mine = [row for row in rows(out, "segments") if row["document"] == "book"]
@@ -650,7 +652,7 @@ def test_ids_cannot_write_to_the_terminal_or_pass_for_others(model: Path, tmp_pa
 
 
 def test_a_failure_is_never_hidden_by_another_documents_id(model: Path, tmp_path: Path) -> None:
-    """The second "a" fails; what it is filed as must not be taken over by a later one."""
+    """Check failed ids: the second "a" fails, and a later document must not take over the id of its record."""
     lines = tmp_path / "lines.jsonl"
     ids = ("a", "a", "a#1", "a#2", "a#3")
     lines.write_text("".join(json.dumps({"text": f"text {n}", "id": name}) + "\n" for n, name in enumerate(ids)))
@@ -673,7 +675,7 @@ def test_a_backbone_that_overflows_gives_an_error_and_no_number(models: Path, te
     model = damaged(models, "backbone", tmp_path)
     weights = load_file(model / "model.safetensors")
     name = next(name for name in weights if "layers.1" in name and "down_proj" in name)
-    # finite, so that it loads: a product of such weights is not
+    # finite, so that it loads; products of such weights overflow
     weights[name][:] = 3e38
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     out = tmp_path / "out"
@@ -705,8 +707,10 @@ def uninterrupted(model: Path, long_books: Path, tmp_path_factory: pytest.TempPa
 
 
 def interrupted(args: list[str], out: Path, sent: signal.Signals, num_lines: int = 6) -> Outcome:
-    """Start a job and send it a signal when its journal has some lines. It runs in short turns, so that it cannot end
-    before a test that is kept waiting has looked."""
+    """Start a job and send it a signal when its journal has some lines.
+
+    The job runs in short slices, so that it cannot finish before a delayed test has checked.
+    """
     with start(*args) as process:
         try:
             deadline = time.monotonic() + 60
@@ -733,7 +737,7 @@ def test_a_killed_job_goes_on_where_it_was(
     args = arguments(long_books, model, out, "--tokens")
     assert interrupted(args, out, signal.SIGKILL).code == -signal.SIGKILL
     lines = (out / "journal.jsonl").read_bytes()
-    # as a kill in the middle of a write would leave it
+    # the state that a kill in the middle of a write would leave
     (out / "journal.jsonl").write_bytes(lines[:-7])
 
     assert "holds another job" in refused(*args), "it is never begun again by accident"
@@ -756,7 +760,7 @@ def test_a_killed_job_goes_on_where_it_was(
 def test_an_interrupted_job_says_how_to_go_on_and_does(
     model: Path, long_books: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Ctrl-C, then a closed terminal in the resumed job, then the end; seconds of all three count."""
+    """Interrupt with Ctrl-C, then close the terminal of the resumed job, then finish; seconds of all three count."""
     out = tmp_path / "out"
     args = arguments(long_books, model, out, "--tokens")
     for sent, num_lines, more in ((signal.SIGINT, 5, []), (signal.SIGHUP, 12, ["--resume"])):
@@ -783,13 +787,13 @@ def test_resume_of_a_finished_job_changes_nothing(
     copied: Path, model: Path, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(copied)
-    # the same model at another place is loaded to be compared
+    # this model at another path is loaded for comparison
     moved = shutil.copytree(model, tmp_path / "moved")
     outcome = invoke(*arguments(books, moved, copied, "--tokens", "--resume"))
     assert (outcome.code, outcome.stdout.count("\n")) == (0, 1)
     assert outcome.stdout == f"{copied}: the job has finished before; nothing was changed\n"
     assert snapshot(copied) == before
-    # and where it was, it is not loaded
+    # at its original path it is not loaded
     monkeypatch.setattr("longmem.model.source.ModelSource.open", lambda _: pytest.fail("the model was loaded"))
     assert invoke(*arguments(books, model, copied, "--tokens", "--resume")) == outcome
     assert snapshot(copied) == before
@@ -814,7 +818,7 @@ def test_another_job_is_not_resumed(copied: Path, model: Path, books: Path, opti
 
 
 def half_done(model: Path, text: Path, out: Path) -> list[str]:
-    """A job as a kill would leave it, after some segments of its only document; returns its arguments."""
+    """Write the state of a job killed after some segments of its only document; return its arguments."""
     args = arguments(text, model, out, "--tokens", "--store", "memory://")
     assert invoke(*args).code == 0
     (out / "summary.json").unlink()
@@ -842,7 +846,7 @@ def test_a_text_that_changed_is_never_mixed_with_the_old_one(model: Path, text: 
 
 
 def test_a_changed_text_takes_no_finished_result_away_for_good(copied: Path, model: Path, books: Path) -> None:
-    """After a whole job: the command is refused, and with its old text there is nothing to do."""
+    """Refuse the command after a finished job; with the old text there is no work left."""
     before = snapshot(copied)
     args = arguments(books, model, copied, "--tokens", "--resume")
     path = books / "f.txt"
@@ -874,7 +878,7 @@ def test_a_failed_document_is_tried_again(model: Path, text: Path, tmp_path: Pat
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of its own with so many bytes free; unlink `ballast` to make room."""
+    """Yield a function that mounts a file system with the given free bytes; unlink `ballast` to free space."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True)

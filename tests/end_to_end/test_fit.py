@@ -1,4 +1,4 @@
-"""`longmem fit` as a user meets it: lines, a model that loads and scores, bad input."""
+"""`longmem fit` from a user's point of view: output lines, a model that loads and scores, invalid input."""
 
 import json
 from collections.abc import Callable

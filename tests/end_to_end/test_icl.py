@@ -1,4 +1,4 @@
-"""`longmem icl` as a user meets it: a small real model, a real store, a task of the user's own."""
+"""`longmem icl` from a user's point of view: a small real model, a real store, a user-defined task."""
 
 import json
 import random
@@ -67,7 +67,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def icl(model: Path, task: Path) -> Callable[..., Outcome]:
-    """`icl(out, *options, task=…)`: the command in this process, with a small grid."""
+    """Return a runner `icl(out, *options, task=…)` of the command in this process, with a small grid."""
 
     def run(out: Path, *options: object, task: Path = task) -> Outcome:
         grid = ("--shots", "0,2", "--memory-shots", "0,20", "--seeds", 2)
@@ -107,7 +107,7 @@ def test_a_job_writes_every_cell_of_the_grid(icl: Callable[..., Outcome], tmp_pa
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "Memory, context and both" in page
-    # the memory moves the scores, or what follows would hold for any memory
+    # the memory changes the scores; otherwise the checks below would hold for any memory
     with_memory, without = (
         [row["longmem_logprobs"] for row in items if (row["shots"], row["memory_shots"]) == (0, memory)]
         for memory in (20, 0)

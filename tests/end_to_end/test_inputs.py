@@ -1,4 +1,4 @@
-"""Inputs as users have them: mixed folders, names that collide, special tokens that a text spells."""
+"""Realistic inputs: mixed folders, colliding names, special tokens spelled in a text."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ START = "<|endoftext|>"
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """The command takes over SIGTERM and the number of threads of its process."""
+    """Restore SIGTERM and the number of threads, which the command sets for its process."""
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     yield
     signal.signal(signal.SIGTERM, handler)

@@ -1,4 +1,4 @@
-"""Ctrl-C, a batch system's kill and a closed terminal, from the moment that the command's first line has run."""
+"""Ctrl-C, a batch system's kill and a closed terminal, from the first executed line of the command on."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ COMMANDS = {
     "--help": (0.0, 0.1, 0.4),
     "perplexity nothing.txt --address none": (0.0, 0.05, 0.15, 0.3, 0.6, 1.0, 1.6, 2.4),
 }
-"""Seconds since signals were taken over: while typer is imported, options are parsed, and torch is imported."""
+"""Delays in seconds from the installation of signal handlers: during typer's import, option parsing, torch's import."""
 
 
 def has_taken_over(pid: int) -> bool:
-    """Whether the process handles SIGTERM, which Python by itself does not."""
+    """Return True if the process handles SIGTERM, which Python by default does not."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
@@ -51,7 +51,7 @@ def test_a_signal_at_any_moment_gives_one_line_and_130(command: str, tmp_path: P
             assert stderr == "interrupted.\n", (moment_s, number)
             assert stdout == "" or arguments == ["--help"]
         else:
-            # it had ended before, and longer waits show nothing else
+            # the process ended earlier; longer delays add no coverage
             assert process.returncode == (0 if arguments == ["--help"] else 2), (moment_s, stderr)
             assert "Traceback" not in stderr
             assert moment_s > 0

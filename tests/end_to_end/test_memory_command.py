@@ -1,4 +1,4 @@
-"""`longmem memory …` as a user meets it."""
+"""`longmem memory …` from a user's point of view."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_ls(store: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["namespace", "document", "segments", "tokens", "bytes"]
     assert ["default", "moby-dick", "3", "48", f"{3 * SIZE:,}"] in [line.split() for line in lines]
-    # shown as it is called, and obeyed by nobody
+    # markup and control characters are shown escaped and have no effect on the terminal
     assert "[bold]n[/]" in result.stdout
     assert "\ufffd[31mred\ufffd[link=x]" in result.stdout
     assert "\x1b" not in result.stdout

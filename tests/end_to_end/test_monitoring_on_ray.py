@@ -1,4 +1,4 @@
-"""A real run, as Ray's metrics endpoint, a real Prometheus, `longmem status` and the Ray dashboard show it."""
+"""A real run in Ray's metrics endpoint, a real Prometheus, `longmem status` and the Ray dashboard."""
 
 import json
 import os
@@ -35,14 +35,14 @@ pytest_plugins = ["tests.ray_cluster"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 VISIBLE_S = 30.0
-"""Ray exports every 10 s; the machine may be busy."""
+"""Timeout in seconds: Ray exports every 10 s, and the machine may be busy."""
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely. " * 8
 
 PROMETHEUS = shutil.which("prometheus")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 Values = dict[tuple[str, str], float]
-"""Exported name and the value of its one label (or of `le`, or nothing), summed over workers."""
+"""Values by exported name and the value of its one label (or of `le`, or empty), summed over workers."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def watched_job(
     checkpoint: Path, folder: Path, at: Callable[[Stage, Segment], None], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Any], Path]:
-    """Run a job of one good and one bad document; `at` is called before every task. Its summary and folder."""
+    """Run a job of one good and one bad document and return its summary and folder; `at` is called before every
+    task."""
     import actors.executor.ray_executor
 
     class Watched(actors.executor.ray_executor.RayExecutor):
@@ -80,7 +81,7 @@ def watched_job(
 
 
 def scraped() -> dict[str, Values]:
-    """What the metrics endpoints of all nodes say now, by worker."""
+    """Return the current values of all nodes' metrics endpoints, by worker."""
     import ray
 
     found: dict[str, Values] = defaultdict(dict)
@@ -108,7 +109,8 @@ def scraped_when(enough: Callable[[dict[str, Values]], bool]) -> dict[str, Value
 def prometheus(
     ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], list[dict[str, Any]]] | None]:
-    """Answers queries: a real server with the exported configuration, which scrapes every second. None without one."""
+    """Yield a query function of a real server that scrapes every second with the exported configuration; None without
+    one."""
     import ray
 
     if PROMETHEUS is None:
@@ -143,7 +145,7 @@ def prometheus(
 
 
 class Run:
-    """One job and all that was seen of it."""
+    """One job and everything observed of it."""
 
     def __init__(
         self, summary: dict[str, Any], out: Path, live: list[JobSnapshot], values: Values, worker: str
@@ -254,7 +256,7 @@ def test_prometheus_answers_what_the_summary_says(run: Run, prometheus: Any) -> 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus here; it is a Debian package")
 def test_every_chart_has_data(run: Run, prometheus: Any, tmp_path: Path) -> None:
-    """Over what was scraped so far, gauges included, which end with the job."""
+    """Check queries over the whole scraped time, gauges included, which end with the job."""
     export_monitoring(tmp_path, "/tmp/ray")
     dashboard = json.loads((tmp_path / DASHBOARD).read_text())
     targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
@@ -324,7 +326,7 @@ def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
     (last,) = counted
 
     def ended(found: dict[str, Values]) -> list[Values]:
-        """The monitor that was told the end: the second one."""
+        """Return the values of the monitor that received the end of the job: the second one."""
         return [
             each
             for worker, each in found.items()

@@ -1,6 +1,6 @@
-"""The main job on complete novels: the same numbers in this process and on Ray, and those of plain transformers.
+"""The main job on complete novels: equal numbers in this process, on Ray, and from plain transformers.
 
-Slow (some minutes) and in need of the data folder: `pytest -m slow tests/end_to_end/test_novels.py`.
+The test is slow (some minutes) and needs the data folder: `pytest -m slow tests/end_to_end/test_novels.py`.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_memory_lowers_perplexity(inline: tuple[Path, dict]) -> None:
 
 
 def test_the_backbone_agrees_with_plain_transformers(novels: list[Path], inline: tuple[Path, dict]) -> None:
-    """An independent computation: tokenise, cut, predict with transformers alone."""
+    """Compare with an independent computation: tokenise, cut and predict with transformers alone."""
     backbone = REFERENCE_MODEL / "backbone"
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""`longmem plan` on a small real model: it measures, plans, saves and checks itself against a run."""
+"""`longmem plan` on a small real model: it measures, plans, saves and checks its prediction against a run."""
 
 import json
 from collections.abc import Callable
@@ -58,9 +58,9 @@ def test_what_is_measured(costs: UnitCosts, model: Path) -> None:
     for cost in (costs.encode, costs.put, costs.read, costs.read_more, costs.record, costs.forget, costs.score.empty):
         assert 0 < cost.wall_s < 1
         assert cost.repetitions > 0
-    # all that is stored is on disk, and tables of small blocks have a large share of administration
+    # all stored bytes are on disk, and tables of small blocks have a large share of metadata
     assert costs.store_overhead > 1
-    # a full window holds each key twice: as a chunk's and to attend to
+    # a full window holds each key twice: as a chunk key and for attention
     assert costs.window_bytes > MEMORY_TOKENS / SEGMENT_TOKENS * costs.block_bytes
     assert costs.process_bytes > 10 * 2**20
 
@@ -70,7 +70,7 @@ def test_saved_costs_plan_in_a_moment(saved: Path, model: Path, book: Path) -> N
     assert result.exit_code == 0, result.output
     assert "Limited by" in result.stdout
     assert "tokens/s" in result.stdout
-    # bytes are tokens here, and one start token
+    # one token per byte, and one start token
     assert f"{len(TEXT) + 1:,} tokens of 1 documents" in result.stdout
 
 
@@ -107,7 +107,7 @@ def test_costs_without_ray_are_refused_for_a_cluster(saved: Path, model: Path) -
 def test_measuring_and_checking_in_one_command(model: Path, book: Path, tmp_path: Path) -> None:
     out = tmp_path / "costs.json"
     result = plan(book, "--model", model, "--seconds", 1, "--save-costs", out, "--check", "--json")
-    # so short a run may well be off: what is tested is that both sides are told
+    # a run this short may deviate; the test checks that both sides are reported
     assert result.exit_code in (0, 1), result.output
     check = json.loads(result.stdout)["check"]
     assert (result.exit_code == 0) == check["passed"]

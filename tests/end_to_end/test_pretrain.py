@@ -1,4 +1,4 @@
-"""`longmem pretrain` on a tiny preset: it learns, survives every end of a slice, and leaves a backbone that opens."""
+"""`longmem pretrain` on a tiny preset: it learns, survives every kind of interruption, and saves a usable backbone."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
-    """`--size tiny` is known while these tests run; signal handlers and threads are as before after them."""
+    """Register `--size tiny` for these tests; restore signal handlers and threads after them."""
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     PRESETS["tiny"] = TINY
     yield
@@ -55,7 +55,7 @@ def tiny() -> Iterator[None]:
 
 
 def pretrain(books: Path, out: Path, *options: str, data: str = "train") -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
+    """Run the command and return exit code, stdout, stderr."""
     parts = ["pretrain", "--data", str(books / data), "--valid", str(books / "valid"), "--out", str(out)]
     parts += ["--size", "tiny", "--threads", "1", "--dtype", "float32", "--validate-every", "10"]
     runner = CliRunner(env={"COLUMNS": "140", "RAYON_NUM_THREADS": "1"})
@@ -79,7 +79,7 @@ def finished(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curve(out: Path, name: str = "curve.csv") -> list[dict[str, float]]:
-    """All that is written of a run but the time it took."""
+    """Return all written values of a run except its duration."""
     with (out / name).open(newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
@@ -108,12 +108,12 @@ def test_the_saved_backbone_opens_and_scores(finished: Path, books: Path) -> Non
     text = (books / "valid" / "c.txt").read_text(encoding="utf-8")
     assert model.tokenizer.decode(model.tokenizer.sequence(text).tolist()) == text
     scores = model.score(text[:600])
-    # another cut of other tokens of the same text, weights in bfloat16
+    # another cut of other tokens of this text, weights in bfloat16
     assert scores.backbone_perplexity == pytest.approx(curve(finished, "validation.csv")[-1]["text"], rel=0.2)
 
 
 def test_a_sidenet_trains_on_the_saved_backbone(finished: Path, books: Path, tmp_path: Path) -> None:
-    """And goes on from a checkpoint, which both kinds of training write with the same code."""
+    """Train a SideNet on the saved backbone and resume it. Both kinds of training share the checkpoint code."""
     parts = ["train", "--data", str(books / "train"), "--valid", str(books / "valid"), "--valid-tokens", "100"]
     parts += ["--backbone", str(finished / "model"), "--segment-tokens", "32", "--memory-tokens", "64", "--top-k", "8"]
     parts += ["--rows", "2", "--steps", "3", "--threads", "1", "--dtype", "float32", "--checkpoint-every", "2"]
@@ -123,7 +123,7 @@ def test_a_sidenet_trains_on_the_saved_backbone(finished: Path, books: Path, tmp
     whole = curve(tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step-00000003")
     shutil.rmtree(tmp_path / "out" / "model")
-    # written last: without it, the job has not finished
+    # written last: a job without it has not finished
     (tmp_path / "out" / "training.json").unlink()
     result = runner.invoke(app, [*parts, "--resume"])
     assert result.exit_code == 0
@@ -138,7 +138,7 @@ def test_a_run_in_pieces_is_the_same_run(
     finished: Path, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    # so short that each slice is what a slice is at least
+    # so short that each slice has the minimum length
     slice_of = ("--resume", "--max-minutes", "1e-9")
     for made in ("tokenizer", "corpus", "checkpoints/step-00000001", "checkpoints/step-00000002"):
         code, stdout, stderr = pretrain(books, out, *slice_of)
@@ -172,7 +172,7 @@ def test_a_run_in_pieces_is_the_same_run(
     assert (out / "checkpoints" / "step-00000022").is_dir()
 
     monkeypatch.setattr(Pretrainer, "step", step)
-    # how many windows go through the model at once is free to change
+    # the number of windows per forward may change between runs
     code, _, stderr = pretrain(books, out, "--resume", "--micro-rows", "8")
     assert code == 0
     assert "steps 22 to 30" in stderr
@@ -181,7 +181,7 @@ def test_a_run_in_pieces_is_the_same_run(
 
 
 def assert_same(rows: list[dict[str, float]], others: list[dict[str, float]]) -> None:
-    """To the order in which float32 gradients of a step's windows are added up, over eight steps."""
+    """Compare up to the summation order of float32 gradients of a step's windows, over eight steps."""
     assert len(rows) == len(others)
     for row, other in zip(rows, others, strict=True):
         assert row == pytest.approx(other, rel=1e-3)

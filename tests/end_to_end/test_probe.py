@@ -1,4 +1,4 @@
-"""`longmem probe` as a user runs it, on a small random model."""
+"""`longmem probe` from a user's point of view, on a small random model."""
 
 import json
 from collections.abc import Callable

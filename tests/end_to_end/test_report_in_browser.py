@@ -1,4 +1,4 @@
-"""The report as a browser shows it; skipped where no Chromium is installed."""
+"""The report rendered by a browser; skipped where no Chromium is installed."""
 
 import re
 import shutil

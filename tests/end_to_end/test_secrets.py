@@ -1,4 +1,4 @@
-"""Secrets in the URIs of any option never reach a terminal or a file, whatever becomes of the command."""
+"""Secrets in the URIs of any option never reach a terminal or a file, whether the command succeeds or fails."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def _as_before() -> Iterator[None]:
 
 
 def run(folder: Path, *arguments: str, code: int | None = None) -> str:
-    """All that a command printed, after a look at what it wrote."""
+    """Run a command, check the files that it wrote, and return its whole output."""
     result = CliRunner(env={"COLUMNS": "80"}).invoke(app, list(arguments), prog_name="longmem")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -69,7 +69,7 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 LEAVES = dict(leaves(typer.main.get_command(app)))
 SLOW = {("doctor", "--out"), ("doctor", "--text")}
-"""They look at this machine, which has no secrets."""
+"""Options of a command that inspects this machine, which holds no secrets."""
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
@@ -77,7 +77,7 @@ def test_a_secret_in_an_option_is_never_shown(
     path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # no host is asked: a store or hub that fails says what it was asked for
+    # no host is contacted: a failing store or hub quotes its arguments
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     parameters = LEAVES[path].params
@@ -94,7 +94,7 @@ def test_a_secret_in_an_option_is_never_shown(
             if other.required and other is not parameter and other.param_type_name == "option":
                 given.append(f"{other.opts[0]}={tmp_path / other.name}")
         if any(other.name == "address" for other in parameters) and parameter.name != "address":
-            # nothing may start a cluster here
+            # no command may start a cluster here
             given.append("--address=none" if path[0] not in ("service", "status") else "--address=127.0.0.1:1")
         arguments = [secret if each is parameter else "1" for each in parameters if each.param_type_name != "option"]
         run(tmp_path, *path, *given, "--", *arguments)
@@ -122,7 +122,7 @@ def test_a_job_on_a_uri_with_a_secret_leaves_no_trace_of_it_and_goes_on_with_ano
     assert sources == ["memory://***@bucket/books/a.txt", "memory://***@bucket/books/b.jsonl line 1"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["command"] == "longmem perplexity 'memory://***@bucket/books/a.txt'"
-    # two keys to the same bucket are the same job
+    # two keys to one bucket identify one job
     assert "finished before" in job(OTHER, "--limit-documents", "2", "--resume")
     (tmp_path / "out" / "summary.json").unlink()
     job(OTHER, "--limit-documents", "2", "--resume")

@@ -1,4 +1,4 @@
-"""`longmem suffix` as a user meets it: a small real model, a file of examples, an output folder; good input and bad."""
+"""`longmem suffix` from a user's point of view: a small real model, a file of examples; valid and invalid input."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ OPTIONS = ("--threads", "1", "--context-tokens", "16,64,128", "--suffix-tokens",
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """The command takes over SIGTERM and the number of threads of its process."""
+    """Restore SIGTERM and the number of threads, which the command sets for its process."""
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     yield
     signal.signal(signal.SIGTERM, handler)

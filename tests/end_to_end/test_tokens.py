@@ -1,4 +1,5 @@
-"""Clusters with and without Ray's token authentication, joined by address: with the user's token, or told why not."""
+"""Clusters with and without Ray's token authentication, joined by address with the user's token, or an explained
+error."""
 
 import json
 import subprocess
@@ -51,7 +52,7 @@ for each in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home folder of whoever started the cluster: `ray start` finds its token, and turns tokens on."""
+    """Return the home folder of the user who started the cluster: `ray start` finds its token and enables tokens."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN, "utf-8")
@@ -70,13 +71,13 @@ if "--mode=specific-server" in sys.orig_argv and os.path.exists({flag!r}):
 
 @pytest.fixture(scope="module")
 def dies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that, while it exists, ends the next client process of the first head as it starts."""
+    """Return a file whose existence ends the next client process of the first head while it starts."""
     return tmp_path_factory.mktemp("faults") / "dies"
 
 
 @pytest.fixture(scope="module")
 def heads(home: Path, dies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Head]]:
-    """One that asks for the token, and one that was started where there was none."""
+    """Start one head that requires the token, and one that was started without tokens."""
     stranger = tmp_path_factory.mktemp("stranger")
     (dies.parent / "sitecustomize.py").write_text(DIES_STARTING.format(flag=str(dies)), "utf-8")
     locked = environment(HOME=str(home), PYTHONPATH=f"{dies.parent}:{ROOT}")
@@ -85,7 +86,7 @@ def heads(home: Path, dies: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def joined(home: Path, cases: list[tuple[str, str, str | None]], **more: str) -> dict[str, dict[str, Any]]:
-    """What came of each case, all in one process: (name, address, token in the environment)."""
+    """Join each case (name, address, token in the environment) in one process and return the outcomes."""
     process = subprocess.run(
         [sys.executable, "-c", JOIN, json.dumps(cases)],
         env=environment(HOME=str(home), **more),
@@ -101,7 +102,7 @@ def joined(home: Path, cases: list[tuple[str, str, str | None]], **more: str) ->
 
 
 def test_join_by_address_token_on_cluster_and_none_on_another_is_matched(heads: list[Head], home: Path) -> None:
-    """`host:port` and `ray://`, in one process: the token mode follows the cluster."""
+    """Join by `host:port` and `ray://` in one process: the token mode follows the cluster."""
     locked, opened = heads
     found = joined(
         home,
@@ -118,7 +119,7 @@ def test_join_by_address_token_on_cluster_and_none_on_another_is_matched(heads: 
     )
     for name in ("open", "address", "client"):
         assert found[name]["said"] == "an actor answers", found[name]
-        # before it: attempts that lost the process which Ray starts for a client
+        # ignore earlier attempts that lost the client process started by Ray
         told = found[name]["told"][-1]
         assert told.startswith("joined the Ray cluster at "), told
         assert told.endswith("; 2 of 2 CPUs are free"), told
@@ -142,7 +143,7 @@ def test_join_by_address_without_token_says_so_at_once(heads: list[Head], tmp_pa
 
 @pytest.mark.slow
 def test_join_client_process_dies_starting_is_tried_again(heads: list[Head], home: Path, dies: Path) -> None:
-    """Slow, because Ray waits a minute for the process that has died."""
+    """Retry after the client process died. Slow, because Ray waits a minute for that process."""
     address = f"ray://127.0.0.1:{heads[0].client}"
     dies.touch()
     record = joined(home, [("client", address, None)])["client"]
@@ -179,7 +180,7 @@ for each in json.loads(sys.argv[1]):
 
 
 def said_of(head: Head, home: Path, commands: list[list[str]]) -> list[dict[str, Any]]:
-    """Exit code and output of commands of one process, each with the head's address."""
+    """Run commands in one process, each with the head's address; return exit codes and output."""
     address = ["--address", f"127.0.0.1:{head.gcs}"]
     process = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps([[*each, *address] for each in commands])],

@@ -1,4 +1,5 @@
-"""`longmem train` as a user meets it: curves, checkpoints, a model that loads, resume after a kill, bad input."""
+"""`longmem train` from a user's point of view: curves, checkpoints, a usable model, resume after a kill, invalid
+input."""
 
 import csv
 import json
@@ -22,7 +23,7 @@ STEPS = 6
 def invoke(*args: object) -> tuple[int, str]:
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(arg) for arg in args], prog_name="longmem")
-    # the command takes over both for its process, which is the test's here
+    # the command sets both for its process, which is the test's process here
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, handler)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -81,7 +82,7 @@ def test_an_interrupted_run_resumes_to_the_same_curve(tmp_path: Path, train: Cal
     assert train(tmp_path / "whole", "--checkpoint-every", 2)[0] == 0
     assert train(tmp_path / "killed", "--checkpoint-every", 2)[0] == 0
     killed = tmp_path / "killed"
-    # as a kill during step 6 leaves it: the checkpoint of step 4, and steps 5 and half of 6 in the curve
+    # the state after a kill during step 6: the checkpoint of step 4, and steps 5 and half of 6 in the curve
     (killed / "training.json").unlink()
     for path in (killed / "checkpoints" / "step-00000006").iterdir():
         path.unlink()
@@ -125,7 +126,7 @@ def test_ctrl_c_waits_for_the_step_and_leaves_a_checkpoint(
 def test_bfloat16_trains_resumes_and_its_model_is_checked_when_opened(
     tmp_path: Path, train: Callable[..., tuple[int, str]]
 ) -> None:
-    """The default type: the saved model opens in float32 and in bfloat16, and a flipped bit is found in both."""
+    """Check the default dtype: the saved model opens in float32 and bfloat16, and a flipped bit is detected in both."""
     options = ("--dtype", "bfloat16", "--checkpoint-every", 2)
     assert train(tmp_path / "whole", *options)[0] == 0
     out = tmp_path / "killed"
@@ -135,7 +136,7 @@ def test_bfloat16_trains_resumes_and_its_model_is_checked_when_opened(
         path.unlink()
     assert train(out, *options, "--resume")[0] == 0
     expected = column(tmp_path / "whole" / "curve.csv", "loss")
-    # bfloat16 has three digits
+    # bfloat16 has three decimal digits
     assert column(out / "curve.csv", "loss") == pytest.approx(expected, rel=1e-2)
 
     folder = out / "model"

@@ -1,7 +1,7 @@
-"""What runs on a GPU, tried on a pretended one (`tests.on_a_gpu.pretended`).
+"""GPU code on a simulated device (`tests.on_a_gpu.pretended`).
 
-In a process of its own, because torch takes a device for good, and its engine of gradients only before the first of
-them.
+The tests run in a process of their own, because torch registers a device permanently, and its autograd engine only
+before the first device exists.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""Where and in which order a job runs cannot change its results, and every token is scored exactly once (design §5)."""
+"""Results do not depend on where and in which order a job runs, and every token is scored exactly once."""
 
 import random
 from collections import Counter
@@ -36,12 +36,12 @@ pytest_plugins = ["tests.ray_cluster"]
 
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
 LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
-"""Tokens of the texts; segments have 32, and the start token makes each sequence one longer."""
+"""Text lengths in tokens; segments have 32, and the start token makes each sequence one longer."""
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model folder for each form."""
+    """Save a model folder for each form."""
     folder = tmp_path_factory.mktemp("models")
     for name, form in FORMS.items():
         small_longmem(folder, **form).save_pretrained(folder / name)
@@ -65,7 +65,7 @@ Job = Callable[..., PerplexityJob]
 
 @pytest.fixture(scope="module")
 def job(checkpoints: dict[str, Path], books: Path) -> Job:
-    """`job(out, encoders=…, …)`; without workers it runs in this process."""
+    """Return a factory `job(out, encoders=…, …)`; without workers the job runs in this process."""
 
     def make(out: Path, *, form: str = "default", resume: bool = False, **workers: int) -> PerplexityJob:
         return PerplexityJob(
@@ -83,7 +83,7 @@ def job(checkpoints: dict[str, Path], books: Path) -> Job:
 
 
 def run(job: PerplexityJob) -> dict[str, bytes]:
-    """The bytes of every table of a job that ended well."""
+    """Run a job that succeeds and return the bytes of every table."""
     summary = run_job(job, Console(file=StringIO()))
     assert summary["failures"] == []
     return tables(job.out)
@@ -95,7 +95,7 @@ def tables(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def inline(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """What one process says, for each form, that does one thing at a time and is never disturbed."""
+    """Return, for each form, the results of one sequential process without interruptions."""
     return {form: run(job(tmp_path_factory.mktemp("inline") / "out", form=form)) for form in FORMS}
 
 
@@ -120,7 +120,7 @@ def test_the_job_says_what_the_plain_loop_says(
         own = [index for index, document in enumerate(table["document"]) if document == name]
         assert [table["logprob_longmem"][index] for index in own] == scores.logprobs.tolist()
         assert [table["logprob_backbone"][index] for index in own] == scores.backbone_logprobs.tolist()
-        # exactly once: every token of the text, at its place
+        # exactly once: every token of the text, at its position
         assert [table["position"][index] for index in own] == list(range(1, LENGTHS[name] + 1))
         assert [table["token"][index] for index in own] == model.tokenizer.sequence(
             (books / f"{name}.txt").read_text()
@@ -147,7 +147,7 @@ def test_ray_workers_give_the_same_bytes(
 
 
 class Interrupted(InlineExecutor):
-    """Ctrl-C comes after `after` completions, which are lost with it."""
+    """Executor that raises KeyboardInterrupt after `after` completions, which are lost."""
 
     after: int
 
@@ -160,7 +160,7 @@ class Interrupted(InlineExecutor):
 
 
 def interrupted(job: PerplexityJob, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run until Ctrl-C."""
+    """Run until the simulated Ctrl-C."""
 
     def opening(job: PerplexityJob, _tell: object) -> AbstractExecutor:
         executor = Interrupted(job.model.open(), MemoryStore.open(job.store_uri))
@@ -183,7 +183,7 @@ def test_a_job_that_was_stopped_and_resumed_gives_the_same_bytes(
         interrupted(job(out, resume=number > 0), stop, monkeypatch)
     kept = segments_in_journal(out)
     assert run(job(out, resume=True)) == expected
-    # what was scored before is not scored again
+    # previously scored segments are not scored again
     total = pq.read_metadata(out / "segments.parquet").num_rows
     assert segments_in_journal(out) == total
     assert kept < total
@@ -197,7 +197,7 @@ WINDOW_SEGMENTS = 3
 
 @pytest.fixture(scope="module")
 def short_window(job: Job, checkpoints: dict[str, Path]) -> Job:
-    """Jobs whose windows are much shorter than the longest text."""
+    """Return a factory of jobs whose windows are much shorter than the longest text."""
     source = ModelSource(str(checkpoints["default"]), settings={"memory_tokens": WINDOW_SEGMENTS * 32})
     return lambda *args, retention="document", durability="process", **kwargs: replace(
         job(*args, **kwargs), model=source, retention=retention, durability=durability
@@ -210,7 +210,7 @@ def with_short_window(short_window: Job, tmp_path_factory: pytest.TempPathFactor
 
 
 class Watched(InlineExecutor):
-    """Counts the most blocks that were ever in the store at once, and all that were written."""
+    """Executor that counts the written blocks and the peak number of blocks in the store."""
 
     most: int = 0
     written: int = 0
@@ -231,7 +231,8 @@ def test_retention_changes_no_byte(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And with `window`, what is stored is bounded by it, however long the document; the quota can be so too."""
+    """Compare results; with `window`, storage is bounded by the window for documents of any length, and so can the
+    quota be."""
     opened: list[Watched] = []
 
     def opening(job: PerplexityJob, _tell: object) -> AbstractExecutor:
@@ -286,7 +287,7 @@ def segments_in_journal(out: Path) -> int:
 
 
 class Workers(InlineExecutor):
-    """Many workers, as unruly as real ones: a task begins and ends, and its end is told, at any time."""
+    """Executor that simulates many workers: a task begins, ends and is reported at arbitrary times."""
 
     def __init__(self, model: LongMem, slots: dict[Stage, int], choices: random.Random) -> None:
         super().__init__(model, InMemoryStore())
@@ -317,7 +318,7 @@ class Workers(InlineExecutor):
 def run_all(
     workers: Workers, documents: dict[DocumentKey, list[Segment]], limits: Limits, model: LongMem
 ) -> tuple[dict[tuple[DocumentKey, int], SegmentScore], dict[tuple[DocumentKey, int], np.ndarray]]:
-    """All documents at once; fails when a task is submitted or told twice."""
+    """Run all documents at once; fail when a task is submitted or reported twice."""
     config = model.config
     scheduler = SegmentScheduler(limits, 1, config.segment_tokens, config.memory_tokens, write=True)
     for segments in documents.values():
@@ -347,7 +348,7 @@ def run_all(
 
 @pytest.fixture(scope="module")
 def model_of(small_model: Callable[..., LongMem]) -> Iterator[Callable[..., LongMem]]:
-    """`model_of(probes, **settings)`: with exact search, or one that looks into so many of many small cells."""
+    """Yield `model_of(probes, **settings)`: exact search, or one that probes `probes` of many small cells."""
 
     @cache
     def make(probes: int | None = None, **settings: Any) -> LongMem:
@@ -383,7 +384,7 @@ def test_no_schedule_changes_a_number(
     form: str,
     probes: int | None,
 ) -> None:
-    """`sizes`: tokens of a segment, of a chunk and of the window."""
+    """Compare results. `sizes` are the tokens of a segment, of a chunk and of the window."""
     segment_tokens, chunk_tokens, memory_tokens = sizes
     windows = {"segment_tokens": segment_tokens, "chunk_tokens": chunk_tokens, "memory_tokens": memory_tokens}
     model = model_of(probes, **{**FORMS[form], **windows})
@@ -406,7 +407,7 @@ def test_no_schedule_changes_a_number(
 
 
 def test_cells_change_numbers(model_of: Callable[..., LongMem]) -> None:
-    """Else the test above would compare exact search with itself."""
+    """Check that cells change the numbers; otherwise the test above would compare exact search with itself."""
     text, sizes = random_text(90, 3), {"segment_tokens": 8, "chunk_tokens": 1, "memory_tokens": 64, "top_k": 4}
     scored = []
     for probes in (None, 1):
@@ -418,7 +419,7 @@ def test_cells_change_numbers(model_of: Callable[..., LongMem]) -> None:
 
 
 def test_the_unruly_workers_are_unruly(model_of: Callable[..., LongMem]) -> None:
-    """Else the test above would only look at one order."""
+    """Check that the schedules vary; otherwise the test above would cover a single order."""
     model = model_of(segment_tokens=8, chunk_tokens=4, memory_tokens=24)
     key = DocumentKey("n", "a")
     documents = {key: cut_segments(key, model.tokenizer.sequence(random_text(100, 0)), 8)}
@@ -434,7 +435,7 @@ def test_the_unruly_workers_are_unruly(model_of: Callable[..., LongMem]) -> None
 def test_a_smaller_window_would_be_noticed(
     job: Job, expected: dict[str, bytes], tmp_path: Path, checkpoints: dict[str, Path]
 ) -> None:
-    """The comparisons above can fail: one setting that should move the numbers does."""
+    """Check that the comparisons above can fail: one setting that must change the numbers does."""
     other = replace(
         job(tmp_path / "out"), model=ModelSource(str(checkpoints["default"]), settings={"memory_tokens": 64})
     )

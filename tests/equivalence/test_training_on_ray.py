@@ -1,4 +1,4 @@
-"""Two data-parallel workers learn what one with all rows learns."""
+"""Two data-parallel workers train to the result of one worker with all rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_two_workers_have_the_curve_and_the_weights_of_one(
     try:
         for _ in range(4):
             alone, together = one.step(), two.step()
-            # sums of the same float32 numbers in another order; four updates carry the difference on
+            # sums of equal float32 numbers in another order; four updates amplify the difference
             assert together.loss == pytest.approx(alone.loss, rel=1e-4)
             assert together.gradient_norm == pytest.approx(alone.gradient_norm, rel=1e-2)
         assert two.row_states() == one.row_states()
@@ -45,7 +45,7 @@ def test_two_workers_have_the_curve_and_the_weights_of_one(
         assert judged is not None
         assert expected is not None
         assert judged.with_memory == pytest.approx(expected.with_memory, rel=1e-3)
-        # a checkpoint of two workers is one that a single worker can go on from
+        # a single worker can resume a checkpoint of two workers
         checkpoint = two.save(tmp_path / "checkpoints", two.row_states())
         assert one.load(checkpoint) == 4
         assert one.step().loss == pytest.approx(two.step().loss, rel=1e-3)

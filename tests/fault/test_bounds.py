@@ -1,4 +1,4 @@
-"""What a slow worker does to the others: encoders wait, nothing grows beyond its limit, nothing is lost."""
+"""Effect of a slow worker on the others: encoders wait, no buffer exceeds its limit, no result is lost."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 LIMIT = 4
 PAUSE_WAITS = 10
-"""Waits of the driver, a fifth of a second each at most, for which a reader is stopped."""
+"""Waits of the driver, up to a fifth of a second each, during which a reader is stopped."""
 
 
 @pytest.mark.parametrize("slow", ["store", pytest.param("reader", marks=pytest.mark.slow)])
@@ -81,5 +81,5 @@ def test_a_slow_worker_slows_the_encoders(
     assert run_job(job, Console(file=StringIO()))["failures"] == []
     assert table_bytes(job.out) == undisturbed
     assert max(held) == LIMIT
-    # without the slow one, encoders would seldom be that far ahead
+    # without the slow reader, encoders would rarely be that far ahead
     assert held.count(LIMIT) > len(held) / 4

@@ -1,5 +1,8 @@
-"""The parts of a job's cluster that die or stop, one by one: the job ends with the same bytes, or with a sentence and
-exit code 2 and goes on with --resume. The default run has the head among the kills of test_jobs_survive.py."""
+"""Parts of a job's cluster that die or stop, one by one.
+
+The job ends with identical bytes, or with one sentence and exit code 2, and continues with --resume. The default run
+kills the head in test_jobs_survive.py.
+"""
 
 import os
 import signal
@@ -29,15 +32,16 @@ PARTS = {
     "gcs": "/gcs_server",
     "raylet": "/raylet/raylet",
 }
-"""What is in the command line of each part."""
+"""Substring of the command line of each part."""
 FATAL = ("gcs", "raylet")
 TOLD_S = 45.0
-"""Within what a lost cluster must have ended its job: 1 s to notice, up to 15 s to close, and a busy machine."""
+"""Seconds within which a job must end after it lost its cluster: 1 s to detect, up to 15 s to close, and a busy
+machine."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, books, and what an undisturbed run says of them."""
+    """Return the folder of a model, books, and the results of an undisturbed run."""
     folder = tmp_path_factory.mktemp("cluster")
     small_longmem(folder).save_pretrained(folder / "checkpoint")
     (folder / "books").mkdir()
@@ -59,13 +63,13 @@ def command(folder: Path, name: str, address: str, *more: str) -> list[str]:
 
 
 def part(pid: int, what: str) -> psutil.Process:
-    """The part's process among those that the driver started."""
+    """Return the part's process among those that the driver started."""
     for process in descendants(pid):
         try:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        # a worker's title changes with what it does, and other processes name the raylet among their arguments
+        # a worker's title changes with its task, and other processes have the raylet among their arguments
         worker = what in ("encoder", "reader", "store", "monitor")
         text = title.split(" ")[0] if what in FATAL or worker else title
         if PARTS[what] in text and (not worker or text.startswith("ray::")):
@@ -74,7 +78,7 @@ def part(pid: int, what: str) -> psutil.Process:
 
 
 def until_scored(folder: Path, name: str, process: "subprocess.Popen[bytes]", more_lines: int) -> None:
-    """Wait for so many more lines in the journal."""
+    """Wait for `more_lines` more lines in the journal."""
     journal, log = folder / name / "journal.jsonl", folder / f"{name}.log"
     goal, deadline = lines_of(journal) + more_lines, time.monotonic() + LIMIT_S
     while lines_of(journal) < goal:
@@ -84,7 +88,7 @@ def until_scored(folder: Path, name: str, process: "subprocess.Popen[bytes]", mo
 
 
 def assert_lost(folder: Path, name: str, what: str, more: tuple[str, ...]) -> None:
-    """A job whose cluster is lost says so, in one sentence at its end, and ends with 2."""
+    """Check that a job whose cluster is lost ends with one sentence and exit code 2."""
     log = folder / f"{name}.log"
     before = len(log.read_bytes()) if log.exists() else 0
     with driver(command(folder, name, "local", *more), log) as process:
@@ -142,7 +146,8 @@ def test_job_part_stopped_for_seconds_ends_with_the_same_bytes(folder: Path, wha
 
 @pytest.mark.parametrize("what", FATAL)
 def test_job_cluster_stopped_for_good_ends_with_two(folder: Path, what: str) -> None:
-    """Neither a child that has ended nor a refused connection: silence, which is told before Ray ends the process."""
+    """Stop the part: neither an ended child nor a refused connection, only silence, detected before Ray ends the
+    process."""
     name = f"silent-{what}"
     log = folder / f"{name}.log"
     with driver(command(folder, name, "local"), log) as process:

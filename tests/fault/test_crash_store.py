@@ -1,4 +1,4 @@
-"""A store under writers that are killed and stopped, on a full disk, with damaged files (`tests/fault/crash/`)."""
+"""Store under writers that are killed and stopped, on a full disk, with damaged files (`tests/fault/crash/`)."""
 
 import shutil
 from collections import Counter
@@ -21,12 +21,12 @@ from tests.fault.crash.rounds import StoreRounds
 
 SEED = 4
 FAULTS = {"kills": 4, "stops": 2, "failpoints": 8}
-"""At least so many of a short run."""
+"""Smallest numbers of faults in a short run."""
 
 
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a store and its expected-state file, with two documents and a fork."""
+    """Return the folder of a store and its expected-state file, with two documents and a fork."""
     folder = tmp_path_factory.mktemp("small")
     expected = ExpectedFile(folder / "expected.jsonl")
     with LanceMemoryStore(str(folder / "memory.lance")) as store:
@@ -55,12 +55,12 @@ def run_rounds(folder: Path, seed: int, num_rounds: int, lives: int) -> StoreRou
     rounds = StoreRounds(folder, seed)
     for _ in range(num_rounds):
         rounds.run_round(lives)
-    print(rounds.line(), rounds.summary())  # noqa: T201 - what a run reports
+    print(rounds.line(), rounds.summary())  # noqa: T201 - the report of a run
     return rounds
 
 
 def test_writers_that_die_lose_nothing(tmp_path: Path) -> None:
-    """kill -9, stops, and deaths at steps of commits, under two writers and a reader."""
+    """Run kill -9, stops, and deaths at steps of commits, under two writers and a reader."""
     found = run_rounds(tmp_path, SEED, num_rounds=2, lives=4).summary()
     assert found["missed_failpoints"] == {}
     assert found["losses"] == 0
@@ -92,7 +92,7 @@ def assert_told(store: Path, folder: Path, seed: int, count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_many_rounds_lose_nothing(tmp_path: Path) -> None:
-    """90 s: more rounds on one store, a death at every step, and damage to the store that came through them."""
+    """Run 90 s: more rounds on one store, a death at every step, and damage to the resulting store."""
     found = run_rounds(tmp_path / "rounds", 11, num_rounds=6, lives=6).summary()
     assert set(found["by_failpoint"]) == set(STEPS)
     assert_told(tmp_path / "rounds", tmp_path / "damaged", seed=11, count=40)
@@ -150,7 +150,7 @@ def test_the_checker_sees(
 
 
 def test_half_of_an_operation_is_seen(tmp_path: Path) -> None:
-    """A delete that was sent and not answered may have happened or not, and nothing between."""
+    """Check that a delete without an answer has happened or not, and nothing between."""
     uri, expected = str(tmp_path / "memory.lance"), ExpectedFile(tmp_path / "expected.jsonl")
     with LanceMemoryStore(uri) as store:
         for segment in range(2):

@@ -1,5 +1,7 @@
-"""Damage of every kind: reads and `verify` raise CorruptionError, never give numbers and never an empty store;
-`recover` brings the store back to its last good state, says what it did, and what is lost can be written again."""
+"""Damage of every kind: reads and `verify` raise CorruptionError, never return numbers and never an empty store.
+
+`recover` restores the store to its last good state and reports its steps; lost blocks can be written again.
+"""
 
 import random
 import shutil
@@ -24,7 +26,7 @@ TABLES = {"catalogue": "catalogue.lance", "identity": "identity.lance", "payload
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store with three blocks of one document and one of another."""
+    """Return a store with three blocks of one document and one of another."""
     place = tmp_path / "memory.lance"
     with MemoryStore.open(place) as store:
         store.put(make_block(OTHER, seed=5))
@@ -34,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def table_of(folder: Path, name: str) -> Path:
-    """The table, and of the payload the one of `KEY`."""
+    """Return the path of a table; for the payload, that of `KEY`."""
     with MemoryStore.open(folder) as store:
         own = store._payload_tables(f"document = '{KEY.document}'")  # type: ignore[attr-defined]
     return folder / (f"{own.pop()}.lance" if name == "payload" else TABLES[name])
@@ -77,14 +79,14 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("name", TABLES)
 def test_damage_is_told_and_repaired(folder: Path, name: str, damage: str) -> None:
     DAMAGES[damage](table_of(folder, name))
-    # Lance keeps what it has read of a file: now as another process would meet it
+    # Lance caches files that it has read: reopen like another process
     _shared_session.cache_clear()
     with pytest.raises(CorruptionError, match="repair"), MemoryStore.open(folder) as store:
         store.read(KEY, 0, NUM_BLOCKS)
     with pytest.raises(CorruptionError), MemoryStore.open(folder) as store:
         store.verify()
-    # a job that meets it writes nothing over it
-    with pytest.raises(CorruptionError), MemoryStore.open(folder) as store:  # noqa: PT012 - whichever meets it first
+    # a job that reads it writes nothing over it
+    with pytest.raises(CorruptionError), MemoryStore.open(folder) as store:  # noqa: PT012 - whichever reads it first
         store.put(make_block(segment=NUM_BLOCKS))
         store.verify()
 
@@ -94,7 +96,7 @@ def test_damage_is_told_and_repaired(folder: Path, name: str, damage: str) -> No
         held = {(info.key, info.segment) for key in store.documents() for info in store.segments(key)}
         assert store.verify() == report.num_blocks == len(held)
         if name == "payload":
-            # another document's table is another table
+            # another document is in another table
             assert_same(store.read(OTHER, 0, 1)[0], make_block(OTHER, seed=5))
         if name == "identity" and damage != "table-missing":
             assert report.num_dropped == 0
@@ -126,7 +128,8 @@ def test_newest_versions_go_one_by_one(folder: Path) -> None:
 
 
 def test_an_old_version_that_is_damaged_is_told_and_repaired(folder: Path) -> None:
-    """Reads never meet it, so they go on; `verify` says that the next compaction fails; the repair loses nothing."""
+    """Check damage that reads never touch: they succeed, `verify` predicts the failing compaction, repair loses
+    nothing."""
     oldest = sorted((folder / "catalogue.lance" / "_versions").glob("*.manifest"))[-1]
     zeros(oldest)
     with LanceMemoryStore(str(folder)) as store:
@@ -141,7 +144,7 @@ def test_an_old_version_that_is_damaged_is_told_and_repaired(folder: Path) -> No
     report = recover(str(folder))
     assert (report.num_blocks, report.num_dropped) == (NUM_BLOCKS + 1, 0)
     assert any("written anew" in action for action in report.actions)
-    # as a repair leaves it that dies before its last step
+    # the state left by a repair that dies before its last step
     (folder / "catalogue.lance").rename(folder / "rebuilt.lance")
     assert recover(str(folder)).num_blocks == NUM_BLOCKS + 1
     with LanceMemoryStore(str(folder)) as store:
@@ -170,7 +173,7 @@ def test_a_flipped_bit_of_a_name_is_told(folder: Path) -> None:
 
 @pytest.mark.parametrize("seed", [*range(10), 22])
 def test_any_flipped_bit_gives_the_right_bytes_or_an_error(folder: Path, seed: int) -> None:
-    """Anywhere in any file: what can be read is what was written, and `recover` leaves a store that verifies."""
+    """Flip a bit anywhere in any file: readable blocks are unchanged, and `recover` leaves a store that verifies."""
     chance = random.Random(seed)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     file = chance.choice(files)
@@ -203,7 +206,7 @@ def test_any_flipped_bit_gives_the_right_bytes_or_an_error(folder: Path, seed: i
 
 @pytest.mark.parametrize(("name", "kind"), [("PanicException", BaseException), ("RustPanic", Exception)])
 def test_a_panic_of_lance_is_damage(name: str, kind: type[BaseException]) -> None:
-    """Which of the two a damaged file gives depends on the thread that meets it."""
+    """Check both exceptions: which one a damaged file raises depends on the thread that reads it."""
     from longmem.store.lance.table import _translated
 
     panic = type(name, (kind,), {})

@@ -1,4 +1,4 @@
-"""What the driver does about workers that die, hang or stop: on real actors without a model."""
+"""Reaction of the driver to workers that die, hang or stop: on real actors without a model."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ QUICK = Timeouts(max_tries=3, unresponsive_s=1.0, kill_s=2.0)
 
 @pytest.fixture
 def started(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
-    """`started(timeouts, deadly=…, encoders=2, …)`: an executor whose workers are all ready."""
+    """Return a factory `started(timeouts, deadly=…, encoders=2, …)` of executors whose workers are all ready."""
     from tests.scripted_workers import Script
 
     running = []
@@ -39,7 +39,7 @@ def started(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Driver]
 # --- tasks that end their worker ---------------------------------------------------------------------------------
 
 
-def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callable[..., Driver]) -> None:
+def test_dispatch_poison_segment_is_quarantined_alone(started: Callable[..., Driver]) -> None:
     driver = started(encoders=2, deadly=frozenset({("encode", "poison", 1)}))
     poison, other = segments_of("poison", 3), segments_of("other", 5)
     for segment in [*poison, *other]:
@@ -52,7 +52,7 @@ def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callab
     assert "encode of test/poison segment 1 failed 3 times" in str(error)
     assert "--resume" in str(error)
     assert set(errors.values()) == {None}
-    # once with company, when it could have been either of them, then alone
+    # once in a batch, where the cause is ambiguous, then alone
     deaths = len(driver.script.begun("encode", "poison", 1))
     assert deaths in (3, 4)
     blamed = [event for event in driver.events if event.kind in ("retry", "quarantined")]
@@ -62,8 +62,8 @@ def test_a_poison_segment_is_set_aside_and_nobody_else_is_blamed(started: Callab
     assert driver.executor.wait(0.0) == []
 
 
-def test_those_who_waited_behind_are_not_blamed(started: Callable[..., Driver]) -> None:
-    """One worker and one try: whoever is blamed once is set aside."""
+def test_dispatch_segments_queued_behind_poison_are_not_suspected(started: Callable[..., Driver]) -> None:
+    """Check one worker with one try: a single attribution quarantines a segment."""
     driver = started(Timeouts(max_tries=1), deadly=frozenset({("encode", "a", 0)}))
     errors = driver.run("encode", segments_of("a", 4))
     assert [type(errors[index]) for index in range(4)] == [QuarantineError, type(None), type(None), type(None)]
@@ -71,14 +71,14 @@ def test_those_who_waited_behind_are_not_blamed(started: Callable[..., Driver]) 
 
 
 @pytest.mark.parametrize(("place", "why"), [("deadly", "failed 2 times"), ("faulty", "a bug of ours")])
-def test_of_puts_that_went_together_only_the_guilty_one_is_blamed(
+def test_dispatch_batch_of_puts_only_failing_one_is_quarantined(
     started: Callable[..., Driver], place: str, why: str
 ) -> None:
     endless = frozenset({("encode", "b", 0)})
     driver = started(Timeouts(max_tries=2), endless=endless, **{place: frozenset({("put", "a", 2)})})
     segments = segments_of("a", 6)
     driver.run("encode", segments)
-    # as long as something is encoded, puts wait for company
+    # while a segment is being encoded, puts wait for a larger batch
     driver.executor.submit("encode", segments_of("b", 1)[0])
     errors = driver.run("put", segments)
     assert isinstance(errors.pop(2), QuarantineError)
@@ -86,7 +86,7 @@ def test_of_puts_that_went_together_only_the_guilty_one_is_blamed(
     blamed = [event for event in driver.events if event.kind in ("retry", "quarantined")]
     assert {event.segment.index for event in blamed if event.segment} == {2}
     assert why in blamed[-1].message
-    # in the group, and twice alone
+    # once in the batch, and twice alone
     assert len(driver.script.begun("put", "a", 2)) == 3
 
 
@@ -115,7 +115,7 @@ def test_a_task_without_end_costs_its_worker_after_the_deadline(started: Callabl
 
 
 def test_workers_that_die_while_nothing_runs_come_back(started: Callable[..., Driver]) -> None:
-    """A stage without its worker has no slots, so that a caller submits nothing and only waits."""
+    """Check idle workers: a stage without its worker has no slots, so that a caller submits nothing and only waits."""
     driver = started()
     first = {stage: driver.pid(stage) for stage in STAGES}
     full = {stage: driver.executor.slots(stage) for stage in STAGES}
@@ -124,7 +124,7 @@ def test_workers_that_die_while_nothing_runs_come_back(started: Callable[..., Dr
     empty: set[str] = set()
 
     def all_were_empty() -> bool:
-        # not at the same time, because a worker may be back before the next one is missed
+        # one after the other, because a worker may be back before the next loss is detected
         empty.update(stage for stage in STAGES if driver.executor.slots(stage) == 0)
         return len(empty) == len(STAGES)
 
@@ -171,7 +171,8 @@ def test_a_worker_that_goes_on_in_time_is_not_killed(started: Callable[..., Driv
 
 
 def test_a_store_that_stops_while_it_is_asked_is_killed(started: Callable[..., Driver]) -> None:
-    """What a document holds is asked in the middle of a job, and the driver watches while it waits for the answer."""
+    """Check a query of a document in the middle of a job: the driver monitors the store while it waits for the
+    answer."""
     driver = started()
     os.kill(driver.pid("put"), signal.SIGSTOP)
     key = DocumentKey("test", "a")

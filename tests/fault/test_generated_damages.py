@@ -1,5 +1,8 @@
-"""Damage of every kind to every kind of file of a store: what `verify` passes can be read, written and compacted, and
-what `recover` says is mended is mended. Nothing that was sound is lost without being named."""
+"""Damage of every kind to every kind of file of a store.
+
+A store that `verify` accepts can be read, written and compacted. A store that `recover` reports as repaired is
+repaired. No sound block is lost without being named.
+"""
 
 import multiprocessing
 import random
@@ -15,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.memory import acknowledged, lance_table
+from longmem.store.lance import acknowledged, table
 from longmem.store.lance.repair import RecoveryReport, recover
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
@@ -23,7 +26,7 @@ from tests.blocks import KEY, assert_same, make_block
 
 SEED = 7
 QUICK = 8
-"""Damages of a default run, of each kind and file some. A slow run makes ALL of them."""
+"""Number of damages in a default run, for each kind and file type. A slow run makes ALL of them."""
 ALL = 140
 OTHER, FORK, DELETED = (DocumentKey("default", name) for name in ("other", "fork", "deleted"))
 HELD = {KEY: range(2, 6), OTHER: range(2), FORK: range(2, 5)}
@@ -35,12 +38,12 @@ PARTS = ("_versions", "data", "_deletions", "_transactions", "hint", "marks", "d
 
 @dataclass(frozen=True)
 class Damage:
-    """One file of a store, and what becomes of it."""
+    """One file of a store, and the change made to it."""
 
     file: Path
     kind: str
     source: Path | None = None
-    """What it is replaced by."""
+    """File that replaces it."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.file}" + (f" <- {self.source}" if self.source else "")
@@ -67,7 +70,7 @@ class Damage:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small store with all that a long life leaves: forks, trims, deletes, a compaction, old versions."""
+    """Return a small store with all traces of a long life: forks, trims, deletes, a compaction, old versions."""
     folder = tmp_path_factory.mktemp("sound") / "memory.lance"
     with LanceMemoryStore(str(folder)) as store:
         store.put(make_block(DELETED, 0))
@@ -85,7 +88,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damages(folder: Path, chance: random.Random) -> Iterator[Damage]:
-    """Without end: each round has every kind of damage for every kind of file of every table that has some."""
+    """Yield damages without end: each round has every kind of damage for every kind of file of every table that has
+    some."""
     files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     groups: dict[tuple[str, str], list[Path]] = {}
     for file in files:
@@ -115,13 +119,13 @@ def _time(path: Path) -> int:
 def copy(sound: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound, folder)
-    # Lance keeps what it has read of a file, and the next copy lies at the same place
-    lance_table._shared_session.cache_clear()
+    # Lance caches files that it has read, and the next copy has this path
+    table._shared_session.cache_clear()
     return folder
 
 
 def right_blocks(folder: Path) -> set[tuple[DocumentKey, int]]:
-    """Blocks that can be read; each is what was written. Deleted ones must not be there."""
+    """Return the readable blocks, each checked against its original. Deleted ones must not exist."""
     found = set()
     with LanceMemoryStore(str(folder)) as store:
         for key, segments in HELD.items():
@@ -136,7 +140,7 @@ def right_blocks(folder: Path) -> set[tuple[DocumentKey, int]]:
 
 
 def check_works(folder: Path) -> None:
-    """All that a writer does, on a store that is said to be sound; and everything is right afterwards."""
+    """Run all operations of a writer on a store that is reported sound; check the result."""
     new = DocumentKey("default", "new")
     with LanceMemoryStore(str(folder)) as store:
         for key, segments in HELD.items():
@@ -164,7 +168,7 @@ def passes(folder: Path) -> bool:
 
 
 def judge(sound: Path, folder: Path, damage: Damage, seed: int) -> str:
-    """`sound` for a damage that touches nothing, else `mended`. Raises AssertionError for anything else."""
+    """Return `sound` for a damage without effect, else `mended`. Raises AssertionError for any other outcome."""
     copy(sound, folder)
     damage.apply(folder, random.Random(seed))
     told = ""
@@ -194,7 +198,7 @@ def check_mended(folder: Path, report: RecoveryReport) -> None:
         for segment in segments:
             if (key, segment) not in right:
                 named = f"segment {segment} of {key}" in said or "store is empty" in said
-                # what lost commits had named is told as documents and a number
+                # blocks of lost commits are reported as documents and a number
                 assert named or ("to be written again" in said or "write these documents again" in said), (
                     f"{key} segment {segment} is lost and not named in: {said}"
                 )
@@ -203,16 +207,19 @@ def check_mended(folder: Path, report: RecoveryReport) -> None:
 
 
 def judged(sound: Path, folder: Path, damage: Damage, seed: int) -> tuple[str, str]:
-    """What came of a damage, and the damage in words."""
+    """Return the outcome of a damage, and its description."""
     try:
         return judge(sound, folder, damage, seed), str(damage)
-    except Exception as error:  # noqa: BLE001 - all of them are wanted, with the damage that they came of
+    except Exception as error:  # noqa: BLE001 - all of them are collected, with the damage that caused them
         return "wrong", f"{seed} {damage}: {type(error).__name__}: {str(error)[:300]}"
 
 
 def judged_apart(sound: Path, folder: Path, chosen: list[Damage]) -> Iterator[tuple[str, str]]:
-    """In a process of its own: a flipped bit in a length can make Lance ask for more memory than there is, and then
-    Rust ends the process. That is loud, and nothing is written."""
+    """Judge in a process of its own.
+
+    A flipped bit in a length can make Lance request more memory than available; Rust then aborts the process. That is a
+    visible failure, and nothing is written.
+    """
     spawn, start = multiprocessing.get_context("spawn"), 0
     while start < len(chosen):
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:

@@ -1,4 +1,4 @@
-"""Whole jobs whose workers or driver die or stop: the same bytes, and what is not the same is named."""
+"""Whole jobs whose workers or driver die or stop: identical bytes, and every deviation is reported."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_workers_that_stop_are_told_and_replaced(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGSTOP of encoder, store and reader in the middle of a job: what a process that hangs looks like."""
+    """Send SIGSTOP to encoder, store and reader in the middle of a job, which simulates a hanging process."""
     import actors.executor.ray_executor
 
     class Stopping(actors.executor.ray_executor.RayExecutor):
@@ -141,7 +141,7 @@ def test_a_document_that_ends_its_workers_is_set_aside(
     assert "failed 2 times" in failure["error"]
     assert "set aside" in failure["error"]
     assert "--resume" in failure["error"]
-    # innocents that waited behind it are not blamed
+    # segments that were queued behind it are not suspected
     blamed = [line for line in outcome.stderr.splitlines() if "is tried again" in line]
     assert blamed
     assert all("/poison segment" in line for line in blamed)
@@ -172,7 +172,7 @@ def test_random_kills_change_nothing(
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", [1])
 def test_twenty_kills_and_five_of_the_whole_job(data_folder: Path, tmp_path: Path, seed: int) -> None:
-    """Three real books, the reference model."""
+    """Run three real books with the reference model."""
     books = tmp_path / "books"
     books.mkdir()
     for book in sorted((data_folder / "books_test").glob("*.txt"))[:3]:

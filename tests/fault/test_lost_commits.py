@@ -1,7 +1,8 @@
-"""A catalogue that goes back to an older state: newest manifests deleted, an older copy put back, a foreign table.
+"""Catalogue that goes back to an older state: newest manifests deleted, an older copy restored, a foreign table.
 
-What was acknowledged is found again, or every way into the store says that it is not. What is legal is never an error:
-a writer that died before its catalogue commit or before its mark, a writer beside an opening reader, deleted documents.
+Acknowledged blocks are found again, or every entry point of the store reports the loss. Legal states are never an
+error: a writer that died before its catalogue commit or before its mark, a writer next to an opening reader, deleted
+documents.
 """
 
 import os
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError, StoreError
-from longmem.memory import acknowledged, janitor
 from longmem.model.longmem import LongMem
 from longmem.store.config import MemoryStore
+from longmem.store.lance import acknowledged, maintenance
 from longmem.store.lance.acknowledged import FOLDER, HINT, Mark, newest_version
 from longmem.store.lance.manifest import DELETIONS
 from longmem.store.lance.repair import recover
@@ -31,13 +32,13 @@ LOST = "has lost writes that were acknowledged.*repair"
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is waited for is a slow network file system."""
+    """Remove the pauses, which wait for a slow network file system."""
     monkeypatch.setattr(acknowledged, "_PAUSES_S", ())
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores that tests get copies of: making one costs more than most of what is done to it."""
+    """Return stores that tests copy: creating one costs more than most of the tests."""
     places = tmp_path_factory.mktemp("prepared")
     with MemoryStore.open(places / "memory.lance") as store:
         for index in range(NUM_BLOCKS):
@@ -48,8 +49,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.put_all([make_block(segment=index) for index in range(NUM_BLOCKS)])
         store.trim(KEY, 1)
         store.put(make_block(OTHER))
-    # or the first put of the next writer would compact, and no row be deleted any more
-    (places / "trimmed.lance" / janitor.STAMP).touch()
+    # otherwise the first put of the next writer would compact, and no row would be deleted any more
+    (places / "trimmed.lance" / maintenance.STAMP).touch()
     with LanceMemoryStore(str(places / "turned.lance")) as store:
         store.put_all([make_block(segment=index) for index in reversed(range(NUM_BLOCKS))])
         store.trim(KEY, 1)
@@ -63,12 +64,12 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other_model(prepared: Path, tmp_path: Path) -> Path:
-    """A store of one block by another backbone."""
+    """Return a store of one block by another backbone."""
     return shutil.copytree(prepared / "other.lance", tmp_path / "other.lance")
 
 
 def versions(folder: Path) -> list[Path]:
-    """Manifests of the catalogue, newest first."""
+    """Return manifests of the catalogue, newest first."""
     return sorted((folder / "catalogue.lance" / "_versions").glob("*.manifest"))
 
 
@@ -117,7 +118,7 @@ def test_newest_manifests_that_are_deleted_under_an_open_reader_are_told(folder:
 
 
 def put_back_older(folder: Path, change: Callable[[LanceMemoryStore], object]) -> None:
-    """The catalogue as it was before a change, beside the newer payload."""
+    """Restore the catalogue from before a change, next to the newer payload."""
     copy = folder.parent / "copy"
     shutil.copytree(folder / "catalogue.lance", copy)
     with LanceMemoryStore(str(folder)) as store:
@@ -152,7 +153,7 @@ def test_an_older_copy_of_the_catalogue_is_told_and_repaired(folder: Path, chang
 
 
 def test_an_older_copy_that_has_grown_past_the_mark_is_told(folder: Path) -> None:
-    """By a writer that looks at no mark, as one of an earlier version."""
+    """Check an older copy extended by a writer that ignores the mark, like one of an earlier version."""
     put_back_older(folder, CHANGES["put"])
     marks = folder / FOLDER
     marks.rename(folder.parent / "marks")
@@ -174,7 +175,7 @@ def test_an_older_copy_that_has_grown_past_the_mark_is_told(folder: Path) -> Non
 def test_a_flipped_byte_of_the_newest_manifest_is_told_and_what_it_named_is_kept(folder: Path) -> None:
     newest = versions(folder)[0]
     data = bytearray(newest.read_bytes())
-    # the number of rows of the last fragment, or whatever is there: most bytes can be flipped and still be read
+    # the number of rows of the last fragment if present: most bytes can be flipped and still be read
     data[len(data) // 2] ^= 1
     newest.write_bytes(bytes(data))
     with pytest.raises(CorruptionError):
@@ -191,7 +192,8 @@ def trimmed(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def swap(prepared: Path) -> Callable[[Path], None]:
-    """Replaces the deletion file of `trimmed` (of segment 0) by one of the last segment, as valid and as long."""
+    """Return a function that replaces the deletion file of `trimmed` (of segment 0) by a valid one of the last
+    segment."""
 
     def replace_file(folder: Path) -> None:
         ours, theirs = (
@@ -274,7 +276,7 @@ def test_copies_of_deletion_files_go_with_what_they_are_of(trimmed: Path) -> Non
     with LanceMemoryStore(str(trimmed)) as store:
         for segment in range(2, 4):
             store.trim(KEY, segment)
-        # its own for the newest version, and that of the writer before
+        # its own for the newest version, and that of the previous writer
         assert len(list(copies.iterdir())) == 2
         store.compact()
         assert len(list(copies.iterdir())) == 1
@@ -314,7 +316,7 @@ def test_a_text_that_follows_a_document_with_lost_commits_is_an_error(
         MemoryStore.open(place)
 
 
-# --- what is legal ------------------------------------------------------------------------------------------------
+# --- legal states -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,8 +350,8 @@ def test_a_replay_of_a_put_that_died_before_its_mark_is_acknowledged(folder: Pat
         MemoryStore.open(folder)
 
 
-def test_readers_that_open_beside_writers_see_no_lost_commit(folder: Path) -> None:
-    """Puts, deletes and compactions go on while stores are opened and read."""
+def test_open_during_writes_finds_no_lost_commit(folder: Path) -> None:
+    """Open and read stores while puts, deletes and compactions go on."""
     done = threading.Event()
     errors: list[BaseException] = []
 
@@ -427,7 +429,7 @@ def test_a_mark_that_cannot_be_written_is_an_error_and_the_replay_is_not(folder:
 
 @pytest.fixture
 def foreign(folder: Path, other_model: Path) -> Path:
-    """The store of `folder` with the identity of a store of another backbone."""
+    """Return the store of `folder` with the identity of a store of another backbone."""
     shutil.rmtree(folder / "identity.lance")
     shutil.copytree(other_model / "identity.lance", folder / "identity.lance")
     return folder
@@ -466,7 +468,7 @@ def test_identity_that_has_lost_its_rows_is_told_and_repaired(folder: Path) -> N
 
 
 def test_a_payload_table_of_another_model_is_told_and_dropped(folder: Path, other_model: Path) -> None:
-    """One of several tables: the store goes on, and only its blocks are an error."""
+    """Check one foreign table of several: the store stays usable, and only the foreign blocks are an error."""
     with MemoryStore.open(folder) as store:
         store.put(make_block(OTHER))
     with LanceMemoryStore(str(other_model)) as other:

@@ -26,12 +26,13 @@ QUICK_HEALTH = {
     "RAY_health_check_failure_threshold": "4",
     "RAY_health_check_initial_delay_ms": "5000",
 }
-"""A lost node is noticed after 3 s instead of 15."""
+"""Settings that detect a lost node after 3 s instead of 15."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Books, a model (its blocks are large enough for Ray's object store), and what an undisturbed run says of them."""
+    """Write books, a model (its blocks are large enough for Ray's object store), and the results of an undisturbed
+    run."""
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "checkpoint").symlink_to(REFERENCE_MODEL)
     (folder / "books").mkdir()
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head node without CPUs, on which driver and store are; tests add others."""
+    """Yield a head node without CPUs, on which driver and store are; tests add others."""
     from ray.cluster_utils import Cluster
 
     for name, value in QUICK_HEALTH.items():
@@ -95,14 +96,14 @@ def until(process: subprocess.Popen[bytes], out: Path, done: Callable[[], bool])
 
 
 def record_of(folder: Path, name: str) -> dict[str, Any]:
-    """What a finished job did; its results are those of the undisturbed one."""
+    """Return the record of a finished job, whose results equal those of the undisturbed one."""
     assert table_bytes(folder / name) == table_bytes(folder / "undisturbed")
     record: dict[str, Any] = json.loads((folder / f"{name}.json").read_text("utf-8"))
     return record
 
 
 def share_near(sent: list[list[Any]]) -> float:
-    """Share of segments that were scored last on the node where they were encoded last."""
+    """Return the share of segments that were scored last on the node where they were encoded last."""
     nodes: dict[str, dict[tuple[str, int], str]] = {"encode": {}, "put": {}, "score": {}}
     for stage, document, segment, _, node in sent:
         nodes[stage][document, segment] = node
@@ -130,7 +131,7 @@ def test_a_job_loses_a_node(cluster: Any, folder: Path) -> None:
     kinds = [kind for _, kind, _ in record["events"]]
     assert kinds.count("lost") >= 2, record["events"]
     assert "quarantined" not in kinds
-    # Ray notices after 3 s, and two workers start again and load their model
+    # Ray detects the loss after 3 s, and two workers start again and load their model
     assert record["wall_s"] < calm["wall_s"] + 60, record["events"]
 
 

@@ -1,7 +1,7 @@
-"""What a power cut leaves of a store, simulated: only what was fsynced is there.
+"""Simulated power cut of a store: only fsynced bytes and names survive.
 
-A file that was fsynced has the bytes of that moment; one that was not is full of zeros, or missing where its folder
-was not fsynced after it was made. That is the worst that a journaling file system does.
+A fsynced file has the bytes of that moment. A file that was not fsynced is full of zeros, or missing where its folder
+was not fsynced after its creation. That is the worst behaviour of a journaling file system.
 """
 
 import os
@@ -21,7 +21,7 @@ from tests.blocks import KEY, assert_same, make_block
 
 @dataclass
 class Disk:
-    """What reached the disk, by inode: a rename or a second name does not change what was written."""
+    """Bytes that reached the disk, by inode: a rename or a second name does not change them."""
 
     files: dict[int, bytes] = field(default_factory=dict)
     folders: dict[Path, dict[str, int]] = field(default_factory=dict)
@@ -40,8 +40,11 @@ class Disk:
             self.files[os.fstat(descriptor).st_ino] = path.read_bytes()
 
     def after_power_cut(self, live: Path, target: Path, *, names_kept: bool = False) -> Path:
-        """The folder as it is found when the power is back. `names_kept`: names of files and folders reached the disk
-        as they are now, whether someone waited or not, and only contents are lost."""
+        """Return the folder after the power cut.
+
+        With `names_kept`, names of files and folders reached the disk as they are now, fsynced or not; only contents
+        are lost.
+        """
         sizes = {each.stat().st_ino: each.stat().st_size for each in live.rglob("*") if each.is_file()}
         folders = {
             each: {child.name: child.stat().st_ino for child in each.iterdir()}
@@ -51,7 +54,7 @@ class Disk:
         target.mkdir()
         for folder, names in sorted((folders if names_kept else self.folders).items()):
             place = target / folder.relative_to(live) if folder.is_relative_to(live) else target / "outside"
-            # a folder whose own name was never fsynced is not there
+            # a folder whose own name was never fsynced is missing
             if not place.is_dir():
                 continue
             for name, inode in names.items():
@@ -76,7 +79,7 @@ def opened(
 
 
 def lost(folder: Path, num_blocks: int) -> list[int]:
-    """Acknowledged blocks that are not there, or not what was written."""
+    """Return acknowledged blocks that are missing or changed."""
     missing = []
     try:
         with opened(folder, "process") as store:
@@ -91,7 +94,7 @@ def lost(folder: Path, num_blocks: int) -> list[int]:
 
 
 def test_what_power_acknowledged_survives_and_what_process_did_does_not(tmp_path: Path, disk: Disk) -> None:
-    """At every put, also across processes (a store opened anew) and a compaction."""
+    """Check every put, also across processes (a store opened anew) and a compaction."""
     folder = tmp_path / "power"
     for index in range(6):
         with opened(folder, "power") as store:
@@ -108,7 +111,7 @@ def test_what_power_acknowledged_survives_and_what_process_did_does_not(tmp_path
             store.put(make_block(segment=index))
     assert disk.num_fsyncs == before
     assert lost(disk.after_power_cut(folder, tmp_path / "cut-process"), 6) == list(range(6))
-    # and where the names reached the disk, that is damage, not an empty store
+    # where the names reached the disk, the result is damage, not an empty store
     zeros = disk.after_power_cut(folder, tmp_path / "zeros", names_kept=True)
     with pytest.raises(CorruptionError), opened(zeros, "process") as store:
         store.segments(KEY)
@@ -120,7 +123,8 @@ def test_what_power_acknowledged_survives_and_what_process_did_does_not(tmp_path
 
 
 def test_a_writer_waits_for_what_a_killed_one_committed(tmp_path: Path, disk: Disk) -> None:
-    """Its manifest refers to their files; and a replay acknowledges what they may not have waited for."""
+    """Check files of a killed writer: the next manifest refers to them, and a replay acknowledges blocks not yet
+    fsynced."""
     folder = tmp_path / "store"
     with opened(folder, "process") as killed:
         killed.put(make_block(segment=0))
@@ -129,12 +133,12 @@ def test_a_writer_waits_for_what_a_killed_one_committed(tmp_path: Path, disk: Di
         assert store.put(make_block(segment=0)).duplicate
         store.put(make_block(segment=2))
     found = disk.after_power_cut(folder, tmp_path / "cut")
-    # segment 1 was acknowledged by the other one, which promised less
+    # segment 1 was acknowledged by the other writer, with a weaker guarantee
     assert set(lost(found, 3)) <= {1}
 
 
 class PowerCut(Exception):
-    """Ends an operation at one of its steps."""
+    """Exception that ends an operation at one of its steps."""
 
 
 @pytest.mark.parametrize("names_kept", [False, True])
@@ -164,7 +168,7 @@ def test_a_power_cut_in_the_middle_loses_nothing_acknowledged(
     first = {"trim": 1, "delete": num_kept}.get(step.split(":")[0], 0)
     missing = lost(found, num_kept)
     if missing:
-        # never without a word: what is not there was deleted, or the store says that it is damaged
+        # never silently: missing blocks were deleted, or the store reports damage
         assert names_kept or first
         report = recover(str(found))
         assert report.actions or first
@@ -183,7 +187,7 @@ def test_a_disk_that_fails_is_told_and_not_forgotten(tmp_path: Path, disk: Disk)
         with pytest.raises(StoreError, match=r"could not be written to the disk .*Input/output"):
             store.put(make_block(segment=1))
         disk.fails = False
-        # the kernel has dropped what it could not write, and would now call it written
+        # the kernel has dropped unwritable pages and would now report them as written
         with pytest.raises(StoreError, match="could not be written"):
             store.put(make_block(segment=1))
         assert store.verify() >= 1

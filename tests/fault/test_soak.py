@@ -1,4 +1,4 @@
-"""`make soak` in a few minutes: that it runs, strikes, compares, and leaves its results."""
+"""`make soak` in a few minutes: it runs, strikes, compares, and leaves its results."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Workers that are killed, clusters that are too small or not there, models that workers cannot open."""
+"""Workers that are killed, clusters that are too small or absent, models that workers cannot open."""
 
 import json
 import os
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.ray
 
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
 NO_CLUSTER_S = 15.0
-"""What a user may wait before being told that nothing listens at an address; most of it is importing Ray."""
+"""Longest time until a user gets the error that no process listens at an address; most of it is importing Ray."""
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def alive_actors() -> dict[str, Any]:
-    """Living actors by class."""
+    """Return the living actors by class."""
     import ray
     from ray.util.state import list_actors
 
-    # this test's own cluster, whatever else runs on the machine
+    # this test's own cluster, independent of others on the machine
     address = ray.get_runtime_context().gcs_address
     actors = list_actors(address=address, detail=True, filters=[("state", "=", "ALIVE")])
     return {actor.class_name: actor for actor in actors}
@@ -58,12 +58,12 @@ KILLS: dict[tuple[Stage, int], str] = {
     ("score", 3): "SideNetActor",
     ("score", 12): "StoreActor",
 }
-"""When the n-th segment of the long document is given to a stage, which process dies with the task in its hands."""
+"""Process that dies during a stage, by the number of the long document's segment given to that stage."""
 
 
 @pytest.fixture
 def killing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """RayExecutor kills its workers as KILLS says; returns what was seen."""
+    """Make RayExecutor kill its workers according to KILLS; return the observations."""
     import actors.executor.ray_executor
 
     seen: dict[str, Any] = {"killed": [], "completed": []}
@@ -78,7 +78,7 @@ def killing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 workers = [actor for kind, actor in alive_actors().items() if kind != "JobMonitor"]
                 seen["names"] = sorted(actor.repr_name for actor in workers)
             actor = alive_after_restart(victim)
-            # stopped first, so that the task is surely in its hands when it dies
+            # stopped first, so that the worker surely holds the task when it dies
             os.kill(actor.pid, signal.SIGSTOP)
             super().submit(stage, segment)
             sleep(0.3)
@@ -110,8 +110,10 @@ def alive_after_restart(class_name: str) -> Any:
 def test_killed_workers_change_nothing(
     ray_cluster: None, checkpoint: Path, tmp_path: Path, killing: dict[str, Any]
 ) -> None:
-    """kill -9 of an encoder, a store and a SideNet process, each with a task in its hands, and of the store while a
-    reader waits for its blocks: the job ends as if nothing had been."""
+    """Kill -9 an encoder, a store and a SideNet process, each with a running task, and the store while a reader waits.
+
+    The job ends with unchanged results.
+    """
     books = tmp_path / "books"
     books.mkdir()
     (books / "long.txt").write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 9)
@@ -135,7 +137,7 @@ def test_killed_workers_change_nothing(
     assert killing["restarts"] == {"EncoderActor": 1, "SideNetActor": 1, "StoreActor": 2}
     assert len(killing["completed"]) == len(set(killing["completed"]))
     assert found["killed"] == found["inline"]
-    # what an operator sees in the dashboard
+    # visible to an operator in the dashboard
     encoder, store, sidenet = killing["names"]
     assert encoder == f"Encoder(rank=0, model={checkpoint}, threads=1)"
     assert sidenet == f"SideNet(rank=0, model={checkpoint}, threads=1)"
@@ -166,7 +168,7 @@ def test_a_cluster_that_is_too_small_says_what_is_missing(
 def test_a_job_without_room_says_what_it_waits_for_and_ends(
     ray_cluster: None, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Other jobs hold all CPUs but one, which is not enough for an encoder and a reader."""
+    """Start while other jobs hold all CPUs but one, which is not enough for an encoder and a reader."""
     import ray
 
     from actors.executor.ray_executor import RayExecutor
@@ -225,7 +227,7 @@ def test_a_model_that_workers_cannot_open_keeps_its_error_and_leaves_nothing(
 
 @pytest.mark.parametrize("lacking", ["name", "longmem", "dtype", "backbone_digest", "sidenet_digest"])
 def test_a_checkpoint_that_lacks_a_field_is_a_checkpoint_error(checkpoint: Path, tmp_path: Path, lacking: str) -> None:
-    """As one of another version would: no KeyError that ends a job with a traceback of a remote process."""
+    """Open a checkpoint of another version: no KeyError that ends a job with a traceback of a remote process."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
     values = json.loads((folder / "config.json").read_text())
@@ -246,7 +248,7 @@ except ClusterError as error:
 
 
 def test_an_address_where_nothing_listens_is_an_error_soon() -> None:
-    """In a process of its own: Ray retries for minutes inside C++ code that answers no signal but SIGKILL."""
+    """Run in a process of its own: Ray retries for minutes inside C++ code that handles no signal but SIGKILL."""
     process = subprocess.Popen(
         [sys.executable, "-c", CONNECT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""The benchmark of a GPU runs on a pretended one, where no tensor may be left behind."""
+"""GPU benchmark on a simulated device, where no tensor may stay on the CPU."""
 
 import gc
 
@@ -22,7 +22,7 @@ TINY = Shape(
 
 
 def test_every_table_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    # nobody reads these times, and it takes a quarter of a second before each of them
+    # the times are not read, and each would be preceded by a pause of a quarter of a second
     monkeypatch.setattr(gc, "collect", lambda: 0)
     with pretended_gpu() as device:
         search, fusion, segment, context = gpu(TINY, device, "float32", 4096, [2048], repeats=2, compiled=False)

@@ -1,6 +1,6 @@
-"""On a GPU everything that reads and learns has its tensors where they belong, and finds what a CPU finds.
+"""Placement of tensors on a GPU: all reading and training code keeps them on the device and gives the CPU's results.
 
-The GPU is a pretended one, so this holds of devices and of nothing else: see `tests.on_a_gpu.pretended`.
+The GPU is simulated, so only devices are tested: see `tests.on_a_gpu.pretended`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from longmem.backbone import fast_linear
 from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
-from longmem.store.document import DocumentMemory
+from longmem.store.base import WritableDocument
 from longmem.store.in_memory import InMemoryStore
 from longmem.text.segments import cut_segments
 from longmem.training.config import TrainingConfig
@@ -28,9 +28,9 @@ SEGMENT = 32
 TEXT = "The old mill stood by the river, and the old man by the mill. " * 4
 KEY = DocumentKey("tests", "mill")
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
-"""Of float32 logarithms of sums over a few hundred numbers."""
+"""Tolerance of float32 logarithms of sums over a few hundred numbers."""
 DEFAULT_FORM = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}
-"""Said in full, because small models read in the paper's form by default."""
+"""Default form, given explicitly because small models read in the paper's form by default."""
 FORMS: dict[str, dict[str, Any]] = {
     "paper": PAPER_FORM,
     "default": DEFAULT_FORM,
@@ -47,14 +47,14 @@ def folder(request: pytest.FixtureRequest, small_model: Callable[..., LongMem], 
 
 @pytest.fixture(autouse=True)
 def same_operations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On both: sums in one order, or what is stored in eight bits may become another number."""
+    """Use one kernel on both devices; a different order of sums could change a value stored in eight bits."""
     monkeypatch.setattr(fast_linear, "is_worthwhile", lambda: False)
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 def on_both(folder: Path, use: Callable[[LongMem], Any]) -> tuple[Any, Any]:
-    """What `use` makes of a model on the CPU and of the same one on a GPU."""
+    """Return the results of `use` for the model on the CPU and on a GPU."""
     here = use(LongMem.from_pretrained(folder, search="torch"))
     with pretended_gpu() as device:
         model = LongMem.from_pretrained(folder, device=device)
@@ -88,7 +88,7 @@ def test_texts_are_scored_and_continued_with_a_stored_memory(folder: Path) -> No
         store = InMemoryStore()
         for segment in cut_segments(KEY, model.tokenizer.sequence(TEXT), SEGMENT):
             store.put(model.encode(segment).block)
-        memory = DocumentMemory(store, KEY).as_read_only()
+        memory = WritableDocument(store, KEY).as_read_only()
         return model.score(TEXT[:100], memory).logprobs, model.generate(TEXT[:50], memory, max_new_tokens=40)
 
     here, there = on_both(folder, use)

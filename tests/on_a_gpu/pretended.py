@@ -1,8 +1,8 @@
-"""A GPU where there is none: tensors that say they are on it, and are kept and computed on the CPU.
+"""Simulated GPU: tensors that report a GPU device, and are stored and computed on the CPU.
 
-What a real one refuses is refused: operations on tensors of several devices, and numpy looking at their memory. What
-it takes is taken: indices and single numbers from the CPU. So a test tells whether code puts its tensors where they
-belong; it tells nothing of kernels, types or speed.
+Operations that a real one rejects are rejected: those on tensors of several devices, and access to their memory by
+numpy. Operations that it accepts are accepted: indices and single numbers from the CPU. So a test shows whether code
+places its tensors correctly; it shows nothing about kernels, dtypes or speed.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 NAME = "pretended"
 aten = torch.ops.aten
 ACROSS = {aten.copy_.default, aten._to_copy.default}
-"""These may have tensors of several devices."""
+"""Operations that accept tensors of several devices."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-"""The indices of these may be on the CPU."""
+"""Operations whose indices may be on the CPU."""
 
 
 class PretendedTensor(Tensor):
-    """Holds the numbers in `inner`; its own storage is empty."""
+    """Tensor that holds the numbers in `inner`; its own storage is empty."""
 
     inner: Tensor
 
@@ -47,7 +47,7 @@ class PretendedTensor(Tensor):
         return f"PretendedTensor({self.inner!r})"
 
     def __getitem__(self, index: Any) -> Tensor:
-        # torch would move a list to the device without asking any mode
+        # torch would move a list to the device without calling any mode
         return super().__getitem__(torch.tensor(index) if isinstance(index, list) else index)
 
     def tolist(self) -> Any:
@@ -59,7 +59,7 @@ class PretendedTensor(Tensor):
 
 
 class _Dispatch(TorchDispatchMode):
-    """Sees what has no tensor to begin with, too."""
+    """Mode that also intercepts operations without an input tensor."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {})
@@ -74,7 +74,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Module(_DummyBackendModule):
-    """What torch asks of any device's module."""
+    """Attributes that torch requires of any device's module."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
@@ -83,7 +83,7 @@ class _Module(_DummyBackendModule):
         return torch.empty(0)
 
     def set_rng_state(self, state: Tensor, device: int) -> None:
-        """It draws no numbers of its own."""
+        """Ignore the state: the device generates no numbers of its own."""
 
 
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -102,7 +102,7 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     if not stays:
         return made
-    # what works in place gives back a tensor that it was given
+    # an in-place operation returns one of its inputs
     known = {id(each.inner): each for each in pretended}
 
     def pretending(each: Any) -> Any:
@@ -115,16 +115,16 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @cache
 def _register() -> None:
-    """For good: torch has room for one device that it does not know."""
+    """Register permanently: torch has one slot for an unknown device."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 
 
 @contextmanager
 def pretended_gpu() -> Iterator[str]:
-    """The name of the device, which works while the context lasts."""
+    """Yield the name of the device, which works inside the context."""
     _register()
     swapped = torch.__future__.get_swap_module_params_on_conversion()
-    # as on a real GPU, a model that moves keeps its parameters, and those that two of its modules share
+    # as on a real GPU, a moved model keeps its parameters, and those that two of its modules share
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with _Functions(), _Dispatch():

@@ -1,4 +1,4 @@
-"""A token's score depends on no token at or after it, and on no token before its window (design §5.1, §3.4)."""
+"""A token's score depends on no token at or after it, and on no token before its window."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +17,7 @@ from tests.inputs import FORMS
 Shape = tuple[int, int, int, int]
 Models = Callable[[Shape, str], LongMem]
 
-# (segment_tokens, chunk_tokens, memory_tokens, top_k), with windows that are none, one segment, all, and in between
+# (segment_tokens, chunk_tokens, memory_tokens, top_k): windows of zero, one segment, all, and in between
 SHAPES = [(16, 4, 64, 8), (16, 1, 16, 3), (12, 3, 21, 6), (8, 8, 24, 8), (16, 4, 0, 8)]
 MAX_CHARACTERS = 70
 
@@ -41,12 +41,12 @@ def own_memory() -> DocumentMemory:
 
 
 def other_letters(text: str, start: int) -> str:
-    """The same text with every character from `start` on replaced by another one."""
+    """Return the text with every character from `start` on replaced by another one."""
     return text[:start] + "".join(chr(ord("A") + ord(letter) % 26) for letter in text[start:])
 
 
 def same_before(one: TextScores, other: TextScores, position: int, segment_tokens: int) -> None:
-    """Log-probabilities of the targets before `position` are the same to the bit, and so is what was read for them.
+    """Check that log-probabilities of the targets before `position`, and the reading for them, are bit-identical.
 
     Target i is token i of the text, predicted at position i of the sequence, whose token 0 is the start token.
     """
@@ -85,7 +85,7 @@ def test_a_document_that_ends_earlier_scores_the_same_so_far(
     text: str,
     data: st.DataObject | None,
 ) -> None:
-    """To the bit in whole segments; in the cut one the shorter matrices may round differently."""
+    """Compare bit by bit in whole segments; in the cut one the shorter matrices may round differently."""
     length = data.draw(st.integers(1, len(text))) if data else 20
     model = models(shape, form)
     whole, part = (model.score(each, own_memory()) for each in (text, text[:length]))
@@ -119,8 +119,10 @@ LONG = "the cat sat on the mat and the dog sat on the log and the cat ate the ra
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_window_is_exactly_as_long_as_configured(models: Models, shape: Shape, form: str) -> None:
-    """A change before a segment's window does not reach it, a change inside does: or the tests above would also pass
-    for a model without any memory."""
+    """Check both sides of the window: a change before it has no effect, a change inside has one.
+
+    Otherwise the tests above would also pass for a model without any memory.
+    """
     segment, _, memory, _ = shape
     model = models(shape, form)
     before = model.score(LONG, own_memory()).segments
@@ -129,12 +131,12 @@ def test_the_window_is_exactly_as_long_as_configured(models: Models, shape: Shap
     assert before[last].retrieval.memory_tokens == min(memory, start)
 
     def moved(place: int) -> bool:
-        """Whether another token at this place of the sequence changes the last whole segment's log-probabilities."""
+        """Return True if another token at this index changes the last whole segment's log-probabilities."""
         changed = LONG[: place - 1] + "#" + LONG[place:]
         after = model.score(changed, own_memory()).segments
         return not np.array_equal(before[last].logprobs, after[last].logprobs)
 
-    # the last token whose own segment lies wholly before the window: local context carries it no further
+    # the last token whose own segment lies wholly before the window: local attention carries it no further
     outside = (start - memory) // segment * segment - 1
     if outside > 0:
         assert not moved(outside)

@@ -1,4 +1,4 @@
-"""Nothing of one document or namespace is ever read while scoring another one (design §5.2)."""
+"""No data of one document or namespace is ever read while scoring another one."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -28,7 +28,7 @@ TEXTS = [
 ]
 
 text_numbers = st.integers(0, len(TEXTS) - 1)
-# names that look alike, escape, or are no paths; any two of them name different documents
+# names that differ subtly, contain escapes, or are no paths; any two of them name different documents
 names = st.sampled_from(["a", "A", "a ", "", "a/b", "../a", "a'; --", "ä", "a\u0308", "\0", "*", "a%2Fb"]) | st.text(
     max_size=5
 )
@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest, small_model: Callable[..., LongMem]) -
 
 @pytest.fixture(scope="module")
 def alone(model: LongMem) -> Callable[[int], TextScores]:
-    """Scores of a text in a store that holds nothing else."""
+    """Return a function that scores a text in a store without other documents."""
 
     @cache
     def scores(number: int) -> TextScores:
@@ -62,7 +62,8 @@ def same(one: TextScores, other: TextScores) -> bool:
 
 
 def test_memory_matters_and_texts_differ(model: LongMem, alone: Callable[[int], TextScores]) -> None:
-    """Or everything below would pass with a memory that is never read."""
+    """Check that the memory affects the scores; otherwise everything below would pass with a memory that is never
+    read."""
     for number in (0, 2, 5):
         assert not np.array_equal(alone(number).logprobs, alone(number).backbone_logprobs)
         assert alone(number).segments[-1].retrieval.memory_tokens > 0
@@ -101,7 +102,7 @@ def test_deleting_and_forking_others_changes_nothing(
         assert same(model.score(TEXTS[text], memory), alone(text))
         store.fork(one, other)
         store.delete(one)
-        # what was forked is read, by the fork, and it is the same
+        # the fork reads the forked blocks, with equal results
         fork = store.document(other.document, namespace=other.namespace)
         assert same(model.score(TEXTS[text], fork), alone(text))
         assert store.segments(one) == []
@@ -138,7 +139,7 @@ def segments_of(model: LongMem, key: DocumentKey, number: int) -> list[Segment]:
 def ready(
     progress: dict[DocumentKey, dict[str, set[int]]], segments: dict[DocumentKey, list[Segment]]
 ) -> Iterator[Any]:
-    """Every task whose turn it may be: put after encode, score after the puts of all the past."""
+    """Yield every task that may run next: put after encode, score after the puts of all the past."""
     for key, done in progress.items():
         for segment in segments[key]:
             index = segment.index
@@ -187,7 +188,7 @@ def test_one_reader_of_many_documents_in_any_order(
 def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(
     form: str, small_model: Callable[..., LongMem]
 ) -> None:
-    # the whole past, so that nothing falls out
+    # the whole past, so that no chunk leaves the window
     model = small_model("llama", **{**FORMS[form], "segment_tokens": 16, "memory_tokens": 96})
     key = DocumentKey("default", "book")
     with InlineExecutor(model, MemoryStore.open("memory://")) as executor:

@@ -1,4 +1,4 @@
-"""One service for all tests here, because its workers take seconds to start; tests use documents of their own."""
+"""One service for all tests here, because its workers take seconds to start; each test uses its own documents."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def service(ray_cluster: None, source: ModelSource, store_folder: Path) -> Iterator[str]:
-    """Its name."""
+    """Start the service and yield its name."""
     from actors.service.registry import Service, start_service, stop_service
 
     shape = ClusterShape(encoders=2, readers=2, stores=2)

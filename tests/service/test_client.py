@@ -1,4 +1,4 @@
-"""The asyncio client of a service: the numbers of LongMem, whatever else goes on; limits, time-outs, cancellation."""
+"""The asyncio client of a service: LongMem's numbers under concurrent load; limits, timeouts, cancellation."""
 
 import asyncio
 import os
@@ -97,7 +97,7 @@ async def test_writing_is_idempotent_and_keeps_the_first_text(client: "MemoryCli
 async def test_a_name_that_is_used_again_reads_nothing_of_before(
     service: str, client: "MemoryClient", model: LongMem
 ) -> None:
-    """Windows of readers must go with the document, also those of other clients' requests."""
+    """Delete a document: readers' windows of it must go too, also those of other clients' requests."""
     from actors.client import connect
 
     with InMemoryStore() as store:
@@ -127,7 +127,8 @@ async def test_bad_requests_say_what_is_wrong_and_harm_nothing(client: "MemoryCl
 
 @contextmanager
 def without_newest_commit(store: Path) -> Iterator[None]:
-    """The catalogue goes back by one commit within the block; then the manifest comes back, because others use it."""
+    """Revert the catalogue by one commit inside the block; restore the manifest afterwards, because other tests use
+    it."""
     newest = min((store / "catalogue.lance" / "_versions").glob("*.manifest"))
     newest.rename(store.parent / newest.name)
     try:
@@ -140,7 +141,7 @@ def without_newest_commit(store: Path) -> Iterator[None]:
 async def test_a_service_whose_store_has_lost_commits_answers_with_an_error(
     client: "MemoryClient", store_folder: Path
 ) -> None:
-    """In everything that reads or writes memory; a text that needs none is scored as before."""
+    """Check every operation that reads or writes memory; a text without memory is scored as before."""
     expected = await client.score(LONG, "lost")
     with without_newest_commit(store_folder):
         for request in (
@@ -160,7 +161,7 @@ async def test_a_service_whose_store_has_lost_commits_answers_with_an_error(
 
 @contextmanager
 def stopped(client: "MemoryClient", pool: str) -> Iterator[None]:
-    """All workers of a pool do nothing within the block, and go on after it."""
+    """Suspend all workers of a pool inside the block, and resume them after it."""
     pids = [worker.info.pid for worker in getattr(client._executor.workers, pool).workers]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -179,7 +180,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.asyncio
 async def test_no_more_is_in_flight_than_allowed(service: str, model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is asked at once: the rest waits where it is awaited."""
+    """Send many requests at once: those beyond the limit wait in their await."""
     from actors.client import connect
     from actors.service.executor import AttachedExecutor
 
@@ -246,7 +247,7 @@ async def test_a_cancelled_request_starts_nothing_more(service: str, client: "Me
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
-        # what waited behind it for the same document goes on
+        # requests queued behind it for this document continue
         assert same(await again, expected)
         with stopped(client, "readers"):
             request = asyncio.create_task(other.score(LONG, "short", namespace="cancelled"))
@@ -254,7 +255,7 @@ async def test_a_cancelled_request_starts_nothing_more(service: str, client: "Me
             request.cancel()
         await until(lambda: other.in_flight == 0)
     written = await client.write("short", LONG, namespace="cancelled")
-    # at most what was in flight was stored
+    # at most the requests in flight were stored
     assert written.num_new_segments >= written.num_segments - 4 > 0
 
 
@@ -330,7 +331,7 @@ async def test_many_clients_at_once_and_one_of_them_is_killed(service: str, mode
 
 @pytest.mark.asyncio
 async def test_workers_that_are_killed_change_nothing(client: "MemoryClient", model: LongMem) -> None:
-    """One of each kind, with the document's own store among them."""
+    """Kill one worker of each kind, among them the document's own store."""
     text = LONG * 4
     with InMemoryStore() as store:
         expected = model.score(text, store.document("long"))
@@ -344,7 +345,7 @@ async def test_workers_that_are_killed_change_nothing(client: "MemoryClient", mo
     assert same(await request, expected)
 
 
-# --- what cannot be attached to -----------------------------------------------------------------------------------
+# --- errors of connecting -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio

@@ -1,4 +1,4 @@
-"""Jobs on a service: the numbers of a job that is alone, in turn with other jobs, with what others have written."""
+"""Jobs on a service: the numbers of a job alone, of concurrent jobs, and with blocks that others have written."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(source: ModelSource, books: Path) -> Job:
-    """`job(out)` runs in this process, `job(out, service=…)` on a service."""
+    """Return a factory: `job(out)` runs in this process, `job(out, service=…)` on a service."""
 
     def make(out: Path, service: str | None = None, **fields: Any) -> PerplexityJob:
         given = {
@@ -118,7 +118,7 @@ def test_what_one_job_wrote_another_reads(
     (changed / "book-0.txt").write_text(prose(7, 150))
     summary = run_job(job(tmp_path / "third", service, inputs=(str(changed),), **fields), Console(file=StringIO()))
     assert [each["document"] for each in summary["failures"]] == ["book-0"]
-    # a job that keeps nothing does not meet what is kept
+    # a job that keeps nothing does not read kept blocks
     assert run(job(tmp_path / "fourth", service, inputs=(str(changed),)))[0]["failures"] == []
 
 
@@ -151,7 +151,7 @@ def test_another_model_is_refused(service: str, job: Job, tmp_path: Path) -> Non
     ],
 )
 def test_what_the_service_decides_cannot_be_chosen(options: list[str], message: str, tmp_path: Path) -> None:
-    """No Ray is needed to be told so."""
+    """Refuse without Ray."""
     arguments = ["perplexity", "--service", "any", "--out", str(tmp_path / "out"), *options]
     result = CliRunner(env={"COLUMNS": "140"}).invoke(app, arguments)
     assert result.exit_code == 2, result.output

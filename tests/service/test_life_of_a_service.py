@@ -1,4 +1,5 @@
-"""A service from `up` to `down`: found by name by any process, whole or recognised as half, and gone without a rest."""
+"""A service from `up` to `down`: any process finds it by name, a half-started one is detected, `down` leaves
+nothing."""
 
 from pathlib import Path
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
-    """Exit code, and all that was printed."""
+    """Return exit code and all output."""
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments), prog_name="longmem")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -24,7 +25,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 
 def named(prefix: str) -> list[str]:
-    """Named actors of the cluster that are not dead."""
+    """Return the named actors of the cluster that are not dead."""
     import ray
 
     return sorted(each["name"] for each in ray.util.list_named_actors(True) if each["name"].startswith(prefix))
@@ -40,7 +41,7 @@ def test_up_status_down(ray_cluster: None, source: ModelSource, tmp_path: Path) 
     workers = [f"longmem-service-cli-{kind}-0" for kind in ("encoder", "sidenet", "store")]
     assert named("longmem-service-cli") == ["longmem-service-cli", *workers]
 
-    # the actor that describes the service is started again, as it was
+    # the actor that describes the service is restarted in its former state
     registry = ray.get_actor("longmem-service-cli", namespace="longmem")
     ray.kill(registry, no_restart=False)
 

@@ -1,4 +1,4 @@
-"""A LongMem on disk: the same numbers after saving and loading, an error for all that is not what was saved."""
+"""A LongMem on disk: equal numbers after saving and loading, an error for every deviation from the saved files."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ SIDENET = "sidenet.safetensors"
 
 
 def trained(model: LongMem, seed: int = 3) -> LongMem:
-    """Move every weight of the SideNet, as training would."""
+    """Move every weight of the SideNet, like training."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.sidenet.parameters():
@@ -60,7 +60,7 @@ def intact(original: LongMem, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def saved(intact: Path, tmp_path: Path) -> Path:
-    """A private copy, to damage."""
+    """Return a private copy that a test may damage."""
     return Path(shutil.copytree(intact, tmp_path / "model"))
 
 
@@ -116,7 +116,9 @@ def test_bfloat16_survives_to_the_bit(small_backbone: Callable[[str], Path], tmp
     assert in_float32.backbone.dtype == torch.float32
 
 
-def test_the_folder_stands_alone_and_can_be_saved_again(original: LongMem, saved: Path, tmp_path: Path) -> None:
+def test_checkpoint_folder_is_self_contained_and_can_be_saved_again(
+    original: LongMem, saved: Path, tmp_path: Path
+) -> None:
     loaded = LongMem.from_pretrained(saved)
     loaded.save_pretrained(saved)  # over itself
     loaded.save_pretrained(tmp_path / "second")
@@ -139,7 +141,7 @@ def test_nothing_is_pickled(intact: Path) -> None:
 def test_a_backbone_that_was_never_on_disk_is_saved_too(
     remembers_a_folder: bool, tmp_path: Path, small_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own weights, not the files of the working directory or of the folder that its configuration came from."""
+    """Check that its own weights are used, not files of the working directory or of the configuration's folder."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "notes.txt").write_text("private")
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -194,7 +196,7 @@ def test_repeats_start_untrained_in_a_model_that_was_saved_without(
     start = small_model("llama", **COPYING, copy_repeats=8).sidenet.state_dict()
     assert all(torch.equal(after[name], start[name]) for name in repeat_weights(loaded))
     assert not same_scores(model, loaded), "repeats must matter"
-    # and it is a whole model, which can be saved with them
+    # with them it is a whole model, which can be saved
     loaded.save_pretrained(tmp_path)
     assert same_scores(loaded, LongMem.from_pretrained(tmp_path))
 
@@ -297,7 +299,7 @@ def test_missing_tokenizer(saved: Path) -> None:
 
 
 def test_another_tokenizer(saved: Path) -> None:
-    """Of the same size: every id fits, and every number would be wrong."""
+    """Check a tokenizer of equal size: every id fits, and every number would be wrong."""
     path = saved / "backbone" / "tokenizer.json"
     values = json.loads(path.read_text())
     vocabulary = values["model"]["vocab"]

@@ -1,4 +1,4 @@
-"""Settings that work, settings that cannot, and the choice of the memory layer."""
+"""Valid settings, invalid settings, and the choice of the memory layer."""
 
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any

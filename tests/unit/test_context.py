@@ -1,4 +1,4 @@
-"""A context's memory against its definition: every length encoded from scratch, and nothing of what lies before it."""
+"""Memory of a context against its definition: every length encoded from scratch, and no token before the memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from longmem.memory.context import ContextMemory, read_blocks
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.store.config import MemoryStore
@@ -22,7 +23,7 @@ def model(small_model: Callable[..., LongMem]) -> LongMem:
 
 
 def blocks_from_the_right(model: LongMem, start: int, end: int) -> list[KVBlock]:
-    """The definition: cut from the newest token backwards, encode each piece alone."""
+    """Compute the definition: cut from the newest token backwards, encode each piece alone."""
     pieces = []
     while end > start:
         first = max(start, end - SEGMENT)
@@ -81,7 +82,7 @@ def test_a_document_comes_before_the_context(
 ) -> None:
     store = MemoryStore.open("memory://")
     model.score("having little or no money in my purse, and nothing particular to interest me", store.document("book"))
-    document = read_blocks(store.document("book"), model.config.memory_tokens)
+    document = read_blocks(store.document("book"), SlidingWindow.of(model.config))
     offset = document[-1].end_token
     tokens = TOKENS[len(TOKENS) - num_tokens :]
     own = blocks_from_the_right(model, len(TOKENS) - num_tokens, len(TOKENS))
@@ -94,5 +95,6 @@ def test_a_document_comes_before_the_context(
 def test_only_blocks_that_may_be_read_are_fetched(model: LongMem) -> None:
     store = MemoryStore.open("memory://")
     model.score("x" * 200, store.document("book"))
-    assert len(read_blocks(store.document("book"), 128)) < len(store.document("book").segments)
-    assert read_blocks(store.document("none"), 128) == []
+    window = SlidingWindow.of(model.config)
+    assert len(read_blocks(store.document("book"), window)) < len(store.document("book").segments)
+    assert read_blocks(store.document("none"), window) == []

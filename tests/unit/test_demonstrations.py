@@ -1,4 +1,4 @@
-"""Demonstrations are packed whole, in their order, and named by what they hold."""
+"""Demonstrations are packed whole, in order, and named by their content."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ LENGTHS = st.lists(st.integers(1, SEGMENT - 1), min_size=1, max_size=30)
 
 
 def examples(lengths: list[int]) -> list[np.ndarray]:
-    """Each one full of its own number."""
+    """Return examples that are each filled with their own number."""
     return [np.full(length, number + 1, dtype=np.int32) for number, length in enumerate(lengths)]
 
 

@@ -26,7 +26,7 @@ def usage(total: int, free: int) -> object:
 
 @pytest.fixture(autouse=True)
 def plenty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with room, so that a test's problem is the only one."""
+    """Simulate a machine with free resources, so that a test's problem is the only one."""
     monkeypatch.setattr(doctor.shutil, "disk_usage", usage(100 * GIB, 50 * GIB))
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=8 * GIB))
 
@@ -77,7 +77,7 @@ def test_output_below_a_file(tmp_path: Path) -> None:
 
 
 def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # root may write everywhere, so the permission itself is replaced
+    # root may write everywhere, so the permission check itself is replaced
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     assert "cannot be written" in str(named(diagnose(tmp_path), "output folder").problem)
 

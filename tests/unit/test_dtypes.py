@@ -1,4 +1,4 @@
-"""The way to arrays and back keeps every bit, and nobody can write into what someone else reads."""
+"""Conversion to arrays and back keeps every bit, and arrays of readers are immutable."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One tree of errors, documented whole."""
+"""One tree of errors, with complete documentation."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the executor of one process does with puts: they wait for the disk, nothing else does."""
+"""Puts in the executor of one process: they wait for the disk, nothing else does."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_puts_wait_for_each_other_only_while_there_is_other_work(model: LongMem,
 
 
 def test_an_error_belongs_to_the_segment_that_meets_it(model: LongMem, tmp_path: Path) -> None:
-    """The others of its commit are stored."""
+    """Check that the other blocks of the commit are stored."""
     first, second, third, *_ = cut(model, DocumentKey("default", "changed"), TEXT)
     store = MemoryStore.open(str(tmp_path / "memory.lance"))
     store.put(model.encode(replace(second, tokens=second.tokens[::-1].copy())).block)
@@ -99,7 +99,7 @@ def test_an_error_belongs_to_the_segment_that_meets_it(model: LongMem, tmp_path:
 
 
 def test_trouble_that_all_would_meet_is_met_once(model: LongMem, tmp_path: Path) -> None:
-    """A full disk, say: eight tries would be eight waits for it."""
+    """Check an error common to all blocks, such as a full disk: eight retries would be eight waits."""
     tries = []
 
     def on_step(step: str) -> None:
@@ -144,7 +144,7 @@ def test_an_unexpected_error_of_a_put_reaches_the_caller(model: LongMem, tmp_pat
 
 
 def test_what_waits_in_this_process_is_no_part_of_the_heap(model: LongMem) -> None:
-    """Keys and values stay while a store keeps them at hand, the state until it is scored."""
+    """Check the heap: keys and values stay while a store caches them, the state until it is scored."""
     (segment, *_) = cut(model, DocumentKey("default", "waiting"), TEXT)
     with InlineExecutor(model, MemoryStore.open("memory://")) as executor:
         executor.submit("encode", segment)

@@ -1,4 +1,4 @@
-"""Generating token by token against the definition: every step computed anew from all tokens so far."""
+"""Generation token by token against the definition: every step recomputed from all tokens so far."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,15 +29,15 @@ PROMPT = "and nothing particular to interest me on shore, I thought I"  # 59 byt
 KEY = DocumentKey("", "")
 
 DEFAULT = {**DEFAULT_FORM, "kv_dtype": "float32"}
-"""A token asks with its own key: rounded to half precision it may be so to another side when the segment is read in
-pieces, which is enough to move a log-probability by more than float32 does."""
+"""Default form with float32 keys. A key rounded to half precision may round differently when the segment is read in
+pieces, which can change a log-probability by more than float32 does."""
 FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": DEFAULT}
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 class NaiveDecoder:
-    """Next-token logits by definition: cut all tokens into segments, encode each alone, let the last one read the
-    memory before it with one whole forward."""
+    """Next-token logits by definition: cut all tokens into segments, encode each alone, and let the last one read the
+    memory before it in one whole forward."""
 
     def __init__(self, model: LongMem, naive_view: NaiveView, memory: DocumentMemory | None) -> None:
         self.model, self.naive_view = model, naive_view
@@ -116,7 +116,7 @@ def store() -> AbstractMemoryStore:
 
 
 def remembered(model: LongMem, store: AbstractMemoryStore, text: str = DOCUMENT) -> DocumentMemory:
-    """A document of the store that the model has read."""
+    """Return a document of the store that the model has read."""
     memory = store.document("book")
     model.score(text, memory)
     return memory
@@ -216,7 +216,8 @@ def test_log_probabilities_are_those_of_score(
 
 @every_form
 def test_memory_matters(form: dict[str, Any], small_model: Callable[..., LongMem], store: AbstractMemoryStore) -> None:
-    """Or every comparison above would pass with a memory that is never read."""
+    """Check that the memory has an effect; otherwise every comparison above would pass with a memory that is never
+    read."""
     model = small_model("llama", **form)
     memory = remembered(model, store)
     tokens = model.tokenizer.sequence(PROMPT).tolist()
@@ -258,7 +259,7 @@ def test_seeds(small_model: Callable[..., LongMem]) -> None:
     assert len({text(seed) for seed in range(3)}) > 1
 
 
-# ---- choosing
+# ---- sampling
 
 
 LOGITS = torch.tensor([0.1, 2.0, 1.0, -1.0, 1.5])
@@ -302,7 +303,7 @@ def test_sampling_that_cannot_work(settings: dict[str, float]) -> None:
         Sampling(**settings)
 
 
-# ---- what is refused
+# ---- invalid input
 
 
 def test_bad_calls(small_model: Callable[..., LongMem]) -> None:
@@ -325,7 +326,7 @@ def test_memory_of_another_model(small_model: Callable[..., LongMem], store: Abs
 def test_a_document_with_a_hole_is_not_read_around_it(
     missing: int, small_model: Callable[..., LongMem], store: AbstractMemoryStore
 ) -> None:
-    """Segments may arrive in any order; a memory that lacks one of them must not silently be a shorter one."""
+    """Check segments in any order; a memory that lacks one must not silently be a shorter one."""
     model = small_model("llama")
     whole = remembered(model, store)
     assert len(whole.segments) == 4

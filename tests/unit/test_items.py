@@ -1,4 +1,4 @@
-"""Items in batches against the plain ways: `score` of one text, decoding step by step, and plain transformers."""
+"""Items in batches against naive methods: `score` of one text, decoding step by step, and plain transformers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from longmem.config import PAPER_FORM
 from longmem.errors import DocumentError
+from longmem.memory.context import windows_of
 from longmem.memory.view import MemoryView
-from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.scoring.batch import Item, score_items
 from longmem.scoring.generate import Decoder
@@ -23,7 +23,7 @@ FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": {**DEFAULT_F
 DOCUMENT = "Call me Ishmael. Some years ago, never mind how long precisely, having little money in my purse"
 TEXTS = ("Call me", "having little money", "years ago, never mind", "x", "Some years ago, never", "purse purse purse")
 TOLERANCE = 1e-5
-"""Nats; the promise of the issue for any order and any batch, and of design §5.3."""
+"""Tolerance in nats for any order and any batch."""
 
 
 @pytest.fixture(params=FORMS, ids=list(FORMS))
@@ -43,9 +43,7 @@ def items_of(model: LongMem) -> list[Item]:
 
 
 def whole(model: LongMem, store: AbstractMemoryStore) -> Any:
-    config, memory = model.config, store.document("book")
-    cache = WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space)
-    return cache.whole(memory.key, memory.segments)
+    return windows_of(model, store).whole(store.document("book").segments[-1])
 
 
 def test_items_are_scored_like_texts_that_follow_the_document(model: LongMem, store: AbstractMemoryStore) -> None:
@@ -124,7 +122,7 @@ def test_reads_are_positions_of_the_document(model: LongMem, store: AbstractMemo
 def test_what_is_found_by_repetition_only_is_read_too(
     chunk_tokens: int, lengths: list[int], small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
-    """One chunk is retrieved, and it is not that of the place where the item's words stand."""
+    """Check one retrieved chunk that is not the one with the item's words."""
     settings = {**FORMS["default"], "chunk_tokens": chunk_tokens, "top_k": chunk_tokens}
     model, without = (small_model(**settings, copy_repeats=repeats) for repeats in (3, 0))
     shape = model.backbone.shape

@@ -1,4 +1,4 @@
-"""Formats of stored keys and values: what a reader gets is what was said it would get."""
+"""Formats of stored keys and values: the decoded numbers are within the documented error."""
 
 from typing import get_args
 
@@ -10,23 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.config import KvDtype
-from longmem.kv_format import (
-    LARGEST,
-    SCALE_BYTES,
-    STORED_TYPES,
-    num_not_finite,
-    pack,
-    rounded,
-    stored_width,
-    token_bytes,
-    unpack,
-)
+from longmem.kv_format import LARGEST, pack, rounded, unpack
+from longmem.stored_format import SCALE_BYTES, STORED_TYPES, num_not_finite, stored_width, token_bytes
 
 FORMATS: tuple[KvDtype, ...] = get_args(KvDtype)
 
 
 def numbers(seed: int = 0, tokens: int = 7, heads: int = 2, width: int = 5) -> Tensor:
-    """Rows of very different sizes."""
+    """Return rows of very different magnitudes."""
     random = torch.Generator().manual_seed(seed)
     size = torch.logspace(-6, 4, tokens)[:, None, None]
     return size * torch.randn((tokens, heads, width), generator=random)
@@ -53,7 +44,7 @@ def test_int8_is_off_by_half_a_step_at_most(seed: int, width: int) -> None:
     exact = numbers(seed, width=width)
     found = rounded(exact, "int8").double()
     step = exact.double().abs().amax(dim=2, keepdim=True) / LARGEST
-    # and by float16's own rounding, 2^-11 of the number or its smallest step
+    # plus float16's own rounding, 2^-11 of the number or its smallest step
     error = step / 2 + exact.abs() * 2**-11 + 2**-25
     assert ((found - exact).abs() <= error).all()
 
@@ -68,7 +59,7 @@ def test_numbers_that_are_not_finite_are_counted(kv_dtype: KvDtype) -> None:
     stored = pack(numbers(), kv_dtype).copy()
     assert num_not_finite(stored, kv_dtype) == 0
     if kv_dtype == "int8":
-        # one row whose numbers float16 cannot hold, one whose scale is no number
+        # one row with numbers beyond float16, one with a NaN scale
         stored[0, 0, -SCALE_BYTES:] = np.array([1e5], np.float32).view(np.int8)
         stored[1, 1, -SCALE_BYTES:] = np.array([np.nan], np.float32).view(np.int8)
     else:

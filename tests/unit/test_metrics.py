@@ -1,4 +1,4 @@
-"""Perplexities against sums by hand, and what must hold for any segments."""
+"""Perplexities against sums by hand, and invariants of any segments."""
 
 import math
 from dataclasses import asdict, astuple
@@ -43,7 +43,7 @@ def test_word_interval_is_the_token_interval_in_other_units() -> None:
 
 
 def test_interval_agrees_with_the_normal_approximation() -> None:
-    """For many segments of equal length the interval is mean ± 1.96 standard errors."""
+    """Compare with mean ± 1.96 standard errors for many segments of equal length."""
     nats = [100.0 + 10.0 * math.sin(index) for index in range(2000)]
     interval = compute_perplexities([SegmentNats(n, n, 100) for n in nats], 1, 1).token.longmem
     mean = sum(nats) / len(nats)
@@ -55,7 +55,8 @@ def test_interval_agrees_with_the_normal_approximation() -> None:
 
 
 def test_change_is_paired() -> None:
-    """Segments of very different difficulty, each with exactly 1 % fewer nats per token: the change has no spread."""
+    """Check segments of very different difficulty, each with exactly 1 % fewer nats per token: the change has no
+    spread."""
     segments = [SegmentNats(nats - 0.5, nats, 50) for nats in (50.0, 200.0, 100.0, 400.0)]
     result = compute_perplexities(segments, 10, 10)
     assert astuple(result.change) == pytest.approx([math.exp(-0.01) - 1] * 3)
@@ -71,7 +72,7 @@ def test_equal_models_do_not_differ() -> None:
 
 @given(lists_of_segments)
 def test_bounds(segments: list[SegmentNats]) -> None:
-    """low ≤ value ≤ high, and none of them beyond the best and the worst segment."""
+    """Check low ≤ value ≤ high, and none of them beyond the best and the worst segment."""
     interval = compute_perplexities(segments, 1, 1).token.longmem
     rates = [segment.longmem / segment.num_tokens for segment in segments]
     assume(max(rates) < 700)

@@ -1,4 +1,4 @@
-"""Arrays in mappings of their own: what is in them, and when the system gets them back."""
+"""Arrays in their own memory mappings: their content, and when the memory returns to the system."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def copied_ones() -> Tensor:
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("make", [ones, copied_ones])
 def test_what_is_let_go_returns_to_the_system(make: Callable[[], Tensor]) -> None:
-    """With the last view of it, and not before."""
+    """Check that the memory is released with the last view of it, and not before."""
     process = psutil.Process()
     before = process.memory_info().rss
     array = make()
@@ -46,7 +46,7 @@ def test_zeros_of_any_shape(size: list[int], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4), ()])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8])
-def test_a_copy_is_equal_and_nobody_changes_it(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+def test_copy_is_equal_and_immutable(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
     array = np.asarray(np.arange(np.prod(shape)).reshape(shape), dtype=dtype)
     copy = in_pages(array)
     assert copy.dtype == dtype

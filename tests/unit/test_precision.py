@@ -1,4 +1,4 @@
-"""Which type a job computes in, where it may choose."""
+"""Choice of a job's compute dtype."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_speed_is_measured() -> None:
 
 
 def test_the_change_is_that_of_two_models(source: ModelSource) -> None:
-    """Of the same sample, read from the beginning."""
+    """Compare one sample, read from the beginning."""
     text = "the memory of a long text" * 20
     exact, rounded = (score_text(replace(source, dtype=dtype).open(), text) for dtype in ("float32", "bfloat16"))
     change = compare_reading(source, Document("sample", text, "here"))
@@ -40,7 +40,7 @@ def test_the_change_is_that_of_two_models(source: ModelSource) -> None:
 
 
 def test_a_change_that_is_not_clear_is_looked_at_longer(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With limits that the change is far from, that it has at the first look, and that it is beyond."""
+    """Check limits far from the change, equal to its first value, and below it."""
     sample = Document("sample", "the memory of a long text" * 100, "here")
     monkeypatch.setattr(precision, "SAMPLE_TOKENS", (64, 64))
     first = compare_reading(source, sample)
@@ -96,7 +96,7 @@ def test_a_fast_machine_asks_for_perplexity_and_gain(
 
 
 def chosen(source: ModelSource, dtype: JobDtype, console: Console, **options: Any) -> ModelSource:
-    """What the options of a command make of it."""
+    """Return the source that results from the options of a command."""
     settings = {name: source.settings.get(name) for name in ("segment_tokens", "memory_tokens", "top_k")}
     return model_source(source.source, dtype, SearchEngine.TORCH, console, chunk_tokens=None, **options, **settings)
 

@@ -1,4 +1,4 @@
-"""What `longmem doctor --model` measures, against definitions written out."""
+"""Measurements of `longmem doctor --model` against their definitions."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The display on a terminal and in a log, under a clock that the test moves."""
+"""The display on a terminal and in a log, under a fake clock."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Redaction: every spelling of a secret is hidden, and everything else stays as it is."""
+"""Redaction: every spelling of a secret is hidden, and all other text is unchanged."""
 
 import json
 from html import escape
@@ -102,7 +102,7 @@ def test_redacted_twice_is_redacted_once(text: str) -> None:
     assert redacted(redacted(text)) == redacted(text)
 
 
-def test_redacted_hides_alike_what_differs_in_its_secret_only() -> None:
+def test_redacted_texts_that_differ_in_secret_only_become_equal() -> None:
     assert redacted("s3://A:x/y@bucket/a?sig=1") == redacted("s3://B:z@bucket/a?sig=22")
 
 

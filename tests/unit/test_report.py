@@ -1,4 +1,4 @@
-"""The report of a made-up job: what it says, and what a hostile document id cannot make it do."""
+"""Report of a synthetic job: its content, and its resistance to a hostile document id."""
 
 import math
 import re
@@ -20,7 +20,7 @@ HOSTILE = '<script>alert("x")</script> $\\frac{ & "quoted" \' x.txt'
 
 
 def make_segments(documents: dict[str, int], gain: float = 0.03, memory: bool = True) -> pa.Table:
-    """`documents`: number of segments by name."""
+    """Return a table of segments; `documents` maps names to numbers of segments."""
     generator = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for name, num_segments in documents.items():
@@ -149,7 +149,7 @@ def make_summary(
             {"document": HOSTILE, "source": "/books/<b>", "error": "not UTF-8 at byte 812: <i>use --encoding</i>"}
         ],
     }
-    # as in summary.json: no perplexity, no change of it
+    # like summary.json: no perplexity, no change of it
     return summary | overrides | ({"change": None} if overrides.get("perplexity", summary) is None else {})
 
 
@@ -162,7 +162,7 @@ def report(folder: Path, documents: dict[str, int], **options: Any) -> str:
 
 
 class Elements(HTMLParser):
-    """Collects start tags, and checks that elements nest."""
+    """Parser that collects start tags, and checks that elements nest."""
 
     VOID = ("meta", "br", "link", "img", "path", "use")
 
@@ -314,7 +314,7 @@ def test_nothing_scored(tmp_path: Path) -> None:
 
 
 def test_figures_that_do_not_exist(tmp_path: Path) -> None:
-    """One segment of a text without words: no interval and no word perplexity."""
+    """Check one segment of a text without words: no interval and no word perplexity."""
     lone = {"value": 20.0, "low": None, "high": None}
     perplexity = {
         "token": {"longmem": lone, "backbone": lone},

@@ -1,4 +1,4 @@
-"""Requests give what the plain functions give, and fetch a document once."""
+"""Requests return the results of the plain functions, and fetch a document once."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from longmem.errors import DocumentError, MissingBlockError
-from longmem.memory.window_cache import WindowCache
+from longmem.memory.context import windows_of
 from longmem.model.longmem import LongMem
-from longmem.runtime.requests import CompletionsRequest, ItemsRequest, Memories
+from longmem.runtime.requests import CompletionsRequest, ItemsRequest
 from longmem.scoring.batch import Item, score_items
 from longmem.scoring.generate import complete, generate
 from longmem.store.in_memory import InMemoryStore
@@ -19,7 +19,7 @@ KEY = DocumentKey("default", "book")
 
 
 class CountingStore(InMemoryStore):
-    """Knows how often blocks were fetched."""
+    """Store that counts the fetches of blocks."""
 
     num_reads = 0
 
@@ -41,18 +41,13 @@ def store(model: LongMem) -> CountingStore:
     return store
 
 
-def memories_of(model: LongMem, store: InMemoryStore) -> Memories:
-    config = model.config
-    return Memories(store, WindowCache(store, config.segment_tokens, config.memory_tokens, key_space=model.key_space))
-
-
 def items_of(model: LongMem, texts: tuple[str, ...] = ("Call me", "money in my", "x y")) -> tuple[Item, ...]:
     return tuple(Item(text, model.tokenizer.sequence(text), 1) for text in texts)
 
 
 def test_items_read_the_whole_document_and_it_is_fetched_once(model: LongMem, store: CountingStore) -> None:
-    memories, last = memories_of(model, store), store.segments(KEY)[-1]
-    first, again = (ItemsRequest(last, items_of(model)).answer(model, memories) for _ in range(2))
+    windows, last = windows_of(model, store), store.segments(KEY)[-1]
+    first, again = (ItemsRequest(last, items_of(model)).answer(model, windows) for _ in range(2))
     assert store.num_reads == 1
     for ours, same, item in zip(first, again, items_of(model), strict=True):
         expected = model.score(item.name, store.document("book").as_read_only())
@@ -61,12 +56,12 @@ def test_items_read_the_whole_document_and_it_is_fetched_once(model: LongMem, st
 
 
 def test_a_document_written_again_is_fetched_again(model: LongMem, store: CountingStore) -> None:
-    memories = memories_of(model, store)
-    ItemsRequest(store.segments(KEY)[-1], items_of(model)).answer(model, memories)
+    windows = windows_of(model, store)
+    ItemsRequest(store.segments(KEY)[-1], items_of(model)).answer(model, windows)
     store.delete(KEY)
     model.score(TEXT[::-1], store.document("book"))
-    found = ItemsRequest(store.segments(KEY)[-1], items_of(model)).answer(model, memories)
-    fresh = ItemsRequest(store.segments(KEY)[-1], items_of(model)).answer(model, memories_of(model, store))
+    found = ItemsRequest(store.segments(KEY)[-1], items_of(model)).answer(model, windows)
+    fresh = ItemsRequest(store.segments(KEY)[-1], items_of(model)).answer(model, windows_of(model, store))
     for ours, expected in zip(found, fresh, strict=True):
         np.testing.assert_array_equal(ours.longmem.logprobs, expected.longmem.logprobs)
 
@@ -75,11 +70,11 @@ def test_a_document_that_is_gone_is_an_error(model: LongMem, store: CountingStor
     last = store.segments(KEY)[-1]
     store.delete(KEY)
     with pytest.raises(MissingBlockError):
-        ItemsRequest(last, items_of(model)).answer(model, memories_of(model, store))
+        ItemsRequest(last, items_of(model)).answer(model, windows_of(model, store))
 
 
 def test_without_memory_nothing_is_fetched(model: LongMem, store: CountingStore) -> None:
-    answer = ItemsRequest(None, items_of(model)).answer(model, memories_of(model, store))
+    answer = ItemsRequest(None, items_of(model)).answer(model, windows_of(model, store))
     for ours, expected in zip(answer, score_items(model, items_of(model), [None] * 3), strict=True):
         np.testing.assert_array_equal(ours.longmem.logprobs, expected.longmem.logprobs)
     assert store.num_reads == 0
@@ -92,7 +87,7 @@ def test_completions_are_what_generate_says(model: LongMem, store: CountingStore
     tokens = tuple(model.tokenizer.sequence(prompt) for prompt in prompts)
     store.num_reads = 0
     request = CompletionsRequest(store.segments(KEY)[-1], tokens, 6, "\0never")
-    assert request.answer(model, memories_of(model, store)) == expected
+    assert request.answer(model, windows_of(model, store)) == expected
     assert store.num_reads == 1
 
 

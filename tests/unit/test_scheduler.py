@@ -1,7 +1,7 @@
 """The concurrency logic of a job, driven without workers: tasks finish in any order, and some fail.
 
-`Driver` is a tiny executor that lets Hypothesis choose which of the running tasks ends next, and checks with every
-step what must always hold.
+`Driver` is a tiny executor. Hypothesis chooses which of the running tasks ends next, and the driver checks the
+invariants after every step.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ Place = tuple[DocumentKey, int]
 
 @dataclass(frozen=True)
 class Book:
-    """A document as it is admitted, and what will happen to it."""
+    """A document to admit, and its scripted fate."""
 
     num_tokens: int
     scored: frozenset[int] = frozenset()
@@ -47,12 +47,12 @@ class Job:
     write: bool
     seed: int
     keep: bool = True
-    """False: whatever no segment needs any more is removed at once."""
+    """False if blocks are removed as soon as no segment needs them."""
 
 
 @dataclass
 class Driver:
-    """Runs a job to its end and keeps what happened."""
+    """Driver that runs a job to its end and records all steps."""
 
     job: Job
     started: dict[Stage, Counter[Place]] = field(default_factory=lambda: {stage: Counter() for stage in STAGES})
@@ -74,7 +74,7 @@ class Driver:
         job = self.job
         random = Random(job.seed)
         waiting = sorted(enumerate(job.books), key=lambda each: each[1].admit_after)
-        # each segment passes at most three stages, so more completions than this mean that something is done again
+        # each segment passes at most three stages, so more completions mean that work is repeated
         budget = 3 * sum(book.num_segments(job.segment_tokens) for book in job.books)
         completions = 0
         while waiting or self.scheduler.active:
@@ -115,7 +115,7 @@ class Driver:
             assert place in self.encoded, f"{stage} before encode"
             assert not self.released[place], f"{stage} after release"
         if stage == "score" and job.memory_tokens:
-            # as the design states it (§3.4), not as the scheduler computes it
+            # the rule as documented, not as the scheduler computes it
             window = range(max(0, segment.start_token - job.memory_tokens), segment.start_token)
             needed = {(segment.key, token // job.segment_tokens) for token in window}
             assert needed <= self.stored, f"segment {segment.index} is scored before its past is stored"
@@ -150,7 +150,7 @@ class Driver:
         self.stored = {place for place in self.stored if place[0] != key or place[1] >= first}
 
     def of(self, stage: Stage, number: int) -> dict[int, int]:
-        """How often each segment of a document was started."""
+        """Return how often each segment of a document was started."""
         return {index: count for (key, index), count in self.started[stage].items() if key == key_of(number)}
 
 
@@ -229,7 +229,8 @@ def test_a_resumed_job_does_only_what_is_left(job: Job) -> None:
 @given(job=jobs(resumed=True))
 @settings(max_examples=300)
 def test_what_is_not_kept_is_stored_only_for_who_will_read_it(job: Job) -> None:
-    """And what no window reaches any more can be removed at any time: the driver checks it with every score."""
+    """Check removal: blocks that no window reaches any more may go at any time; the driver checks this with every
+    score."""
     driver = Driver(replace(job, keep=False)).run()
     assert driver.ended == {key_of(number): False for number in range(len(job.books))}
     for number, book in enumerate(job.books):
@@ -255,7 +256,7 @@ def test_a_failing_document_stops_only_itself(job: Job) -> None:
         everything = set(range(book.num_segments(job.segment_tokens)))
         to_score = everything - book.scored
         if failed:
-            # a failing task may be the last of its document, so at most everything
+            # a failing task may be the last of its document, so the bound is the total
             assert set(driver.of("score", number)) <= to_score
         else:
             assert driver.of("score", number) == once(to_score)
@@ -277,7 +278,7 @@ def simple(num_segments: int, **changes: object) -> Job:
 
 @pytest.mark.parametrize("limits", [Limits(0, 0), Limits(1, SEGMENT_BYTES - 1), Limits(-3, 10**9), Limits(10**9, -1)])
 def test_one_segment_may_always_run(limits: Limits) -> None:
-    """Else a limit below the size of one segment would stop the job for ever."""
+    """Check a limit below the size of one segment, which would otherwise block the job."""
     driver = Driver(simple(6, limits=limits)).run()
     assert driver.max_in_flight == 1
     assert driver.of("score", 0) == once(set(range(6)))
@@ -290,7 +291,7 @@ def test_both_limits_are_used_to_the_full(limits: Limits) -> None:
 
 
 def test_one_document_keeps_many_readers_busy() -> None:
-    """No segment waits for another one's score (design §3)."""
+    """Check that no segment waits for another one's score."""
     scheduler = SegmentScheduler(Limits(100, 10**9), SEGMENT_BYTES, 4, 1000, write=True)
     scheduler.add_document(cut(0, Book(40), 4), set(), set(range(10)))
     encodes = list(scheduler.start(lambda stage: 10 if stage == "encode" and scheduler.num_waiting else 0))
@@ -303,7 +304,7 @@ def test_one_document_keeps_many_readers_busy() -> None:
 
 
 def test_a_score_waits_for_the_last_missing_block_of_its_window_only() -> None:
-    """Window of 6 tokens, segments of 4: segment 3 (tokens 12…) reads [6, 12), so segments 1 and 2."""
+    """Check a window of 6 tokens with segments of 4: segment 3 (tokens 12…) reads [6, 12), so segments 1 and 2."""
     scheduler = SegmentScheduler(Limits(100, 10**9), SEGMENT_BYTES, 4, 6, write=True)
     segments = cut(0, Book(16), 4)
     scheduler.add_document(segments, {0, 1, 2}, set())

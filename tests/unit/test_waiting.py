@@ -1,4 +1,4 @@
-"""Torch's threads are told how to wait before torch is loaded, in processes of their own."""
+"""The spin count of torch's threads is set before torch is loaded, in processes of their own."""
 
 import os
 import subprocess

@@ -10,8 +10,8 @@ tokens are real.
 import numpy as np
 import pyarrow as pa
 
-from longmem.kv_format import STORED_TYPES, stored_width
 from longmem.store.lance.identity import METADATA_KEY, to_text
+from longmem.stored_format import STORED_TYPES, stored_width
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 BITS = {1: pa.uint8(), 2: pa.uint16(), 4: pa.uint32()}

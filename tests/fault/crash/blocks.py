@@ -1,4 +1,4 @@
-"""Synthetic blocks that say in every row whose they are, so that foreign or torn bytes are recognised."""
+"""Synthetic blocks that carry their origin in every row, so that foreign or torn bytes are detected."""
 
 from dataclasses import dataclass
 
@@ -20,17 +20,17 @@ IDENTITY = Fingerprint(
     kv_dtype="float16",
 )
 PARTIAL = 7
-"""Every so many-th version is a partial block, as the last one of a document."""
+"""Period of partial blocks among the versions, like the last block of a document."""
 
 _STAMP = 8
 """Leading numbers of each row of keys and of values that carry the stamp."""
 _FINITE = 0x3BFF
-"""Bits of a float16 that may be anything without making it infinite or NaN."""
+"""Mask of float16 bits that may take any value without making the number infinite or NaN."""
 
 
 @dataclass(frozen=True, order=True)
 class Content:
-    """What decides every byte of a block: the document it was first written for, its segment, and which writing."""
+    """Origin that determines every byte of a block: first document, segment, and version."""
 
     segment: int
     origin: str
@@ -42,7 +42,7 @@ def key_of(document: str) -> DocumentKey:
 
 
 def make_block(content: Content, document: str | None = None) -> KVBlock:
-    """The block with that content, under `document` (its origin unless it was forked)."""
+    """Return the block with that content, under `document` (its origin unless it was forked)."""
     seed = xxhash.xxh3_64_intdigest(f"{content.origin}/{content.segment}/{content.version}".encode())
     random = np.random.default_rng(seed)
     size = IDENTITY.segment_tokens
@@ -59,7 +59,7 @@ def make_block(content: Content, document: str | None = None) -> KVBlock:
 
 
 def foreign_rows(block: KVBlock, content: Content) -> int:
-    """Rows of keys and values that do not bear the stamp of `content`."""
+    """Return the number of rows of keys and values without the stamp of `content`."""
     count = 0
     for name in ("keys", "values"):
         rows = getattr(block, name).reshape(block.num_tokens, -1)[:, :_STAMP].view(np.uint16)

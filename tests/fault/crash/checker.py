@@ -1,4 +1,4 @@
-"""Checks a quiet store against the expected-state file."""
+"""Check of a quiet store against the expected-state file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,13 @@ from tests.fault.crash.expected import Expected, ExpectedFile, ExpectedReader, V
 
 DISK_FACTOR = 6.0
 DISK_SLACK_BYTES = 64 * 2**20
-"""Disk may hold `factor` × live bytes + slack: payload of deleted blocks that a table still holds, and the last ten
-minutes of the catalogue's versions."""
+"""Slack of the disk limit `factor` × live bytes + slack: payload of deleted blocks that a table still holds, and the
+last ten minutes of the catalogue's versions."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check of the whole store saw."""
+    """Counts of a check of the whole store."""
 
     num_documents: int
     num_blocks: int
@@ -25,7 +25,8 @@ class Checked:
 
 
 def check(uri: str, file: ExpectedFile, disk_factor: float = DISK_FACTOR) -> Checked:
-    """Raises Violation. The store must have no writer now; what was open becomes fixed by what is seen."""
+    """Check the store; raises Violation. The store must have no writer now; open outcomes are fixed by what is
+    found."""
     expected = ExpectedReader(file.path)
     expected.catch_up()
     expected.close()
@@ -51,9 +52,9 @@ def check(uri: str, file: ExpectedFile, disk_factor: float = DISK_FACTOR) -> Che
 
 
 def content_of(block: KVBlock, expected: Expected, document: str) -> Content:
-    """Which of the contents that were ever sent for the document the block has, every byte of it.
+    """Return which of the contents ever sent for the document equals the block in every byte.
 
-    Raises Violation for anything else.
+    Raises Violation if none does.
     """
     if str(block.key) != str(key_of(document)):
         raise Violation(f"asked for {document}, got a block of {block.key}")
@@ -67,7 +68,7 @@ def content_of(block: KVBlock, expected: Expected, document: str) -> Content:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Allocated bytes of all files; a file that goes while we look counts nothing."""
+    """Return the allocated bytes of all files; a file that disappears during the scan counts zero."""
     total = 0
     for path in folder.rglob("*"):
         try:

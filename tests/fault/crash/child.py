@@ -1,4 +1,4 @@
-"""A writer process: one JSON operation per line in, one JSON answer per line out.
+"""Writer process: reads one JSON operation per line, writes one JSON answer per line.
 
 python -m tests.fault.crash.child URI [--die-at STEP --nth N] [--compact-every N]
 """

@@ -1,4 +1,4 @@
-"""Damages a copy of a store in one file and looks whether that is told or at least changes nothing.
+"""Damages one file of a store's copy and checks that the damage is reported or has no effect.
 
 python -m tests.fault.crash.damage EXPECTED STORE...     one verdict per store, as JSON lines
 """
@@ -24,29 +24,29 @@ HOW = ("flip", "truncate", "zero", "remove")
 
 @dataclass(frozen=True)
 class Damage:
-    """What was done to which file of a store, and what came of it."""
+    """Damage of one file of a store, and its outcome."""
 
     file: str
     how: str
     place: int
-    """Byte of a flip, length after a truncation."""
+    """Byte offset of a flip, or length after a truncation."""
     verdict: str = ""
-    """intact (every block as it was), told (an error of ours, and every block that can be read as it was), lost
-    (a block is not there, without an error), wrong (other bytes), crashed (the process died)"""
+    """Outcome: intact (every block unchanged), told (a LongMemError, and every readable block unchanged), lost (a block
+    is missing without an error), wrong (other bytes), crashed (the process died)."""
     detail: str = ""
 
 
 def damaged_copies(store: Path, folder: Path, random: Random, count: int) -> list[tuple[Path, Damage]]:
-    """Copies of the store with one damaged file each."""
+    """Yield copies of the store with one damaged file each."""
     files = sorted(path.relative_to(store) for path in store.rglob("*") if path.is_file() and path.stat().st_size)
     groups: dict[str, list[Path]] = {}
     for path in files:
         groups.setdefault(f"{path.parts[0][:2]}/{path.parent.name}", []).append(path)
     copies = []
     for number in range(count):
-        # kinds of files in turn: the few manifests matter as much as the many data files
+        # cycle through the kinds of files: the few manifests matter as much as the many data files
         group = groups[sorted(groups)[number % len(groups)]]
-        # the newest are those that are read
+        # only the newest are read
         path = random.choice(sorted(group, key=lambda each: (store / each).stat().st_mtime)[-3:])
         copy = folder / f"damaged-{number}.lance"
         shutil.copytree(store, copy)
@@ -72,7 +72,7 @@ def _damage(store: Path, path: Path, random: Random) -> Damage:
 
 
 def judge(expected: Path, copies: list[tuple[Path, Damage]]) -> Iterator[Damage]:
-    """Each damage with its verdict. The looking is done by another process: damage may end it."""
+    """Yield each damage with its verdict. Another process inspects the copies, because damage may end it."""
     waiting = list(copies)
     while waiting:
         arguments = [str(copy) for copy, _ in waiting]
@@ -93,7 +93,7 @@ def judge(expected: Path, copies: list[tuple[Path, Damage]]) -> Iterator[Damage]
 
 
 def look(uri: str, expected: ExpectedReader) -> tuple[str, str]:
-    """Verdict and detail on one store that nobody writes to."""
+    """Return verdict and detail of one store without a writer."""
     told: list[str] = []
     lost: list[Content] = []
     try:

@@ -1,7 +1,7 @@
-"""What a store must and may hold, kept in a file outside it: one JSON line before each operation, one after.
+"""Expected state of a store, kept in a file outside it: one JSON line before each operation, one after.
 
-An operation that was sent and never answered may have happened or not. So each document has a set of *possible*
-contents; an answer narrows it, a look at the quiet store (`seen`) fixes it. Then
+An operation without an answer may or may not have happened. So each document has a set of *possible* contents; an
+answer narrows it, and an inspection of the quiet store (`seen`) fixes it. Then
 
     acknowledged = in every possible content  ⊆  visible  ⊆  in some possible content = sent
 """
@@ -21,7 +21,7 @@ NOTHING: Contents = frozenset()
 
 
 class Violation(AssertionError):
-    """The store broke a promise."""
+    """Broken promise of the store."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Operation:
 
     id: int
     kind: str
-    """put, fork, delete or trim"""
+    """Kind: put, fork, delete or trim."""
     document: str
     segment: int = 0
-    """Of a put; of a trim the first segment that stays."""
+    """Segment of a put; first segment that a trim keeps."""
     version: int = 0
     checksum: str = ""
     target: str = ""
-    """Of a fork."""
+    """Target document of a fork."""
 
     @property
     def content(self) -> Content:
@@ -45,12 +45,12 @@ class Operation:
 
     @property
     def changes(self) -> str:
-        """The document that it changes."""
+        """Document that the operation changes."""
         return self.target if self.kind == "fork" else self.document
 
 
 class Expected:
-    """The fold of the file's lines."""
+    """State accumulated from the file's lines."""
 
     def __init__(self) -> None:
         self.num_sent = 0
@@ -61,9 +61,9 @@ class Expected:
     def _forget(self) -> None:
         self.possible: dict[str, set[Contents]] = defaultdict(lambda: {NOTHING})
         self.removals: Counter[str] = Counter()
-        """Deletes and trims that were sent, by document."""
+        """Number of deletes and trims sent, by document."""
         self.removing: set[str] = set()
-        """Documents with a delete or trim that may still be under way: sent, and nothing was answered or seen since."""
+        """Documents with a delete or trim that may still be in progress: sent, with no answer and no `seen` since."""
         self.ever_sent: dict[str, set[Content]] = defaultdict(set)
         self.checksums: dict[Content, str] = {}
         self._open: dict[int, tuple[Operation, set[Contents]]] = {}
@@ -75,7 +75,7 @@ class Expected:
         return frozenset().union(*self.possible[document])
 
     def apply(self, line: dict[str, Any]) -> None:
-        """Raises Violation when an answer contradicts every possible content."""
+        """Apply one line. Raises Violation when an answer contradicts every possible content."""
         state = line["state"]
         if state == "sent":
             self._send(Operation(**line["operation"]))
@@ -111,7 +111,7 @@ class Expected:
         self.num_acked += 1
         self.removing.discard(operation.changes)
         if answer.get("refused"):
-            # a fork repeated after a crash: its target is there already
+            # a fork repeated after a crash: its target already exists
             after = {contents for contents in before if contents}
         else:
             after = {self._after(operation, each) for each in before if self._agrees(operation, each, answer)}
@@ -137,7 +137,7 @@ class Expected:
 
 
 class ExpectedFile(Expected):
-    """The file itself: the writing side, shared by the threads of the parent. Goes on with a file that is there."""
+    """Writing side of the file, shared by the threads of the parent. Continues an existing file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ExpectedFile(Expected):
         self._record({"state": "acked", "id": operation.id, "answer": answer})
 
     def record_failed(self, operation: Operation, error: str) -> None:
-        """Answered with an error that leaves open whether it happened."""
+        """Record an error that leaves open whether the operation happened."""
         self._record({"state": "failed", "id": operation.id, "error": error})
 
     def record_seen(self, document: str, contents: Iterable[Content]) -> None:
@@ -168,10 +168,10 @@ class ExpectedFile(Expected):
         self._record({"state": "seen", "document": document, "contents": listed})
 
     def forget_past(self) -> None:
-        """Begin a new file with what is there now, so that a run of days needs no more memory than one of minutes.
+        """Start a new file with the current state, so that a run of days needs no more memory than one of minutes.
 
-        Every document must have been seen since its last operation. The old file stays beside the new one, until the
-        next time.
+        Every document must have been seen since its last operation. The old file is kept next to the new one until the
+        next call.
         """
         now = {document: self.acknowledged(document) for document in self.possible}
         assert all(len(each) == 1 for each in self.possible.values()), "a document was not seen"
@@ -191,7 +191,7 @@ class ExpectedFile(Expected):
 
 
 class ExpectedReader(Expected):
-    """The file as another process, or the checker, reads it."""
+    """Reading side of the file, for another process or the checker."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

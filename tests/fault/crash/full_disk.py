@@ -1,4 +1,4 @@
-"""A disk that fills up under a writer, and is freed again."""
+"""Disk that fills up under a writer, and is freed again."""
 
 import subprocess
 import sys
@@ -15,17 +15,17 @@ from tests.fault.crash.writer import start_writer, tell
 
 DISK_BYTES = 6 * 2**20
 BALLAST_BYTES = 3 * 2**20
-"""A file that is removed to free the disk."""
+"""Size of a file that is removed to free the disk."""
 MAX_PUTS = 400
 
 
 class NoSmallDisk(Exception):
-    """This process may not mount a file system."""
+    """Missing permission of this process to mount a file system."""
 
 
 @dataclass(frozen=True)
 class FullDisk:
-    """What happened."""
+    """Counts of a run on a full disk."""
 
     stored_before: int
     errors: int
@@ -35,7 +35,7 @@ class FullDisk:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of DISK_BYTES in memory. Raises NoSmallDisk."""
+    """Yield a file system of DISK_BYTES in memory. Raises NoSmallDisk."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)], capture_output=True, text=True
@@ -51,7 +51,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 def fill_and_free(folder: Path, extra_errors: int = 3) -> FullDisk:
     """Write until the disk is full and a few times more, check; free it, write on, check.
 
-    Every refusal must be told as a full disk and leave everything stored as it was. Raises Violation, NoSmallDisk.
+    Every refusal must be reported as a full disk and leave all stored blocks unchanged. Raises Violation, NoSmallDisk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     expected = ExpectedFile(folder / "expected.jsonl")
@@ -64,7 +64,7 @@ def fill_and_free(folder: Path, extra_errors: int = 3) -> FullDisk:
             while counts["errors"] < extra_errors:
                 if counts["stored"] + counts["errors"] >= MAX_PUTS:
                     raise Violation(f"{counts} puts of a disk of {DISK_BYTES} bytes, and it is not full")
-                # the refused block again, as a pipeline would
+                # retry the refused block, like a pipeline
                 operation = _put(expected, counts["stored"])
                 expected.record_sent(operation)
                 answer = tell(child, operation)

@@ -1,4 +1,4 @@
-"""Run a whole job as a process, and kill it or its workers at random moments of its progress."""
+"""Runs a whole job as a process, and kills it or its workers at random moments of its progress."""
 
 import os
 import random
@@ -17,7 +17,7 @@ LIMIT_S = 120.0
 
 @contextmanager
 def driver(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process of its own; nothing of it is left afterwards."""
+    """Start the command in a process of its own and clean up all its descendants."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments],
@@ -31,7 +31,7 @@ def driver(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
         family = descendants(process.pid)
         process.kill()
         process.wait()
-        # Ray's own processes end when they notice
+        # Ray's own processes end when they detect it
         for each in psutil.wait_procs(family, timeout=20)[1]:
             each.kill()
 
@@ -44,7 +44,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def kill_one(pid: int, choose: random.Random) -> bool:
-    """SIGKILL a random worker of the job; False while there is none."""
+    """Send SIGKILL to a random worker of the job; return False if none is running."""
     workers = []
     for process in descendants(pid):
         try:
@@ -61,17 +61,16 @@ def kill_one(pid: int, choose: random.Random) -> bool:
 
 
 def kill_gcs(pid: int) -> None:
-    """SIGKILL the head process of the job's own cluster, which its driver has started as a child."""
+    """Send SIGKILL to the head process of the job's own cluster, a child of its driver."""
     children = psutil.Process(pid).children()
     (gcs,) = [child for child in children if child.cmdline()[:1] and child.cmdline()[0].endswith("/gcs_server")]
     gcs.kill()
 
 
 def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -> list[str]:
-    """Run a job to its end, with `kills` at random moments of its progress; return those that were done.
+    """Run a job to its end, with `kills` at random moments of its progress; return those that were sent.
 
-    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A driver that ended is started again with
-    --resume.
+    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A dead driver is restarted with --resume.
     """
     choose = random.Random(seed)
     journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []

@@ -1,14 +1,14 @@
-"""Kill, stop and hang up whole jobs at random moments, and compare what they leave with an undisturbed run.
+"""Kills, stops and hangs up whole jobs at random moments, and compares their output with an uninterrupted run.
 
     python -m tests.fault.crash.kills --kills 200 [--ray-share 0.5] [--seed N] [--out DIR]
 
 In process, a job runs as a process of its own that a fork server starts with the imports done. On Ray, the driver and
-the workers are killed. SIGKILL alone counts as a kill; SIGSTOP, SIGHUP, SIGTERM and SIGINT come on top. At least half
-of the kills come after the first result is in the journal. A third of the jobs run under a wall clock that jumps by
-hours and days, forwards and backwards.
+the workers are killed. Only SIGKILL counts as a kill; SIGSTOP, SIGHUP, SIGTERM and SIGINT are sent in addition. At
+least half of the kills come after the first result is in the journal. A third of the jobs run under a wall clock that
+jumps by hours and days, forwards and backwards.
 
-A job that ended must have byte-identical tables, and its store every block once. Prints one JSON object; exit code 1 at
-the first difference, which stays in DIR.
+A finished job must have byte-identical tables, and its store every block once. Prints one JSON object. The exit code is
+1 at the first difference, which is kept in DIR.
 """
 
 import argparse
@@ -47,22 +47,23 @@ PRELOADED = [
     "pipelines.perplexity.job",
     "pipelines.perplexity.report",
 ]
-"""Imported once, by the fork server: a job then starts in a tenth of the time. LanceDB starts threads and cannot."""
+"""Modules imported once, by the fork server: a job then starts in a tenth of the time. LanceDB starts threads and is
+excluded."""
 CHARACTERS = 3_000
 JOB_S = 300.0
-"""A job that makes no progress for so long hangs."""
+"""Seconds without progress after which a job counts as hung."""
 KILL_SHARE = 0.75
-"""Of the strikes in process; the rest are signals that a job answers."""
+"""Share of SIGKILL among the strikes in process; the others are signals that a job handles."""
 EARLY_SHARE = 0.3
-"""Of the kills in process: before the first result may be in the journal."""
+"""Share of the kills in process that come before the first result can be in the journal."""
 ANSWERED = {signal.SIGHUP: 130, signal.SIGTERM: 130, signal.SIGINT: 130}
-"""Signals that end a job, and the exit code that they must give."""
+"""Signals that end a job, with the required exit code."""
 RAY_STRIKES = ("worker",) * 8 + ("driver", "asked")
-"""One job's share of strikes on Ray; `asked` is SIGTERM."""
+"""Distribution of one job's strikes on Ray; `asked` is SIGTERM."""
 CLOCK_SOURCE = Path(__file__).with_name("clock.c")
 JUMPS_S = (7200, -7200, 90_000, -90_000, 0)
 JUMP_SHARE = 0.02
-"""Of the looks at a job, each some milliseconds after the last."""
+"""Share of the polls of a job, some milliseconds apart, at which the clock jumps."""
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Campaign:
         shutil.rmtree(out)
 
     def _one_life(self, out: Path, resume: bool, strike: bool, clock: Path | None) -> int:
-        """One process of a job, struck or not; returns its exit code."""
+        """Run one process of a job, with or without a strike; return its exit code."""
         random, journal = self._random, out / "job" / "journal.jsonl"
         before = lines_of(journal)
         early = random.random() < EARLY_SHARE and not before
@@ -161,7 +162,7 @@ class Campaign:
         number = self._random.choice(sorted(ANSWERED))
         os.kill(pid, number)
         process.join(60)
-        # a job may have ended by itself, and one that had no handler yet dies of the signal
+        # a job may have finished by itself, and one without a handler so far dies of the signal
         if process.exitcode not in (0, ANSWERED[number], -number):
             raise Violation(f"{signal.Signals(number).name} gave exit code {process.exitcode}, expected 130")
         self.counts[f"{signal.Signals(number).name} answered" if process.exitcode else "too late"] += 1
@@ -215,13 +216,13 @@ class Campaign:
 
 
 def run_command(arguments: list[str], log: str, preloaded: str, clock: str | None) -> None:
-    """Run the command in this process, as a shell would."""
+    """Run the command in this process, like a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if clock is not None:
-        # a library is preloaded only into a new program
+        # LD_PRELOAD takes effect only in a new program
         environment = os.environ | {"LD_PRELOAD": preloaded, "LONGMEM_TEST_CLOCK": clock}
         command = "from pipelines.cli import main; main()"
         os.execve(sys.executable, [sys.executable, "-c", command, *arguments], environment)
@@ -232,7 +233,7 @@ def run_command(arguments: list[str], log: str, preloaded: str, clock: str | Non
 
 
 def _jump(clock: Path | None, random: Random) -> None:
-    """Move the clock of a job now and then."""
+    """Move the clock of a job at random."""
     if clock is not None and random.random() < JUMP_SHARE:
         # written in place: the job has the file mapped
         with clock.open("r+b") as file:

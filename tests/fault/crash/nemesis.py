@@ -1,4 +1,4 @@
-"""Which fault ends each life of a writer, and the signals themselves."""
+"""Selection of the fault that ends each life of a writer, and delivery of its signals."""
 
 import os
 import signal
@@ -13,27 +13,27 @@ from longmem.store.lance.writer import STEPS
 
 STOP_SHARE = 0.3
 MAX_OPERATIONS = 40
-"""Of one life; a step that is not reached by then is counted as missed."""
+"""Maximal number of operations of one life; a step not reached by then counts as missed."""
 OPERATION_S = 0.03
-"""About as long as one operation takes: a signal that is sent within it lands anywhere in it."""
+"""Approximate duration of one operation: a signal within it hits the operation at a random point."""
 
 
 STEP_SHARE = 3
-"""All but every so many-th life ends at a step of the store; the others by a signal."""
+"""Period of lives that end by a signal; all others end at a step of the store."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls one process."""
+    """Fault of one process."""
 
     end: str
-    """kill, stop_kill (killed while stopped), step (at a step of the store), or none (told to end)"""
+    """End: kill, stop_kill (killed while stopped), step (at a step of the store), or none (regular shutdown)."""
     operation: int
-    """During which of the life's operations it is killed, or from which on it does what reaches the step."""
+    """Number of the life's operation during which it is killed, or from which on its operations reach the step."""
     delay_s: float
-    """From sending an operation to the signal."""
+    """Seconds from sending an operation to the signal."""
     stop_at: int
-    """During which operation it is stopped, and goes on later; -1 for none."""
+    """Number of the operation during which it is stopped and continued; -1 for none."""
     stop_s: float
     step: str = ""
     nth: int = 1
@@ -41,18 +41,18 @@ class Fault:
 
     @property
     def wanted_kind(self) -> str:
-        """The operation that reaches the step."""
+        """Kind of operation that reaches the step."""
         kind = self.step.partition(":")[0]
         return "put" if kind == "compact" else kind
 
 
 class Nemesis:
-    """Draws faults and counts them; shared by the writers' threads."""
+    """Generator of faults, with counts; shared by the writers' threads."""
 
     def __init__(self, random: Random) -> None:
         self.counts: Counter[str] = Counter()
         self.steps: Counter[str] = Counter()
-        """Deaths at steps."""
+        """Deaths at each step."""
         self.missed: Counter[str] = Counter()
         """Lives that ended without reaching their step."""
         self._drawn: Counter[str] = Counter()
@@ -60,7 +60,7 @@ class Nemesis:
         self._lock = Lock()
 
     def draw(self, count: int) -> list[Fault]:
-        """Faults of the next `count` lives; steps that were drawn least come first."""
+        """Return the faults of the next `count` lives; the least drawn steps come first."""
         return [self._draw(number) for number in range(count)]
 
     def _draw(self, number: int) -> Fault:
@@ -76,7 +76,7 @@ class Nemesis:
         return replace(fault, end=end, max_operations=operation + random.randrange(1, 5))
 
     def strike(self, child: "subprocess.Popen[bytes]", fault: Fault, number: int) -> None:
-        """Called while the life's operation `number` is under way."""
+        """Strike while the life's operation `number` is in progress."""
         if number == fault.stop_at:
             sleep(fault.delay_s)
             self._stop(child, fault)
@@ -90,7 +90,7 @@ class Nemesis:
             self._kill(child)
 
     def ends(self, child: "subprocess.Popen[bytes]", fault: Fault) -> None:
-        """Called when a life has done all its operations."""
+        """Record that a life has done all its operations."""
         if fault.end == "none":
             assert child.stdin is not None
             child.stdin.close()
@@ -104,7 +104,7 @@ class Nemesis:
         self._kill(child)
 
     def saw_death(self, code: int, fault: Fault) -> None:
-        """Called when a writer died in the middle of an operation."""
+        """Record that a writer died in the middle of an operation."""
         assert code == -signal.SIGKILL, f"a writer ended by itself with {code} ({fault})"
         if fault.step:
             with self._lock:

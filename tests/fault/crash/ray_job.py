@@ -1,4 +1,4 @@
-"""Perplexity jobs on a cluster, as processes of their own, and what they must give.
+"""Perplexity jobs on a cluster, as processes of their own, and their expected tables.
 
 python -m tests.fault.crash.ray_job ADDRESS FOLDER OUT [--resume]
 """
@@ -26,16 +26,16 @@ ROOT = Path(__file__).parents[3]
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
 NUM_DOCUMENTS = 4
 MAX_TRIES = 50
-"""The nemesis is no poisonous document."""
+"""Retries of a task, high enough that a kill is not mistaken for a poisonous document."""
 GAVE_UP = 3
-"""Exit code of a driver whose stage had no worker for `Timeouts.no_worker_s`: it asks to be resumed."""
+"""Exit code of a driver whose stage had no worker for `Timeouts.no_worker_s`: the job must be resumed."""
 
 SHAPE = {"encoders": 2, "readers": 2, "stores": 2}
 NUM_CPUS = 8
 
 
 def prepare(folder: Path, characters: int = 3000) -> dict[str, str]:
-    """Write model and books, and run the job undisturbed in this process; digests of its tables."""
+    """Write model and books, run the job undisturbed in this process, and return digests of its tables."""
     folder.mkdir(parents=True, exist_ok=True)
     small_longmem(folder).save_pretrained(folder / "checkpoint")
     random = Random(0)
@@ -54,7 +54,7 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def start(address: str, folder: Path, out: Path, resume: bool) -> "subprocess.Popen[bytes]":
-    """A driver process that joins the cluster; what it prints goes to a file beside `out`."""
+    """Start a driver process that joins the cluster; its output goes to a file next to `out`."""
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.fault.crash.ray_job", address, str(folder), str(out)] + ["--resume"] * resume,

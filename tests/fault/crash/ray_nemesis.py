@@ -1,7 +1,7 @@
-"""Kills and stops the workers of the jobs of a cluster, at random, until it is told to end.
+"""Kills and stops the workers of a cluster's jobs at random until it is stopped.
 
-It waits for work to be done between two strikes, but not for ever: workers that never come to do anything would test
-nothing but how they start, and on a busy machine a job would never end.
+It waits for progress between two strikes, but only for a limited time. Workers that never make progress would test only
+their start-up, and on a busy machine a job would never end.
 """
 
 import subprocess
@@ -19,21 +19,21 @@ from ray.util.state import list_actors
 ROLES = ("EncoderActor", "StoreActor", "SideNetActor")
 KILL_SHARE = 0.6
 WITHOUT_WORK_S = 60.0
-"""Longest time between two strikes in which nothing was done."""
+"""Longest time between two strikes without progress."""
 
 
 @dataclass
 class WorkerNemesis:
-    """A thread that strikes one worker every `every_s` (on average) while it is armed."""
+    """Thread that strikes one worker every `every_s` (on average) while it is armed."""
 
     address: str
     random: Random
     every_s: float
     work_done: Callable[[], int] = lambda: 0
-    """A number that grows with the work of the job that runs."""
+    """Function that returns a number which grows with the progress of the running job."""
     counts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    """Why the list of workers could not be had."""
+    """Errors of listing the workers, counted by message."""
 
     def __post_init__(self) -> None:
         self._end = Event()
@@ -47,7 +47,7 @@ class WorkerNemesis:
         self._thread.join()
 
     def workers(self) -> list[tuple[str, psutil.Process]]:
-        """Role and process of every living worker."""
+        """Return role and process of every living worker."""
         found = []
         actors = list_actors(address=self.address, detail=True, filters=[("state", "=", "ALIVE")], limit=1000)
         for actor in actors:
@@ -57,7 +57,7 @@ class WorkerNemesis:
         return sorted(found, key=lambda each: each[1].pid)
 
     def kill_with_driver(self, driver: "subprocess.Popen[bytes]", workers: list[tuple[str, psutil.Process]]) -> None:
-        """SIGKILL the driver, and at once all of these workers."""
+        """Send SIGKILL to the driver and at once to all of these workers."""
         driver.kill()
         for role, process in workers:
             self._kill(role, process, "kills_with_driver")
@@ -72,7 +72,7 @@ class WorkerNemesis:
                 self.errors[type(error).__name__] += 1
                 continue
             if workers:
-                # roles in equal shares, whatever their numbers
+                # equal shares of the roles, whatever their numbers
                 role = self.random.choice(sorted({role for role, _ in workers}))
                 self._strike(role, self.random.choice([process for each, process in workers if each == role]))
                 self._struck_s, self._struck_at = monotonic(), self.work_done()

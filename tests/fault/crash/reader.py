@@ -1,8 +1,9 @@
-"""A reader process that looks while writers write and die, and compares with the expected-state file.
+"""Reader process that reads while writers write and die, and compares with the expected-state file.
 
     python -m tests.fault.crash.reader URI EXPECTED SEED
 
-Runs until its standard input closes; prints counts as JSON. Ends with 1 and a message at the first broken promise.
+It runs until its standard input closes and prints counts as JSON. At the first broken promise it exits with 1 and a
+message.
 """
 
 import json
@@ -20,7 +21,7 @@ from tests.fault.crash.checker import content_of
 from tests.fault.crash.expected import ExpectedReader, Violation
 
 PACE_S = 0.02
-"""Between two looks: the writers need the processor."""
+"""Pause in seconds between two reads, which leaves the processor to the writers."""
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def look(store: LanceMemoryStore, expected: ExpectedReader, document: str, counts: Counter[str]) -> None:
-    """One reading of a document. What was acknowledged before it must be there, unless a removal came meanwhile."""
+    """Read a document once. Blocks acknowledged before must exist, unless a removal was sent meanwhile."""
     acknowledged, removals = expected.acknowledged(document), expected.removals[document]
     may_shrink = document in expected.removing
     found: list[Content] = []

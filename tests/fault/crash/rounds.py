@@ -1,4 +1,4 @@
-"""Rounds of writers that die, a reader that looks, and a check of the quiet store after each.
+"""Rounds of writers that die, with a concurrent reader, and a check of the quiet store after each.
 
 python -m tests.fault.crash.rounds --seed 1 --rounds 5 [--folder DIR]
 """
@@ -22,12 +22,12 @@ from tests.fault.crash.writer import ROOT, Writer
 
 NUM_WRITERS = 2
 LIVES = 6
-"""Of each writer in a round."""
+"""Number of lives of each writer in a round."""
 
 
 @dataclass
 class StoreRounds:
-    """One store that lives through many rounds. `run_round` raises Violation at the first broken promise."""
+    """One store over many rounds. `run_round` raises Violation at the first broken promise."""
 
     folder: Path
     seed: int
@@ -84,7 +84,7 @@ class StoreRounds:
         return self.checked
 
     def forget_past(self) -> None:
-        """After a round: the expected-state file begins anew with what is there."""
+        """Restart the expected-state file after a round with the current content."""
         self.expected.forget_past()
 
     def summary(self) -> dict[str, int | dict[str, int]]:
@@ -107,7 +107,7 @@ class StoreRounds:
         }
 
     def line(self) -> str:
-        """What a run says in one line; there is no line for a run with a loss, that raises."""
+        """Return a one-line summary of a run; a run with a loss raises instead."""
         found = self.summary()
         return "{rounds} rounds, {kills} kills, {stops} stops, {failpoints} failpoints, {losses} losses".format(**found)
 

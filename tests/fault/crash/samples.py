@@ -1,4 +1,4 @@
-"""What a long run holds, sampled over time: memory, file descriptors, disk, object store."""
+"""Resources of a long run, sampled over time: memory, file descriptors, disk, object store."""
 
 import json
 import statistics
@@ -18,11 +18,11 @@ MIB = 2**20
 
 FLAT_SHARE = 0.10
 FLAT_SLACK = {"rss_mib": 32.0, "fds": 20.0, "disk_mib": 32.0, "object_store_mib": 16.0}
-"""A series grew if the last quarter's median is above the second's by more than the share and the slack."""
+"""Absolute slack of each series. A series grew if the last quarter's median exceeds the second's by share and slack."""
 
 
 class Sampler:
-    """A thread that appends a line to a file every `every_s`."""
+    """Thread that appends a line to a file every `every_s`."""
 
     def __init__(
         self, path: Path, folders: dict[str, Path], object_store_bytes: Callable[[], float], every_s: float = 10.0
@@ -46,7 +46,7 @@ class Sampler:
         while not self._end.wait(self._every_s):
             try:
                 sample = self._sample()
-            except Exception as error:  # noqa: BLE001 - a sample that fails is counted and told in the summary
+            except Exception as error:  # noqa: BLE001 - a failed sample is counted and reported in the summary
                 self.errors.append(f"{type(error).__name__}: {error}")
                 continue
             self.samples.append(sample)
@@ -59,7 +59,7 @@ class Sampler:
         for process in [me, *me.children(recursive=True)]:
             try:
                 group = _group(process, me)
-                # both first, so that a process that ends meanwhile counts nowhere
+                # read both first, so that a process that ends in between counts nowhere
                 held, open_files = process.memory_info().rss, process.num_fds()
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
@@ -102,7 +102,8 @@ def _group(process: psutil.Process, me: psutil.Process) -> str:
 
 
 def growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per series: medians of the second and of the last quarter, the slope between them, and whether it is flat."""
+    """Return, per series, medians of the second and of the last quarter, the slope between them, and whether it is
+    flat."""
     if len(samples) < 8:
         return {}
     quarter = len(samples) // 4
@@ -125,7 +126,7 @@ def growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]
 
 
 def plot(samples: list[dict[str, Any]], path: Path) -> None:
-    """The four series over time as PNG."""
+    """Plot the four series over time as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
-"""Hours of store rounds and of Ray jobs whose workers and drivers are killed, on one cluster, with what it all holds.
+"""Hours of store rounds and of Ray jobs with killed workers and drivers, on one cluster, with sampled resources.
 
     python -m tests.fault.crash.soak --minutes 120 [--seed N] [--out DIR] [--pause-s S]
 
-Leaves in DIR: samples.jsonl, summary.json and soak.png (every five minutes and at the end); everything of the first
-job or round that went wrong, which also ends the run, with exit code 1.
+The run leaves in DIR: samples.jsonl, summary.json and soak.png (every five minutes and at the end). It keeps all files
+of the first job or round that failed, which also ends the run with exit code 1.
 """
 
 import argparse
@@ -42,13 +42,13 @@ from tests.fault.crash.samples import Sampler, growth, plot
 OBJECT_STORE_BYTES = 2**28
 SUMMARY_EVERY_S = 300.0
 JOB_S = 900.0
-"""A job that takes longer hangs."""
+"""Seconds after which a job counts as hung."""
 DRIVER_KILL_SHARE = 0.4
-"""Of the runs of a job: ended with SIGKILL of its driver."""
+"""Share of the runs of a job that end with SIGKILL of its driver."""
 WORKERS_TOO_SHARE = 0.5
-"""Of those: with all its workers at the same time."""
+"""Share of those in which all its workers are killed at the same time."""
 MAX_GAVE_UP = 3
-"""Drivers of one job that may end because every new worker of a stage was killed before it did anything."""
+"""Maximal number of drivers of one job that may end because every new worker of a stage was killed too early."""
 NOT_KILLED = {
     "raylet, gcs": "they live as long as the cluster; loss of a node has a test of its own",
     "coordinator": "it is the driver process of a job: see driver_kills",
@@ -56,7 +56,7 @@ NOT_KILLED = {
 
 
 class Soak:
-    """The whole run. `run` raises Violation at the first loss."""
+    """One whole run. `run` raises Violation at the first loss."""
 
     def __init__(self, out: Path, minutes: float, seed: int, pause_s: float, kill_every_s: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Soak:
             shutil.rmtree(self._out / "full_disk", ignore_errors=True)
 
     def _job(self, turn: int) -> None:
-        """One job to its end, however often its driver is killed. Raises Violation."""
+        """Run one job to its end, however often its driver is killed. Raises Violation."""
         out = self._out / "jobs" / f"job-{turn}"
         resume = False
         gave_up_before = self.counts["gave_up"]
@@ -137,16 +137,16 @@ class Soak:
         out.with_suffix(".log").unlink()
 
     def _work_done(self) -> int:
-        """Bytes of the journals of jobs, which grow with every scored segment."""
+        """Return the total size of the jobs' journals in bytes, which grows with every scored segment."""
         done = 0
         for journal in (self._out / "jobs").glob("*/journal.jsonl"):
-            # a job's folder goes while this thread looks
+            # a job's folder may disappear while this thread reads it
             with suppress(FileNotFoundError):
                 done += journal.stat().st_size
         return done
 
     def _run_driver(self, out: Path, resume: bool) -> bool:
-        """Whether the driver came to its end, or was killed."""
+        """Run the driver; return True if it finished, False if it was killed."""
         driver = ray_job.start(self._address, self._out / "reference", out, resume)
         self.counts["resumes" if resume else "starts"] += 1
         kill_s = self._random.uniform(3, 45) if self._random.random() < DRIVER_KILL_SHARE else JOB_S
@@ -224,7 +224,7 @@ def main() -> int:
     parser.add_argument("--pause-s", type=float, default=0.0, help="rest between two rounds")
     parser.add_argument("--kill-every-s", type=float, default=6.0, help="between two strikes at workers, on average")
     given = parser.parse_args()
-    # the forks that it warns of are Ray's, which start other programs at once
+    # the fork warnings concern Ray's forks, which exec other programs at once
     warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     out = given.out or Path(tempfile.mkdtemp(prefix="longmem-soak-"))

@@ -1,4 +1,4 @@
-"""The parent's side of one writer: its processes' lives, one after the other, each ended by a fault."""
+"""Parent side of one writer: the lives of its processes, one after the other, each ended by a fault."""
 
 import json
 import select
@@ -19,19 +19,19 @@ from tests.fault.crash.nemesis import Fault, Nemesis
 
 ROOT = Path(__file__).parents[3]
 ANSWER_S = 60.0
-"""A writer that says nothing for so long hangs."""
+"""Seconds without an answer after which a writer counts as hung."""
 MAX_SEGMENTS = 12
 FIRST_SEGMENTS = (0, 250)
-"""Where a document begins: the second one crosses from one payload table into the next."""
+"""First segments of documents: the second one crosses from one payload table into the next."""
 DOCUMENTS = ("a", "b", "c")
 CAN_TRIM = hasattr(LanceMemoryStore, "trim")
 HANDS_UP = 0.3
-"""How often an operation without an answer is given up instead of repeated."""
+"""Share of unanswered operations that are abandoned instead of repeated."""
 
 
 @contextmanager
 def start_writer(uri: str, fault: Fault | None = None) -> "Iterator[subprocess.Popen[bytes]]":
-    """A writer process that has opened the store; it is surely gone afterwards."""
+    """Yield a writer process that has opened the store; it is dead afterwards."""
     arguments = [sys.executable, "-m", "tests.fault.crash.child", uri]
     if fault is not None and fault.step:
         arguments += ["--die-at", fault.step, "--nth", str(fault.nth)]
@@ -53,7 +53,7 @@ def send(child: "subprocess.Popen[bytes]", operation: Operation) -> None:
 
 
 def answer_of(child: "subprocess.Popen[bytes]") -> dict[str, Any] | None:
-    """The next answer; None when the process is dead. Raises Violation when none comes."""
+    """Return the next answer; None when the process is dead. Raises Violation on a timeout."""
     assert child.stdout is not None
     if not select.select([child.stdout], [], [], ANSWER_S)[0]:
         raise Violation(f"a writer has not answered for {ANSWER_S:g} s")
@@ -85,7 +85,7 @@ class Writer:
         self.counts: Counter[str] = Counter()
 
     def live(self, fault: Fault, stopping: Callable[[], bool]) -> None:
-        """Start a process, let it work, end it as the fault says. Raises Violation."""
+        """Start a process, let it work, and end it with the fault. Raises Violation."""
         with start_writer(self._uri, fault) as child:
             self._work(child, fault, stopping)
 
@@ -121,12 +121,12 @@ class Writer:
         return self._random.choices(list(kinds), list(kinds.values()))[0]
 
     def _plan(self, kind: str) -> Operation:
-        """An operation of that kind, or a put where the documents do not allow it."""
+        """Return an operation of that kind, or a put where the documents do not allow it."""
         random, possible = self._random, self._expected.possible
         mine = [f"{self.name}-{document}" for document in DOCUMENTS]
         forks = [f"{document}-fork" for document in mine]
         new = self._expected.next_id()
-        # whatever gave an answer has one content; a fork or a trim of anything else would have too many outcomes
+        # an answered operation has one possible content; a fork or trim of other ones would have too many outcomes
         fixed = [each for each in mine + forks if len(possible[each]) == 1 and self._expected.acknowledged(each)]
         if kind == "fork":
             free = [each for each in mine if each in fixed and possible[f"{each}-fork"] == {frozenset()}]

@@ -1,4 +1,4 @@
-"""Whoever would wait runs the layers that need no memory. Nothing here needs Ray."""
+"""Assignment of the layers without memory to workers that would otherwise be idle. Needs no Ray."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_readers_prepare_until_an_encoder_has_waited_for_them(workers: Workers) 
     assert not balance.encodes(encoder)
 
 
-def test_a_reader_that_is_the_last_to_work_waits_for_nobody(workers: Workers) -> None:
+def test_balance_last_reader_does_not_wait(workers: Workers) -> None:
     balance = Balance(workers)
     (encoder,), (reader, other) = workers.encoders.workers, workers.readers.workers
     reader.tasks = ["score"]
@@ -49,7 +49,7 @@ def test_what_is_only_written_is_never_prepared(workers: Workers) -> None:
 
 
 def test_encoders_that_are_far_ahead_prepare_before_they_wait(workers: Workers) -> None:
-    """But not for what a store may hold back until a group of puts is full."""
+    """Check encoders that are far ahead, except for segments that a store may hold until a batch of puts is full."""
     balance = Balance(workers)
     (encoder,) = workers.encoders.workers
     encoder.tasks = ["encode"]

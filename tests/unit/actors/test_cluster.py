@@ -1,4 +1,4 @@
-"""A Ray head that is known and does not answer: told at once, where Ray itself tries for minutes."""
+"""A known Ray head that does not respond: reported at once, where Ray itself retries for minutes."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from longmem.errors import ClusterError, ConfigError
 
 @pytest.fixture
 def dead_head(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where `auto` leads: a port on which nothing listens."""
+    """Make `auto` lead to a port without a listener."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -23,7 +23,7 @@ def dead_head(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def stopped_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where `auto` leads: a port that the system opens to callers with nobody behind it, as of a stopped process."""
+    """Make `auto` lead to a port that accepts connections without a response, like a stopped process."""
     monkeypatch.setattr("actors.admission.CONNECT_S", 0.5)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
@@ -74,13 +74,13 @@ def test_join_with_an_address_that_is_none_says_what_was_expected(
 
 
 def test_auto_with_a_dead_address_in_the_environment_starts_no_other_cluster(dead_head: str) -> None:
-    """The user has named it: another one would run the job where it was not meant to run."""
+    """Fail for an address that the user has named: another cluster would run the job in the wrong place."""
     with pytest.raises(ClusterError, match=f"nothing answers at '{dead_head}'"):
         connect(AUTO, num_cpus=1, object_store_bytes=None)
 
 
 def test_auto_with_a_dead_cluster_on_record_is_no_cluster(dead_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What /tmp/ray/ray_current_cluster names after a crash; nobody can join it, and nobody has named it."""
+    """Ignore a stale /tmp/ray/ray_current_cluster after a crash, which the user has not named."""
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr("actors.admission.services.find_gcs_addresses", FoundNothing())
     monkeypatch.setattr("actors.admission.services.find_bootstrap_address", lambda _folder: dead_head)
@@ -91,7 +91,7 @@ def test_auto_with_a_dead_cluster_on_record_is_no_cluster(dead_head: str, monkey
 
 
 class FoundNothing:
-    """Ray's search for processes of a GCS, on a machine without one."""
+    """Result of Ray's search for GCS processes on a machine without one."""
 
     def __call__(self) -> set[str]:
         return set()
@@ -123,7 +123,7 @@ def test_versions_that_differ_are_named_on_both_sides() -> None:
 def test_join_client_process_dies_is_tried_three_times(
     monkeypatch: pytest.MonkeyPatch, address: str, deaths: int, message: str, attempts: int
 ) -> None:
-    """Ray's texts were seen; a real death of that process takes Ray a minute (tests/end_to_end/test_tokens.py)."""
+    """Check observed texts of Ray; a real death of that process takes a minute (tests/end_to_end/test_tokens.py)."""
     begun: list[str] = []
     told: list[str] = []
 
@@ -144,7 +144,7 @@ def test_join_client_process_dies_is_tried_three_times(
 
 
 def test_a_start_that_is_too_slow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray raises a plain Exception for it."""
+    """Check the plain Exception that Ray raises for a slow start."""
 
     def slow(**_options: object) -> None:
         raise Exception("The current node timed out during startup. This could happen\n because of  the raylet.")

@@ -1,5 +1,6 @@
-"""When puts may wait for company, by what the other pools have to do. Nothing here needs a running Ray; what needs real
-processes is in tests/fault/test_dispatch.py.
+"""Batching of puts, depending on the backlog of the other pools. Needs no running Ray.
+
+Tests with real processes are in tests/fault/test_dispatch.py.
 """
 
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from tests.scripted_driver import segments_of
 
 
 class Actor:
-    """Keeps what it is sent as a store or an encoder, and never answers."""
+    """Actor handle that records calls like a store or an encoder, and never answers."""
 
     def __init__(self) -> None:
         self.groups: list[tuple[Any, ...]] = []
@@ -39,7 +40,7 @@ class Actor:
 
 @pytest.fixture
 def workers() -> Workers:
-    """An encoder, a store that has just committed, and two readers, all ready."""
+    """Return an encoder, a store that has just committed, and two readers, all ready."""
     pools = [kind([Actor() for _ in names], list(names)) for kind, names in _POOLS]
     for pool in pools:
         for worker in pool.workers:
@@ -62,10 +63,10 @@ _POOLS: tuple[tuple[Any, str], ...] = ((ActorPool, "e"), (StorePool, "s"), (Acto
         (0, 0, 0, False),
     ],
 )
-def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
+def test_dispatch_puts_wait_while_backlog_suffices_or_none_is_scored(
     workers: Workers, unread: int, encodes: int, scores: int, waits: bool
 ) -> None:
-    """Enough is more than one segment for each of the two."""
+    """Check the threshold: more than one segment for each of the two readers."""
     executor = PooledExecutor(workers, Timeouts(), clock=lambda: 100.0)
     executor.set_backlog(unread, num_left=None)
     (store,) = workers.stores.workers
@@ -83,7 +84,7 @@ def test_puts_wait_while_readers_have_enough_or_nobody_reads_and_others_come(
 
 @pytest.mark.parametrize("unread", [0, 30])
 def test_only_what_is_to_be_read_is_prepared(workers: Workers, unread: int) -> None:
-    """Whatever else is encoded and still held, because it waits for a store."""
+    """Count only segments that are to be scored, not those encoded and held because they wait for a store."""
     executor = PooledExecutor(workers, Timeouts())
     *held, last = segments_of("a", 31)
     for segment in held:

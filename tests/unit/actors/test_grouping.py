@@ -1,4 +1,4 @@
-"""Which puts go together, and when, on a clock of the test's own. Nothing here needs a running Ray."""
+"""Unit tests of the write batching with a fake clock. Needs no running Ray."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Stores:
-    """Some stores, puts that wait for them, and what is sent when."""
+    """Some stores with waiting puts, and a record of the sent batches."""
 
     def __init__(self, count: int = 1) -> None:
         stores = StorePool([None] * count, [str(rank) for rank in range(count)])
@@ -47,7 +47,7 @@ class Stores:
             self.waiting.append(task)
 
     def taken(self, may_wait: bool = True) -> list[list[int]]:
-        """Segments of each group that is sent."""
+        """Return the segments of each sent batch."""
         groups = []
         for store, group in self.grouping.take(self.waiting, may_wait):
             store.tasks.append(group)
@@ -70,7 +70,7 @@ def test_the_first_put_does_not_wait() -> None:
     assert not stores.waiting
 
 
-def test_others_wait_until_the_pause_is_long_beside_the_commit() -> None:
+def test_grouping_waits_for_pause_proportional_to_commit() -> None:
     stores = Stores()
     stores.wait("a", 1)
     stores.taken()
@@ -95,7 +95,7 @@ def test_a_slow_disk_does_not_hold_readers_up_for_long() -> None:
     assert stores.grouping.wait_s == MOST_WAIT_S
 
 
-def test_nobody_waits_for_company_that_does_not_come() -> None:
+def test_grouping_sends_when_no_further_put_is_coming() -> None:
     stores = Stores()
     stores.wait("a", 1)
     stores.taken()
@@ -105,7 +105,7 @@ def test_nobody_waits_for_company_that_does_not_come() -> None:
 
 
 def test_a_store_that_falls_behind_commits_more_at_a_time() -> None:
-    """However much readers hurry it."""
+    """Check larger commits even under demand from readers."""
     stores = Stores()
     for number in range(TASKS_PER_ACTOR + 2):
         stores.wait("abcdef"[number], 1)
@@ -117,7 +117,7 @@ def test_a_store_that_falls_behind_commits_more_at_a_time() -> None:
 
 @pytest.mark.parametrize("may_wait", [True, False])
 def test_what_does_not_fill_a_group_waits_behind_those_that_go(may_wait: bool) -> None:
-    """Behind one commit another may wait; more would be no faster, and could not grow any more."""
+    """Check the queue: one commit may wait behind another; more would not be faster and could not grow any more."""
     stores = Stores()
     stores.wait("a", 1)
     stores.taken()
@@ -147,11 +147,11 @@ def test_each_store_has_groups_and_pauses_of_its_own() -> None:
     stores.grouping.ended(stores.workers[0], 0.0)
     for document in "abcdefgh":
         stores.wait(document, 1)
-    # the other one still commits
+    # the other store is still committing
     assert len(stores.taken()) == 1
 
 
-def test_a_put_that_must_be_alone_has_no_company() -> None:
+def test_grouping_exclusive_put_is_sent_alone() -> None:
     stores = Stores()
     stores.wait("a", 4, alone=(1,))
     assert stores.taken(may_wait=False) == [[0]]

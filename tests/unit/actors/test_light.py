@@ -1,4 +1,4 @@
-"""What watches a job costs little: no torch in a monitor's process, nor in a status command."""
+"""Cost of watching a job: neither a monitor's process nor a status command imports torch."""
 
 import json
 import subprocess

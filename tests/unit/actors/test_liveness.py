@@ -1,4 +1,4 @@
-"""The watch over a cluster: daemons that answer, fall silent, refuse connections, or end as our children."""
+"""Health checks of a cluster: daemons that respond, hang, refuse connections, or end as children of this process."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ LIMIT_S = 20.0
 
 
 class Daemon:
-    """A gRPC server that answers health checks while `answers` is set."""
+    """gRPC server that answers health checks while `answers` is set."""
 
     def __init__(self) -> None:
         self.answers = True
@@ -108,7 +108,7 @@ def test_watch_child_that_has_ended_is_lost_at_once(daemons: dict[str, Daemon]) 
 
 
 def test_watch_calls_that_fail_are_explained_by_one_refusal(daemons: dict[str, Daemon]) -> None:
-    """A worker's end reaches the driver before anything else does."""
+    """Check failing calls: a worker's death reaches the driver before any other sign."""
     watch = watching(daemons, lost_s=1000)
     daemons[RAYLET].stop()
     with pytest.raises(ClusterError, match=r"was lost: its node process .*refuses connections"), watch.explaining():

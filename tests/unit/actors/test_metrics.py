@@ -1,4 +1,4 @@
-"""The table of metrics, and that sums are passed on as differences."""
+"""The table of metrics, and totals that are exported as increments."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who gets a task: near to what it needs. Nothing here needs a running Ray."""
+"""Locality-aware routing of tasks. Needs no running Ray."""
 
 from actors.executor.routing import MAX_HOMES, Placing
 from actors.workers.base import WorkerInfo
@@ -11,7 +11,7 @@ KEY = DocumentKey("test", "a")
 
 
 def workers_on(nodes: str, stores: int = 1) -> Workers:
-    """An encoder on each of the nodes, and a reader."""
+    """Return an encoder on each of the nodes, and a reader."""
 
     def ready(pool: ActorPool) -> ActorPool:
         for worker, node in zip(pool.workers, nodes, strict=False):
@@ -63,10 +63,10 @@ def test_a_document_is_encoded_on_the_node_of_its_reader() -> None:
     b.tasks.append(object())
     assert placing.choose("encode", KEY, None) is b
     assert placing.choose("encode", DocumentKey("test", "other"), None) is a
-    # better far than not at all
+    # a remote worker is better than none
     b.tasks.append(object())
     assert placing.choose("encode", KEY, None) is a
-    # a reader that is lost is near to nothing
+    # a lost reader has no location
     workers.readers.workers[1].info = None
     b.tasks.clear()
     a.tasks.clear()

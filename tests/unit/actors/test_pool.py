@@ -1,4 +1,4 @@
-"""ActorPool chooses among actors; nothing here needs a running Ray."""
+"""Choice of an actor by ActorPool. Needs no running Ray."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def pool_of(names: str, usable: str | None = None) -> ActorPool:
 
 
 def send(pool: ActorPool, **options: Any) -> str:
-    """Name of the actor that got a task; `-` when all are full."""
+    """Return the name of the actor that got a task; `-` when all are full."""
     worker = pool.choose(**options)
     if worker is None:
         return "-"
@@ -61,7 +61,7 @@ def test_an_actor_that_is_starting_gets_nothing() -> None:
     assert pool.usable == [pool.workers[1]]
 
 
-def test_actors_restart_for_ever_and_calls_are_repeated_by_the_driver() -> None:
+def test_pool_actor_options_restart_without_limit_and_no_ray_retries() -> None:
     assert RESTART == {"max_restarts": -1, "max_task_retries": 0}
 
 

@@ -1,4 +1,4 @@
-"""ClusterShape refuses sizes that cannot work, and adds up what Ray is asked for."""
+"""ClusterShape refuses sizes that cannot work, and sums up the resources requested from Ray."""
 
 import subprocess
 import sys

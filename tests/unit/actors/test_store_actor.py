@@ -1,4 +1,4 @@
-"""What a store actor shows of itself in Ray's dashboard."""
+"""Representation of a store actor in Ray's dashboard."""
 
 from actors.workers.store import StoreActor
 from longmem.store.config import StoreSettings

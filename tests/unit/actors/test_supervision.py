@@ -1,6 +1,6 @@
-"""Deadlines of the supervisor on a clock of the test's own; nothing here needs a running Ray.
+"""Deadlines of the supervisor under a fake clock. Needs no running Ray.
 
-What needs real processes that die or stop is in tests/fault/test_dispatch.py.
+Tests with real processes that die or stop are in tests/fault/test_dispatch.py.
 """
 
 from dataclasses import dataclass, field
@@ -20,21 +20,21 @@ from longmem.runtime.executor import Stage
 
 
 class Call:
-    """A method of an actor that never answers."""
+    """Method of an actor that never answers."""
 
     def remote(self) -> object:
         return object()
 
 
 class Silent:
-    """An actor that never answers."""
+    """Actor that never answers."""
 
     ready = alive = Call()
 
 
 @dataclass
 class Watch:
-    """A supervisor of `sizes` workers that are all ready, and its clock."""
+    """Supervisor of `sizes` workers that are all ready, and its clock."""
 
     supervisor: Supervisor
     pools: dict[Stage, ActorPool]
@@ -45,7 +45,7 @@ class Watch:
         return self.pools[stage].workers[rank]
 
     def after(self, seconds: float, step: float = 1.0) -> list[str]:
-        """Kinds of events while `check` is called every `step` seconds."""
+        """Return the kinds of events while `check` is called every `step` seconds."""
         for _ in range(round(seconds / step)):
             self.now[0] += step
             self.supervisor.check()
@@ -86,7 +86,7 @@ def test_silence_is_told_once_and_then_killed_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_worker_that_starts_again_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was asked of its last incarnation says nothing of the new one, which is asked itself."""
+    """Check a restarted worker: probes of its previous process do not count for the new one, which is probed itself."""
     seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20, no_worker_s=1000))
     seen.after(6)
     for pool in seen.pools.values():
@@ -97,8 +97,8 @@ def test_a_worker_that_starts_again_is_not_silent(monkeypatch: pytest.MonkeyPatc
     assert seen.killed == []
 
 
-def test_nobody_is_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that was stopped for an hour finds its questions an hour old."""
+def test_supervision_driver_suspended_shifts_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a driver that was suspended for an hour: its probes look an hour old, and all deadlines shift."""
     seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20, task_s=30, no_worker_s=60))
     seen.worker().tasks.append(object())
     seen.worker().first_since_s = 100.0
@@ -133,7 +133,7 @@ def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_store_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A document belongs to one of them, and the others cannot take its place."""
+    """Check that a document belongs to one store, and no other store can replace it."""
     seen = watch(monkeypatch, Timeouts(no_worker_s=60, unresponsive_s=1e6, kill_s=1e6), stores=2)
     seen.worker("put", 1).info = None
     with pytest.raises(ClusterError, match="no worker for put for 60 s"):
@@ -154,11 +154,11 @@ def test_timeouts_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_who_ended_a_worker_is_known_only_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, num_tasks: int, overdue: bool, crash_suspect: int | None
 ) -> None:
-    """With two tasks it may have been either, unless it was killed for the time that the first one took."""
+    """Check the suspect: with two tasks it is ambiguous, unless the worker was killed for the first one's timeout."""
     seen = watch(monkeypatch, Timeouts())
     worker = seen.worker()
     tasks = [SimpleNamespace(sent_to=worker.info) for _ in range(num_tasks)]
-    # one that was sent to an earlier incarnation, and whose failure has not come yet
+    # one sent to a previous process, whose failure has not been reported
     worker.tasks = [SimpleNamespace(sent_to=None), *tasks]
     worker.overdue = overdue
     seen.supervisor.lost("encode", worker, RuntimeError("died"))

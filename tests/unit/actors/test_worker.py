@@ -1,4 +1,4 @@
-"""What workers tell the C library, in a process of its own."""
+"""Allocator settings of workers in the C library, in a process of its own."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ thread.join()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is the C library told anything")
 def test_a_thread_uses_freed_memory_again() -> None:
-    """Six tensors of 4 MiB, made and dropped twenty times over; more would not fit into one of the heaps."""
+    """Allocate and free six tensors of 4 MiB twenty times; more would not fit into one of the heaps."""
     kept, freed = (
         int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
         for how in ("keep", "free")

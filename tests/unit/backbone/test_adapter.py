@@ -1,4 +1,4 @@
-"""Adapters give the numbers of peft and transformers when asked for, else are refused; no part is left out."""
+"""Adapters give the numbers of peft and transformers, or are refused; no part is ignored."""
 
 import builtins
 import json
@@ -28,7 +28,7 @@ from pipelines.cli import app
 from pipelines.command.options import adapter_folder
 
 pytestmark = [
-    # what peft itself says where these tests use it directly
+    # warnings of peft itself, which these tests call directly
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
 ]
@@ -52,7 +52,7 @@ def plain(path: Path) -> Any:
 
 
 def make(base: Path, folder: Path, config: peft.PeftConfig, seed: int = 1) -> Path:
-    """Save an adapter of a base whose every weight matters."""
+    """Save an adapter of a base with non-zero weights everywhere."""
     config.task_type = "CAUSAL_LM"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def lora(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(lora: Path, tmp_path: Path) -> Path:
-    """A private copy, to damage."""
+    """Return a private copy that a test may damage."""
     return Path(shutil.copytree(lora, tmp_path / "lora"))
 
 
@@ -137,7 +137,8 @@ def test_merge_each_kind_gives_the_numbers_of_peft(kind: str, llama: Path, tmp_p
 
 
 def test_merge_an_adapter_of_the_model_s_own_folder_merges_it_once(llama: Path, lora: Path, tmp_path: Path) -> None:
-    """transformers would add it by itself, beside the weights, where peft is installed."""
+    """Prevent a double merge: transformers would add an adapter next to the weights by itself, where peft is
+    installed."""
     both = Path(shutil.copytree(llama, tmp_path / "both"))
     shutil.copytree(lora, both, dirs_exist_ok=True)
     assert Backbone.load(both, adapter=both).digest() == Backbone.load(llama, adapter=lora).digest()
@@ -184,7 +185,7 @@ def test_save_a_merged_model_keeps_the_merged_weights(llama: Path, lora: Path, t
     assert np.array_equal(loaded.score(TEXT).logprobs, model.score(TEXT).logprobs)
 
 
-# ---- what cannot be merged
+# ---- unsupported adapters
 
 
 def test_merge_into_another_base_is_refused(lora: Path, small_backbone: Callable[[str], Path], tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_merge_of_a_folder_that_holds_no_adapter_is_refused(copied: Path, llama:
 def test_merge_of_pickled_or_damaged_weights_is_refused(copied: Path, llama: Path) -> None:
     path = copied / "adapter_model.safetensors"
     data = path.read_bytes()
-    # copied, because the file that they are mapped from is about to be cut
+    # copied, because the file that they are mapped from is truncated next
     weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.write_bytes(data[: len(data) // 2])
     refused(llama, copied, "damaged")
@@ -246,7 +247,7 @@ def test_merge_of_a_prompt_is_refused(llama: Path, tmp_path: Path) -> None:
 
 
 def test_merge_into_a_tied_embedding_is_refused(tmp_path: Path) -> None:
-    """Merging would change the head too, which the adapter beside the model does not."""
+    """Refuse a merge that would also change the head, which the unmerged adapter does not."""
     save_small_backbone(tmp_path / "tied", "llama", tie_word_embeddings=True)
     with pytest.warns(UserWarning, match="tie"):
         make(tmp_path / "tied", tmp_path / "adapter", peft.LoraConfig(r=2, target_modules=["embed_tokens"]))
@@ -297,7 +298,7 @@ def test_perplexity_with_an_adapter_is_that_of_the_merged_model(llama: Path, lor
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["model"]["name"] == "llama-0+lora"
     assert summary["perplexity"]["token"]["backbone"]["value"] == pytest.approx(np.exp(nats / len(TEXT)), rel=1e-5)
-    # the job is that of the adapted model
+    # the job equals that of the adapted model
     resumed = CliRunner().invoke(app, [*job, "--resume"])
     assert resumed.exit_code == 2
     assert "another job" in resumed.output

@@ -1,4 +1,4 @@
-"""Every family against plain transformers: same predictions, position-free keys, the right taps, nothing changed."""
+"""Every family against plain transformers: equal predictions, position-free keys, the right taps, no side effects."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from longmem.errors import CheckpointError, ConfigError, UnknownFamilyError
 from longmem.model.longmem import LongMem
 from longmem.testing import save_small_backbone
 
-# written down again on purpose: a wrong path in the family's entry must not agree with itself
+# duplicated on purpose: a wrong path in the family's entry must not confirm itself
 LAYERS = {
     "bloom": "transformer.h",
     "gpt2": "transformer.h",
@@ -62,7 +62,7 @@ def num_hooks(model: nn.Module) -> int:
 
 
 def rotated(keys: Tensor, model: PreTrainedModel) -> Tensor:
-    """Rotary embedding of keys [tokens, heads, head_dim] at positions 0, 1, ..., from the formula, in float64."""
+    """Return rotary-embedded keys [tokens, heads, head_dim] at positions 0, 1, ..., from the formula, in float64."""
     parameters = model.config.rope_parameters
     width = int(keys.shape[-1] * parameters.get("partial_rotary_factor", 1.0))
     frequencies = parameters["rope_theta"] ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -96,7 +96,7 @@ def test_log_probabilities_are_those_of_transformers(
             assert found.dtype == torch.float32
             assert (found - wanted).abs().max() <= 1e-5
     assert backbone.target_logprobs(output.hidden[0], torch.empty(0, dtype=torch.long)).shape == (0,)
-    # a flat prediction would agree with anything
+    # a flat prediction would agree with any model
     assert expected.amax(dim=-1).std() > 0.01
 
 
@@ -242,7 +242,7 @@ def test_unknown_family_lists_the_supported_ones(model_type: str, tmp_path: Path
 
 @pytest.fixture
 def damaged(small_backbone: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A private copy of a small Llama."""
+    """Return a private copy of a small Llama."""
     return Path(shutil.copytree(small_backbone("llama"), tmp_path / "damaged"))
 
 

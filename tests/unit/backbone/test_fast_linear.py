@@ -1,4 +1,4 @@
-"""Products by oneDNN against torch's own, whichever of them this machine would take."""
+"""Matrix products by oneDNN against torch's own, independent of this machine's default."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def worthwhile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def layers(inputs: int, outputs: int) -> list[tuple[nn.Module, nn.Module]]:
-    """Plain layers, and fast ones with the same parameters."""
+    """Return plain layers, and fast ones with equal parameters."""
     torch.manual_seed(0)
     conv = Conv1D(outputs, inputs)
     nn.init.normal_(conv.bias)
@@ -37,7 +37,7 @@ def layers(inputs: int, outputs: int) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def limit_of(layer: nn.Module, rows: Tensor) -> Tensor:
-    """By how much two float32 sums of the same terms can differ."""
+    """Return the largest possible difference of two float32 sums of equal terms."""
     absolute = copy.deepcopy(layer).double()
     for parameter in absolute.parameters():
         parameter.data = parameter.data.abs()

@@ -1,4 +1,4 @@
-"""Model folders as users have them give the number of plain transformers, or one sentence and exit code 2."""
+"""Real-world model folders give the numbers of plain transformers, or one sentence and exit code 2."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ BLOCK = "model.layers.1.self_attn"
 
 @dataclass
 class Folder:
-    """A private copy of a small model, to change."""
+    """Private copy of a small model that a test may change."""
 
     path: Path
 
     def edit(self, file: str = "config.json", **values: Any) -> None:
-        """Set entries of a JSON file; None takes one out."""
+        """Set entries of a JSON file; None removes one."""
         held = json.loads((self.path / file).read_text()) | values
         (self.path / file).write_text(json.dumps({name: value for name, value in held.items() if value is not None}))
 
@@ -50,7 +50,7 @@ class Folder:
         self.save(self.weights | weights)
 
     def shard(self) -> list[str]:
-        """Split the weights into three files and an index; returns the files."""
+        """Split the weights into three files and an index; return the files."""
         weights, places = self.weights, {}
         names = [f"model-0000{number + 1}-of-00003.safetensors" for number in range(3)]
         for number, file in enumerate(names):
@@ -72,7 +72,7 @@ def folder(small_backbone: Callable[[str], Path], tmp_path: Path) -> Callable[[s
 
 
 def plain_nats(path: Path) -> float:
-    """Nats of TEXT by transformers alone: a start token in front, segments apart."""
+    """Return the nats of TEXT by transformers alone: a start token first, segments independent."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     sequence = [tokenizer.bos_token_id, *tokenizer(TEXT, add_special_tokens=False)["input_ids"]]
@@ -86,7 +86,7 @@ def plain_nats(path: Path) -> float:
 
 
 def nats(path: Path) -> float:
-    """Nats of TEXT by what every command opens."""
+    """Return the nats of TEXT by the loader that every command uses."""
     backbone = Backbone.load(path)
     sequence = torch.from_numpy(Tokenizer(path, backbone.vocab_size).sequence(TEXT)).long()
     total = 0.0
@@ -98,7 +98,7 @@ def nats(path: Path) -> float:
 
 
 def refused(path: Path, *words: str) -> None:
-    """Opening raises one line that names the folder and has these words."""
+    """Check that opening raises one line that names the folder and contains these words."""
     with pytest.raises(ModelError) as caught:
         nats(path)
     for word in (str(path), *words):
@@ -106,7 +106,7 @@ def refused(path: Path, *words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# ---- folders that are right, in one way or another
+# ---- valid folders
 
 
 def _half(model: Folder) -> None:
@@ -119,13 +119,13 @@ def _without_prefix(model: Folder) -> None:
 
 
 def _with_masks(model: Folder) -> None:
-    """As the first checkpoints of GPT-2."""
+    """Add attention masks, like the first checkpoints of GPT-2."""
     mask = torch.ones(128, 128).tril()[None, None]
     model.add(**{"transformer.h.1.attn.bias": mask, "transformer.h.1.attn.masked_bias": torch.tensor(-1e4)})
 
 
 def _with_masks_of_neox(model: Folder) -> None:
-    """As Pythia: masks, frequencies, and the head under its first name."""
+    """Convert to Pythia's form: masks, frequencies, and the head under its first name."""
     weights = model.weights
     if "lm_head.weight" in weights:
         weights["embed_out.weight"] = weights.pop("lm_head.weight")
@@ -200,7 +200,7 @@ def test_load_a_folder_that_is_right_gives_the_number_of_transformers(
     assert nats(model.path) == pytest.approx(plain_nats(model.path), rel=1e-6)
 
 
-# ---- folders that transformers loads as another model, or not at all
+# ---- invalid folders
 
 
 def _bias(model: Folder) -> None:
@@ -388,7 +388,7 @@ def test_load_a_folder_of_another_model_is_refused_in_one_sentence(
     family, change, words = BAD[case]
     model = folder(family)
     change(model)
-    # nothing may be asked: an answer on stdin could let code of the folder run
+    # no prompt is allowed: an answer on stdin could let code of the folder run
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     refused(model.path, *words)
 
@@ -459,7 +459,7 @@ def test_load_a_config_that_is_no_json_object_is_refused_in_one_sentence(
 def test_load_an_unknown_dtype_gives_the_number_or_a_sentence(
     values: dict[str, Any], folder: Callable[[str], Folder]
 ) -> None:
-    """The type is given by the command, so what the configuration says of it need not matter."""
+    """Check that the command's dtype takes precedence over that of the configuration."""
     model = folder("llama")
     expected = plain_nats(model.path)
     model.edit(**values)

@@ -1,4 +1,4 @@
-"""Texts to sequences: the start token in front, nothing lost, nothing added; and a digest of all that decides it."""
+"""Texts to sequences: the start token first, nothing lost, nothing added; and a digest of all settings that matter."""
 
 import json
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from longmem.errors import CheckpointError, DocumentError
 
 
 def save(folder: Path, extra: dict[str, int] | None = None, **special: str) -> Path:
-    """A byte-level tokenizer whose special tokens the test chooses; `extra` entries go to the vocabulary."""
+    """Save a byte-level tokenizer with special tokens chosen by the test; `extra` entries go to the vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": 257} | (extra or {})
     tokenizer = RawTokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # as Llama's: adds its own start and end where special tokens are asked for
+    # like Llama's: adds its own start and end tokens when special tokens are enabled
     tokenizer.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
     )
@@ -74,7 +74,7 @@ def test_end_of_text_starts_where_there_is_no_beginning(tmp_path: Path) -> None:
     assert len(tokenizer.sequence("ab")) == 3
 
 
-def test_without_either_the_text_stands_alone(tmp_path: Path) -> None:
+def test_sequence_without_start_or_end_token_is_text_alone(tmp_path: Path) -> None:
     tokenizer = Tokenizer(save(tmp_path), 300)
     assert tokenizer.start_token is None
     assert tokenizer.end_token is None
@@ -153,7 +153,7 @@ def test_no_tokenizer_there(text: str | None, tmp_path: Path) -> None:
 
 
 def test_what_a_long_text_took_goes_back_to_the_system(small: Tokenizer) -> None:
-    """The tokens stay, and some hundred times as much does not."""
+    """Check peak memory: the tokens stay, and the temporary memory, about a hundred times as much, is released."""
     process = psutil.Process()
     small.sequence("warm")
     before = process.memory_info().rss
@@ -202,7 +202,7 @@ def test_sequence_of_spelled_special_tokens_is_that_of_plain_transformers(
 def test_encode_of_spelled_start_tokens_adds_no_second_one(tmp_path: Path, rule: SpecialTokens, text: str) -> None:
     tokenizer = Tokenizer(save(tmp_path, bos_token="<s>", eos_token="</s>"), 300, special_tokens=rule)
     ids = tokenizer.tokens(text).tolist()
-    # this tokenizer adds both by itself, as Llama's does
+    # this tokenizer adds both by itself, like Llama's
     assert tokenizer.encode(text) == (ids if ids[0] == 256 else [256, *ids, 257])
 
 

@@ -1,4 +1,4 @@
-"""A backbone with so few tokens that all of them can be tried in one place, and that contexts come back."""
+"""Backbone with a vocabulary so small that all tokens can be tried at one position, and contexts recur."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +23,13 @@ def few_tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few_tokens(few_tokens_folder: Path) -> Backbone:
-    """Frozen, so shared by all tests; 128 positions."""
+    """Return a frozen backbone, shared by all tests; 128 positions."""
     return Backbone.load(few_tokens_folder)
 
 
 @pytest.fixture(scope="session")
 def random_sequence() -> Callable[..., np.ndarray]:
-    """`random_sequence(tokens, seed)`: phrases come back, as in a book."""
+    """Return a factory `random_sequence(tokens, seed)` of sequences with recurring phrases, like a book."""
 
     def sequence(num_tokens: int, seed: int = 0) -> np.ndarray:
         random = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def random_sequence() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def masked_forward() -> Callable[[Backbone, np.ndarray, Tensor | None], np.ndarray]:
-    """Log-probs of `sequence[1:]` in one plain forward of the transformers model, under a boolean mask or causally."""
+    """Return a function for log-probs of `sequence[1:]` in one plain forward of transformers, masked or causal."""
 
     @torch.no_grad()
     def forward(backbone: Backbone, sequence: np.ndarray, allowed: Tensor | None = None) -> np.ndarray:

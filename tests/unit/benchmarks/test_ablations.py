@@ -1,4 +1,4 @@
-"""Ablations: one line per size and form, each what validation gives for that setting."""
+"""Ablations: one row per size and form, each equal to the validation result for that setting."""
 
 from collections.abc import Callable
 from math import exp
@@ -50,6 +50,6 @@ def test_every_form_starts_untrained_and_the_paper_s_equals_the_backbone(
     assert set(lines) == set(ablations.FORMS)
     for name in ("paper's form", "paper's form, chunk 1", "copy_head=false"):
         assert lines[name].change == pytest.approx(0, abs=1e-5)
-    # of twenty random letters much repeats
+    # twenty random letters contain many repeats
     assert lines["default"].change < -0.01
     assert all(np.isfinite(line.perplexity) for line in lines.values())

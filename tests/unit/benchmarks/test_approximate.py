@@ -1,4 +1,4 @@
-"""The benchmark of approximate search: exact search is its measure, and more cells come closer to it."""
+"""Benchmark of approximate search: exact search is the reference, and more probed cells come closer to it."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_more_cells_find_more_and_all_of_them_everything(tmp_path: Path, monkeyp
 def test_an_index_of_faiss_grows_with_the_views_and_passes_over_what_they_drop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exact one, so that all must be found; and the approximate kinds run."""
+    """Check an exact engine, which must find everything, and run the approximate kinds."""
     kinds = {"flat": lambda dim, _num_keys: faiss.IndexFlatIP(dim)} | approximate.KINDS
     monkeypatch.setattr(approximate, "KINDS", kinds)
     monkeypatch.setattr("benchmarks.speed.faiss_indexes.SPARE_HITS", 64)

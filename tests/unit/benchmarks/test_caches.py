@@ -1,4 +1,4 @@
-"""Both caches against their definition, written down once more without any cleverness."""
+"""Both caches against their definition in a naive implementation."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_ngram_weights_must_leave_something_to_the_backbone() -> None:
 
 
 def test_ngram_cache_is_as_fast_as_sorting() -> None:
-    """300,000 tokens of a 8,192-token vocabulary: counts in a few passes, and codes that do not overflow."""
+    """Count 300,000 tokens of an 8,192-token vocabulary: few passes, and codes that do not overflow."""
     sequence = np.random.default_rng(0).zipf(1.3, size=300_000).clip(max=8191).astype(np.int32)
     counts = ngram_cache.past_counts(sequence)
     assert counts.contexts.shape == (3, 299_999)
@@ -77,7 +77,7 @@ def test_ngram_fit_finds_the_best_of_its_grid(few_tokens: Backbone, random_seque
 
 @pytest.mark.parametrize("memory_tokens", [40, 1000])
 def test_neural_cache_equals_brute_force(few_tokens: Backbone, random_sequence: Callable, memory_tokens: int) -> None:
-    """In float64, one target at a time, over the float16 keys that are stored."""
+    """Compare in float64, one target at a time, over the stored float16 keys."""
     sequence = random_sequence(120)
     weights = PointerWeights(share=0.3, sharpness=12.0)
     baseline = NeuralCache(few_tokens, SEGMENT, 2, weights, memory_tokens=memory_tokens, top_k=8)
@@ -108,7 +108,7 @@ def test_neural_fit_finds_the_best_of_its_grid(few_tokens: Backbone, random_sequ
 
 
 def stored_keys(backbone: Backbone, tokens: np.ndarray, layer: int) -> np.ndarray:
-    """Position-free keys in float16, all heads joined: [tokens, kv_heads * head_dim], as float64."""
+    """Return position-free keys rounded to float16, all heads joined: [tokens, kv_heads * head_dim], as float64."""
     import torch
 
     parts = [torch.from_numpy(tokens[start : start + SEGMENT]) for start in range(0, len(tokens), SEGMENT)]

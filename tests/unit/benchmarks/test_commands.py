@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what a user may get wrong is told in a line."""
+"""`python -m benchmarks`: invalid arguments give one line."""
 
 import subprocess
 import sys

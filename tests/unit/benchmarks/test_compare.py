@@ -1,4 +1,4 @@
-"""The table and the command: same tokens for all, paired intervals, honest gaps."""
+"""The table and the command: equal tokens for all, paired intervals, missing rows with a reason."""
 
 import json
 import math
@@ -24,7 +24,7 @@ TEXT = "The cat sat on the mat, and the dog sat on the cat. " * 8
 
 
 class Constant(AbstractBaseline):
-    """Every token has the same log-probability."""
+    """Baseline with a constant log-probability for every token."""
 
     def __init__(self, name: str, logprob: float) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""The controls change what is read and nothing else; the tables count every target once."""
+"""The controls change only the content read; the tables count every target once."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_shuffled_values_keep_keys_and_move_value_and_token_together(random_view
     assert not torch.equal(changed.values, view.values)
     moved = (changed.values != view.values).any(dim=3).all(dim=0)
     real = torch.arange(4) < view.lengths[:, None]
-    # a random permutation of n places leaves one where it is on average
+    # a random permutation of n places has one fixed point on average
     assert moved[real].float().mean() > 0.8
     assert not moved[~real].any()
     again = shuffled_values(segment_at(3, view.end_token), view)
@@ -45,7 +45,7 @@ def test_shuffled_values_keep_keys_and_move_value_and_token_together(random_view
 
 
 def pairs(view: MemoryView) -> list[tuple[float, ...]]:
-    """Every real place as (token, values of all heads), sorted."""
+    """Return every real place as (token, values of all heads), sorted."""
     real = torch.arange(view.tokens.shape[1]) < view.lengths[:, None]
     values = view.values.permute(1, 2, 0, 3)[real].flatten(1)
     return sorted((float(token), *row.tolist()) for token, row in zip(view.tokens[real], values, strict=True))

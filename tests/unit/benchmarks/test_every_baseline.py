@@ -1,4 +1,4 @@
-"""What `AbstractBaseline` promises, of each of them: every target once, probabilities that sum to one, causality."""
+"""Contract of `AbstractBaseline` for each of them: every target once, probabilities that sum to one, causality."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ def test_every_target_once(baseline: AbstractBaseline, random_sequence: Callable
 
 @pytest.mark.parametrize("num_tokens", [2, SEGMENT + 2, 70])
 def test_probabilities_sum_to_one(baseline: AbstractBaseline, random_sequence: Callable, num_tokens: int) -> None:
-    """Over all tokens that could stand last. Float32 log-probabilities of 24 tokens: 24 · 4 · 2⁻²⁴ of rounding."""
+    """Sum over all possible last tokens. Rounding of 24 float32 log-probabilities: 24 · 4 · 2⁻²⁴."""
     sequence = random_sequence(num_tokens)
     total = 0.0
     for token in range(24):

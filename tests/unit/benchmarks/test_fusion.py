@@ -1,4 +1,4 @@
-"""The benchmark of reading: all its cases read the same of a real memory."""
+"""Benchmark of reading: all its cases give equal results on a real memory."""
 
 from collections.abc import Callable
 from pathlib import Path

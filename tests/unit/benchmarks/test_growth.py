@@ -1,4 +1,4 @@
-"""The verdict on one very long document: against its second 100,000 tokens, and nothing before them."""
+"""Verdict on one very long document: relative to its second 100,000 tokens, ignoring earlier ones."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ MIB = 2**20
 def samples(
     late_cpu: float = 1.0, late_rss: int = 100, late_peak: int = 120, first_peak: int = 900, tokens: int = 500_000
 ) -> list[Sample]:
-    """A thousand tokens a sample; what is `late` holds of the last hundred."""
+    """Return samples every thousand tokens; `late` applies to the last hundred."""
     made, cpu_s = [], 0.0
     for scored in range(1000, tokens + 1, 1000):
         late = scored > tokens - 100_000

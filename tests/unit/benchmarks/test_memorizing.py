@@ -1,4 +1,4 @@
-"""The trained memory: exact reading, gradients, the staleness that training leaves, and files."""
+"""Trained memory: exact reading, gradients, the staleness caused by training, and files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ SETTINGS = TrainingSettings(
 
 @pytest.fixture
 def own_backbone(few_tokens_folder: Path) -> Backbone:
-    """One that a test may train."""
+    """Return a backbone that a test may train."""
     return Backbone.load(few_tokens_folder)
 
 

@@ -1,4 +1,4 @@
-"""Windowed baselines against one plain forward of transformers under the mask that defines them."""
+"""Windowed baselines against one plain forward of transformers under the defining mask."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from longmem.types import DocumentKey
 
 SEGMENT = 16
 TOLERANCE = 1e-5
-"""Float32 sums of the same numbers in another order; log-probabilities here are below 20."""
+"""Tolerance of float32 sums of equal numbers in another order; log-probabilities here are below 20."""
 
 
 def causal(queries: int) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_sliding_gives_every_target_half_a_window(few_tokens: Backbone, random_s
 def test_recurrence_equals_one_masked_forward(
     few_tokens: Backbone, random_sequence: Callable, masked_forward: Callable, same_length: bool
 ) -> None:
-    """Keys and values kept layer by layer are those of one long forward in which each segment reads the last one."""
+    """Compare cached keys and values with one long forward in which each segment reads the previous one."""
     sequence = random_sequence(101)
     positions = torch.arange(100)
     distance = positions[:, None] - positions
@@ -95,10 +95,10 @@ def test_recurrence_starts_as_the_frozen_backbone(few_tokens: Backbone, random_s
 def test_recurrence_does_not_depend_on_where_the_document_begins(
     few_tokens: Backbone, random_sequence: Callable
 ) -> None:
-    """Relative positions: far beyond the backbone's 128, the same two segments give the same numbers."""
+    """Check relative positions: far beyond the backbone's 128, two equal segments give equal numbers."""
     repeated = np.tile(random_sequence(SEGMENT), 40)
     found = TransformerXL(few_tokens, SEGMENT).logprobs(repeated)[: 39 * SEGMENT].reshape(39, SEGMENT)
-    # after as many segments as layers nothing of the document's beginning is left
+    # after as many segments as layers the document's beginning has no effect
     np.testing.assert_allclose(found[-1], found[6], atol=1e-4)
 
 
@@ -144,7 +144,7 @@ def test_bigbird_reads_local_global_and_random_blocks() -> None:
     assert blocks[:, 0].all()
     for block in range(16):
         assert blocks[block, max(0, block - 2) : block + 1].all()
-        # itself and two before, the global one, two random ones, as far as there are so many
+        # itself and two before, the global one, and two random ones where enough blocks exist
         assert blocks[block].sum() == min(block + 1, 3 + 1 + 2)
     assert torch.equal(mask, sparse_mask(64, 4, 3, 2))
     assert torch.equal(sparse_mask(62, 4, 3, 2), mask[:62, :62])

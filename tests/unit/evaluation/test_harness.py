@@ -1,4 +1,4 @@
-"""The harness's model against the harness's own Hugging Face model, against `score`, and against single requests."""
+"""The harness model against the harness's own Hugging Face model, against `score`, and against single requests."""
 
 import json
 from collections.abc import Callable
@@ -38,14 +38,14 @@ PAIRS = [
 ]
 LONG_PAIRS = [(LONG, " I thought"), (LONG, " and nothing"), (LONG[:50], LONG[50:]), ("Call", LONG), ("", LONG)]
 TOLERANCE = 1e-4
-"""Nats of a whole request."""
+"""Tolerance in nats of a whole request."""
 
 Make = Callable[..., HarnessModel]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved LongMem whose memory moves every result, and `backbone` inside it."""
+    """Return a saved LongMem whose memory moves every result, and `backbone` inside it."""
     folder = tmp_path_factory.mktemp("harness")
     small_longmem(folder, segment_tokens=SEGMENT_TOKENS).save_pretrained(folder / "model")
     return folder / "model"
@@ -99,7 +99,7 @@ def test_answers_to_a_text_that_spells_the_start_token_have_one(make: Make, memo
     for text in (LONG, "Call me"):
         (plain,), (spelled,) = (asked(model, "loglikelihood_rolling", [(each,)]) for each in (text, start + text))
         assert spelled == plain
-        # what stands in front of a continuation that spells it is the start token itself
+        # a start token spelled in a continuation is the start token itself
         (plain,), (spelled,) = (asked(model, "loglikelihood", [("", each)]) for each in (text, start + text))
         assert spelled == plain
         arguments = {"until": [], "max_gen_toks": 8, "do_sample": False}
@@ -158,7 +158,7 @@ def test_loglikelihood_reads_what_lies_before_the_segment(make: Make) -> None:
 
 
 def test_long_continuations_are_scored_once_each(make: Make) -> None:
-    """The chain rule: piece by piece, each with all before it as its context."""
+    """Check the chain rule: pieces are scored in turn, each with all preceding tokens as its context."""
     model = make()
     context, targets = model.tok_encode("Call"), model.tok_encode(LONG, False)
     ((whole, _),) = model._loglikelihood_tokens([(None, context, targets)], True)
@@ -204,14 +204,14 @@ def test_requests_follow_the_document(make: Make, store: str) -> None:
         tokens_of_prompt = model.tok_encode(prompt)
         feed = Decoder(model.model, memory).feed
         assert generated == [decode(feed, tokens_of_prompt, model.model.tokenizer, 8, Sampling())]
-        # a context that does not fit follows the document too
+        # a context that does not fit also follows the document
         long = asked(model, "loglikelihood", [(LONG, " I thought")])[0][0]
         assert abs(long - asked(make(), "loglikelihood", [(LONG, " I thought")])[0][0]) > 1e-4
         assert memory.segments == before, "nothing is written"
 
 
 def test_a_long_context_after_a_document_is_what_score_reads(make: Make, store: str) -> None:
-    """Where the context ends with a whole segment, the harness's pieces are the segments of `score`."""
+    """Check a context that ends with a whole segment: the harness's pieces are the segments of `score`."""
     model = make(store=store, document="book", memory_tokens=256)
     tokens = model.tok_encode(LONG[: 2 * SEGMENT_TOKENS + 1], False)
     with MemoryStore.open(store) as opened:

@@ -1,4 +1,4 @@
-"""What dead writers leave is removed when it is old, and nothing else ever is."""
+"""Leftovers of dead writers are removed when they are old; nothing else is removed."""
 
 import os
 import time
@@ -22,7 +22,7 @@ def age(place: Path, seconds: float = 2 * janitor.OLD_S) -> None:
 
 
 class Killed(Exception):
-    """Ends a put after its payload."""
+    """Exception that ends a put after its payload."""
 
 
 def killed_put(folder: Path, key: DocumentKey) -> None:
@@ -36,7 +36,7 @@ def killed_put(folder: Path, key: DocumentKey) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store with one block, three temporary files, an orphaned table and a half-dropped one."""
+    """Return a store with one block, three temporary files, an orphaned table and a half-dropped one."""
     place = tmp_path / "memory.lance"
     with LanceMemoryStore(str(place)) as store:
         store.put(make_block())
@@ -80,7 +80,7 @@ def test_a_writer_sweeps_before_its_first_put_and_rarely(folder: Path) -> None:
     assert num_left(folder) == 6
     with LanceMemoryStore(str(folder)) as store:
         store.put(make_block(segment=1))
-    # the new writer has a table of its own
+    # the new writer has its own table
     assert num_left(folder) == 2
     killed_put(folder, DocumentKey("default", "orphan"))
     age(next(path for path in folder.glob("p-*") if path.stat().st_mtime > time.time() - 60))
@@ -91,7 +91,7 @@ def test_a_writer_sweeps_before_its_first_put_and_rarely(folder: Path) -> None:
 
 
 def test_a_put_that_slept_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its payload may have been taken for an orphan: it must not name what is gone."""
+    """Check a put that slept too long: its payload may be removed as an orphan, so no row may reference it."""
     folder = tmp_path / "memory.lance"
     now = time.time()
 
@@ -110,11 +110,11 @@ def test_a_put_that_slept_too_long_says_so(tmp_path: Path, monkeypatch: pytest.M
         assert len(store.read(KEY, 0, 1)) == 1
 
 
-# --- beside a put, whatever the clocks say ------------------------------------------------------------------------
+# --- concurrent with a put, with any clock ------------------------------------------------------------------------
 
 
 def remove(folder: Path, how: str) -> None:
-    """Remove what no row names, in another process's way: as after a clock that jumped, or with the document."""
+    """Remove unreferenced payload like another process: as after a clock jump, or with its document."""
     with LanceMemoryStore(str(folder)) as other:
         if how == "sweep":
             other.compact(old_s=-1.0)
@@ -150,7 +150,7 @@ def test_removal_of_a_payload_that_a_put_names_meanwhile_keeps_it(
     folder = tmp_path / "memory.lance"
     killed_put(folder, KEY)
     with LanceMemoryStore(str(folder)) as writer:
-        # the table is there and nothing names it
+        # the table exists and no row names it
         payload = next(folder.glob("p-*.lance")).stem
         monkeypatch.setattr(writer, "_epoch", payload.rpartition("-")[2])
         rename = Path.rename

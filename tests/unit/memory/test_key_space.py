@@ -1,4 +1,4 @@
-"""Forms of keys against NumPy in float64, and the layouts that are searched."""
+"""Key forms against NumPy in float64, and the layouts that are searched."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def random_keys(dtype: torch.dtype, *shape: int) -> Tensor:
-    """With the large common direction that keys of a layer have."""
+    """Return keys with a large common direction, like the keys of a layer."""
     random = torch.Generator().manual_seed(1)
     return (torch.randn((*shape, KV_HEADS, HEAD_DIM), generator=random) + MEAN).to(dtype)
 
 
 def naive_place(keys: Tensor, form: str) -> np.ndarray:
-    """One key at a time, in float64."""
+    """Transform one key at a time, in float64."""
     placed = keys.double().numpy().reshape(-1, KV_HEADS, HEAD_DIM)
     for key in placed:
         for head in range(KV_HEADS):
@@ -49,7 +49,7 @@ def test_keys_of_a_form_are_those_of_numpy(shape: tuple[int, ...], form: Any, dt
     assert placed.dtype == dtype
     assert torch.equal(keys, before), "what is stored never changes"
     expected = naive_place(keys, form)
-    # one rounding to the stored type, and a few in float32 that the difference of two large numbers makes larger
+    # one rounding to the stored dtype, plus float32 errors amplified by the difference of two large numbers
     length = np.linalg.norm(naive_place(keys, "centred"), axis=-1, keepdims=True)
     rounding = 8 * 2.0**-23 * (MEAN.abs().max() + keys.double().abs().max()).item()
     tolerance = torch.finfo(dtype).eps * np.abs(expected) + rounding / (length if form == "unit" else 1.0)
@@ -64,7 +64,7 @@ def test_unit_keys_have_cosines_for_products() -> None:
 
 @every_dtype
 def test_a_key_that_is_the_mean_has_no_direction_and_is_not_nan(dtype: torch.dtype) -> None:
-    mean = MEAN.bfloat16().float()  # the same number in every type
+    mean = MEAN.bfloat16().float()  # exactly representable in every dtype
     assert torch.equal(KeySpace("unit", "per_head", mean).place(mean.to(dtype)), torch.zeros_like(mean, dtype=dtype))
 
 

@@ -1,4 +1,4 @@
-"""The names of deletion files that are read from manifests are those of the files that Lance has written."""
+"""Names of deletion files parsed from manifests equal those of the files that Lance has written."""
 
 from pathlib import Path
 

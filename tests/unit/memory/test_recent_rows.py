@@ -1,4 +1,4 @@
-"""What was written last is read without the disk; whether it is there, only the catalogue says."""
+"""Recently written blocks are read without the disk; only the catalogue decides whether they exist."""
 
 import shutil
 from pathlib import Path

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from longmem.dtypes import to_array
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.kv_format import STORED_TYPES, pack, rounded
+from longmem.kv_format import pack, rounded
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
-from longmem.store.base import AbstractBlockSource, missing_blocks, with_more
+from longmem.store.base import missing_blocks, with_more
+from longmem.store.source import AbstractBlockSource
+from longmem.stored_format import STORED_TYPES
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 from tests.blocks import make_block
 
@@ -46,7 +48,7 @@ def block_at(
     segment_tokens: int = 64,
     kv_dtype: str = "float32",
 ) -> KVBlock:
-    """Random content that is a function of document and place."""
+    """Return random content as a function of document and position."""
     random = np.random.default_rng([start, sum(map(ord, str(key)))])
     shape = (length, KV_HEADS, HEAD_DIM)
     keys, values = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
@@ -144,7 +146,7 @@ def test_buffer_holds_every_whole_chunk_of_its_window(
         view = buffer.view(max(oldest, buffer.start_token), block.end_token)
         same(view, naive_view(past, oldest, block.end_token, key_space))
         held.append((view, copied(view)))
-        # and any shorter interval that ends where a block ended
+        # any shorter interval that ends where a block ended
         end = data.draw(st.sampled_from([each.end_token for each in past if each.end_token >= buffer.start_token]))
         start = data.draw(st.integers(buffer.start_token, end))
         assert buffer.covers(start, end)
@@ -165,7 +167,7 @@ def test_buffer_holds_every_whole_chunk_of_its_window(
 def test_no_view_reaches_beyond_its_end(
     naive_view: NaiveView, lengths: list[int], chunk: int, start: int, length: int
 ) -> None:
-    """Chunks lie wholly in [start, end) wherever the end is: a token at or after it would be the future."""
+    """Check chunks for any end: they lie wholly in [start, end), because a token at or after it would be the future."""
     blocks = consecutive(lengths, chunk)
     buffer = WindowBuffer(64)
     for block in blocks:
@@ -191,7 +193,7 @@ def test_buffer_refuses_a_gap_and_an_interval_it_does_not_hold() -> None:
 
 
 def test_a_block_may_leave_the_end_of_its_segment_free(naive_view: NaiveView) -> None:
-    """Whole examples rarely fill a segment; the token after the last of one block is the first of the next."""
+    """Check blocks of whole examples, which rarely fill a segment; the next token stored is the next position."""
     size = make_block().fingerprint.segment_tokens
     blocks = [make_block(segment=index, num_tokens=count) for index, count in enumerate((size, 5, size - 1, 2))]
     buffer = WindowBuffer(64 * size)
@@ -207,7 +209,7 @@ def test_a_block_may_leave_the_end_of_its_segment_free(naive_view: NaiveView) ->
 @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", KEY_SPACES)
 def test_view_in_any_key_space(name: str, kv_dtype: str, naive_view: NaiveView) -> None:
-    """Only keys and chunk keys are in another form, and what is no token stays zero."""
+    """Check that only keys and chunk keys are transformed, and padding stays zero."""
     blocks = [block_at(0, 8, 4, kv_dtype=kv_dtype), block_at(8, 6, 4, kv_dtype=kv_dtype)]
     raw, buffer = WindowBuffer(64), WindowBuffer(64, key_space=KEY_SPACES[name])
     for block in blocks:
@@ -238,7 +240,7 @@ def test_partial_last_chunk(kv_dtype: str, naive_view: NaiveView) -> None:
         assert (part == 0).all(), "padding holds zeros"
     mean = torch.stack([view.keys[:, 3, position].double() for position in range(2)]).mean(dim=0)
     torch.testing.assert_close(view.chunk_keys[:, 3].double(), mean, rtol=0, atol=1e-6)
-    # what follows a partial chunk begins a chunk of its own
+    # tokens after a partial chunk begin a new chunk
     buffer.append(block_at(14, 4, 4, kv_dtype=kv_dtype))
     assert buffer.view(0, 18).starts.tolist() == [0, 4, 8, 12, 14]
     assert buffer.view(13, 18).starts.tolist() == [14]
@@ -274,7 +276,7 @@ def test_views_are_slices_not_copies() -> None:
 @pytest.mark.parametrize("name", KEY_SPACES)
 @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
 def test_keys_of_chunks_of_one_token_are_kept_once(kv_dtype: str, name: str, naive_view: NaiveView) -> None:
-    """They are what is searched: in their own type, wherever the window has been renewed."""
+    """Check that keys of one-token chunks are searched directly, in their own dtype, after any reallocation."""
     buffer = WindowBuffer(100, key_space=KEY_SPACES[name])
     blocks = [block_at(40 * index, 40, 1, kv_dtype=kv_dtype) for index in range(7)]
     for block in blocks:
@@ -313,7 +315,7 @@ def test_memory_of_a_long_document_is_bounded_and_copying_is_too(monkeypatch: py
 
 
 class DictSource(AbstractBlockSource):
-    """A source that holds its blocks in a dictionary and remembers what was read."""
+    """Source that holds its blocks in a dictionary and records the reads."""
 
     def __init__(self, blocks: Sequence[KVBlock] = ()) -> None:
         self.blocks = {(block.key, block.segment): block for block in blocks}
@@ -363,7 +365,7 @@ def test_cache_gives_the_window_of_any_segment_in_any_order(
 ) -> None:
     segment_tokens, memory_tokens = segment_chunks * chunk, memory_chunks * chunk
     stored = {
-        # of one name in two namespaces, too
+        # also of one name in two namespaces
         DocumentKey(f"namespace-{index % 2}", f"book-{index // 2}"): segments_of(
             f"book-{index // 2}", count, segment_tokens, chunk, 1 if short else None, f"namespace-{index % 2}"
         )
@@ -443,7 +445,7 @@ def test_a_missing_block_is_an_error_and_leaves_nothing_behind(naive_view: Naive
 
 
 class DamagedSource(DictSource):
-    """One block is damaged."""
+    """Source with one damaged block."""
 
     def __init__(self, blocks: Sequence[KVBlock], damaged: int) -> None:
         super().__init__(blocks)
@@ -457,7 +459,7 @@ class DamagedSource(DictSource):
 
 
 def test_a_damaged_block_troubles_only_those_who_need_it(naive_view: NaiveView) -> None:
-    """However far ahead of them it was read: a damaged last block is needed by no segment of its document."""
+    """Check a damaged last block, which no segment needs: read-ahead of it must not raise."""
     blocks = segments_of("book", 12, 8, 4)
     cache = WindowCache(DamagedSource(blocks, 7), 8, 32)
     for segment in range(8):
@@ -475,7 +477,7 @@ def test_the_document_read_longest_ago_goes_first(naive_view: NaiveView) -> None
     one = WindowCache(source, 8, 64)
     one.view(keys["a"], 7)
     cache = WindowCache(source, 8, 64, max_bytes=2 * one.num_bytes)
-    for name in ("a", "b", "a", "c"):  # b is the one read longest ago
+    for name in ("a", "b", "a", "c"):  # b is the least recently read
         same(cache.view(keys[name], 7), naive_view(stored[name], 0, 56))
     assert cache.num_bytes <= 2 * one.num_bytes
     source.reads.clear()
@@ -509,7 +511,7 @@ def test_a_forgotten_document_is_read_anew(naive_view: NaiveView) -> None:
     cache.forget(KEY)
     cache.forget(KEY)
     assert cache.num_bytes == 0
-    # another document of the same name
+    # another document with this name
     changed = [replace(block, keys=block.keys[::-1], tokens=block.tokens[::-1]) for block in source.blocks.values()]
     source.blocks = {(block.key, block.segment): block for block in changed}
     same(cache.view(KEY, 3), naive_view(changed, 0, 24))

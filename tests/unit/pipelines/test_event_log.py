@@ -1,4 +1,4 @@
-"""The lines of log.jsonl, and what must never be in them."""
+"""The lines of log.jsonl, and content that they must never have."""
 
 import json
 from collections.abc import Iterator

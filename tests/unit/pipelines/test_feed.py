@@ -1,4 +1,4 @@
-"""Reading ahead: input order, bad documents in their place, and an end that never hangs."""
+"""Prefetching: input order, bad documents in their place, and an end that never hangs."""
 
 import threading
 import time
@@ -99,7 +99,7 @@ def test_only_a_few_documents_are_read_ahead(tokenizer: Tokenizer) -> None:
 
     feed = DocumentFeed(documents(), tokenizer, 8, "default", always)
     try:
-        # AHEAD wait in the queue, one more waits for a place in it
+        # AHEAD wait in the queue, and one more waits for a free slot
         wait_for(lambda: len(read) == AHEAD + 1)
         time.sleep(0.3)
         assert len(read) == AHEAD + 1
@@ -152,7 +152,7 @@ def test_closing_ends_a_blocked_producer(tokenizer: Tokenizer, num_taken: int) -
 
 
 def test_the_end_is_known_once_all_is_taken_and_read(tokenizer: Tokenizer) -> None:
-    """And not while a document may still come."""
+    """Check that the end is not reported while a document may still come."""
     go_on = threading.Event()
 
     def documents() -> Iterator[Document]:

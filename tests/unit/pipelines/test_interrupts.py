@@ -1,4 +1,4 @@
-"""Interruption: at any moment one line and exit code 130, and in order where there is something to tidy up."""
+"""Interruption at any moment: one line and exit code 130, after cleanup where needed."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def test_handlers_return_after_an_error() -> None:
 
 
 def run(code: str, folder: Path, *, ignored: signal.Signals | None = None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a process that has taken the signals over."""
+    """Return exit code, stdout and stderr of a process that has installed the signal handlers."""
     start = """
         import os, signal, sys, time
         from pipelines.command import interrupts
@@ -76,7 +76,7 @@ def test_a_signal_within_tidying_is_a_keyboard_interrupt(number: signal.Signals,
 
 @pytest.mark.parametrize("dropped", ["Dropped()", "os.fork() or os._exit(0)"])
 def test_interruption_where_python_drops_exceptions_comes_again(dropped: str, tmp_path: Path) -> None:
-    """Destructors, and callbacks around `fork`: the command went on as if there had been no Ctrl-C."""
+    """Check destructors and callbacks around `fork`, where Python drops exceptions and a command ignored Ctrl-C."""
     code = f"""
     class Dropped:
         def __del__(self):
@@ -94,7 +94,7 @@ def test_interruption_where_python_drops_exceptions_comes_again(dropped: str, tm
 
 
 def test_interruption_at_the_start_of_a_process_waits_until_it_has_started(tmp_path: Path) -> None:
-    """Libraries hold locks from the callback before a fork to the one after it."""
+    """Check process start: libraries hold locks from the callback before a fork to the one after it."""
     code = """
     import subprocess
     done = []
@@ -167,7 +167,7 @@ def test_a_signal_after_all_that_runs_at_exit_changes_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_the_parent_ignores_stays_ignored(number: signal.Signals, tmp_path: Path) -> None:
-    """`nohup longmem …`, and a job that a shell script has put into the background."""
+    """Check `nohup longmem …`, and a background job of a shell script."""
     code = f"interrupt({int(number)}); print('went on')"
     if number == signal.SIGINT:
         code = "signal.signal(signal.SIGINT, signal.SIG_IGN); interrupts.take_over()\n" + code

@@ -1,4 +1,4 @@
-"""Who may use an output folder, and that files in it are whole or not there."""
+"""Ownership of an output folder, and atomic files in it."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_a_new_job_takes_a_new_or_empty_folder(tmp_path: Path) -> None:
 
 
 def test_a_job_that_could_not_begin_may_be_given_again(tmp_path: Path) -> None:
-    """Bad input is found after the folder was taken, but before the job is one."""
+    """Check a retry: bad input is found after the folder was locked, but before it holds a job."""
     for _ in range(2):
         with JobFolder(tmp_path / "out", resume=False):
             pass
@@ -62,7 +62,7 @@ def test_claim_of_a_job_before_there_was_a_setting_resumes_it_with_what_it_did(t
 
 
 def test_resume_in_a_new_folder_begins_the_job(tmp_path: Path) -> None:
-    """So that a script may always say --resume."""
+    """Check that a script may always pass --resume."""
     with JobFolder(tmp_path / "out", resume=True) as folder:
         assert folder.claim(IDENTITY)
 
@@ -153,7 +153,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
                     JobFolder(tmp_path / "out", resume)
         finally:
             process.send_signal(signal.SIGKILL)
-    # a killed process holds nothing
+    # a killed process holds no lock
     with JobFolder(tmp_path / "out", resume=True) as folder:
         folder.claim({})
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_written_keeps_the_old_file(tmp_path: Path, name: str) ->
     with JobFolder(tmp_path, resume=False) as folder:
         WRITES[name](folder, 1)
         first = (tmp_path / name).read_bytes()
-        (tmp_path / f".{name}.part").mkdir()  # in the way, whoever runs this
+        (tmp_path / f".{name}.part").mkdir()  # blocks the temporary name, even for root
         with pytest.raises(OutputError, match=rf"cannot write .*{name}.* --resume"):
             WRITES[name](folder, 2)
         assert (tmp_path / name).read_bytes() == first
@@ -209,10 +209,10 @@ def test_numbers_that_json_has_not_are_never_written(tmp_path: Path) -> None:
 
 
 def test_a_first_write_that_failed_leaves_the_folder_usable(tmp_path: Path) -> None:
-    """A disk that was full for job.json: the message says to run again, so that has to work."""
+    """Check a disk that was full for job.json: the message says to run again, so that must work."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".job.json.part").write_text("")  # as an ENOSPC leaves it
+    (out / ".job.json.part").write_text("")  # the state after ENOSPC
     for resume in (True, False):
         try:
             with JobFolder(out, resume) as folder:

@@ -1,4 +1,4 @@
-"""When the status file is written, and what the last one says."""
+"""Times at which the status file is written, and its final content."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_the_last_status_says_how_the_job_ended(tmp_path: Path, error: BaseExcep
 
 
 def end_without_status(folder: JobFolder, error: Exception | None) -> None:
-    """A job that ends when its status cannot be written any more."""
+    """End a job that can no longer write its status."""
     with JobReporter(folder, "1", "perplexity", on_cluster=False):
         (folder.path / STATUS_FILE).unlink()
         (folder.path / STATUS_FILE).mkdir()

@@ -1,4 +1,4 @@
-"""What a snapshot says after a job has reported this and that."""
+"""Snapshots of a job's state after various reports."""
 
 import json
 from pathlib import Path

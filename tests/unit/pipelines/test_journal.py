@@ -1,4 +1,4 @@
-"""The journal: nothing that was added is lost, a torn end is cut off, damage is never read as a result."""
+"""The journal: no added record is lost, a torn end is cut off, damage is never read as a result."""
 
 import dataclasses
 import resource
@@ -76,7 +76,7 @@ def write(path: Path, records: list[Record]) -> bytes:
 
 
 def content(journal: Journal) -> tuple[dict[str, DocumentRecord], dict[tuple[str, int], object]]:
-    """Comparable: arrays as bytes with their type."""
+    """Return comparable content: arrays as bytes with their dtype."""
     return journal.documents, {name: plain(record) for name, record in journal.segments.items()}
 
 
@@ -107,7 +107,7 @@ def test_every_kind_of_record_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_record_is_on_disk_when_add_returns(tmp_path: Path) -> None:
-    """A `kill -9` closes no file."""
+    """Check durability against `kill -9`, which closes no file."""
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         for number, record in enumerate(RECORDS, start=1):
@@ -162,7 +162,8 @@ def test_a_torn_first_record_leaves_an_empty_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tail", [b"\0" * 512, b"\xff\xfe\r\r", b"half a line"])
 def test_an_end_of_anything_else_is_cut_off(tmp_path: Path, tail: bytes) -> None:
-    """What a file system may leave behind a crash. A tail that looks like several lines is damage, see below."""
+    """Check tails that a file system may leave after a crash. A tail that looks like several lines is damage, see
+    below."""
     path = tmp_path / "journal.jsonl"
     whole = write(path, RECORDS)
     if tail.count(b"\r"):
@@ -178,7 +179,7 @@ def test_a_changed_byte_before_the_last_line_is_damage(tmp_path: Path) -> None:
     lines = whole.splitlines(keepends=True)
     position = 0
     for number, line in enumerate(lines[:-1], start=1):
-        # in the checksum, in the JSON, and the end of the line itself (which makes the line before the last the last)
+        # in the checksum, in the JSON, and in the newline (which joins the last two lines)
         ends = [] if number == len(lines) - 1 else [len(line) - 1]
         for place in (0, 20, len(line) // 2, *ends):
             damaged = bytearray(whole)
@@ -215,7 +216,7 @@ def test_a_missing_line_end_in_the_middle_is_damage(tmp_path: Path) -> None:
     [b'{"kind": "chapter"}', b"{}", b"[]", b"no JSON", b'{"kind": "document"}', b'{"kind": "segment", "tokens": null}'],
 )
 def test_a_record_of_another_version_is_refused(tmp_path: Path, text: bytes) -> None:
-    """Its checksum is right, so it is no damage and must not be cut off as a torn line."""
+    """Check a valid checksum of another version: it is no damage and must not be cut off as a torn line."""
     path = tmp_path / "journal.jsonl"
     line = f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n"
     whole = write(path, RECORDS[:2]) + line
@@ -240,7 +241,7 @@ def test_a_journal_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_no_more_is_an_output_error_and_nothing_else(tmp_path: Path) -> None:
-    """Closing must not raise over the error that names the trouble, though nothing can be written then either."""
+    """Check that closing does not mask the error that names the cause, though it cannot write either."""
     path = tmp_path / "journal.jsonl"
 
     def use() -> None:
@@ -251,7 +252,7 @@ def test_a_disk_that_takes_no_more_is_an_output_error_and_nothing_else(tmp_path:
             try:
                 journal.add(segment(0))
             finally:
-                # after the block, so that closing meets the same limit
+                # outside the block, so that closing hits the same limit
                 cleanup.append(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
 
     cleanup: list[Callable[[], None]] = []

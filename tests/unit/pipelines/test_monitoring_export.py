@@ -1,4 +1,4 @@
-"""The files for Prometheus and Grafana: they use metrics that exist, alerts fire, nothing foreign is overwritten."""
+"""Files for Prometheus and Grafana: they use existing metrics, alerts fire, no foreign file is overwritten."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_alerts_use_metrics_that_exist(exported: Path) -> None:
 
 
 def test_charts_sum_over_workers(exported: Path) -> None:
-    """Each monitor process has series of its own."""
+    """Check that charts sum over monitor processes, each of which has its own series."""
     for expression in expressions(exported):
         assert re.search(r"\b(sum|max|min|avg)\b", expression), expression
         for by in re.findall(r"by \(([^)]*)\)", expression):
@@ -117,7 +117,7 @@ HEALTHY = {
     "ray_longmem_object_store_limit_bytes": "100x60",
     "up": "1x60",
 }
-"""A job that does well, with a few retries and a lost worker, as `promtool` writes series."""
+"""Series of a healthy job, with a few retries and a lost worker, in `promtool`'s notation."""
 
 SICK = {
     "LongMemJobSilent": {"ray_longmem_heartbeat_timestamp_seconds": "0+30x30 900x30"},
@@ -139,7 +139,7 @@ SICK = {
     "no quota": {"ray_longmem_store_limit_bytes": "0x60"},
     "ended": {"ray_longmem_jobs_running": "1x40 0x4 stale _x15", "ray_longmem_segments_total": "0+5x40 stale _x19"},
 }
-"""How it differs, by the one alert that fires then. The last three fire none."""
+"""Differences from the healthy job, by the one alert that must fire. The last three fire none."""
 
 LABELS = {"ray_longmem_documents_total": ', outcome="failed"', "up": ""}
 NO_WORKER = {"up"}
@@ -148,7 +148,7 @@ NO_WORKER = {"up"}
 @needs_promtool
 @pytest.mark.parametrize("alert", SICK)
 def test_the_right_alert_fires(exported: Path, alert: str) -> None:
-    """Each alert when its trouble comes, no other one beside it, and none of a job that does well."""
+    """Check that each alert fires for its fault alone, and none for a healthy job."""
     series = []
     for name, values in {**HEALTHY, **SICK[alert]}.items():
         labels = 'instance="a", job="ray"' + ("" if name in NO_WORKER else ', WorkerId="w", stage="score"')

@@ -1,4 +1,4 @@
-"""Every option of every command refuses what it cannot mean: one sentence with its name, before anything starts."""
+"""Every option of every command refuses invalid values: one sentence with its name, before any work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ LEGAL = {
     ("train", "--gate-start", "-1"),
     ("train", "--scale-start", "-1"),
 }
-"""A logit and a factor, which may be negative."""
+"""Options that may be negative: a logit and a factor."""
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -38,7 +38,7 @@ COMMANDS = dict(commands(ROOT))
 
 
 def kind_of(parameter: Any) -> str:
-    """whole, real, text or path, by the parser that the option was declared with; else flag or choice."""
+    """Return whole, real, text or path, by the declared parser of the option; else flag or choice."""
     if getattr(parameter, "is_flag", False):
         return "flag"
     info = parameter.type_descriptor.parameter_info
@@ -72,7 +72,7 @@ def test_an_option_with_a_value_it_cannot_have_is_refused(
     monkeypatch.setenv("COLUMNS", "200")
     parameters = COMMANDS[path].params
     for parameter in parameters:
-        # whatever else the command cannot do without; arguments in their order
+        # other required parameters of the command; arguments in their order
         options = [
             part
             for each in parameters
@@ -113,7 +113,7 @@ def test_an_error_with_foreign_text_reaches_the_terminal_without_control_charact
 
 
 def test_a_float_option_without_the_check_would_be_seen() -> None:
-    """Planted: typer's own float takes NaN."""
+    """Check the test itself: typer's own float accepts NaN."""
     planted = typer.Typer()
 
     @planted.command()

@@ -1,4 +1,4 @@
-"""What a job tells its executor beside tasks."""
+"""Backlog hints that a job gives its executor."""
 
 from collections import Counter
 from io import StringIO
@@ -19,7 +19,7 @@ from tests.texts import prose
 
 
 class Told(InlineExecutor):
-    """Remembers what was foreseen when a segment was submitted for encoding."""
+    """Executor that records the backlog at each submission for encoding."""
 
     def __init__(self, job: PerplexityJob) -> None:
         super().__init__(job.model.open(), InMemoryStore())
@@ -46,9 +46,7 @@ class Told(InlineExecutor):
         return completions
 
 
-def test_what_is_left_to_do_is_foreseen_as_far_as_documents_are_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_backlog_is_known_once_all_documents_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_longmem(tmp_path / "backbone").save_pretrained(tmp_path / "model")
     texts = tmp_path / "texts"
     texts.mkdir()

@@ -1,4 +1,4 @@
-"""The prediction by what must hold for any plan, and by an example that is computed by hand."""
+"""The prediction against invariants of any plan, and against an example computed by hand."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -28,7 +28,7 @@ def costs(
     slope: float = 0.001,
     driver: float = 0.001,
 ) -> UnitCosts:
-    """Round numbers: scoring costs `score` + `slope` for each token in the window."""
+    """Return round unit costs: scoring costs `score` + `slope` for each token in the window."""
     line = CostLine(score, slope)
     return UnitCosts(
         identity={"threads": 1},
@@ -64,7 +64,8 @@ def on_ray(encoders: int = 1, readers: int = 1, *, nodes: int = 1, cores: float 
 
 
 def test_one_process_adds_everything_up() -> None:
-    """550 tokens: five full segments with 0, 100, 200, 300, 300 tokens in the window, and half of one with 300."""
+    """Compute 550 tokens: five full segments with 0, 100, 200, 300, 300 tokens in the window, and half of one with
+    300."""
     plan = predict(costs(), Workload((550,)), Cluster(in_process=True))
     encode = 5.5 * 0.1
     put = 6 * (0.01 + 7 * 0.0025) / 8
@@ -89,7 +90,8 @@ def test_one_process_adds_everything_up() -> None:
 
 
 def test_pools_take_as_long_as_the_slowest_stage_of_each_segment() -> None:
-    """Two readers halve scoring, and each of them fetches every block: 4 ms for its own turn, 2 for the other's."""
+    """Compute two readers, which halve scoring but each fetch every block: 4 ms for their own turn, 2 for the
+    other's."""
     plan = predict(costs(encode=0.21, slope=0.001), Workload((400,)), on_ray(1, 2))
     first = max(0.21, 0.1 / 2)
     later = [max(0.21, (0.2 + 0.001 * window + 0.006) / 2) for window in (100, 200, 300)]
@@ -126,7 +128,7 @@ def test_encoders_prepare_for_readers_as_much_as_makes_both_equal(
 
 
 def test_a_store_commits_what_comes_while_it_commits_and_pauses() -> None:
-    """A commit takes 10 ms and 2.5 for each further block, the pause 200, and a segment comes every 50."""
+    """Compute commits: 10 ms plus 2.5 for each further block, a pause of 200, and a segment every 50."""
     plan = predict(costs(encode=0.05, score=0.02, slope=0.0), Workload((400,)), on_ray())
     together = (0.01 - 0.0025 + 0.2) / (0.05 - 0.0025)
     assert 4 < together < 5
@@ -145,8 +147,8 @@ def test_between_two_nodes_half_of_everything_travels() -> None:
     }
     assert plan.network_bytes_per_node == (12000 + 2000 + 8000) // 2
     assert plan.network_mb_per_s == pytest.approx(11000 / plan.wall_s / 1e6)
-    # one encoder, two readers with a window each, the store, Ray, and half of what is in flight: all four segments,
-    # and the blocks that four readers fetch, all that there are
+    # one encoder, two readers with a window each, the store, Ray, and half of the in-flight data: all four segments,
+    # and the blocks that four readers fetch, which are all
     objects = 4 * 6000 + 16 * 1000
     assert plan.object_store_bytes == objects
     assert plan.ram_bytes_per_node == 2 * 10**6 + 2 * (3 * 10**6 + 9000) + 10**5 + 10**7 + objects // 2
@@ -163,7 +165,7 @@ def test_disk_follows_what_is_kept(retention: str, segments: int) -> None:
     assert plan.disk_bytes == int(segments * 1000 * 1.1)
 
 
-# --- what limits ------------------------------------------------------------------------------------------------
+# --- bottlenecks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -267,9 +269,9 @@ def test_nothing_is_lost_in_a_plan(
     plan = predict(costs(), Workload(lengths), cluster)
     assert plan.num_segments == sum(-(-each // SIZE) for each in lengths)
     assert plan.tokens_per_s * plan.wall_s == pytest.approx(sum(lengths))
-    # every second of the run belongs to what was the slowest; the rest is beginning and end
+    # every second of the run belongs to the slowest stage; the rest is start and end
     assert sum(plan.limited_s.values()) < plan.wall_s
-    # no core works more than the whole time; later documents are tokenised beside
+    # no core is busy longer than the run; later documents are tokenised in parallel
     beside_s = 1e-5 * sum(lengths[1:])
     assert plan.cpu_s - beside_s <= plan.wall_s * cluster.nodes * max(cluster.cores_per_node, 1) * (1 + 1e-9)
     for stage in plan.stages.values():
@@ -301,7 +303,7 @@ def test_waiting_for_others_can_be_left_out() -> None:
     waited = replace(costs(), encode=Cost(0.4, 0.1), score=replace(costs().score, wall=CostLine(1.0, 0.01)))
     quiet = without_waiting(waited)
     assert (quiet.encode.wall_s, quiet.score.wall) == (0.1, CostLine(0.2, 0.001))
-    # the wall time of several threads cannot be told from their CPU time
+    # wall time of several threads does not reveal their CPU time
     several = replace(waited, identity={"threads": 2})
     assert without_waiting(several) == several
 

@@ -1,4 +1,4 @@
-"""The verdict of a check: by throughput as it was, with the share that others took only as an explanation."""
+"""Verdict of a check: by raw throughput; the load of other processes only explains it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Costs in a file: they come back as they were, and are refused for anything but what they were measured for."""
+"""Costs in a file: they round-trip, and are refused for any setting other than the measured one."""
 
 import json
 from pathlib import Path

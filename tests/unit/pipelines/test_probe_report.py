@@ -1,4 +1,4 @@
-"""What the report of synthetic tests says under its pictures."""
+"""Captions of the report of synthetic tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What processes use, seen on real ones."""
+"""Resource usage of processes, measured on real ones."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ print(json.dumps({"roles": roles, **peaks}))
 
 
 def test_a_child_is_counted_and_so_is_its_work(tmp_path: Path) -> None:
-    """Watched from a process of its own, because this one may have the daemons of other tests as children."""
+    """Watch from a process of its own, because this one may have the daemons of other tests as children."""
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(tmp_path / "growing")], capture_output=True, text=True, timeout=60, cwd=ROOT
     )

@@ -1,4 +1,4 @@
-"""`longmem status`: what it says of folders, and of nothing."""
+"""`longmem status` on job folders, other folders and missing ones."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from pipelines.watch.status import SILENT_S, read_status, render
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[JobReporter]:
-    """A job that runs in `tmp_path`."""
+    """Yield a reporter of a job that runs in `tmp_path`."""
     with (
         JobFolder(tmp_path, resume=False) as folder,
         JobReporter(folder, "1f", "perplexity", on_cluster=False) as reporter,
@@ -51,7 +51,7 @@ def test_a_job_that_hangs_is_told_from_one_that_is_gone(tmp_path: Path) -> None:
         assert "hangs" in text
         alive = (tmp_path / STATUS_FILE).read_bytes()
     assert "finished" in shown(tmp_path, 9999)
-    (tmp_path / STATUS_FILE).write_bytes(alive)  # as kill -9 leaves it
+    (tmp_path / STATUS_FILE).write_bytes(alive)  # the state after kill -9
     assert read_status(tmp_path).verdict == "killed"
     assert "--resume" in shown(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The same results give the same bytes, in columns that are promised."""
+"""Equal results give equal bytes, in the documented columns."""
 
 import dataclasses
 from pathlib import Path
@@ -71,7 +71,7 @@ FAILED = DocumentRecord(document="bad", order=3, source="/books/bad.txt", status
 
 
 def write_all(folder: Path, records: list[Record]) -> dict[str, bytes]:
-    """Parquet files of a job whose records came in the given order."""
+    """Write Parquet files of a job whose records came in the given order."""
     with JobFolder(folder, resume=False) as job, Journal(folder / "journal.jsonl") as journal:
         for record in records:
             journal.add(record)

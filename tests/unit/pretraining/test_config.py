@@ -1,4 +1,4 @@
-"""Settings of pretraining: what is refused, how many steps a corpus gives, and the learning rate's path."""
+"""Settings of pretraining: refused values, number of steps for a corpus, and the learning-rate schedule."""
 
 import math
 from dataclasses import replace

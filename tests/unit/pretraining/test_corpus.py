@@ -1,4 +1,4 @@
-"""Tokens on disk: all documents in order with the start token between them, complete or not there at all."""
+"""Tokens on disk: all documents in order with the start token between them, written atomically."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,8 @@ TEXTS = ["one\ntwo\nthree", "naïve"]
 
 
 def byte_level(vocab_size: int) -> Tokenizer:
-    """One token per byte: the start token is 0, bytes follow, and names without use fill the rest."""
+    """Return a tokenizer with one token per byte: the start token is 0, bytes follow, and unused names fill the
+    rest."""
     entries = [START_TOKEN, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     entries += [f"<{number}>" for number in range(vocab_size - len(entries))]
     tokenizer = Tokenizer(models.BPE(vocab={entry: index for index, entry in enumerate(entries)}, merges=[]))

@@ -1,4 +1,4 @@
-"""The sizes are what they are called, and the small one is the backbone that ships."""
+"""Presets have the named sizes, and the small one is the backbone that ships."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ def test_8m_is_the_backbone_that_ships() -> None:
     shipped = json.loads((REFERENCE_MODEL / "backbone" / "config.json").read_text())
     with torch.device("meta"):
         config = new_llama(PRESETS["8m"].shape, 0, 0).config.to_dict()
-    # written when a model is saved, which a test of the whole command does
+    # written when a model is saved, which a test of the whole command covers
     for name in ("architectures", "dtype", "transformers_version"):
         del shipped[name]
     assert {name: config.get(name) for name in shipped} == shipped

@@ -1,4 +1,4 @@
-"""The step against its definition, accumulation, what decays, and checkpoints."""
+"""The step against its definition, accumulation, weight decay, and checkpoints."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ def test_weights_stay_float32_under_bfloat16() -> None:
     trained = pretrainer(dtype="bfloat16")
     losses = [trained.step().loss for _ in range(2)]
     assert {parameter.dtype for parameter in trained.model.parameters()} == {torch.float32}
-    # three digits of bfloat16
+    # bfloat16 has three decimal digits
     assert losses == pytest.approx([pretrainer().step().loss, losses[1]], rel=1e-2)
 
 

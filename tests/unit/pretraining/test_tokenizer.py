@@ -1,4 +1,4 @@
-"""A new tokenizer: deterministic, loses nothing, and gives the same tokens piece by piece as at once."""
+"""A new tokenizer: deterministic, lossless, and equal tokens for pieces and for the whole text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Windows: each token once per pass, orders and repeats from the seed and the number alone, periods that grow."""
+"""Windows: each token once per pass, orders and repeats from seed and number alone, periods that grow."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ CONFIG = PretrainingConfig(
     window_tokens=8, batch_tokens=32, micro_rows=2, learning_rate=1e-3, steps=100, repeat_share=0.0
 )
 TOKENS = np.arange(8 * 13 + 5, dtype=np.uint16)
-"""13 windows and a rest; every token another one."""
+"""Tokens of 13 windows and a remainder; all tokens differ."""
 
 
 def test_a_pass_covers_each_token_once() -> None:

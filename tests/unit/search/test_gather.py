@@ -1,4 +1,4 @@
-"""Reading rows in C against torch, which is differentiable and runs anywhere, and both against float64."""
+"""Reading rows in C against torch, which is differentiable and portable, and both against float64."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ STORED = [torch.float32, torch.float16, torch.bfloat16]
 def case(
     num_tokens: int, kv_heads: int, group: int, retrieved: int, num_rows: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, weights, ids, and rows that are a slice of a larger array, as those of a view are: by token."""
+    """Return queries, weights, ids, and rows that are a slice of a larger array, laid out by token like a view."""
     random = torch.Generator().manual_seed(num_tokens + num_rows)
     heads = kv_heads * group
     queries = torch.randn((num_tokens, heads, head_dim), generator=random)
@@ -27,7 +27,7 @@ def case(
 
 
 def expected(queries: Tensor, weights: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """By definition, in float64."""
+    """Compute the definition in float64."""
     kv_head = torch.arange(queries.shape[1]) // (queries.shape[1] // len(rows))
     gathered = rows.double()[kv_head[None, :, None], ids]
     return (gathered @ queries.double()[..., None])[..., 0], (weights.double()[..., None] * gathered).sum(dim=2)
@@ -70,7 +70,7 @@ def test_any_shape(
 
 
 def test_every_float16_is_widened_exactly() -> None:
-    """Subnormal ones too: all finite bit patterns, each in a row of its own."""
+    """Check all finite bit patterns, subnormal ones included, each in a row of its own."""
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.float16)
     finite = bits[bits.isfinite()]
     for head_dim in (1, 8):

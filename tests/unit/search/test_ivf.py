@@ -1,4 +1,4 @@
-"""Approximate search: cells that depend on the text alone, and the exact best of whatever is looked into."""
+"""Approximate search: cells that depend on the text alone, and the exact top-k of the probed cells."""
 
 from dataclasses import replace
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import WindowBuffer
 from longmem.retrieval import create_search, ivf_index
-from longmem.retrieval.ivf_index import Cells, KeyCells, make_cells
+from longmem.retrieval.faiss_search import make_cells
+from longmem.retrieval.ivf_index import Cells, KeyCells
 from longmem.retrieval.ivf_search import IvfSearch
 from longmem.retrieval.low_rank_bound import KeySketch, fit_basis
 from tests.blocks import IDENTITY, make_block
@@ -26,7 +27,7 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys_of(heads: int, chunks: int, dim: int, seed: int) -> Tensor:
-    """Vectors in clusters, whose directions matter less and less."""
+    """Return clustered vectors whose dimensions have decreasing variance."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.randn((heads, 12, dim), generator=random)
     chosen = torch.randint(12, (chunks,), generator=random)
@@ -37,7 +38,7 @@ def keys_of(heads: int, chunks: int, dim: int, seed: int) -> Tensor:
 def naive_search(
     queries: Tensor, keys: Tensor, slots: int, stretches: list[tuple[int, Cells]]
 ) -> tuple[list[list[list[int]]], int]:
-    """The best in double precision among all that a query may look into; and how many keys nobody could."""
+    """Return the best in double precision among all keys that a query may read, and the number of the others."""
     num_tokens, heads, _ = queries.shape
     kv_heads, num_chunks, _ = keys.shape
     found, missed = [], 0
@@ -177,7 +178,7 @@ def test_keys_that_change_move_to_other_cells() -> None:
         assert not torch.equal(before.cell_of, after.cell_of)
 
 
-# ---- what a window gives
+# ---- cells of a window
 
 
 def blocks_of(count: int, last: int = IDENTITY.segment_tokens) -> list:
@@ -210,7 +211,7 @@ def test_a_view_is_covered_by_the_largest_stretches_in_it(start: int, length: in
 def test_cells_of_a_view_are_a_function_of_its_text(
     retrieval: str, scales: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever a reader began, and whatever it keeps."""
+    """Compare cells for any start of the reader, and any length that it keeps."""
     monkeypatch.setattr(ivf_index, "STRETCHES", scales)
     key_space = KeySpace("raw", retrieval, celled=True)  # type: ignore[arg-type]
     size, blocks = IDENTITY.segment_tokens, blocks_of(24)
@@ -241,7 +242,7 @@ def test_cells_come_only_where_they_are_asked_for() -> None:
 
 
 def test_what_cannot_be_searched_is_left_out_and_the_rest_of_its_stretch_stays() -> None:
-    """The last chunk of a view has nothing behind it that could be copied, wherever the view ends."""
+    """Check the last chunk of a view, which has no continuation to copy, wherever the view ends."""
     made = make_cells(keys_of(1, 48, 16, 0))
     view = KeyCells(((4, made), (60, made)))
     assert view.narrow(108).stretches == view.stretches

@@ -1,4 +1,4 @@
-"""The native engine: bounds that hold, results that sketches do not change, and every way that building it can fail."""
+"""The native engine: valid bounds, results independent of sketches, and every way that its build can fail."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ from tests.blocks import IDENTITY, make_block
 
 
 def decaying(rows: int, dim: int, seed: int, decay: float = 0.8) -> Tensor:
-    """Vectors whose directions matter less and less, as those of real keys do."""
+    """Return vectors whose dimensions have decreasing variance, like real keys."""
     random = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn((dim, dim), generator=random)).Q
     return torch.randn((rows, dim), generator=random) * decay ** torch.arange(dim) @ directions.T
@@ -38,7 +38,7 @@ def sketch_of(keys: Tensor, queries: Tensor) -> KeySketch:
 
 
 def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Double-precision scores, best first, of equal ones the older chunk first."""
+    """Return double-precision scores, best first, ties by age."""
     scores = queries.double() @ keys.double().T
     order = scores.sort(dim=1, descending=True, stable=True)
     return order.indices[:, :k], order.values[:, :k]
@@ -55,7 +55,7 @@ def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def test_a_bound_is_never_below_the_product(
     num_keys: int, dim: int, heads: int, decay: float, scale: float, seed: int
 ) -> None:
-    """For keys and queries unlike those that the basis was fitted to as well."""
+    """Check keys and queries from a distribution other than the fitted one as well."""
     fitted = torch.stack([decaying(200, dim, head, decay) for head in range(heads)])
     basis = fit_basis(fitted, fitted.flip(1))
     assert basis is not None
@@ -107,8 +107,7 @@ def test_bounds_of_whole_numbers_lose_nothing(
     scales: tuple[float, float],
     seed: int,
 ) -> None:
-    """Keys whose norms differ by orders of magnitude beside each other, with some that cannot be coded among them, and
-    many that are equal."""
+    """Check adjacent keys whose norms differ by orders of magnitude, with some that cannot be quantised, and ties."""
     random = torch.Generator().manual_seed(seed)
     keys = torch.randn((num_keys, dim), generator=random)
     keys *= torch.exp(spread * torch.randn((num_keys, 1), generator=random))
@@ -139,7 +138,7 @@ def test_bounds_of_whole_numbers_lose_nothing(
     ("of_keys", "of_queries"), [(1e-25, 1e10), (1e10, 1e-25), (1e-23, 1e-22), (1e-38, 1e-3), (1.0, 1.0)]
 )
 def test_numbers_too_small_for_squares_lose_nothing(of_keys: float, of_queries: float) -> None:
-    """Keys that differ by little, so that the rounding of float32 decides if the margins are too small."""
+    """Check keys that differ by little, so that float32 rounding decides if the margins are too small."""
     random = torch.Generator().manual_seed(0)
     keys = torch.randn((1, 64), generator=random) + 1e-6 * torch.randn((3000, 64), generator=random)
     keys, queries = keys * of_keys, torch.randn((50, 64), generator=random) * of_queries
@@ -172,7 +171,7 @@ def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
 def test_other_kinds_of_processors_find_the_same(
     level: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the instructions of this one, if it has them; what it has not, it cannot run."""
+    """Build for each level of instructions that this machine can run; others are skipped."""
     compiler = build.find_compiler()
     assert compiler is not None
     macros = subprocess.check_output([compiler, *build.FLAGS, "-dM", "-E", "-x", "c", os.devnull], text=True)
@@ -194,7 +193,8 @@ def test_other_kinds_of_processors_find_the_same(
 
 
 def test_a_sample_that_promises_too_much() -> None:
-    """The sampled panels hold all the good keys: fewer than k others reach the guess, and the search starts again."""
+    """Check sampled panels that hold all the good keys: fewer than k others reach the guess, and the search
+    restarts."""
     keys = decaying(20_000, 64, 3)
     queries = decaying(20, 64, 4)
     # a sample begins there, on every kind of processor, and holds half of these keys or all
@@ -213,7 +213,7 @@ def test_equal_scores_go_to_the_older_chunk() -> None:
 
 
 def test_what_is_not_a_number_finds_nothing() -> None:
-    """As with FAISS; the model reports the number itself."""
+    """Check NaN like FAISS does; the model itself reports the number."""
     queries = torch.ones(2, 1, 8)
     queries[1, 0, 3] = torch.nan
     hits = create_search("native").search(queries, torch.ones(1, 9, 8), 3)
@@ -221,7 +221,7 @@ def test_what_is_not_a_number_finds_nothing() -> None:
     assert hits.scores[1].tolist() == [[-torch.inf] * 3]
 
 
-def test_keys_that_fill_all_directions_alike_are_not_sketched() -> None:
+def test_native_isotropic_keys_are_not_sketched() -> None:
     keys = torch.randn((1, 4000, 32), generator=torch.Generator().manual_seed(0))
     assert fit_basis(keys, keys) is None
 
@@ -234,7 +234,7 @@ def test_few_or_equal_keys_can_be_fitted() -> None:
 
 @pytest.mark.parametrize("retrieval", ["joint", "per_head"])
 def test_views_bring_the_sketch_of_their_own_chunks(retrieval: str) -> None:
-    """Through growth and renewal, of any slice; and only where it is asked for."""
+    """Check views through growth and reallocation, of any slice; sketches exist only where requested."""
     identity = replace(IDENTITY, head_dim=24)
     mean = torch.zeros(2, identity.head_dim)
     key_space = KeySpace("centred", retrieval, mean, sketched=True)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Exact repeats against loops over the text, and what the loops cannot say: short texts, steps, collisions."""
+"""Exact repeats against loops over the text, and cases that the loops miss: short texts, steps, collisions."""
 
 from itertools import chain, pairwise, product
 
@@ -13,14 +13,14 @@ from longmem.retrieval.repeats import LENGTHS, LONGEST, RepeatIndex, Repeats, ru
 
 Text = list[int]
 Case = tuple[Text, Text]
-"""A memory and a context."""
+"""Token ids of a memory and of a context."""
 Slots = list[tuple[int, int] | None]
-"""A place and its run, None where there is none."""
+"""Pairs of a place and its run; None for an empty slot."""
 
 
 @st.composite
 def cases(draw: st.DrawFn, most: int = 60) -> Case:
-    """A memory of at most so many tokens and a context of at most 12, of few words, so that long runs stand again."""
+    """Draw a memory of at most `most` tokens and a context of at most 12, of few words, so that long runs repeat."""
     letters = st.integers(0, draw(st.integers(1, 3)))
     words = draw(st.lists(st.lists(letters, min_size=1, max_size=10), min_size=1, max_size=3))
     memory, context = (draw(st.lists(st.sampled_from(words), max_size=count)) for count in (15, 4))
@@ -32,7 +32,7 @@ def find(memory: Text, context: Text, num_reading: int, slots: int) -> Repeats:
 
 
 def slots_of(found: Repeats) -> list[list[Slots]]:
-    """For each reader and length."""
+    """Return the slots for each reader and length."""
     assert not found.index[~found.valid].any()
     assert not found.runs[~found.valid].any()
     rows = zip(found.index.tolist(), found.runs.tolist(), found.valid.tolist(), strict=True)
@@ -61,7 +61,7 @@ def naive_places(text: Text, num_stored: int, reader: int, length: int, next_len
     found: Slots = []
     for place in equal[::-1][:slots]:
         run = naive_run(text, place, reader, LONGEST)
-        # where the next length stands again too, the place has taken a slot of this one for nothing
+        # where the next length repeats too, the place wastes a slot of this one
         found.append((place, run) if run < next_length else None)
     return found + [None] * (slots - len(found))
 
@@ -80,7 +80,7 @@ def test_repeats_are_those_of_the_loop(case: Case, reading: int, slots: int) -> 
 @pytest.mark.parametrize("size", range(10))
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_short_memories_and_contexts(size: int, length: int) -> None:
-    """One repeated token: shorter than the longest n-gram, everything still repeats."""
+    """Check one repeated token: shorter than the longest n-gram, everything still repeats."""
     memory, context = [7] * size, [7] * length
     assert slots_of(find(memory, context, length, 2)) == naive_slots(memory, context, length, 2)
 
@@ -97,7 +97,7 @@ def test_a_memory_of_one_token(token: int, expected: list[Slots]) -> None:
 
 
 def test_each_length_has_the_places_whose_run_is_no_longer() -> None:
-    """As in the module's docstring: "the old mill stood, the old man, this old …" and a reader after "the old"."""
+    """Check the example of the module's docstring: "the old mill stood, the old man, this old …" after "the old"."""
     the, old, mill, stood, man, this, what = range(7)
     memory = [the, old, mill, stood, the, old, man, this, old]
     one, two, more = [(8, 1), None, None], [(5, 2), (1, 2), None], [None] * 3
@@ -106,7 +106,7 @@ def test_each_length_has_the_places_whose_run_is_no_longer() -> None:
 
 def test_one_repeated_token_is_found_at_its_longest_runs_only() -> None:
     nothing: Slots = [None] * 3
-    # every one of the newest places ends a run of eight too
+    # every one of the newest places also ends a run of eight
     assert slots_of(find([7] * 40, [7, 7], 1, 3)) == [[nothing] * 3 + [[(39, 16), (38, 16), (37, 16)]]]
     # runs of 3, 4 and 5 tokens
     assert slots_of(find([7] * 5, [7, 7], 1, 3)) == [[nothing, [None, None, (2, 3)], [(4, 5), (3, 4), None], nothing]]
@@ -140,7 +140,7 @@ def test_step_by_step_finds_what_all_at_once_does(case: Case, slots: int) -> Non
 @pytest.mark.parametrize("factor", [0, 2**63])
 @given(case=cases(most=20), slots=st.integers(1, 5))
 def test_collisions_cost_slots_and_never_give_a_false_place(factor: int, case: Case, slots: int) -> None:
-    """With factor 0 all hashes are equal, with 2^63 there are two."""
+    """Check collisions: with factor 0 all hashes are equal, with 2^63 there are two."""
     memory, context = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repeats, "_FACTOR", np.uint64(factor))
@@ -180,7 +180,7 @@ def test_runs_are_those_of_the_loop(text: Text, segment: int, longest: int, seed
 
 
 def test_a_run_goes_back_from_the_segment_into_the_memory() -> None:
-    """The reader is the segment's first token, so three of the four equal tokens before it are the memory's."""
+    """Check a reader at the segment's first token: three of the four equal tokens before it are the memory's."""
     text = torch.tensor([5, 1, 2, 3, 4, 9, 1, 2, 3, 4])
     for longest in (0, 2, 4, 8):
         runs = run_lengths(text, torch.tensor([[[4, 3]]]), torch.tensor([9]), longest)
@@ -188,5 +188,5 @@ def test_a_run_goes_back_from_the_segment_into_the_memory() -> None:
 
 
 def test_a_repeat_is_found_from_the_memory_into_the_segment() -> None:
-    """Two of the reader's three tokens are the memory's last."""
+    """Check a run across the border: two of the reader's three tokens are the memory's last."""
     assert slots_of(find([1, 2, 3, 8, 1, 2], [3], 1, 1)) == [[[None], [(2, 3)], [None], [None]]]

@@ -1,4 +1,4 @@
-"""Both engines against brute force in float64: the best chunks of each head, and never one that is not there."""
+"""Both engines against brute force in float64: the best chunks of each head, and no invalid one."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ every_engine = pytest.mark.parametrize("engine", SEARCH_ENGINES)
 
 
 def check_against_brute_force(hits: ChunkHits, queries: Tensor, chunk_keys: Tensor, num_slots: int) -> None:
-    """The hits are a top-k of the exact scores; among chunks whose scores differ by rounding only, any may be named."""
+    """Check that hits are a top-k of the exact scores; chunks whose scores differ by rounding are interchangeable."""
     num_tokens, heads, head_dim = queries.shape
     kv_heads, num_chunks, _ = chunk_keys.shape
     assert hits.ids.shape == hits.scores.shape == (num_tokens, heads, num_slots)
@@ -51,7 +51,7 @@ def inputs(num_tokens: int, heads: int, kv_heads: int, chunks: int, head_dim: in
 def test_keys_of_half_the_length_are_searched_as_if_they_were_float32(
     engine: str, dtype: torch.dtype, head_dim: int, num_chunks: int
 ) -> None:
-    """As windows keep them where a chunk is one token: by token, all heads side by side."""
+    """Check the layout of windows with one-token chunks: by token, all heads concatenated."""
     queries, keys = inputs(12, 4, 2, num_chunks, head_dim, seed=5)
     keys = keys.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
     keys[:, 7] *= 2.0**-13  # below the normal numbers of float16
@@ -136,7 +136,7 @@ def test_equal_chunks_are_named_once_each(engine: str) -> None:
 
 @every_engine
 def test_views_are_searched_where_they_lie(engine: str) -> None:
-    """The keys of a view are a slice of a larger array: what lies around it must not be found."""
+    """Check keys of a view, a slice of a larger array: rows outside the slice must not be found."""
     queries, chunk_keys = inputs(5, 4, 2, 10, 8, seed=3)
     around = torch.full((2, 30, 8), 1e3)
     around[:, 7:17] = chunk_keys

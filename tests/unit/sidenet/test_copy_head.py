@@ -1,4 +1,4 @@
-"""The copy head against a dictionary of what could be copied, one token at a time, in float64."""
+"""The copy head against a dictionary of copy candidates, one token at a time, in float64."""
 
 import copy
 import math
@@ -34,17 +34,17 @@ REPEATS = (0, 3)
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 with_and_without_repeats = pytest.mark.parametrize("repeats", REPEATS)
 NEW = VOCABULARY - 2
-"""A token that stands nowhere in the memory."""
+"""Token that does not occur in the memory."""
 CONTEXTS = {"all repeat": [], "one is new": [2], "four are new": [0, 1, 2, 3], "all are new": list(range(9))}
-"""Which tokens of the context, from its end, are new."""
+"""Indices of the new tokens of the context, counted from its end."""
 every_context = pytest.mark.parametrize("new", CONTEXTS.values(), ids=CONTEXTS)
 TOLERANCE = 1e-5
-"""Of probabilities: sums of a few dozen float32 products of numbers below 10."""
+"""Tolerance of probabilities: sums of a few dozen float32 products of numbers below 10."""
 
 
 @dataclass
 class Case:
-    """A copy head whose every weight has moved, and what it is given."""
+    """Copy head with changed weights everywhere, and its input."""
 
     head: CopyHead
     reading: RetrievedMemory
@@ -65,7 +65,7 @@ def config_of(form: tuple[str, ...] = FORMS[0], **settings: Any) -> LongMemConfi
 
 
 def moved(module: Any, seed: int = 7) -> Any:
-    """Every weight away from its start, as after training."""
+    """Move every weight away from its start, like training."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -86,8 +86,10 @@ def case_of(
     new: Sequence[int] = (),
     **settings: Any,
 ) -> Case:
-    """A text of few letters, so that much of it repeats; `before` tokens of the segment were read earlier. A `quoted`
-    segment stands in the memory word for word, but for the `new` tokens, counted from its end."""
+    """Return a case on a text of few letters, so that much of it repeats; `before` tokens were read earlier.
+
+    A `quoted` segment occurs in the memory verbatim, except for the `new` tokens, counted from its end.
+    """
     random = torch.Generator().manual_seed(3)
     config = config_of(form, **settings)
     reader = MemoryReader(SHAPE, config, SCALE).requires_grad_(False)
@@ -114,7 +116,7 @@ def case_of(
 
 
 def one_place(random_view: RandomView, retrieved: int, best: float, context: list[int], **settings: Any) -> Case:
-    """The memory is 0 1 2 3 4 5 in chunks of one token, one of which is retrieved."""
+    """Return a case with the memory 0 1 2 3 4 5 in chunks of one token, one of which is retrieved."""
     view = random_view(2, 8, chunk=1, lengths=[1] * 6)
     view.tokens.copy_(torch.arange(6)[:, None])
     ids = torch.tensor([[[retrieved]]])
@@ -137,7 +139,7 @@ def naive_certainty(distribution: dict[int, float]) -> list[float]:
 
 
 def naive_retrieved(case: Case, head: CopyHead, text: list[int], token: int) -> tuple[dict[int, float], list[float]]:
-    """The probability of every token that followed what was retrieved, and the features."""
+    """Return the probability of every token that followed a retrieved place, and the features."""
     longest, reader = len(head.run_bias) - 1, len(text) - len(case.hidden) + token
     distribution: dict[int, float] = defaultdict(float)
     products, runs = [], []
@@ -157,7 +159,7 @@ def naive_retrieved(case: Case, head: CopyHead, text: list[int], token: int) -> 
         for place, score in scores.items():
             distribution[text[place + 1]] += score / sum(scores.values()) / heads
     if case.config.keys != "unit":
-        # products without bound are squashed
+        # unbounded products are squashed
         scale = SCALE * (SHAPE.kv_heads if case.config.retrieval == "joint" else 1)
         products = [math.tanh(each * scale / COPY_SCALE) for each in products]
     similarities = [max(products), sum(products) / len(products)]
@@ -167,7 +169,7 @@ def naive_retrieved(case: Case, head: CopyHead, text: list[int], token: int) -> 
 def naive_repeated(
     case: Case, repeats: Any, text: list[int], found: list[tuple[int, int]], token: int
 ) -> tuple[dict[int, float], list[float]]:
-    """The same of what followed the repeats, which are pairs of place and run."""
+    """Return the probabilities and features of the repeats, which are pairs of place and run."""
     reader = len(text) - len(case.hidden) + token
     scores = [
         math.exp(float(repeats.run_bias[run]) - float(repeats.age[run]) * math.log(reader - place))
@@ -180,7 +182,7 @@ def naive_repeated(
 
 
 def naive_copies(case: Case) -> tuple[list[dict[int, float]], list[float]]:
-    """For each reading token the probability of every copied token, and the logit of their share."""
+    """Return, for each reading token, the probability of every copied token, and the logit of their share."""
     head = copy.deepcopy(case.head).double().requires_grad_(False)
     past, segment = text_of(case.view), case.context.tolist()
     slots = naive_slots(past, segment, len(case.hidden), case.config.copy_repeats)
@@ -282,7 +284,7 @@ def test_weights_sum_to_one_and_what_is_not_there_has_none(repeats: int, random_
 def test_targets_have_the_probability_that_the_whole_mixture_gives_them(
     form: tuple[str, ...], repeats: int, targets: int, random_view: RandomView
 ) -> None:
-    """The last segment of a document has one target fewer than tokens."""
+    """Check the last segment of a document, which has one target fewer than tokens."""
     copies, logits = case_of(random_view, form, copy_repeats=repeats).copies(), random_logits()
     wanted = torch.tensor([0, 9, 2, 1, 11])[:targets]
     own = logits.log_softmax(dim=1)[:targets].gather(1, wanted[:, None])[:, 0]
@@ -307,7 +309,7 @@ def test_rows_of_copies_keep_where_their_repeats_stand(random_view: RandomView) 
 
 @with_and_without_repeats
 def test_a_piece_of_a_segment_copies_what_the_whole_segment_does(repeats: int, random_view: RandomView) -> None:
-    """Where decoding is step by step, the tokens before the piece are known and their hidden states are not needed."""
+    """Check step-by-step decoding: tokens before the piece are known, and their hidden states are not needed."""
     case = case_of(random_view, tokens=9, before=0, copy_repeats=repeats)
     whole = case.copies()
     places = RetrievedPositions(case.reading.places.index[6:], case.reading.places.valid[6:])
@@ -318,7 +320,7 @@ def test_a_piece_of_a_segment_copies_what_the_whole_segment_does(repeats: int, r
 @with_and_without_repeats
 @pytest.mark.parametrize("rows", [slice(1, 3), torch.tensor([4, 0, 2])], ids=str)
 def test_what_was_found_is_weighed_row_by_row(rows: slice | Tensor, repeats: int, random_view: RandomView) -> None:
-    """As where the weights are fitted to a sample of tokens."""
+    """Check row subsets, as used when the weights are fitted to a sample of tokens."""
     case = case_of(random_view, copy_repeats=repeats)
     found, whole = case.head.find(case.reading, case.view, 5, case.context), case.copies()
     some: Copies = case.head.weigh(found.rows(rows), case.hidden[rows])
@@ -332,7 +334,7 @@ def check_equal(copies: Copies, expected: Copies) -> None:
 
 
 def test_the_newest_token_is_followed_by_the_first_of_the_segment(random_view: RandomView) -> None:
-    """Its own value can be attended to, so it can be retrieved; what came next is known to every reader."""
+    """Check the newest stored token: its value can be retrieved, and its continuation is known to every reader."""
     case = case_of(random_view, ("unit", "same", "joint"), lengths=[1])
     assert case.copies().tokens[:, 0].tolist() == [case.context[0]] * 5
 
@@ -355,7 +357,7 @@ def test_shares_are_those_of_the_loop(rows: list[list[int]], seed: int) -> None:
             assert float(shares[row, slot]) == pytest.approx(expected, abs=1e-6)
 
 
-# ---- where it starts
+# ---- initial values
 
 
 @every_form
@@ -371,7 +373,7 @@ def test_the_share_starts_as_the_fitted_sum_of_features(
     # a joint product is a mean over the heads that attention would sum up
     start = SCALE * (SHAPE.kv_heads if case.config.retrieval == "joint" else 1)
     assert float(case.head.log_scale.exp()) == pytest.approx(COPY_SCALE if form[0] == "unit" else start)
-    # of the hidden state nothing is learned yet
+    # untrained weights of the hidden state are zero
     copies = case.copies()
     case.hidden = -case.hidden
     assert torch.equal(case.copies().share, copies.share)
@@ -433,7 +435,7 @@ def test_what_is_retrieved_starts_the_same_with_and_without_repeats() -> None:
     assert all(torch.equal(weight, with_repeats[name]) for name, weight in without.items())
 
 
-# ---- what it looks at
+# ---- inputs
 
 
 @pytest.mark.parametrize(("longest", "repeats", "blind"), [(0, 0, True), (4, 0, False), (0, 3, False)])
@@ -475,7 +477,7 @@ def test_it_works_in_float32_whatever_the_model_computes_in(repeats: int, random
 
 
 def test_the_share_of_one_repeat(random_view: RandomView) -> None:
-    """The place of `test_the_share_of_one_place`, found both ways."""
+    """Check the place of `test_the_share_of_one_place`, found both ways."""
     copies = one_place(random_view, 3, 1.0, [0, 1, 2, 3], copy_repeats=1).copies()
     # -5.2 + 0.9 · best + 2 · mean - 0.35 · largest share + run + 1.6 · largest share + 5 · 4 / 16
     odds = math.exp(1.1), math.exp(1.2)
@@ -488,7 +490,7 @@ def test_the_share_of_one_repeat(random_view: RandomView) -> None:
 
 @pytest.mark.parametrize(("bias", "answer"), [(20.0, 3), (-20.0, 5)])
 def test_repeats_give_the_answer_that_keys_do_not_find(bias: float, answer: int, random_view: RandomView) -> None:
-    """After 0 1 2 came 3; what is retrieved was followed by 5."""
+    """Check 0 1 2 followed by 3, where retrieved places are followed by 5."""
     case = one_place(random_view, 4, 0.9, [0, 1, 2])
     assert case.head.repeats is not None
     case.head.repeats.bias.fill_(bias)
@@ -540,7 +542,7 @@ def test_gradients_are_finite_when_nothing_that_was_found_is_the_target(
     targets = torch.full((5,), VOCABULARY - 1)
     assert not (copies.tokens == VOCABULARY - 1).any()
     mixed = copies.mix_targets(torch.full((5,), -2.0), targets)
-    # then the target has what is left of the model's own probability
+    # then the target has the remaining share of the model's own probability
     torch.testing.assert_close(mixed, (1 - copies.share).log() - 2.0, rtol=0, atol=1e-5)
     mixed.sum().backward()
     for name, parameter in case.head.named_parameters():

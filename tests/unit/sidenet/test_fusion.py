@@ -33,7 +33,7 @@ QUERY_AND_STORED = [
 
 
 def naive_attention(queries: Tensor, chunk_ids: Tensor, view: MemoryView, scale: float) -> Tensor:
-    """The formula, token by token and head by head, in float64, over the real tokens of the named chunks only."""
+    """Compute the formula per token and head, in float64, over the real tokens of the named chunks only."""
     num_tokens, heads, _ = queries.shape
     group = heads // view.keys.shape[0]
     result = torch.empty(queries.shape, dtype=torch.float64)
@@ -51,7 +51,7 @@ def naive_attention(queries: Tensor, chunk_ids: Tensor, view: MemoryView, scale:
 
 
 def plain_attention(queries: Tensor, chunk_ids: Tensor, view: MemoryView, scale: float) -> Tensor:
-    """What anyone would write with torch in the queries' dtype: gather, softmax(QK)V, a mask for what is not there."""
+    """Compute a straightforward torch version in the queries' dtype: gather, softmax(QK)V, a mask for missing slots."""
     num_tokens, heads, head_dim = queries.shape
     kv_heads, _, chunk, _ = view.keys.shape
     head_of = torch.arange(heads).div(heads // kv_heads, rounding_mode="floor")[None, :, None]
@@ -72,7 +72,8 @@ def random_queries(num_tokens: int, heads: int, head_dim: int, dtype: torch.dtyp
 
 
 def random_ids(num_tokens: int, heads: int, slots: int, num_chunks: int, seed: int = 2) -> Tensor:
-    """Distinct chunks per token and head; a third of the rows have empty slots behind at least one filled one."""
+    """Return distinct chunks per token and head; a third of the rows have empty slots behind at least one filled
+    one."""
     random = torch.Generator().manual_seed(seed)
     order = torch.rand((num_tokens, heads, num_chunks), generator=random).argsort(dim=-1)[..., :slots]
     ids = torch.full((num_tokens, heads, slots), -1)
@@ -204,7 +205,7 @@ def test_chunks_that_no_slot_names_are_not_even_touched(random_view: Callable[..
 
 
 def naive_continuation(logits: Tensor, places: RetrievedPositions, view: MemoryView) -> Tensor:
-    """Values of the tokens after the places, token by token and head by head, in float64."""
+    """Return values of the tokens after the places, per token and head, in float64."""
     in_order = [(chunk, slot) for chunk, length in enumerate(view.lengths.tolist()) for slot in range(length)]
     num_tokens, heads, _ = logits.shape
     result = torch.empty((num_tokens, heads, view.values.shape[3]), dtype=torch.float64)
@@ -219,7 +220,7 @@ def naive_continuation(logits: Tensor, places: RetrievedPositions, view: MemoryV
 
 
 def plain_continuation(logits: Tensor, places: RetrievedPositions, view: MemoryView, dtype: torch.dtype) -> Tensor:
-    """The same with torch alone in `dtype`: every place's value, moved by one, then softmax(logits)V."""
+    """Compute the continuation with torch alone in `dtype`: values shifted by one place, then softmax(logits)V."""
     heads = logits.shape[1]
     values = view.values.flatten(1, 2)[:, (torch.arange(view.chunk_size) < view.lengths[:, None]).flatten()]
     moved = values.roll(-1, dims=1).repeat_interleave(heads // values.shape[0], dim=0).to(dtype)
@@ -309,7 +310,7 @@ def test_gradients_are_those_of_the_formula(random_view: Callable[..., MemoryVie
 
 
 class Recording(AbstractChunkSearch):
-    """The real engine, remembering what it was asked and what it answered."""
+    """Real engine that records its arguments and results."""
 
     def __init__(self) -> None:
         self.engine = create_search("torch")
@@ -334,7 +335,7 @@ OUTPUT = {"bloom": "dense", "gpt2": "c_proj", "gpt_neox": "dense", "opt": "out_p
 
 
 def own_queries(family: str, attention: Any, hidden: Tensor, heads: int, head_dim: int) -> Tensor:
-    """Queries before any rotation [tokens, heads, head_dim] as the family's paper splits its projections."""
+    """Return unrotated queries [tokens, heads, head_dim], with projections split as in the family's paper."""
     if family == "gpt2":
         return attention.c_attn(hidden)[:, : heads * head_dim].reshape(-1, heads, head_dim)
     if family in ("bloom", "gpt_neox"):
@@ -346,7 +347,7 @@ def own_queries(family: str, attention: Any, hidden: Tensor, heads: int, head_di
 def run_and_watch(
     model: LongMem, family: str, tokens: Tensor, view: MemoryView | None, search: AbstractChunkSearch
 ) -> tuple[Tensor, Tensor, Any]:
-    """The memory layer's attention: input [tokens, hidden], and what its output projection was given."""
+    """Return the memory layer's attention input [tokens, hidden], that of its output projection, and the output."""
     sidenet = model.sidenet
     attention = getattr(sidenet.layers[sidenet.memory_index], ATTENTION.get(family, "self_attn"))
     seen: dict[str, Tensor] = {}

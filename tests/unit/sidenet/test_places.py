@@ -1,4 +1,4 @@
-"""Places of retrieved tokens against loops over the real tokens of a view, one after the other."""
+"""Places of retrieved tokens against loops over the real tokens of a view."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,18 +17,18 @@ RandomView = Callable[..., MemoryView]
 
 @st.composite
 def chunk_lengths(draw: st.DrawFn) -> tuple[int, list[int]]:
-    """A chunk size and the length of every chunk: short ones anywhere, as where blocks ended inside a chunk."""
+    """Draw a chunk size and the length of every chunk: short ones anywhere, as where blocks ended inside a chunk."""
     chunk = draw(st.integers(1, 5))
     return chunk, draw(st.lists(st.integers(1, chunk), min_size=1, max_size=8))
 
 
 def real_tokens(view: MemoryView) -> list[tuple[int, int]]:
-    """Chunk and offset of every token, oldest first: the place of a token is its number in this list."""
+    """Return chunk and offset of every token, oldest first: the place of a token is its index in this list."""
     return [(chunk, offset) for chunk, length in enumerate(view.lengths.tolist()) for offset in range(length)]
 
 
 def naive_places(ids: Tensor, view: MemoryView, continued: bool) -> tuple[list[int], list[bool]]:
-    """Index and validity in slot order, flat."""
+    """Return index and validity in slot order, flat."""
     place_of = {token: place for place, token in enumerate(real_tokens(view))}
     index, valid = [], []
     for chunk in ids.flatten().tolist():

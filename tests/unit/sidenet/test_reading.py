@@ -1,4 +1,4 @@
-"""Every way of reading against loops in float64: what is asked, what is found, what attention makes of it."""
+"""Every form of reading against loops in float64: queries, retrieved chunks, attention."""
 
 import math
 from collections.abc import Callable
@@ -28,11 +28,12 @@ FORMS = [
     for form in product(("side", "key_space"), ("raw", "centred", "unit"), ("same", "next"), ("per_head", "joint"))
     if form[:2] != ("key_space", "raw")
 ]
-"""Query, keys, values and retrieval; queries of the key space need keys that can be compared (test_config.py)."""
+"""Query, keys, values and retrieval; queries of the key space require comparable keys (test_config.py)."""
 SCALE = 0.3
 NUM_TOKENS, CHUNK, SLOTS = 7, 3, 4
 TOLERANCE = 1e-4
-"""Products stay below 100: float32 sums of 16 terms are good to 100 · 16 · 2^-24, and a softmax carries that on."""
+"""Tolerance. Products stay below 100: float32 sums of 16 terms are exact to 100 · 16 · 2^-24, and a softmax propagates
+that."""
 
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 every_form = pytest.mark.parametrize("form", FORMS, ids="-".join)
@@ -40,7 +41,7 @@ every_form = pytest.mark.parametrize("form", FORMS, ids="-".join)
 
 @dataclass
 class Case:
-    """A reader whose every weight has moved, and what it reads with."""
+    """Reader with changed weights everywhere, and its input."""
 
     reader: MemoryReader
     side_queries: Tensor
@@ -85,7 +86,7 @@ def unit(vector: Tensor) -> Tensor:
 
 
 def naive_queries(case: Case, shape: AttentionShape, form: tuple[str, ...]) -> Tensor:
-    """One for every query head [tokens, heads, head_dim], in float64."""
+    """Return one query for every query head [tokens, heads, head_dim], in float64."""
     query, keys, _, retrieval = form
     group = shape.heads // shape.kv_heads
     result = torch.empty(case.side_queries.shape, dtype=torch.float64)
@@ -108,8 +109,10 @@ def naive_queries(case: Case, shape: AttentionShape, form: tuple[str, ...]) -> T
 
 
 def naive_scores(case: Case, shape: AttentionShape, form: tuple[str, ...]) -> Tensor:
-    """Inner product of each query with each chunk's mean key [tokens, searches, chunks]. Query heads of a group search
-    together where they ask the same; a joint search adds up what the heads would have found."""
+    """Return inner products of each query with each chunk's mean key [tokens, searches, chunks].
+
+    Query heads of a group with equal queries search together; a joint search sums the scores of the heads.
+    """
     queries = naive_queries(case, shape, form)
     group = shape.heads // shape.kv_heads
     lengths = case.view.lengths.tolist()
@@ -135,7 +138,7 @@ def test_the_best_chunks_are_found(shape: AttentionShape, form: tuple[str, ...],
     assert all(len(set(row)) == SLOTS for row in reading.chunk_ids.flatten(0, 1).tolist())
     found = scores.gather(2, reading.chunk_ids)
     best = scores.topk(SLOTS, dim=2).values
-    # any of two that differ by the rounding of float32 inner products
+    # either of two that differ by the rounding of float32 inner products
     torch.testing.assert_close(found.sort(dim=2, descending=True).values, best, rtol=0, atol=TOLERANCE)
 
 
@@ -165,7 +168,7 @@ def test_products_and_attention_are_those_of_the_loop(
             torch.testing.assert_close(reading.attended[token, head].double(), expected, rtol=0, atol=TOLERANCE)
         for search in range(searches):
             mine = products[search * shape.heads // searches : (search + 1) * shape.heads // searches]
-            # heads of one joint search are averaged, and those of a group that asked the same are equal
+            # heads of one joint search are averaged, and those of a group with equal queries are equal
             expected = torch.stack(mine).mean(dim=0)
             found = reading.products[token, search][reading.places.valid[token, search]]
             torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE)
@@ -269,7 +272,7 @@ def test_a_new_model_takes_its_mean_from_the_language_reference(
     assert model.sidenet.reader.key_mean.abs().max() > 0.1
 
 
-# ---- what is told of a reading
+# ---- statistics of a reading
 
 
 @pytest.mark.parametrize("form", [("side", "raw", "same", "per_head"), ("key_space", "unit", "next", "joint")])

@@ -32,7 +32,7 @@ def tokens_of(batch: int = 1, length: int = LENGTH, seed: int = 0) -> Tensor:
 
 
 def run(model: LongMem, tokens: Tensor, views: list[MemoryView | None]) -> Tensor:
-    """The SideNet's hidden states."""
+    """Return the SideNet's hidden states."""
     with torch.no_grad():
         hidden: Tensor = model.sidenet(sidenet_input(model, tokens, views), model.search).hidden
     return hidden
@@ -87,7 +87,7 @@ def test_untrained_is_the_backbone_however_it_reads(
 def test_every_family_reads_in_the_default_form(
     family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
-    """Untrained: the hidden states are the backbone's, and the copy head alone makes another distribution of them."""
+    """Check an untrained model: hidden states equal the backbone's, and only the copy head changes the distribution."""
     model = small_model(family, unsettled=False, **DEFAULT_FORM)
     tokens = tokens_of()
     given = sidenet_input(model, tokens, [view_for(model, random_view)])
@@ -144,7 +144,7 @@ def test_variants_of_the_families(variant: str, tmp_path: Path, random_view: Cal
     whole = run(model, tokens, [view])
     assert (whole - expected).abs().max() > 0.01
     torch.testing.assert_close(step_by_step(model, tokens, view, [1, 29, 1, 9]), whole, rtol=0, atol=5e-5)
-    # a SideNet memory layer with the wrong scale or projections would not look up what the backbone's layer stores
+    # a SideNet memory layer with the wrong scale or projections would not match keys of the backbone's layer
     attention = model.backbone.family.attention_of(model.backbone.layers[3])
     copied = model.sidenet._family.attention_of(model.sidenet.layers[1])
     assert model.backbone.family.scale_of(attention) == model.sidenet._family.scale_of(copied)
@@ -220,7 +220,7 @@ RECURRENCES = [(family, scale) for family in sorted(NAIVE_BLOCKS) for scale in S
 def test_recurrence_written_out_with_transformers_own_blocks(
     name: str, scale: tuple[float, float], tmp_path: Path
 ) -> None:
-    """With a scale of 1 the paper's, with any other one the general form."""
+    """Check the paper's form with a scale of 1, and the general form with any other."""
     family, changes = VARIANTS.get(name, (name, {}))
     save_small_backbone(tmp_path / "backbone", family, **changes)
     reference = AutoModelForCausalLM.from_pretrained(str(tmp_path / "backbone")).eval().requires_grad_(False)
@@ -290,7 +290,7 @@ def test_the_default_form_has_a_reader_and_a_copy_head_of_its_own(small_model: C
 
 
 def trainable(model: LongMem) -> LongMem:
-    """As it is trained, and with a copy head that already looks at hidden states: its last weights start at zero."""
+    """Return the model as trained, with a copy head that already uses hidden states: its last weights start at zero."""
     for name, parameter in model.sidenet.named_parameters():
         parameter.requires_grad_(name != "reader.key_mean")
     if model.sidenet.copy_head is not None:
@@ -307,7 +307,7 @@ def test_gradients_reach_the_sidenet_and_nothing_else(
     model = trainable(small_model(family, **form))
     view = view_for(model, random_view)
     tokens = tokens_of()
-    # what is remembered says the segment's own words, so that there is something to repeat
+    # the memory holds the segment's own words, so that repeats exist
     view.tokens.copy_(tokens[0, torch.randint(LENGTH, view.tokens.shape, generator=torch.Generator().manual_seed(5))])
     view.tokens.view(-1)[:10] = tokens[0, :10]
     given = sidenet_input(model, tokens, [view])
@@ -386,7 +386,7 @@ def test_rows_of_a_batch_read_their_own_memory_only(
 
 
 def pieces(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> list[SideNetOutput]:
-    """The outputs of a segment that is given piece by piece."""
+    """Return the outputs of a segment that is given in pieces."""
     caches = model.backbone.new_cache(), model.sidenet.new_cache()
     outputs, start = [], 0
     for part in tokens.split(lengths, dim=1):
@@ -429,7 +429,7 @@ def test_step_by_step_is_the_whole_forward(
 def test_step_by_step_copies_what_the_whole_forward_does(
     family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
-    # float32, because a key that is rounded to half precision can be so to another side in a piece
+    # float32, because a key rounded to half precision may round differently in a piece
     model = small_model(family, kv_dtype="float32", **DEFAULT_FORM)
     view = view_for(model, random_view, chunks=40)
     tokens = tokens_of()
@@ -464,7 +464,7 @@ def test_a_reader_without_the_backbone_s_blocks_gives_the_same(
 
 
 @every_family
-def test_a_segment_scores_the_same_whoever_prepares_it(
+def test_score_does_not_depend_on_preparing_worker(
     family: str, small_model: Callable[..., LongMem], random_view: Callable[..., MemoryView]
 ) -> None:
     model = small_model(family, **DEFAULT_FORM)

@@ -1,4 +1,4 @@
-"""Pairs: every line stands in memory whole and once, and what is asked for is not in the local context."""
+"""Pairs: every line is in memory whole and once, and the queried one is not in the local context."""
 
 from collections.abc import Callable, Sequence
 
@@ -64,7 +64,7 @@ def test_examples_are_packed_whole_and_found_where_they_were_put(lengths: list[i
     assert len(memory[memory >= 0]) == 1 + sum(lengths)
 
 
-def test_what_is_asked_stands_in_memory_and_not_in_the_context(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_queried_line_is_in_memory_and_not_in_context(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Question, MemoryView]] = []
 
     def watched(model: LongMem, questions: Sequence[Question], view: MemoryView) -> list[ItemScore]:
@@ -91,7 +91,7 @@ def test_trials_follow_the_seed(model: LongMem) -> None:
 
 
 def test_a_line_that_was_in_memory_is_found(model: LongMem) -> None:
-    """A key that asks for itself: in any model that searches keys by keys the same tokens are its own best place."""
+    """Check a key as its own query: a model that searches keys by keys finds equal tokens first."""
     line = tokens_of(model.tokenizer, "brown owl, seven geese\n")
     start = start_of(model.tokenizer)
     segments = pack([line], 128, model.tokenizer.start_token)
@@ -112,7 +112,7 @@ def scored(longmem: list[float], backbone: list[float], greedy: list[bool], read
 
 
 def test_judging_by_hand(random_view: Callable[..., MemoryView]) -> None:
-    """Chunks of 4; the answer stands at 6 and 7, so that places 5 and 6 predict it."""
+    """Check by hand, with chunks of 4: the answer is at 6 and 7, so places 5 and 6 predict it."""
     view = random_view(1, 8, chunks=3, lengths=[4, 4, 4])
     right = scored([-1, -1], [-3, -3], [True, False], [[4, -1], [0, 4]])
     wrong = scored([-2, -1], [-1, -1], [True, True], [[0, 0], [0, 0]])

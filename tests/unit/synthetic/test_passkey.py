@@ -1,4 +1,4 @@
-"""Pass keys: where they stand, that they stand there once, and that changing a few segments is exact."""
+"""Pass keys: their position, their uniqueness, and exact results when only a few segments are encoded again."""
 
 import random
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def model(small_model: Callable[..., LongMem]) -> LongMem:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["words", "digits"]), st.floats(0, 1))
-def test_the_key_stands_in_the_text_once_and_never_in_the_question(seed: int, kind: str, depth: float) -> None:
+def test_passkey_key_is_in_text_once_and_never_in_question(seed: int, kind: str, depth: float) -> None:
     plan = PasskeyPlan(key=kind, seed=seed)
     keys = draw_keys(plan, WORDS, random.Random(seed))
     assert len(set(keys)) == plan.choices
@@ -80,7 +80,7 @@ def test_a_view_with_a_needle_is_that_of_a_memory_encoded_with_it(model: LongMem
 
 
 def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds of the keys that were there before would hide those of the needle from the search."""
+    """Check the bounds: those of the replaced keys would hide the keys of the needle from the search."""
     monkeypatch.setattr(window, "SKETCHED_CHUNKS", 64)
     memory = FillerMemory(model, "some hay, and more of it. ", 512)
     with memory.with_needle(tokens_of(model.tokenizer, "a needle of 20 bytes"), 100, 512) as view:
@@ -94,7 +94,7 @@ def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypa
 def test_a_needle_moves_to_cells_of_its_own_and_moves_none_of_the_filler_s(
     model: LongMem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or it would be looked for where something else stood; and what stood there first would decide later searches."""
+    """Check cells: the needle needs a current cell, and the replaced tokens must not affect later searches."""
     monkeypatch.setattr(ivf_index, "STRETCHES", (128, 256))
     monkeypatch.setattr(ivf_index, "CELL_CHUNKS", 8)
     model.search = IvfSearch()

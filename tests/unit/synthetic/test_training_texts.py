@@ -1,4 +1,4 @@
-"""Documents that teach looking up: said once, asked for later, and nothing of a probe in them."""
+"""Documents that teach retrieval: each fact stated once, queried later, and no content of a probe."""
 
 import re
 from collections.abc import Sequence

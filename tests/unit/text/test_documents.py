@@ -1,4 +1,4 @@
-"""Reading documents: every format, every way a file can be bad, and that one bad document never hides another."""
+"""Reading documents: every format, every defect of a file, and no bad document hides another."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ def read(*inputs: object) -> list[Document | UnreadableDocument]:
 
 
 def good(*inputs: object) -> dict[str, str]:
-    """Texts by id of inputs without anything bad."""
+    """Return texts by id of inputs without defects."""
     documents = read(*inputs)
     bad = [str(each.error) for each in documents if isinstance(each, UnreadableDocument)]
     assert bad == []
@@ -29,7 +29,7 @@ def good(*inputs: object) -> dict[str, str]:
 
 
 def outcome(*inputs: object) -> list[tuple[str, str | None]]:
-    """(id, None) of a document that can be read, (id, message) of one that cannot."""
+    """Return (id, None) of a readable document, (id, message) of an unreadable one."""
     return [(each.id, str(each.error) if isinstance(each, UnreadableDocument) else None) for each in read(*inputs)]
 
 
@@ -231,7 +231,7 @@ def test_a_bad_line_is_named_and_the_others_go_on(tmp_path: Path, name: str) -> 
     assert message is not None
     assert f"{path} line 2" in message
     assert expected in message
-    bad.encode()  # an id that cannot be written would end the job later
+    bad.encode()  # an unwritable id would end the job later
 
 
 def test_invalid_utf8_in_a_line_is_refused_with_line_and_place(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_table_without_texts_is_refused_with_its_columns(tmp_path: Path) -> No
 
 
 def test_invalid_utf8_in_a_table_is_refused(tmp_path: Path) -> None:
-    """Parquet does not check strings, and what writes them does not always either."""
+    """Check invalid UTF-8: Parquet does not validate strings, and not every writer does."""
     offsets, data = pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffb")
     path = write_table(tmp_path / "t.parquet", text=pa.Array.from_buffers(pa.string(), 1, [None, offsets, data]))
     after = write(tmp_path / "z.txt", "text")
@@ -349,7 +349,7 @@ def test_a_file_that_vanishes_fails_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_a_file_that_holds_no_document_is_reported(tmp_path: Path, suffix: str) -> None:
-    """A job over an empty file must not end as if all were well (design §5.8)."""
+    """Check that a job over an empty file does not end like a success."""
     path = tmp_path / f"empty{suffix}"
     if suffix == ".parquet":
         write_table(path, text=pa.array([], pa.string()))
@@ -359,7 +359,7 @@ def test_a_file_that_holds_no_document_is_reported(tmp_path: Path, suffix: str) 
 
 
 def test_a_name_that_is_no_unicode_is_reported(tmp_path: Path) -> None:
-    """Linux allows any bytes in a file name; an id that cannot be written would end the job later."""
+    """Check arbitrary bytes in a file name, which Linux allows; an unwritable id would end the job later."""
     name = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.txt")
     try:
         write(Path(name), "text")
@@ -369,7 +369,7 @@ def test_a_name_that_is_no_unicode_is_reported(tmp_path: Path) -> None:
     try:
         documents = read(tmp_path)
     except ConfigError:
-        return  # refusing it up front is as good
+        return  # refusing it at once is equally acceptable
     bad, well = documents
     assert isinstance(bad, UnreadableDocument)
     assert "not valid" in str(bad.error)

@@ -1,4 +1,4 @@
-"""Folders: every kind of file is read or named, links are followed once, and no id is that of another file."""
+"""Folders: every file is read or reported, links are followed once, and no two files share an id."""
 
 import bz2
 import gzip
@@ -21,14 +21,14 @@ from longmem.text.documents import UnreadableDocument, find_files, read_document
 
 
 def good(*inputs: object) -> dict[str, str]:
-    """Texts by id of inputs without anything bad."""
+    """Return texts by id of inputs without defects."""
     documents = list(read_documents(find_files([str(each) for each in inputs])))
     assert [str(each.error) for each in documents if isinstance(each, UnreadableDocument)] == []
     return {each.id: each.text for each in documents if not isinstance(each, UnreadableDocument)}
 
 
 def errors(*inputs: object) -> dict[str, str | None]:
-    """Error by id; None for a document that can be read."""
+    """Return errors by id; None for a readable document."""
     documents = read_documents(find_files([str(each) for each in inputs]))
     return {each.id: str(each.error) if isinstance(each, UnreadableDocument) else None for each in documents}
 
@@ -214,7 +214,7 @@ def test_read_documents_beyond_a_limit_fails_that_row_alone(tmp_path: Path, monk
     assert "a row may have 1,000" in (found["t:1"] or "")
 
 
-# --- what is left out -----------------------------------------------------------------------------------------------
+# --- ignored files --------------------------------------------------------------------------------------------------
 
 
 def test_find_files_counts_what_it_leaves_out(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_find_files_never_takes_what_is_hidden(tmp_path: Path) -> None:
     assert left_out(inside)["hidden"][0] == 5
 
 
-def test_find_files_leaves_notes_out_beside_tables(tmp_path: Path) -> None:
+def test_find_files_notes_next_to_tables_are_ignored(tmp_path: Path) -> None:
     notes = ["README.txt", "sub/LICENSE.txt", "readme-first.txt", "dataset_info.json"]
     for name in (*notes, "readmes.txt", "story.txt"):
         write(tmp_path / name, "a note")
@@ -387,7 +387,7 @@ def test_read_documents_of_any_id_keeps_different_ones_apart(tmp_path: Path) -> 
 
 
 class ClientFailed(Exception):
-    """Neither an OSError nor a ValueError, as those of most clients of object stores."""
+    """Exception that is neither an OSError nor a ValueError, like those of most object-store clients."""
 
 
 def test_remote_file_systems_that_raise_errors_of_their_own_are_named_failures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The document that is on every machine."""
+"""The document that exists on every machine."""
 
 from pydoc_data.topics import topics
 

@@ -38,7 +38,7 @@ def test_a_border_is_predicted_by_the_segment_before_it() -> None:
 
 
 def test_a_lone_last_token_makes_a_segment_without_targets() -> None:
-    """It is written to the memory all the same."""
+    """Check a lone last token: it has no targets but is written to the memory."""
     *_, last = cut_segments(KEY, np.arange(9, dtype=np.int32), 4)
     assert (last.index, last.start_token, last.tokens.tolist(), last.targets.tolist()) == (2, 8, [8], [])
 

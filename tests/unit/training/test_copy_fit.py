@@ -1,4 +1,4 @@
-"""Fitting the copy head from readings made once: the same numbers as reading anew, and a fit that learns."""
+"""Fit of the copy head on cached readings: the numbers of fresh readings, and a fit that learns."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Sequences = list[np.ndarray]
 
 
 def repetitive(count: int, length: int = 32 * 5 + 1) -> Sequences:
-    """Texts in which whole runs of tokens come again."""
+    """Return texts in which whole runs of tokens recur."""
     random = np.random.default_rng(0)
     phrases = [random.integers(5, 90, size=12) for _ in range(6)]
     texts = [np.concatenate([phrases[i] for i in random.integers(6, size=length)]) for _ in range(count)]

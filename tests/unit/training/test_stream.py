@@ -1,4 +1,4 @@
-"""Rows deal out the documents, read each whole and in order, and can go on from any place."""
+"""Rows share out the documents, read each whole and in order, and can resume at any position."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SEGMENT = 4
 
 
 def documents(lengths: list[int]) -> Sequences:
-    """Document d is d·1000, d·1000 + 1, …"""
+    """Return documents; document d is d·1000, d·1000 + 1, …"""
     return [lambda d=d, n=n: np.arange(d * 1000, d * 1000 + n, dtype=np.int32) for d, n in enumerate(lengths)]
 
 

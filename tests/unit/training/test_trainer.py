@@ -1,4 +1,4 @@
-"""Training: what moves, what does not, one worker or many, and that memory is learned."""
+"""Training: trained and frozen weights, one worker or many, and learned use of the memory."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -37,7 +37,7 @@ def texts(count: int, segments: int, seed: int = 0) -> Sequences:
 
 
 def recall_texts(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Two segments of random tokens, then the same two again: the second half can be known from memory alone."""
+    """Return two segments of random tokens, then a copy of them: the second half is predictable from memory alone."""
     random = np.random.default_rng(seed)
     halves = [random.integers(0, 250, 2 * SEGMENT).astype(np.int32) for _ in range(count)]
     return [np.concatenate([half, half, half[:1]]) for half in halves]
@@ -56,7 +56,7 @@ def test_the_backbone_stays_and_every_part_of_the_sidenet_moves(model: LongMem) 
     for _ in range(4):
         trainer.step()
     assert model.backbone.digest() == backbone
-    # with random text a single run length may never be seen, so single entries may stay; whole tensors may not
+    # with random text a single run length may never occur, so single entries may stay; whole tensors may not
     unmoved = {name for name, tensor in model.sidenet.state_dict().items() if torch.equal(tensor, before[name])}
     assert unmoved <= {"reader.key_mean"}
 
@@ -72,7 +72,7 @@ def test_frozen_layers_stay(model: LongMem) -> None:
 
 
 def gradients(model: LongMem, rows: range, all_rows: int, micro_rows: int, steps: int) -> Tensor:
-    """The gradient of the last of some steps whose updates are zero."""
+    """Return the gradient of the last of some steps whose updates are zero."""
     config = TrainingConfig(steps=steps, rows=all_rows, micro_rows=micro_rows, learning_rate=1e-12)
     taken: list[Tensor] = []
     trainer = Trainer(model, texts(4, 5), config, rows, lambda tensor: taken.append(tensor.clone()))
@@ -84,7 +84,7 @@ def gradients(model: LongMem, rows: range, all_rows: int, micro_rows: int, steps
 def test_two_workers_give_the_gradient_of_one_with_all_rows(model: LongMem) -> None:
     one = gradients(model, range(4), 4, 4, steps=3)
     two = gradients(model, range(2), 4, 2, steps=3) + gradients(model, range(2, 4), 4, 1, steps=3)
-    # the same numbers added in another order: float32 sums of some thousand terms
+    # equal numbers added in another order: float32 sums of some thousand terms
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-6 * float(one.abs().max()))
 
 
@@ -95,7 +95,7 @@ def test_loss_is_that_of_scoring(small_model: Callable[..., LongMem]) -> None:
     nats = sum(trainer.step().nats for _ in range(4))
     result = validate(model, [sequence])
     assert result.with_memory * result.tokens == pytest.approx(nats, rel=1e-5)
-    # validation reads as `score` does
+    # validation reads like `score`
     text = model.tokenizer.decode(list(range(97, 97 + 26)) * 8)
     scored = model.score(text)
     judged = validate(model, [model.tokenizer.sequence(text)])
@@ -110,7 +110,7 @@ def test_recall_goes_from_chance_to_nearly_certain(small_model: Callable[..., Lo
 
     documents = [lambda each=each: each for each in recall_texts(64)]
     with torch.no_grad():
-        # the fitted start would copy at once; this one does not, so what is recalled was learned here
+        # the fitted start would copy at once; this one does not, so the recall was learned here
         model.sidenet.copy_head.bias.fill_(-8.0)
         model.sidenet.copy_head.repeats.bias.fill_(-20.0)
     before = validate(model, judged)
@@ -118,7 +118,7 @@ def test_recall_goes_from_chance_to_nearly_certain(small_model: Callable[..., Lo
     for _ in range(90):
         trainer.step()
     after = validate(model, judged)
-    # half of the tokens are random for ever; the other half is known from memory
+    # half of the tokens are always random; the other half is predictable from memory
     unknown = after.without_memory
     recalled = 2 * after.with_memory - unknown
     at_first = np.exp(-(2 * before.with_memory - before.without_memory))
@@ -131,7 +131,7 @@ def test_recall_goes_from_chance_to_nearly_certain(small_model: Callable[..., Lo
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     family: str, tmp_path: Path, small_model: Callable[..., LongMem]
 ) -> None:
-    """GPT-2 and OPT have dropout, which a frozen backbone's copy must not switch on."""
+    """Check that dropout, which GPT-2 and OPT have, stays off in the copy of a frozen backbone."""
     model = small_model(family, unsettled=True, **BEST_FORM)
     config = TrainingConfig(steps=8, rows=2, warmup_steps=2)
     start = {name: tensor.clone() for name, tensor in model.sidenet.state_dict().items()}
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     resumed = Trainer(model, texts(3, 5), config)
     load_checkpoint(checkpoints(tmp_path)[-1], resumed, [0, 1])
     assert resumed.step_count == 5
-    # the memory is encoded again row by row, which rounds otherwise, and three updates carry that on
+    # the memory is encoded again row by row with different rounding, which three updates amplify
     assert [resumed.step().loss for _ in range(3)] == pytest.approx(losses[5:], rel=1e-4)
 
 

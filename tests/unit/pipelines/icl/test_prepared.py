@@ -1,4 +1,4 @@
-"""Which demonstrations and items a cell gets, as tokens."""
+"""Demonstrations and items of a grid point, as tokens."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Scores against their definitions: SQuAD 1.1's by hand, F1 from precision and recall, bootstrap by its properties."""
+"""Metrics against their definitions: SQuAD 1.1's by hand, F1 from precision and recall, bootstrap by its properties."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Task files and their data: what is shown, and what is wrong with them."""
+"""Task files and their data: the rendered examples, and the errors of invalid files."""
 
 import gzip
 import json

@@ -1,0 +1,213 @@
+"""Forward passes of a LongMem over segments: backbone, lower SideNet layers, SideNet with memory.
+
+    tokens ─► backbone ─► taps ─► SideNet below the memory layer ─► state ┐
+                     └──► keys, rounded as the store rounds them ─────────┤
+                                                   what may be read ──────┴─► SideNetInput ─► SideNet ─► scores
+
+Every caller builds what the SideNet is given with `SegmentModel.sidenet_input`, so that a score cannot depend on who
+asked for it. Texts, stores and documents are not known here: `longmem.scoring` and `longmem.memory` are above.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, Shaped
+from torch import Tensor
+
+from longmem.backbone.backbone import Backbone, BackboneOutput
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.config import LongMemConfig
+from longmem.dtypes import to_array, to_tensor
+from longmem.errors import NumericError
+from longmem.kv_format import pack, rounded, unpack
+from longmem.memory.key_transform import KeySpace
+from longmem.memory.view import MemoryView
+from longmem.retrieval import choose_engine, create_search
+from longmem.sidenet.readers import retrieval_stats
+from longmem.sidenet.sidenet import SideNet, SideNetCache, SideNetInput, SideNetOutput, start_state
+from longmem.stored_format import num_not_finite
+from longmem.types import EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
+
+
+class SegmentModel:
+    """A frozen backbone and its SideNet: encodes segments and scores them. Not thread-safe: one per worker."""
+
+    def __init__(
+        self, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig, search: str = "auto"
+    ) -> None:
+        """Move the SideNet to the backbone's device. Raises ConfigError where a segment is longer than the backbone's
+        positions."""
+        backbone.check_segment_tokens(config.segment_tokens)
+        self.backbone = backbone
+        self.sidenet = sidenet.eval().to(backbone.device)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.search_engine = choose_engine(search, backbone.device.type)
+        self.search = create_search(self.search_engine)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Identity of the keys and values that this model writes and can read."""
+        return Fingerprint(
+            backbone=self.backbone.digest(),
+            tokenizer=self.tokenizer.digest(),
+            memory_layer=self.sidenet.memory_layer,
+            kv_heads=self.backbone.shape.kv_heads,
+            head_dim=self.backbone.shape.head_dim,
+            chunk_tokens=self.config.chunk_tokens,
+            segment_tokens=self.config.segment_tokens,
+            compute_dtype=str(self.backbone.dtype).removeprefix("torch."),
+            kv_dtype=self.config.kv_dtype,
+        )
+
+    @property
+    def key_space(self) -> KeySpace:
+        """Form of keys that this model's views must have."""
+        return replace(
+            self.sidenet.reader.key_space, sketched=self.search.reads_sketches, celled=self.search.reads_cells
+        )
+
+    def run_backbone(self, tokens: Int[Tensor, "batch tokens"], cache: Any = None) -> BackboneOutput:
+        """Run the backbone once, without gradients, keeping what the SideNet needs of it. `cache` (of
+        `backbone.new_cache()`) decodes step by step."""
+        return self.backbone.forward(tokens, self.sidenet.memory_layer, self.config.layer_reduction, cache)
+
+    def sidenet_input(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        output: BackboneOutput,
+        views: Sequence[MemoryView | None],
+        *,
+        keys: Float[Tensor, "batch tokens kv_heads head_dim"] | None = None,
+        cache: SideNetCache | None = None,
+        before: Int[Tensor, "batch earlier"] | None = None,
+    ) -> SideNetInput:
+        """Return what the SideNet is given after `run_backbone(tokens)`; row b reads `views[b]`.
+
+        Runs the SideNet's layers below the memory layer. Gradients reach them where they are enabled.
+
+        Args:
+            keys: Keys that ask the memory; by default those of `output`, rounded as the store rounds them.
+            cache: Of `sidenet.new_cache()`, to decode step by step.
+            before: Tokens of the segment that earlier steps have read.
+        """
+        given = rounded(output.keys, self.config.kv_dtype) if keys is None else keys
+        return self._input(tokens, start_state(output.taps), given, views, cache, before)
+
+    def _input(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        state: Float[Tensor, "parts batch tokens hidden"],
+        keys: Shaped[Tensor, "batch tokens kv_heads head_dim"],
+        views: Sequence[MemoryView | None],
+        cache: SideNetCache | None = None,
+        before: Int[Tensor, "batch earlier"] | None = None,
+    ) -> SideNetInput:
+        return SideNetInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before)
+
+    @torch.no_grad()
+    def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:
+        """Run the backbone over the segment alone.
+
+        With `prepare`, run the SideNet's layers below the memory layer too; else `score_segment` runs them. Raises
+        NumericError when anything that the backbone makes is not finite.
+        """
+        tokens = torch.from_numpy(np.array(segment.tokens))[None]
+        output = self.run_backbone(tokens)
+        logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
+        where = f"{segment.key} segment {segment.index}"
+        state = start_state(output.taps)
+        if prepare:
+            state = self.sidenet.prepare(tokens, state)
+        require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
+        return EncodedSegment(
+            block=self.block(segment, output.keys[0], output.values[0]),
+            state=to_array(state[:, 0]),
+            backbone_logprobs=to_array(logprobs),
+        )
+
+    def block(self, segment: Segment, keys: Tensor, values: Tensor) -> KVBlock:
+        """Pack keys and values [tokens, kv_heads, head_dim] of a segment as they are stored.
+
+        Raises NumericError for numbers that are not finite, or not once they are stored.
+        """
+        stored = []
+        for name, tensor in (("keys", keys), ("values", values)):
+            where = f"{segment.key} segment {segment.index}: {name} of layer {self.sidenet.memory_layer}"
+            require_finite(tensor, where, "check the backbone's weights")
+            packed = pack(tensor, self.config.kv_dtype)
+            if count := num_not_finite(packed, self.config.kv_dtype):
+                raise NumericError(
+                    f"{where} stored as {self.config.kv_dtype}: expected finite numbers, {count} are too large for it; "
+                    "use kv_dtype=bfloat16"
+                )
+            stored.append(packed)
+        return KVBlock(
+            key=segment.key,
+            segment=segment.index,
+            start_token=segment.start_token,
+            tokens=segment.tokens,
+            keys=stored[0],
+            values=stored[1],
+            fingerprint=self.fingerprint,
+        )
+
+    @torch.no_grad()
+    def score_segment(
+        self,
+        segment: Segment,
+        keys: KVArray,
+        state: Shaped[np.ndarray, "parts tokens hidden"],
+        view: MemoryView | None,
+    ) -> SegmentScore:
+        """Return log-probabilities of the segment's targets, which read `view` and no other memory.
+
+        `keys` are those of the segment's own block, `state` is that of its EncodedSegment. Raises NumericError.
+        """
+        assert view is None or view.end_token == segment.start_token, (
+            f"segment {segment.index} starts at {segment.start_token}, its view ends at {view and view.end_token}"
+        )
+        device = self.backbone.device
+        tokens = torch.from_numpy(np.array(segment.tokens))[None]
+        given = self._input(
+            tokens, to_tensor(state, device)[:, None], unpack(keys, self.config.kv_dtype, device)[None], [view]
+        )
+        output = self.sidenet(given, self.search)
+        logprobs = self.target_logprobs(output, 0, torch.from_numpy(np.array(segment.targets)))
+        require_finite(
+            logprobs, f"{segment.key} segment {segment.index}: the SideNet's log-probabilities", "check its weights"
+        )
+        copies = output.copies[0]
+        return SegmentScore(
+            key=segment.key,
+            segment=segment.index,
+            logprobs=to_array(logprobs),
+            retrieval=retrieval_stats(
+                output.readings[0],
+                view,
+                self.sidenet.gate.sigmoid(),
+                None if copies is None else copies.share,
+                segment.start_token,
+            ),
+        )
+
+    def target_logprobs(
+        self, output: SideNetOutput, row: int, targets: Int[Tensor, " targets"]
+    ) -> Float32[Tensor, " targets"]:
+        """Return the natural-log probability of target i after position i of a row, copies mixed in."""
+        logprobs = self.backbone.target_logprobs(output.hidden[row], targets)
+        copies = output.copies[row]
+        return logprobs if copies is None else copies.mix_targets(logprobs, targets)
+
+
+def require_finite(tensor: Tensor, what: str, advice: str) -> None:
+    """Raise NumericError, naming `what` and giving the advice, unless every number is finite."""
+    if not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise NumericError(
+            f"{what}: expected finite numbers, {count} of {tensor.numel()} are NaN or infinite; {advice}"
+        )

@@ -1,0 +1,41 @@
+"""Format of stored keys and values as a store knows it: element type, width, bytes and validity, without torch.
+
+`longmem.kv_format` converts tensors to and from this format. The module is apart because torch takes a second to
+import, and a store, such as that of `longmem memory ls`, needs no tensor.
+"""
+
+import numpy as np
+from jaxtyping import Shaped
+
+from longmem.config import KvDtype
+
+STORED_TYPES: dict[KvDtype, type[np.generic]] = {
+    "float16": np.float16,
+    "float32": np.float32,
+    "bfloat16": np.uint16,
+    "int8": np.int8,
+}
+"""NumPy types of stored keys and values; bfloat16 travels as its bits."""
+SCALE_BYTES = 4
+
+
+def stored_width(head_dim: int, kv_dtype: KvDtype) -> int:
+    """Return the count of numbers that one token and head take as stored."""
+    return head_dim + SCALE_BYTES if kv_dtype == "int8" else head_dim
+
+
+def token_bytes(kv_heads: int, head_dim: int, kv_dtype: KvDtype) -> int:
+    """Return the bytes of the keys and values of one token as stored."""
+    return 2 * kv_heads * stored_width(head_dim, kv_dtype) * np.dtype(STORED_TYPES[kv_dtype]).itemsize
+
+
+def num_not_finite(stored: Shaped[np.ndarray, "*any width"], kv_dtype: KvDtype) -> int:
+    """Count stored numbers that are NaN or infinite; for int8, those whose scale makes them so in float16."""
+    if kv_dtype == "bfloat16":
+        # an exponent of all ones is infinity or NaN
+        return int(np.count_nonzero((stored & 0x7F80) == 0x7F80))
+    if kv_dtype == "int8":
+        scale = np.ascontiguousarray(stored[..., -SCALE_BYTES:]).view(np.float32)
+        largest = np.abs(stored[..., :-SCALE_BYTES].astype(np.float32)).max(axis=-1, keepdims=True) * scale
+        return int(np.count_nonzero(~(np.abs(largest) <= np.finfo(np.float16).max)))
+    return stored.size - int(np.count_nonzero(np.isfinite(stored)))

@@ -1,0 +1,123 @@
+"""Start-up of the command line: commands are imported when they are used, and short ones load no heavy library."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from longmem.store.config import MemoryStore
+from pipelines.app import COMMANDS, app
+from pipelines.command.lazy import LazyCommand, LazyGroup, LoadedOnUse
+from tests.blocks import make_block
+
+ROOT = Path(__file__).parents[3]
+HEAVY = ("torch", "ray", "transformers", "lancedb", "faiss", "pandas", "matplotlib")
+
+IN_ONE_PROCESS = f"""
+import contextlib, io, json, sys
+from pipelines.app import app
+seen = []
+for command in json.loads(sys.argv[1]):
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        try:
+            app(command, prog_name="longmem")
+        except SystemExit as ended:
+            code = ended.code
+    seen.append([code, shown.getvalue(), [name for name in {HEAVY} if name in sys.modules]])
+print(json.dumps(seen))
+"""
+
+
+def run_in_one_process(commands: list[list[str]], path: str) -> list[tuple[int, str, list[str]]]:
+    """Run commands one after the other; return exit code, output, and heavy modules loaded so far after each."""
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    return [(code or 0, shown, heavy) for code, shown, heavy in json.loads(ended.stdout)]
+
+
+def test_short_commands_load_no_heavy_library(tmp_path: Path) -> None:
+    with MemoryStore.open(str(tmp_path / "memory.lance")) as store:
+        store.put(make_block())
+    missing = str(tmp_path / "missing")
+    expected = {
+        ("--version",): (0, "longmem 0."),
+        ("--help",): (0, "perplexity"),
+        ("memory", "--help"): (0, "verify"),
+        ("perplexity", "--help"): (0, "--memory-tokens"),
+        ("status", "--out", missing): (2, "is not the output folder of a job"),
+        ("perplexity", missing): (2, "input not found"),
+        ("plan", missing): (2, "input not found"),
+        ("train", "--data", missing, "--out", str(tmp_path / "out")): (2, "input not found"),
+        ("memory", "ls", "--store", missing): (2, "there is no such folder"),
+    }
+    listing = ("memory", "ls", "--store", str(tmp_path / "memory.lance"))
+    *light, last = run_in_one_process([list(command) for command in (*expected, listing)], str(ROOT))
+    for (command, (code, text)), (ended, shown, heavy) in zip(expected.items(), light, strict=True):
+        assert (ended, heavy) == (code, []), (command, shown)
+        assert text in shown, command
+    # lancedb itself loads pandas
+    assert (last[0], set(last[2]) - {"pandas"}) == (0, {"lancedb"}), last[1]
+    assert "moby-dick" in last[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
+    """Planted: an empty module called torch, which every start of the interpreter imports."""
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "sitecustomize.py").write_text("import torch\n")
+    [(code, _, heavy)] = run_in_one_process([["--version"]], f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (code, heavy) == (0, ["torch"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_listed_help_is_the_first_paragraph_of_the_command(name: str) -> None:
+    command = COMMANDS[name].load(name)
+    assert COMMANDS[name].help == " ".join(command.help.split("\n\n")[0].split())
+    assert command.name == name
+
+
+def test_a_list_of_commands_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LazyCommand, "load", lambda *_: pytest.fail("a command was imported"))
+    root: Any = typer.main.get_command(app)
+    assert list(root.commands) == list(COMMANDS)
+    assert "probe" in root.commands
+    assert len(root.commands) == len(COMMANDS)
+    assert "Find" not in root.commands
+    result = CliRunner().invoke(app, ["perplexit"], prog_name="longmem")
+    assert (result.exit_code, "Did you mean 'perplexity'" in result.output) == (2, True)
+
+
+def test_an_error_within_the_import_of_a_command_is_not_an_unknown_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_command.py").write_text("{}['planted']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Planted(LazyGroup):
+        table: ClassVar = {"planted": LazyCommand("planted_command:run", "Raise a KeyError when it is imported.")}
+
+    planted = typer.Typer(cls=Planted, add_completion=False)
+    planted.callback()(lambda: None)
+    result = CliRunner().invoke(planted, ["planted"])
+    assert isinstance(result.exception, KeyError)
+    assert "planted" in CliRunner().invoke(planted, ["--help"]).output
+
+
+def test_a_command_is_loaded_once_and_more_come_after_the_table() -> None:
+    loaded = LoadedOnUse({"status": COMMANDS["status"]}, {"fail": object()})
+    assert list(loaded) == list(loaded.placeholders()) == ["status", "fail"]
+    assert loaded["status"] is loaded.get("status")
+    assert loaded.get("stats") is None
