@@ -1,4 +1,4 @@
-"""`longmem doctor --model`: whether a backbone can feed a memory, which layer to store, and what to expect."""
+"""Check behind `longmem doctor --model`: suitability of a backbone for memory, and the layer to store."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pipelines.job.inputs import find_inputs
 
 SEGMENT_TOKENS = 512
 MAX_TOKENS = 24_576
-"""Enough for a stable ranking of layers: a minute for a backbone of ten million parameters."""
+"""Tokens that are probed: enough for a stable ranking of layers; a minute for ten million parameters."""
 
 
 def examine_model(
@@ -29,9 +29,9 @@ def examine_model(
     console: Console,
     adapter: str | None = None,
 ) -> BackboneProbe:
-    """Probe a backbone, or that of a LongMem folder, on the first document of `text` (None: the language reference).
+    """Probe a backbone on the first document of `text`; None takes the Python language reference.
 
-    Raises ConfigError, ModelError, DocumentError.
+    `model` may be a LongMem folder, whose backbone is then probed. Raises ConfigError, ModelError, DocumentError.
     """
     folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
     backbone = Backbone.load(folder, adapter=adapter)
@@ -42,7 +42,7 @@ def examine_model(
 
 
 def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
-    """Print the table of layers and what follows from it."""
+    """Print the table of layers and the conclusions from it."""
     num_layers = len(probe.layers)
     storable = _storable(num_layers)
     table = Table(box=box.SIMPLE_HEAD, title=f"{escape(model)}: layers as memory", title_justify="left")
@@ -80,7 +80,7 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
 
 
 def _storable(num_layers: int) -> range:
-    """Layers that a SideNet with the default reduction copies; all of them for an odd number of layers (r = 1)."""
+    """Return the layers that a SideNet with the default reduction copies; all layers if their number is odd (r = 1)."""
     reduction = LongMemConfig().layer_reduction
     return range(reduction - 1, num_layers, reduction) if num_layers % reduction == 0 else range(num_layers)
 
