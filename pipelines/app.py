@@ -22,7 +22,7 @@ COMMANDS = {
     ),
     "suffix": LazyCommand(
         "pipelines.suffix.spec:suffix",
-        "Which of several texts follows a long context? Accuracy by context length, with memory and without.",
+        "Choose which of several texts follows a long context: accuracy by context length, with memory and without.",
     ),
     "train": LazyCommand(
         "pipelines.train.spec:train",
@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "probe": LazyCommand(
         "pipelines.probe.spec:probe",
-        "Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.",
+        "Synthetic tests whose answer is only in memory: pass keys at any depth, dictionary lookup, random labels.",
     ),
     "doctor": LazyCommand(
         "pipelines.doctor.spec:doctor",

@@ -32,7 +32,7 @@ SMALLEST = 2.0**-149
 WIDENED_KEYS = 4096
 """Keys converted to float32 at a time. They stay in the cache: ten times faster than torch's norm in another dtype."""
 SAFE_NORM = 1e-15
-"""Squares of longer vectors are normal float32 numbers, except for entries that are negligible beside others."""
+"""Squares of longer vectors are normal float32 numbers, except for entries that are negligible next to others."""
 
 
 class NativeSearch(AbstractChunkSearch):

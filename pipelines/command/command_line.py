@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, what ends a command, and how options become values.
+"""Shared parts of all commands: exit codes, errors that end a command, and values of options.
 
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
 """
@@ -101,14 +101,21 @@ def _say_interrupted(console: Console, more: str) -> None:
     say_interrupted(lambda line: console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True), more)
 
 
-def say_if_finished(summary: Mapping[str, Any] | None, out: Path) -> bool:
-    """Return whether a job had finished before its command began, and then say so in one line."""
+def show_summary(summary: Mapping[str, Any], out: Path, as_json: bool, show: Callable[[Console], None]) -> None:
+    """Print the result of a job on standard output: its summary as JSON, or what `show` prints.
+
+    A job that had finished before its command began is one line instead, which goes to standard error next to JSON.
+    """
     from pipelines.job.folder import FinishedSummary
 
-    if not isinstance(summary, FinishedSummary):
-        return False
-    open_console().print(escape(f"{out}: the job has finished before; nothing was changed"), soft_wrap=True)
-    return True
+    if isinstance(summary, FinishedSummary):
+        line = escape(f"{out}: the job has finished before; nothing was changed")
+        open_console(stderr=as_json).print(line, soft_wrap=True)
+    elif not as_json:
+        show(open_console())
+    if as_json:
+        text = json.dumps(summary, indent=2)
+        open_console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def command_text() -> str:

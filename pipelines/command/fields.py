@@ -23,23 +23,23 @@ REQUIRED: Any = MISSING
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A property of an option beside its kind."""
+class OptionMark:
+    """A property of an option apart from its kind."""
 
     meaning: str
 
 
 @dataclass(frozen=True)
-class Panel:
+class HelpPanel:
     """A heading of the help, as the `PANEL` of a group of options or as a mark of one option."""
 
     title: str
 
 
-DECIDED_BY_SERVICE = Mark("A job on a service cannot choose it: the service decides it for all of its jobs.")
-MODEL_SETTING = Mark("A field of LongMemConfig with the same name.")
+DECIDED_BY_SERVICE = OptionMark("A job on a service cannot choose it: the service decides it for all of its jobs.")
+MODEL_SETTING = OptionMark("A field of LongMemConfig with the same name.")
 
-MODEL, WORKERS, MEMORY_STORE = Panel("Model"), Panel("Workers"), Panel("Memory store")
+MODEL, WORKERS, MEMORY_STORE = HelpPanel("Model"), HelpPanel("Workers"), HelpPanel("Memory store")
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class OptionField:
 
     info: ParameterInfo
     """Description of the option in the terms of Typer, without its default."""
-    marks: tuple[Mark | Panel, ...]
+    marks: tuple[OptionMark | HelpPanel, ...]
 
     @property
-    def panel(self) -> Panel | None:
+    def panel(self) -> HelpPanel | None:
         """Heading that the option itself is marked with."""
-        return next((mark for mark in self.marks if isinstance(mark, Panel)), None)
+        return next((mark for mark in self.marks if isinstance(mark, HelpPanel)), None)
 
 
-def typer_field(default: T, info: ParameterInfo, *marks: Mark | Panel) -> T:
+def typer_field(default: T, info: ParameterInfo, *marks: OptionMark | HelpPanel) -> T:
     """Return the field of an option or argument of any other kind that Typer knows."""
     made: Any = field(default=default, metadata={"option": OptionField(info, marks)})
     return made  # type: ignore[no-any-return]
@@ -65,7 +65,7 @@ def typer_field(default: T, info: ParameterInfo, *marks: Mark | Panel) -> T:
 def whole_field(
     default: T,
     help_text: str,
-    *marks: Mark | Panel,
+    *marks: OptionMark | HelpPanel,
     names: Sequence[str] = (),
     shown: str | bool = True,
     least: int = 1,
@@ -79,7 +79,7 @@ def whole_field(
 def real_field(
     default: T,
     help_text: str,
-    *marks: Mark | Panel,
+    *marks: OptionMark | HelpPanel,
     shown: str | bool = True,
     least: float = 0.0,
     most: float = LONGEST_S,
@@ -93,7 +93,7 @@ def real_field(
 def text_field(
     default: T,
     help_text: str,
-    *marks: Mark | Panel,
+    *marks: OptionMark | HelpPanel,
     names: Sequence[str] = (),
     shown: str | bool = True,
     metavar: str | None = None,
@@ -103,17 +103,17 @@ def text_field(
     return typer_field(default, info, *marks)
 
 
-def path_field(default: T, help_text: str, *marks: Mark | Panel, shown: str | bool = True) -> T:
+def path_field(default: T, help_text: str, *marks: OptionMark | HelpPanel, shown: str | bool = True) -> T:
     """Return the field of a path on this machine."""
     return typer_field(default, typer.Option(parser=parse_path, help=help_text, show_default=shown), *marks)
 
 
-def choice_field(default: T, help_text: str, *marks: Mark | Panel, shown: str | bool = True) -> T:
+def choice_field(default: T, help_text: str, *marks: OptionMark | HelpPanel, shown: str | bool = True) -> T:
     """Return the field of one of a few names, whose type is a `Literal`."""
     return typer_field(default, typer.Option(help=help_text, show_default=shown), *marks)
 
 
-def flag_field(help_text: str, *marks: Mark | Panel, names: Sequence[str] = ()) -> bool:
+def flag_field(help_text: str, *marks: OptionMark | HelpPanel, names: Sequence[str] = ()) -> bool:
     """Return the field of a flag, which is False where it is not given."""
     return typer_field(False, typer.Option(*names, help=help_text), *marks)
 
@@ -141,6 +141,6 @@ def from_options(kind: Callable[..., Made], options: Any, **values: Any) -> Made
     return kind(**{name: getattr(options, name) for name in shared - values.keys()}, **values)
 
 
-def marked_fields(spec: type, mark: Mark) -> list[str]:
+def marked_fields(spec: type, mark: OptionMark) -> list[str]:
     """Return the names of the fields that carry `mark`."""
     return [name for name, found in option_fields(spec).items() if mark in found.marks]

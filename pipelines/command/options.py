@@ -26,7 +26,8 @@ from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
     WORKERS,
-    Panel,
+    HelpPanel,
+    OptionMark,
     choice_field,
     flag_field,
     from_options,
@@ -41,10 +42,23 @@ from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
 if TYPE_CHECKING:
     # loads torch
     from longmem.model.source import ModelSource
+    from pipelines.job.service import ServiceChoice
+
+WHERE_TO_RUN = (
+    "Where to run: none (this process), local (start Ray here), auto (join a running cluster, else start one), or a "
+    "cluster address."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class SummaryOption:
+    """Form of the result on standard output."""
+
+    json: bool = flag_field("Print the summary as JSON, instead of a table.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(SummaryOption):
     """Output folder of a job that continues after an interruption."""
 
     out: Path | None = path_field(None, "Output folder.", shown="longmem-runs/<date-time>")
@@ -76,7 +90,7 @@ class RestartOption:
 class BackboneOptions:
     """Changes to a backbone and its tokenizer."""
 
-    PANEL: ClassVar[Panel] = MODEL
+    PANEL: ClassVar[HelpPanel] = MODEL
 
     adapter: Path | None = path_field(
         None,
@@ -218,20 +232,37 @@ class OptionalMemoryOptions(StoredModelOptions):
 class AddressOption:
     """Place where a job runs."""
 
-    PANEL: ClassVar[Panel] = WORKERS
+    PANEL: ClassVar[HelpPanel] = WORKERS
 
-    address: str = text_field(
-        "auto",
-        "Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
-        "start one), or a cluster address.",
+    address: str = text_field("auto", WHERE_TO_RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOption(AddressOption):
+    """Service whose workers a job shares with other jobs."""
+
+    service: str | None = text_field(
+        None, "Run on the workers, model and memory of this service.", shown="workers of its own"
     )
+
+    def service_choice(self, offered: "ModelSource | None", limits_given: bool = False) -> "ServiceChoice | None":
+        """Return the service to run on, if there is one; `offered` is a model that it must hold.
+
+        Raise ConfigError for options that the service decides.
+        """
+        from pipelines.job.service import ServiceChoice
+
+        if self.service is None:
+            return None
+        refuse_given(self, DECIDED_BY_SERVICE, f"service {self.service!r} decides that, for all its jobs; leave it out")
+        return ServiceChoice(name=self.service, address=self.address, offered=offered, limits_given=limits_given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerThreads:
     """Torch threads where several workers may share the cores."""
 
-    PANEL: ClassVar[Panel] = WORKERS
+    PANEL: ClassVar[HelpPanel] = WORKERS
 
     threads: int | None = whole_field(
         None,
@@ -264,6 +295,26 @@ class PoolOptions(WorkerThreads):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RequestWorkerOptions(WorkerThreads, ServiceOption):
+    """Workers of a job of requests, which need no readers of their own."""
+
+    workers: int = whole_field(1, "Workers, which share the requests.", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    gpus: float = real_field(0.0, "GPU share of each worker.", DECIDED_BY_SERVICE, most=64)
+
+    @property
+    def threads_of_each(self) -> int:
+        """Torch threads of each worker, or of this process."""
+        return self.worker_threads(1 if self.address == "none" else self.workers)
+
+    def request_shape(self, **settings: Any) -> ClusterShape | None:
+        """Return the cluster that the options describe; None for this process."""
+        if self.address == "none":
+            return None
+        pools = {"encoders": self.workers, "readers": 0, "encoder_gpus": self.gpus, "threads": self.threads_of_each}
+        return from_options(ClusterShape, self, **pools, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterOptions(PoolOptions):
     """Pools of encoders and readers on Ray. Each option sets the field of ClusterShape with the same name."""
 
@@ -292,7 +343,7 @@ class ClusterOptions(PoolOptions):
 class StoreOptions:
     """Limits and guarantees of the memory store."""
 
-    PANEL: ClassVar[Panel] = MEMORY_STORE
+    PANEL: ClassVar[HelpPanel] = MEMORY_STORE
 
     store_quota_bytes: int | None = whole_field(
         None, "Bytes that the store may hold; a job stops there.", DECIDED_BY_SERVICE, shown="no limit"
@@ -303,7 +354,7 @@ class StoreOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingDataOptions:
+class TrainingDataOptions(SummaryOption):
     """Documents of a job that trains."""
 
     data: list[str] = text_field(REQUIRED, "Documents to learn from: files and folders as in perplexity.")
@@ -342,3 +393,10 @@ def without_memory(no_memory: bool, memory_tokens: int | None) -> dict[str, int]
     if no_memory and memory_tokens:
         raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
     return {"memory_tokens": 0} if no_memory else {}
+
+
+def refuse_given(spec: Any, mark: OptionMark, reason: str) -> None:
+    """Raise ConfigError when the user gave any option that carries `mark`."""
+    refused = [f"--{name.replace('_', '-')}" for name in marked_fields(type(spec), mark) if name in spec.given]
+    if refused:
+        raise ConfigError(f"{', '.join(refused)}: {reason}")

@@ -15,10 +15,9 @@ import typer
 from rich.console import Console
 from typer.models import OptionInfo, ParameterInfo
 
-from longmem.errors import ConfigError
 from pipelines.command.command_line import exit_codes
 from pipelines.command.console import open_console
-from pipelines.command.fields import Mark, OptionField, Panel, marked_fields
+from pipelines.command.fields import HelpPanel, OptionField
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,6 @@ class CommandSpec:
         Modules that load torch, Ray or LanceDB are imported here, because `--help` must not wait for them.
         """
         raise NotImplementedError
-
-    def refuse_given(self, mark: Mark, reason: str) -> None:
-        """Raise ConfigError when the user gave any option that carries `mark`."""
-        refused = [f"--{name.replace('_', '-')}" for name in marked_fields(type(self), mark) if name in self.given]
-        if refused:
-            raise ConfigError(f"{', '.join(refused)}: {reason}")
 
 
 def command(spec: type[CommandSpec]) -> Callable[..., None]:
@@ -96,7 +89,7 @@ def _info(spec: type, declared: "Field[Any]") -> ParameterInfo:
     return info
 
 
-def _panel_of_group(spec: type, name: str) -> Panel | None:
+def _panel_of_group(spec: type, name: str) -> HelpPanel | None:
     """Return the heading of the group that first declares an option."""
     owner = next(each for each in reversed(spec.__mro__) if name in inspect.get_annotations(each))
     return None if issubclass(owner, CommandSpec) else getattr(owner, "PANEL", None)

@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, local_or_hub, parse_settings, say_if_finished
-from pipelines.command.console import open_console
+from pipelines.command.command_line import command_text, local_or_hub, parse_settings, show_summary
 from pipelines.command.fields import (
     REQUIRED,
     choice_field,
@@ -69,8 +68,9 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
             config=from_options(CopyFitConfig, self),
             command=command_text(),
         )
-        if not say_if_finished(run_fit(job, console), self.out):
-            open_console().print(f"fitted model: {self.out / MODEL_FOLDER}", soft_wrap=True)
+        result = f"fitted model: {self.out / MODEL_FOLDER}"
+        summary = run_fit(job, console)
+        show_summary(summary, self.out, self.json, lambda console: console.print(result, soft_wrap=True))
 
 
 fit = command(FitSpec)

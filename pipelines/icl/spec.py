@@ -5,28 +5,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.config import ClusterShape
-from pipelines.command.command_line import command_text, parse_numbers, say_if_finished
-from pipelines.command.console import open_console
+from pipelines.command.command_line import command_text, parse_numbers, show_summary
 from pipelines.command.fields import (
+    DECIDED_BY_SERVICE,
     MEMORY_STORE,
     MODEL_SETTING,
     REQUIRED,
     WORKERS,
     from_options,
     path_field,
-    real_field,
     text_argument_field,
     text_field,
     whole_field,
 )
 from pipelines.command.option_types import MOST_WORKERS
-from pipelines.command.options import AddressOption, OutputOptions, PoolOptions, StoredModelOptions
+from pipelines.command.options import OutputOptions, PoolOptions, RequestWorkerOptions, StoredModelOptions
 from pipelines.command.spec import CommandSpec, command
 
 
 @dataclass(frozen=True, kw_only=True)
-class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, CommandSpec):
+class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptions, CommandSpec):
     """Many-shot in-context learning: demonstrations in context, in memory, and both.
 
     Demonstrations are written to the memory once; all items, on all workers, read them there.
@@ -50,16 +48,20 @@ class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, Com
     store: str | None = text_field(
         None,
         "Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",
+        DECIDED_BY_SERVICE,
         MEMORY_STORE,
+        DECIDED_BY_SERVICE,
         shown="inside --out, removed at the end",
     )
-    workers: int = whole_field(1, "Workers, which encode demonstrations and answer items.", WORKERS, most=MOST_WORKERS)
-    gpus: float = real_field(0.0, "GPU share of each worker.", WORKERS, most=64)
+    workers: int = whole_field(
+        1, "Workers, which encode demonstrations and answer items.", WORKERS, DECIDED_BY_SERVICE, most=MOST_WORKERS
+    )
     batch_items: int = whole_field(32, "Items that a worker gets at a time.", WORKERS)
     memory_tokens: int | None = whole_field(
         None,
         "Past tokens that an item may read.",
         MODEL_SETTING,
+        DECIDED_BY_SERVICE,
         shown="the model's, or more if demonstrations need it",
         least=0,
     )
@@ -70,26 +72,22 @@ class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, Com
         from pipelines.icl.task import load_task
 
         self.check_resume()
-        threads = self.worker_threads(1 if self.address == "none" else self.workers)
-        cluster = None
-        if self.address != "none":
-            pools = {"encoders": self.workers, "readers": 0, "encoder_gpus": self.gpus}
-            cluster = from_options(ClusterShape, self, threads=threads, **pools)
+        source = self.source(console, on_gpu=self.gpus > 0)
         job = from_options(
             IclJob,
             self,
             tasks=tuple(load_task(name, self.data) for name in self.tasks),
             out=self.folder,
-            model=self.source(console, on_gpu=self.gpus > 0),
-            cluster=cluster,
-            threads=threads,
+            model=source,
+            cluster=self.request_shape(),
+            service=self.service_choice(source if self.model else None),
+            threads=self.threads_of_each,
             shots=_numbers("--shots", self.shots),
             memory_shots=_numbers("--memory-shots", self.memory_shots),
             command=command_text(),
         )
         summary = run_icl(job, console)
-        if not say_if_finished(summary, job.out):
-            print_result(open_console(), summary, job.out)
+        show_summary(summary, job.out, self.json, lambda console: print_result(console, summary, job.out))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

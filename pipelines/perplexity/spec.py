@@ -8,8 +8,7 @@ from rich.console import Console
 from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
-from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, check_inputs, command_text, say_if_finished
-from pipelines.command.console import open_console
+from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, check_inputs, command_text, show_summary
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
@@ -22,7 +21,7 @@ from pipelines.command.fields import (
     text_field,
     whole_field,
 )
-from pipelines.command.options import AddressOption, ClusterOptions, OptionalMemoryOptions, OutputOptions, StoreOptions
+from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, OutputOptions, ServiceOption, StoreOptions
 from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ LEAST_OBJECT_STORE_BYTES = 75 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemoryOptions, OutputOptions, CommandSpec):
+class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemoryOptions, OutputOptions, CommandSpec):
     """Perplexity of long documents, with memory and without.
 
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
@@ -46,9 +45,6 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
         "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
         "INPUT",
         shown=False,
-    )
-    service: str | None = text_field(
-        None, "Run on the workers, model and memory of this service.", WORKERS, shown="workers of its own"
     )
     max_tries: int = whole_field(
         5, "Set a document aside when one of its segments has ended its worker this often.", WORKERS
@@ -96,33 +92,21 @@ class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemory
 
         job = self.job(console)
         summary = run_job(job, console)
-        if not say_if_finished(summary, job.out):
-            print_result(open_console(), summary, job.out)
+        show_summary(summary, job.out, self.json, lambda console: print_result(console, summary, job.out))
         return EXIT_FAILED_DOCUMENTS if summary["counts"]["failed_documents"] else 0
 
     def job(self, console: Console) -> "PerplexityJob":
         """Return the job that the options describe. Raise ConfigError where they contradict each other."""
         from longmem.runtime.scheduler import Limits
         from pipelines.job.executors import default_in_flight
-        from pipelines.job.service import ServiceChoice
         from pipelines.perplexity.job import PerplexityJob
 
         retention = self._retention()
-        if self.service is not None:
-            reason = f"service {self.service!r} decides that, for all its jobs; leave it out"
-            self.refuse_given(DECIDED_BY_SERVICE, reason)
         workers = None if self.address == "none" else self.encoders + self.readers
         source = self.source(
             console, on_gpu=self.reader_gpus > 0, encoders_on_gpu=self.encoder_gpus > 0, inputs=self.inputs or ()
         )
-        service = None
-        if self.service is not None:
-            service = ServiceChoice(
-                name=self.service,
-                address=self.address,
-                offered=source if self.model else None,
-                limits_given=self.max_in_flight_segments is not None,
-            )
+        service = self.service_choice(source if self.model else None, self.max_in_flight_segments is not None)
         cluster = None
         if self.address != "none":
             cluster = self.shape(timeouts=Timeouts(max_tries=self.max_tries, task_s=self.task_deadline_s))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, num_cores, say_if_finished
-from pipelines.command.console import open_console
+from pipelines.command.command_line import command_text, num_cores, show_summary
 from pipelines.command.fields import (
     REQUIRED,
-    Mark,
+    OptionMark,
     choice_field,
     flag_field,
     from_options,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     # loads torch
     from longmem.pretraining.presets import Preset
 
-OF_THE_PRESET = Mark("A field of PretrainingConfig with the same name; None takes the value of the size.")
+OF_THE_PRESET = OptionMark("A field of PretrainingConfig with the same name; None takes the value of the size.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +83,11 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
             command=command_text(),
         )
         summary = run_pretraining(job, console)
-        if say_if_finished(summary, self.out):
-            return
         if summary is None:
             console.print("[yellow]slice over.[/] Continue with the same command and --resume")
-        else:
-            open_console().print(f"trained backbone: {self.out / 'model'}", soft_wrap=True)
+            return
+        result = f"trained backbone: {self.out / 'model'}"
+        show_summary(summary, self.out, self.json, lambda console: console.print(result, soft_wrap=True))
 
     def _preset(self) -> "Preset":
         from longmem.pretraining.presets import preset_of

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from rich.console import Console
 
-from pipelines.command.command_line import command_text, parse_numbers, say_if_finished
-from pipelines.command.console import open_console
-from pipelines.command.fields import choice_field, from_options, path_field, text_field, typer_field, whole_field
-from pipelines.command.options import ModelOptions, OutputOptions, RestartOption, WorkerThreads
+from pipelines.command.command_line import command_text, parse_numbers, show_summary
+from pipelines.command.fields import (
+    WORKERS,
+    choice_field,
+    from_options,
+    path_field,
+    text_field,
+    typer_field,
+    whole_field,
+)
+from pipelines.command.options import WHERE_TO_RUN, ModelOptions, OutputOptions, RequestWorkerOptions
 from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
@@ -28,8 +35,8 @@ class Subject(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeSpec(WorkerThreads, ModelOptions, RestartOption, OutputOptions, CommandSpec):
-    """Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.
+class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
+    """Synthetic tests whose answer is only in memory: pass keys at any depth, dictionary lookup, random labels.
 
     **Example:** `longmem probe passkey --lengths 4096,65536 --out runs/passkey`
     """
@@ -37,6 +44,7 @@ class ProbeSpec(WorkerThreads, ModelOptions, RestartOption, OutputOptions, Comma
     subjects: list[Subject] | None = typer_field(
         None, typer.Argument(metavar="SUBJECT", show_default="all", help="passkey, lookup or labels.")
     )
+    address: str = text_field("none", WHERE_TO_RUN, WORKERS)
     filler: Path | None = path_field(
         None, "UTF-8 text to hide keys in and take words from.", shown="the language reference"
     )
@@ -50,26 +58,24 @@ class ProbeSpec(WorkerThreads, ModelOptions, RestartOption, OutputOptions, Comma
     choices: int = whole_field(10, "Answers offered for each question; the number of labels.", least=2)
     seed: int = whole_field(0, "Decides texts, keys, places and questions.", least=0)
 
-    @property
-    def resumable_folder(self) -> None:
-        return None
-
     def run(self, console: Console) -> None:
         from pipelines.probe.console import print_trials
         from pipelines.probe.job import ProbeJob, run_probe
 
         self.check_resume()
+        source = self.source(console, on_gpu=self.gpus > 0)
         job = from_options(
             ProbeJob,
             self,
             plans=[self._plan(subject) for subject in dict.fromkeys(self.subjects or Subject)],
-            model=self.source(console),
+            model=source,
+            cluster=self.request_shape(),
+            service=self.service_choice(source if self.model else None),
             out=self.folder,
             command=command_text(),
         )
         summary = run_probe(job, console)
-        if not say_if_finished(summary, job.out):
-            print_trials(open_console(), summary, job.out)
+        show_summary(summary, job.out, self.json, lambda console: print_trials(console, summary, job.out))
 
     def _plan(self, subject: Subject) -> "Plan":
         from longmem.synthetic.pairs import PairPlan

@@ -5,16 +5,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.command.command_line import command_text, num_cores, parse_numbers, say_if_finished
-from pipelines.command.console import open_console
-from pipelines.command.fields import REQUIRED, from_options, path_argument_field, text_field, whole_field
-from pipelines.command.options import MemoryModelOptions, OutputOptions, ProcessThreads
+from pipelines.command.command_line import command_text, parse_numbers, show_summary
+from pipelines.command.fields import REQUIRED, WORKERS, from_options, path_argument_field, text_field, whole_field
+from pipelines.command.options import WHERE_TO_RUN, MemoryModelOptions, OutputOptions, RequestWorkerOptions
 from pipelines.command.spec import CommandSpec, command
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec):
-    """Which of several texts follows a long context? Accuracy by context length, with memory and without.
+class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, CommandSpec):
+    """Choose which of several texts follows a long context: accuracy by context length, with memory and without.
 
     **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
     """
@@ -25,6 +24,7 @@ class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec)
         "compressed as .gz, .zst, .bz2 or .xz.",
         "FILE",
     )
+    address: str = text_field("none", WHERE_TO_RUN, WORKERS)
     split: str | None = text_field(None, "Part of a ChapterBreak file: pg19 or ao3.", shown=False)
     context_tokens: str = text_field(
         "512,1024,2048,4096,8192", "Lengths of context, ascending; of a longer context the last tokens are read."
@@ -41,19 +41,21 @@ class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec)
 
         self.check_resume()
         lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
+        source = self.source(console, on_gpu=self.gpus > 0)
         job = from_options(
             SuffixJob,
             self,
             input=self.file,
             out=self.folder,
-            model=self.source(console),
+            model=source,
+            cluster=self.request_shape(),
+            service=self.service_choice(source if self.model else None),
             lengths=SuffixLengths(context_tokens=lengths, suffix_tokens=self.suffix_tokens),
-            threads=self.threads or num_cores(),
+            threads=self.threads_of_each,
             command=command_text(),
         )
         summary = run_suffix(job, console)
-        if not say_if_finished(summary, job.out):
-            print_suffix_result(open_console(), summary, job.out)
+        show_summary(summary, job.out, self.json, lambda console: print_suffix_result(console, summary, job.out))
 
 
 suffix = command(SuffixSpec)

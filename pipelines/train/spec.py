@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, local_or_hub, parse_settings, say_if_finished
-from pipelines.command.console import open_console
+from pipelines.command.command_line import command_text, local_or_hub, parse_settings, show_summary
 from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
@@ -120,8 +119,9 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
             threads=self.worker_threads(self.workers),
         )
         job = from_options(TrainingJob, self, task=task, command=command_text())
-        if not say_if_finished(run_training(job, console), self.out):
-            open_console().print(f"trained model: {self.out / 'model'}", soft_wrap=True)
+        result = f"trained model: {self.out / 'model'}"
+        summary = run_training(job, console)
+        show_summary(summary, self.out, self.json, lambda console: console.print(result, soft_wrap=True))
 
 
 train = command(TrainSpec)

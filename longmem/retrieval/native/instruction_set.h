@@ -14,7 +14,7 @@
    - mask_greater(sums, limit): a bit for each key of a panel, set where its sum is greater than the limit.
    - repeat_group(group): the values of a group, repeated until they fill 32 bits.
    - interleave_keys(biased, values, stride): the lowest byte of each of FLOAT_LANES numbers of four keys; GROUP columns
-     of the four keys go beside each other, and the next group goes `stride` bytes further. */
+     of the four keys go next to each other, and the next group goes `stride` bytes further. */
 
 #ifndef LONGMEM_INSTRUCTION_SET_H
 #define LONGMEM_INSTRUCTION_SET_H

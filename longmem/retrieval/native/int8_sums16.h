@@ -21,7 +21,7 @@ static inline int32_t repeat_group(uint32_t group) { return (int32_t)(group * 0x
 static inline void interleave_keys(const f32x8 biased[4], uint8_t *values, int64_t stride) {
     u64x4 pairs = {0};
     for (int key = 0; key < 4; key++) {
-        /* a pair holds two columns; move the second one, from the upper half, beside the first */
+        /* a pair holds two columns; move the second one, from the upper half, next to the first */
         const u64x4 pair = (u64x4)biased[key];
         pairs |= ((pair & 0xff) | (pair >> 24 & 0xff00)) << 16 * key;
     }

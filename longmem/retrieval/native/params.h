@@ -18,7 +18,7 @@ typedef struct {
     int32_t dtype;
 } row_matrix;
 
-/* What a bound needs of the keys of a panel, beside their quantised values. */
+/* What a bound needs of the keys of a panel, apart from their quantised values. */
 typedef struct {
     float inverse_scale; /* 1 / scale of the panel */
     float norm;          /* largest |key| / scale */

@@ -18,7 +18,7 @@
 
 /* KEY_LIMIT: largest quantised value of a key. */
 enum { KEY_LIMIT = 127, KEY_OFFSET = 128 };
-/* Keys whose values are stored beside each other. */
+/* Keys whose values are stored next to each other. */
 enum { INTERLEAVED_KEYS = 4 };
 
 /* Smaller scales are rejected, because the squares of such vectors are not normal float32 numbers. */
@@ -81,7 +81,7 @@ static inline float smallest_scale(const vector_sizes *sizes, float limit) {
 
 static inline int is_usable(float scale) { return scale == 0 || (scale >= SMALLEST_SCALE && scale < INFINITY); }
 
-/* What a bound needs of a query beside its quantised values: its scale, |values| and |residual|. */
+/* What a bound needs of a query apart from its quantised values: its scale, |values| and |residual|. */
 typedef struct {
     float scale, norm, residual;
 } query_bounds;

@@ -20,8 +20,8 @@ from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MODEL_SETTING,
     REQUIRED,
-    Mark,
-    Panel,
+    HelpPanel,
+    OptionMark,
     choice_field,
     flag_field,
     from_options,
@@ -41,7 +41,7 @@ from pipelines.probe.spec import ProbeSpec
 from pipelines.suffix.spec import SuffixSpec
 from pipelines.train.spec import TrainSpec
 
-LOUD = Mark("An option that a quiet command refuses.")
+LOUD = OptionMark("An option that a quiet command refuses.")
 RAN: list["CountSpec"] = []
 
 
@@ -49,7 +49,7 @@ RAN: list["CountSpec"] = []
 class TinyGroup:
     """A group of one option."""
 
-    PANEL: ClassVar[Panel] = Panel("Voice")
+    PANEL: ClassVar[HelpPanel] = HelpPanel("Voice")
 
     volume: int = whole_field(3, "Loudness.", LOUD, most=11)
 
