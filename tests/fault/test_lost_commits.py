@@ -18,7 +18,7 @@ from longmem.errors import CorruptionError, MissingBlockError, StoreError
 from longmem.model.longmem import LongMem
 from longmem.store.config import MemoryStore
 from longmem.store.lance import acknowledged, maintenance
-from longmem.store.lance.acknowledged import FOLDER, HINT, Mark, newest_version
+from longmem.store.lance.acknowledged import FOLDER, HINT, CommitMark, newest_version
 from longmem.store.lance.manifest import DELETIONS
 from longmem.store.lance.repair import recover
 from longmem.store.lance.store import LanceMemoryStore
@@ -162,7 +162,7 @@ def test_an_older_copy_that_has_grown_past_the_mark_is_told(folder: Path) -> Non
             store.put(make_block(OTHER, index))
     shutil.rmtree(marks)
     (folder.parent / "marks").rename(marks)
-    (mark,) = [Mark.of(path.name) for path in marks.iterdir()]
+    (mark,) = [CommitMark.of(path.name) for path in marks.iterdir()]
     assert mark is not None
     assert newest_version(folder / "catalogue.lance" / "_versions") > mark.version
     with pytest.raises(CorruptionError, match=r"is not the one that was acknowledged"):

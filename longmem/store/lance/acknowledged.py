@@ -45,7 +45,7 @@ _PAUSES_S = (0.01, 0.05, 0.2)
 _NO_DIGEST = "0" * 16
 
 
-class Mark(NamedTuple):
+class CommitMark(NamedTuple):
     """One acknowledged commit of the catalogue."""
 
     version: int
@@ -58,12 +58,12 @@ class Mark(NamedTuple):
         return f"{_LAST - self.version:020d}-{self.digest}"
 
     @staticmethod
-    def of(name: str) -> "Mark | None":
+    def of(name: str) -> "CommitMark | None":
         """Return the mark of a file name, or None for another name."""
         number, dash, digest = name.partition("-")
         if not (dash and len(number) == 20 and number.isdigit() and len(digest) == 16):
             return None
-        return Mark(_LAST - int(number), digest)
+        return CommitMark(_LAST - int(number), digest)
 
 
 class Acknowledged(ABC):
@@ -84,7 +84,7 @@ class Acknowledged(ABC):
         """Raise CorruptionError if Lance's own hint shows that a commit is lost."""
 
     @abstractmethod
-    def newest(self) -> Mark | None:
+    def newest(self) -> CommitMark | None:
         """Return the newest mark, or None."""
 
     @abstractmethod
@@ -120,7 +120,7 @@ class _OnDisk(Acknowledged):
         self._folder = store / FOLDER
         self._versions = store / "catalogue.lance" / "_versions"
         self._files = CatalogueFiles(store / "catalogue.lance", self._folder / "deletions")
-        self._sound: tuple[Mark, State] | None = None
+        self._sound: tuple[CommitMark, State] | None = None
         """Mark of the last successful check, with the state that it was compared with."""
 
     def check(self, version: Callable[[], int]) -> None:
@@ -135,7 +135,7 @@ class _OnDisk(Acknowledged):
             # a repair or a writer may have replaced the mark
             newest = self.newest()
 
-    def newest(self) -> Mark | None:
+    def newest(self) -> CommitMark | None:
         return next(iter(self._marks()), None)
 
     def check_hint(self) -> None:
@@ -153,7 +153,7 @@ class _OnDisk(Acknowledged):
         if isinstance(hint, int) and (newest := newest_version(self._versions)) < hint:
             raise _lost(str(self._store), f"version {hint} of the catalogue existed, and the newest one is {newest}")
 
-    def _lacks(self, mark: Mark) -> str | None:
+    def _lacks(self, mark: CommitMark) -> str | None:
         """Return why the catalogue differs from the marked one, or None."""
         manifest = _manifest(self._versions, mark.version)
         try:
@@ -213,7 +213,7 @@ class _OnDisk(Acknowledged):
         if state is not None:
             self._sound = (mark, state)
 
-    def _mark(self, version: int) -> tuple[Mark, State | None]:
+    def _mark(self, version: int) -> tuple[CommitMark, State | None]:
         """Return the mark and the state of a version; no state if another process has cleaned the version."""
         manifest = _manifest(self._versions, version)
         try:
@@ -225,8 +225,8 @@ class _OnDisk(Acknowledged):
                 raise _lost(
                     str(self._store), f"version {version} was committed a moment ago and {error.filename} is gone"
                 ) from None
-            return Mark(version, _NO_DIGEST), None
-        return Mark(version, state.digest), state
+            return CommitMark(version, _NO_DIGEST), None
+        return CommitMark(version, state.digest), state
 
     def tidy(self) -> None:
         """Remove copies of deletion files; marks are removed by every `record`."""
@@ -253,7 +253,7 @@ class _OnDisk(Acknowledged):
         if version is not None:
             self.record(version)
 
-    def _marks(self) -> list[Mark]:
+    def _marks(self) -> list[CommitMark]:
         """Return all marks, newest first."""
         try:
             names = sorted(path.name for path in self._folder.iterdir())
@@ -261,7 +261,7 @@ class _OnDisk(Acknowledged):
             return []
         except OSError as error:
             raise StoreError(f"cannot read {self._folder}: {error}; check its permissions") from error
-        return [mark for name in names if (mark := Mark.of(name)) is not None]
+        return [mark for name in names if (mark := CommitMark.of(name)) is not None]
 
 
 class _InBucket(Acknowledged):
@@ -275,7 +275,7 @@ class _InBucket(Acknowledged):
 
     def __init__(self, files: ObjectFiles) -> None:
         self._files = files
-        self._own: Mark | None = None
+        self._own: CommitMark | None = None
 
     def check(self, version: Callable[[], int]) -> None:
         marks = self._marks()
@@ -285,7 +285,7 @@ class _InBucket(Acknowledged):
                 f"version {marks[0].version} of the catalogue was acknowledged, and the newest one is {newest}",
             )
 
-    def newest(self) -> Mark | None:
+    def newest(self) -> CommitMark | None:
         return next(iter(self._marks()), None)
 
     def record(self, version: int) -> None:
@@ -293,7 +293,7 @@ class _InBucket(Acknowledged):
             raise _lost(
                 self._files.uri, f"version {self._own.version} was acknowledged before version {version} was committed"
             )
-        mark = Mark(version, _NO_DIGEST)
+        mark = CommitMark(version, _NO_DIGEST)
         if mark == self._own:
             return
         self._files.create(f"{FOLDER}/{mark.name}")
@@ -313,8 +313,8 @@ class _InBucket(Acknowledged):
         if version is not None:
             self.record(version)
 
-    def _marks(self) -> list[Mark]:
-        marks = (Mark.of(name.rpartition("/")[2]) for name in self._files.names(f"{FOLDER}/"))
+    def _marks(self) -> list[CommitMark]:
+        marks = (CommitMark.of(name.rpartition("/")[2]) for name in self._files.names(f"{FOLDER}/"))
         return sorted((mark for mark in marks if mark is not None), reverse=True)
 
 
