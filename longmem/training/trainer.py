@@ -123,7 +123,7 @@ class Trainer:
         for first in range(0, len(self.rows), config.micro_rows):
             nats += self._learn(self.rows[first : first + config.micro_rows], tokens)
         for parameter in self.parameters:
-            # Adam also updates parameters that got no gradient, alike on one worker, on several and after a resume
+            # Adam also updates parameters that got no gradient: the same on one worker, on several and after a resume
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self._reduce is not None:
