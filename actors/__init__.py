@@ -1,1 +1,1 @@
-"""Ray around longmem, and nothing else: pools, store actors, joining a cluster. No tensor arithmetic lives here."""
+"""Ray around longmem: worker pools, store actors, joining a cluster. Holds no tensor arithmetic."""

@@ -1,6 +1,6 @@
-"""Finds a Ray cluster and asks it whether this process may join, before Ray itself tries.
+"""Checks before `ray.init` that a Ray cluster exists and admits this process.
 
-Ray's own attempt takes 20 to 30 s, cannot be interrupted, and ends with the same advice whatever was wrong.
+Ray's own attempt takes 20 to 30 s, cannot be interrupted, and gives the same advice for every cause.
 
     address ──resolve──► Head ──check_admitted──► token mode of this process ──► ray.init
 """
@@ -25,11 +25,11 @@ CONNECT_S = 5.0
 """Timeout of a head's answer, in seconds."""
 
 HEALTH = "/grpc.health.v1.Health/Check"
-"""Answered by GCS and raylet, without a token."""
+"""gRPC method that GCS and raylet answer without a token."""
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""A call of the GCS that needs the token where the cluster has one."""
+"""gRPC method of the GCS that needs the token of a cluster with token authentication."""
 CLIENT_INFO = "/ray.rpc.RayletDriver/ClusterInfo"
-"""A call of Ray's client server (`ray://`) that needs it too."""
+"""gRPC method of Ray's client server (`ray://`) that needs that token too."""
 
 MODE = "RAY_AUTH_MODE"
 USER_MODE = os.environ.get(MODE, "").lower()
@@ -48,11 +48,11 @@ class Head:
     address: str
     """`host:port` of the GCS, or `ray://host:port`."""
     source: Literal["named", "environment", "found", "recorded"]
-    """`found`: its processes run on this machine. `recorded`: Ray has left a note of it here, and it may have ended."""
+    """`found`: its processes run on this machine. `recorded`: a file of Ray names it, and it may have ended."""
 
     @property
     def target(self) -> str:
-        """`host:port`, as gRPC wants it."""
+        """`host:port` for a gRPC channel."""
         return self.address.removeprefix(CLIENT)
 
     @property
@@ -66,9 +66,9 @@ class Head:
 
 
 def resolve(address: str) -> Head | None:
-    """The cluster that an address leads to, running or not; None when `auto` finds none.
+    """Return the cluster that an address names, running or not; None when `auto` finds none.
 
-    Raises ClusterError for an address that cannot be one.
+    Raises ClusterError for a malformed address.
     """
     if address != AUTO:
         return Head(_checked(address, "the address"), "named")
@@ -78,7 +78,7 @@ def resolve(address: str) -> Head | None:
     if named not in ("", AUTO):
         return Head(_checked(named, "RAY_ADDRESS"), "environment")
     services.find_gcs_addresses.cache_clear()
-    # raised when nothing runs here and nothing is on record either
+    # raised when no cluster runs on this machine and none is recorded
     with suppress(ConnectionError):
         found = str(services.get_ray_address_from_environment(AUTO, None))
         return Head(found, "found" if found in services.find_gcs_addresses() else "recorded")
@@ -86,11 +86,11 @@ def resolve(address: str) -> Head | None:
 
 
 def check_admitted(head: Head) -> None:
-    """Ask the head whether this process may join, and set Ray's token mode to what the cluster has.
+    """Check that the head admits this process, and set Ray's token mode to that of the cluster.
 
-    Ray itself turns tokens on for `auto` alone, where a token is at hand, whatever the cluster has: then a cluster
-    without tokens is joined and every actor dies without a message. For `host:port` it never does, and a cluster with
-    tokens refuses. Raises ClusterError within a few times CONNECT_S.
+    Ray turns tokens on only for `auto` and only when a token is available, and does not look at the cluster. It then
+    joins a cluster without tokens, and every actor dies without a message. For `host:port` it never sends a token, and
+    a cluster with tokens refuses it. Raises ClusterError within a few times CONNECT_S.
     """
     _check_port(head)
     method = CLIENT_INFO if head.is_client else ALIVE
@@ -129,7 +129,7 @@ def check_admitted(head: Head) -> None:
 
 
 def note_tokens() -> None:
-    """From now on Ray's servers in this process ask for tokens, also after the mode has changed."""
+    """Record that Ray's servers in this process require tokens from now on, even if the mode changes."""
     global _tokens_used
     _tokens_used = True
 
@@ -142,13 +142,17 @@ def _checked(address: str, what: str) -> str:
         )
     host, separator, port = address.removeprefix(CLIENT).rpartition(":")
     if not separator or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ClusterError(f"{what} {address!r} is no cluster's: expected HOST:PORT or ray://HOST:PORT, {OR_ELSE}")
+        raise ClusterError(
+            f"{what} {address!r} is not the address of a cluster: expected HOST:PORT or ray://HOST:PORT, {OR_ELSE}"
+        )
     return address
 
 
 def _check_port(head: Head) -> None:
-    """Raises ClusterError where nothing listens, or where a stopped head says nothing: the system accepts connections
-    on its behalf."""
+    """Raise ClusterError if the port is closed, or if the head accepts connections without answering.
+
+    The kernel accepts connections for a stopped process.
+    """
     host, _, port = head.target.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -160,18 +164,18 @@ def _check_port(head: Head) -> None:
 
 
 def answers(target: str) -> None:
-    """Any answer will do, a refusal too. Raises TimeoutError when there is none within CONNECT_S."""
-    # past any proxy, as Ray's own connections
+    """Return after any gRPC answer, including an error status. Raises TimeoutError after CONNECT_S without one."""
+    # bypass proxies, as Ray does
     with _channel(target) as channel:
         try:
             channel.unary_unary(HEALTH)(b"", timeout=CONNECT_S)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise TimeoutError(f"it accepts connections and says nothing for {CONNECT_S:g} s") from error
+                raise TimeoutError(f"it accepts connections and does not respond for {CONNECT_S:g} s") from error
 
 
 def _refuses(head: Head, method: str, token: str | None) -> bool:
-    """Return whether the head refuses a call with this token. Raises ClusterError when it is no Ray head."""
+    """Return whether the head refuses a call with this token. Raises ClusterError if it is not a Ray head."""
     metadata = [("client_id", uuid4().hex)] if head.is_client else []
     if token is not None:
         metadata.append(("authorization", f"Bearer {token}"))
@@ -181,17 +185,17 @@ def _refuses(head: Head, method: str, token: str | None) -> bool:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 return True
-            # a client that it has never seen: what the client server says once the token is right
+            # with a valid token, the client server answers NOT_FOUND to an unknown client id
             if head.is_client and error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 other = f"HOST:PORT of its GCS, not {CLIENT}" if head.is_client else f"{CLIENT}HOST:PORT"
                 raise ClusterError(
-                    f"what listens at {head.address!r} is no Ray head of this kind; for a head's other port write "
+                    f"the server at {head.address!r} is not a Ray head of this kind; for the other port of a head use "
                     f"{other}, {OR_ELSE}"
                 ) from error
             raise ClusterError(
-                f"what listens at {head.address!r} does not answer as a Ray head ({error.code().name}: "
+                f"the server at {head.address!r} does not answer as a Ray head ({error.code().name}: "
                 f"{error.details()}); check the address with `ray status`, {OR_ELSE}"
             ) from error
     return False
@@ -203,7 +207,7 @@ def _channel(target: str) -> grpc.Channel:
 
 def _token() -> str:
     loader = AuthenticationTokenLoader.instance()
-    # a file may have been written since this process, or Ray in it, looked
+    # the token file may have been written since it was last read
     loader.reset_cache()
     try:
         return str(loader.get_raw_token(ignore_auth_mode=True))
@@ -212,16 +216,16 @@ def _token() -> str:
 
 
 def _set_mode(mode: str) -> None:
-    """Choose for the user who has not: for this process and, through the environment, for what it starts."""
+    """Set the token mode of this process and its children, unless the user has set one."""
     if USER_MODE:
         return
     os.environ[MODE] = mode
-    # Ray read the environment when it was imported, and keeps what it read
+    # Ray reads the environment at import and caches it
     Config.initialize("")
 
 
-def forget_mode() -> None:
-    """Leave the mode to Ray again, which turns tokens on for a cluster that it starts here."""
+def reset_token_mode() -> None:
+    """Restore Ray's default mode, which turns tokens on for a cluster that it starts here."""
     if USER_MODE != "disabled":
         note_tokens()
     if not USER_MODE and os.environ.pop(MODE, None) is not None:

@@ -1,4 +1,4 @@
-"""Checks whether a cluster has room for a job, and reports while it has none."""
+"""Checks whether a cluster has free resources for a job, and reports while it waits for them."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -8,18 +8,18 @@ from actors.workers.start import Workers
 from longmem.errors import ClusterError
 
 FEWER = "--encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
-"""Options that make a job or a service need less room."""
+"""Options that reduce the resources of a job or a service."""
 FIRST_S = 30.0
-"""When a job that still waits for workers says so first: they start within seconds where there is room.
-Until they are ready, the job's own workers hold CPUs too."""
+"""Seconds before the first report of missing workers; with free resources, workers start within seconds.
+Until all are ready, the job's own workers hold CPUs too."""
 AGAIN_S = 60.0
-"""Seconds between two reports."""
+"""Seconds between two later reports."""
 
 
 class Room:
-    """Room for `num_cpus` and `num_gpus` on a cluster, for which a job waits at most `limit_s`.
+    """Reservation of `num_cpus` and `num_gpus` on a cluster, for which a job waits at most `limit_s`.
 
-    Raises ClusterError when the whole cluster is too small.
+    Raises ClusterError when the total resources of the cluster are too small.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Room:
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`advice`: what the user can do, as `use fewer …`."""
+        """`tell` receives messages for the operator; `advice` says how to reduce the needs, as `use fewer …`."""
         self._needs = num_cpus, num_gpus
         self._limit_s = limit_s
         self._tell = tell
@@ -43,12 +43,12 @@ class Room:
         check_capacity(*self._needs, self._advice)
         if (lack := describe_lack(*self._needs)) is not None:
             tell(
-                f"the job has no room yet: {lack}. It waits for at most {limit_s:g} s; let other jobs end, "
+                f"the job cannot start yet: {lack}. It waits for at most {limit_s:g} s; let other jobs end, "
                 f"{self._advice}"
             )
 
     def waiting(self, num_missing: int) -> None:
-        """Called again and again while workers are missing; says so now and then."""
+        """Report missing workers after FIRST_S, then every AGAIN_S. Called repeatedly while workers are missing."""
         now = self._clock()
         if now >= self._next_s:
             self._next_s = now + AGAIN_S
@@ -58,7 +58,7 @@ class Room:
             )
 
     def exhausted(self, num_missing: int, share: float) -> ClusterError:
-        """Return the error of a job that has waited too long; `share` of its workers are missing."""
+        """Return the error of a job whose wait timed out while the fraction `share` of its workers was missing."""
         lack = describe_lack(*(share * need for need in self._needs)) or "there is room for them, see `ray status`"
         return ClusterError(
             f"{num_missing} workers did not start within {self._limit_s:g} s: {lack}; let other jobs end, "
@@ -67,9 +67,9 @@ class Room:
 
 
 def not_started(room: Room | None, workers: Workers, num_missing: int, limit_s: float) -> ClusterError:
-    """Return the error of a job whose workers did not start; without a room their needs are unknown."""
+    """Return the error of a job whose workers did not start. Without `room`, their needs are unknown."""
     if room is None:
         return ClusterError(f"{num_missing} workers did not start within {limit_s:g} s: see `ray status`")
-    # stores may be missing too, and need no room
+    # missing stores are counted too, although they reserve nothing
     num_workers = len(workers.encoders.workers) + len(workers.readers.workers)
     return room.exhausted(num_missing, min(1.0, num_missing / num_workers))

@@ -6,8 +6,8 @@
         print(scores.perplexity, scores.backbone_perplexity)
         print(await client.generate("Call me", "moby-dick", max_new_tokens=50))
 
-The client itself is the driver of its requests, as a job is: there is no server between it and the pools that could
-be lost. It needs to reach the Ray cluster, and neither the model's files nor the store's.
+The client drives its requests itself, as a job does, so there is no server between it and the pools that could fail.
+It needs access to the Ray cluster, but not to the files of the model or the store.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class WriteReceipt:
-    """What the memory holds of a document after a write."""
+    """Stored tokens, segments and bytes of a document after a write."""
 
     key: DocumentKey
     num_tokens: int
@@ -66,11 +66,10 @@ async def connect(
             await client.write("moby-dick", text)
             scores = await client.score(text, "moby-dick")
 
-    `address` is that of a running Ray cluster, `auto` the one on this machine. Each request may take `timeout_s`. At
-    most `max_in_flight` segments (and `max_in_flight_bytes`) of all requests of this client are in the service at
-    once; a request that finds no room waits its turn, and so does whoever awaits it. With `model` the service must
-    hold that very model. Leaving the block drops what still runs; the process stays joined to Ray until it ends,
-    because other clients of it may go on.
+    `address` is that of a running Ray cluster; `auto` is the one on this machine. Each request times out after
+    `timeout_s`. At most `max_in_flight` segments (and `max_in_flight_bytes`) of all requests of this client are in the
+    service at once; further requests are queued. With `model`, the service must hold exactly that model. Leaving the
+    block cancels running requests. The process stays joined to Ray until it exits, because it may have other clients.
 
     Raises ClusterError when there is no cluster or no such service, FingerprintError when it holds another model,
     RequestTimeoutError, ConfigError.
@@ -78,41 +77,41 @@ async def connect(
     for name, value in (("timeout_s", timeout_s), ("max_in_flight", max_in_flight)):
         if not value > 0:
             raise ConfigError(f"{name} must be greater than 0, got {value}")
-    pump = ClientDriver(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
+    driver = ClientDriver(lambda: attach(address, service, offered=model), Limits(max_in_flight, max_in_flight_bytes))
     try:
-        executor = await _within(timeout_s, f"attaching to service {service!r}", asyncio.wrap_future(pump.started))
-        yield MemoryClient(executor, pump, timeout_s)
+        executor = await _within(timeout_s, f"attaching to service {service!r}", asyncio.wrap_future(driver.started))
+        yield MemoryClient(executor, driver, timeout_s)
     finally:
-        # waits for the thread, which may be within a call to Ray: not in the event loop
-        await asyncio.to_thread(pump.close)
+        # joins the thread, which may block in a call to Ray, so not in the event loop
+        await asyncio.to_thread(driver.close)
 
 
 class MemoryClient:
-    """Requests to one service. Any number may run at once; those for one document run one after the other.
+    """Requests to one service. Any number may run at once; requests for one document run in sequence.
 
-    Every method raises RequestTimeoutError when it takes too long and ClusterError when the service is lost. A request
-    whose await is cancelled, or takes too long, starts nothing more: what the workers have in hand they finish, blocks
-    that are stored stay stored, and the same request can be made again.
+    Every method raises RequestTimeoutError after the timeout and ClusterError when the service is lost. A request that
+    is cancelled or times out starts no further tasks. Tasks already sent are finished, stored blocks stay, and the
+    same request can be repeated.
     """
 
-    def __init__(self, executor: AttachedExecutor, pump: ClientDriver, timeout_s: float) -> None:
+    def __init__(self, executor: AttachedExecutor, driver: ClientDriver, timeout_s: float) -> None:
         self._executor = executor
-        self._pump = pump
+        self._driver = driver
         self._timeout_s = timeout_s
         self._turns = count()
 
     @property
     def in_flight(self) -> int:
-        """Segments and texts of this client that are in the service now."""
-        return self._pump.in_flight
+        """Number of segments and texts of this client that are in the service now."""
+        return self._driver.in_flight
 
     @property
     def model(self) -> ModelDescription:
-        """The model that the service holds."""
+        """Model of the service."""
         return self._executor.describe()
 
     async def write(self, document: str, text: str, *, namespace: str = DEFAULT_NAMESPACE) -> WriteReceipt:
-        """Store a document's keys and values; nothing is written twice.
+        """Store the keys and values of a document; segments already stored are not written again.
 
         Raises ConflictError when the document holds another text, DocumentError (no tokens), NumericError, StoreError.
         """
@@ -122,20 +121,20 @@ class MemoryClient:
     async def score(
         self, text: str, document: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, follows: bool = False
     ) -> TextScores:
-        """Log-probabilities of a text's tokens, with memory and without: the numbers of `LongMem.score`.
+        """Return log-probabilities of a text's tokens, with memory and without: the numbers of `LongMem.score`.
 
-        With `document` the text is that document: it is written, segment by segment, and read back; many workers share
-        it. With `follows=True` the text comes after the stored document, and without a document it stands alone: then
-        nothing is written, and one worker reads the whole text.
+        With `document`, the text is that document: it is written segment by segment, and many workers score it. With
+        `follows=True` the text continues the stored document. In that case, and without a document, nothing is written
+        and one worker scores the whole text.
 
-        Raises what `write` raises, and MissingBlockError when the text shall follow a document that is not stored.
+        Raises what `write` raises, and MissingBlockError when the text follows a document that is not stored.
         """
         if follows and document is None:
             raise ConfigError("follows=True needs the name of the document that the text follows")
         key = None if document is None else DocumentKey(namespace, document)
         if key is None or follows:
             request = ScoreRequest(text, key)
-            return await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._pump.text(request)))
+            return await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._driver.text(request)))
         return await _within(self._timeout_s, f"scoring {key}", self._score(key, text))
 
     async def generate(
@@ -147,25 +146,24 @@ class MemoryClient:
         max_new_tokens: int = 50,
         sampling: Sampling | None = None,
     ) -> str:
-        """The text that follows the prompt, which follows the stored document: what `LongMem.generate` says.
+        """Return the continuation of the prompt, which follows the stored document, as `LongMem.generate` does.
 
         Raises ConfigError, DocumentError (an empty prompt), MissingBlockError when the document is not stored.
         """
         key = None if document is None else DocumentKey(namespace, document)
         request = GenerateRequest(prompt, key, max_new_tokens, sampling or Sampling())
-        text: str = await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._pump.text(request)))
+        text: str = await _within(self._timeout_s, f"{request}", asyncio.wrap_future(self._driver.text(request)))
         return text
 
     async def documents(self, namespace: str | None = None) -> list[DocumentKey]:
-        """Every stored document, sorted; of all namespaces when none is given."""
+        """Return every stored document of a namespace (None: of all), sorted."""
         stores = self._executor.workers.stores.workers
         asked = [_answer("listing documents", store.actor.documents.remote(namespace)) for store in stores]
         found = await _within(self._timeout_s, "listing documents", asyncio.gather(*asked))
         return sorted({key for keys in found for key in keys})
 
     async def delete(self, document: str, *, namespace: str = DEFAULT_NAMESPACE) -> int:
-        """Forget a document, once its requests have ended; returns the number of blocks removed (0 for an unknown
-        document)."""
+        """Delete a document whose requests have ended. Return the number of removed blocks (0 if unknown)."""
         key = DocumentKey(namespace, document)
         return await _within(self._timeout_s, f"deleting {key}", self._delete(key))
 
@@ -189,8 +187,10 @@ class MemoryClient:
         )
 
     async def _prepared(self, key: DocumentKey, text: str) -> tuple[TokenizedText, list[Segment], list[SegmentInfo]]:
-        """The text's segments, and what the store holds of the document. By actors: only they surely reach the
-        tokenizer's files."""
+        """Return the text's tokens and segments, and the stored segments of the document.
+
+        Encoder actors tokenise, because only they are sure to have the tokenizer's files.
+        """
         encoders = self._executor.workers.encoders
         workers = encoders.usable or encoders.workers
         worker = workers[next(self._turns) % len(workers)]
@@ -204,21 +204,21 @@ class MemoryClient:
         return tokenized, segments, infos
 
     async def _read(self, segments: list[Segment], infos: list[SegmentInfo], *, scored: bool) -> DocumentResult:
-        reading = DocumentRequest(segments, stored_segments(infos, segments), scored)
-        return await asyncio.wrap_future(self._pump.read(reading))
+        request = DocumentRequest(segments, stored_segments(infos, segments), scored)
+        return await asyncio.wrap_future(self._driver.read(request))
 
     async def _delete(self, key: DocumentKey) -> int:
-        # windows first and last: any reader may hold one, of any client's requests, and one that outlived the
+        # evict windows before and after: any reader may hold one for any client, and a window that outlives the
         # document would be read for the next document of that name
-        await self._forget_windows(key)
+        await self._evict_windows(key)
         shard = self._executor.workers.stores.shard(key)
         removed: int = await _answer(f"deleting {key}", shard.actor.delete.remote(key))
-        await self._forget_windows(key)
+        await self._evict_windows(key)
         return removed
 
-    async def _forget_windows(self, key: DocumentKey) -> None:
+    async def _evict_windows(self, key: DocumentKey) -> None:
         readers = [worker for worker in self._executor.workers.readers.workers if not worker.gone]
-        await asyncio.gather(*(_answer(f"forgetting {key}", each.actor.forget.remote(key)) for each in readers))
+        await asyncio.gather(*(_answer(f"evicting {key}", each.actor.evict.remote(key)) for each in readers))
 
 
 async def _answer(doing: str, ref: Any) -> Any:

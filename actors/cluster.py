@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster: the only `ray.init` of the project."""
+"""Joins or starts a Ray cluster; holds the only calls of `ray.init` in the project."""
 
 import logging
 import os
@@ -16,48 +16,48 @@ from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAY
 from ray._private.utils import get_shared_memory_bytes
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from actors.admission import OR_ELSE, Head, check_admitted, forget_mode, resolve
+from actors.admission import OR_ELSE, Head, check_admitted, reset_token_mode, resolve
 from actors.cluster_watch import GCS, RAYLET, ClusterWatch
 from actors.config import AUTO, LOCAL
 from longmem.errors import ClusterError, ConfigError
 
 DAEMONS = {PROCESS_TYPE_GCS_SERVER: GCS, PROCESS_TYPE_RAYLET: RAYLET}
 PRIVATE = b"longmem:private"
-"""Key of a cluster that a command started for itself, and that ends with it; the value names the process."""
+"""Key set in a cluster that a command started for itself, and that ends with it. The value names the process."""
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
-"""In Ray's message on versions that differ: the cluster's first, then those of this process."""
+"""Versions in Ray's message about a mismatch: those of the cluster first, then those of this process."""
 CLIENT_ATTEMPTS = 3
-"""Attempts to join through `ray://` while the cluster's process for this client ends as it starts."""
+"""Attempts to join through `ray://` while the cluster's process for this client dies at its start."""
 CLIENT_DIED_STARTING = (
     "Starting Ray client server failed",
     "Proxy failed to Connect to backend",
     "ZombieProcess",
     "NoSuchProcess",
 )
-"""Parts of Ray's message, one of which it has then: which one depends on the moment of the death."""
+"""Substrings of Ray's message in that case; the moment of the death decides which one it contains."""
 _JOINING = Lock()
-"""Ray's connection belongs to the process: two clients in two threads must not make it twice."""
+"""Held while joining: Ray has one connection per process, and clients may join from several threads."""
 
 
 def say_nothing(_text: str) -> None:
-    """Take what an operator should know, where no operator listens."""
+    """Discard a message for the operator."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """An initialised Ray, and whether it is ours to shut down."""
+    """An initialised Ray connection, and whether this process must shut it down."""
 
     owned: bool
     started_here: bool
-    """A cluster of this process alone, which ends with it."""
+    """True for a cluster that serves only this process and ends with it."""
     address: str
     """Address at which it was joined or started."""
     dashboard_url: str | None
     watch: ClusterWatch = field(repr=False)
-    """Says when the cluster is lost."""
+    """Watch that detects the loss of the cluster."""
 
     def advice(self, fewer: str) -> str:
-        """Return advice for a job without room; `fewer` names the options that make a job smaller."""
+        """Return advice for a job that lacks resources; `fewer` names the options that reduce its needs."""
         own = "" if self.started_here else ", or --address local, which starts a cluster for this command alone"
         return f"use fewer {fewer}{own}"
 
@@ -70,14 +70,16 @@ class Connection:
 def connect(
     address: str, num_cpus: int, object_store_bytes: int | None, tell: Callable[[str], None] = say_nothing
 ) -> Connection:
-    """Join the cluster at `address`, or start one here; `tell` gets which one it is before anything else happens.
+    """Join the cluster at `address`, or start one here; `tell` is called first, with a description of the cluster.
 
-    `local` always starts one, `auto` joins a running one and else starts one, anything else is an address to join
-    (`host:port`, `ray://host:port`). `auto` does not join a cluster that another command started for itself, because it
-    ends with that command. `num_cpus` and `object_store_bytes` (None: Ray's own choice) size a cluster that is started
-    here: it may have more CPU slots than the machine has cores, because workers declare threads and the system shares
-    them. Raises ClusterError when the address cannot be reached, or refuses this process, and
-    ConfigError for an object store that is larger than the memory of this machine.
+    `local` always starts one, `auto` joins a running one and otherwise starts one, and anything else is an address to
+    join (`host:port`, `ray://host:port`). `auto` does not join a cluster that another command started for itself,
+    because it ends with that command. `num_cpus` and `object_store_bytes` (None: Ray's default) size a cluster that is
+    started here. It may have more CPU slots than the machine has cores, because workers declare threads and the
+    operating system shares the cores.
+
+    Raises ClusterError when the address cannot be reached or refuses this process, and ConfigError for an object store
+    that is larger than the memory of this machine.
     """
     if ray.is_initialized() or address not in (AUTO, LOCAL):
         return join(address, tell)
@@ -93,10 +95,10 @@ def connect(
 
 
 class NoClusterError(ClusterError):
-    """`auto` found no cluster to join: one can be started instead."""
+    """No cluster to join was found for `auto`; one can be started instead."""
 
     def __init__(self, before: str = "") -> None:
-        """`before`: what was found instead, as the beginning of a sentence."""
+        """`before` says what was found instead; it begins the message."""
         super().__init__(
             f"{before}no Ray cluster to join runs on this machine; start one with `ray start --head`, or name one with "
             "--address"
@@ -105,7 +107,7 @@ class NoClusterError(ClusterError):
 
 
 def join(address: str, tell: Callable[[str], None] = say_nothing) -> Connection:
-    """Join a cluster that runs, and never start one; `auto` is one that runs on this machine.
+    """Join a running cluster and never start one; `auto` is one that runs on this machine.
 
     Raises ClusterError when there is none.
     """
@@ -132,8 +134,8 @@ def _join(address: str, tell: Callable[[str], None]) -> Connection:
 def _init(head: Head, tell: Callable[[str], None]) -> None:
     """Connect Ray to a head. Raises ClusterError.
 
-    A cluster starts one process for each client of `ray://`. Every attempt gets a new one, so that one which ends as it
-    starts is no reason to give up.
+    A cluster starts one process per client of `ray://`, and a new one for every attempt. A process that dies at its
+    start is therefore retried.
     """
     for attempt in range(1, CLIENT_ATTEMPTS + 1):
         try:
@@ -141,7 +143,7 @@ def _init(head: Head, tell: Callable[[str], None]) -> None:
                 ray.init(address=head.address, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:
-            # it may have got half way
+            # it may be half initialised
             ray.shutdown()
             is_transient = head.is_client and any(part in str(error) for part in CLIENT_DIED_STARTING)
             if not is_transient or attempt == CLIENT_ATTEMPTS:
@@ -150,7 +152,7 @@ def _init(head: Head, tell: Callable[[str], None]) -> None:
 
 
 def _head(address: str) -> Head:
-    """The head that an address leads to, which lets this process in. Raises ClusterError."""
+    """Return the head that an address names, after checking that it admits this process. Raises ClusterError."""
     head = resolve(address)
     if head is None:
         raise NoClusterError
@@ -166,7 +168,7 @@ def _head(address: str) -> Head:
 def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
     check_object_store(object_store_bytes)
     _prepare()
-    forget_mode()
+    reset_token_mode()
     try:
         with _sigterm_stays_ours():
             ray.init(
@@ -191,9 +193,9 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
 
 
 def check_object_store(num_bytes: int | None) -> None:
-    """Refuse an object store that Ray could not place on this machine, before its processes start.
+    """Raise ConfigError for an object store that does not fit on this machine, before Ray's processes start.
 
-    Ray finds out after its head process runs, in a ValueError that sounds like a slow machine. Raises ConfigError.
+    Ray itself checks after its head process runs, and its ValueError reads like that of a slow machine.
     """
     if num_bytes is None:
         return
@@ -219,7 +221,7 @@ def _connection(head: Head | None, owned: bool) -> Connection:
     address = str(ray.get_runtime_context().gcs_address) if head is None or not head.is_client else head.address
     whose = "that this command started" if started_here else f"at {address}"
     if node is None:
-        # Ray's client: what it joins through is all that it can see
+        # Ray's client reaches only the server that it joins through
         targets = {"client server": head.target if head is not None else address}
     else:
         targets = {GCS: node.gcs_address, RAYLET: f"{node.node_ip_address}:{node.node_manager_port}"}
@@ -250,7 +252,7 @@ def free_cpus() -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """Ray's message as one line; for versions that differ, which they are."""
+    """Return Ray's message on one line; for a version mismatch, return both versions and advice."""
     versions = VERSIONS.findall(str(error))
     if len(versions) == 2:
         (theirs, their_python), (ours, our_python) = versions
@@ -263,15 +265,18 @@ def in_one_line(error: Exception) -> str:
 
 
 def _prepare() -> None:
-    """Before the first daemon starts: no usage pings, and no change of CUDA_VISIBLE_DEVICES for CPU workers."""
+    """Turn off usage statistics, and changes of CUDA_VISIBLE_DEVICES for CPU workers, before Ray starts."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @contextmanager
 def _sigterm_stays_ours() -> Iterator[None]:
-    """Ray takes SIGTERM over, in Python and once more beneath it, where its handler aborts this process. Python lets
-    only the main thread set handlers: who joins in another keeps Ray's."""
+    """Restore this process's SIGTERM handler after the block.
+
+    Ray installs its own, in Python and in C, and the latter aborts the process. Python lets only the main thread set
+    handlers, so a join from another thread keeps Ray's.
+    """
     if current_thread() is not main_thread():
         yield
         return
@@ -279,14 +284,14 @@ def _sigterm_stays_ours() -> Iterator[None]:
     try:
         yield
     finally:
-        # None: set by somebody who does not speak Python
+        # None: the handler was installed from C and cannot be restored here
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
 
 
 def find_cluster() -> str | None:
-    """Address of the cluster that runs here, or None when none does. Raises ClusterError for one that does not answer,
-    or that refuses this process."""
+    """Return the address of the cluster on this machine, or None. Raises ClusterError if it does not answer or refuses
+    this process."""
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
     try:
@@ -296,8 +301,10 @@ def find_cluster() -> str | None:
 
 
 def check_capacity(num_cpus: float, num_gpus: float, advice: str) -> None:
-    """Raises ClusterError when the whole cluster is too small, instead of waiting for room that never comes; `advice`
-    says what to do."""
+    """Raise ClusterError if the total resources of the cluster are too small, because waiting cannot help then.
+
+    `advice` says what the user can do.
+    """
     total = ray.cluster_resources()
     for name, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
         if needed > total.get(name, 0):
@@ -305,7 +312,7 @@ def check_capacity(num_cpus: float, num_gpus: float, advice: str) -> None:
 
 
 def describe_lack(num_cpus: float, num_gpus: float) -> str | None:
-    """What has to become free before there is room, or None when there is room now."""
+    """Return which resource is lacking now as a sentence, or None if there is enough."""
     free = ray.available_resources()
     for name, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
         if needed > free.get(name, 0):

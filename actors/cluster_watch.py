@@ -1,10 +1,10 @@
-"""Watches whether the cluster of this process still lives, because Ray does not tell the driver.
+"""Detects the loss of the cluster of this process, which Ray does not report to the driver.
 
-Where the GCS is lost, calls wait and 60 s later Ray's own code ends the process, with exit code 1 and without a word of
-what to do. Where the raylet of this node is lost, actors end "unexpectedly".
+When the GCS is lost, calls block, and after 60 s Ray's own code ends the process with exit code 1 and without advice.
+When the raylet of this node is lost, actors end "unexpectedly".
 
-    own cluster      the daemons are children of this process: their ends are seen within PERIOD_S
-    joined cluster   GCS and raylet are asked for signs of life (gRPC health checks, which need no token)
+    own cluster      the daemons are children of this process: their exit is seen within PERIOD_S
+    joined cluster   GCS and raylet are polled (gRPC health checks, which need no token)
 """
 
 import os
@@ -27,15 +27,15 @@ ANSWER_S = 5.0
 
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAY_ENDS_US_S = float(os.environ.get(RECONNECT, "60"))
-"""When Ray ends a process that has no GCS. A cluster whose GCS is kept in Redis may need more to come back."""
+"""Seconds after which Ray ends a process without GCS. A GCS that is kept in Redis may need more to restart."""
 LOST_S = RAY_ENDS_US_S / 2
-"""Seconds that GCS and raylet may be silent or refuse connections; the other half is for shutdown."""
+"""Seconds that GCS and raylet may be unresponsive or refuse connections; the other half is for shutdown."""
 STUCK_S = RAY_ENDS_US_S / 3
-"""Seconds that calls may wait for a lost cluster before this process exits."""
+"""Seconds that calls may block on a lost cluster before this process exits."""
 EXIT_LOST = 2
 
 REFUSED_S = 3.0
-"""Seconds that a raylet may refuse connections: it owns its port while it lives, and is never restarted."""
+"""Seconds that a raylet may refuse connections: it holds its port while it runs, and is never restarted."""
 
 ENDING_S = 10.0
 """Seconds that a raylet may outlive its workers, and a head its raylet."""
@@ -49,7 +49,7 @@ CONTINUE = "a job goes on with the same command and --resume"
 
 @dataclass
 class _Daemon:
-    """A daemon that is asked over the network."""
+    """A daemon that is polled over the network."""
 
     what: str
     target: str
@@ -58,7 +58,7 @@ class _Daemon:
     last_error: str = ""
 
     def is_lost(self, lost_s: float, corroborated: bool) -> bool:
-        """`corroborated`: calls fail already, so one refusal is enough."""
+        """Return whether the daemon is lost. `corroborated`: calls fail already, so one refusal is enough."""
         if self.refused and (corroborated or (self.what == RAYLET and self.unresponsive_s > REFUSED_S)):
             return True
         return self.unresponsive_s > lost_s
@@ -71,22 +71,24 @@ class _Daemon:
             except grpc.RpcError as error:
                 code = error.code()
                 if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    # not by the clock: this process may have been stopped itself, and must not blame the others
+                    # not wall-clock time: this process may have been suspended meanwhile
                     self.unresponsive_s += min(monotonic() - begun_s, timeout_s) + PERIOD_S
                     self.refused += code is grpc.StatusCode.UNAVAILABLE
-                    self.last_error = "refuses connections" if code is grpc.StatusCode.UNAVAILABLE else "says nothing"
+                    self.last_error = (
+                        "refuses connections" if code is grpc.StatusCode.UNAVAILABLE else "does not respond"
+                    )
                     return
         self.unresponsive_s, self.refused = 0.0, 0
 
 
 class ClusterWatch:
-    """A thread that looks after a cluster until it is closed."""
+    """A thread that watches a cluster until it is closed."""
 
     def __init__(
         self, name: str, targets: dict[str, str], ended: Callable[[], list[str]], *, lost_s: float = LOST_S
     ) -> None:
-        """`name` is how the cluster is called in errors; `targets` are daemons to ask, by what they are; `ended` names
-        daemons that are known to have ended, because they are children of this process."""
+        """`name` names the cluster in errors; `targets` are addresses of daemons to poll, by kind; `ended` returns
+        the daemons that have exited, for a cluster whose daemons are children of this process."""
         self._name = name
         self._daemons = [_Daemon(what, target) for what, target in targets.items()]
         self._ended = ended
@@ -109,7 +111,7 @@ class ClusterWatch:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Raise LostClusterError for what fails within the block because the cluster is lost."""
+        """Replace an error within the block by LostClusterError if the cluster is lost."""
         try:
             self.check()
             yield
@@ -119,12 +121,12 @@ class ClusterWatch:
                 self._told = True
                 raise LostClusterError(self._lost) from error
             if isinstance(error, ConnectionError):
-                # Ray's client, whose connection breaks for other reasons too
+                # raised by Ray's client, whose connection may break for other reasons too
                 raise ClusterError(f"the connection to {self._name} broke ({error}); {CONTINUE}") from error
             raise
 
     def _look_again(self, error: Exception) -> None:
-        """Look after a failure; longer where workers have ended, because a raylet ends its workers before itself."""
+        """Check the daemons after a failure, for up to ENDING_S if workers ended: a raylet ends its workers first."""
         cause = error.__cause__ if isinstance(error, ClusterError) else error
         deadline_s = monotonic() + (ENDING_S if isinstance(cause, ENDED) else 0.0)
         while self._lost is None:
@@ -134,7 +136,7 @@ class ClusterWatch:
             sleep(0.1)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._end.set()
 
     def _run(self) -> None:
@@ -143,7 +145,7 @@ class ClusterWatch:
             if self._lost is not None:
                 break
         if self._lost is not None and not self._end.wait(STUCK_S) and not self._told:
-            # no thread has asked: they wait for answers of a lost cluster, in code that takes no signal
+            # no thread called `check`: all block on the lost cluster, in code that handles no signals
             sys.stderr.write(f"error: {self._lost}\n")
             sys.stderr.flush()
             os._exit(EXIT_LOST)

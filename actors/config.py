@@ -1,4 +1,4 @@
-"""The size of a cluster job. Free of Ray, so that a command line can be checked without loading it."""
+"""Size of a cluster job. Does not import Ray, so that a command line is checked without loading it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,37 +7,40 @@ from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 
 AUTO = "auto"
-"""Address that joins a cluster which runs on this machine, and else starts one."""
+"""Address that joins a running cluster on this machine, and otherwise starts one."""
 LOCAL = "local"
 """Address that starts a cluster for one command."""
+
+Placement = Literal["pack", "spread"]
+"""Spread of workers over nodes: fill one node after the other, or use as many nodes as there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterShape:
-    """How many actors of each kind, and what each declares to Ray's scheduler. Raises ConfigError."""
+    """Number of actors of each kind, and the resources that each declares to Ray. Raises ConfigError."""
 
     address: str = AUTO
     encoders: int = 1
     readers: int = 1
-    """0 where no segment is scored: encoders store segments and answer requests."""
+    """Number of readers; 0 if no segment is scored: encoders then store segments and answer requests."""
     stores: int = 1
     threads: int = 1
     """Torch threads, and CPUs, of each encoder and reader."""
     encoder_gpus: float = 0.0
     reader_gpus: float = 0.0
-    """GPU share of each actor; with more than 0 its model runs on the GPU."""
+    """GPU share of each reader. Above 0, the model runs on the GPU; `encoder_gpus` likewise."""
     window_bytes: int = 2**30
-    """Windows that each reader keeps in memory."""
+    """Bytes of memory windows that each reader caches."""
     object_store_bytes: int = 2**30
-    """Size of Ray's object store where the cluster is started here."""
+    """Bytes of Ray's object store in a cluster that is started here."""
 
-    placement: Literal["pack", "spread"] = "pack"
-    """Whether Ray fills one node after the other, or puts workers on as many nodes as there are."""
+    placement: Placement = "pack"
+    """Scheduling of workers: fill one node after the other, or spread over all nodes."""
     cpu_share: float = 1.0
-    """CPUs that a worker reserves, as a share of its threads: below 1, several jobs fit on the same cores, and the
-    system shares the cores among them."""
+    """CPUs that a worker reserves per thread. Below 1, several jobs fit on the same cores, which the operating system
+    shares among them."""
     elastic: bool = False
-    """Begin with the workers that there is room for; the others begin when nodes join."""
+    """True to begin with the workers that fit; the others start when nodes join."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
@@ -51,17 +54,17 @@ class ClusterShape:
 
     @property
     def num_workers(self) -> int:
-        """Workers that reserve something: stores do not."""
+        """Number of workers that reserve resources; stores do not."""
         return self.encoders + self.readers
 
     @property
     def num_cpus(self) -> float:
-        """CPUs that all workers reserve."""
+        """CPUs reserved by all workers."""
         return (self.encoders + self.readers) * self.threads * self.cpu_share
 
     @property
     def min_cpus(self) -> float:
-        """CPUs without which the job cannot begin."""
+        """CPUs that the job needs to begin."""
         return (1 + bool(self.readers)) * self.threads * self.cpu_share if self.elastic else self.num_cpus
 
     @property

@@ -1,4 +1,4 @@
-"""Ray's exceptions become ours in one place; errors that a worker returned on purpose pass unchanged."""
+"""Translates Ray's exceptions into LongMemError; errors that a worker returned pass unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from longmem.errors import ClusterError, LongMemError
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Raise a worker's LongMemError as itself, and Ray's own failures as ClusterError saying what was being done.
+    """Raise a worker's LongMemError as itself, and Ray's own failures as ClusterError that names the operation.
 
-    Any other exception of a worker is a bug of ours and keeps Ray's full remote traceback.
+    Any other exception of a worker is a bug and keeps Ray's full remote traceback.
     """
     try:
         yield

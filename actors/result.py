@@ -1,4 +1,4 @@
-"""What a worker sends back: a result or an expected error, and how long it computed."""
+"""Envelope of a worker's answer: a result or an expected error, and the compute time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,17 @@ from longmem.errors import LongMemError
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Expected errors travel as values: an exception would lose its type and arrive as a remote traceback."""
+    """Result of one task. Expected errors are values, because Ray wraps exceptions and loses their type."""
 
     result: Any
     error: LongMemError | None
     busy_s: float
+    """Seconds of computation in the worker."""
 
 
-def attempt(work: Callable[[], Any]) -> TaskResult:
-    """Run `work`; LongMemErrors become part of the outcome, anything else is a bug and is raised."""
+def run_task(work: Callable[[], Any]) -> TaskResult:
+    """Run `work` and return its timed result. A LongMemError becomes part of it; any other exception is a bug and is
+    raised."""
     start = perf_counter()
     try:
         result, error = work(), None

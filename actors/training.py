@@ -1,4 +1,4 @@
-"""Data-parallel training: every worker reads its own rows, and all apply the sum of their gradients (gloo)."""
+"""Data-parallel training: each worker reads its own rows, and all apply the sum of their gradients (gloo)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.capacity import Room
 from actors.cluster import connect, say_nothing
 from actors.errors import translated
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from longmem.errors import ConfigError
 from longmem.model.source import ModelDescription
 from longmem.system.redaction import redacted
@@ -22,14 +22,14 @@ from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
 
 START_S = 600.0
-"""Seconds that workers may wait for room."""
+"""Seconds that workers may wait for resources."""
 TICK_S = 1.0
 """Seconds between two checks that the cluster is alive."""
 
 
 @ray.remote
 class TrainingActor:
-    """One rank. It is not restarted: a run whose worker died goes on from its checkpoint."""
+    """One rank. It is not restarted: a run whose worker died resumes from its checkpoint."""
 
     def __init__(self, task: TrainingTask, rank: int, rows: Sequence[int]) -> None:
         self._task = task
@@ -41,17 +41,17 @@ class TrainingActor:
         return f"Training(rank={self._rank}, rows={len(self._rows)}, model={redacted(self._task.model.source)})"
 
     def address(self) -> str:
-        """Where rank 0 listens for the others."""
+        """Return the address at which rank 0 accepts the other ranks."""
         with dist_free_port() as port:
             return f"tcp://{ray.util.get_node_ip_address()}:{port}"
 
     def open(self, address: str, size: int) -> TaskResult:
-        return attempt(lambda: self._open(address, size))
+        return run_task(lambda: self._open(address, size))
 
     def _open(self, address: str, size: int) -> ModelDescription:
         dist.init_process_group("gloo", init_method=address, rank=self._rank, world_size=size)
         self._worker = TrainingWorker(self._task, self._rows, _sum_over_workers)
-        # kinds of CPU differ in the last bits of what a new model is calibrated to
+        # the calibration of a new model differs in the last bits between CPU types
         for parameter in self._worker.model.sidenet.parameters():
             dist.broadcast(parameter.data, 0)
         return self._worker.describe()
@@ -59,7 +59,7 @@ class TrainingActor:
     def call(self, method: str, *arguments: Any) -> TaskResult:
         """Run one method of the worker."""
         assert self._worker is not None, f"{self!r} was asked to {method} before it was opened"
-        return attempt(lambda: getattr(self._worker, method)(*arguments))
+        return run_task(lambda: getattr(self._worker, method)(*arguments))
 
 
 def _sum_over_workers(tensor: Tensor) -> None:
@@ -81,13 +81,13 @@ class dist_free_port:  # noqa: N801 - reads as a statement: `with dist_free_port
 
 
 class RayTraining:
-    """The same calls as one TrainingWorker, answered by many. Raises ClusterError when a worker or the cluster is
-    lost."""
+    """Training on many workers behind the interface of one TrainingWorker. Raises ClusterError when a worker or the
+    cluster is lost."""
 
     def __init__(
         self, task: TrainingTask, num_workers: int, address: str, tell: Callable[[str], None] = say_nothing
     ) -> None:
-        """`tell` gets what an operator should know: which cluster it is, and that the workers wait for room."""
+        """`tell` receives messages for the operator: the cluster, and that workers wait for resources."""
         if task.config.rows % num_workers:
             raise ConfigError(f"rows={task.config.rows} must be a multiple of the {num_workers} workers")
         num_cpus = num_workers * task.threads
@@ -111,7 +111,7 @@ class RayTraining:
         self._description: ModelDescription = opened[0]
 
     def _meeting(self, room: Room) -> str:
-        """Wait until every worker has its place; returns where rank 0 listens. Raises ClusterError after START_S."""
+        """Wait until every worker has started, and return the address of rank 0. Raises ClusterError after START_S."""
         waiting = [each.address.remote() for each in self._actors]
         first, deadline_s = waiting[0], monotonic() + START_S
         while waiting:
@@ -131,7 +131,7 @@ class RayTraining:
         return result
 
     def validate(self) -> Validation | None:
-        """By rank 0; the others wait."""
+        """Validate on rank 0, while the others wait."""
         result: Validation | None = self._first("validate")
         return result
 
@@ -157,7 +157,7 @@ class RayTraining:
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Ray's errors as ours; where the cluster is lost, that is the reason."""
+        """Translate Ray's errors, and name the loss of the cluster as the cause if it is lost."""
         with self._connection.watch.explaining(), translated(doing):
             yield
 
@@ -170,8 +170,8 @@ class RayTraining:
             return self._gather([self._actors[0].call.remote(method, *arguments)])[0]
 
     def _gather(self, refs: list[Any]) -> list[Any]:
-        """All results, or the first error as soon as it is there: the others would wait in vain for that worker's
-        part of the sum."""
+        """Return all results, or raise the first error at once: the other workers would block in the all-reduce that
+        the failed one does not join."""
         pending = list(refs)
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)

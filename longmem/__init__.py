@@ -2,7 +2,7 @@
 
     from longmem import LongMem, MemoryStore
 
-Importing the package loads neither Ray nor LanceDB nor FAISS; names are loaded when they are first used.
+The import loads neither Ray nor LanceDB nor FAISS: names are imported at first use.
 """
 
 from importlib import import_module
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores"]
 
-_HOMES = {
+_MODULES = {
     "LongMem": "longmem.model.longmem",
     "LongMemConfig": "longmem.config",
     "MemoryStore": "longmem.store.config",
@@ -29,9 +29,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings of one LongMem model, stored as `config.json` beside its weights."""
+"""Settings of one LongMem model, stored as `config.json` with its weights."""
 
 import math
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ Retrieval = Literal["per_head", "joint"]
 SpecialTokens = Literal["parse", "text"]
 
 REPEAT_MEMORY_TOKENS = 2**24 - 1
-"""Longest memory whose repeats can be found: places share 64 bits with hashes."""
+"""Largest memory whose repeats can be found: token indices share 64 bits with hashes."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "kv_dtype": get_args(KvDtype),
@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "retrieval": get_args(Retrieval),
     "special_tokens": get_args(SpecialTokens),
 }
-"""Fields that take one of a few names."""
+"""Allowed values of the fields that name a variant."""
 
 PAPER_FORM: dict[str, Any] = {
     "query": "side",
@@ -35,58 +35,60 @@ PAPER_FORM: dict[str, Any] = {
     "copy_head": False,
     "chunk_tokens": 4,
 }
-"""How the paper reads: the reference that the other ways are measured against."""
+"""Settings of the paper's reader, the reference for comparisons of other variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongMemConfig:
-    """Shape of the memory and of the SideNet; the backbone's own shape comes from the backbone.
+    """Settings of memory and SideNet; the backbone's shape comes from the backbone.
 
-    Raises ConfigError for a value that cannot work, naming the field and what was expected.
+    Raises ConfigError for an invalid value; the message names the field and the expected values.
     """
 
     memory_layer: int | None = None
-    """Backbone layer (0-based) whose keys and values are stored. None: three quarters up, see `resolve_layer`."""
+    """Backbone layer (0-based) whose keys and values are stored. None: at 3/4 of the depth, see `resolve_layer`."""
     layer_reduction: int = 2
-    """r: the SideNet has one layer for every r backbone layers."""
+    """Number r of backbone layers per SideNet layer."""
     segment_tokens: int = 1024
-    """Local context: tokens that one backbone forward reads together."""
+    """Tokens of the local context, which one backbone forward processes together."""
     chunk_tokens: int = 1
-    """Tokens that are found and read together; their mean key is the chunk's key. The paper has 4; 1 measured best."""
+    """Tokens retrieved together; their mean key is the key of the chunk. The paper uses 4; 1 measured best."""
     memory_tokens: int = 65_536
     """Past tokens that a segment may read."""
     top_k: int = 64
-    """K: retrieved tokens per token and head (`top_k / chunk_tokens` chunks)."""
+    """Number K of retrieved tokens per token and head (`top_k / chunk_tokens` chunks)."""
     kv_dtype: KvDtype = "float16"
-    """Format in which keys and values are stored (`longmem.kv_format`)."""
+    """Storage format of keys and values (`longmem.kv_format`)."""
     query: QuerySource = "key_space"
-    """What searches: `side`, the SideNet's own query projection (paper), or `key_space`, a learned map of the reading
-    token's own key, the identity at the start: keys find keys of like context where queries of a layer need not."""
+    """Query of the search: `side`, the SideNet's query projection (paper), or `key_space`, a learned linear map of the
+    reading token's own key, initialised as the identity. Keys retrieve keys of similar contexts, which a layer's
+    queries need not do."""
     keys: KeyForm = "unit"
-    """What is searched: keys as they are (paper), less the mean key of each head, or that scaled to length one."""
+    """Keys of the search: unchanged (`raw`, paper), minus each head's mean key (`centred`), or also scaled to unit
+    length (`unit`)."""
     values: ValueForm = "next"
-    """What an attended position gives: its own value (paper), or that of the token which followed it."""
+    """Value of an attended position: its own (`same`, paper), or that of the following token (`next`)."""
     retrieval: Retrieval = "joint"
-    """One search for each head (paper), or one search over the keys of all heads together."""
+    """Search per head (`per_head`, paper), or one search over the concatenated keys of all heads (`joint`)."""
     copy_head: bool = True
-    """Mix the tokens that followed the retrieved positions into the output distribution."""
+    """True to mix the tokens after the retrieved positions into the output distribution."""
     copy_match_tokens: int = 4
-    """Longest run of equal tokens, ending at a retrieved position and at the reading token, that the copy head tells
-    apart; with 0, what was retrieved is weighed without a look at token ids."""
+    """Longest run of equal tokens, ending at a retrieved position and at the reading token, that the copy head
+    distinguishes. With 0, its weights do not depend on token ids."""
     copy_repeats: int = 8
-    """Places that the copy head also copies from because the last tokens stand there again
-    (`longmem.retrieval.repeats`): the newest so many for each length of run; 0: only what keys retrieved."""
+    """Number of repeats of the last tokens per run length, newest first, that the copy head also copies from
+    (`longmem.retrieval.repeats`). With 0, it copies only from retrieved positions."""
     fusion: bool = True
-    """Mix attention over the retrieved values into the memory layer (paper)."""
+    """True to mix attention over the retrieved values into the memory layer (paper)."""
     special_tokens: SpecialTokens = "parse"
-    """Meaning of a special token that a text spells (`<|endoftext|>`): the token itself, as in Hugging Face's
-    tokenizers, or its characters as text."""
+    """Treatment of special tokens in a text (`<|endoftext|>`): `parse` them, as Hugging Face's tokenizers do, or treat
+    their characters as `text`."""
     scale_start: float = 0.0
-    """a_i before training: 0 makes the untrained SideNet its backbone, the paper has 1 throughout."""
+    """Initial scale a_i. With 0 the untrained SideNet equals its backbone; the paper uses a constant 1."""
     gate_start: float = 0.0
-    """b_h before training: the memory's share of the fusion is sigmoid(b_h)."""
+    """Initial gate b_h: the memory's share of the fusion is sigmoid(b_h)."""
     trained_steps: int = 0
-    """Optimiser steps the SideNet has seen; 0 with scale_start 0 means that its layers still equal the backbone."""
+    """Number of optimiser steps of the SideNet. With 0 and scale_start 0, its layers equal the backbone."""
 
     def __post_init__(self) -> None:
         for name in ("layer_reduction", "segment_tokens", "chunk_tokens", "top_k"):
@@ -113,7 +115,7 @@ class LongMemConfig:
         if self.query == "key_space" and self.keys == "raw":
             raise ConfigError(
                 "query=key_space needs keys=centred or keys=unit, got keys=raw: raw keys share a large common "
-                "direction, so every key would find the same few places"
+                "direction, so every key would find the same few positions"
             )
         for name in ("segment_tokens", "memory_tokens", "top_k"):
             value = getattr(self, name)
@@ -126,14 +128,14 @@ class LongMemConfig:
 
     @property
     def num_slots(self) -> int:
-        """Chunks retrieved per token and head."""
+        """Number of chunks retrieved per token and head."""
         return self.top_k // self.chunk_tokens
 
     def resolve_layer(self, num_layers: int) -> int:
-        """The memory layer for a backbone of `num_layers`: as configured, else 0.75·L rounded down to one that a
-        SideNet layer is copied from (`m % r == r - 1`), as in the paper (24 layers → 17).
+        """Return the memory layer of a backbone of `num_layers` layers.
 
-        Raises ConfigError when the layers cannot be divided by r or the layer is not one of those.
+        By default it is 0.75·L, rounded down to a layer m that the SideNet copies (`m % r == r - 1`), as in the paper
+        (24 layers → 17). Raises ConfigError when r does not divide the layers, or for another memory layer.
         """
         r = self.layer_reduction
         if num_layers % r:
@@ -150,7 +152,7 @@ class LongMemConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LongMemConfig":
-        """Read back `vars(config)`. Raises ConfigError for unknown names, listing the known ones."""
+        """Return the config of `vars(config)`. Raises ConfigError for unknown names, with the known ones."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown settings {unknown}; known are {sorted(known)}")

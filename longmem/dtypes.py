@@ -1,6 +1,6 @@
-"""Tensors to arrays that cross processes and rest on disk, and back.
+"""Conversion between tensors and the arrays that are sent between processes and stored on disk.
 
-NumPy has no bfloat16: its bits travel as uint16.
+NumPy has no bfloat16: its bits are stored as uint16.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 
 
 def to_array(tensor: Tensor) -> np.ndarray:
-    """A contiguous read-only array of the same bits (bfloat16 becomes uint16)."""
+    """Return a contiguous read-only array of the same bits (bfloat16 becomes uint16)."""
     tensor = tensor.detach().cpu().contiguous()
     array: np.ndarray = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     array.flags.writeable = False
@@ -25,9 +25,9 @@ def to_array(tensor: Tensor) -> np.ndarray:
 
 
 def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """A tensor with memory of its own (uint16 becomes bfloat16).
+    """Return a copy as a tensor (uint16 becomes bfloat16).
 
-    The copy costs a few milliseconds per 32 MB and is what keeps one reader from changing what another one sees.
+    The copy isolates readers from changes by each other. It costs a few milliseconds per 32 MB.
     """
     copied = torch.from_numpy(np.array(array))
     return (copied.view(torch.bfloat16) if copied.dtype == torch.uint16 else copied).to(device)

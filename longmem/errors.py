@@ -1,26 +1,26 @@
-"""Every error a user can meet, as one tree.
+"""All errors for users, as one tree.
 
 LongMemError (a ValueError: the user can fix it)
-├── ConfigError            a setting that cannot work, alone or with another one
-├── DocumentError          one input document cannot be used; the other documents go on
-│   └── QuarantineError        work on the document failed again and again; it is set aside
+├── ConfigError            a setting is invalid, by itself or together with another one
+├── DocumentError          one input document cannot be used; the job continues with the others
+│   └── QuarantineError        tasks of the document failed too often; it is quarantined
 ├── ModelError             a model folder cannot be loaded
 │   ├── UnknownFamilyError     the backbone's architecture is not supported
-│   └── CheckpointError        weights are missing, corrupt, or belong to something else
-├── NumericError           NaN or infinity where a finite number is needed
-├── StoreError             the memory store cannot do what was asked
+│   └── CheckpointError        weights are missing, corrupt, or belong to another model
+├── NumericError           NaN or infinity instead of a finite number
+├── StoreError             an operation of the memory store failed
 │   ├── FingerprintError       the store was written by another model or with other settings
-│   ├── ConflictError          the document already holds other tokens at that place
-│   ├── MissingBlockError      a block was asked for that the store does not hold
-│   ├── QuotaError             the store holds as many bytes as it may
+│   ├── ConflictError          the document already holds other tokens at that position
+│   ├── MissingBlockError      a requested block is not stored
+│   ├── QuotaError             the byte limit of the store is reached
 │   └── CorruptionError        stored bytes fail their checksum, or tables are damaged
 ├── OutputError            the output folder cannot be used or written
 └── ClusterError           Ray cannot be reached, or cannot hold the job
-    ├── LostClusterError       the cluster was there and has ended, or says nothing any more
+    ├── LostClusterError       the connected cluster has ended, or does not respond
     └── RequestTimeoutError    a service did not answer a request in time
 
-Broken invariants of our own are `assert`s with a message, never one of these. Exceptions of other
-libraries are translated in the one file that imports the library.
+Broken invariants of this project are `assert`s with a message, never one of these. Exceptions of other libraries are
+translated in the one file that imports the library.
 """
 
 from longmem.system.redaction import redacted
@@ -48,9 +48,9 @@ __all__ = [
 
 
 class LongMemError(ValueError):
-    """Base of every error that the user can act on. The message says what was expected, what came, what to do.
+    """Base of all errors that a user can fix. The message names the expected value, the actual value, and the remedy.
 
-    Secrets in it are never shown, wherever it is printed: by a command, in a log, in a notebook, by Ray.
+    Its text is redacted, so that no command, log, notebook or Ray message shows secrets.
     """
 
     def __str__(self) -> str:
@@ -58,15 +58,15 @@ class LongMemError(ValueError):
 
 
 class ConfigError(LongMemError):
-    """A setting that cannot work, alone or together with another one."""
+    """A setting is invalid, by itself or together with another one."""
 
 
 class DocumentError(LongMemError):
-    """One input document cannot be used. A job reports it and goes on with the others."""
+    """One input document cannot be used. A job reports it and continues with the others."""
 
 
 class QuarantineError(DocumentError):
-    """Work on the document failed again and again (its worker died, or met a bug); it is set aside."""
+    """Tasks of the document failed too often (the worker died or raised a bug); it is quarantined."""
 
 
 class ModelError(LongMemError):
@@ -82,31 +82,31 @@ class CheckpointError(ModelError):
 
 
 class NumericError(LongMemError):
-    """NaN or infinity where a finite number is needed."""
+    """A number is NaN or infinite, but must be finite."""
 
 
 class StoreError(LongMemError):
-    """The memory store cannot do what was asked (closed, full, read-only, ...)."""
+    """An operation of the memory store failed (closed, full, read-only, ...)."""
 
 
 class FingerprintError(StoreError):
-    """The store was written by another model or with other settings; both sides are in the message."""
+    """The store was written by another model or with other settings; the message names both."""
 
 
 class ConflictError(StoreError):
-    """The document already holds other tokens at that place; blocks are immutable once accepted."""
+    """The document already holds other tokens at that position; stored blocks are immutable."""
 
 
 class MissingBlockError(StoreError):
-    """A block was asked for that the store does not hold (never written, or deleted)."""
+    """A requested block is not stored (never written, or deleted)."""
 
 
 class QuotaError(StoreError):
-    """The store holds as many bytes as its limit allows; the message says how many and what to do."""
+    """The byte limit of the store is reached; the message names the limit and the remedy."""
 
 
 class CorruptionError(StoreError):
-    """Stored bytes fail their checksum, or a table is damaged. Never answered with a number."""
+    """Stored bytes fail their checksum, or a table is damaged. Damaged data never enters a result."""
 
 
 class OutputError(LongMemError):
@@ -118,8 +118,8 @@ class ClusterError(LongMemError):
 
 
 class LostClusterError(ClusterError):
-    """A cluster that this process was connected to has ended, or does not answer any more."""
+    """The cluster of this process has ended, or does not respond."""
 
 
 class RequestTimeoutError(ClusterError, TimeoutError):
-    """A service did not answer a request in time; what it had begun of it is given up."""
+    """A service did not answer a request in time; the request is cancelled."""

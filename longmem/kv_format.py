@@ -1,10 +1,10 @@
-"""How keys and values are kept: in a floating-point type, or as int8 with a scale for each token and head.
+"""Storage formats of keys and values: a floating-point type, or int8 with a scale per token and head.
 
     int8   │ q₁ … q_d │ scale, 4 bytes of float32 │      x ≈ scale · q       scale = max |x| / 127
 
-A row of int8 carries its scale, so that a block is two arrays of one type whatever the format, and the stores, the
-checksums and the wire know nothing of it. Readers get float16: half the bytes are saved on disk and on the way, not in
-a reader's window.
+A row of int8 includes its scale, so that a block is two arrays of one type in every format. Stores, checksums and
+transfers are therefore independent of the format. Readers dequantise to float16: int8 halves the bytes on disk and in
+transfers, but not in a reader's window.
 """
 
 import torch
@@ -17,11 +17,14 @@ from longmem.stored_format import SCALE_BYTES
 from longmem.types import KVArray
 
 LARGEST = 127
+"""Largest magnitude of a quantised value."""
 
 
 def rounded(numbers: Float[Tensor, "*any head_dim"], kv_dtype: KvDtype) -> Float[Tensor, "*any head_dim"]:
-    """What a reader will get of these numbers: int8 as float16, any other format in its own type. What is too large for
-    the type becomes infinite."""
+    """Return the numbers as a reader gets them: int8 dequantised to float16, other formats in their own type.
+
+    Numbers that are too large for the type become infinite.
+    """
     if kv_dtype != "int8":
         return numbers.to(TORCH_DTYPES[kv_dtype])
     quantised, scale = _quantised(numbers)
@@ -29,7 +32,7 @@ def rounded(numbers: Float[Tensor, "*any head_dim"], kv_dtype: KvDtype) -> Float
 
 
 def pack(numbers: Float[Tensor, "tokens kv_heads head_dim"], kv_dtype: KvDtype) -> KVArray:
-    """As stored; numbers must be finite in the format (`rounded`)."""
+    """Return the stored form of numbers, which must be finite in the format (`rounded`)."""
     if kv_dtype != "int8":
         return to_array(numbers.to(TORCH_DTYPES[kv_dtype]))
     quantised, scale = _quantised(numbers)
@@ -39,7 +42,7 @@ def pack(numbers: Float[Tensor, "tokens kv_heads head_dim"], kv_dtype: KvDtype) 
 def unpack(
     stored: KVArray, kv_dtype: KvDtype, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "tokens kv_heads head_dim"]:
-    """The very numbers of `rounded`, in memory of their own."""
+    """Return exactly the numbers of `rounded`, as a copy."""
     tensor: Tensor = to_tensor(stored, device)
     if kv_dtype != "int8":
         return tensor
@@ -49,8 +52,8 @@ def unpack(
 
 
 def _quantised(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers of at most 127, as float32, and their scales."""
+    """Return integers of magnitude at most 127, as float32, and their scales."""
     numbers = numbers.float()
     scale = numbers.abs().amax(dim=-1, keepdim=True) / LARGEST
-    # a row of zeros is zeros at any scale
+    # a row of zeros has scale 0: divide by 1 instead
     return (numbers / scale.where(scale > 0, 1.0)).round(), scale

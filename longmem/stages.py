@@ -1,4 +1,4 @@
-"""The three stages that a segment passes, by name; free of torch, so that a monitor or a status command stays small."""
+"""Names of the three stages of a segment. Does not import torch, so that monitors and status commands stay small."""
 
 from typing import Literal
 

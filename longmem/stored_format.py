@@ -1,7 +1,7 @@
-"""Format of stored keys and values as a store knows it: element type, width, bytes and validity, without torch.
+"""Format of stored keys and values without torch: element type, width, bytes and validity.
 
-`longmem.kv_format` converts tensors to and from this format. The module is apart because torch takes a second to
-import, and a store, such as that of `longmem memory ls`, needs no tensor.
+`longmem.kv_format` converts tensors to and from this format. The module is separate because the import of torch
+takes a second, and a store, such as that of `longmem memory ls`, needs no tensor.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ STORED_TYPES: dict[KvDtype, type[np.generic]] = {
     "bfloat16": np.uint16,
     "int8": np.int8,
 }
-"""NumPy types of stored keys and values; bfloat16 travels as its bits."""
+"""NumPy types of stored keys and values; bfloat16 is stored as its bits."""
 SCALE_BYTES = 4
 
 

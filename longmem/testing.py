@@ -1,7 +1,7 @@
-"""Small real models for tests and examples: every supported architecture, randomly initialised, with a byte tokenizer.
+"""Small models for tests and examples: every supported architecture, randomly initialised, with a byte tokenizer.
 
-Shipped, so that users can test their own code against LongMem without downloading a model. Nothing here is a mock:
-the models are the transformers classes, only small.
+Users can test their code against LongMem without downloading a model. The models are no mocks, but small instances of
+the transformers classes.
 """
 
 from pathlib import Path
@@ -20,12 +20,10 @@ __all__ = ["FAMILIES", "SMALL_CONFIGS", "save_small_backbone", "small_longmem", 
 def small_longmem(
     folder: Path, family: str = "llama", *, seed: int = 0, unsettled: bool = True, **settings: Any
 ) -> LongMem:
-    """A LongMem on a small backbone of a family, saved under `folder`; `settings` are fields of LongMemConfig.
+    """Return a LongMem on a small backbone of a family, saved under `folder`; `settings` are fields of LongMemConfig.
 
-    It reads in the paper's form unless the settings say otherwise.
-
-    `unsettled` gives scale and gate random values, so that memory really moves the result; without it the SideNet
-    equals its backbone and a test of memory would pass whatever the memory did.
+    It uses the paper's reader unless the settings differ. `unsettled` gives scale and gate random values, so that
+    memory changes the result. Otherwise the SideNet equals its backbone, and a test of memory could not fail.
     """
     backbone = folder / f"{family}-{seed}"
     if not backbone.exists():
@@ -37,7 +35,7 @@ def small_longmem(
 
 
 def unsettle(model: LongMem, seed: int = 0) -> LongMem:
-    """Move scale and gate away from their start, as training would."""
+    """Set scale and gate to random values away from their initial ones, and return the model."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (model.sidenet.scale, model.sidenet.gate):

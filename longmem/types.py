@@ -1,4 +1,4 @@
-"""The nouns of the project: what passes through each arrow of the flow.
+"""Data types that pass between the stages.
 
     text → Document → Segment → EncodedSegment(KVBlock, state) → [store] → MemoryView → SegmentScore
 
@@ -13,10 +13,10 @@ Axis names, used in every shape of the project:
     slots       retrieved chunks per token and head (`top_k / chunk_tokens`)
     hidden      width of the residual stream
 
-Arrays that cross a process are NumPy: Ray ships those without a copy. Tensors are torch.
+Arrays sent between processes are NumPy, which Ray transfers without a copy. Tensors are torch.
 
-Positions count the tokens of the document's *sequence*, which is `[bos] + tokens of the text` where the
-tokenizer has a beginning- or end-of-text token, else the tokens of the text alone. All intervals are half-open.
+Positions count the tokens of the document's *sequence*. It is `[bos] + tokens of the text` if the tokenizer has a
+beginning- or end-of-text token, otherwise only the tokens of the text. All intervals are half-open.
 """
 
 from dataclasses import dataclass
@@ -30,13 +30,13 @@ from longmem.config import KvDtype
 DEFAULT_NAMESPACE = "default"
 
 KVArray = Shaped[np.ndarray, "tokens kv_heads width"]
-"""Keys or values as stored (`longmem.kv_format`): float16, float32, bfloat16 as the bits of uint16, or int8, whose rows
-are wider than `head_dim` by their scale."""
+"""Stored keys or values (`longmem.kv_format`): float16, float32, bfloat16 as uint16 bits, or int8, whose rows are
+wider than `head_dim` by their scale."""
 
 
 @dataclass(frozen=True, order=True)
 class DocumentKey:
-    """Names one document's memory. Both parts are free text: they never become a path or query text."""
+    """Name of one document's memory. Both parts are free text: they are never used in a path or query."""
 
     namespace: str
     document: str
@@ -47,7 +47,7 @@ class DocumentKey:
 
 @dataclass(frozen=True)
 class Document:
-    """A text to read, and where it came from."""
+    """Input text with its id and source."""
 
     id: str
     text: str
@@ -65,17 +65,17 @@ class Document:
 
     @property
     def num_words(self) -> int:
-        """Whitespace-separated words, the denominator of word-level perplexity (PG-19 convention)."""
+        """Number of whitespace-separated words, the denominator of word-level perplexity (PG-19 convention)."""
         return len(self.text.split())
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One window of a document's sequence: `tokens` are read, `targets` are predicted.
+    """One window of a document's sequence: the model reads `tokens` and predicts `targets`.
 
-    `targets[i]` is the token after `tokens[i]`, so the first token of the *next* segment is predicted by the last
-    position of this one, and every token of a document is predicted exactly once. Only the last segment of a
-    document has one target fewer than tokens.
+    `targets[i]` is the token after `tokens[i]`. The last position therefore predicts the first token of the *next*
+    segment, and every token of a document is predicted exactly once. Only the last segment of a document has one target
+    fewer than tokens.
     """
 
     key: DocumentKey
@@ -93,13 +93,13 @@ class Segment:
         return self.start_token + len(self.tokens)
 
     def tokens_checksum(self) -> str:
-        """Equal to that of the block which this segment becomes."""
+        """Return the checksum that `KVBlock.tokens_checksum` gives for the encoded segment."""
         return _tokens_checksum(self.index, self.start_token, self.tokens)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What must be equal for stored keys and values to mean the same thing (design §5.6)."""
+    """Identity of a store's content: keys and values are comparable only if all fields are equal."""
 
     backbone: str
     """Hash of the backbone's weights as loaded."""
@@ -110,12 +110,12 @@ class Fingerprint:
     head_dim: int
     chunk_tokens: int
     segment_tokens: int
-    """Keys depend on the local context that the backbone saw, so its length belongs to the identity."""
+    """Length of the local context, on which keys depend."""
     compute_dtype: str
     kv_dtype: KvDtype
 
     def differences(self, other: "Fingerprint") -> str:
-        """Fields in which two fingerprints differ, as `name: ours != theirs; ...` (empty when equal)."""
+        """Return the fields that differ, as `name: ours != theirs; ...` (empty if none)."""
         return "; ".join(
             f"{name}: {mine!r} != {theirs!r}"
             for name, mine in vars(self).items()
@@ -125,7 +125,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class KVBlock:
-    """Position-free keys and values of one segment at the memory layer, with the token ids they belong to."""
+    """Keys and values of one segment at the memory layer, before position encoding, with their token ids."""
 
     key: DocumentKey
     segment: int
@@ -148,7 +148,7 @@ class KVBlock:
         return self.tokens.nbytes + self.keys.nbytes + self.values.nbytes
 
     def checksum(self) -> str:
-        """XXH3-128 over place, token ids, keys and values: equal only for the same block of the same position."""
+        """Return the XXH3-128 of position, token ids, keys and values."""
         digest = xxhash.xxh3_128()
         digest.update(f"{self.segment},{self.start_token},{self.keys.dtype},{self.keys.shape}".encode())
         for array in (self.tokens, self.keys, self.values):
@@ -156,60 +156,60 @@ class KVBlock:
         return digest.hexdigest()
 
     def tokens_checksum(self) -> str:
-        """XXH3-128 over place and token ids: what must not differ when a block is written again."""
+        """Return the XXH3-128 of position and token ids, which must be equal when a block is written again."""
         return _tokens_checksum(self.segment, self.start_token, self.tokens)
 
 
 @dataclass(frozen=True)
 class PutReceipt:
-    """What an acknowledged write returns."""
+    """Acknowledgement of a write."""
 
     key: DocumentKey
     segment: int
     num_bytes: int
     duplicate: bool
-    """True when the store already held this block and kept the first one."""
+    """True if the store already held this block and kept the first one."""
 
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """What needs no memory: the block to be stored, what the SideNet goes on from, and the baseline for free."""
+    """Output of encoding, which needs no memory: the block to store, the SideNet state, and the baseline scores."""
 
     block: KVBlock
     state: Shaped[np.ndarray, "parts tokens hidden"]
-    """Of the SideNet (float32, or uint16 holding bfloat16)."""
+    """State of the SideNet (float32, or bfloat16 as uint16)."""
     backbone_logprobs: Float32[np.ndarray, " targets"]
-    """Natural-log probability of every target under the backbone alone."""
+    """Natural-log probability of every target under the frozen backbone."""
 
     @property
     def num_bytes(self) -> int:
-        """What the segment occupies until it is stored and scored."""
+        """Bytes held until the segment is stored and scored."""
         return self.block.num_bytes + self.state.nbytes
 
 
 @dataclass(frozen=True)
 class RetrievalStats:
-    """What one segment read from its memory; means are over (token, head, filled slot)."""
+    """Retrieval statistics of one segment; means are over (token, head, filled slot)."""
 
     memory_tokens: int
-    """Tokens that were visible to the segment."""
+    """Number of memory tokens visible to the segment."""
     gate_mean: float
-    """Mean over heads of g_h; 0.0 when the memory was empty and the gate was not used."""
+    """Mean over heads of g_h; 0.0 if the memory was empty and the gate was not used."""
     copy_mean: float
     """Mean over tokens of λ, the copy head's share of the output; 0.0 without memory or copy head."""
     distance_mean: float
-    """Mean distance in tokens from the reading token back to the start of the chunk that it read; 0.0 if none."""
+    """Mean distance in tokens from the reading token back to the start of a retrieved chunk; 0.0 if none."""
     empty_slots: int
-    """Slots that no chunk could fill."""
+    """Number of slots without a chunk."""
     distance_histogram: Int64[np.ndarray, " bins"]
-    """Reads by distance; bin b counts distances in [2^b, 2^(b+1)), bin 0 also distance 1 and below."""
+    """Retrieved chunks by distance; bin b counts distances in [2^b, 2^(b+1)), bin 0 also distance 1 and below."""
     chunks_digest: str
-    """XXH3-64 of all retrieved chunk positions, in order: equal digests mean the same chunks were read."""
+    """XXH3-64 of all retrieved chunk positions, in order: equal digests mean equal retrieval."""
 
 
 @dataclass(frozen=True)
 class SegmentScore:
-    """Per-token log-probabilities of one segment, with memory, and what was read for them."""
+    """Per-token log-probabilities of one segment with memory, and its retrieval statistics."""
 
     key: DocumentKey
     segment: int

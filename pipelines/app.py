@@ -13,27 +13,27 @@ from pipelines.command.lazy import MARKUP, LazyCommand, LazyGroup
 
 COMMANDS = {
     "perplexity": LazyCommand(
-        "pipelines.perplexity.command:perplexity",
+        "pipelines.perplexity.spec:perplexity",
         "Perplexity of long documents, with memory and without.",
     ),
     "icl": LazyCommand(
-        "pipelines.icl.command:icl",
+        "pipelines.icl.spec:icl",
         "Many-shot in-context learning: demonstrations in context, in memory, and both.",
     ),
     "suffix": LazyCommand(
-        "pipelines.suffix.command:suffix",
+        "pipelines.suffix.spec:suffix",
         "Which of several texts follows a long context? Accuracy by context length, with memory and without.",
     ),
     "train": LazyCommand(
-        "pipelines.train.command:train",
+        "pipelines.train.spec:train",
         "Train a SideNet to read from memory; the backbone stays as it is.",
     ),
     "fit": LazyCommand(
-        "pipelines.fit.command:fit",
+        "pipelines.fit.spec:fit",
         "Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.",
     ),
     "pretrain": LazyCommand(
-        "pipelines.pretrain.command:pretrain",
+        "pipelines.pretrain.spec:pretrain",
         "Train a small backbone and its tokenizer from nothing, in slices if need be.",
     ),
     "status": LazyCommand(
@@ -41,15 +41,15 @@ COMMANDS = {
         "Documents, tokens per second, lag, time left and failures of live jobs.",
     ),
     "plan": LazyCommand(
-        "pipelines.plan.command:plan",
+        "pipelines.plan.spec:plan",
         "Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.",
     ),
     "probe": LazyCommand(
-        "pipelines.probe.command:probe",
+        "pipelines.probe.spec:probe",
         "Synthetic tests whose answer stands only in memory: pass keys at any depth, dictionary lookup, random labels.",
     ),
     "doctor": LazyCommand(
-        "pipelines.doctor.command:doctor",
+        "pipelines.doctor.spec:doctor",
         "Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with "
         "`--model`, what a backbone's layers are worth as memory.",
     ),

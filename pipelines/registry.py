@@ -1,6 +1,6 @@
-"""Every kind of job, by the name that job.json and status.json hold.
+"""Registry of all kinds of jobs, by the name that job.json and status.json hold.
 
-A kind that is named here passes `tests/contract/test_jobs.py`: status, log, summary, resume, redaction and progress.
+`tests/contract/test_jobs.py` checks every registered kind: status, log, summary, resume, redaction and progress.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ JOBS: dict[str, str] = {
     "fit": "pipelines.fit.job:Fit",
     "pretrain": "pipelines.pretrain.run:Pretrain",
 }
-"""`module:class` of each kind, imported only when it is asked for."""
+"""`module:class` of each kind, imported on first use."""
 
 
 def job_class(name: str) -> Any:

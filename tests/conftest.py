@@ -166,7 +166,7 @@ def _view_of(chunks: list[tuple[int, Tensor, Tensor, Tensor]], size: int, end: i
     tokens = torch.zeros((len(chunks), size), dtype=torch.int32)
     chunk_keys = torch.empty((kv_heads, len(chunks), head_dim))
     for index, (_, chunk_tokens, stored_keys, chunk_of_values) in enumerate(chunks):
-        chunk_of_keys = key_space.place(stored_keys)
+        chunk_of_keys = key_space.transform(stored_keys)
         length = len(chunk_tokens)
         tokens[index, :length] = chunk_tokens
         keys[:, index, :length] = chunk_of_keys.transpose(0, 1)

@@ -111,5 +111,5 @@ class ScriptedReader(_Scripted):
         assert block[0].index == segment.index
         return self.begin("score", segment)
 
-    def forget(self, key: DocumentKey) -> None:
+    def evict(self, key: DocumentKey) -> None:
         pass

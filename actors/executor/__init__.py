@@ -1,1 +1,1 @@
-"""The executor that sends tasks to Ray workers and repeats them when workers die."""
+"""Executor that sends tasks to Ray workers and retries them when workers die."""

@@ -1,8 +1,8 @@
-"""The executor's logic on pools of actors: who gets which task, and what happens to tasks whose worker is lost.
+"""Executor on pools of actors: sends tasks to workers and retries tasks of lost workers.
 
-A task is *waiting* (no usable actor has room), *running*, or *parked* (its block was lost with a node, and is being
-encoded again). Encoding and scoring are functions of their input, and a put is idempotent, so a repeated task changes
-nothing. Every task is reported once.
+A task is *waiting* (no usable actor has a free slot), *running*, or *parked* (its block was lost with a node, and is
+being encoded again). Encoding and scoring are functions of their input, and a put is idempotent, so a retry changes no
+result. Every task is reported once.
 """
 
 from collections import deque
@@ -18,15 +18,15 @@ from actors.capacity import Room, not_started
 from actors.cluster import Connection
 from actors.errors import translated
 from actors.executor.health import Supervisor
-from actors.executor.model_check import Acceptance
-from actors.executor.prepare_policy import Balance
-from actors.executor.routing import Placing
-from actors.executor.tasks import Encoded, Place, RequestTask, SegmentTask, Task
+from actors.executor.model_check import ModelCheck
+from actors.executor.prepare_policy import PreparePolicy
+from actors.executor.routing import Router
+from actors.executor.tasks import Encoded, RequestTask, SegmentId, SegmentTask, Task
 from actors.executor.timeouts import Timeouts
-from actors.executor.write_batcher import Grouping, PutGroup
+from actors.executor.write_batcher import PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from actors.workers.start import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.model.source import ModelDescription
@@ -35,13 +35,13 @@ from longmem.runtime.requests import Request
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
-"""How often silence and deadlines are looked at while nothing else happens."""
+"""Seconds between checks of liveness and deadlines while no task ends."""
 
 LATE_S = 10.0
-"""How long an elastic job waits for the rest of its workers once it could begin."""
+"""Seconds that an elastic job waits for its remaining workers once it could begin."""
 
 MAX_ENCODED_AGAIN = 10
-"""A block that is lost this often is not lost by chance."""
+"""Times that one block is encoded again; more losses mean a faulty cluster."""
 
 WORKER_LOST = (
     ray.exceptions.RayActorError,
@@ -53,10 +53,10 @@ WORKER_LOST = (
 
 
 class PooledExecutor(AbstractExecutor):
-    """Runs tasks on `workers`, which somebody else has started and ends. Call `begin` before the first task."""
+    """Runs tasks on `workers`, which the caller starts and ends. Call `begin` before the first task."""
 
     after_quarantine = "the document is set aside, --resume tries it again"
-    """What is said to whoever asked for a task that failed too often."""
+    """End of the error message for a task that exceeded its retries."""
 
     def __init__(
         self,
@@ -65,31 +65,31 @@ class PooledExecutor(AbstractExecutor):
         clock: Callable[[], float] = monotonic,
         connection: Connection | None = None,
     ) -> None:
-        """`connection`: of the cluster whose loss is told; None where the caller looks after it."""
+        """`connection` is checked for the loss of the cluster; None if the caller does so."""
         self._workers = workers
         self._connection = connection
         self._pools = workers.by_stage()
-        self._placing = Placing(workers)
-        self._balance = Balance(workers)
-        self._grouping = Grouping(self._placing, clock)
-        self._patience = timeouts
+        self._router = Router(workers)
+        self._prepare_policy = PreparePolicy(workers)
+        self._write_batcher = WriteBatcher(self._router, clock)
+        self._timeouts = timeouts
         self._clock = clock
-        self._acceptance = Acceptance()
-        self._supervisor = Supervisor(self._pools, timeouts, self._acceptance, clock)
+        self._model_check = ModelCheck()
+        self._supervisor = Supervisor(self._pools, timeouts, self._model_check, clock)
         self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, Task] = {}
-        self._parked: dict[Place, list[SegmentTask]] = {}
-        self._encoded: dict[Place, Encoded] = {}
-        self._encoded_again: dict[Place, int] = {}
+        self._parked: dict[SegmentId, list[SegmentTask]] = {}
+        self._encoded: dict[SegmentId, Encoded] = {}
+        self._encoded_again: dict[SegmentId, int] = {}
         self._completed: list[Completion] = []
         self._num_requests = 0
         self._answers: list[Answer] = []
 
     def begin(self, elastic: bool, room: Room | None = None) -> None:
-        """Wait until all workers are ready; when elastic, until each stage has one and the others had time to come.
-        `room` is told that the job waits.
+        """Wait until all workers are ready; if `elastic`, until each stage has one and LATE_S have passed.
 
-        Raises what a worker that cannot be used says, and ClusterError when some do not start within `no_worker_s`.
+        `room` reports the wait. Raises the error of a worker that cannot be used, and ClusterError when workers do not
+        start within `no_worker_s`.
         """
         begun_s = self._clock()
         could_begin_s: float | None = None
@@ -98,8 +98,8 @@ class PooledExecutor(AbstractExecutor):
             if room is not None:
                 room.waiting(num_missing)
             can_begin = elastic and all(pool.can_accept_tasks for pool in self._pools.values())
-            if not can_begin and self._clock() - begun_s > self._patience.no_worker_s:
-                raise not_started(room, self._workers, num_missing, self._patience.no_worker_s)
+            if not can_begin and self._clock() - begun_s > self._timeouts.no_worker_s:
+                raise not_started(room, self._workers, num_missing, self._timeouts.no_worker_s)
             with self._explaining():
                 self._supervisor.check()
             if can_begin:
@@ -109,22 +109,22 @@ class PooledExecutor(AbstractExecutor):
         self._supervisor.begin()
 
     def _explaining(self) -> AbstractContextManager[None]:
-        """Raise ClusterError instead of the error of a call where the cluster is lost."""
+        """Return a context that replaces errors of calls by LostClusterError when the cluster is lost."""
         return nullcontext() if self._connection is None else self._connection.watch.explaining()
 
     def describe(self) -> ModelDescription:
-        return self._acceptance.describe()
+        return self._model_check.describe()
 
     def slots(self, stage: Stage) -> int:
         if stage not in self._pools:
             return 0
         if stage == "put":
-            sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutGroup))
+            sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutBatch))
             return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:
-        self._balance.unscored_segments, self._balance.num_left = unscored_segments, num_left
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
+        self._prepare_policy.set_backlog(unscored_segments, unsubmitted_segments)
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self._waiting[stage].append(SegmentTask(stage, segment))
@@ -146,18 +146,18 @@ class PooledExecutor(AbstractExecutor):
             with self._explaining():
                 self._send_waiting()
                 self._supervisor.check()
-            # a caller that can submit nothing, because a stage has no worker just now, waits for that worker
+            # starting workers count: a caller that cannot submit for lack of a worker waits for it
             busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
             ended = self._completed or self._answers
-            left_s = min(deadline_s - self._clock(), self._grouping.wait_s)
+            left_s = min(deadline_s - self._clock(), self._write_batcher.wait_s)
             self.turn(max(0.0, left_s) if busy and not ended else 0.0)
             if self._completed or self._answers or not busy or self._clock() >= deadline_s:
                 completed, self._completed = self._completed, []
                 return completed
 
     def turn(self, timeout_s: float, also: Any = None) -> None:
-        """Deal with what is ready, after waiting for at most `timeout_s`, or until `also` is ready. Raises ClusterError
-        when the cluster is lost."""
+        """Handle ended tasks, after waiting for at most `timeout_s` or until `also` is ready. Raises ClusterError when
+        the cluster is lost."""
         with self._explaining():
             self._turn(timeout_s, also)
 
@@ -177,10 +177,10 @@ class PooledExecutor(AbstractExecutor):
             except ray.exceptions.RayError as error:
                 failed.append((task, error))
             else:
-                self._ended(task, outcome)
-        # successes first, so that only tasks that were lost are looked at when the crash_suspect one is searched
+                self._handle_result(task, outcome)
+        # successes first: only lost tasks then remain among which the crash suspect is searched
         for task, failure in failed:
-            self._failed(task, failure)
+            self._handle_failure(task, failure)
         for ref in ready:
             self._supervisor.take(ref)
 
@@ -201,15 +201,15 @@ class PooledExecutor(AbstractExecutor):
         shard = self._workers.stores.shard(key)
         self._answer(shard.actor.trim.remote(key, first_segment), f"trimming {key}")
 
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         shard = self._workers.stores.shard(key)
         self._answer(shard.actor.delete.remote(key), f"deleting {key}")
-        for worker in self._placing.forget(key):
-            # not waited for, because an actor keeps the order in which it is called
-            worker.actor.forget.remote(key)
+        for worker in self._router.evict(key):
+            # no wait: an actor runs calls in the order in which they were sent
+            worker.actor.evict.remote(key)
 
     def close(self) -> None:
-        """Let go of all work. What was sent and not ended is finished by the workers, and its result dropped."""
+        """Discard all work. Workers finish tasks that were sent, and their results are ignored."""
         for waiting in self._waiting.values():
             waiting.clear()
         self._running.clear()
@@ -217,47 +217,47 @@ class PooledExecutor(AbstractExecutor):
         self._encoded.clear()
 
     def _answer(self, ref: Any, doing: str) -> Any:
-        """The answer of a call that Ray repeats until it succeeds; workers are watched meanwhile, or a store that hangs
-        would never be killed. Raises ClusterError after `no_worker_s`."""
-        deadline_s = self._clock() + self._patience.no_worker_s
+        """Return the answer of a call that Ray retries. Checks workers meanwhile, or a hanging store would never be
+        killed. Raises ClusterError after `no_worker_s`."""
+        deadline_s = self._clock() + self._timeouts.no_worker_s
         with self._explaining(), translated(doing):
             while not ray.wait([ref], timeout=0)[0]:
                 if self._clock() > deadline_s:
-                    raise ClusterError(f"{doing}: no answer for {self._patience.no_worker_s:g} s; see `ray status`")
+                    raise ClusterError(f"{doing}: no answer for {self._timeouts.no_worker_s:g} s; see `ray status`")
                 self._supervisor.check()
                 self.turn(TICK_S, also=ref)
             return ray.get(ref)
 
     def _send_waiting(self) -> None:
-        for store, group in self._grouping.take(self._waiting["put"], self._puts_may_wait):
+        for store, group in self._write_batcher.take(self._waiting["put"], self._puts_may_wait):
             self._send(group, store)
         for stage in ("encode", "score"):
             waiting = self._waiting[stage]
             for task in list(waiting):
                 if isinstance(task, SegmentTask):
-                    made_on = self._encoded[task.place].node_id if task.place in self._encoded else None
-                    worker = self._placing.choose(task.stage, task.segment.key, made_on, task.alone)
+                    made_on = self._encoded[task.segment_id].node_id if task.segment_id in self._encoded else None
+                    worker = self._router.choose(task.stage, task.segment.key, made_on, task.exclusive)
                 else:
-                    worker = self._workers.encoders.choose(alone=task.alone)
+                    worker = self._workers.encoders.choose(exclusive=task.exclusive)
                 if worker is not None:
                     waiting.remove(task)
                     self._send(task, worker)
-                elif task.alone:
-                    # or those behind it would keep every worker busy
+                elif task.exclusive:
+                    # tasks behind it wait, or they would keep every worker busy
                     break
 
     @property
     def _puts_may_wait(self) -> bool:
-        """Others come, and no reader has to wait for these soon."""
-        if self._balance.unscored_segments == 0:
+        """True if further puts will follow, and no reader will soon wait for the present ones."""
+        if self._prepare_policy.unscored_segments == 0:
             return bool(self._waiting["encode"]) or any(worker.tasks for worker in self._workers.encoders.workers)
         readers = self._workers.readers.workers
         return len(self._waiting["score"]) + sum(len(worker.tasks) for worker in readers) > len(readers)
 
-    def _send(self, task: Task, worker: Worker) -> None:
-        assert worker.info is not None, f"{task} is sent to {worker.name}, which is not there"
-        if isinstance(task, PutGroup):
-            outcome = self._send_group(task, worker)
+    def _send(self, task: Task, worker: PoolWorker) -> None:
+        assert worker.info is not None, f"{task} is sent to {worker.name}, which has no process"
+        if isinstance(task, PutBatch):
+            outcome = self._send_batch(task, worker)
         elif isinstance(task, SegmentTask):
             outcome = self._send_segment(task, worker, worker.info)
         else:
@@ -266,43 +266,43 @@ class PooledExecutor(AbstractExecutor):
         if not worker.tasks:
             worker.first_since_s = self._clock()
         worker.tasks.append(task)
-        worker.alone = task.alone
+        worker.exclusive = task.exclusive
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
-    def _send_group(self, group: PutGroup, worker: Worker) -> Any:
-        """Returns the reference of the outcome."""
+    def _send_batch(self, group: PutBatch, worker: PoolWorker) -> Any:
+        """Send a batch of puts; return the reference of its result."""
         for member in group.members:
-            member.encoded = self._encoded[member.place]
-        return worker.actor.put.remote(*(self._encoded[member.place].block for member in group.members))
+            member.encoded = self._encoded[member.segment_id]
+        return worker.actor.put.remote(*(self._encoded[member.segment_id].block for member in group.members))
 
-    def _send_segment(self, task: SegmentTask, worker: Worker, info: WorkerInfo) -> Any:
-        """Returns the reference of the outcome."""
+    def _send_segment(self, task: SegmentTask, worker: PoolWorker, info: WorkerInfo) -> Any:
+        """Send one stage of a segment; return the reference of its result."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
-            prepare = self._balance.encodes(worker)
+            prepare = self._prepare_policy.encodes(worker)
             outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome
-        task.encoded = self._encoded[task.place]
-        self._placing.reads(worker, segment.key)
-        self._balance.scores(worker)
+        task.encoded = self._encoded[task.segment_id]
+        self._router.reads(worker, segment.key)
+        self._prepare_policy.scores(worker)
         return actor.score.remote(segment, task.encoded.block, task.encoded.state)
 
-    def _ended(self, task: Task, outcome: TaskResult) -> None:
-        worker = self._leave(task)
-        if isinstance(task, PutGroup):
-            self._grouping.ended(worker, outcome.busy_s)
-            for member, of_member in zip(task.members, task.outcomes(outcome), strict=True):
-                self._report(member, of_member)
+    def _handle_result(self, task: Task, outcome: TaskResult) -> None:
+        worker = self._detach(task)
+        if isinstance(task, PutBatch):
+            self._write_batcher.ended(worker, outcome.busy_s)
+            for member, member_result in zip(task.members, task.outcomes(outcome), strict=True):
+                self._report(member, member_result)
             return
         self._report(task, outcome)
         if not isinstance(task, SegmentTask) or task.stage != "encode":
             return
         if outcome.error is None:
             assert task.encoded is not None, f"{task} ended and was never sent"
-            self._encoded[task.place] = task.encoded
-        for each in reversed(self._parked.pop(task.place, [])):
+            self._encoded[task.segment_id] = task.encoded
+        for each in reversed(self._parked.pop(task.segment_id, [])):
             if outcome.error is None:
                 self._waiting[each.stage].appendleft(each)
             else:
@@ -315,7 +315,7 @@ class PooledExecutor(AbstractExecutor):
             completion = Completion(task.stage, task.segment, outcome.result, outcome.error, outcome.busy_s)
             self._completed.append(completion)
 
-    def _failed(self, task: Task, error: ray.exceptions.RayError) -> None:
+    def _handle_failure(self, task: Task, error: ray.exceptions.RayError) -> None:
         worker = task.worker
         assert worker is not None, f"{task} failed and was never sent"
         cause = getattr(error, "cause", None)
@@ -325,75 +325,75 @@ class PooledExecutor(AbstractExecutor):
         lost_worker = not lost_objects and isinstance(error, WORKER_LOST)
         if not (lost_objects or lost_worker or isinstance(error, ray.exceptions.RayTaskError)):
             raise ClusterError(f"{task}: {error}") from error
-        # by then the worker may be another incarnation, which is well
+        # ignore failures of an earlier process of this actor: the restarted one is healthy
         if lost_worker and worker.info is task.sent_to:
             self._supervisor.lost(task.stage, worker, error)
-        blame = not lost_worker or worker.crash_suspect is task
-        self._leave(task)
-        if isinstance(task, PutGroup):
+        is_suspect = not lost_worker or worker.crash_suspect is task
+        self._detach(task)
+        if isinstance(task, PutBatch):
             if len(task.members) > 1:
-                # nobody knows yet which of them it was
+                # ambiguous: retry each member exclusively to find the one that fails
                 for member in reversed(task.members):
-                    member.alone = True
+                    member.exclusive = True
                     self._waiting["put"].appendleft(member)
                 return
             (task,) = task.members
         if lost_objects:
-            self._lost_objects(task, error)
+            self._handle_lost_objects(task, error)
             return
-        task.alone |= lost_worker
-        self._try_again(task, error, blame)
+        task.exclusive |= lost_worker
+        self._retry(task, error, is_suspect)
 
-    def _leave(self, task: Task) -> Worker:
-        """Returns the worker that the task leaves."""
+    def _detach(self, task: Task) -> PoolWorker:
+        """Take an ended task from its worker, and return the worker."""
         worker = task.worker
         assert worker is not None, f"{task} ended and was never sent"
         worker.tasks.remove(task)
-        worker.alone = False
+        worker.exclusive = False
         worker.first_since_s = self._clock()
         task.worker = task.sent_to = None
         return worker
 
-    def _try_again(self, task: Task, error: Exception, blame: bool) -> None:
-        task.tries += blame
+    def _retry(self, task: Task, error: Exception, is_suspect: bool) -> None:
+        """Queue a failed task again, or quarantine it; only failures that it is suspected of count as tries."""
+        task.tries += is_suspect
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        if task.tries < self._patience.max_tries:
-            if blame:
-                self._say(
-                    "retry", task, f"{task} is tried again ({task.tries} of {self._patience.max_tries}): {reason}"
-                )
+        if task.tries < self._timeouts.max_tries:
+            if is_suspect:
+                count = f"{task.tries} of {self._timeouts.max_tries}"
+                self._emit("retry", task, f"{task} is tried again ({count}): {reason}")
             self._waiting[task.stage].appendleft(task)
             return
         text = f"{task} failed {task.tries} times, the last time with: {reason}"
-        self._say("quarantined", task, text)
+        self._emit("quarantined", task, text)
         self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
 
     def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
         outcome = TaskResult(None, error, 0.0)
         self._report(task, outcome)
         if isinstance(task, SegmentTask) and task.stage == "encode":
-            for each in self._parked.pop(task.place, []):
+            for each in self._parked.pop(task.segment_id, []):
                 self._report(each, outcome)
 
-    def _lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
-        """What was encoded is gone, with the node that held it; or what a request or its answer lay in."""
+    def _handle_lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
+        """Encode a segment again whose objects were lost with a node; retry a request whose objects were lost."""
         if not isinstance(task, SegmentTask):
-            self._try_again(task, error, blame=False)
+            self._retry(task, error, is_suspect=False)
             return
-        if task.encoded is not self._encoded.get(task.place) and task.stage != "encode":
-            # another task noticed it first, and they have been made again since
+        if task.encoded is not self._encoded.get(task.segment_id) and task.stage != "encode":
+            # another task noticed the loss first, and the objects have been made again since
             self._waiting[task.stage].appendleft(task)
             return
-        parked = self._parked.setdefault(task.place, [])
+        parked = self._parked.setdefault(task.segment_id, [])
         parked.append(task)
         if len(parked) > 1:
             return
-        times = self._encoded_again[task.place] = self._encoded_again.get(task.place, 0) + 1
+        times = self._encoded_again[task.segment_id] = self._encoded_again.get(task.segment_id, 0) + 1
         if times > MAX_ENCODED_AGAIN:
             raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
-        self._say("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
+        self._emit("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
         self._waiting["encode"].appendleft(SegmentTask("encode", task.segment, reported=False))
 
-    def _say(self, kind: Any, task: Task, message: str) -> None:
+    def _emit(self, kind: Any, task: Task, message: str) -> None:
         segment = task.segment if isinstance(task, SegmentTask) else None
         self._supervisor.events.append(ExecutorEvent(kind, message, "", task.stage, segment))

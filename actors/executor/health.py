@@ -1,7 +1,7 @@
-"""Knows which workers can be used: asks them whether they live, says when one is lost or silent, kills what hangs.
+"""Health of the workers: liveness checks, events for lost and stalled workers, and kills of workers that hang.
 
-starting ──ready──► usable ──lost (its calls fail)──► starting again, by Ray
-                       └─────silent for `kill_s`, or a task for `task_s`: killed, then lost
+starting ──ready──► usable ──lost (its calls fail)──► starting, restarted by Ray
+                       └─────unresponsive for `kill_s`, or one task for `task_s`: killed, then lost
 """
 
 from collections.abc import Callable
@@ -15,30 +15,31 @@ import ray.exceptions
 from actors.executor.timeouts import Timeouts
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo, kill_process
-from actors.workers.pools import ActorPool, Worker
+from actors.workers.pools import ActorPool, PoolWorker
 from longmem.errors import ClusterError, LongMemError
 from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
 
-ASK_EVERY_S = 5.0
+PING_EVERY_S = 5.0
+"""Seconds between liveness checks."""
 
 AWAY_S = 5.0
-"""A longer time between two checks is taken for a pause of this process."""
+"""Seconds between two checks above which this process is assumed to have been suspended."""
 
 
 @dataclass
-class _Question:
-    worker: Worker
-    of: WorkerInfo | None
-    """The incarnation that was asked."""
-    asked_s: float
+class _Ping:
+    worker: PoolWorker
+    process: WorkerInfo | None
+    """Process that was asked."""
+    sent_s: float
     reported: bool = False
 
 
 class Supervisor:
-    """Watches all workers of the pools. Its owner waits for `refs` together with its own, and hands what is ready to
-    `take`; `check` is called now and then.
+    """Liveness checks of all workers of the pools.
 
-    `accept` is called with a worker's WorkerInfo.result before the worker may be used, and raises if it must not be.
+    The owner waits for `refs` together with its own references, passes ready ones to `take`, and calls `check`
+    regularly. `accept` is called with a worker's WorkerInfo.result before its first use, and raises to reject it.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class Supervisor:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._pools = pools
-        self._patience = timeouts
+        self._timeouts = timeouts
         self._accept = accept
         self._clock = clock
-        self._starting: dict[Any, tuple[Stage, Worker]] = {}
-        self._asked: dict[Any, _Question] = {}
+        self._starting: dict[Any, tuple[Stage, PoolWorker]] = {}
+        self._pings: dict[Any, _Ping] = {}
         self._kills: set[Any] = set()
-        self._last_asked_s = self._last_checked_s = clock()
-        self._unmanned_since_s: dict[Stage, float] = {}
+        self._last_pinged_s = self._last_checked_s = clock()
+        self._no_worker_since_s: dict[Stage, float] = {}
         self._begun = False
         self.events: list[ExecutorEvent] = []
         for stage, pool in pools.items():
@@ -65,91 +66,93 @@ class Supervisor:
 
     @property
     def refs(self) -> list[Any]:
-        return [*self._starting, *self._asked, *self._kills]
+        """References of pending calls, to be waited for."""
+        return [*self._starting, *self._pings, *self._kills]
 
     @property
     def num_starting(self) -> int:
+        """Number of workers that start or restart."""
         return len(self._starting)
 
     def begin(self) -> None:
-        """From now on a worker that comes back is worth an event, and one that cannot be used is left out."""
+        """Report restarted workers as events from now on, and leave out rejected ones instead of raising."""
         self._begun = True
 
     def take(self, ref: Any) -> bool:
-        """Deal with a reference that is ready, if it is one of `refs`."""
+        """Handle a ready reference. Return False if it is not one of `refs`."""
         if ref in self._starting:
             self._started(*self._starting.pop(ref), ref)
-        elif ref in self._asked:
-            self._answered(self._asked.pop(ref), ref)
+        elif ref in self._pings:
+            self._ping_ended(self._pings.pop(ref), ref)
         elif ref in self._kills:
             self._kills.remove(ref)
-            # where the node itself is gone, so is the process: its calls fail
+            # if the node is gone, so is the process: its calls fail
             with suppress(ray.exceptions.RayError):
                 ray.get(ref)
         else:
             return False
         return True
 
-    def lost(self, stage: Stage, worker: Worker, error: Exception) -> None:
-        """A call to the worker failed in a way that says that its process is gone."""
+    def lost(self, stage: Stage, worker: PoolWorker, error: Exception) -> None:
+        """Record that the process of a worker is gone, because a call to it failed, and await its restart."""
         if worker.info is None:
             return
-        # tasks that were sent to an earlier incarnation may not have failed yet
-        had = [task for task in worker.tasks if task.sent_to is worker.info]
-        worker.crash_suspect = had[0] if had and (len(had) == 1 or worker.overdue) else None
+        # tasks that were sent to an earlier process may not have failed yet
+        in_flight = [task for task in worker.tasks if task.sent_to is worker.info]
+        worker.crash_suspect = in_flight[0] if in_flight and (len(in_flight) == 1 or worker.overdue) else None
         worker.info, worker.killed, worker.overdue = None, False, False
-        self._say("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
+        self._emit("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
 
     def check(self) -> None:
-        """Ask, report and kill. Raises ClusterError when a stage had no worker for too long."""
+        """Send liveness checks, report stalls and kill. Raises ClusterError when a stage had no worker for too long."""
         now = self._clock()
-        self._excuse(now - self._last_checked_s)
+        self._shift_deadlines(now - self._last_checked_s)
         self._last_checked_s = now
-        for question in self._asked.values():
-            self._judge(question, now)
+        for ping in self._pings.values():
+            self._check_ping(ping, now)
         for stage, pool in self._pools.items():
             for worker in pool.usable:
-                if worker.tasks and now - worker.first_since_s > self._patience.task_s:
+                if worker.tasks and now - worker.first_since_s > self._timeouts.task_s:
                     worker.first_since_s = now
                     worker.overdue = True
-                    self._kill(stage, worker, f"worked on one task for more than {self._patience.task_s:g} s")
-            self._check_manned(stage, pool, now)
-        if now - self._last_asked_s >= self._ask_every_s:
-            self._last_asked_s = now
-            waiting = {id(question.of) for question in self._asked.values()}
+                    self._kill(stage, worker, f"worked on one task for more than {self._timeouts.task_s:g} s")
+            self._check_has_worker(stage, pool, now)
+        if now - self._last_pinged_s >= self._ping_every_s:
+            self._last_pinged_s = now
+            pinged = {id(ping.process) for ping in self._pings.values()}
             for pool in self._pools.values():
                 for worker in pool.usable:
-                    if id(worker.info) not in waiting:
-                        self._asked[worker.actor.alive.remote()] = _Question(worker, worker.info, now)
+                    if id(worker.info) not in pinged:
+                        self._pings[worker.actor.alive.remote()] = _Ping(worker, worker.info, now)
 
     @property
-    def _ask_every_s(self) -> float:
-        return min(ASK_EVERY_S, self._patience.unresponsive_s / 2)
+    def _ping_every_s(self) -> float:
+        return min(PING_EVERY_S, self._timeouts.unresponsive_s / 2)
 
-    def _excuse(self, away_s: float) -> None:
-        """Nobody is silent while nobody listens: this process itself may have been stopped for `away_s`."""
-        if away_s < max(AWAY_S, self._ask_every_s):
+    def _shift_deadlines(self, away_s: float) -> None:
+        """If this process was suspended for `away_s`, shift all deadlines by it."""
+        if away_s < max(AWAY_S, self._ping_every_s):
             return
-        for question in self._asked.values():
-            question.asked_s += away_s
+        for ping in self._pings.values():
+            ping.sent_s += away_s
         for pool in self._pools.values():
             for worker in pool.workers:
                 worker.first_since_s += away_s
-        for stage in self._unmanned_since_s:
-            self._unmanned_since_s[stage] += away_s
+        for stage in self._no_worker_since_s:
+            self._no_worker_since_s[stage] += away_s
 
-    def _await(self, stage: Stage, worker: Worker) -> None:
+    def _await(self, stage: Stage, worker: PoolWorker) -> None:
         self._starting[worker.actor.ready.remote()] = stage, worker
 
-    def _started(self, stage: Stage, worker: Worker, ref: Any) -> None:
+    def _started(self, stage: Stage, worker: PoolWorker, ref: Any) -> None:
         try:
             outcome: TaskResult = ray.get(ref)
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
             worker.gone = True
-            self._say("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
+            self._emit("lost", stage, worker, f"{worker.name} ended for good ({_first_line(error)})")
             if self._pools[stage].ended:
                 raise ClusterError(f"no worker for {stage} is left: {_first_line(error)}") from error
             return
@@ -161,61 +164,61 @@ class Supervisor:
             worker.gone = True
             if not self._begun or self._pools[stage].ended:
                 raise
-            self._say("lost", stage, worker, f"{worker.name} cannot be used: {error}")
+            self._emit("lost", stage, worker, f"{worker.name} cannot be used: {error}")
             return
         worker.info = outcome.result
         worker.first_since_s = self._clock()
         if self._begun:
-            self._say("back", stage, worker, f"{worker.name} is ready (process {worker.info.pid})")
+            self._emit("back", stage, worker, f"{worker.name} is ready (process {worker.info.pid})")
 
-    def _answered(self, question: _Question, ref: Any) -> None:
-        worker = question.worker
+    def _ping_ended(self, ping: _Ping, ref: Any) -> None:
+        worker = ping.worker
         stage = self._stage_of(worker)
         try:
             ray.get(ref)
         except ray.exceptions.RayError as error:
-            if worker.info is question.of:
+            if worker.info is ping.process:
                 self.lost(stage, worker, error)
             return
-        if question.reported:
-            unresponsive_s = self._clock() - question.asked_s
-            self._say("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
+        if ping.reported:
+            unresponsive_s = self._clock() - ping.sent_s
+            self._emit("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
 
-    def _judge(self, question: _Question, now: float) -> None:
-        worker, unresponsive_s = question.worker, now - question.asked_s
-        if worker.info is None or worker.info is not question.of:
+    def _check_ping(self, ping: _Ping, now: float) -> None:
+        worker, unresponsive_s = ping.worker, now - ping.sent_s
+        if worker.info is None or worker.info is not ping.process:
             return
         stage = self._stage_of(worker)
-        if unresponsive_s > self._patience.unresponsive_s and not question.reported:
-            question.reported = True
+        if unresponsive_s > self._timeouts.unresponsive_s and not ping.reported:
+            ping.reported = True
             where = f"process {worker.info.pid} on node {worker.info.node_id[:8]}"
-            self._say("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {unresponsive_s:.0f} s")
-        if unresponsive_s > self._patience.kill_s:
+            self._emit("stalled", stage, worker, f"{worker.name} ({where}) has not answered for {unresponsive_s:.0f} s")
+        if unresponsive_s > self._timeouts.kill_s:
             self._kill(stage, worker, f"did not answer for {unresponsive_s:.0f} s")
 
-    def _kill(self, stage: Stage, worker: Worker, why: str) -> None:
+    def _kill(self, stage: Stage, worker: PoolWorker, why: str) -> None:
         assert worker.info is not None, f"{worker.name} has no process to kill"
         if worker.killed:
             return
         worker.killed = True
-        self._say("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
+        self._emit("killed", stage, worker, f"{worker.name} {why}: killed, it starts again")
         self._kills.add(kill_process(worker.info))
 
-    def _check_manned(self, stage: Stage, pool: ActorPool, now: float) -> None:
+    def _check_has_worker(self, stage: Stage, pool: ActorPool, now: float) -> None:
         if pool.can_accept_tasks:
-            self._unmanned_since_s.pop(stage, None)
+            self._no_worker_since_s.pop(stage, None)
             return
-        since_s = self._unmanned_since_s.setdefault(stage, now)
-        if now - since_s > self._patience.no_worker_s:
+        since_s = self._no_worker_since_s.setdefault(stage, now)
+        if now - since_s > self._timeouts.no_worker_s:
             raise ClusterError(
-                f"no worker for {stage} for {self._patience.no_worker_s:g} s: the cluster has lost the nodes that they "
+                f"no worker for {stage} for {self._timeouts.no_worker_s:g} s: the cluster has lost the nodes that they "
                 "need, or has no room; see `ray status`, then continue with --resume"
             )
 
-    def _stage_of(self, worker: Worker) -> Stage:
+    def _stage_of(self, worker: PoolWorker) -> Stage:
         return next(stage for stage, pool in self._pools.items() if worker in pool.workers)
 
-    def _say(self, kind: EventKind, stage: Stage, worker: Worker, message: str) -> None:
+    def _emit(self, kind: EventKind, stage: Stage, worker: PoolWorker, message: str) -> None:
         self.events.append(ExecutorEvent(kind, message, worker.name, stage))
 
 

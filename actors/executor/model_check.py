@@ -1,4 +1,4 @@
-"""Whether workers may be used together: all hold the same model, which is the one that wrote the store."""
+"""Checks that all workers hold the same model, and that this model wrote the store."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from longmem.store.base import check_fingerprint
 from longmem.types import Fingerprint
 
 
-class Acceptance:
-    """Looks at what each worker says when it is ready, and remembers the model."""
+class ModelCheck:
+    """Compares the fingerprints that workers report when they are ready, and keeps the model's description."""
 
     def __init__(self) -> None:
         self._description: ModelDescription | None = None
@@ -18,7 +18,7 @@ class Acceptance:
         self._stored: Fingerprint | None = None
 
     def __call__(self, stage: Stage, opened: Any) -> None:
-        """Raises ClusterError for another model than the other workers', FingerprintError for another store."""
+        """Raise ClusterError if a worker holds another model, FingerprintError if another model wrote the store."""
         fingerprint: Fingerprint | None = opened.fingerprint if stage == "encode" else opened
         if stage == "encode":
             self._description = self._description or opened

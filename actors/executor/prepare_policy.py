@@ -1,38 +1,41 @@
-"""Who runs the SideNet's layers that need no memory: readers, or encoders while these are ahead.
+"""Decides whether encoders or readers run the SideNet layers that need no memory.
 
-Encoders that are ahead would soon wait for readers. How far they may be ahead is more than a store holds back in one
-group of puts, which is no work that waits for a reader yet. In the end both are to be ready together: so when no more
-segments are left to encode than are still to be read, encoders prepare all of them.
+Readers run them, until encoders are so far ahead that they would soon wait for readers. The threshold exceeds one batch
+of puts, because segments that a store still holds back are no work for readers. Near the end both should finish
+together: once no more segments are left to encode than to score, encoders prepare all of them.
 """
 
-from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from actors.workers.start import Workers
 from longmem.runtime.executor import PUT_SEGMENTS
 
 
-class Balance:
-    """Told of each task that is sent, before its worker has it. A worker that gets one while it has none has waited."""
+class PreparePolicy:
+    """Policy that is updated before each task is sent. A worker that is idle when it gets a task has waited."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._encoders_wait = False
         self.unscored_segments = 0
-        """Segments that are encoded and still to be scored."""
-        self.num_left: int | None = None
-        """At most so many segments are still to be submitted for encoding, where that is known."""
+        """Number of segments that are encoded and not scored."""
+        self.unsubmitted_segments: int | None = None
+        """Upper bound of segments still to be submitted for encoding; None if unknown."""
 
-    def encodes(self, worker: Worker) -> bool:
-        """An encoder gets a segment; returns whether it is to prepare it."""
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
+        self.unscored_segments, self.unsubmitted_segments = unscored_segments, unsubmitted_segments
+
+    def encodes(self, worker: PoolWorker) -> bool:
+        """Record that an encoder gets a segment. Return True if it must prepare it."""
         readers = self._workers.readers.workers
         if not worker.tasks and any(reader.tasks for reader in readers):
-            # fewer than are enough here may be all that a job holds
+            # the limits of a job may hold fewer segments than the threshold below
             self._encoders_wait = True
         enough = PUT_SEGMENTS + TASKS_PER_ACTOR * len(readers)
-        if self.num_left is not None:
-            enough = min(enough, self.num_left)
+        if self.unsubmitted_segments is not None:
+            enough = min(enough, self.unsubmitted_segments)
         return self._encoders_wait or self.unscored_segments > enough
 
-    def scores(self, worker: Worker) -> None:
-        """A reader gets a segment."""
+    def scores(self, worker: PoolWorker) -> None:
+        """Record that a reader gets a segment."""
         if not worker.tasks and any(encoder.tasks for encoder in self._workers.encoders.workers):
             self._encoders_wait = False

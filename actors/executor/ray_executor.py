@@ -1,9 +1,9 @@
-"""The executor on Ray: an encoder pool that writes, store actors, and a SideNet pool that reads.
+"""The executor on Ray: encoder, store and reader actors.
 
-    driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── SideNetActor ◄──segment── driver
+    driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── ReaderActor ◄──segment── driver
                               └──────────────block, state────────────────────┘
 
-Encoded segments go from worker to worker through Ray's object store; the driver holds only references to them.
+Encoded segments pass between workers through Ray's object store; the driver holds only references.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from longmem.model.source import ModelSource
 from longmem.store.config import StoreSettings
 
 CLOSE_S = 60.0
-"""How long closing waits for writes that have begun."""
+"""Seconds that `close` waits for running writes."""
 
 
 class RayExecutor(PooledExecutor):
-    """Workers of this job alone, which end with it.
+    """Executor with workers of its own, which end with the job.
 
     Raises ClusterError when Ray cannot be reached or is too small, and the workers' own errors (ModelError,
     StoreError) when they cannot open the model or the store.
@@ -39,12 +39,12 @@ class RayExecutor(PooledExecutor):
         shape: ClusterShape,
         tell: Callable[[str], None] = say_nothing,
     ) -> None:
-        """`tell` gets what an operator should know: which cluster it is, and that the job waits for room."""
+        """`tell` receives messages for the operator: the cluster, and that the job waits for resources."""
         self.connection: Connection = connect(shape.address, ceil(shape.num_cpus), shape.object_store_bytes, tell)
         self._open = True
         try:
             with self.connection.watch.explaining(), translated("starting the workers"):
-                # a cluster of its own has room: its workers are only slow to start
+                # a cluster of its own has enough resources: its workers are only slow to start
                 waits = say_nothing if self.connection.started_here else tell
                 advice = self.connection.advice(FEWER)
                 room = Room(shape.min_cpus, shape.min_gpus, shape.timeouts.no_worker_s, waits, advice)
@@ -63,7 +63,7 @@ class RayExecutor(PooledExecutor):
         if not self._open or not ray.is_initialized():
             return
         try:
-            # the stores of a lost cluster have ended with it, or answer nothing
+            # the stores of a lost cluster have ended or do not answer
             if not self.connection.watch.lost:
                 self._workers.stores.close(CLOSE_S)
         finally:
@@ -71,7 +71,7 @@ class RayExecutor(PooledExecutor):
 
     def _stop(self) -> None:
         self._open = False
-        # a cluster of our own ends with all that is in it
+        # a cluster of its own ends with all its actors
         if not self.connection.started_here and not self.connection.watch.lost:
             self._workers.stop()
         super().close()

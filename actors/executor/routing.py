@@ -1,59 +1,60 @@
-"""Which worker gets a task: near to what the task needs.
+"""Locality-aware routing: sends a task to a worker near its data.
 
-Encoded segments lie on the encoder's node and are read by the reader and the store; windows live in readers. A document
-is therefore encoded on the nodes of readers that hold its window, and each segment is read where it was encoded, there
-by a reader that holds the window if one does.
+Encoded segments are held on the encoder's node, and windows in readers. A document is therefore encoded on the nodes of
+readers that hold its window. A segment is scored on the node that encoded it, preferably by a reader with the window.
 """
 
 from typing import Any
 
-from actors.workers.pools import Worker
+from actors.workers.pools import PoolWorker
 from actors.workers.start import Workers
 from longmem.runtime.executor import Stage
 from longmem.types import DocumentKey
 
-MAX_HOMES = 1000
-"""Documents whose readers are remembered: forgetting one costs a window that is read twice."""
+MAX_TRACKED_DOCUMENTS = 1000
+"""Documents whose readers are tracked. Evicting one costs a window that is read twice."""
 
 
-class Placing:
-    """Chooses workers, and remembers which readers hold which document."""
+class Router:
+    """Chooses workers, and tracks the readers of each document."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._homes: dict[DocumentKey, list[Worker]] = {}
-        """Readers that hold a window of the document, the first one to read it first."""
+        self._preferred: dict[DocumentKey, list[PoolWorker]] = {}
+        """Preferred readers by document: those that hold its window, in order of their first score."""
 
-    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, alone: bool = False) -> Worker | None:
-        """Who gets a task now; None while nobody can. `made_on`: the node that holds the segment's block; `alone`: the
-        task must have its worker for itself."""
+    def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, exclusive: bool = False) -> PoolWorker | None:
+        """Return the worker for a task, or None while none has a free slot.
+
+        `made_on` is the node that holds the segment's block; an `exclusive` task must not share its worker.
+        """
         if stage == "put":
             shard = self._workers.stores.shard(key)
-            return None if shard.info is None or shard.alone or (alone and shard.tasks) else shard
-        homes = [worker for worker in self._homes.get(key, []) if worker.info is not None]
-        nodes = {worker.info.node_id for worker in homes if worker.info}
+            return None if shard.info is None or shard.exclusive or (exclusive and shard.tasks) else shard
+        preferred = [worker for worker in self._preferred.get(key, []) if worker.info is not None]
+        nodes = {worker.info.node_id for worker in preferred if worker.info}
 
-        def is_far(worker: Worker) -> bool:
+        def is_far(worker: PoolWorker) -> bool:
             assert worker.info is not None, f"{worker.name} is not there"
             return worker.info.node_id not in nodes
 
-        def is_off(worker: Worker) -> bool:
+        def is_off(worker: PoolWorker) -> bool:
             assert worker.info is not None, f"{worker.name} is not there"
             return worker.info.node_id != made_on
 
         if stage == "encode":
-            return self._workers.encoders.choose(is_far, alone)
-        # the state is larger than the block, which is all that a second window costs per segment
-        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in homes), alone)
+            return self._workers.encoders.choose(is_far, exclusive)
+        # node before window: a remote state costs more than a second window, which costs one block per segment
+        return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in preferred), exclusive)
 
-    def reads(self, worker: Worker, key: DocumentKey) -> None:
-        """`worker` was given a segment of the document to score."""
-        homes = self._homes.setdefault(key, [])
-        if worker not in homes:
-            homes.append(worker)
-        if len(self._homes) > MAX_HOMES:
-            del self._homes[next(iter(self._homes))]
+    def reads(self, worker: PoolWorker, key: DocumentKey) -> None:
+        """Record that `worker` was sent a segment of the document to score."""
+        preferred = self._preferred.setdefault(key, [])
+        if worker not in preferred:
+            preferred.append(worker)
+        if len(self._preferred) > MAX_TRACKED_DOCUMENTS:
+            del self._preferred[next(iter(self._preferred))]
 
-    def forget(self, key: DocumentKey) -> list[Any]:
-        """The workers that hold a window of the document."""
-        return self._homes.pop(key, [])
+    def evict(self, key: DocumentKey) -> list[Any]:
+        """Return the readers that hold a window of the document, and evict the document."""
+        return self._preferred.pop(key, [])

@@ -1,15 +1,16 @@
-"""What goes through the pools: one stage of a segment, or a request; and what is known of it meanwhile."""
+"""Tasks of the pools (one stage of a segment, or a request) and their state in the driver."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import Worker
+from actors.workers.pools import PoolWorker
 from longmem.runtime.executor import Stage
 from longmem.runtime.requests import Request
 from longmem.types import DocumentKey, Segment
 
-Place = tuple[DocumentKey, int]
+SegmentId = tuple[DocumentKey, int]
+"""Document and index of a segment."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,17 @@ class Encoded:
 
 @dataclass(eq=False)
 class Task:
-    """One piece of work on its way through the pools."""
+    """One unit of work for a worker."""
 
     stage: Stage
-    """Whose pool does it."""
+    """Stage whose pool executes it."""
     tries: int = field(default=0, init=False)
-    """How often it ended its worker, or met a bug."""
-    alone: bool = field(default=False, init=False)
-    """It was lost with its worker: from now on it is tried alone, so that it is known whether it is to blame."""
-    worker: Worker | None = field(default=None, init=False)
+    """Number of times that it killed its worker or raised a bug."""
+    exclusive: bool = field(default=False, init=False)
+    """True once it was lost with its worker: it is then retried without other tasks, to see if it kills the worker."""
+    worker: PoolWorker | None = field(default=None, init=False)
     sent_to: WorkerInfo | None = field(default=None, init=False)
-    """The incarnation of the worker."""
+    """Process of the worker that it was sent to."""
 
 
 @dataclass(eq=False)
@@ -42,12 +43,12 @@ class SegmentTask(Task):
 
     segment: Segment
     reported: bool = True
-    """False for an encoding that the caller did not ask for, because a block was lost."""
+    """False for a repeated encoding after the loss of a block, which the caller did not submit."""
     encoded: Encoded | None = field(default=None, init=False)
-    """What a running encoding makes; of other tasks, what they were given."""
+    """Output of an encoding, or input of the other stages."""
 
     @property
-    def place(self) -> Place:
+    def segment_id(self) -> SegmentId:
         return self.segment.key, self.segment.index
 
     def __str__(self) -> str:
@@ -56,7 +57,7 @@ class SegmentTask(Task):
 
 @dataclass(eq=False)
 class RequestTask(Task):
-    """A request, answered by a worker of stage `encode`, because those hold the whole model."""
+    """A request, answered by an encoder, because encoders hold the whole model."""
 
     number: int
     request: Request

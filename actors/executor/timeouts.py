@@ -1,4 +1,4 @@
-"""How patient a job is with its workers. Free of Ray."""
+"""Timeouts and retry count of a job's workers. Does not import Ray."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from longmem.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """Deadlines in seconds and a number of tries. Raises ConfigError."""
+    """Deadlines in seconds for tasks and workers, and the number of tries. Raises ConfigError."""
 
     max_tries: int = 5
-    """A task that has ended its worker (or met a bug there) this often sets its document aside."""
+    """Times that a task may kill its worker or raise a bug; its document is then quarantined."""
     task_s: float = 1800.0
-    """A task may run this long; then its worker is killed and the task is tried again."""
+    """Timeout of a task; its worker is then killed and the task retried."""
     unresponsive_s: float = 30.0
-    """A worker that does not answer for this long is reported as stalled."""
+    """Time without an answer after which a worker is reported as stalled."""
     kill_s: float = 120.0
-    """A worker that does not answer for this long is killed; it starts again and its tasks are repeated."""
+    """Time without an answer after which a worker is killed; it restarts and its tasks are retried."""
     no_worker_s: float = 600.0
-    """A stage may be without any worker this long; then the job ends (and can be resumed)."""
+    """Time that a stage may have no worker; the job then ends, and can be resumed."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,8 +1,7 @@
-"""When encoded segments go to a store: several at a time, because a commit costs the same for all of them.
+"""Batching of writes: a commit costs the same for one block or eight.
 
-A store that commits every segment alone takes a core that models could use. Waiting for company costs nothing while
-readers have enough to do; and then a store commits again once the pause since its last commit is long beside that
-commit.
+A store that commits every segment separately takes CPU time from the models. While readers have a backlog, delaying a
+write does not reduce throughput. A store then commits again after a pause that is long compared with its last commit.
 """
 
 from collections import deque
@@ -10,78 +9,78 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from actors.executor.routing import Placing
+from actors.executor.routing import Router
 from actors.executor.tasks import SegmentTask, Task
 from actors.result import TaskResult
-from actors.workers.pools import TASKS_PER_ACTOR, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from longmem.errors import LongMemError
 from longmem.runtime.executor import PUT_SEGMENTS
 
 PAUSE = 20
-"""Times as long as its last commit a store waits for company: commits take at most about a twentieth of its time."""
+"""Pause between commits as a multiple of the last commit: commits take at most about 1/20 of a store's time."""
 MOST_WAIT_S = 1.0
-"""Also for a slow disk: readers wait for what is held back."""
+"""Upper bound of the pause, for slow disks: readers wait for delayed writes."""
 
 
 def pause_s(busy_s: float) -> float:
-    """How long a store waits for company after a commit that took `busy_s`."""
+    """Return the seconds for which a store batches writes after a commit that took `busy_s`."""
     return min(PAUSE * busy_s, MOST_WAIT_S)
 
 
 @dataclass(eq=False)
-class PutGroup(Task):
-    """Puts to one store that go together."""
+class PutBatch(Task):
+    """Puts to one store that share a commit."""
 
     members: list[SegmentTask]
 
     def __post_init__(self) -> None:
-        self.alone = any(member.alone for member in self.members)
+        self.exclusive = any(member.exclusive for member in self.members)
 
     def __str__(self) -> str:
         return f"{len(self.members)} puts, the first one {self.members[0]}"
 
-    def outcomes(self, of_all: TaskResult) -> list[TaskResult]:
-        """What came of each, in their order; all have the error of a store that could not even be opened."""
-        busy_s = of_all.busy_s / len(self.members)
-        if of_all.error is not None:
-            return [TaskResult(None, of_all.error, busy_s)] * len(self.members)
+    def outcomes(self, result: TaskResult) -> list[TaskResult]:
+        """Return the result of each member, in their order; all get the error of a store that could not be opened."""
+        busy_s = result.busy_s / len(self.members)
+        if result.error is not None:
+            return [TaskResult(None, result.error, busy_s)] * len(self.members)
         return [
-            TaskResult(None, result, busy_s) if isinstance(result, LongMemError) else TaskResult(result, None, busy_s)
-            for result in of_all.result
+            TaskResult(None, each, busy_s) if isinstance(each, LongMemError) else TaskResult(each, None, busy_s)
+            for each in result.result
         ]
 
 
-class Grouping:
-    """Makes groups of puts that wait, and knows how long each store still pauses."""
+class WriteBatcher:
+    """Groups waiting puts into batches, and tracks the pause of each store."""
 
-    def __init__(self, placing: Placing, clock: Callable[[], float]) -> None:
-        self._placing = placing
+    def __init__(self, router: Router, clock: Callable[[], float]) -> None:
+        self._router = router
         self._clock = clock
-        self._pause_ends_s: dict[Worker, float] = {}
+        self._pause_ends_s: dict[PoolWorker, float] = {}
         self.wait_s = inf
-        """After `take`: how long until some that it has left are due."""
+        """Seconds until one of the batches that the last `take` left is due."""
 
-    def ended(self, store: Worker, busy_s: float) -> None:
-        """The store has committed, which took `busy_s`."""
+    def ended(self, store: PoolWorker, busy_s: float) -> None:
+        """Record that the store has committed, which took `busy_s`."""
         self._pause_ends_s[store] = self._clock() + pause_s(busy_s)
 
-    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[Worker, PutGroup]]:
-        """Groups that are to be sent now, out of `waiting`. `may_wait`: for others that come."""
-        by_store: dict[Worker, list[SegmentTask]] = {}
+    def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[PoolWorker, PutBatch]]:
+        """Remove from `waiting` and return the batches to be sent now. `may_wait` allows to wait for further puts."""
+        by_store: dict[PoolWorker, list[SegmentTask]] = {}
         for task in waiting:
             assert isinstance(task, SegmentTask), f"{task} is no put"
-            store = self._placing.choose("put", task.segment.key, None, task.alone)
-            if store is not None and not (task.alone and by_store):
+            store = self._router.choose("put", task.segment.key, None, task.exclusive)
+            if store is not None and not (task.exclusive and by_store):
                 by_store.setdefault(store, []).append(task)
-            if task.alone:
-                # it goes alone, once those before it have gone; and those behind it would keep every store busy
+            if task.exclusive:
+                # it is sent once those before it are gone; those behind it would keep every store busy
                 break
         self.wait_s = inf
         taken = []
         for store, puts in by_store.items():
             num_whole = len(puts) // PUT_SEGMENTS
             for first in range(0, len(puts), PUT_SEGMENTS):
-                group = PutGroup("put", puts[first : first + PUT_SEGMENTS])
+                group = PutBatch("put", puts[first : first + PUT_SEGMENTS])
                 whole = len(group.members) == PUT_SEGMENTS
                 wait_s = 0.0 if whole else self._wait_of(store, len(store.tasks) + num_whole, may_wait)
                 if wait_s > 0:
@@ -93,9 +92,11 @@ class Grouping:
                 waiting.remove(put)
         return taken
 
-    def _wait_of(self, store: Worker, num_before: int, may_wait: bool) -> float:
-        """Seconds until it is to get fewer puts than a whole group, behind so many groups. Behind the one that it works
-        on another may wait, so that it never has nothing to do; more would be no faster than one."""
+    def _wait_of(self, store: PoolWorker, num_before: int, may_wait: bool) -> float:
+        """Return the seconds until a partial batch is due, with `num_before` batches before it.
+
+        One batch may queue behind the running one, so that the store never idles; more would not be faster.
+        """
         if not may_wait:
             return inf if num_before >= TASKS_PER_ACTOR else 0.0
         return inf if num_before else max(0.0, self._pause_ends_s.get(store, 0.0) - self._clock())

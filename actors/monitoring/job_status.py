@@ -1,7 +1,7 @@
-"""What is known of a live job at one moment: the message from the job to its monitor, and the content of status.json.
+"""Status of a running job: the message from the job to its monitor, and the content of status.json.
 
-Free of Ray, so that a command can read it without loading Ray. Sums only grow while a process runs a job; a resumed
-job begins at zero again, while `summary.json` has the sums over all its processes.
+Does not import Ray, so that a command reads it without loading Ray. Sums grow monotonically within one process; a
+resumed job begins at zero again, while `summary.json` has the sums over all processes of the job.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True, kw_only=True)
 class StageSnapshot:
-    """One stage, in the process that runs the job now."""
+    """Counters and levels of one stage, in the process that runs the job now."""
 
     segments: int = 0
     tokens: int = 0
@@ -28,14 +28,14 @@ class StageSnapshot:
     stalls: int = 0
     lost_workers: int = 0
     queue_depth: int = 0
-    """Tasks that run or could run now."""
+    """Number of tasks that run or could run now."""
     tokens_per_s: float = 0.0
-    """Over the last seconds."""
+    """Throughput over the last seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSnapshot:
-    """Everything an operator may ask of a live job. Times are Unix seconds."""
+    """Status of a running job. Times are Unix seconds."""
 
     job: str
     """Id of the job, as in job.json."""
@@ -44,12 +44,12 @@ class JobSnapshot:
     out: str
     state: State
     started: float
-    """When this process began or resumed the job."""
+    """Time at which this process began or resumed the job."""
     updated: float
     pid: int
     host: str
     total_documents: int | None
-    """None while the inputs are still being read."""
+    """Number of documents in the inputs; None while the inputs are still being read."""
     admitted_documents: int
     scored_documents: int
     failed_documents: int
@@ -57,23 +57,23 @@ class JobSnapshot:
     in_flight_bytes: int
     """Bytes of encoded segments that wait for the store or a reader."""
     lag_segments: int
-    """Segments that are encoded and not scored yet: how far readers are behind encoders."""
+    """Number of segments that are encoded and not scored: the lag of readers behind encoders."""
     tokens_left: int
-    """Tokens of admitted documents that are not scored yet."""
+    """Number of tokens of admitted documents that are not scored yet."""
     eta_s: float | None
-    """Time left for them at the average pace of this run; None before the first segment is scored."""
+    """Remaining seconds for `tokens_left` at the average rate of this run; None before the first score."""
     checksum_failures: int
     duplicate_puts: int
     blocks_encoded_again: int
     gate_mean: float | None
-    """Mean gate of the last segments that had a memory; None if there was none."""
+    """Mean gate of the last segments that had a memory; None without one."""
     copy_mean: float | None
     store_bytes: int
     """Bytes of blocks that the store holds for this job's documents."""
     store_limit_bytes: int | None
-    """Quota of the store, where there is one."""
+    """Quota of the store; None if it has none."""
     recent_failures: tuple[str, ...] = ()
-    """`document: error` of the last failed documents."""
+    """Last failed documents, as `document: error`."""
     kind: str = "perplexity"
     """Name of the kind of job, as in job.json."""
     unit: str = "documents"
@@ -88,7 +88,7 @@ class JobSnapshot:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "JobSnapshot":
-        """The inverse of `to_json`. Raises OutputError for what another version wrote."""
+        """Return the status that `to_json` wrote. Raises OutputError for the status of another version."""
         try:
             stages = {stage: StageSnapshot(**values["stages"][stage]) for stage in STAGES}
             snapshot = cls(**{**values, "stages": stages, "recent_failures": tuple(values["recent_failures"])})

@@ -1,4 +1,4 @@
-"""The jobs that run on a cluster, asked from outside: what `longmem status` shows."""
+"""Status of the jobs that run on a cluster, for `longmem status`."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -15,11 +15,14 @@ from actors.monitoring.monitor_actor import NAME
 from actors.workers.base import NAMESPACE
 
 ANSWER_S = 5.0
+"""Timeout of a monitor's answer, in seconds."""
 
 
 class LiveJobs:
-    """A connection to a cluster, to ask again and again; `tell` gets which cluster it is. Raises ClusterError when
-    `address` cannot be reached, and when the cluster is lost."""
+    """A connection to a cluster for repeated queries; `tell` is called with a description of the cluster.
+
+    Raises ClusterError when `address` cannot be reached, and when the cluster is lost.
+    """
 
     def __init__(self, address: str, tell: Callable[[str], None] = say_nothing) -> None:
         found = find_cluster() if address == AUTO else address
@@ -29,11 +32,11 @@ class LiveJobs:
 
     @property
     def connected(self) -> bool:
-        """False when the address was `auto` and no cluster runs."""
+        """False if the address was `auto` and no cluster runs."""
         return self._connection is not None
 
     def snapshots(self) -> list[JobSnapshot]:
-        """The last snapshot of every job, oldest job first; a monitor that does not answer is left out."""
+        """Return the last snapshot of every job, oldest job first. Monitors that do not answer are left out."""
         if self._connection is None:
             return []
         with self._connection.watch.explaining():

@@ -1,8 +1,8 @@
-"""Every metric that LongMem exports, and what a snapshot says to each.
+"""All metrics that LongMem exports, and their values in a snapshot.
 
-Counters for all that is summed, also seconds: Ray rebuilds the sum of a histogram from bucket midpoints, so a mean
-must be `busy_seconds / segments` of two counters. Gauges for levels. The histogram serves quantiles only. Labels are
-few-valued; a document never becomes one. Ray exports a name as `ray_<name>`, and a counter as `ray_<name>_total`.
+Sums are counters, including seconds: Ray rebuilds the sum of a histogram from bucket midpoints, so a mean must be
+`busy_seconds / segments` of two counters. Levels are gauges. The histogram serves quantiles only. Labels have few
+values and never name a document. Ray exports a name as `ray_<name>`, and a counter as `ray_<name>_total`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ POOLS: dict[Stage, str] = {"encode": "encoders", "put": "stores", "score": "read
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table."""
+    """Name, kind and labels of one metric."""
 
     name: str
     kind: Kind
@@ -32,7 +32,7 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """The name in Prometheus, of a histogram without `_bucket` or `_count`."""
+        """Name in Prometheus; for a histogram, without `_bucket` or `_count`."""
         return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
 
@@ -79,7 +79,7 @@ METRICS: tuple[Metric, ...] = (
 
 
 def sums(snapshot: JobSnapshot) -> dict[Series, float]:
-    """Every counter's value."""
+    """Return the value of every counter."""
     values: dict[Series, float] = {}
     for stage in STAGES:
         each = snapshot.stages[stage]
@@ -103,7 +103,7 @@ def sums(snapshot: JobSnapshot) -> dict[Series, float]:
 
 
 def increments(snapshot: JobSnapshot, since: JobSnapshot | None) -> dict[Series, float]:
-    """What every counter grew by since an earlier snapshot of the same run; None is its beginning."""
+    """Return the growth of every counter since an earlier snapshot of the same run (None: since its start)."""
     before: Mapping[Series, float] = {} if since is None else sums(since)
     grown = {series: value - before.get(series, 0) for series, value in sums(snapshot).items()}
     assert all(value >= 0 for value in grown.values()), f"a sum has shrunk: {grown}"
@@ -111,7 +111,7 @@ def increments(snapshot: JobSnapshot, since: JobSnapshot | None) -> dict[Series,
 
 
 def levels(snapshot: JobSnapshot) -> Iterator[tuple[Series, float]]:
-    """Every gauge that the job itself knows."""
+    """Yield the value of every gauge that a snapshot holds."""
     ended = snapshot.scored_documents + snapshot.failed_documents
     yield ("longmem_jobs_running", ()), float(snapshot.state == "running")
     yield ("longmem_heartbeat_timestamp_seconds", ()), snapshot.updated

@@ -1,10 +1,10 @@
-"""The actor that exports a job's metrics and answers `longmem status`, and the job's end of the line to it.
+"""Actor that exports a job's metrics and answers `longmem status`, and the job's connection to it.
 
-Metrics live in an actor because the driver of a `ray://` address is no Ray worker and could export nothing.
+Metrics need an actor, because the driver of a `ray://` address is not a Ray worker and cannot export any.
 
-A counter is never counted twice. The job sends what is and what it last sent, and the actor adds the difference, so
-that an actor that was restarted needs no memory. A message whose fate is unknown is never repeated: what it carried is
-lost to the counters, as is what a killed actor had not exported yet (Ray exports every 10 s).
+No increment is counted twice. The job sends the present and the previous snapshot, and the actor adds the difference,
+so that a restarted actor needs no state. A message that may have been lost is not resent: its increments are missing
+from the counters, as are those that a killed actor had not exported yet (Ray exports every 10 s).
 """
 
 import re
@@ -31,13 +31,13 @@ from longmem.errors import ClusterError
 from longmem.stages import Stage
 
 NAME = re.compile("longmem-job-[0-9a-f]+")
-"""Of a monitor; workers of a job have more behind it."""
+"""Name of a monitor. Workers of a job have a suffix."""
 PUSH_S = 1.0
-"""At most one message in this time."""
+"""Minimum seconds between two messages."""
 END_S = 5.0
-"""How long the end of a job waits for its last message to arrive."""
+"""Seconds that an ending job waits for the delivery of its last message."""
 NAME_FREE_S = 20.0
-"""How long a resumed job waits for the monitor of its killed predecessor to be gone."""
+"""Seconds that a resumed job waits until the monitor of its killed predecessor is gone."""
 
 TaskSeconds = Mapping[Stage, Sequence[float]]
 
@@ -68,7 +68,7 @@ class JobMonitor:
         return self._title
 
     def push(self, snapshot: JobSnapshot, since: JobSnapshot | None, task_seconds: TaskSeconds) -> None:
-        """Export what changed since the snapshot that was sent before this one."""
+        """Export the changes since the previous snapshot."""
         for (name, labels), value in increments(snapshot, since).items():
             # not `inc`, which refuses 0: a counter that first appears at 1 hides that 1 from `increase()`
             self._metrics[name]._record(float(value), dict(labels))
@@ -84,14 +84,14 @@ class JobMonitor:
         self._latest = snapshot
 
     def latest(self) -> JobSnapshot | None:
-        """The last snapshot; None before the first one."""
+        """Return the last snapshot, or None before the first one."""
         return self._latest
 
 
 class MonitorLine:
-    """The job's end: sends snapshots without waiting, one at a time. Ray must be initialised.
+    """The job's connection to its monitor: sends snapshots without waiting, one at a time. Ray must be initialised.
 
-    A monitor that hangs or dies never holds the job back. Raises ClusterError when another live job has its name.
+    A monitor that hangs or dies does not delay the job. Raises ClusterError when another running job has its name.
     """
 
     def __init__(self, job_id: str, name: str) -> None:
@@ -106,19 +106,19 @@ class MonitorLine:
                 self._actor = JobMonitor.options(**options).remote(job_id, name)  # type: ignore[attr-defined]
                 return
             except ValueError as error:
-                # the job's folder is locked by this process, so whoever has the name belongs to a dead one
+                # this process has locked the job's folder, so the actor of that name belongs to a dead job
                 _kill(actor_name(job_id))
                 if monotonic() > deadline:
                     raise ClusterError(f"the name {actor_name(job_id)} is still taken: {error}") from error
                 sleep(0.2)
 
     def task(self, stage: Stage, busy_s: float) -> None:
-        """A task took this long."""
+        """Record the duration of a task."""
         self._task_seconds.setdefault(stage, []).append(busy_s)
 
     @property
     def is_due(self) -> bool:
-        """Whether the last message has arrived and was sent long enough ago."""
+        """True if the last message has arrived and was sent at least PUSH_S ago."""
         return monotonic() - self._last_push >= PUSH_S and not self._on_its_way()
 
     def push(self, snapshot: JobSnapshot) -> None:
@@ -129,12 +129,12 @@ class MonitorLine:
         self._last_push = monotonic()
 
     def abandon(self) -> None:
-        """Send nothing more, because the cluster is lost: each call would wait for an answer that never comes."""
+        """Send nothing more. For a lost cluster, whose calls would block without an answer."""
         self._pending = None
 
     def close(self, snapshot: JobSnapshot) -> None:
-        """Send the last snapshot and end the actor, which exports what it has before it goes."""
-        # a cluster that was lost meanwhile has no monitor left, and why the job ended matters more than that
+        """Send the last snapshot and end the actor, which exports its metrics before it exits."""
+        # a lost cluster has no monitor, and the cause of the job's end matters more
         with suppress(ray.exceptions.RayError, ConnectionError):
             if self._on_its_way():
                 ray.wait([self._pending], timeout=END_S)

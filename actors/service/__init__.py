@@ -1,1 +1,1 @@
-"""A service whose workers and memory many jobs share."""
+"""Service whose workers and memory many jobs and clients share."""

@@ -1,5 +1,5 @@
-"""A thread that drives an executor on behalf of other threads: each request is a future, and cancelling it drops the
-request's work.
+"""Driver thread of a client: runs an executor for other threads. Each request is a future, and cancelling it cancels
+the request's tasks.
 
     request ──► commands ──► scheduler ──► executor ──► completions ──► future
                (a queue)     (what, when)   (where)
@@ -25,20 +25,20 @@ from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentScore
 
 IDLE_S = 1.0
-"""How often the executor looks after its workers while there is nothing to do."""
+"""Seconds between health checks of the workers while there are no requests."""
 BUSY_S = 0.02
-"""How long a new request may wait while the executor waits for its workers."""
+"""Seconds that a new request may wait while the executor waits for its workers."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DocumentRequest:
-    """A document to be stored, and scored too if asked. Its segments all have one key."""
+    """Request to store a document, and to score it if `scored`. All segments have the same key."""
 
     segments: list[Segment]
     stored: set[int]
-    """Segments that the store holds already."""
+    """Indices of segments that the store holds already."""
     scored: bool
 
     @property
@@ -48,10 +48,10 @@ class DocumentRequest:
 
 @dataclass
 class DocumentResult:
-    """What came of it, by segment."""
+    """Results of a DocumentRequest by segment index."""
 
     receipts: dict[int, PutReceipt] = field(default_factory=dict)
-    """Of segments that were not stored before."""
+    """Receipts of segments that were not stored before."""
     backbone_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
     scores: dict[int, SegmentScore] = field(default_factory=dict)
 
@@ -64,12 +64,12 @@ class _Active:
 
 
 class ClientDriver:
-    """`open_executor` is called in the thread; `started` says when it is done, or why it failed."""
+    """Scheduler loop in a thread. Calls `open_executor` there; `started` is its result or error."""
 
     def __init__(self, open_executor: Callable[[], AttachedExecutor], limits: Limits) -> None:
         self.started: Future[AttachedExecutor] = Future()
         self.in_flight = 0
-        """Segments that are encoded, or being encoded, and not done; and text requests that run."""
+        """Number of segments in flight (encoding, or encoded and not done) and of running text requests."""
         self._open_executor = open_executor
         self._limits = limits
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -78,28 +78,28 @@ class ClientDriver:
         self._active: dict[DocumentKey, _Active] = {}
         self._done: deque[DocumentKey] = deque()
         """Documents whose work has ended in this turn."""
-        self._later: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
-        """Requests for a document that is being read already."""
+        self._queued: dict[DocumentKey, deque[tuple[DocumentRequest, Future[DocumentResult]]]] = {}
+        """Queued requests for a document with an active request."""
         self._texts: dict[int, Future[Any]] = {}
         self._waiting_texts: deque[tuple[TextRequest, Future[Any]]] = deque()
         self._thread = Thread(target=self._run, name="longmem-client", daemon=True)
         self._thread.start()
 
-    def read(self, reading: DocumentRequest) -> "Future[DocumentResult]":
-        """Store (and score) a document; the future raises the error that ended it."""
+    def read(self, request: DocumentRequest) -> "Future[DocumentResult]":
+        """Store (and score) a document. The future raises the error of the request."""
         future: Future[DocumentResult] = Future()
-        future.add_done_callback(lambda done: self._commands.put(lambda: self._drop(reading.key, done)))
-        self._commands.put(lambda: self._begin(reading, future))
+        future.add_done_callback(lambda done: self._commands.put(lambda: self._cancel(request.key, done)))
+        self._commands.put(lambda: self._begin(request, future))
         return future
 
     def text(self, request: TextRequest) -> "Future[Any]":
-        """Have a request answered as a whole; the future raises the error that ended it."""
+        """Send a request to one worker. The future raises the error of the request."""
         future: Future[Any] = Future()
         self._commands.put(lambda: self._waiting_texts.append((request, future)))
         return future
 
     def close(self) -> None:
-        """Drop all work and let go of the executor; waits for that, unless the executor is still being opened."""
+        """Cancel all work and close the executor. Waits for the thread, unless the executor is still being opened."""
         self._commands.put(self._end)
         if self.started.done():
             self._thread.join()
@@ -131,7 +131,7 @@ class ClientDriver:
         _resolve(self.started, executor)
         while True:
             try:
-                self._obey()
+                self._run_commands()
                 if self._closed:
                     break
                 if self._failure is None:
@@ -147,7 +147,7 @@ class ClientDriver:
     def _busy(self) -> bool:
         return bool(self._active or self._texts or self._waiting_texts) and self._failure is None
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         try:
             if not self._busy:
                 self._commands.get(timeout=IDLE_S)()
@@ -157,7 +157,7 @@ class ClientDriver:
             pass
 
     def _turn(self) -> None:
-        # before deadlines are checked: health answers of the workers were not taken while there was nothing to do
+        # take pending liveness answers before deadlines are checked: none were taken while idle
         self._executor.turn(0)
         self._start_text()
         self._loop.submit()
@@ -166,7 +166,7 @@ class ClientDriver:
             self._loop.wait(BUSY_S)
         self._loop.settle()
         answers = [(self._texts.pop(answer.number), answer) for answer in self._executor.answers()]
-        # futures are resolved when the count is right, because their callers may look at it
+        # count before the futures resolve, because their callers may read it
         self._count()
         for future, answer in answers:
             _resolve(future, answer.result, answer.error)
@@ -184,7 +184,7 @@ class ClientDriver:
         self.in_flight = self._held()
 
     def _start_text(self) -> None:
-        """One at a time, so that texts and segments take turns."""
+        """Start at most one text request, so that texts and segments alternate."""
         while self._waiting_texts and self._waiting_texts[0][1].cancelled():
             self._waiting_texts.popleft()
         room = self._held() < self._limits.max_in_flight_segments and self._executor.slots("encode") > 0
@@ -192,19 +192,19 @@ class ClientDriver:
             request, future = self._waiting_texts.popleft()
             self._texts[self._executor.ask(request)] = future
 
-    def _begin(self, reading: DocumentRequest, future: "Future[DocumentResult]") -> None:
-        key = reading.key
+    def _begin(self, request: DocumentRequest, future: "Future[DocumentResult]") -> None:
+        key = request.key
         if key in self._active:
-            self._later.setdefault(key, deque()).append((reading, future))
+            self._queued.setdefault(key, deque()).append((request, future))
         elif not future.cancelled():
-            scored = set() if reading.scored else {segment.index for segment in reading.segments}
+            scored = set() if request.scored else {segment.index for segment in request.segments}
             active = _Active(future)
-            if self._failure is None and self._scheduler.add_document(reading.segments, scored, reading.stored):
+            if self._failure is None and self._scheduler.add_document(request.segments, scored, request.stored):
                 self._active[key] = active
             else:
                 _resolve(future, active.result, self._failure)
 
-    def _drop(self, key: DocumentKey, future: "Future[DocumentResult]") -> None:
+    def _cancel(self, key: DocumentKey, future: "Future[DocumentResult]") -> None:
         active = self._active.get(key)
         if active is not None and active.future is future and future.cancelled():
             self._loop.cancel(key)
@@ -224,16 +224,16 @@ class ClientDriver:
     def _finish(self, key: DocumentKey) -> None:
         active = self._active.pop(key)
         _resolve(active.future, active.result, active.error)
-        for reading, future in self._later.pop(key, ()):
-            self._begin(reading, future)
+        for request, future in self._queued.pop(key, ()):
+            self._begin(request, future)
 
     def _fail_all(self, error: Exception) -> None:
-        later = [future for waiting in self._later.values() for _, future in waiting]
+        later = [future for waiting in self._queued.values() for _, future in waiting]
         texts = [*self._texts.values(), *(future for _, future in self._waiting_texts)]
         for future in [*(active.future for active in self._active.values()), *later, *texts]:
             _resolve(future, error=error)
         self._active.clear()
-        self._later.clear()
+        self._queued.clear()
         self._texts.clear()
         self._waiting_texts.clear()
         self._done.clear()
@@ -244,7 +244,7 @@ def _log_event(event: ExecutorEvent) -> None:
 
 
 def _resolve(future: "Future[Any]", result: Any = None, error: Exception | None = None) -> None:
-    """End a future, unless whoever waited for it has cancelled it."""
+    """Set the result or error of a future, unless it was cancelled."""
     if not future.set_running_or_notify_cancel():
         return
     if error is not None:

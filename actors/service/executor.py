@@ -1,4 +1,4 @@
-"""An executor on the pools of a service, which it leaves running."""
+"""Executor on the pools of a running service."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,10 @@ from longmem.model.source import ModelDescription
 
 
 class AttachedExecutor(PooledExecutor):
-    """Shares a service's workers with other jobs and clients. Each of them keeps two tasks at every worker, which
-    works in the order of arrival: so all of them advance alike.
+    """Executor on a service's workers, shared with other jobs and clients; `close` leaves the workers running.
+
+    Each job sends at most two tasks to every worker, and workers run tasks in order of arrival, so all jobs advance at
+    the same rate.
 
     Raises ClusterError when a worker has ended for good, FingerprintError when the service holds another model than
     the one that is offered.
@@ -30,13 +32,13 @@ class AttachedExecutor(PooledExecutor):
         self.connection = connection
         self.workers = service.workers()
         super().__init__(self.workers, timeouts or service.shape.timeouts, connection=connection)
-        # a service is whole, but one of its workers may be starting again just now
+        # a service is complete, but a worker may be restarting
         self.begin(elastic=True)
         if offered is not None:
             check_model(self.describe(), offered, service.name)
 
     def close(self) -> None:
-        """Let go; the pools go on. What was sent and not ended is finished by them, and its result dropped."""
+        """Disconnect. The pools finish tasks that were sent, and their results are ignored."""
         super().close()
         self.connection.close()
 
@@ -49,10 +51,11 @@ def attach(
     offered: ModelDescription | None = None,
     tell: Callable[[str], None] = say_nothing,
 ) -> AttachedExecutor:
-    """Join the cluster, say to `tell` which it is, and attach to a service.
+    """Join the cluster, describe it to `tell`, and attach to a service.
 
     Raises ClusterError when there is no such cluster or service, FingerprintError when it holds another model than
-    `offered`."""
+    `offered`.
+    """
     connection = join(address, tell)
     try:
         with connection.watch.explaining():
@@ -63,7 +66,7 @@ def attach(
 
 
 def check_model(held: ModelDescription, offered: ModelDescription, service: str) -> None:
-    """Raises FingerprintError unless both give the same numbers."""
+    """Raise FingerprintError unless both models give the same numbers."""
     mine, theirs = ({**vars(each.fingerprint), "sidenet": each.sidenet, **each.settings} for each in (held, offered))
     differences = [f"{key}: {value!r} != {theirs[key]!r}" for key, value in mine.items() if value != theirs[key]]
     if differences:

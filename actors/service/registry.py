@@ -1,9 +1,9 @@
-"""A long-lived service: detached pools that many jobs and clients share, and one actor that says what they are.
+"""Long-lived services: detached pools that many jobs and clients share, and one actor that describes them.
 
-    longmem-service-<name>              what the service holds; created last: once it is there, so is the rest
+    longmem-service-<name>              description of the service; created last, so it implies the workers
     longmem-service-<name>-encoder-0 …  its workers, as in any job
 
-Needs a Ray that is joined (`actors.cluster.join`). Names are the only truth: any process finds a service by them.
+Needs a joined Ray (`actors.cluster.join`). Actor names are the only record: any process finds a service by them.
 """
 
 import re
@@ -34,26 +34,26 @@ from longmem.system.redaction import redacted
 DEFAULT_NAME = "longmem"
 PREFIX = "longmem-service-"
 ANSWER_S = 30.0
-"""How long the actor that describes a service may take; it may be starting again."""
+"""Timeout of the actor that describes a service, in seconds; it may be restarting."""
 ALIVE_S = 15.0
-"""How long a worker may take to say that it lives."""
+"""Timeout of a worker's liveness answer, in seconds."""
 ENDED_S = 30.0
-"""How long actors may take to be gone after they were killed."""
+"""Timeout of the exit of killed actors, in seconds."""
 WORKER = re.compile(r"-(encoder|store|sidenet)-\d+$")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What a service holds. Raises ConfigError for a name that cannot be one."""
+    """Model, store and size of a service. Raises ConfigError for an invalid name."""
 
     name: str
     source: ModelSource
     store: StoreSettings
-    """Its place is absolute where it is a folder, which is on the node where the service was started."""
+    """Store of the service. A folder has an absolute path, on the node where the service was started."""
     shape: ClusterShape
     since_s: float = 0.0
-    """Seconds since 1970 at which it was complete."""
+    """Unix time at which it was complete."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -66,41 +66,43 @@ class Service:
 
     @property
     def actor_names(self) -> dict[str, list[str]]:
-        """Names of its workers by kind: encoder, store, sidenet."""
+        """Names of its workers by role: encoder, store, reader."""
         return names_of(PREFIX + self.name, self.shape)
 
     def workers(self) -> Workers:
-        """Handles of all workers. Raises ClusterError when one is not there."""
+        """Return handles of all workers. Raises ClusterError when one has ended."""
         found = {kind: [_actor(name, self.name) for name in names] for kind, names in self.actor_names.items()}
         names = self.actor_names
         return Workers(
             ActorPool(found["encoder"], names["encoder"]),
             StorePool(found["store"], names["store"]),
-            ActorPool(found["sidenet"], names["sidenet"]),
+            ActorPool(found["reader"], names["reader"]),
         )
 
     def differences(self, other: "Service") -> str:
-        """Settings in which two services differ, as `name: mine != theirs; …`; how a driver reached Ray, and how
-        patient it was, are not settings of the service."""
+        """Return the settings in which two services differ, as `name: mine != theirs; …`.
+
+        The driver's address and timeouts are not settings of the service.
+        """
         mine, theirs = _settings(self), _settings(other)
         return "; ".join(f"{name}: {mine[name]!r} != {theirs[name]!r}" for name in mine if mine[name] != theirs[name])
 
 
 @dataclass(frozen=True)
 class ServiceState:
-    """A service as it is found: also one whose start was interrupted, which has workers and no description."""
+    """State of a service. One whose start was interrupted has workers and no description."""
 
     name: str
     service: Service | None
     workers: tuple[str, ...]
-    """Names of those that are there."""
-    silent: tuple[str, ...]
-    """Names of those that gave no sign of life."""
+    """Names of the existing workers."""
+    unresponsive: tuple[str, ...]
+    """Names of the workers that did not answer."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ServiceActor:
-    """Says what the service is. Started again, it is what it was: it holds only what its constructor was given."""
+    """Actor that describes the service. Its only state is the constructor argument, so a restart loses nothing."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -113,7 +115,7 @@ class ServiceActor:
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError unless the name can be part of actors' names, and is not one of a worker."""
+    """Raise ConfigError unless the name is valid in actor names and does not end like that of a worker."""
     if not NAME.fullmatch(name) or WORKER.search(name):
         raise ConfigError(
             f"a service's name must be letters, digits, '_', '.' and '-', and not end like a worker's, got {name!r}"
@@ -121,12 +123,11 @@ def check_name(name: str) -> None:
 
 
 def start_service(service: Service, tell: Callable[[str], None] = say_nothing) -> tuple[Service, bool]:
-    """Start the pools and wait until they are ready; returns what runs, and whether it was started by this call. `tell`
-    gets what an operator should know meanwhile.
+    """Start the pools and wait until they are ready. Return the running service, and True if this call started it.
 
-    A service that runs with the same settings is left as it is. Raises ClusterError when it runs with others, when an
-    interrupted start left workers, or when the cluster is too small, and what a worker raises that cannot open the
-    model or the store: then nothing is left behind.
+    `tell` receives messages for the operator. A service that runs with the same settings is left as it is. Raises
+    ClusterError when it runs with other settings, when an interrupted start left workers, or when the cluster is too
+    small. Raises the error of a worker that cannot open the model or the store, after ending all workers.
     """
     if _exists(PREFIX + service.name):
         running = find_service(service.name)
@@ -138,7 +139,7 @@ def start_service(service: Service, tell: Callable[[str], None] = say_nothing) -
         return running, False
     if left := _worker_names(service.name):
         raise _half_started(service.name, left)
-    # joined already: this one only tells when the cluster is lost
+    # the process has joined already: this connection only detects the loss of the cluster
     connection = join(service.shape.address)
     try:
         with connection.watch.explaining():
@@ -153,8 +154,8 @@ def _start_pools(service: Service, connection: Connection, tell: Callable[[str],
     try:
         workers = start_workers(service.source, service.store, service.shape, PREFIX + service.name, detached=True)
     except ValueError as error:
-        # Ray's word for a name that is taken; a store is the first of all, so nothing of ours was created
-        raise ClusterError(f"service {service.name!r} is being started by somebody else: {error}") from error
+        # Ray's error for a name that is taken; the stores come first, so nothing was created by this call
+        raise ClusterError(f"service {service.name!r} is being started by another process: {error}") from error
     try:
         executor = PooledExecutor(workers, shape.timeouts, connection=connection)
         executor.begin(shape.elastic, room)
@@ -171,7 +172,8 @@ def _start_pools(service: Service, connection: Connection, tell: Callable[[str],
 
 
 def find_service(name: str) -> Service:
-    """Raises ClusterError when there is no such service, saying which there are, or when its start was interrupted."""
+    """Return a running service. Raises ClusterError, which names all services, if there is none of that name, or if its
+    start was interrupted."""
     check_name(name)
     try:
         actor = ray.get_actor(PREFIX + name, namespace=NAMESPACE)
@@ -188,13 +190,13 @@ def find_service(name: str) -> Service:
 
 
 def list_services() -> list[ServiceState]:
-    """All services of the cluster by name, also those whose start was interrupted."""
+    """Return all services of the cluster by name, including those whose start was interrupted."""
     names = [name.removeprefix(PREFIX) for name in _actor_names() if name.startswith(PREFIX)]
     return [service_state(name) for name in sorted({WORKER.sub("", name) for name in names})]
 
 
 def service_state(name: str) -> ServiceState:
-    """What is there of a service now. Raises ClusterError when nothing is."""
+    """Return the state of a service. Raises ClusterError if neither description nor workers exist."""
     names = _worker_names(name)
     service = find_service(name) if _exists(PREFIX + name) else None
     if service is None and not names:
@@ -206,10 +208,11 @@ def service_state(name: str) -> ServiceState:
 
 
 def stop_service(name: str, drain_s: float = 60.0) -> tuple[str, ...]:
-    """End a service, whole or half started; returns the names of all actors that were ended.
+    """End a complete or half-started service, and return the names of all ended actors.
 
-    Nobody can attach any more, then writes that have begun end and the stores close their files, then all actors are
-    killed. What was stored stays. Raises ClusterError when there is none, or when an actor does not end.
+    First the description goes, so that no client can attach. Then running writes end and the stores close their files,
+    within `drain_s`. Finally all actors are killed. Stored blocks stay. Raises ClusterError when there is no such
+    service, or when an actor does not end.
     """
     check_name(name)
     workers = _worker_names(name)
@@ -223,14 +226,14 @@ def stop_service(name: str, drain_s: float = 60.0) -> tuple[str, ...]:
             with suppress(ValueError):
                 closing.append(ray.get_actor(each, namespace=NAMESPACE).close.remote())
     if closing:
-        # one that is lost has no file open
+        # a lost store has no open files
         ray.wait(closing, num_returns=len(closing), timeout=drain_s)
     _end(workers)
     return (*registry, *workers)
 
 
 def _end(names: list[str]) -> None:
-    """Kill actors, and wait until their names are free again."""
+    """Kill actors, and wait until their names are free."""
     for name in names:
         with suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
@@ -275,8 +278,8 @@ def _answered(ref: ray.ObjectRef) -> bool:
 
 def _half_started(name: str, left: list[str]) -> ClusterError:
     return ClusterError(
-        f"service {name!r} is being started, or its start was interrupted: it has {', '.join(left)} and nothing that "
-        f"describes them; wait, or end them with `longmem service down --name {name}`"
+        f"service {name!r} is being started, or its start was interrupted: it has {', '.join(left)} and no "
+        f"description; wait, or end them with `longmem service down --name {name}`"
     )
 
 

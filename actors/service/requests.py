@@ -1,6 +1,6 @@
-"""Requests that one worker answers as a whole: a text that follows a document, and text that is generated.
+"""Requests that one worker answers: the score of a text that follows a document, and generated text.
 
-Their own tokens stay in that worker, as in `LongMem.score` and `LongMem.generate`: nothing is written.
+The request's own tokens stay in that worker, as in `LongMem.score` and `LongMem.generate`; nothing is written.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ScoreRequest(Request):
     after: DocumentKey | None
 
     def answer(self, model: LongMem, windows: WindowCache) -> TextScores:
-        """Raises what `score_text` raises, and MissingBlockError for a document that is not stored."""
+        """Return the scores. Raises what `score_text` raises, and MissingBlockError if the document is not stored."""
         return model.score(self.text, _memory(self.after, windows))
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class GenerateRequest(Request):
     sampling: Sampling
 
     def answer(self, model: LongMem, windows: WindowCache) -> str:
-        """Raises what `generate` raises, and MissingBlockError for a document that is not stored."""
+        """Return the text. Raises what `generate` raises, and MissingBlockError if the document is not stored."""
         memory = _memory(self.after, windows)
         return model.generate(self.prompt, memory, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
 
@@ -56,7 +56,7 @@ def _memory(key: DocumentKey | None, windows: WindowCache) -> DocumentMemory | N
     if key is None:
         return None
     source = windows.source
-    assert isinstance(source, AbstractDocumentSource), f"{source} does not know which blocks a document has"
+    assert isinstance(source, AbstractDocumentSource), f"{source} cannot list the blocks of a document"
     memory = DocumentMemory(source, key)
     if not memory.segments:
         raise MissingBlockError(f"{key} is not stored: write it first, or name a document that is")

@@ -1,4 +1,4 @@
-"""What all actors of the pools have in common: where they run, that they live, and that one at a time can be ended."""
+"""Common parts of all pool actors: Ray options, process information, liveness, and killing one process."""
 
 import ctypes
 import os
@@ -12,37 +12,36 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 
 NAMESPACE = "longmem"
 """Ray namespace of every named actor of the project, so that any job can find those of a service."""
 
 RESTART = {"max_restarts": -1, "max_task_retries": 0}
-"""Ray starts a lost actor again, for ever: it notices a lost node only after 15 s, when finite restarts are used up.
-Lost tasks are repeated by the driver, which can send them to another actor and knows when a document is to blame."""
+"""Ray restarts a lost actor without limit: it notices a lost node only after 15 s, which would use up finite restarts.
+The driver retries lost tasks, because it can choose another actor and detects documents that kill workers."""
 
 HEALTH = {"health": 1}
-"""A concurrency group of its own, so that the answer to `alive` never waits for work."""
+"""Concurrency group of its own, so that `alive` never waits for other tasks."""
 
 UNTIL_DONE = -1
-"""For calls that may be repeated at will: Ray repeats them itself while the actor starts again."""
-
+"""`max_task_retries` of idempotent calls: Ray retries them itself while the actor restarts."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of the C library's `mallopt`."""
+"""Parameters of glibc's `mallopt`."""
 
 KEPT_BYTES = 2**29
-"""Freed memory that a worker's process may keep; more than the intermediate results of a segment take."""
+"""Freed bytes that a worker process may keep; more than the intermediate results of a segment need."""
 
 LARGEST_IN_HEAP_BYTES = 2**25
-"""The most that the C library allows."""
+"""Largest M_MMAP_THRESHOLD that glibc accepts, in bytes."""
 
 
 def keep_freed_memory() -> None:
-    """Have the C library use freed memory again instead of giving it back to the system, where it can be told so.
+    """Make the C library reuse freed memory instead of returning it to the system. Does nothing without `mallopt`.
 
-    Ray runs tasks in threads, whose heaps it otherwise trims after each large tensor: a reader had 40,000 page faults a
-    second, which took it 12% of its time.
+    Ray runs tasks in threads, whose heaps are otherwise trimmed after each large tensor: measured in a reader, 40,000
+    page faults per second and 12% of the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -52,36 +51,39 @@ def keep_freed_memory() -> None:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One incarnation of an actor."""
+    """One process of an actor. A restarted actor has another."""
 
     pid: int
     created_s: float
-    """When the process began: pids are used again."""
+    """Unix time at which the process began; distinguishes processes with a reused pid."""
     node_id: str
     result: Any
-    """What the actor says of what it has opened."""
+    """Description of the model or store that the actor opened; its type depends on the stage."""
 
 
 def here(result: Any) -> WorkerInfo:
+    """Return the WorkerInfo of this process."""
     process = psutil.Process()
     return WorkerInfo(process.pid, process.create_time(), ray.get_runtime_context().get_node_id(), result)
 
 
 def opened(work: Callable[[], Any]) -> TaskResult:
-    """Outcome of an actor's `ready`: where it is, with what `work` returned."""
-    return attempt(lambda: here(work()))
+    """Run `work` as an actor's `ready`; the result is a WorkerInfo that holds what `work` returned."""
+    return run_task(lambda: here(work()))
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _kill(pid: int, created_s: float) -> None:
-    # one that has ended by itself is what was wanted
+    # a process that is already gone is no error
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
         if psutil.Process(pid).create_time() == created_s:
             os.kill(pid, signal.SIGKILL)
 
 
 def kill_process(info: WorkerInfo) -> Any:
-    """SIGKILL the process on its own node; returns a reference that resolves when that is done. `ray.kill` would ask
-    the process itself, and a stopped one does not listen."""
+    """Send SIGKILL to the process from its own node. Return a reference that resolves afterwards.
+
+    `ray.kill` needs the process to handle a message, which a stopped one does not.
+    """
     strategy = NodeAffinitySchedulingStrategy(info.node_id, soft=False)
     return _kill.options(scheduling_strategy=strategy).remote(info.pid, info.created_s)

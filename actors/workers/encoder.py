@@ -1,6 +1,6 @@
-"""The encoder pool: actors that hold a model and do all that needs no memory, with no state between segments.
+"""Encoder actors: they hold a model and run all computation that needs no memory, without state between segments.
 
-They also answer requests that need the whole model, and for a service's clients they turn text into tokens.
+They also answer requests that need the whole model, and tokenise texts for the clients of a service.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import ray
 import torch
 from jaxtyping import Int32
 
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
@@ -27,16 +27,16 @@ from longmem.types import EncodedSegment, KVBlock, Segment
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text's sequence, which begins with the start token where there is one."""
+    """Tokens of a text, with the start token in front if the tokenizer has one."""
 
     sequence: Int32[np.ndarray, " tokens"]
     num_unscored_tokens: int
-    """1 when there is no start token to predict the first token from."""
+    """1 if there is no start token to predict the first token from, otherwise 0."""
 
 
 @ray.remote(concurrency_groups={"text": 1, **HEALTH})
 class EncoderActor:
-    """One replica of the encoder pool. Its windows are a cache of the store: losing them costs time only."""
+    """One worker of the encoder pool. Its windows are a cache of the store: losing them costs only time."""
 
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
@@ -56,8 +56,8 @@ class EncoderActor:
         return f"Encoder(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
     def _loaded(self) -> LongMem:
-        # at first use, not in __init__: an error then reaches the caller with its type, and a restarted actor loads
-        # its model again by itself
+        # at first use, not in __init__: errors then reach the caller with their type, and a restarted actor loads its
+        # model again
         if self._model is None:
             self._model = self._source.open()
         return self._model
@@ -69,11 +69,11 @@ class EncoderActor:
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
-        """Answers unless the process is stopped or gone."""
+        """Return if the process runs."""
 
     def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
-        """Returned as three objects: the receipt goes to the driver, the rest only to who needs it."""
-        outcome = attempt(lambda: self._loaded().encode(segment, prepare))
+        """Return receipt, block and SideNet state as three objects: only the receipt is sent to the driver."""
+        outcome = run_task(lambda: self._loaded().encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
@@ -81,7 +81,7 @@ class EncoderActor:
         return TaskResult(receipt, None, outcome.busy_s), encoded.block, encoded.state
 
     def answer(self, request: Request) -> TaskResult:
-        return attempt(lambda: self._answer(request))
+        return run_task(lambda: self._answer(request))
 
     def _answer(self, request: Request) -> Any:
         model = self._loaded()
@@ -91,9 +91,11 @@ class EncoderActor:
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
     def tokenize(self, text: str) -> TaskResult:
-        """Without waiting for the model's work, and with a tokenizer of its own, because neither is thread-safe. The
-        result is a TokenizedText."""
-        return attempt(lambda: self._tokenize(text))
+        """Tokenise a text; the result is a TokenizedText.
+
+        Runs concurrently with the model's tasks, with a separate tokenizer, because tokenizers are not thread-safe.
+        """
+        return run_task(lambda: self._tokenize(text))
 
     def _tokenize(self, text: str) -> TokenizedText:
         if self._tokenizer is None:

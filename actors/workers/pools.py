@@ -1,7 +1,7 @@
 """A pool of identical actors with a bounded number of tasks each.
 
-Not `ray.util.ActorPool`: that one loses the task and shrinks when an actor dies, and keeps one task per actor, so
-that each worker idles for a round trip after every task.
+Replaces `ray.util.ActorPool`, which loses the task and the actor when an actor dies. It also keeps one task per actor,
+so that each worker idles for a round trip after every task.
 """
 
 from collections.abc import Callable
@@ -13,65 +13,70 @@ import ray
 from actors.workers.base import WorkerInfo
 
 TASKS_PER_ACTOR = 2
-"""One running and one waiting: hides the round trip, and bounds what a slow worker can hold back. Since every job keeps
-to it, jobs that share a pool get equal numbers of tasks through it: each actor works in the order of arrival."""
+"""Tasks per actor: one running and one queued. Hides the round trip, and bounds what a slow worker delays. Actors work
+in order of arrival, so jobs that share a pool complete equal numbers of tasks."""
 
 
 @dataclass(eq=False)
-class Worker:
-    """One actor as the driver sees it."""
+class PoolWorker:
+    """State of one actor in the driver."""
 
     actor: Any
     name: str
     info: WorkerInfo | None = None
-    """None while it starts, or starts again."""
+    """Current process of the actor; None while it starts or restarts."""
     tasks: list[Any] = field(default_factory=list)
-    """Sent and not ended, in order: the first one is in the actor's hands."""
-    alone: bool = False
-    """Its task must have no company, so that it is known who ended the actor if it ends."""
+    """Tasks sent and not ended, in order; the actor executes the first."""
+    exclusive: bool = False
+    """True while its only task must not share the actor, so that a crash is attributed to that task."""
     first_since_s: float = 0.0
-    """Since when (monotonic) the first task is the first."""
+    """Monotonic time at which the first task became the first."""
     crash_suspect: Any = None
-    """The task that ended the actor when it was last lost; None if it had several, of which any may be to blame."""
+    """Task that was running when the actor last died, or None if it is ambiguous (several tasks in flight)."""
     overdue: bool = False
-    """This incarnation is killed because its first task takes too long."""
+    """True if this process is killed because its first task exceeded the task timeout."""
     killed: bool = False
-    """This incarnation was killed by us, and its calls have not failed yet."""
+    """True if this process was killed by the driver, and its calls have not failed yet."""
     gone: bool = False
-    """Ended for good: Ray will not start it again."""
+    """True if Ray will not restart the actor."""
 
 
 class ActorPool:
-    """Chooses who gets a task; the order of tasks is kept within an actor."""
+    """Identical actors of one stage. Tasks of one actor keep their order."""
 
     def __init__(self, actors: list[Any], names: list[str]) -> None:
         assert len(actors) == len(names), f"{len(actors)} actors, {len(names)} names"
-        self.workers = [Worker(actor, name) for actor, name in zip(actors, names, strict=True)]
+        self.workers = [PoolWorker(actor, name) for actor, name in zip(actors, names, strict=True)]
 
     @property
-    def usable(self) -> list[Worker]:
+    def usable(self) -> list[PoolWorker]:
+        """Workers with a running process."""
         return [worker for worker in self.workers if worker.info is not None]
 
     @property
     def slots(self) -> int:
-        """Tasks that can be sent before every usable actor has its fill."""
-        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable if not worker.alone)
+        """Number of tasks that can be sent before every usable actor is full."""
+        return sum(TASKS_PER_ACTOR - len(worker.tasks) for worker in self.usable if not worker.exclusive)
 
     @property
     def can_accept_tasks(self) -> bool:
-        """Whether every task could be sent, sooner or later, as things are."""
+        """True if at least one worker is usable."""
         return any(worker.info is not None for worker in self.workers)
 
     @property
     def ended(self) -> bool:
-        """Whether some task can never be sent again."""
+        """True if some task can never be sent again."""
         return all(worker.gone for worker in self.workers)
 
-    def choose(self, rank: Callable[[Worker], Any] = lambda _worker: 0, alone: bool = False) -> Worker | None:
-        """The usable actor with room that has the lowest `rank`, then the least load; None if all are full. A task that
-        must be `alone` gets an idle one."""
-        most = 0 if alone else TASKS_PER_ACTOR - 1
-        free = [worker for worker in self.usable if len(worker.tasks) <= most and not worker.alone]
+    def choose(
+        self, rank: Callable[[PoolWorker], Any] = lambda _worker: 0, exclusive: bool = False
+    ) -> PoolWorker | None:
+        """Return the usable actor with the lowest `rank`, then the fewest tasks; None if all are full.
+
+        An `exclusive` task gets an idle actor.
+        """
+        most = 0 if exclusive else TASKS_PER_ACTOR - 1
+        free = [worker for worker in self.usable if len(worker.tasks) <= most and not worker.exclusive]
         return min(free, key=lambda worker: (rank(worker), len(worker.tasks)), default=None)
 
     def stop(self) -> None:

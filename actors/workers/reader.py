@@ -1,10 +1,10 @@
-"""The SideNet pool: actors that hold a SideNet and windows of the documents they read, and score segments."""
+"""Reader actors: they hold a SideNet and memory windows of documents, and score segments."""
 
 import numpy as np
 import ray
 import torch
 
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
 from actors.workers.store import RemoteBlockSource
 from longmem.memory.context import windows_of
@@ -17,7 +17,7 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentSco
 
 @ray.remote(concurrency_groups=HEALTH)
 class ReaderActor:
-    """One replica of the SideNet pool. Its windows are a cache of the store: losing them costs time only."""
+    """One worker of the reader pool. Its windows are a cache of the store: losing them costs only time."""
 
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
@@ -32,6 +32,7 @@ class ReaderActor:
         self._opened: tuple[LongMem, WindowCache, Fingerprint] | None = None
 
     def __repr__(self) -> str:
+        # shown in Ray's dashboard, like the actor name `…-sidenet-N`
         return f"SideNet(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
     def _loaded(self) -> tuple[LongMem, WindowCache, Fingerprint]:
@@ -49,16 +50,16 @@ class ReaderActor:
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
-        """Answers unless the process is stopped or gone."""
+        """Return if the process runs."""
 
     def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> TaskResult:
-        return attempt(lambda: self._score(segment, block, state))
+        return run_task(lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)
-    def forget(self, key: DocumentKey) -> None:
-        """Drop the document's window. Runs after the scores that were submitted before it."""
+    def evict(self, key: DocumentKey) -> None:
+        """Evict the document's window, after the scores that were submitted before."""
         if self._opened is not None:
-            self._opened[1].forget(key)
+            self._opened[1].evict(key)
 
     def _score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> SegmentScore:
         model, windows, _ = self._loaded()

@@ -1,4 +1,4 @@
-"""Starting the three pools, and where their actors are placed."""
+"""Starts the three pools and decides the placement of their actors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +16,20 @@ from longmem.model.source import ModelSource
 from longmem.runtime.executor import Stage
 from longmem.store.config import StoreSettings
 
+ACTOR_ROLES = {"encoder": "encoder", "store": "store", "reader": "sidenet"}
+"""Part of an actor's name by role. Readers keep the name that services, dashboards and operators know."""
+
 
 @dataclass(frozen=True)
 class Workers:
-    """The pools of one job, or of a service that many jobs share."""
+    """Worker pools of one job, or of a service that many jobs share."""
 
     encoders: ActorPool
     stores: StorePool
     readers: ActorPool
 
     def by_stage(self) -> dict[Stage, ActorPool]:
-        """Without `score` where there are no readers: then segments can be stored, and requests answered."""
+        """Return the pools that have workers. There is no `score` without readers: segments are then only stored."""
         pools: dict[Stage, ActorPool] = {"encode": self.encoders, "put": self.stores, "score": self.readers}
         return {stage: pool for stage, pool in pools.items() if pool.workers}
 
@@ -36,15 +39,15 @@ class Workers:
 
 
 def names_of(prefix: str, shape: ClusterShape) -> dict[str, list[str]]:
-    """Names of all actors, which read like the design in Ray's list of actors: `<prefix>-encoder-0`, …"""
-    sizes = {"encoder": shape.encoders, "store": shape.stores, "sidenet": shape.readers}
-    return {kind: [f"{prefix}-{kind}-{rank}" for rank in range(size)] for kind, size in sizes.items()}
+    """Return the names of all actors by role: `<prefix>-encoder-0`, `<prefix>-store-0`, `<prefix>-sidenet-0`, …"""
+    sizes = {"encoder": shape.encoders, "store": shape.stores, "reader": shape.readers}
+    return {role: [f"{prefix}-{ACTOR_ROLES[role]}-{rank}" for rank in range(size)] for role, size in sizes.items()}
 
 
 def start_workers(
     source: ModelSource, store: StoreSettings | str, shape: ClusterShape, prefix: str, *, detached: bool = False
 ) -> Workers:
-    """Create all actors; returns at once, while they load. `detached` ones outlive this driver."""
+    """Create all actors and return without waiting for them to load. `detached` actors outlive this driver."""
     names = names_of(prefix, shape)
     settings = StoreSettings.of(store)
     lifetime = "detached" if detached else None
@@ -52,30 +55,30 @@ def start_workers(
     encoder_model = source.on_gpu() if shape.encoder_gpus else source
     reader_model = source.on_gpu() if shape.reader_gpus else source
     on_store = _store_placement(settings.uri)
-    # by name, because an actor whose constructor was given handles cannot be started again once the driver is gone
+    # names, because Ray cannot restart an actor whose constructor arguments hold handles once the driver is gone
     blocks = RemoteBlockSource(names["store"])
-    made: dict[str, list[Any]] = {kind: [] for kind in names}
+    made: dict[str, list[Any]] = {role: [] for role in names}
 
-    def create(kind: str, actor: Any, options: dict[str, Any], *arguments: Any) -> None:
-        name = names[kind][len(made[kind])]
+    def create(role: str, actor: Any, options: dict[str, Any], *arguments: Any) -> None:
+        name = names[role][len(made[role])]
         options = {"name": name, "namespace": NAMESPACE, "lifetime": lifetime, **RESTART, **options}
-        made[kind].append(actor.options(**options).remote(*arguments))
+        made[role].append(actor.options(**options).remote(*arguments))
 
     for rank in range(shape.stores):
         create("store", StoreActor, on_store, settings, rank)
-    # Ray gives out room, and nodes in turn, in this order: one of each kind can begin where there is room for two, and
-    # every kind is on every node
-    sizes = {"encoder": shape.encoders, "sidenet": shape.readers}
-    order = [(rank, kind) for kind, size in sizes.items() for rank in range(size)]
-    for rank, kind in sorted(order, key=lambda each: shape.elastic and each[0] > 0):
-        if kind == "encoder":
-            create(kind, EncoderActor, on_encoder, encoder_model, rank, shape.threads, blocks, shape.window_bytes)
+    # Ray assigns resources, and nodes in turn, in this order: with resources for two, one of each role starts, and
+    # every node gets every role
+    sizes = {"encoder": shape.encoders, "reader": shape.readers}
+    order = [(rank, role) for role, size in sizes.items() for rank in range(size)]
+    for rank, role in sorted(order, key=lambda item: shape.elastic and item[0] > 0):
+        if role == "encoder":
+            create(role, EncoderActor, on_encoder, encoder_model, rank, shape.threads, blocks, shape.window_bytes)
         else:
-            create(kind, ReaderActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
+            create(role, ReaderActor, on_reader, reader_model, rank, shape.threads, blocks, shape.window_bytes)
     return Workers(
         ActorPool(made["encoder"], names["encoder"]),
         StorePool(made["store"], names["store"]),
-        ActorPool(made["sidenet"], names["sidenet"]),
+        ActorPool(made["reader"], names["reader"]),
     )
 
 
@@ -85,7 +88,7 @@ def _placement(shape: ClusterShape, gpus: float) -> dict[str, Any]:
 
 
 def _store_placement(store_uri: str) -> dict[str, Any]:
-    """A folder is there on this driver's node, and perhaps on no other; a bucket is everywhere."""
+    """Return options that pin stores of a folder to this driver's node; a bucket is reachable from every node."""
     if "://" in store_uri:
         return {"num_cpus": 0}
     node = ray.get_runtime_context().get_node_id()

@@ -1,4 +1,4 @@
-"""Memory store actors: each is the single writer of the documents of one shard, and what readers fetch blocks from."""
+"""Memory store actors: each is the single writer of the documents of one shard, and serves their blocks to readers."""
 
 from contextlib import suppress
 from threading import Lock
@@ -8,9 +8,9 @@ import ray.exceptions
 import xxhash
 
 from actors.errors import translated
-from actors.result import TaskResult, attempt
+from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
-from actors.workers.pools import ActorPool, Worker
+from actors.workers.pools import ActorPool, PoolWorker
 from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
 from longmem.store.source import AbstractDocumentSource
@@ -20,7 +20,7 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class StoreActor:
-    """Writes and reads run in groups of their own, so that a write never waits for a read."""
+    """One shard of the store. Reads and writes have separate concurrency groups: a write never waits for a read."""
 
     def __init__(self, settings: StoreSettings, shard: int) -> None:
         self._settings = settings
@@ -44,12 +44,12 @@ class StoreActor:
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
-        """Answers unless the process is stopped or gone."""
+        """Return if the process runs."""
 
     @ray.method(concurrency_group="write")
     def put(self, *blocks: KVBlock) -> TaskResult:
-        """Several blocks together; the result is what came of each, a PutReceipt or a LongMemError."""
-        return attempt(lambda: put_each(self._store(), blocks))
+        """Write several blocks in one commit; the result holds a PutReceipt or LongMemError for each."""
+        return run_task(lambda: put_each(self._store(), blocks))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def read(self, key: DocumentKey, first_segment: int, last_segment: int, ahead: int) -> list[KVBlock]:
@@ -77,12 +77,12 @@ class StoreActor:
 
     @ray.method(concurrency_group="write")
     def close(self) -> None:
-        """Wait for the writes before this one, then let go of the files."""
+        """Close the store after the writes that were submitted before."""
         self._store().close()
 
 
 class StorePool(ActorPool):
-    """Store actors, by shard: a document's blocks always go to the same one."""
+    """Store actors by shard. All blocks of a document go to the same shard, so every shard must be usable."""
 
     @property
     def can_accept_tasks(self) -> bool:
@@ -92,12 +92,14 @@ class StorePool(ActorPool):
     def ended(self) -> bool:
         return any(worker.gone for worker in self.workers)
 
-    def shard(self, key: DocumentKey) -> Worker:
+    def shard(self, key: DocumentKey) -> PoolWorker:
         return self.workers[shard_of(key, len(self.workers))]
 
     def close(self, timeout_s: float) -> None:
-        """Let writes that have begun end, then close the files. A store that is lost just now, or too slow, holds up
-        nobody: what it has acknowledged is stored, and its files close with its process."""
+        """Close the files once running writes have ended, waiting at most `timeout_s`.
+
+        A lost or slow store is skipped: its acknowledged blocks are stored, and its files close with its process.
+        """
         closed, _ = ray.wait(
             [worker.actor.close.remote() for worker in self.workers],
             num_returns=len(self.workers),
@@ -109,10 +111,10 @@ class StorePool(ActorPool):
 
 
 class RemoteBlockSource(AbstractDocumentSource):
-    """The reading half of a store, through its shards' actors, which are found by name.
+    """Read access to a store through the actors of its shards, which are found by name.
 
-    Names rather than handles, because an actor whose constructor was given handles cannot be restarted by Ray once
-    the driver's copy of them is gone.
+    Holds names and not handles, because Ray cannot restart an actor whose constructor arguments hold handles once the
+    driver's copies are gone.
     """
 
     def __init__(self, shard_names: list[str]) -> None:
@@ -145,6 +147,6 @@ class RemoteBlockSource(AbstractDocumentSource):
 
 
 def shard_of(key: DocumentKey, num_shards: int) -> int:
-    """The one shard that holds a document; the same in every process (Python's own hash is salted)."""
+    """Return the shard that holds a document. Uses xxHash, because Python's hash differs between processes."""
     name = f"{key.namespace}\0{key.document}".encode("utf-8", "surrogatepass")
     return xxhash.xxh3_64_intdigest(name) % num_shards

@@ -1,0 +1,1 @@
+"""The frozen backbone: loading, checks, hooks, tokenizer and the map of supported families."""

@@ -1,8 +1,8 @@
-"""PEFT adapters: merged into the backbone on request, and never left out in silence.
+"""PEFT adapters: merged into the backbone on request, and never ignored silently.
 
-`peft` is optional (`pip install 'longmem[adapter]'`) and imported only here. It reports adapter weights that found no
-place in a warning or not at all, so every weight of the file is compared with what the model holds after loading, and
-the merged model with the one before merging.
+`peft` is optional (`pip install 'longmem[adapter]'`) and imported only here. It reports unused adapter weights in a
+warning or not at all. Every weight of the file is therefore compared with the model after loading, and the merged model
+with the one before merging.
 """
 
 import json
@@ -27,11 +27,11 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 CHECKED_TOKENS = 16
 MERGE_TOLERANCE = 1e-3
-"""Tolerance relative to the largest logit: merging adds in another order than running beside, in float32."""
+"""Tolerance relative to the largest logit: a merged adapter sums in another order than a separate one, in float32."""
 
 
 def refuse_adapter_files(source: str | Path, adapter: str | Path | None) -> None:
-    """Raise CheckpointError for a model folder that holds an adapter that was not asked for."""
+    """Raise CheckpointError for a model folder with an adapter that was not requested."""
     found = [name for name in ADAPTER_FILES if find_file(source, name) is not None]
     if not found or (adapter is not None and is_local(source) and Path(adapter).resolve() == Path(source).resolve()):
         return
@@ -41,26 +41,26 @@ def refuse_adapter_files(source: str | Path, adapter: str | Path | None) -> None
             f"and --adapter {source}"
         )
     raise CheckpointError(
-        f"{source} holds an adapter ({found[0]}) beside the model, which would be left out: to merge it, add --adapter "
+        f"{source} holds an adapter ({found[0]}) next to the model, which would be ignored: to merge it, add --adapter "
         f"{source}; to leave it out, move its files elsewhere"
     )
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    """Merge an adapter's folder into a float32 model, which becomes the result.
+    """Merge the adapter of a folder into a float32 model in place, and return it.
 
-    Raises ConfigError where `peft` is not installed, CheckpointError for a folder that holds no adapter, for one of
-    another base, with weights missing or left over, and for a kind that cannot be merged.
+    Raises ConfigError if `peft` is not installed. Raises CheckpointError for a folder without an adapter, an adapter of
+    another base, missing or unused weights, and a kind that cannot be merged.
     """
     folder = Path(adapter)
     config, weights = _read_config(folder), _read_weights(folder)
     names = {name for name, _ in model.named_parameters()}
     threads = torch.get_num_threads()
-    # so that the merged weights, and with them the fingerprint, do not depend on the number of threads
+    # one thread, so that the merged weights and their fingerprint do not depend on the number of threads
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # what they tell of is checked here
+            # the causes of warnings are checked here
             warnings.simplefilter("ignore")
             adapted = _load(model, folder, config)
             _check_taken(folder, adapted, weights)
@@ -81,7 +81,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMode
         1.0, float(before.abs().max())
     ):
         raise CheckpointError(
-            f"the adapter {folder} cannot be merged: the result differs from the model with the adapter beside it "
+            f"the adapter {folder} cannot be merged: the result differs from the model with the separate adapter "
             f"(logits by {difference:.3g}), as where it changes an embedding that is tied to the head; merge it in the "
             "program that trained it, and give the merged model"
         )
@@ -89,7 +89,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMode
 
 
 def _read_config(folder: Path) -> "PeftConfig":
-    """Return what adapter_config.json says. Raises ConfigError, CheckpointError."""
+    """Return the content of adapter_config.json. Raises ConfigError, CheckpointError."""
     if not folder.is_dir():
         raise CheckpointError(f"adapter folder not found: {folder} (expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -108,7 +108,7 @@ def _read_config(folder: Path) -> "PeftConfig":
             config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
         raise CheckpointError(f"cannot read {folder / ADAPTER_CONFIG}: {one_line(error)}") from error
-    # peft drops the settings of a later version with a warning
+    # peft ignores settings of a later version with a warning
     known = vars(config).keys()
     if unknown := sorted(name for name, value in values.items() if value and name not in known):
         raise CheckpointError(
@@ -148,10 +148,10 @@ def _load(model: PreTrainedModel, folder: Path, config: "PeftConfig") -> "PeftMo
 
 
 def _check_taken(folder: Path, adapted: "PeftModel", weights: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless the model holds every weight of the file, and no other of the adapter's."""
+    """Raise CheckpointError unless the adapter weights of the model are exactly those of the file."""
     from peft import get_peft_model_state_dict
 
-    # the embeddings are looked up in the whole model: asked for here, peft would look for the base on the hub
+    # embeddings are taken from the full state dict: requested here, peft would query the hub for the base
     own: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if missing := sorted(own.keys() - weights.keys()):
         raise CheckpointError(
@@ -181,7 +181,7 @@ def _positions(config: Any) -> int:
 
 
 def _base_of(source: str | Path) -> str:
-    """Return what an adapter calls its base, for a message."""
+    """Return the base model that an adapter names, for a message."""
     path = find_file(source, ADAPTER_CONFIG)
     try:
         name = read_json(path).get("base_model_name_or_path") if path is not None else None

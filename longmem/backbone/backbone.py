@@ -1,4 +1,4 @@
-"""The frozen backbone: one forward of one segment gives keys and values, taps, and the backbone's own log-probs."""
+"""The frozen backbone: one forward pass of a segment gives keys and values, taps, and its log-probabilities."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +17,29 @@ from longmem.config import Dtype
 from longmem.errors import ConfigError
 
 LOGIT_ROWS = 256
-"""Rows of logits computed at a time: bounds a vocabulary of 150,000 to 150 MB in float32."""
+"""Rows of logits per step: limits the float32 logits of a vocabulary of 150,000 to 150 MB."""
 
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """What one forward gives; a batch of segments of equal length."""
+    """Output of one forward pass over a batch of segments of equal length."""
 
     keys: Float[Tensor, "batch tokens kv_heads head_dim"]
     values: Float[Tensor, "batch tokens kv_heads head_dim"]
     taps: Float[Tensor, "taps batch tokens hidden"]
     hidden: Float[Tensor, "batch tokens head_input"]
-    """After the final norm: what the language-model head reads. As wide as the residual stream, unless the model
-    projects it first (small OPT models)."""
+    """Input of the language-model head, after the final norm. As wide as the residual stream, unless the model projects
+    it first (small OPT models)."""
 
 
 class Backbone:
-    """A Hugging Face causal LM, frozen, with its family's map. Never trained, never changed.
+    """A frozen Hugging Face causal LM and the map of its family. It is never trained.
 
-    Raises ModelError and its kinds when it cannot be loaded, ConfigError when the memory layer cannot be chosen.
+    Raises ModelError or a subclass when it cannot be loaded.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, folder: Path | None = None) -> None:
-        """`folder`: where the very weights of `model` lie, if they were loaded from a local folder."""
+        """`folder` holds exactly the weights of `model`, if they were loaded from a local folder."""
         self.model = model
         self.name = name
         self.folder = folder
@@ -60,9 +60,11 @@ class Backbone:
         name: str | None = None,
         adapter: str | Path | None = None,
     ) -> "Backbone":
-        """Open a folder or hub id, with the PEFT adapter of a folder merged into it. `name` is what reports call it, by
-        default the last part of the source (and of the adapter)."""
-        # the files in the folder are not the merged weights
+        """Load a folder or hub id, and merge the PEFT adapter of a folder if given.
+
+        `name` is used in reports; by default, it is the last part of the source (and of the adapter).
+        """
+        # with an adapter, the folder does not hold the merged weights
         folder = Path(source).absolute() if adapter is None and Path(source).is_dir() else None
         called = name or Path(source).name
         return cls(
@@ -102,12 +104,12 @@ class Backbone:
 
     @property
     def max_tokens(self) -> int | None:
-        """Longest context that the position scheme allows; None where it has no limit (ALiBi)."""
+        """Longest context of the position encoding in tokens; None without a limit (ALiBi)."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         return None if limit is None or self.model.config.model_type == "bloom" else int(limit)
 
     def check_segment_tokens(self, segment_tokens: int) -> None:
-        """Raises ConfigError when one segment is longer than the backbone's positions."""
+        """Raise ConfigError if a segment is longer than the backbone's context."""
         if self.max_tokens is not None and segment_tokens > self.max_tokens:
             raise ConfigError(
                 f"segment_tokens must be at most {self.max_tokens} for backbone {self.name} "
@@ -115,14 +117,14 @@ class Backbone:
             )
 
     def digest(self) -> str:
-        """Hash of the weights as loaded."""
+        """Return the hash of the loaded weights."""
         return hash_weights(self.model)
 
     @torch.no_grad()
     def forward(
         self, tokens: Int[Tensor, "batch tokens"], memory_layer: int, tap_every: int, cache: Any = None
     ) -> BackboneOutput:
-        """Run the stack once. `cache` is a transformers cache for decoding step by step, or None."""
+        """Run one forward pass. `cache` is a transformers cache for incremental decoding, or None."""
         attention = self.family.attention_of(self.layers[memory_layer])
         with tapped(self.layers, tap_every) as taps, projected(self.family, attention, self.shape) as latest:
             output = self.stack(
@@ -138,15 +140,15 @@ class Backbone:
     def target_logprobs(
         self, hidden: Float[Tensor, "tokens head_input"], targets: Int[Tensor, " targets"]
     ) -> Float32[Tensor, " targets"]:
-        """Natural-log probability of target i under the prediction of position i, for `targets <= tokens`."""
+        """Return the natural-log probability of target i at position i, for `targets <= tokens`."""
         wanted = targets.to(hidden.device, torch.long)
         parts = zip(hidden[: len(wanted)].split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True)
         return torch.cat([-cross_entropy(self.logits(rows), part, reduction="none") for rows, part in parts])
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache for `forward`, to decode step by step."""
+        """Return an empty cache for incremental decoding with `forward`."""
         return DynamicCache(config=self.model.config)
 
     def drop_layers(self) -> None:
-        """Free the blocks; embeddings, norm and head stay. A reader needs nothing else of the backbone."""
+        """Free the blocks, and keep embeddings, norm and head, which are all that a reader needs."""
         setattr(self.stack, self.family.layers, nn.ModuleList())

@@ -1,11 +1,11 @@
-"""Where each Hugging Face family keeps its blocks, its projections and its norm: the only model names in the project.
+"""Module names of blocks, projections and norm of each Hugging Face family; the only model names in the project.
 
-To add a family, add one entry to `FAMILIES`. What it must say is checked by `tests/unit/backbone/test_families.py`
-on a small randomly initialised model of the real architecture.
+To add a family, add one entry to `FAMILIES`. `tests/unit/backbone/test_families.py` checks it on a small randomly
+initialised model of the real architecture.
 
-Position-free queries, keys and values are the outputs of the projections (after a q/k-norm where there is one, before
-any rotation). They are read by hooks on the projections, and the memory's answer enters in front of the output
-projection. So one mechanism serves families with the attention-function registry and those without (BLOOM).
+Queries, keys and values before position encoding are the outputs of the projections (after a q/k-norm if there is one,
+before any rotation). Hooks on the projections read them, and the memory's output is mixed in before the output
+projection. This also supports families without transformers' attention-function registry (BLOOM).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ KeyOrValue = Float[Tensor, "batch tokens kv_heads head_dim"]
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Numbers of heads and their width."""
+    """Numbers of query and key-value heads, and their width."""
 
     heads: int
     kv_heads: int
@@ -52,8 +52,10 @@ def _interleaved(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, K
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Names are attribute paths: `stack` from the causal LM, `attention` from a block, the rest
-    from the stack or the attention module."""
+    """Module names of one architecture, as attribute paths.
+
+    `stack` starts at the causal LM, `attention` at a block, the others at the stack or the attention module.
+    """
 
     stack: str
     """Module that runs embeddings, blocks and final norm, and returns `last_hidden_state`."""
@@ -61,13 +63,13 @@ class Family:
     norm: str = "norm"
     attention: str = "self_attn"
     projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    """Submodules of the attention whose outputs hold query, key and value."""
+    """Submodules of the attention whose outputs contain query, key and value."""
     split: Callable[[list[Tensor], AttentionShape], tuple[Query, KeyOrValue, KeyOrValue]] = _separate
     output: str = "o_proj"
     scale: str = "scaling"
     """Attribute of the attention module that multiplies query·key."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """Beginnings of weight names in the files of earlier transformers versions, and what they are today."""
+    """Prefixes of weight names in files of earlier transformers versions, with their present form."""
 
     def stack_of(self, causal_lm: nn.Module) -> nn.Module:
         return _module(causal_lm, self.stack)
@@ -130,7 +132,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str) -> Family:
-    """The entry for a `config.model_type`. Raises UnknownFamilyError listing the supported ones."""
+    """Return the family of a `config.model_type`. Raises UnknownFamilyError with the supported ones."""
     if model_type not in FAMILIES:
         raise UnknownFamilyError(
             f"backbone family {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "

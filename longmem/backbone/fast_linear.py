@@ -1,8 +1,8 @@
-"""Linear layers in float32 by oneDNN, on processors where torch's own product leaves half of the speed unused.
+"""float32 linear layers by oneDNN, on processors where torch's own product reaches half of the speed.
 
-Torch multiplies float32 matrices with MKL, which takes no AVX-512 on processors that are not Intel's; oneDNN, which
-torch brings too and uses for bfloat16, takes it. Sums are made in another order, so numbers differ in the last bits, as
-they do between processors anyway; they do not depend on the number of threads or of rows.
+Torch multiplies float32 matrices with MKL, which uses AVX-512 only on Intel processors. oneDNN,
+which ships with torch and computes its bfloat16 products, does. It sums in another order, so numbers differ in the last
+bits, as they do between processors. They do not depend on the number of threads or rows.
 """
 
 from functools import cache
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 MIN_ROWS = 4
-"""Fewer are not worth it."""
+"""Minimum number of rows; fewer gain nothing."""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 @cache
 def is_worthwhile() -> bool:
-    """Whether MKL holds this processor back. Told by its name and not measured, so that all processes on a machine
-    make the same numbers."""
+    """Return True if MKL is slow on this processor.
+
+    Decided by the processor's name and not by a measurement, so that all processes on a machine compute equal numbers.
+    """
     return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkl.is_available()
@@ -32,28 +34,30 @@ def is_worthwhile() -> bool:
 
 
 def use_fast_linear(model: nn.Module) -> None:
-    """Change the linear layers of `model`, in place, where that is worthwhile: the same parameters under the same
-    names. A layer computes as before where gradients are recorded, elsewhere than on a CPU, and in other types."""
+    """Replace the linear layers of `model` in place, if `is_worthwhile`. Parameters and their names stay.
+
+    With gradients, on a GPU, and in types other than float32, a layer computes as before.
+    """
     if not is_worthwhile():
         return
     for module in model.modules():
         for plain, fast in FAST.items():
-            # not of classes derived from it, which compute something else
+            # exact type: derived classes compute something else
             if type(module) is plain:
                 module.__class__ = fast
 
 
 class FastLinear(nn.Linear):
-    """`torch.nn.Linear` for inference."""
+    """`torch.nn.Linear` with a oneDNN product for inference."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - name in the base class
         if not _suits(input, self.weight):
             return super().forward(input)
         return _product(input, self.weight, self.bias)
 
 
 class FastConv1D(Conv1D):  # type: ignore[misc]
-    """The linear layer of GPT-2 in transformers, whose weight is the other way round, for inference."""
+    """GPT-2's linear layer in transformers, whose weight is transposed, with a oneDNN product for inference."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _suits(x, self.weight):
@@ -75,6 +79,6 @@ def _suits(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # an operator that torch's own compiler uses, with no name of its own in the public interface
+    # an operator of torch's compiler, which has no public name
     made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return made

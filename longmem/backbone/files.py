@@ -1,4 +1,4 @@
-"""The files of a model folder, or of a model on the hub: which hold the weights, and what their headers list."""
+"""Files of a model folder or hub model: the weight files, and the tensors in their headers."""
 
 import json
 import re
@@ -19,6 +19,7 @@ INDEX_FILE = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 MESSAGE_CHARACTERS = 400
+"""Longest message of another library in an error."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class StoredTensor:
 
     file: Path
     dtype: str
-    """In safetensors' words: F32, BF16, F8_E4M3, ..."""
+    """Type name of safetensors: F32, BF16, F8_E4M3, ..."""
     shape: tuple[int, ...]
 
 
 def one_line(error: BaseException) -> str:
-    """Return another library's message on one line, with its kind in front where the message alone says nothing."""
+    """Return another library's message on one line, preceded by its type if the message is a single word."""
     text = " ".join(str(error).split())
     if " " not in text:
         text = f"{type(error).__name__} {text}".strip()
@@ -40,15 +41,15 @@ def one_line(error: BaseException) -> str:
 
 
 def is_local(source: str | Path) -> bool:
-    """Return whether a source is a path: a hub id is `name` or `owner/name`, and no folder here has that name."""
+    """Return True if a source is a path. A hub id is `name` or `owner/name`, and is not the name of a local folder."""
     text = str(source)
     return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(source).is_dir()
 
 
 def find_file(source: str | Path, name: str) -> Path | None:
-    """Return one file of a folder or hub id, downloaded where it has to be; None where there is none.
+    """Return one file of a folder or hub id, downloaded if necessary; None if it does not exist.
 
-    Raises CheckpointError when the hub knows no such model, or cannot be asked.
+    Raises CheckpointError when the hub has no such model or cannot be reached.
     """
     if is_local(source):
         path = Path(source) / name
@@ -63,7 +64,7 @@ def find_file(source: str | Path, name: str) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file of a model holds. Raises CheckpointError."""
+    """Return the JSON object in a file of a model. Raises CheckpointError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -78,10 +79,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(source: str | Path, named: object = None) -> list[Path]:
-    """Return the safetensors files that transformers reads for this model; `named` is `transformers_weights` of its
-    configuration, which replaces the usual name.
+    """Return the safetensors files that transformers reads for this model.
 
-    Raises CheckpointError for weights that are not there, and for files beside them that would not be read.
+    `named` is `transformers_weights` of its configuration, which would replace the usual name. Raises CheckpointError
+    for it, for missing weights, and for further weight files that would not be read.
     """
     single, index = find_file(source, WEIGHTS_FILE), find_file(source, INDEX_FILE)
     if named is not None:
@@ -118,8 +119,10 @@ def weight_files(source: str | Path, named: object = None) -> list[Path]:
 
 
 def read_headers(source: str | Path, files: list[Path]) -> dict[str, StoredTensor]:
-    """Return every tensor of the files by its name. Raises CheckpointError for damaged files, for a name that two
-    files have, and for an index that does not describe its files."""
+    """Return every tensor of the files by its name.
+
+    Raises CheckpointError for damaged files, for a name in two files, and for an index that does not match its files.
+    """
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         for name, tensor in _header(path).items():
@@ -144,7 +147,7 @@ def read_headers(source: str | Path, files: list[Path]) -> dict[str, StoredTenso
 
 
 def read_tensor(tensor: StoredTensor, name: str) -> Tensor:
-    """Return one tensor of a file that `read_headers` has read. Raises CheckpointError."""
+    """Return one tensor listed by `read_headers`. Raises CheckpointError."""
     try:
         with safe_open(tensor.file, framework="pt") as file:
             values: Tensor = file.get_tensor(name)
@@ -156,7 +159,7 @@ def read_tensor(tensor: StoredTensor, name: str) -> Tensor:
 def _header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {
                 name: StoredTensor(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()
             }
@@ -170,7 +173,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Return the file of each tensor by an index."""
+    """Return the file name of each tensor in an index."""
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise CheckpointError(

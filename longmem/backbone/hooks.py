@@ -1,7 +1,6 @@
-"""Reading a transformer from outside while it runs: hidden states, projections, and the output projection's input.
+"""Hooks on a running transformer: hidden states, projections, and the input of the output projection.
 
-Hooks live only for the duration of one `with` block, so a model is never left changed, and copying a layer never
-copies a hook.
+Hooks exist only within one `with` block, so a model is never left changed, and copying a layer never copies a hook.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,13 +14,13 @@ from longmem.backbone.families import AttentionShape, Family
 
 
 def hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states that a block was called with."""
+    """Return the hidden states among the arguments of a block."""
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
 
 def hidden_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The hidden states that a block returned (some families return a tuple)."""
+    """Return the hidden states in the output of a block (a tuple in some families)."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -45,7 +44,7 @@ def tapped(layers: nn.ModuleList, every: int) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def projected(family: Family, attention: nn.Module, shape: AttentionShape) -> Iterator[Callable[[], Any]]:
-    """Yield a function that gives `attention`'s last (query, key, value), each [batch, tokens, heads, head_dim]."""
+    """Yield a function that returns the last query, key and value of `attention`, [batch, tokens, heads, head_dim]."""
     modules = family.projections_of(attention)
     outputs: list[Tensor | None] = [None] * len(modules)
 

@@ -1,7 +1,7 @@
-"""Opening a Hugging Face causal language model: a folder or a hub id, safetensors only, frozen.
+"""Loads Hugging Face causal language models from a folder or a hub id, safetensors only, frozen.
 
-What transformers raises becomes a CheckpointError here, whatever it is: a damaged or hostile model folder can break
-anything in the library, which documents no closed set of exceptions.
+Every exception of transformers becomes a CheckpointError: a damaged or hostile model folder can fail anywhere in the
+library, which documents no closed set of exceptions.
 """
 
 from pathlib import Path
@@ -26,10 +26,9 @@ MAX_LAYERS = 10_000
 
 
 def load_config(source: str | Path, adapter: str | Path | None = None) -> PretrainedConfig:
-    """Return the model's configuration; `adapter` is the folder of one that is to be merged.
+    """Return the model's configuration; `adapter` is the folder of an adapter to be merged.
 
-    Raises CheckpointError (not a model, quantised, an adapter that was not asked for, code of its own),
-    UnknownFamilyError.
+    Raises CheckpointError (not a model, quantised, an adapter that was not requested, custom code), UnknownFamilyError.
     """
     if is_local(source) and not Path(source).is_dir():
         raise CheckpointError(f"model folder not found: {source} (expected config.json and *.safetensors)")
@@ -40,13 +39,13 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
     values = read_json(path)
     refuse_code(source, CONFIG_FILE, values)
     model_type = values.get("model_type")
-    # transformers guesses it from the name of the folder
+    # without it, transformers guesses from the name of the folder
     if not isinstance(model_type, str):
         raise CheckpointError(f'{CONFIG_FILE} of {source} must hold model_type, such as "llama", got {model_type!r}')
     family_of(model_type)
     _refuse_quantised(source, values)
     for name in LAYER_COUNTS:
-        # transformers makes lists as long as this number before it looks at anything else
+        # transformers allocates lists of this length before it validates anything
         if isinstance(count := values.get(name), int) and count > MAX_LAYERS:
             raise CheckpointError(f"{name} in {CONFIG_FILE} of {source} must be at most {MAX_LAYERS}, got {count}")
     try:
@@ -58,11 +57,10 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
 
 
 def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None = None) -> PreTrainedModel:
-    """Return the model in eval mode, without gradients; with an adapter, merged in float32 and then rounded to `dtype`.
+    """Return the model in eval mode without gradients; an adapter is merged in float32, then rounded to `dtype`.
 
-    Raises CheckpointError when weights are missing, corrupt, not finite, of other shapes than the configuration says,
-    more than it describes, or not in safetensors (pickle is never read); UnknownFamilyError for an unsupported
-    architecture.
+    Raises CheckpointError when weights are missing, corrupt, not finite, not in safetensors (pickle is never read), or
+    do not match the configuration. Raises UnknownFamilyError for an unsupported architecture.
     """
     if dtype == "float16":
         raise ConfigError("compute dtype must be float32 or bfloat16: float16 overflows in attention on a CPU")
@@ -84,8 +82,8 @@ def _load(
     source: str | Path, config: PretrainedConfig, dtype: torch.dtype, adapter: str | Path | None
 ) -> PreTrainedModel:
     hf_logging.disable_progress_bar()
-    # where peft is installed, transformers adds an adapter that lies in the model's folder by itself, unmerged and in
-    # silence; it looks for one in this subfolder instead
+    # if peft is installed, transformers silently adds an adapter of the model's folder, unmerged; this makes it search
+    # in another subfolder
     elsewhere = {} if adapter is None else {"adapter_kwargs": {"subfolder": ".no-adapter"}}
     try:
         model: PreTrainedModel
@@ -103,17 +101,17 @@ def _load(
             f"cannot load the weights of {source}: {one_line(error)}; expected complete *.safetensors files "
             "(copy or download them again)"
         ) from error
-    # A tied head is not in the file and not reported; anything else that is missing would be random numbers.
+    # a tied head is not in the file and not reported; any other missing weight would be random
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"weights of {source} are incomplete: {len(missing)} missing, first {missing[:3]}")
     return model
 
 
 def refuse_code(source: str | Path, file: str, values: dict[str, Any]) -> None:
-    """Raise CheckpointError for a model folder that wants code of its own to be run.
+    """Raise CheckpointError for a model folder that requires custom code.
 
-    Also where transformers has a class for the family: what the code would compute is not known, and to fall back to
-    that class could change every number.
+    This holds even if transformers has a class for the family: the custom code may compute something else, so falling
+    back to that class could change every number.
     """
     if named := values.get("auto_map"):
         raise CheckpointError(
@@ -143,8 +141,10 @@ def _check_finite(source: str | Path, model: PreTrainedModel) -> None:
 
 
 def hash_weights(model: torch.nn.Module, rounded_to: torch.dtype = torch.float32) -> str:
-    """Return XXH3-128 over every parameter's name, shape and value, in name order; as float32, so that it is the same
-    whatever type holds the same numbers."""
+    """Return the XXH3-128 of every parameter's name, shape and value, in name order.
+
+    Values are hashed as float32, so that the hash depends on the numbers and not on their type.
+    """
     digest = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

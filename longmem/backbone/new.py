@@ -1,4 +1,4 @@
-"""A new backbone to be trained from nothing: a Llama of a given shape, its tokenizer's files, and its saved folder."""
+"""New backbones for pretraining: a Llama of a given shape, its tokenizer files, and its saved folder."""
 
 import shutil
 from copy import deepcopy
@@ -16,17 +16,17 @@ from longmem.errors import ConfigError, OutputError
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaShape:
-    """Llama with as many key-value heads as heads and tied embeddings. Raises ConfigError."""
+    """Shape of a Llama without grouped heads, with tied embeddings. Raises ConfigError."""
 
     layers: int
     hidden_size: int
     heads: int
     head_dim: int
     intermediate_size: int
-    """Of the SwiGLU."""
+    """Width of the SwiGLU."""
     vocab_size: int
     max_positions: int
-    """Longest context the configuration allows."""
+    """Longest context in tokens."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -37,7 +37,7 @@ class LlamaShape:
 
 
 def new_llama(shape: LlamaShape, start_token: int, seed: int) -> PreTrainedModel:
-    """Random float32 weights, a function of shape and seed alone."""
+    """Return a model with random float32 weights, which depend only on shape and seed."""
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -60,7 +60,7 @@ def new_llama(shape: LlamaShape, start_token: int, seed: int) -> PreTrainedModel
 
 
 def save_tokenizer(tokenizer: Tokenizer, start_token: str, max_positions: int, folder: Path) -> None:
-    """Write an ordinary Hugging Face tokenizer whose beginning-of-text is also its end-of-text; whole or not at all.
+    """Write a Hugging Face tokenizer atomically, with `start_token` as beginning- and end-of-text token.
 
     Raises OutputError.
     """
@@ -77,7 +77,7 @@ def save_tokenizer(tokenizer: Tokenizer, start_token: str, max_positions: int, f
 
 
 def save_backbone(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> None:
-    """Write an ordinary Hugging Face folder, weights rounded to bfloat16; whole or not at all. `model` stays as it is.
+    """Write a Hugging Face folder atomically, with weights rounded to bfloat16. `model` is not changed.
 
     Raises OutputError.
     """

@@ -1,4 +1,4 @@
-"""Small, randomly initialised models of each supported architecture, saved as ordinary Hugging Face folders."""
+"""Small, randomly initialised models of each supported architecture, saved as Hugging Face folders."""
 
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_MODERN, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
     "qwen3": {**_MODERN, "head_dim": 16},
 }
-"""Chosen to be awkward: grouped heads, sliding windows shorter than a segment, OPT's projected embeddings, a head
-width that is not hidden/heads."""
+"""Configurations by family, with edge cases: grouped heads, sliding windows shorter than a segment, OPT's projected
+embeddings, a head width that is not hidden/heads."""
 
 
 def save_small_backbone(folder: Path, family: str, *, seed: int = 0, **overrides: Any) -> None:
@@ -57,14 +57,14 @@ def save_small_backbone(folder: Path, family: str, *, seed: int = 0, **overrides
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                # transformers' tiny initial weights make every prediction uniform; wider ones make errors visible
+                # transformers' small initial weights make predictions uniform; larger ones expose errors
                 parameter.add_(torch.randn_like(parameter) * 0.15)
     model.save_pretrained(str(folder))
     byte_tokenizer().save_pretrained(str(folder))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte; id 256 separates texts, under a name that no tokenizer class adds once more."""
+    """Return a tokenizer with one token per UTF-8 byte. Id 256 separates texts; no class adds its name again."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<|endoftext|>": 256}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

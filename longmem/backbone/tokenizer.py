@@ -1,4 +1,4 @@
-"""Text to token ids, with the tokenizer that belongs to the backbone."""
+"""Encodes text as token ids with the backbone's tokenizer."""
 
 import json
 from pathlib import Path
@@ -15,28 +15,28 @@ from longmem.errors import CheckpointError, DocumentError
 from longmem.system.allocator import trim_heap
 
 LONG_TOKENS = 100_000
-"""Hugging Face's tokenizers take some 600 bytes for each token while they work, and leave half of it in the heap."""
+"""Tokens from which the heap is trimmed: tokenizers use about 600 bytes per token, and leave half in the heap."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-"""A folder without any of them has no tokenizer."""
+"""Files of a tokenizer; a folder without any of them has none."""
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer that turns a whole document into its sequence.
+    """A Hugging Face tokenizer that encodes a complete document as its sequence.
 
-    Raises CheckpointError when the folder holds none, or one with more entries than the backbone's vocabulary. Special
-    tokens beyond it, such as a pad token that was added for training, are refused only in a text that has one.
+    Raises CheckpointError when the folder has none, or one with more entries than the backbone's vocabulary. Special
+    tokens beyond the vocabulary, such as a pad token added for training, are an error only in a text that contains one.
     """
 
     def __init__(self, source: str | Path, vocab_size: int, special_tokens: SpecialTokens = "parse") -> None:
-        """`special_tokens`: what those are that a text spells, see LongMemConfig."""
+        """`special_tokens` selects the treatment of special tokens in texts, see LongMemConfig."""
         self._parses = special_tokens == "parse"
         self._vocab_size = vocab_size
         self._tokenizer = _load(source)
         special = {id_ for id_, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         ordinary = set(self._tokenizer.get_vocab().values()) - special
         if not ordinary:
-            # transformers makes a tokenizer of nothing for families that have one of their own, such as GPT-2
+            # for families with a tokenizer class of their own, such as GPT-2, transformers returns an empty tokenizer
             raise CheckpointError(_missing(source))
         largest = max(ordinary | ({self.start_token} if self.start_token is not None else set()))
         if largest >= vocab_size:
@@ -47,7 +47,7 @@ class Tokenizer:
 
     @property
     def start_token(self) -> int | None:
-        """Token in front of every document: beginning-of-text, else end-of-text (which ends the text before it)."""
+        """Token before every document: beginning-of-text, else end-of-text (which ends the previous text)."""
         start = self._tokenizer.bos_token_id
         return int(start) if start is not None else self.end_token
 
@@ -57,7 +57,7 @@ class Tokenizer:
         return None if end is None else int(end)
 
     def tokens(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        """Return the tokens of a text alone. Raises DocumentError when it gives none."""
+        """Return the tokens of a text without a start token. Raises DocumentError if there are none."""
         ids = self._ids(text)
         if not ids:
             raise DocumentError("the text gives no tokens: expected at least one; remove the document or check it")
@@ -68,11 +68,11 @@ class Tokenizer:
         return tokens
 
     def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        """Return `[start] + tokens of the text`, or the tokens alone where the tokenizer has no start token.
+        """Return `[start] + tokens of the text`, or only the tokens if the tokenizer has no start token.
 
-        With a start token every token of the text is predicted once; without one the first token cannot be, and is
-        counted as unscored. A text that itself begins with the start token gets no second one. Raises DocumentError
-        when the text gives no token beside it.
+        With a start token every token of the text is predicted once. Without one the first token cannot be predicted,
+        and counts as unscored. A text that begins with the start token gets no second one. Raises DocumentError if the
+        text has no other token.
         """
         tokens = self.tokens(text)
         if tokens.tolist() == [self.start_token]:
@@ -80,16 +80,18 @@ class Tokenizer:
         return self.begin(tokens)
 
     def begin(self, tokens: Int32[np.ndarray, " tokens"]) -> Int32[np.ndarray, " all"]:
-        """Return tokens with the start token in front, where there is one and they do not begin with it themselves."""
+        """Return tokens with the start token in front, unless there is none or they already begin with it."""
         start = self.start_token
         if start is None or (len(tokens) and tokens[0] == start):
             return tokens
         return np.concatenate([np.asarray([start], dtype=np.int32), tokens])
 
     def encode(self, text: str, start: bool | None = None) -> list[int]:
-        """Return the tokens of a text as the tokenizer by itself gives them, with special tokens where it adds any; or
-        with the start token in front, or without, as `start` says. A text that spells the start token gets no second
-        one."""
+        """Return the tokens of a text.
+
+        `start` selects a start token in front (True), none (False), or the tokenizer's own special tokens (None). A
+        text that begins with the start token gets no second one.
+        """
         if start is None and not self._spells_start(text):
             return self._ids(text, add_special_tokens=True)
         ids = self._ids(text)
@@ -105,16 +107,16 @@ class Tokenizer:
             )
 
     def _spells_start(self, text: str) -> bool:
-        """Return whether a text begins with the start token."""
+        """Return True if a text begins with the start token."""
         if self.start_token is None or not self._parses:
             return False
         spelled = str(self._tokenizer.decode([self.start_token]))
-        # some tokenizers take spaces in front as part of the token
+        # some tokenizers include leading spaces in the token
         beginning = text[: len(text) - len(text.lstrip()) + len(spelled)]
         return beginning.endswith(spelled) and self._ids(beginning)[:1] == [self.start_token]
 
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        # verbose=False: a document is longer than `model_max_length` by design, the warning would mislead
+        # verbose=False: documents exceed `model_max_length` by design, and the warning would mislead
         encoded = self._tokenizer(
             text, add_special_tokens=add_special_tokens, split_special_tokens=not self._parses, verbose=False
         )
@@ -126,7 +128,7 @@ class Tokenizer:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def digest(self) -> str:
-        """Hash of all that decides how text becomes ids."""
+        """Return the hash of all settings that determine the ids of a text."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         vocabulary = (
             backend.to_str() if backend is not None else json.dumps(sorted(self._tokenizer.get_vocab().items()))
@@ -138,7 +140,7 @@ class Tokenizer:
 
 
 def _load(source: str | Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or hub id, which neither cuts nor pads. Raises CheckpointError."""
+    """Return the tokenizer of a folder or hub id, without truncation and padding. Raises CheckpointError."""
     settings = find_file(source, TOKENIZER_CONFIG)
     if settings is not None:
         refuse_code(source, TOKENIZER_CONFIG, read_json(settings))
@@ -148,7 +150,7 @@ def _load(source: str | Path) -> PreTrainedTokenizerBase:
         if not any(find_file(source, name) for name in TOKENIZER_FILES):
             raise CheckpointError(_missing(source)) from error
         raise CheckpointError(f"no usable tokenizer in {source}: {one_line(error)}") from error
-    # tokenizer.json may hold what a training program had set, which is part of its digest; a document is read whole
+    # tokenizer.json may hold truncation or padding, which would cut documents and enter the digest
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
         backend.no_padding()

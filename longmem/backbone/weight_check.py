@@ -1,9 +1,9 @@
-"""Checks that a model takes every weight of its files, before any is loaded.
+"""Checks before loading that a model uses every weight of its files.
 
-transformers reports weights that a model does not take in a log line, leaves some out of its report by pattern, and
-goes on: a file with biases that config.json has forgotten then gives another model's numbers. Here the names, shapes
-and types in the headers of the files are compared with the parameters of the model that config.json describes, built
-without memory for its weights. Loading is refused at the first difference that could change a number.
+transformers reports unused weights in a log line, omits some by pattern, and continues. Biases in a file that
+config.json does not mention then silently change the numbers. This module builds the model that
+config.json describes without memory for its weights. It compares names, shapes and types of the parameters with the
+file headers, and raises at the first difference that could change a number.
 """
 
 import re
@@ -20,9 +20,10 @@ from longmem.backbone.files import StoredTensor, one_line, read_tensor
 from longmem.errors import CheckpointError
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
-"""Types of stored weights. All others are made by a method of quantisation and are nothing without its scales."""
+"""Supported types of stored weights. All others are quantised, and useless without their scales."""
 
 SHOWN = 3
+"""Number of names in a message."""
 
 ADVICE = (
     (r"^_orig_mod\.", "they were saved from a compiled model; save those of the model itself"),
@@ -31,32 +32,33 @@ ADVICE = (
     (r"scale|zeros|qweight|absmax|quant|g_idx", "the weights are quantised; save a dequantised copy of the model"),
     (r"\.bias$|norm", "config.json lacks the setting that they belong to; take config.json from the model's source"),
 )
-"""Return advice for weights that are not taken, by their names."""
+"""Advice for unused weights, by a pattern of their names."""
 
 
 def check_weights(source: str | Path, config: PretrainedConfig, tensors: Mapping[str, StoredTensor]) -> None:
     """Compare the tensors of a model's files with the model that its configuration describes.
 
-    Raises CheckpointError naming the first weights that the model does not take, that it lacks, or that have another
-    shape or type; for two that would fill one place; and for a tied head that differs from the embedding.
+    Raises CheckpointError, with the first names, for unused or missing weights, and for other shapes or types. Also
+    raises it for two tensors of one parameter, and for a tied head that differs from the embedding.
     """
     _check_depth(source, config, tensors)
     model = empty_model(source, config)
     wanted = model.state_dict()
     renamed = family_of(config.model_type).renamed
-    places = {name: place_of(name, wanted, model.base_model_prefix, renamed) for name in tensors}
-    surplus = [name for name, place in places.items() if place is None and not _is_harmless(name, tensors[name], model)]
+    parameters = {name: parameter_of(name, wanted, model.base_model_prefix, renamed) for name in tensors}
+    unused = [name for name, parameter in parameters.items() if parameter is None]
+    surplus = [name for name in unused if not _is_harmless(name, tensors[name], model)]
     if surplus:
         raise CheckpointError(
             f"{source} has {len(surplus)} weights that the model of its config.json does not take, first "
             f"{sorted(surplus)[:SHOWN]}: its numbers would be those of another model; {_advice(surplus)}"
         )
     taken: dict[str, str] = {}
-    for name, place in places.items():
-        if place is not None and taken.setdefault(place, name) != name:
+    for name, parameter in parameters.items():
+        if parameter is not None and taken.setdefault(parameter, name) != name:
             raise CheckpointError(
-                f"{source} has two weights for one place, {taken[place]} and {name}: one of them would be ignored; "
-                "remove the one that does not belong there"
+                f"{source} has two weights for one parameter, {taken[parameter]} and {name}: one of them would be "
+                "ignored; remove the one that does not belong to the model"
             )
     tied = dict(model.all_tied_weights_keys)
     given = {*taken, *(one for one, other in tied.items() if other in taken)}
@@ -66,8 +68,8 @@ def check_weights(source: str | Path, config: PretrainedConfig, tensors: Mapping
             f"weights of {source} are incomplete: {len(missing)} missing, first {missing[:SHOWN]}; expected all that "
             "config.json describes (copy the *.safetensors files and config.json again)"
         )
-    for place, name in taken.items():
-        _check_form(source, name, tensors[name], tuple(wanted[place].shape))
+    for parameter, name in taken.items():
+        _check_form(source, name, tensors[name], tuple(wanted[parameter].shape))
     for one, other in tied.items():
         if one in taken and other in taken:
             _check_tied(source, taken[one], taken[other], tensors)
@@ -88,21 +90,23 @@ def empty_model(source: str | Path, config: PretrainedConfig) -> PreTrainedModel
     return model
 
 
-def place_of(
+def parameter_of(
     name: str, wanted: Mapping[str, Tensor], prefix: str, renamed: tuple[tuple[str, str], ...] = ()
 ) -> str | None:
-    """Return the parameter that transformers fills from a tensor of this name: the prefix of the model without its
-    head may lack or be too much, and earlier versions had other names. None where there is no such parameter."""
+    """Return the name of the parameter that transformers loads from a tensor of this name, or None.
+
+    The prefix of the model without its head may be missing or superfluous, and earlier versions used other names.
+    """
     names = [name, *(new + name.removeprefix(old) for old, new in renamed if name.startswith(old))]
     for each in names:
-        for place in (each.removeprefix(f"{prefix}."), f"{prefix}.{each}", each):
-            if place in wanted:
-                return place
+        for parameter in (each.removeprefix(f"{prefix}."), f"{prefix}.{each}", each):
+            if parameter in wanted:
+                return parameter
     return None
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """Return the name of the first weight with NaN or infinity in it."""
+    """Return the name of the first weight with NaN or infinity, or None."""
     for name, parameter in model.named_parameters():
         low, high = parameter.aminmax() if parameter.numel() else (parameter.sum(), parameter.sum())
         if not (low.isfinite() and high.isfinite()):
@@ -111,7 +115,7 @@ def first_not_finite(model: nn.Module) -> str | None:
 
 
 def _check_depth(source: str | Path, config: PretrainedConfig, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise CheckpointError for another number of blocks, before so many are built: the configuration may say any."""
+    """Raise CheckpointError for another number of blocks, before the model is built: the configured one may be huge."""
     block = re.compile(rf"(?:^|\.){re.escape(family_of(config.model_type).layers)}\.(\d+)\.")
     found = {int(match.group(1)): name for name in tensors if (match := block.search(name))}
     expected = config.num_hidden_layers
@@ -152,12 +156,14 @@ def _check_tied(source: str | Path, one: str, other: str, tensors: Mapping[str, 
         )
 
 
-# ---- what may be left out
+# ---- tensors that may be unused
 
 
 def _is_mask(tensor: StoredTensor, name: str, _model: nn.Module) -> bool:
-    """Return whether a tensor is a causal mask [1, 1, positions, positions]: a bias vector under the same name is a
-    weight, and another mask, as of local attention, belongs to another model."""
+    """Return True for a causal mask [1, 1, positions, positions].
+
+    A bias vector of the same name is a weight, and another mask, such as of local attention, belongs to another model.
+    """
     if len(tensor.shape) != 4 or tensor.shape[:2] != (1, 1) or tensor.shape[2] != tensor.shape[3]:
         return False
     values = read_tensor(tensor, name)
@@ -174,18 +180,18 @@ def _is_positions(tensor: StoredTensor, name: str, _model: nn.Module) -> bool:
 
 
 def _is_own_rotation(tensor: StoredTensor, name: str, model: nn.Module) -> bool:
-    """Rotary frequencies of the model's own configuration. It computes them itself; others belong to another model."""
+    """Return True for rotary frequencies that the model computes itself; others belong to another model."""
     theirs = read_tensor(tensor, name).float()
     rotary = [module for module in model.modules() if hasattr(module, "rope_type")]
     if not rotary:
         return False
     if rotary[0].rope_type != "default":
-        # files hold them before or after scaling, by the version that wrote them
+        # files hold them before or after scaling, depending on the version that wrote them
         return True
     with torch.device("cpu"):
         own = type(rotary[0])(model.config).inv_freq
     assert isinstance(own, Tensor), f"inv_freq of {type(rotary[0]).__name__} is a {type(own).__name__}"
-    # wide enough for frequencies that were rounded to bfloat16, or to the smallest float16
+    # tolerance for frequencies rounded to bfloat16, or to the smallest float16
     return own.shape == theirs.shape and torch.allclose(own, theirs, rtol=1e-2, atol=1e-6)
 
 
@@ -196,10 +202,10 @@ HARMLESS: dict[str, Callable[[StoredTensor, str, nn.Module], bool]] = {
     r"(^|\.)position_ids$": _is_positions,
     r"(^|\.)decoder\.version$": _is_scalar,
 }
-"""Tensors that older versions saved with a model and that are no weights: name, and what it must be.
+"""Tensors of older versions that are not weights: pattern of the name, and check of the content.
 
-GPT-2 and GPT-NeoX: causal masks and the number in their place. Rotary models: frequencies. BLOOM and others: positions
-0, 1, 2, ... OPT: a version number.
+GPT-2 and GPT-NeoX: causal masks and the number for masked logits. Rotary models: frequencies. BLOOM and others:
+positions 0, 1, 2, ... OPT: a version number.
 """
 
 

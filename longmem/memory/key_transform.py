@@ -32,7 +32,7 @@ class KeySpace:
     def __post_init__(self) -> None:
         assert self.form == "raw" or self.mean is not None, f"keys={self.form} needs the mean key of each head"
 
-    def place(self, keys: Float[Tensor, "*any kv_heads head_dim"]) -> Float[Tensor, "*any kv_heads head_dim"]:
+    def transform(self, keys: Float[Tensor, "*any kv_heads head_dim"]) -> Float[Tensor, "*any kv_heads head_dim"]:
         """Return keys in this form, computed in float32, in the given dtype. Raw keys are returned as the input
         tensor."""
         if self.mean is None or self.form == "raw":

@@ -201,7 +201,7 @@ def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) 
         rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
         return rows
 
-    keys = by_chunk(key_space.place(unpack(block.keys, kv_dtype)))
+    keys = by_chunk(key_space.transform(unpack(block.keys, kv_dtype)))
     tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
     parts = {
         "keys": keys,

@@ -51,7 +51,7 @@ class WindowCache:
         """Bytes of all windows, with the room that they have for more."""
         return sum(buffer.num_bytes for buffer in self._buffers.values())
 
-    def forget(self, key: DocumentKey) -> None:
+    def evict(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
         self._buffers.pop(key, None)
         self._last_checksums.pop(key, None)
@@ -84,7 +84,7 @@ class WindowCache:
             return None
         key = last.key
         if self._last_checksums.get(key) != last.checksum:
-            self.forget(key)
+            self.evict(key)
         buffer = self._buffers.get(key)
         if buffer is None or not buffer.covers(positions.start, positions.stop):
             buffer = self._buffer()

@@ -1,0 +1,1 @@
+"""Pretraining of a new backbone: tokenizer, corpus, windows and training."""

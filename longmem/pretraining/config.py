@@ -1,4 +1,4 @@
-"""Settings of pretraining: everything that decides its curve, beside the model's shape."""
+"""Settings of pretraining: all that determine its curve, except the model's shape."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,31 +8,31 @@ from longmem.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """Raises ConfigError for a value that cannot work, naming the field and what was expected."""
+    """Hyperparameters of pretraining. Raises ConfigError, which names the field and the expected values."""
 
     window_tokens: int
-    """Tokens that the model sees at once."""
+    """Tokens of one training window, the context of the model."""
     batch_tokens: int
-    """Of one optimiser step: a multiple of `window_tokens`."""
+    """Tokens of one optimiser step: a multiple of `window_tokens`."""
     micro_rows: int
-    """Windows of one forward and backward; gradients of a step's forwards are added up."""
+    """Windows of one forward and backward pass; gradients are accumulated over a step."""
     learning_rate: float
-    """Peak."""
+    """Peak learning rate."""
     passes: float = 1.0
-    """How often the corpus is read, where `steps` is not given."""
+    """Passes over the corpus; ignored if `steps` is given."""
     steps: int | None = None
-    """Optimiser steps; None: what `passes` gives."""
+    """Optimiser steps; None: derived from `passes`."""
     warmup_steps: int = 100
     cooldown_share: float = 0.3
-    """Last part of the steps, over which the learning rate falls linearly to zero."""
+    """Final share of the steps, over which the learning rate falls linearly to zero."""
     weight_decay: float = 0.1
-    """On matrices only."""
+    """Weight decay of matrices; vectors have none."""
     clip_norm: float = 1.0
-    """Longest gradient that is applied as it is."""
+    """Maximum norm of a gradient; longer ones are scaled down to it."""
     repeat_share: float = 0.1
-    """Windows whose beginning is repeated to their end (see `longmem.pretraining.windows`)."""
+    """Share of windows whose beginning is repeated up to their end (see `longmem.pretraining.windows`)."""
     seed: int = 0
-    """Of the first weights, the order of the windows, and the repeated ones."""
+    """Seed of the initial weights, the order of the windows, and the choice of repeated ones."""
 
     def __post_init__(self) -> None:
         for name, least in (("window_tokens", 2), ("batch_tokens", 2), ("micro_rows", 1), ("warmup_steps", 0)):
@@ -61,23 +61,23 @@ class PretrainingConfig:
 
     @property
     def rows(self) -> int:
-        """Windows of one step."""
+        """Number of windows of one step."""
         return self.batch_tokens // self.window_tokens
 
     @property
     def num_steps(self) -> int:
-        """Steps, once they are known."""
+        """Number of steps; `steps` must be set."""
         assert self.steps is not None, "the number of steps is known only with the corpus: call with_steps first"
         return self.steps
 
     def with_steps(self, num_windows: int) -> "PretrainingConfig":
-        """The same settings with `steps` known, for a corpus of this many windows."""
+        """Return the settings with `steps` set for a corpus of `num_windows` windows."""
         if self.steps is not None:
             return self
         return replace(self, steps=max(1, int(self.passes * num_windows / self.rows)))
 
     def rate(self, step: int) -> float:
-        """Share of the peak learning rate at a step (counted from 0): linear warm-up, constant, linear cool-down."""
+        """Return the learning rate at a step (from 0) relative to its peak: linear warm-up, constant, linear decay."""
         warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         cooldown_steps = self.cooldown_share * self.num_steps
         cool = (self.num_steps - step) / (cooldown_steps + 1)

@@ -1,7 +1,7 @@
-"""Tokenised text on disk, written once and then read through a memory map.
+"""Tokenised text on disk, written once and read through a memory map.
 
 train.bin     start token, document, start token, document, …    uint16, or uint32 for a vocabulary beyond 65,536
-train.json    how many tokens, documents and bytes of text; written last, so a corpus without it is not complete
+train.json    numbers of tokens, documents and text bytes; written last, so a corpus without it is incomplete
 """
 
 import json
@@ -20,23 +20,25 @@ from longmem.text.documents import UnreadableDocument, find_files, read_document
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """What the JSON file holds."""
+    """Content of the JSON file."""
 
     dtype: str
     tokens: int
     documents: int
     text_bytes: int
-    """UTF-8, of whole documents."""
+    """UTF-8 bytes of the complete documents."""
 
 
 @dataclass(frozen=True)
 class Corpus:
+    """A tokenised corpus: memory-mapped token ids and their description."""
+
     tokens: UInt[np.ndarray, " tokens"]
     facts: CorpusFacts
 
 
 def read_texts(inputs: Sequence[str], role: str) -> Iterator[str]:
-    """Texts of all documents, one at a time. Raises ConfigError, or DocumentError for the first unreadable one."""
+    """Yield the texts of all documents. Raises ConfigError, or DocumentError for the first unreadable document."""
     for document in read_documents(find_files(inputs)):
         if isinstance(document, UnreadableDocument):
             raise DocumentError(f"{role} data {document.source}: {document.error}")
@@ -46,7 +48,7 @@ def read_texts(inputs: Sequence[str], role: str) -> Iterator[str]:
 def write_corpus(
     folder: Path, name: str, texts: Iterator[str], tokenizer: Tokenizer, limit_tokens: int | None = None
 ) -> None:
-    """Tokenise texts into `name`.bin; of each the first `limit_tokens` tokens. Raises OutputError."""
+    """Tokenise texts into `name`.bin, at most `limit_tokens` tokens of each. Raises OutputError."""
     dtype = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "uint32"
     tokens = documents = text_bytes = 0
     try:
@@ -68,7 +70,7 @@ def write_corpus(
 
 
 def open_corpus(folder: Path, name: str) -> Corpus | None:
-    """A complete corpus, its tokens mapped and not read; None when it was not written to its end.
+    """Return a complete corpus with memory-mapped tokens, or None if it is incomplete.
 
     Raises OutputError when it is damaged.
     """
@@ -92,7 +94,7 @@ def _parts(tokenizer: Tokenizer, text: str, limit_tokens: int | None) -> Iterato
     left = limit_tokens
     first = True
     for part in token_parts(tokenizer, text):
-        # a text that begins with the start token brings its own
+        # no second start token for a text that begins with one
         if first and part[:1].tolist() != [START_ID]:
             yield np.asarray([START_ID])
         first = False

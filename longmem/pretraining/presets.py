@@ -1,4 +1,4 @@
-"""The two sizes that `longmem pretrain` knows: one for a CPU, one for a GPU."""
+"""Model sizes of `longmem pretrain`: one for a CPU, one for a GPU."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from longmem.pretraining.config import PretrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A backbone's shape and the settings that train it; both can be replaced field by field."""
+    """Shape of a backbone and its training settings, whose fields can be overridden."""
 
     shape: LlamaShape
     config: PretrainingConfig
@@ -36,7 +36,7 @@ PRESETS = {
         ),
         config=PretrainingConfig(window_tokens=512, batch_tokens=8192, micro_rows=4, learning_rate=3e-3, passes=1.0),
     ),
-    # 126 million parameters; four passes, because 100 megabytes of text are few for it and more passes bring little
+    # 126 million parameters; four passes, because 100 MB of text is little for this size, and more passes gain little
     # (Muennighoff et al. 2023, arXiv:2305.16264)
     "100m": Preset(
         shape=LlamaShape(
@@ -56,7 +56,7 @@ PRESETS = {
 
 
 def preset_of(size: str) -> Preset:
-    """Raises ConfigError for an unknown size, listing the known ones."""
+    """Return a preset. Raises ConfigError for an unknown size, with the known ones."""
     if size not in PRESETS:
         raise ConfigError(f"size must be one of {', '.join(PRESETS)}, got {size!r}")
     return PRESETS[size]

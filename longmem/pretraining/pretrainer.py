@@ -1,4 +1,4 @@
-"""Next-token training of a whole model: float32 weights, bfloat16 autocast, AdamW; and its validation."""
+"""Next-token training of a model (float32 weights, bfloat16 autocast, AdamW) and its validation."""
 
 import math
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from longmem.training.trainer import StepResult
 
 WEIGHTS_FILE = "weights.safetensors"
 REPEATED_WINDOWS = 16
-"""Validation windows whose first half is also given twice."""
+"""Number of validation windows whose first half is also evaluated repeated."""
 
 
 @dataclass(frozen=True)
 class PretrainingValidation:
-    """Nats per token."""
+    """Validation losses in nats per token."""
 
     text: float
-    """Of the validation windows."""
+    """Loss of the validation windows."""
     repeated: float
-    """Of the second copy, where half a window is given twice: low once the model copies."""
+    """Loss of the second copy of a repeated half window: low once the model copies."""
     tokens: int
-    """Of `text`."""
+    """Number of tokens of `text`."""
 
 
 class Pretrainer:
-    """Model, optimiser and the step. `config` has its steps (see `PretrainingConfig.with_steps`)."""
+    """Model, optimiser and step count. `config.steps` must be set (see `PretrainingConfig.with_steps`)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Pretrainer:
         self._windows = windows
         self._device = torch.device(device)
         self._autocast = dtype == "bfloat16"
-        # named_parameters gives a tied embedding once
+        # named_parameters lists a tied embedding once
         self._parameters = dict(model.named_parameters())
         matrices = [parameter for parameter in self._parameters.values() if parameter.ndim > 1]
         vectors = [parameter for parameter in self._parameters.values() if parameter.ndim <= 1]
@@ -67,7 +67,7 @@ class Pretrainer:
         return sum(parameter.numel() for parameter in self._parameters.values())
 
     def step(self) -> StepResult:
-        """Learn from the next windows. Raises NumericError when the loss is not finite: nothing is applied then."""
+        """Train on the next windows. Raises NumericError, without an update, if loss or gradient is not finite."""
         config = self.config
         rate = config.learning_rate * config.rate(self.step_count)
         for group in self.optimiser.param_groups:
@@ -92,7 +92,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def validate(self, windows: Windows) -> PretrainingValidation:
-        """Every window of the validation corpus in order; the model is left as it was."""
+        """Return the losses of the validation corpus. The model stays in training mode."""
         self.model.eval()
         size, half = self.config.micro_rows, self.config.window_tokens // 2
         text = second = 0.0
@@ -110,14 +110,14 @@ class Pretrainer:
         )
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint; older ones go. Raises OutputError."""
+        """Write a checkpoint and delete older ones; return its path. Raises OutputError."""
         weights = {name: parameter.detach() for name, parameter in self._parameters.items()}
         state = {"step": self.step_count}
         return write_run_state(folder, WEIGHTS_FILE, weights, self.optimiser, self._parameters, state)
 
     @torch.no_grad()
     def load(self, checkpoint: Path) -> int:
-        """Go on from a checkpoint; returns its step. Raises CheckpointError."""
+        """Restore a checkpoint, and return its step. Raises CheckpointError."""
         saved = read_run_state(checkpoint, WEIGHTS_FILE)
         shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
         if {name: weight.shape for name, weight in saved.weights.items()} != shapes:
@@ -129,10 +129,10 @@ class Pretrainer:
         return self.step_count
 
     def _nats(self, rows: Sequence[Int64[np.ndarray, " tokens"]]) -> Float32[Tensor, "rows targets"]:
-        """Of every target of windows of equal length."""
+        """Return the loss of every target, in nats, of windows of equal length."""
         batch = torch.from_numpy(np.stack(rows)).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             logits = self.model(input_ids=batch[:, :-1], use_cache=False).logits
-        # logits in float32: bfloat16 has three digits, too few for a sum over a vocabulary
+        # logits in float32: the three digits of bfloat16 are too few for a sum over a vocabulary
         nats = functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
         return nats.view(len(rows), -1)

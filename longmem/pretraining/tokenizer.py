@@ -1,8 +1,8 @@
-"""A byte-level BPE of a corpus's own words: any UTF-8 text becomes tokens and comes back unchanged.
+"""Byte-level BPE tokenizer trained on a corpus: encodes any UTF-8 text without loss.
 
-Texts are cut into pieces just before a line break that follows a visible character. The word pattern of byte-level BPE
-never reaches across such a place, so the tokens of the pieces are exactly the tokens of the whole text, while memory
-is that of a few pieces and all cores have work.
+Texts are split into pieces before a line break that follows a visible character. The word pattern of byte-level BPE
+never matches across such a border, so the tokens of the pieces equal the tokens of the whole text. Memory is limited to
+a few pieces, and all cores are used.
 """
 
 import re
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from longmem.errors import DocumentError, OutputError
 
 START_TOKEN = "<|endoftext|>"
-"""In front of every document, which ends the one before it."""
+"""Token before every document, which ends the previous one."""
 START_ID = 0
 PIECE_CHARACTERS = 2**16
 BATCH_PIECES = 64
@@ -26,7 +26,7 @@ _BORDER = re.compile(r"(?<=\S)\n")
 
 
 def pieces(text: str, characters: int) -> Iterator[str]:
-    """Parts of a text of at least `characters` (the last may be shorter) that can be tokenised one by one."""
+    """Yield parts of a text of at least `characters` (the last may be shorter) that are tokenised independently."""
     assert characters > 0, f"pieces of {characters} characters never end"
     start = 0
     while start < len(text):
@@ -37,7 +37,7 @@ def pieces(text: str, characters: int) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """The same texts in the same order give the same tokenizer, whatever the number of threads.
+    """Train a tokenizer. The result depends on the texts and their order, but not on the number of threads.
 
     Raises DocumentError when the texts are too few for the vocabulary.
     """
@@ -60,17 +60,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder that `longmem.backbone.new.save_tokenizer` wrote. Raises OutputError."""
+    """Return the tokenizer of a folder that `longmem.backbone.new.save_tokenizer` wrote. Raises OutputError."""
     path = folder / "tokenizer.json"
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:
-        # the library raises nothing narrower for a damaged file
+        # the library raises no narrower type for a damaged file
         raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
 
 
 def token_parts(tokenizer: Tokenizer, text: str) -> Iterator[UInt32[np.ndarray, " tokens"]]:
-    """The tokens of a text, some pieces at a time, without a start token."""
+    """Yield the tokens of a text in batches of pieces, without a start token."""
     remaining = pieces(text, PIECE_CHARACTERS)
     while batch := list(islice(remaining, BATCH_PIECES)):
         ids = [each.ids for each in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]

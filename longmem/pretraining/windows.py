@@ -1,14 +1,14 @@
-"""Which tokens a step learns from: windows of the corpus by number, a function of seed and number alone.
+"""Training windows of the corpus by number, as a function of seed and number only.
 
     corpus     |  w0  |  w1  |  w2  |  w3  | rest       window w predicts tokens w·n + 1 … (w + 1)·n: each token once
-    pass 0        w2     w0     w3     w1               order of each pass: a permutation of its own
-    number        0      1      2      3       4 …      number // windows is the pass, number % windows the place in it
+    pass 0        w2     w0     w3     w1               each pass has its own permutation
+    number        0      1      2      3       4 …      number // windows is the pass, number % windows the index in it
 
-So the number of the next window is all that a resumed run needs.
+A resumed run therefore needs only the number of the next window.
 
-Some windows repeat their own beginning to the end. Nothing but copying predicts a second copy, which teaches a small
-model to look for what came after an earlier occurrence (induction heads: Olsson et al. 2022, arXiv:2209.11895). Periods
-are short at first, where copying is learned within few steps, and reach half a window in the middle of the training.
+Some windows repeat their beginning up to the end. A second copy is predictable only by copying, so a small model learns
+to attend to the token after an earlier occurrence (induction heads: Olsson et al. 2022, arXiv:2209.11895). Periods are
+short at first, so that copying is learned in few steps, and reach half a window in the middle of the training.
 """
 
 import numpy as np
@@ -18,16 +18,15 @@ from longmem.errors import DocumentError
 from longmem.pretraining.config import PretrainingConfig
 
 FIRST_PERIOD = 8
-"""Longest period at the start."""
+"""Longest period at the start, in tokens."""
 GROWTH_SHARE = 0.5
-"""Part of the training in which periods grow to half a window."""
+"""Share of the training during which periods grow to half a window."""
 
 
 class Windows:
-    """Training windows of `window_tokens + 1` tokens: inputs, and the same moved by one as targets.
+    """Training windows of `window_tokens + 1` tokens: inputs, and targets shifted by one.
 
-    `config` needs no steps yet, as long as only `len` and `plain` are used. Raises DocumentError for a corpus without
-    one window.
+    `len` and `plain` do not need `config.steps`. Raises DocumentError for a corpus shorter than one window.
     """
 
     def __init__(self, tokens: UInt[np.ndarray, " tokens"], config: PretrainingConfig, role: str = "training") -> None:
@@ -41,31 +40,31 @@ class Windows:
             )
 
     def __len__(self) -> int:
-        """Windows of one pass."""
+        """Return the number of windows of one pass."""
         return (len(self._tokens) - 1) // self._config.window_tokens
 
     def plain(self, index: int) -> Int64[np.ndarray, " tokens"]:
-        """Window number `index` of the corpus, as it stands there."""
+        """Return window `index` of the corpus unchanged."""
         start = index * self._config.window_tokens
         return self._tokens[start : start + self._config.window_tokens + 1].astype(np.int64)
 
     def __getitem__(self, number: int) -> Int64[np.ndarray, " tokens"]:
-        """The window that training reads as its `number`-th (from 0, over all passes)."""
+        """Return the `number`-th training window (from 0, over all passes)."""
         window = self.plain(self.index_of(number))
         period = self.period_of(number)
         return window if period is None else repeated(window, period)
 
     def index_of(self, number: int) -> int:
-        """Where in the corpus the `number`-th window lies."""
-        number_of_pass, place = divmod(number, len(self))
+        """Return the corpus index of the `number`-th training window."""
+        number_of_pass, offset = divmod(number, len(self))
         if self._order[0] != number_of_pass:
             random = np.random.default_rng([self._config.seed, number_of_pass])
             self._order = (number_of_pass, random.permutation(len(self)))
-        return int(self._order[1][place])
+        return int(self._order[1][offset])
 
     def period_of(self, number: int) -> int | None:
-        """After how many tokens the `number`-th window repeats itself; None for most, which do not."""
-        # a third number keeps these draws apart from the orders'
+        """Return the period in tokens of the `number`-th window; None for most, which do not repeat."""
+        # a third number makes these draws independent of the permutations
         random = np.random.default_rng([self._config.seed, number, 1])
         if random.random() >= self._config.repeat_share:
             return None
@@ -80,5 +79,5 @@ class Windows:
 
 
 def repeated(window: Int64[np.ndarray, " tokens"], period: int) -> Int64[np.ndarray, " tokens"]:
-    """The window's first `period` tokens again and again, to its length."""
+    """Return the first `period` tokens of the window, repeated to its length."""
     return np.resize(window[:period], len(window))

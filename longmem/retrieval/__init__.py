@@ -1,4 +1,4 @@
-"""Search engines for chunk keys, by name."""
+"""Search engines for chunk keys, created by name."""
 
 from longmem.errors import ConfigError
 from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
@@ -10,17 +10,22 @@ __all__ = ["SEARCH_ENGINES", "AbstractChunkSearch", "ChunkHits", "choose_engine"
 
 
 def choose_engine(name: str, device: str) -> str:
-    """What `auto` stands for on this machine and device type: `native` on a CPU with a C compiler, else `torch`. Any
-    other name stays. All engines find the same chunks, up to the rounding of scores that are almost equal, but `ivf`,
-    which is approximate."""
+    """Resolve `auto` for this machine and device type: `native` on a CPU with a C compiler, else `torch`.
+
+    Any other name is returned unchanged. All engines find the same chunks, up to the rounding of almost equal scores,
+    except `ivf`, which is approximate.
+    """
     if name != "auto":
         return name
     return "native" if device == "cpu" and find_compiler() is not None else "torch"
 
 
 def create_search(name: str) -> AbstractChunkSearch:
-    """The engine of that name; FAISS is imported, and the native one built, only when asked for. Raises ConfigError for
-    an unknown name, and where the native one cannot be built."""
+    """Create the engine of a name. FAISS is imported, and C code compiled, only if the engine needs it.
+
+    Raises:
+        ConfigError: The name is unknown, or the C code of `native` or `ivf` cannot be compiled.
+    """
     if name == "native":
         from longmem.retrieval.exact_native import NativeSearch
 

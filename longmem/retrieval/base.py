@@ -1,4 +1,4 @@
-"""Finding the best chunks: one interface, several engines. An engine knows numbers only, not documents or stores."""
+"""Interface of the search engines. An engine knows numbers only, not documents or stores."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ from longmem.retrieval.low_rank_bound import KeySketch
 
 @dataclass(frozen=True)
 class ChunkHits:
-    """The best chunks for every token and query head, best first."""
+    """The best chunks of every token and query head, best first."""
 
     ids: Int64[Tensor, "tokens heads slots"]
-    """Chunk index inside the searched keys; -1 where there were fewer chunks than slots."""
+    """Index of the chunk in the searched keys; -1 where there are fewer chunks than slots."""
     scores: Float32[Tensor, "tokens heads slots"]
     """Inner products; -inf where the id is -1."""
 
 
 class AbstractChunkSearch(ABC):
-    """Exact or approximate inner-product search of queries among the chunk keys of their KV head.
+    """Exact or approximate inner-product search in the chunk keys of a query's KV head.
 
-    Query head h searches the keys of KV head `h // (heads // kv_heads)` (grouped-query attention). The result is a
-    function of its arguments alone: engines keep no state between calls, so views can change freely.
+    Query head h searches the keys of KV head `h // (heads // kv_heads)` (grouped-query attention). The result depends
+    on the arguments only: engines keep no state between calls, so views may change between them.
     """
 
     reads_sketches: bool = False
-    """Whether sketches make it faster; they never change what it finds."""
+    """True if sketches make the engine faster; they never change its results."""
 
     reads_cells: bool = False
-    """Whether it looks into some cells only, and so may miss chunks."""
+    """True if the engine searches some cells only, and so may miss chunks."""
 
     gather: AbstractGather = TORCH_GATHER
-    """How what was found is read."""
+    """Reader of the retrieved rows."""
 
     @abstractmethod
     def search(
@@ -46,8 +46,11 @@ class AbstractChunkSearch(ABC):
         sketch: KeySketch | None = None,
         cells: KeyCells | None = None,
     ) -> ChunkHits:
-        """Top `num_slots` chunks per token and head; a slot without a chunk has id -1, never an invented one.
+        """Find the top `num_slots` chunks of each token and head. A slot without a chunk has id -1.
 
-        Chunk keys may be of any floating-point type that `longmem.config` can store; the products are those of their
-        numbers in float32. `sketch`, `cells`: of the same keys, if there are any.
+        Args:
+            chunk_keys: Keys in any dtype that `longmem.config` can store. Scores are inner products of the keys
+                converted to float32.
+            sketch: Sketch of the same keys, if there is one.
+            cells: Cells of the same keys, if there are any.
         """

@@ -1,15 +1,15 @@
 """Exact search in one pass over the keys, in C (`native/top_k.c`).
 
-Brute force makes every score and then throws nearly all of them away: on real keys the product and the selection cost
-about the same. Here an upper bound is made of every score from sketches a fifth as long (`low_rank_bound.py`), in
-whole numbers of eight bits (`native/bounds.h`), and only keys whose bound reaches the best k so far are looked at in
-full. Nothing is approximate: what a bound lets go cannot be among the best k, and the best k are chosen by
-double-precision products.
+Brute force computes every score and discards nearly all of them. On real keys the product and the selection cost about
+the same. This engine computes an upper bound of every score from sketches a fifth as long (`low_rank_bound.py`), in
+int8 (`native/bounds.h`). Only keys whose bound reaches the current k-th best score get a full product. The result is
+exact: a key that a bound rejects cannot be in the top k, and double-precision products rank the top k.
 
-Without a sketch the bounds are made of the whole keys. Eight bits and a selection that reads no score from memory are
-then what is gained.
+Without a sketch the bounds are made of the whole keys. The gain is then that of int8, and of a selection that reads no
+score from memory.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,23 +21,25 @@ from longmem.errors import ConfigError
 from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
-from longmem.retrieval.native.build import KINDS, native_library
-from longmem.retrieval.native.threads import in_threads
+from longmem.retrieval.native.build import native_library
+from longmem.retrieval.native.params import KeyPanels, PanelBounds, QuantiseParams, TopkParams, row_matrix
+from longmem.retrieval.native.threads import run_threads
 from longmem.retrieval.native_gather import NativeGather
 
 UNIT_ROUNDOFF = 2.0**-24
 SMALLEST = 2.0**-149
-"""Of the positive numbers of float32."""
+"""Smallest positive float32 number."""
 WIDENED_KEYS = 4096
-"""Made float32 at a time, which stays in the cache: ten times faster than torch's norm in another type."""
+"""Keys converted to float32 at a time. They stay in the cache: ten times faster than torch's norm in another dtype."""
 SAFE_NORM = 1e-15
-"""Squares of longer vectors are normal numbers of float32, but for entries that do not matter beside others."""
+"""Squares of longer vectors are normal float32 numbers, except for entries that are negligible beside others."""
 
 
 class NativeSearch(AbstractChunkSearch):
-    """Exact in double precision; equal scores go to the older chunk. On the CPU only.
+    """Exact search in double precision; equal scores go to the older chunk. Runs on the CPU only.
 
-    Raises ConfigError where it cannot be built (no C compiler).
+    Raises:
+        ConfigError: The C library cannot be built (no C compiler).
     """
 
     name = "native"
@@ -54,26 +56,34 @@ class NativeSearch(AbstractChunkSearch):
         chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         sketch: KeySketch | None = None,
-        cells: KeyCells | None = None,  # noqa: ARG002 - of approximate search
+        cells: KeyCells | None = None,  # noqa: ARG002 - read by approximate search only
     ) -> ChunkHits:
-        return self._by_kv_head(
+        return self._search_kv_heads(
             queries,
             chunk_keys,
             num_slots,
-            lambda kv_head, asked, ids, scores: self._search_head(
-                asked, chunk_keys[kv_head], None if sketch is None else sketch.of_head(kv_head), ids, scores
+            lambda kv_head, head_queries, ids, scores: self._search_head(
+                head_queries,
+                chunk_keys[kv_head],
+                None if sketch is None else sketch.select_head(kv_head),
+                ids,
+                scores,
             ),
         )
 
-    def _by_kv_head(
+    def _search_kv_heads(
         self,
         queries: Float32[Tensor, "tokens heads head_dim"],
         chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
         search_head: Callable[[int, Tensor, Tensor, Tensor], None],
     ) -> ChunkHits:
-        """`search_head` gets the number of a KV head, its queries [rows, dim], and ids and scores [rows, slots] to
-        fill, all of them contiguous."""
+        """Search the keys of each KV head.
+
+        Args:
+            search_head: Gets the number of a KV head, its queries [rows, dim], and ids and scores [rows, slots] to
+                fill, all of them contiguous.
+        """
         if queries.device.type != "cpu":
             raise ConfigError(f"search={self.name} runs on the CPU, the model is on {queries.device}: use search=torch")
         assert queries.dtype == torch.float32, f"C reads queries as float32, they are {queries.dtype}"
@@ -82,15 +92,15 @@ class NativeSearch(AbstractChunkSearch):
         ids = torch.full((heads, num_tokens, num_slots), -1, dtype=torch.int64)
         scores = torch.full((heads, num_tokens, num_slots), -torch.inf)
         if num_tokens and num_chunks:
-            asked = queries.transpose(0, 1).contiguous()
-            group = heads // kv_heads
+            queries_by_head = queries.transpose(0, 1).contiguous()
+            group_size = heads // kv_heads
             for kv_head in range(kv_heads):
-                of_group = slice(kv_head * group, (kv_head + 1) * group)
+                group = slice(kv_head * group_size, (kv_head + 1) * group_size)
                 search_head(
                     kv_head,
-                    asked[of_group].view(-1, dim),
-                    ids[of_group].view(-1, num_slots),
-                    scores[of_group].view(-1, num_slots),
+                    queries_by_head[group].view(-1, dim),
+                    ids[group].view(-1, num_slots),
+                    scores[group].view(-1, num_slots),
                 )
         return ChunkHits(ids.transpose(0, 1).contiguous(), scores.transpose(0, 1).contiguous())
 
@@ -103,105 +113,142 @@ class NativeSearch(AbstractChunkSearch):
         scores: Tensor,
     ) -> None:
         keys = keys if keys.stride(1) == 1 else keys.contiguous()
-        by = bounds_of(queries, keys, sketch)
-        codes, panels = self._code(by)
+        inputs = bound_inputs(queries, keys, sketch)
+        values, bounds = self._quantise(inputs)
+        panels = KeyPanels(values=values.data_ptr(), bounds=bounds.data_ptr())
+        k = min(ids.shape[1], len(keys))
 
         def search_rows(first: int, last: int) -> int:
-            failed: int = self._library.longmem_top_k(
-                *by.of_queries(queries, first, last),
-                *by.of_keys(keys),
-                *(codes.data_ptr(), panels.data_ptr(), by.largest),
-                *(len(keys), keys.shape[1], by.width, min(ids.shape[1], len(keys)), ids.shape[1]),
-                *(ids[first].data_ptr(), scores[first].data_ptr()),
-            )
+            params = inputs.topk_params(queries, keys, k, ids, scores, first, last)
+            failed: int = self._library.longmem_top_k(ctypes.byref(params), ctypes.byref(panels))
             return failed
 
         run_rows(search_rows, len(queries), ids.shape[1])
 
-    def _code(self, by: "Bounds") -> tuple[UInt8[Tensor, "panels bytes"], Float32[Tensor, "panels three"]]:
-        """Codes of the rows of all keys, and what bounds need beside them, for all threads."""
-        num_panels = -(-len(by.rows) // self._library.longmem_panel_keys())
-        codes = torch.empty((num_panels, self._library.longmem_panel_bytes(by.width)), dtype=torch.uint8)
-        panels = torch.empty((num_panels, 3))
+    def _quantise(
+        self, inputs: "BoundInputs"
+    ) -> tuple[UInt8[Tensor, "panels bytes"], Float32[Tensor, "panels fields"]]:
+        """Quantise all key sketches once, for all threads.
 
-        def code(first: int, last: int) -> int:
-            failed: int = self._library.longmem_code_panels(
-                *_rows(by.rows),
-                *(len(by.rows), by.width, first, last, codes.data_ptr(), panels.data_ptr()),
+        Returns:
+            Quantised values of each panel, and its `PanelBounds`.
+        """
+        num_keys = len(inputs.key_sketches)
+        num_panels = -(-num_keys // self._library.longmem_panel_keys())
+        values = torch.empty((num_panels, self._library.longmem_panel_bytes(inputs.width)), dtype=torch.uint8)
+        bounds = torch.empty((num_panels, len(PanelBounds._fields_)))
+
+        def quantise_panels(first: int, last: int) -> int:
+            params = QuantiseParams(
+                key_sketches=row_matrix(inputs.key_sketches),
+                num_keys=num_keys,
+                sketch_width=inputs.width,
+                first_panel=first,
+                last_panel=last,
+                panels=KeyPanels(values=values.data_ptr(), bounds=bounds.data_ptr()),
             )
+            failed: int = self._library.longmem_quantise_panels(ctypes.byref(params))
             return failed
 
-        if any(in_threads(code, num_panels)):
-            raise MemoryError(f"search in {len(by.rows)} chunks: no memory for it")
-        return codes, panels
+        if any(run_threads(quantise_panels, num_panels)):
+            raise MemoryError(f"search in {num_keys} chunks: no memory for it")
+        return values, bounds
 
 
 def run_rows(search_rows: Callable[[int, int], int], num_rows: int, num_slots: int) -> None:
-    """On all threads; raises MemoryError where one says that memory is short."""
-    if any(in_threads(search_rows, num_rows)):
+    """Run `search_rows(first, last)` on all threads.
+
+    Raises:
+        MemoryError: A range of rows could not allocate memory.
+    """
+    if any(run_threads(search_rows, num_rows)):
         raise MemoryError(f"search of {num_rows} queries for {num_slots} chunks each: no memory for it")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What upper bounds of products are made of: rows of sketches; without one, queries and keys themselves."""
+class BoundInputs:
+    """Vectors from which upper bounds of scores are computed: sketches, or queries and keys themselves without one."""
 
-    asked: Float32[Tensor, "rows width"]
-    """One row for each query."""
-    rows: Float[Tensor, "chunks columns"]
-    """One row for each key, of which `width` columns count."""
+    query_sketches: Float32[Tensor, "rows width"]
+    """Contiguous sketches of the queries."""
+    key_sketches: Float[Tensor, "chunks columns"]
+    """Sketches of the keys; only the first `width` columns are read."""
     width: int
-    largest: float
-    """No key, or row of one, is longer."""
+    """Columns of a sketch."""
+    largest_norm: float
+    """Upper bound of the norms of keys and key sketches."""
     margins: Float32[Tensor, " rows"]
-    """By how much a float32 sum can be too low for each query."""
+    """Largest error of a float32 bound or score of each query."""
 
-    def of_queries(self, queries: Float32[Tensor, "rows dim"], first: int, last: int) -> tuple[int, int, int, int]:
-        """Arguments for the queries from `first` to `last`."""
-        begin = queries[first].data_ptr(), self.asked[first].data_ptr(), self.margins[first].data_ptr()
-        return *begin, last - first
+    def topk_params(
+        self,
+        queries: Float32[Tensor, "rows dim"],
+        keys: Float[Tensor, "chunks dim"],
+        k: int,
+        ids: Tensor,
+        scores: Tensor,
+        first: int,
+        last: int,
+    ) -> TopkParams:
+        """Make the C arguments for queries `first` to `last - 1`. The caller keeps all tensors alive.
 
-    def of_keys(self, keys: Float[Tensor, "chunks dim"]) -> tuple[int, ...]:
-        """Arguments for all keys."""
-        return *_rows(keys), *_rows(self.rows)
+        Args:
+            ids: int64 [rows, slots], contiguous, to be filled.
+            scores: float32 [rows, slots], contiguous, to be filled.
+        """
+        return TopkParams(
+            queries=queries[first].data_ptr(),
+            query_sketches=self.query_sketches[first].data_ptr(),
+            margins=self.margins[first].data_ptr(),
+            largest_norm=self.largest_norm,
+            keys=row_matrix(keys),
+            key_sketches=row_matrix(self.key_sketches),
+            num_queries=last - first,
+            num_keys=len(keys),
+            dim=keys.shape[1],
+            sketch_width=self.width,
+            k=k,
+            num_slots=ids.shape[1],
+            ids=ids[first].data_ptr(),
+            scores=scores[first].data_ptr(),
+        )
 
 
-def _rows(of: Float[Tensor, "rows columns"]) -> tuple[int, int, int]:
-    """Arguments for rows of any kind."""
-    return of.data_ptr(), of.stride(0), KINDS[of.dtype]
-
-
-def bounds_of(
+def bound_inputs(
     queries: Float32[Tensor, "rows dim"], keys: Float[Tensor, "chunks dim"], sketch: KeySketch | None
-) -> Bounds:
-    """Of all queries and all keys."""
+) -> BoundInputs:
+    """Compute sketches of the queries, norms and margins. Without a sketch, bounds use queries and keys themselves."""
     if sketch is None:
-        asked, rows, width = queries, keys, keys.shape[1]
-        largest = _largest(keys)
+        query_sketches, key_sketches, width = queries, keys, keys.shape[1]
+        largest = _largest_norm(keys)
     else:
-        asked, rows, width = sketch.basis.place_queries(queries[None])[0], sketch.rows[0], sketch.basis.width
-        largest = rows[:, -1].amax().double()
-    lengths = torch.maximum(queries.double().norm(dim=1), asked.double().norm(dim=1))
-    margins = _margins(lengths, largest, max(width, keys.shape[1]))
-    return Bounds(asked.contiguous(), rows, width, float(largest), margins)
+        query_sketches, key_sketches = sketch.basis.place_queries(queries[None])[0], sketch.rows[0]
+        width = sketch.basis.width
+        largest = key_sketches[:, -1].amax().double()
+    norms = torch.maximum(queries.double().norm(dim=1), query_sketches.double().norm(dim=1))
+    margins = _margins(norms, largest, max(width, keys.shape[1]))
+    return BoundInputs(query_sketches.contiguous(), key_sketches, width, float(largest), margins)
 
 
-def _largest(keys: Float[Tensor, "chunks dim"]) -> Float64[Tensor, ""]:
-    """Norm of the longest key. In double precision only where squares may be too small for float32, because a copy of
-    all keys costs as much as searching them."""
+def _largest_norm(keys: Float[Tensor, "chunks dim"]) -> Float64[Tensor, ""]:
+    """Return the norm of the longest key.
+
+    Uses float32, because a double-precision copy of all keys costs as much as searching them. Falls back to double
+    precision where squares may be too small for float32.
+    """
     largest = torch.stack([part.float().norm(dim=1).amax() for part in keys.split(WIDENED_KEYS)]).amax().double()
     if float(largest) <= SAFE_NORM:
         largest = keys.double().norm(dim=1).amax()
     return largest
 
 
-def _margins(
-    lengths: Float64[Tensor, " rows"], largest: Float64[Tensor, ""], num_terms: int
-) -> Float32[Tensor, " rows"]:
-    """By how much a float32 sum of so many terms can be wrong, for vectors of these lengths and others up to the
-    largest; with the rounding of the vectors themselves and of the sum's own comparison. Terms, and entries of
-    sketches, that are no normal numbers lose up to the smallest number each. Infinite where sums may be too large."""
-    relative = (num_terms + 8) * UNIT_ROUNDOFF * (lengths * largest).float()
-    absolute = SMALLEST * (2 * num_terms + num_terms**0.5 * (lengths + largest))
+def _margins(norms: Float64[Tensor, " rows"], largest: Float64[Tensor, ""], num_terms: int) -> Float32[Tensor, " rows"]:
+    """Bound the error of a float32 sum of `num_terms` products, for vectors of these norms and others up to `largest`.
+
+    The bound includes the rounding of the vectors themselves and of the comparison of sums. Terms and sketch entries
+    that are not normal numbers lose up to the smallest float32 number each. Infinite where sums may overflow.
+    """
+    relative = (num_terms + 8) * UNIT_ROUNDOFF * (norms * largest).float()
+    absolute = SMALLEST * (2 * num_terms + num_terms**0.5 * (norms + largest))
     margins: Tensor = relative + absolute.float()
     return margins.contiguous()

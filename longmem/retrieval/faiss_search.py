@@ -1,4 +1,4 @@
-"""What FAISS does here: exact search, to check and to compare with, and the clusters of approximate search."""
+"""Exact search with FAISS, as a reference, and k-means clustering for approximate search."""
 
 import faiss
 import numpy as np
@@ -13,12 +13,12 @@ from longmem.retrieval.low_rank_bound import KeySketch
 
 ITERATIONS = 10
 POINTS_PER_MEAN = 64
-"""Keys that k-means looks at for each mean, drawn by SEED."""
+"""Largest number of keys per mean that k-means uses, sampled with SEED."""
 SEED = 0
 
 
 def cluster_means(keys: Float[Tensor, "chunks dim"], num_cells: int) -> Float32[Tensor, "cells dim"]:
-    """Means of `num_cells` clusters of the keys, by k-means from a fixed seed."""
+    """Return the means of `num_cells` k-means clusters of the keys, computed from a fixed seed."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     clustering = faiss.Kmeans(
         keys.shape[1],
@@ -44,8 +44,11 @@ def make_cells(keys: Float[Tensor, "index_heads chunks index_dim"]) -> Cells:
 
 
 class FaissSearch(AbstractChunkSearch):
-    """`faiss.knn` on a copy of each head's keys, float32 and row after row: masking by slicing costs nothing more,
-    where an id selector costs half the search, and no index object exists that a concurrent `add` could break."""
+    """Exact search by `faiss.knn` on a contiguous float32 copy of each head's keys.
+
+    A slice of the keys masks the others without cost; an id selector costs half of the search. There is no index
+    object that a concurrent `add` could break.
+    """
 
     @torch.no_grad()
     def search(
@@ -53,8 +56,8 @@ class FaissSearch(AbstractChunkSearch):
         queries: Float32[Tensor, "tokens heads head_dim"],
         chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
-        sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
-        cells: KeyCells | None = None,  # noqa: ARG002 - nor these
+        sketch: KeySketch | None = None,  # noqa: ARG002 - not needed by brute force
+        cells: KeyCells | None = None,  # noqa: ARG002 - read by approximate search only
     ) -> ChunkHits:
         num_tokens, heads, _ = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape
@@ -63,7 +66,7 @@ class FaissSearch(AbstractChunkSearch):
         scores = torch.full(shape, -torch.inf)
         if num_chunks and num_tokens:
             group = heads // kv_heads
-            # FAISS's OpenMP threads are process-wide; keep them equal to what this worker gave torch
+            # FAISS's OpenMP threads are process-wide: use the number that this worker gave torch
             faiss.omp_set_num_threads(torch.get_num_threads())
             for head in range(heads):
                 if head % group == 0:

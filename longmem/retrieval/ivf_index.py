@@ -1,14 +1,14 @@
-"""Cells of alike keys, for a search that looks into the promising ones only (an inverted file, "IVF").
+"""Inverted-file (IVF) index: k-means cells of keys, built for fixed stretches of a document.
 
     start of the view                                                        end of the view
     ├ exact ┼ stretch ┼──────────────── stretch ────────────────┼ stretch ┼ exact ┤
-            │ cells   │ cells of alike keys                      │ cells   │
+            │ cells   │ cells                                    │ cells   │
 
-A document is cut into stretches at fixed positions, on several scales: small ones are complete soon, and in large ones
-a cell holds what is alike in a longer past, so that fewer have to be looked into. A view is covered by the largest
-stretches that lie wholly in it, and a stretch is clustered by itself. So what shares a cell is decided by the text
-of the stretch alone, not by when a reader began, what it has dropped, or how many readers there are. What is left at
-both ends of the view is searched exactly, the newest tokens among it.
+A document is partitioned into stretches at fixed positions, on several scales. Small stretches are complete soon. A
+cell of a large stretch holds similar keys of a longer past, so fewer cells have to be searched. A view is covered by
+the largest stretches that lie wholly in it, and each stretch is clustered by itself. So cells depend only on the text
+of the stretch: not on where a reader began, what it evicted, or how many readers there are. The chunks at both ends of
+the view, which include the newest tokens, are searched exactly.
 """
 
 from dataclasses import dataclass
@@ -19,45 +19,46 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 STRETCHES = (16_384, 65_536, 262_144)
-"""Tokens of a stretch on each scale; each divides the next. Up to one of the smallest is searched exactly at either
-end of a view. Clustering costs the square of the length: with the largest, some 50 µs of CPU a token in all."""
+"""Tokens of a stretch on each scale; each scale divides the next. Up to one stretch of the smallest scale is searched
+exactly at either end of a view. Clustering takes time quadratic in the length: about 50 µs of CPU per token in all for
+the largest scale."""
 
 CELL_CHUNKS = 256
-"""Chunks of a cell, on average. Small cells are probed closely, but every query is compared with every cell's mean."""
+"""Mean number of chunks of a cell. Small cells fit a query better, but every query is compared with every mean."""
 
 ASSIGNED_CHUNKS = 16_384
-"""Compared with all means at a time: distances to 1,024 of them take 64 MB."""
+"""Chunks assigned to cells at a time: their distances to 1,024 means take 64 MB."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The chunks of one stretch by cell."""
+    """Cells of the chunks of one stretch."""
 
     means: Float32[Tensor, "index_heads cells index_dim"]
     cell_of: Int64[Tensor, "index_heads chunks"]
 
     @property
     def num_bytes(self) -> int:
-        """With the lists that are made of it."""
+        """Bytes of the arrays, including `members`."""
         return self.means.nbytes + 2 * self.cell_of.nbytes
 
     @cached_property
     def members(self) -> Int64[Tensor, "index_heads chunks"]:
-        """Chunks by cell, oldest first in each."""
+        """Chunks sorted by cell, and by age within a cell, oldest first."""
         return self.cell_of.argsort(dim=1, stable=True)
 
     @cached_property
     def sizes(self) -> Int64[Tensor, "index_heads cells"]:
-        """Chunks of each cell."""
+        """Number of chunks of each cell."""
         num_cells = self.means.shape[1]
-        return torch.stack([torch.bincount(of_head, minlength=num_cells) for of_head in self.cell_of])
+        return torch.stack([torch.bincount(head_cells, minlength=num_cells) for head_cells in self.cell_of])
 
     def narrow(self, num_chunks: int) -> "Cells":
-        """The first chunks alone, in the same cells."""
+        """Return the cells of the first `num_chunks` chunks."""
         return self if num_chunks >= self.cell_of.shape[1] else Cells(self.means, self.cell_of[:, :num_chunks])
 
     def with_keys(self, first: int, keys: Float[Tensor, "index_heads changed index_dim"]) -> "Cells":
-        """The same cells after some chunks were given other keys."""
+        """Return cells with the same means, in which the chunks from `first` on are assigned by their new keys."""
         cell_of = self.cell_of.clone()
         cell_of[:, first : first + keys.shape[1]] = nearest_means(keys, self.means)
         return Cells(self.means, cell_of)
@@ -65,18 +66,18 @@ class Cells:
 
 @dataclass(frozen=True)
 class KeyCells:
-    """The stretches that lie wholly in a view, each with the index of its first chunk; ascending."""
+    """Stretches that lie wholly in a view, each with the index of its first chunk, in ascending order."""
 
     stretches: tuple[tuple[int, Cells], ...]
 
     def narrow(self, num_chunks: int) -> "KeyCells":
-        """Without the chunks behind so many."""
+        """Return the cells of the first `num_chunks` chunks of the view."""
         return KeyCells(
             tuple((first, cells.narrow(num_chunks - first)) for first, cells in self.stretches if first < num_chunks)
         )
 
     def with_keys(self, first: int, keys: Float[Tensor, "index_heads changed index_dim"]) -> "KeyCells":
-        """The same cells after the chunks from `first` on were given other keys."""
+        """Return cells with the same means, in which the chunks from `first` on are assigned by their new keys."""
         changed = []
         for start, cells in self.stretches:
             begin, end = max(first, start), min(first + keys.shape[1], start + cells.cell_of.shape[1])
@@ -85,7 +86,7 @@ class KeyCells:
         return KeyCells(tuple(changed))
 
     def outside(self, num_chunks: int) -> Int64[Tensor, " outside"]:
-        """Those of the first `num_chunks` that are in no stretch."""
+        """Return those of the first `num_chunks` chunks that are in no stretch, in ascending order."""
         inside = torch.zeros(num_chunks, dtype=torch.bool)
         for first, cells in self.stretches:
             inside[first : first + cells.cell_of.shape[1]] = True
@@ -93,19 +94,19 @@ class KeyCells:
 
 
 def cover(start_token: int, end_token: int) -> list[tuple[int, int]]:
-    """The largest stretches that lie wholly in `[start_token, end_token)`: first token and length of each, in order."""
+    """Return first token and length of the largest stretches wholly in `[start_token, end_token)`, in order."""
     smallest = STRETCHES[0]
-    covered, at = [], -(-start_token // smallest) * smallest
-    while at + smallest <= end_token:
-        length = max(each for each in STRETCHES if at % each == 0 and at + each <= end_token)
-        covered.append((at, length))
-        at += length
+    covered, first = [], -(-start_token // smallest) * smallest
+    while first + smallest <= end_token:
+        length = max(scale for scale in STRETCHES if first % scale == 0 and first + scale <= end_token)
+        covered.append((first, length))
+        first += length
     return covered
 
 
 def nearest_means(
     keys: Float[Tensor, "index_heads chunks index_dim"], means: Float32[Tensor, "index_heads cells index_dim"]
 ) -> Int64[Tensor, "index_heads chunks"]:
-    """By Euclidean distance; of equal ones the first."""
+    """Return the nearest mean of each key by Euclidean distance; the first one if several are equally near."""
     distances = means.square().sum(dim=2)[:, None] - 2 * torch.einsum("hcd,hmd->hcm", keys.float(), means)
     return distances.argmin(dim=2)

@@ -1,5 +1,6 @@
-"""Reading retrieved rows in C (`native/gather.c`): for scoring on the CPU, where no gradient is wanted."""
+"""Gather of retrieved rows in C (`native/gather.c`), for scoring on the CPU without gradients."""
 
+import ctypes
 from collections.abc import Callable
 
 import torch
@@ -7,15 +8,19 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from longmem.retrieval.gather import TORCH_GATHER, AbstractGather
-from longmem.retrieval.native.build import KINDS, native_library
-from longmem.retrieval.native.threads import in_threads
+from longmem.retrieval.native.build import native_library
+from longmem.retrieval.native.params import DTYPES, GatherParams, row_matrix
+from longmem.retrieval.native.threads import run_threads
 
 
 class NativeGather(AbstractGather):
-    """Leaves to torch what it cannot do: gradients, queries and weights that are not float32, other devices than the
-    CPU.
+    """Gather in C. Falls back to torch for gradients, for queries or weights that are not float32, and for devices
+    other than the CPU.
 
     The results differ from torch's by the rounding of sums in another order.
+
+    Raises:
+        ConfigError: The C library cannot be built (no C compiler).
     """
 
     def __init__(self) -> None:
@@ -27,9 +32,9 @@ class NativeGather(AbstractGather):
         ids: Int64[Tensor, "tokens heads retrieved"],
         rows: Shaped[Tensor, "kv_heads rows head_dim"],
     ) -> Float[Tensor, "tokens heads retrieved"]:
-        if not _in_c(queries, rows):
+        if not _runs_natively(queries, rows):
             return TORCH_GATHER.products(queries, ids, rows)
-        return _run(self._library.longmem_products, queries, ids, rows, torch.empty(ids.shape))
+        return _gather(self._library.longmem_products, queries, ids, rows, torch.empty(ids.shape))
 
     def mixtures(
         self,
@@ -37,35 +42,44 @@ class NativeGather(AbstractGather):
         ids: Int64[Tensor, "tokens heads retrieved"],
         rows: Shaped[Tensor, "kv_heads rows head_dim"],
     ) -> Float[Tensor, "tokens heads head_dim"]:
-        if not _in_c(weights, rows):
+        if not _runs_natively(weights, rows):
             return TORCH_GATHER.mixtures(weights, ids, rows)
-        return _run(self._library.longmem_mixtures, weights, ids, rows, torch.empty(*ids.shape[:2], rows.shape[2]))
+        return _gather(self._library.longmem_mixtures, weights, ids, rows, torch.empty(*ids.shape[:2], rows.shape[2]))
 
 
-def _in_c(left: Tensor, rows: Tensor) -> bool:
-    plain = left.dtype == torch.float32 and left.device.type == "cpu" and rows.dtype in KINDS
+def _runs_natively(left: Tensor, rows: Tensor) -> bool:
+    plain = left.dtype == torch.float32 and left.device.type == "cpu" and rows.dtype in DTYPES
     return plain and not (torch.is_grad_enabled() and left.requires_grad)
 
 
-def _run(
+def _gather(
     function: Callable[..., None],
     left: Float32[Tensor, "tokens heads inner"],
     ids: Int64[Tensor, "tokens heads retrieved"],
     rows: Shaped[Tensor, "kv_heads rows head_dim"],
-    out: Float32[Tensor, "tokens heads outer"],
+    output: Float32[Tensor, "tokens heads outer"],
 ) -> Float32[Tensor, "tokens heads outer"]:
-    """Threads take ranges of tokens."""
+    """Fill `output` with a C function, a range of tokens in each thread, and return it."""
     left, ids = left.contiguous(), ids.contiguous()
     if rows.stride(2) != 1:
         rows = rows.contiguous()
     num_tokens, heads, retrieved = ids.shape
+    first_head = row_matrix(rows[0])
 
-    def of_tokens(first: int, last: int) -> None:
-        function(
-            *(left[first:].data_ptr(), ids[first:].data_ptr()),
-            *(rows.data_ptr(), rows.stride(1), rows.stride(0), KINDS[rows.dtype]),
-            *(last - first, heads, heads // len(rows), retrieved, rows.shape[2], out[first:].data_ptr()),
+    def gather_tokens(first: int, last: int) -> None:
+        params = GatherParams(
+            input=left[first:].data_ptr(),
+            ids=ids[first:].data_ptr(),
+            rows=first_head,
+            head_stride=rows.stride(0),
+            num_tokens=last - first,
+            num_heads=heads,
+            group_size=heads // len(rows),
+            num_ids=retrieved,
+            dim=rows.shape[2],
+            output=output[first:].data_ptr(),
         )
+        function(ctypes.byref(params))
 
-    in_threads(of_tokens, num_tokens)
-    return out
+    run_threads(gather_tokens, num_tokens)
+    return output

@@ -1,7 +1,7 @@
-"""Which tokens of a memory the retrieved chunks stand for, and which tokens came next.
+"""Token positions of retrieved chunks.
 
-A view keeps chunks of `chunk` slots, of which a short chunk fills only some. Counting only real tokens, oldest first,
-gives each its *place*: the token after place p is place p + 1, whatever the chunks are.
+A view stores chunks of `chunk` slots; a short chunk fills only some of them. The position of a token counts the real
+tokens of the view before it, so the token after position p has position p + 1 for any chunking.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,31 @@ from longmem.memory.view import MemoryView
 
 @dataclass(frozen=True)
 class RetrievedPositions:
-    """The tokens of retrieved chunks; `retrieved` is slots · chunk."""
+    """Token positions of the retrieved chunks, relative to the start of the view; `retrieved` is slots · chunk."""
 
     index: Int64[Tensor, "tokens heads retrieved"]
-    """Place of each token; 0 where `valid` is false."""
+    """Position of each token; 0 where `valid` is false."""
     valid: Bool[Tensor, "tokens heads retrieved"]
-    """False for missing slots, padding and, if continuations are asked for, the newest token, which has none yet."""
+    """False for missing slots and padding. If continuations are read, also for the newest token, which has none yet."""
 
 
 def num_searchable(view: MemoryView, continued: bool) -> int:
-    """Chunks that may be retrieved: all, or with `continued` those with a token whose continuation is known. Only the
-    newest chunk can have none."""
+    """Return the number of chunks that may be retrieved.
+
+    These are all chunks; or with `continued`, those with a token whose continuation is known. Only the newest chunk can
+    have no such token.
+    """
     if view.num_chunks and continued and int(view.lengths[-1]) == 1:
         return view.num_chunks - 1
     return view.num_chunks
 
 
 def places_of(chunk_ids: Int64[Tensor, "tokens heads slots"], view: MemoryView, continued: bool) -> RetrievedPositions:
-    """Every token of the chunks, in slot order; every chunk id (but -1) must be below `num_searchable`."""
+    """Return the position of every token of the chunks, in slot order.
+
+    Args:
+        chunk_ids: Ids below `num_searchable`, or -1 for a missing slot.
+    """
     offsets = torch.arange(view.chunk_size, device=chunk_ids.device)
     first = view.lengths.cumsum(0) - view.lengths
     ids = chunk_ids.clamp(min=0)

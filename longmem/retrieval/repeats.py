@@ -1,15 +1,15 @@
-"""Exact repeats: where in a memory the last tokens of a reader stand again.
+"""Exact repeats: positions in a memory where the last tokens before a reading token occur again.
 
     memory   … the old mill stood … the old man …       reader   … the old ▸
 
-    one token again:  the newest places of "old" after another word than "the"
-    two tokens again: both places above;  four or more: wherever so many stand again
+    match of 1 token:   the newest positions of "old" after another word than "the"
+    match of 2 tokens:  both positions above; for 4 or more, the positions with that many equal tokens
 
-Similar keys find what is alike; equal tokens find what was said, however long ago and whatever stood around it.
+Similar keys find similar text. Equal tokens find literal repeats, at any distance and in any context.
 
-The index is one sorted list for each of `LENGTHS`: above, the hash of so many tokens, below, the place where they end.
-One sort orders by both, and bisection finds the newest place of a hash. What it finds is compared token by token, so a
-collision can only cost a slot.
+The index is one sorted list for each of `LENGTHS`. The upper bits of an entry are the hash of that many tokens, the
+lower bits the position where they end. One sort orders by both, and bisection finds the newest position of a hash.
+Positions found are compared token by token, so a hash collision can only cost a slot.
 """
 
 from collections.abc import Iterator
@@ -23,41 +23,46 @@ from torch import Tensor
 from longmem.config import REPEAT_MEMORY_TOKENS
 
 LENGTHS = (1, 2, 4, 8)
-"""Equal tokens, the reader's own among them. Each is twice the one before: so the hashes are made."""
+"""Numbers of equal tokens, including the reading token. The hashes need each length to be twice the previous one."""
 LONGEST = 16
-"""Runs are counted up to here."""
-_PLACE_MASK = np.uint64(REPEAT_MEMORY_TOKENS)
-"""24 bits for the place leave 40 for the hash."""
+"""Largest run length that is counted."""
+_POSITION_MASK = np.uint64(REPEAT_MEMORY_TOKENS)
+"""Bits of the position: 24 bits, which leave 40 for the hash."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 over the golden ratio, whose bits look random: leading bits of a product with it depend on all bits."""
+"""2^64 divided by the golden ratio (Fibonacci hashing): the upper bits of a product with it depend on all bits."""
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """What each reading token found; `found` is len(LENGTHS) · slots: by length, and newest first for each."""
+    """Matches of each reading token; `found` is len(LENGTHS) · slots, ordered by length, then newest first."""
 
     index: Int64[Tensor, "tokens found"]
-    """Place in the memory; 0 where `valid` is false."""
+    """Position in the memory; 0 where `valid` is false."""
     valid: Bool[Tensor, "tokens found"]
     runs: Int64[Tensor, "tokens found"]
-    """Equal tokens up to the place and up to the reader, at most LONGEST; 0 where `valid` is false."""
+    """Number of equal tokens that end at the position and at the reader, at most LONGEST; 0 where `valid` is false."""
 
 
 class RepeatIndex:
-    """Where every run of tokens of one memory ends. Costs one sort of 8 bytes a token for each length."""
+    """Index of all runs of tokens of one memory. Costs one sort of 8 bytes per token for each length."""
 
-    def __init__(self, text: Int64[Tensor, " places"]) -> None:
-        """`text`: all tokens of the memory, oldest first."""
-        assert len(text) <= REPEAT_MEMORY_TOKENS, f"{len(text)} tokens, at most {REPEAT_MEMORY_TOKENS} have a place"
+    def __init__(self, text: Int64[Tensor, " memory"]) -> None:
+        """Build the index.
+
+        Args:
+            text: All tokens of the memory, oldest first.
+        """
+        assert len(text) <= REPEAT_MEMORY_TOKENS, f"{len(text)} tokens, at most {REPEAT_MEMORY_TOKENS} have a position"
         self._text = text
-        places = np.arange(len(text), dtype=np.uint64)
-        self._entries = [np.sort(hashes | places) for hashes in _hashes(text)]
+        positions = np.arange(len(text), dtype=np.uint64)
+        self._entries = [np.sort(hashes | positions) for hashes in _hashes(text)]
 
     def find(self, context: Int64[Tensor, " context"], num_reading: int, slots: int) -> Repeats:
-        """At most `slots` places for each length: those where the run has this length and not the next one.
+        """Find at most `slots` positions for each length: those where the run has this length but not the next one.
 
-        `context` follows the memory, and its last `num_reading` tokens read. What follows a place is in the memory or
-        the first token of `context`, which every reader knows.
+        Args:
+            context: Tokens after the memory. The last `num_reading` of them read. The token after a match is in the
+                memory or the first of `context`, so every reader knows it.
         """
         text = torch.cat([self._text, context])
         num_tail = min(len(text), num_reading + LENGTHS[-1])
@@ -78,10 +83,10 @@ def run_lengths(
     readers: Int64[Tensor, " tokens"],
     longest: int,
 ) -> Int64[Tensor, "*found"]:
-    """How many tokens ending at each place equal those ending at the reader of its row, counted up to `longest`."""
+    """Count the equal tokens that end at each position and at the reader of its row, up to `longest`."""
     if longest == 0:
         return torch.zeros_like(index)
-    # row i: the tokens that end at place i - 1, where -1 stands for those before the first
+    # row i: the tokens that end at position i - 1; -1 before the first token
     ends = torch.cat([text.new_full((longest,), -1), text]).unfold(0, longest, 1)
     here = ends[readers + 1].view(-1, *[1] * (index.ndim - 1), longest)
     equal = (ends[index + 1] == here).flip(-1).to(torch.uint8)
@@ -90,24 +95,26 @@ def run_lengths(
 
 
 def _hashes(text: Int64[Tensor, " text"]) -> Iterator[UInt64[np.ndarray, " text"]]:
-    """For each length, hashes of the tokens that end at each place, with room for a place below. The first places have
-    fewer tokens before them; no run of that length ends there."""
+    """Yield, for each length, the hash of the tokens that end at each position, with zeros in the bits of the position.
+
+    The first `length - 1` positions have fewer tokens before them; no run of that length ends there.
+    """
     mixed = (text.cpu().numpy().astype(np.uint64) + np.uint64(1)) * _FACTOR
     for length in LENGTHS:
         if length > 1:
             older = np.zeros_like(mixed)
             older[length // 2 :] = mixed[: -(length // 2)]
             mixed = ((mixed ^ (mixed >> np.uint64(29))) + older) * _FACTOR
-        yield mixed & ~_PLACE_MASK
+        yield mixed & ~_POSITION_MASK
 
 
 def _newest(
-    entries: UInt64[np.ndarray, " places"], asked: UInt64[np.ndarray, " tokens"], slots: int
+    entries: UInt64[np.ndarray, " memory"], asked: UInt64[np.ndarray, " tokens"], slots: int
 ) -> Int64[np.ndarray, "tokens slots"]:
-    """The last places of each hash, -1 where there are no more."""
+    """Return the newest positions of each hash, or -1 where there are no more."""
     if not len(entries):
         return np.full((len(asked), slots), -1)
-    at = np.searchsorted(entries, asked | _PLACE_MASK, side="right")[:, None] - 1 - np.arange(slots)
+    at = np.searchsorted(entries, asked | _POSITION_MASK, side="right")[:, None] - 1 - np.arange(slots)
     there = entries[at.clip(min=0)]
-    same = (at >= 0) & (there & ~_PLACE_MASK == asked[:, None])
-    return np.where(same, (there & _PLACE_MASK).astype(np.int64), -1)
+    same = (at >= 0) & (there & ~_POSITION_MASK == asked[:, None])
+    return np.where(same, (there & _POSITION_MASK).astype(np.int64), -1)

@@ -1,4 +1,4 @@
-"""Exact search with one matrix product and one top-k per head; runs where the queries are."""
+"""Exact search with one matrix product and one top-k per head, on the device of the queries."""
 
 import torch
 from jaxtyping import Float, Float32
@@ -9,12 +9,12 @@ from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
 
 SCORE_BYTES = 16 * 2**20
-"""Scores held at a time. The whole matrix of 1,024 tokens and 16,384 chunks would be 64 MB for each head, and
-allocating it costs a third of the search."""
+"""Bytes of the scores computed at a time. The whole matrix of 1,024 tokens and 16,384 chunks would have 64 MB for each
+head, and its allocation would cost a third of the search."""
 
 
 class TorchSearch(AbstractChunkSearch):
-    """Brute force, exact up to float32 rounding. Equal scores go to whichever chunk `torch.topk` names first."""
+    """Brute force, exact up to float32 rounding. `torch.topk` decides the order of equal scores."""
 
     @torch.no_grad()
     def search(
@@ -22,8 +22,8 @@ class TorchSearch(AbstractChunkSearch):
         queries: Float32[Tensor, "tokens heads head_dim"],
         chunk_keys: Float[Tensor, "kv_heads chunks head_dim"],
         num_slots: int,
-        sketch: KeySketch | None = None,  # noqa: ARG002 - brute force needs none
-        cells: KeyCells | None = None,  # noqa: ARG002 - nor these
+        sketch: KeySketch | None = None,  # noqa: ARG002 - not needed by brute force
+        cells: KeyCells | None = None,  # noqa: ARG002 - read by approximate search only
     ) -> ChunkHits:
         num_tokens, heads, _ = queries.shape
         kv_heads, num_chunks, _ = chunk_keys.shape

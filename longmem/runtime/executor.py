@@ -103,12 +103,12 @@ class AbstractExecutor(ABC):
         """Start a task. `put` and `score` require that the segment's `encode` has completed; `score` also requires that
         its past is stored."""
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:  # noqa: B027 - unused in one process
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:  # noqa: B027 - unused in one process
         """Give the executor the current backlog, used only for load balancing; does not affect results.
 
         Args:
             unscored_segments: segments that are encoded and not scored yet.
-            num_left: upper bound of segments still to be submitted for encoding, or None if unknown.
+            unsubmitted_segments: upper bound of segments still to be submitted for encoding, or None if unknown.
         """
 
     @abstractmethod
@@ -144,7 +144,7 @@ class AbstractExecutor(ABC):
         them."""
 
     @abstractmethod
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         """Delete a document from the store."""
 
     @abstractmethod
@@ -291,9 +291,9 @@ class InlineExecutor(AbstractExecutor):
     def trim(self, key: DocumentKey, first_segment: int) -> None:
         self._store.trim(key, first_segment)
 
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         self._store.delete(key)
-        self._windows.forget(key)
+        self._windows.evict(key)
 
     def close(self) -> None:
         self._writer.shutdown()

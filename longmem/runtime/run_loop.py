@@ -59,8 +59,8 @@ class RunLoop:
     def submit(self) -> None:
         """Submit every task that may start now."""
         for stage, segment in self._scheduler.start(self._slots):
-            num_left = self._scheduler.num_waiting if self._all_admitted() else None
-            self._executor.set_backlog(self._scheduler.lag_segments, num_left)
+            unsubmitted_segments = self._scheduler.num_waiting if self._all_admitted() else None
+            self._executor.set_backlog(self._scheduler.lag_segments, unsubmitted_segments)
             self._executor.submit(stage, segment)
 
     def wait(self, timeout_s: float) -> None:

@@ -138,7 +138,7 @@ class MemoryReader(nn.Module):
         queries."""
         if self._config.query == "side":
             return nn.functional.normalize(side_queries, dim=-1) if self._config.keys == "unit" else side_queries
-        placed = self.key_space.place(own_keys).to(side_queries.dtype)
+        placed = self.key_space.transform(own_keys).to(side_queries.dtype)
         query_map = self.query_map.to(placed.dtype)
         if self._config.retrieval == "joint":
             mapped = placed.flatten(1) @ query_map[0].T

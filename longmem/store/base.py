@@ -1,8 +1,8 @@
-"""The promise that every memory store keeps; `tests/contract/test_store.py` runs on all of them.
+"""Contract of every memory store; `tests/contract/test_store.py` runs on all of them.
 
-A store knows blocks, documents and namespaces. It knows nothing of models, queries or attention: a reader takes
-blocks out with `read` and searches them in its own memory (`longmem.memory.window`), because shipping queries to
-the store and gathered keys back costs about 60 times more bytes than holding each block once.
+A store handles blocks, documents and namespaces, and no models, queries or attention. A reader fetches blocks with
+`read` and searches them in its own memory (`longmem.memory.window`). Sending queries to the store and gathered keys
+back would cost about 60 times more bytes than holding each block once.
 """
 
 from abc import abstractmethod
@@ -27,74 +27,77 @@ from longmem.stored_format import STORED_TYPES, num_not_finite, stored_width
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
 OF_ONE_BLOCK = (ConflictError, NumericError, QuotaError)
-"""Errors that one of several blocks may meet and the others not."""
+"""Errors that concern a single block of several."""
 
 
 class AbstractMemoryStore(AbstractDocumentSource):
     """Blocks of documents in namespaces.
 
-    Promises:
+    Guarantees:
 
-    - **Immutable.** Once `put` returned, `read` gives those very bytes until the document is deleted.
-    - **Idempotent.** The same (namespace, document, segment) may be put again after a retry: the first block stays,
-      the receipt says `duplicate=True`. It is a ConflictError if the *token ids* or the position differ; keys and
-      values may differ in the last bits (another CPU), and then the first ones stay.
-    - **All or nothing.** A block is visible whole or not at all, also after `kill -9` in the middle of `put`.
-    - **Isolated.** No call with one key ever returns or removes anything of another key.
-    - **One model.** The first block fixes the store's fingerprint; blocks with another one are refused.
-    - **Read your writes.** What `put` acknowledged is visible to the next call of any thread or process.
+    - **Immutable.** Once `put` returned, `read` gives the same bytes until the document is deleted.
+    - **Idempotent.** The same (namespace, document, segment) may be put again by a retry: the first block stays, and
+      the receipt has `duplicate=True`. Different *token ids* or another position raise ConflictError. Keys and values
+      may differ in the last bits (another CPU); the first ones stay.
+    - **Atomic.** A block is visible completely or not at all, even after `kill -9` during `put`.
+    - **Isolated.** No call with one key returns or removes data of another key.
+    - **One model.** The first block fixes the store's fingerprint; blocks with another one are rejected.
+    - **Read your writes.** A block that `put` acknowledged is visible to the next call of any thread or process.
     - **Thread-safe.** Every method may be called from several threads at once.
-    - **One winner.** Of several puts of one block at the same moment, by threads or processes, exactly one is told that
-      it is new; of several forks into one document exactly one succeeds.
+    - **One winner.** If threads or processes put one block concurrently, exactly one receipt has `duplicate=False`. If
+      they fork into one document concurrently, exactly one fork succeeds.
 
     Damage is an error (CorruptionError), never a number.
     """
 
     @abstractmethod
     def put(self, block: KVBlock) -> PutReceipt:
-        """Accept one block; returns when it is visible to every reader.
+        """Store one block, and return once it is visible to every reader.
 
         Raises NumericError for NaN or infinity, ConflictError, FingerprintError, StoreError (disk full, read-only).
         Segments of one document may arrive in any order.
         """
 
     def put_all(self, blocks: Sequence[KVBlock]) -> list[PutReceipt]:
-        """Accept several blocks, which a store may do faster than one after the other; receipts in their order.
+        """Store several blocks, and return their receipts in order. May be faster than one `put` per block.
 
-        Raises what `put` raises for any of them. Each block is then stored whole or not at all; which ones are is not
-        said, and putting them again one by one is safe.
+        Raises the error that `put` raises for any of them. Each block is then stored completely or not at all, it is
+        unspecified which ones are, and putting them again one by one is safe.
         """
         return [self.put(block) for block in blocks]
 
     @abstractmethod
     def documents(self, namespace: str | None = None) -> list[DocumentKey]:
-        """Every document that holds at least one block, sorted; all namespaces when none is given."""
+        """Return every document of a namespace (None: of all) that holds at least one block, sorted."""
 
     @abstractmethod
     def fork(self, source: DocumentKey, target: DocumentKey) -> int:
-        """Make `target` a document with the same blocks as `source`, without copying payload; returns the number
-        of blocks. Later writes or deletes of either do not touch the other.
+        """Make `target` a document with the same blocks as `source`, and return their number. No payload is copied.
+
+        Later writes or deletes of either document do not affect the other.
 
         Raises MissingBlockError for an unknown source, ConflictError when the target already exists.
         """
 
     @abstractmethod
     def delete(self, key: DocumentKey) -> int:
-        """Forget a document; returns the number of blocks removed (0 for an unknown document)."""
+        """Delete a document, and return the number of removed blocks (0 for an unknown document)."""
 
     @abstractmethod
     def trim(self, key: DocumentKey, first_segment: int) -> int:
-        """Forget a document's segments below `first_segment`; returns how many were held. Repeating it changes
-        nothing, and no other document or fork is touched. Storage is freed once no document names a whole payload
-        table any more. A document of which nothing is left is no longer listed."""
+        """Delete a document's segments below `first_segment`, and return how many were stored.
+
+        The call is idempotent and affects no other document or fork. Storage is freed once no document refers to any
+        row of a payload table. A document without segments is no longer listed.
+        """
 
     @abstractmethod
     def verify(self, key: DocumentKey | None = None) -> int:
-        """Read every block (of one document, or of all) and check it; returns how many. Raises CorruptionError."""
+        """Read and check every block (of one document, or of all), and return their number. Raises CorruptionError."""
 
     @abstractmethod
     def num_bytes(self) -> int:
-        """Payload bytes held, as the catalogue counts them (forked blocks once)."""
+        """Return the payload bytes that the catalogue refers to. Forked blocks count once."""
 
     def document(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> "WritableDocument":
         """Return a handle on one document's memory, which need not exist yet."""
@@ -139,8 +142,11 @@ class WritableDocument(DocumentMemory):
 
 
 def check_block(block: KVBlock) -> None:
-    """What every store refuses: a block that is not what its fingerprint says or whose name is not Unicode
-    (StoreError), NaN or infinity (NumericError)."""
+    """Check a block before it is stored.
+
+    Raises StoreError for shapes, types or positions that contradict the fingerprint and for names that are not valid
+    Unicode, and NumericError for NaN or infinity.
+    """
     try:
         f"{block.key}".encode()
     except UnicodeEncodeError as error:
@@ -166,7 +172,7 @@ def check_block(block: KVBlock) -> None:
 
 
 def describe_block(block: KVBlock) -> SegmentInfo:
-    """The catalogue entry of a block."""
+    """Return the catalogue entry of a block."""
     return SegmentInfo(
         key=block.key,
         segment=block.segment,
@@ -179,8 +185,10 @@ def describe_block(block: KVBlock) -> SegmentInfo:
 
 
 def put_each(store: AbstractMemoryStore, blocks: Sequence[KVBlock]) -> list[PutReceipt | LongMemError]:
-    """Several blocks in one commit; each alone where one may be refused and the others not. What came of each, in their
-    order."""
+    """Put several blocks in one commit, and return a receipt or error for each, in order.
+
+    If the error concerns a single block, each block is put in a commit of its own.
+    """
     try:
         return [*store.put_all(blocks)]
     except OF_ONE_BLOCK as error:
@@ -190,7 +198,7 @@ def put_each(store: AbstractMemoryStore, blocks: Sequence[KVBlock]) -> list[PutR
 
 
 def check_fingerprint(stored: Fingerprint | None, offered: Fingerprint) -> None:
-    """Raises FingerprintError when the store holds keys and values of another kind."""
+    """Raise FingerprintError if the stored fingerprint differs from the offered one."""
     if stored is not None and stored != offered:
         raise FingerprintError(
             f"the store was written by another model or with other settings (stored != offered): "
@@ -199,7 +207,7 @@ def check_fingerprint(stored: Fingerprint | None, offered: Fingerprint) -> None:
 
 
 def check_same_tokens(stored: SegmentInfo, block: KVBlock) -> None:
-    """Raises ConflictError unless the stored block holds the same token ids at the same place."""
+    """Raise ConflictError unless the stored block holds the same token ids at the same position."""
     if stored.tokens_checksum != block.tokens_checksum():
         raise ConflictError(
             f"{block.key} segment {block.segment} already holds other tokens ({stored.num_tokens} at "
@@ -209,7 +217,7 @@ def check_same_tokens(stored: SegmentInfo, block: KVBlock) -> None:
 
 
 def with_more(wanted: range, ahead: int, stored: Container[int]) -> range:
-    """`wanted`, and at most `ahead` more segments behind it, up to the first that is not stored."""
+    """Return `wanted`, extended by at most `ahead` stored segments up to the first that is not stored."""
     stop = wanted.stop
     while wanted and stop < wanted.stop + ahead and stop in stored:
         stop += 1
@@ -217,7 +225,7 @@ def with_more(wanted: range, ahead: int, stored: Container[int]) -> range:
 
 
 def missing_blocks(key: DocumentKey, wanted: range, found: Sequence[int]) -> MissingBlockError:
-    """The error for `read` of something that is not stored."""
+    """Return the error of a `read` of segments that are not stored."""
     lacking = sorted(set(wanted) - set(found))
     return MissingBlockError(
         f"{key}: segments {lacking[:5]} of [{wanted.start}, {wanted.stop}) are not stored ({len(lacking)} missing); "

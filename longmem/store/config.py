@@ -1,4 +1,4 @@
-"""Opening a store by name. LanceDB is loaded only when a durable store is asked for."""
+"""Opens a store by name. LanceDB is imported only for a durable store."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,13 @@ IN_MEMORY = "memory://"
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """How to open a store; travels to whoever opens it (a worker of a cluster, a command). Raises ConfigError."""
+    """Settings of a store, sent to the process that opens it. Raises ConfigError."""
 
     uri: str
     durability: Durability = "process"
-    """What an acknowledged block survives: the death of any `process`, or also a `power` cut."""
+    """Failures that an acknowledged block survives: the death of any `process`, or also a `power` cut."""
     max_bytes: int | None = None
-    """Payload bytes that the store may hold; a put beyond them is refused with QuotaError."""
+    """Limit of payload bytes; a put beyond it raises QuotaError. None means no limit."""
 
     def __post_init__(self) -> None:
         if self.durability not in ("process", "power"):
@@ -28,12 +28,14 @@ class StoreSettings:
 
     @staticmethod
     def of(store: "StoreSettings | str") -> "StoreSettings":
-        """A bare URI with default settings; settings as they are."""
+        """Return settings unchanged, and a URI as default settings."""
         return StoreSettings(store) if isinstance(store, str) else store
 
     def open(self) -> AbstractMemoryStore:
-        """`memory://` gives an empty store that lives as long as the process; anything else is a LanceDB folder or
-        URI (`s3://…`, `gs://…`), created by the first put.
+        """Open the store.
+
+        `memory://` gives an empty store in the memory of this process. Anything else is a LanceDB folder or URI
+        (`s3://…`, `gs://…`), which the first put creates.
 
         Raises StoreError when it cannot be created or read, CorruptionError when its tables are damaged.
         """
@@ -47,11 +49,11 @@ class StoreSettings:
 
 
 class MemoryStore:
-    """Where users begin: `with MemoryStore.open("memory.lance") as store: ...`."""
+    """Entry point of the public API: `with MemoryStore.open("memory.lance") as store: ...`."""
 
     @staticmethod
     def open(
         uri: str | Path, *, durability: Durability = "process", max_bytes: int | None = None
     ) -> AbstractMemoryStore:
-        """A store by its name; see `StoreSettings`. Raises ConfigError, StoreError, CorruptionError."""
+        """Open a store; see `StoreSettings`. Raises ConfigError, StoreError, CorruptionError."""
         return StoreSettings(str(uri), durability, max_bytes).open()

@@ -1,4 +1,4 @@
-"""Handle on one document's memory, for readers; `longmem.store.base` adds the methods that change it."""
+"""Read-only handle of one document's memory; `longmem.store.base` adds the writing methods."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ from longmem.types import DocumentKey, SegmentInfo
 
 @dataclass(frozen=True)
 class DocumentMemory:
-    """A document's name in a store. It holds no data of its own: every property asks the store.
+    """A document of a store. It holds no data: every property queries the store.
 
     This class only reads. `store.document("moby-dick")` gives a `WritableDocument`.
     """
@@ -16,11 +16,11 @@ class DocumentMemory:
     store: AbstractDocumentSource
     key: DocumentKey
     read_only: bool = True
-    """True for a text that *follows* the document: it reads the document and adds nothing to it."""
+    """True if a scored text *follows* the document: the document is read, and nothing is added to it."""
 
     @property
     def segments(self) -> list[SegmentInfo]:
-        """Catalogue entries of what is stored, by segment index."""
+        """Catalogue entries of the stored segments, by segment index."""
         return self.store.segments(self.key)
 
     @property
@@ -29,5 +29,5 @@ class DocumentMemory:
         return sum(info.num_tokens for info in self.segments)
 
     def as_read_only(self) -> "DocumentMemory":
-        """Return the same memory, to score or generate a text that comes after it."""
+        """Return a read-only handle, to score or generate a text that follows the document."""
         return replace(self, read_only=True)

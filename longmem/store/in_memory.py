@@ -1,4 +1,4 @@
-"""The reference store: a dictionary and a lock. Obviously right, gone with the process; every test runs on it too."""
+"""Reference store: a dictionary and a lock, without durability. All contract tests also run on it."""
 
 from dataclasses import replace
 from threading import RLock
@@ -20,7 +20,7 @@ from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt, Segment
 
 
 class InMemoryStore(AbstractMemoryStore):
-    """Keeps every promise of AbstractMemoryStore for as long as the process lives, and survives nothing."""
+    """Store in the memory of this process; keeps every guarantee of AbstractMemoryStore until the process ends."""
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self._documents: dict[DocumentKey, dict[int, tuple[SegmentInfo, KVBlock]]] = {}
@@ -124,7 +124,7 @@ class InMemoryStore(AbstractMemoryStore):
 
 
 def _copy(array: np.ndarray) -> np.ndarray:
-    """A read-only copy: the caller may go on changing its own array."""
+    """Return a read-only copy, because the caller may change its array later."""
     copied = np.array(array)
     copied.flags.writeable = False
     return copied

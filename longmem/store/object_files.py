@@ -1,8 +1,8 @@
-"""Single objects of a bucket, beside the tables of a store; and the question whether a bucket keeps its promises.
+"""Single objects of a bucket in addition to the tables of a store, and a check of conditional writes.
 
-Two writers of one table agree on its next version by each creating the same object *unless it exists*. A server that
-ignores this condition acknowledges both and keeps one, and the blocks of the other are gone without an error: such a
-server is refused.
+Two writers of one table agree on its next version by creating the same object *unless it exists*. A server that ignores
+this condition acknowledges both and keeps one, and the blocks of the other are lost silently. Such a server is
+rejected.
 """
 
 from collections.abc import Iterator
@@ -17,29 +17,32 @@ INSTALL = 'pip install "longmem[objectstore]"'
 
 
 class ObjectFiles:
-    """Small objects below one URI. Every method raises StoreError when the place does not answer, or when `obstore`
-    (extra `objectstore`) is not installed to ask it."""
+    """Small objects below one URI.
+
+    Every method raises StoreError when the server does not answer, or when `obstore` (extra `objectstore`) is not
+    installed.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
     def names(self, prefix: str) -> list[str]:
-        """Objects whose name begins so."""
+        """Return the names of objects that begin with `prefix`."""
         with self._translated() as obstore:
             return [each["path"] for page in obstore.list(self._store, prefix) for each in page]
 
     def create(self, name: str) -> None:
-        """Make an empty object; one that is there stays."""
+        """Create an empty object; an existing one is replaced by an empty one."""
         with self._translated() as obstore:
             obstore.put(self._store, name, b"")
 
     def remove(self, name: str) -> None:
-        """Remove an object; it is no error when it is gone."""
+        """Remove an object; a missing one is no error."""
         with self._translated() as obstore, suppress(FileNotFoundError):
             obstore.delete(self._store, name)
 
     def check_conditional_writes(self) -> None:
-        """Create one object twice; the second time must be refused. Raises StoreError when it is not."""
+        """Create one object twice. Raises StoreError unless the server rejects the second creation."""
         name = f".longmem-self-test-{token_hex(8)}"
         with self._translated() as obstore:
             from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -50,7 +53,7 @@ class ObjectFiles:
             except (AlreadyExistsError, PreconditionError):
                 return
             finally:
-                # what could not be removed is a few bytes that are never read
+                # a remaining object costs a few bytes and is never read
                 with suppress(BaseError):
                     obstore.delete(self._store, name)
         raise StoreError(
@@ -73,8 +76,8 @@ class ObjectFiles:
             from obstore.exceptions import BaseError
         except ImportError as error:
             raise StoreError(
-                f"{self.uri}: for what a store in a bucket keeps beside its tables (which writes were acknowledged), "
-                f"and to ask the bucket for conditional writes, longmem needs obstore: {INSTALL}"
+                f"{self.uri}: to record which writes were acknowledged, and to check the bucket for conditional "
+                f"writes, longmem needs obstore: {INSTALL}"
             ) from error
         try:
             yield obstore

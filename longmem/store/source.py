@@ -1,4 +1,4 @@
-"""Reading half of a store's contract: all that a reader, a worker or a text after a document needs."""
+"""Read access in a store's contract: all that readers and texts after a document need."""
 
 from abc import ABC, abstractmethod
 
@@ -19,7 +19,7 @@ class AbstractBlockSource(ABC):
 
 
 class AbstractDocumentSource(AbstractBlockSource):
-    """Source that also says which blocks a document has, and which model wrote them."""
+    """Source that also lists the blocks of a document, and the fingerprint of their model."""
 
     @abstractmethod
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:

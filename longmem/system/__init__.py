@@ -1,1 +1,1 @@
-"""Process-wide settings: memory allocation, OpenMP threads, secrets in texts."""
+"""Process-wide settings: memory allocation, OpenMP threads, redaction of secrets."""

@@ -1,8 +1,8 @@
-"""Redaction: secrets that URIs and settings carry never reach a terminal, a log, a status file, or a result.
+"""Redaction of secrets in URIs and settings, for terminals, logs, status files and results.
 
-Hidden are the user and password of every URI, query parameters and fragments whose name says that they are secret, and
-settings such as `aws_secret_access_key=…`. Percent-encoded URIs, chained ones (`simplecache::s3://…`), URIs in quotes,
-in JSON and in HTML are treated the same way. Text without a secret comes back unchanged, and redacted text does, too.
+It hides the user and password of every URI, query parameters and fragments with the name of a secret, and settings such
+as `aws_secret_access_key=…`. It handles percent-encoded and chained URIs (`simplecache::s3://…`), and URIs in quotes,
+JSON and HTML. Text without secrets stays unchanged, and so does redacted text.
 """
 
 import re
@@ -13,25 +13,25 @@ from urllib.parse import unquote
 HIDDEN = "***"
 
 DATA_FIELDS = frozenset({"document", "example", "work", "answer", "cell", "tokens"})
-"""Fields that hold what an input itself says: results are found and computed by them, so they stay as they are."""
+"""Fields with data of the inputs, by which results are looked up and computed; they are not redacted."""
 
-# a colon, a slash, a question mark, ... as they are, or percent-encoded once or more often
+# a colon, a slash, a question mark, ... plain, or percent-encoded one or more times
 _COLON = r"(?::|%(?:25)*3A)"
 _SLASH = r"(?:\\?/|%(?:25)*2F)"
 _AT = r"(?:@|%(?:25)*40)"
 _EQUALS = r"(?:=|%(?:25)*3D)"
 _SCHEME = rf"(?<=[a-z0-9+.-])(?P<scheme>{_COLON}{_SLASH}{_SLASH})"
-# neither whitespace nor what can end a URI in a text
+# characters that end a URI in a text
 _END = r"\s'\"<>`"
 
 _USER_INFO = re.compile(
     rf"{_SCHEME}(?:"
     # user:password@ and token@, up to the last @ before a slash
     rf"(?P<short>(?:(?!{_SLASH}|%(?:25)*(?:3F|23))[^{_END}?#])+)"
-    # the same behind a third slash, as some file systems write their paths, if there is a password
+    # likewise after a third slash, as in paths of some file systems, if there is a password
     rf"|{_SLASH}(?P<third>(?:(?!{_SLASH}|{_COLON}|%(?:25)*(?:3F|23))[^{_END}?#])*{_COLON}"
     rf"(?:(?!{_SLASH}|%(?:25)*(?:3F|23))[^{_END}?#])+)"
-    # user:password@, where the password holds slashes; unless what follows the colon is the port of a host
+    # user:password@ with slashes in the password, unless the colon is followed by the port of a host
     rf"|(?P<long>(?!(?:[\w.-]+|\[[0-9a-f:.]+\])(?::|%(?:25)*3A)\d{{1,5}}(?:[/?#{_END}]|\\/|%(?:25)*2F|$))"
     rf"(?:(?!{_SLASH}|{_COLON}|%(?:25)*(?:3F|23)|{_AT})[^{_END}?#])*{_COLON}"
     rf"(?:(?!{_COLON}{_SLASH}{_SLASH})[^{_END}?#,])*)"
@@ -48,7 +48,7 @@ _SECRET_NAME = (
     r")"
 )
 _PARAMETER = re.compile(
-    # ? & ; # as they are, percent-encoded, or as JSON and HTML write them
+    # ? & ; # plain, percent-encoded, or escaped as in JSON and HTML
     rf"(?P<name>(?:[?&;#]|%(?:25)*(?:3F|26|3B|23)|\\u0026){_SECRET_NAME}{_EQUALS})"
     rf"(?P<secret>(?:(?!%(?:25)*(?:26|23)|\\u0026|\\)[^&;#{_END}])+)",
     re.IGNORECASE,
@@ -67,14 +67,14 @@ _HEADER = re.compile(
 
 
 LEAST_KNOWN = 6
-"""Characters of a secret that is hidden wherever it appears: a shorter one would be found in other words."""
+"""Minimum characters of a known secret that is hidden everywhere: a shorter one would match parts of words."""
 _known: re.Pattern[str] | None = None
 
 
 def know_secrets(texts: Iterable[str]) -> None:
-    """From now on also hide, wherever they appear, the secrets of the URIs in these texts (a command's arguments).
+    """Hide the secrets of the URIs in these texts (a command's arguments) everywhere from now on.
 
-    Libraries report what they were given without its scheme, or in pieces, where no pattern tells a password.
+    Libraries report URIs without scheme, or in parts, in which no pattern detects a password.
     """
     global _known
     found: set[str] = set()
@@ -89,14 +89,14 @@ def know_secrets(texts: Iterable[str]) -> None:
 
 
 def redacted(text: str) -> str:
-    """`text` with every secret that a URI or a setting in it carries replaced by `***`."""
+    """Return `text` with every secret of its URIs and settings replaced by `***`."""
     if _known is not None:
         text = _known.sub(HIDDEN, text)
     if not any(sign in text for sign in ("=", ":", "%")):
         return text
     before = None
     while text != before:
-        # again where hiding one secret has brought another one to light, as in a URI within a URI
+        # repeat: hiding one secret may make another one match, as in a URI within a URI
         before = text
         text = _USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
         for pattern in (_PARAMETER, _SETTING, _HEADER):
@@ -105,7 +105,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(values: Any) -> Any:
-    """JSON values with every string in them redacted, but for `DATA_FIELDS`."""
+    """Return JSON values with every string redacted, except in `DATA_FIELDS`."""
     if isinstance(values, str):
         return redacted(values)
     if isinstance(values, Mapping):

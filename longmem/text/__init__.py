@@ -1,0 +1,1 @@
+"""Input texts: finding, reading and naming documents, and cutting them into segments."""

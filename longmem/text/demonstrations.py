@@ -1,10 +1,10 @@
-"""Demonstrations as a document: whole examples, packed into segments that are encoded once and read by many items.
+"""Demonstrations as a document: whole examples packed into segments, encoded once and read by many items.
 
     segment 0                      segment 1
     ├ start, demo, demo, demo ┤    ├ demo, demo, demo, demo ┤     …
                               └ free: the next example would not fit
 
-No example is cut. A block may be shorter than its segment; positions that stay free hold nothing and are never read.
+No example is split. A block may be shorter than its segment; free positions hold no tokens and are never read.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from longmem.errors import ConfigError, DocumentError
 from longmem.types import DocumentKey, Segment
 
 Tokens = Int32[np.ndarray, "..."]
-"""Of one example or segment; each has its own length."""
+"""Token ids of one example or segment."""
 
 
 def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | None) -> list[Tokens]:
-    """Return examples in their order, one array of at most `segment_tokens` for each segment; the first one begins with
-    the start token, where there is one, and never with two.
+    """Pack examples in order into one array of at most `segment_tokens` per segment.
 
-    Raises DocumentError for an example that is longer than a segment, or has no tokens.
+    The first segment begins with exactly one start token if there is one. Raises DocumentError for an example that is
+    longer than a segment or has no tokens.
     """
     parts: list[list[Tokens]] = []
     if start_token is not None and not (examples and examples[0][:1].tolist() == [start_token]):
@@ -47,7 +47,7 @@ def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | Non
 
 
 def positions_of(examples: Sequence[Tokens], packed: Sequence[Tokens], segment_tokens: int) -> list[int]:
-    """Where in the document each of the examples begins that were packed."""
+    """Return the position in the document at which each packed example begins."""
     index, used = 0, sum(map(len, packed)) - sum(map(len, examples))
     positions = []
     for example in examples:
@@ -59,7 +59,7 @@ def positions_of(examples: Sequence[Tokens], packed: Sequence[Tokens], segment_t
 
 
 def digest(packed: Sequence[Tokens]) -> str:
-    """XXH3-128 of packed demonstrations: equal for the same tokens in the same segments."""
+    """Return the XXH3-128 of packed demonstrations, which depends on tokens and segment borders."""
     hashed = xxhash.xxh3_128()
     for part in packed:
         hashed.update(f"{len(part)},".encode())
@@ -68,7 +68,7 @@ def digest(packed: Sequence[Tokens]) -> str:
 
 
 def segments_of(key: DocumentKey, packed: Sequence[Tokens], segment_tokens: int) -> list[Segment]:
-    """The document that packed demonstrations make."""
+    """Return packed demonstrations as the segments of a document."""
     segments = []
     for index, part in enumerate(packed):
         tokens = part.copy()
@@ -78,7 +78,7 @@ def segments_of(key: DocumentKey, packed: Sequence[Tokens], segment_tokens: int)
 
 
 def check_fits(segments: Sequence[Segment], memory_tokens: int, what: str) -> None:
-    """Raises ConfigError when a memory of `memory_tokens` would not reach the first of packed demonstrations."""
+    """Raise ConfigError if a memory of `memory_tokens` does not reach back to the first packed demonstration."""
     needed = segments[-1].end_token
     if needed > memory_tokens:
         raise ConfigError(

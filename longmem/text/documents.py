@@ -1,4 +1,4 @@
-"""Reading documents from files, one at a time, so that a folder of any size needs the memory of one document.
+"""Reads documents from files, one at a time, so that a folder of any size needs the memory of one document.
 
     .txt               one document per file
     .jsonl, .ndjson    one document per line: {"text": ..., "id": ...}
@@ -6,10 +6,10 @@
     .parquet           one document per row: columns `text` and, if there, `id`
     folder             all of these below it
 
-All but .parquet may end in .gz, .zst, .bz2 or .xz too. Paths may be local or anything fsspec opens (`s3://…`); a local
-path that exists is local, whatever it spells. `finding` says which files of a folder are read, `naming` which ids they
-get, `opening` how long a document may be. What cannot be read becomes an UnreadableDocument in its place: the job
-reports it and goes on with the next one.
+All but .parquet may also end in .gz, .zst, .bz2 or .xz. Paths may be local or of any file system that fsspec opens
+(`s3://…`); a path that exists locally is local, even if it looks like a URI. `finding` selects the files of a folder,
+`naming` assigns ids, and `opening` limits the length of a document. An unreadable document is yielded as an
+UnreadableDocument: the job reports it and continues with the next one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +31,10 @@ __all__ = [
 
 
 def read_documents(files: Sequence[InputFile]) -> Iterator[Document | UnreadableDocument]:
-    """Yield every document of the files, under ids that all differ: of two with the same id the first is taken, the
-    second is unreadable and gets a name of its own."""
+    """Yield every document of the files, with unique ids.
+
+    A second document with the same id is yielded as unreadable, under a unique name.
+    """
     seen: dict[str, str] = {}
     for file in files:
         for document in read_file(file):
@@ -43,7 +45,7 @@ def read_documents(files: Sequence[InputFile]) -> Iterator[Document | Unreadable
 
 
 def first_document(inputs: Sequence[str]) -> Document | None:
-    """Return the first that can be read, None where there is none. Raises ConfigError like `find_files`."""
+    """Return the first readable document, or None. Raises ConfigError like `find_files`."""
     return next((document for document in read_documents(find_files(inputs)) if isinstance(document, Document)), None)
 
 

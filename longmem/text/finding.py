@@ -1,7 +1,7 @@
-"""Which files the inputs are: folders walked whole, and everything that is not read named with counts.
+"""Finds the files of the inputs: walks folders recursively, and counts all files that are not read.
 
-In a folder, files and folders whose name begins with a dot and `__MACOSX` are never documents. Linked folders are
-followed; a file that is reached twice is read once. Notes about the data (README, LICENSE, …) beside tables, and files
+In a folder, files and folders whose name begins with a dot, and `__MACOSX`, are never documents. Linked folders are
+followed; a file that is reached twice is read once. Notes about the data (README, LICENSE, …) next to tables, and files
 that describe a data set, are left out.
 """
 
@@ -19,33 +19,34 @@ from longmem.text.naming import tell_apart
 from longmem.text.opening import COMPRESSIONS, compression_of, irregular_kind
 
 FORMATS = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "table"}
-"""Format of a file, by the part of its name before the compression."""
+"""Format of a file by its suffix without the compression."""
 EXPECTED = f"{', '.join(FORMATS)}, the first four also with {', '.join(COMPRESSIONS)}"
 
 HIDDEN, NOTES, AGAIN, BROKEN, DENIED = "hidden", "note", "read already", "broken link", "folder that cannot be listed"
 NOTE_NAMES = ("readme", "license", "licence", "copying", "notice", "changelog", "changes", "citation", "authors")
-"""First word of a text file that is a note where there are tables beside it."""
+"""First words of file names that are notes, if the folder also has tables."""
 DESCRIPTIONS = {"dataset_info", "dataset_infos", "dataset_dict", "dataset-metadata", "datapackage", "metadata", "state"}
 """Names of .json files that describe a data set."""
 NUM_EXAMPLES = 3
+"""Names that a message lists per kind."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file to read."""
+    """One input file."""
 
     filesystem: Any
-    """fsspec's; None for a local path."""
+    """File system of fsspec; None for a local path."""
     path: str
     id: str
     suffix: str
-    """Format and compression: `.jsonl.gz`."""
+    """Suffix of format and compression: `.jsonl.gz`."""
 
     @property
     def shown(self) -> str:
         """Name of the file in errors and tables: its local path, or its URI without secrets.
 
-        The URI has its scheme, because redaction recognises no secret without one.
+        The URI keeps its scheme, because redaction needs one to detect secrets.
         """
         if self.filesystem is None:
             return self.path
@@ -55,25 +56,25 @@ class InputFile:
 
     @property
     def kind(self) -> str:
-        """One of FORMATS."""
+        """Format of the file, a value of FORMATS."""
         return FORMATS[self.suffix.removesuffix(compression_of(self.suffix))]
 
 
 @dataclass
 class LeftOut:
-    """Files of the inputs that are not read, by kind: counts and the first names."""
+    """Counts and first names of the files of the inputs that are not read, by kind."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        """Count one more."""
+        """Count one file."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if len(shown := self.examples.setdefault(kind, [])) < NUM_EXAMPLES:
             shown.append(redacted(name.encode("utf-8", "replace").decode("utf-8")))
 
     def add_all(self, other: "LeftOut") -> None:
-        """Count everything of another one."""
+        """Add the counts of another LeftOut."""
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             shown = self.examples.setdefault(kind, [])
@@ -91,13 +92,13 @@ class LeftOut:
         return ", ".join(parts)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return it as a summary holds it: `{".pdf": {"count": 2, "examples": ["a.pdf", "b.pdf"]}}`."""
+        """Return the counts in the form of a summary: `{".pdf": {"count": 2, "examples": ["a.pdf", "b.pdf"]}}`."""
         return {kind: {"count": self.counts[kind], "examples": self.examples[kind]} for kind in sorted(self.counts)}
 
 
 @dataclass(frozen=True)
 class FoundFiles(Sequence[InputFile]):
-    """Files of the inputs in the order they are read, and what is left out."""
+    """Files of the inputs in reading order, and the files left out."""
 
     files: tuple[InputFile, ...]
     left_out: LeftOut
@@ -114,10 +115,9 @@ class FoundFiles(Sequence[InputFile]):
 
 
 def find_files(inputs: Sequence[str]) -> FoundFiles:
-    """Return all files behind the inputs, in the order given and by path within a folder, under ids that differ.
+    """Return all files of the inputs with unique ids, in the order given, and sorted by path within a folder.
 
-    Raises ConfigError for an input that does not exist, has a format that is not supported, or is a folder without
-    documents: known before any work begins.
+    Raises ConfigError for an input that does not exist, has an unsupported format, or is a folder without documents.
     """
     left_out = LeftOut()
     files: list[InputFile] = []
@@ -140,16 +140,16 @@ def find_files(inputs: Sequence[str]) -> FoundFiles:
 
 
 def is_local(name: str) -> bool:
-    """Return whether a path of that name exists here: then it is local, whatever it spells (`a::b.txt`, `#1.txt`)."""
+    """Return True if a local path of that name exists, even one that looks like a URI (`a::b.txt`, `#1.txt`)."""
     return bool(name) and os.path.lexists(name)
 
 
 def suffix_of(name: str) -> str | None:
-    """Return the format and compression that a file's name says, None for one that is not read."""
+    """Return the suffix of format and compression of a file name, or None for an unsupported one."""
     lower = name.lower()
     compression = compression_of(lower)
     form = next((each for each in FORMATS if lower.removesuffix(compression).endswith(each)), None)
-    # a table is compressed inside
+    # Parquet has compression of its own
     return None if form is None or (compression and form == ".parquet") else form + compression
 
 
@@ -166,7 +166,7 @@ def _expand(name: str, left_out: LeftOut) -> list[InputFile]:
     except FileNotFoundError:
         raise ConfigError(f"input not found: {name} (expected a file or folder; see --help for formats)") from None
     except Exception as error:
-        # a remote file system raises what its client does (botocore, aiohttp, …), which no list names
+        # a remote file system raises the errors of its client (botocore, aiohttp, …), which have no common base
         raise ConfigError(f"cannot open input {name}: {str(error) or type(error).__name__}") from error
     if not is_folder:
         return [_one_file(filesystem, path, name)]
@@ -177,7 +177,7 @@ def _expand(name: str, left_out: LeftOut) -> list[InputFile]:
 
 
 def _expand_local(name: str, left_out: LeftOut) -> list[InputFile]:
-    # not resolved: a link is named as the user names it
+    # not resolved: a link keeps the name that the user gave
     path = str(Path(name).absolute())
     try:
         kind = irregular_kind(Path(path).stat().st_mode)
@@ -201,7 +201,7 @@ def _one_file(filesystem: Any, path: str, name: str) -> InputFile:
 def _documents(
     filesystem: Any, name: str, paths: dict[str, str], inside: LeftOut, left_out: LeftOut
 ) -> list[InputFile]:
-    """Return the documents of a folder; `paths` is by path below it. Raises ConfigError where there are none."""
+    """Return the documents of a folder. `paths` maps relative to full paths. Raises ConfigError if there are none."""
     files = []
     for below in paths:
         if (suffix := suffix_of(below)) is None:
@@ -222,8 +222,10 @@ def _documents(
 
 
 def _walk(root: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    """Yield path below `root` and whole path of every file, those behind links last, so that where a file is reached
-    in two ways its own place counts."""
+    """Yield the path relative to `root` and the full path of every file.
+
+    Linked files come last, so that a file reached twice is listed under its own path.
+    """
     visited: set[str] = set()
     files: set[str] = set()
     links: list[tuple[str, str]] = []
@@ -243,19 +245,19 @@ def _walk(root: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
             continue
         visited.add(real)
         for name, entry in _entries(path, below, left_out):
-            place = f"{below}/{name}".lstrip("/")
-            if _is_hidden(name, left_out, place):
+            relative = f"{below}/{name}".lstrip("/")
+            if _is_hidden(name, left_out, relative):
                 continue
             kind = _kind_of(entry)
             if kind not in (None, "folder"):
-                left_out.add(kind or "", place)
+                left_out.add(kind or "", relative)
             elif entry.is_symlink():
-                links.append((place, entry.path))
+                links.append((relative, entry.path))
             elif kind == "folder":
-                folders.append((place, entry.path))
+                folders.append((relative, entry.path))
             else:
                 files.add(f"{real}/{name}")
-                yield place, entry.path
+                yield relative, entry.path
 
 
 def _entries(path: str, below: str, left_out: LeftOut) -> list[tuple[str, os.DirEntry[str]]]:
@@ -270,18 +272,18 @@ def _entries(path: str, below: str, left_out: LeftOut) -> list[tuple[str, os.Dir
 
 
 def _kind_of(entry: os.DirEntry[str]) -> str | None:
-    """Return None for a file, else what it is, or what it is a link to."""
+    """Return None for a regular file, else its kind; a link has the kind of its target."""
     try:
         return irregular_kind(entry.stat().st_mode)
     except OSError:
-        # nothing is there, or links go round in a circle
+        # the target is missing, or links form a cycle
         return BROKEN
 
 
-def _is_hidden(below: str, left_out: LeftOut, place: str | None = None) -> bool:
+def _is_hidden(below: str, left_out: LeftOut, shown: str | None = None) -> bool:
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in below.split("/"))
     if hidden:
-        left_out.add(HIDDEN, below if place is None else place)
+        left_out.add(HIDDEN, below if shown is None else shown)
     return hidden
 
 
@@ -291,7 +293,7 @@ def _is_note(stem: str) -> bool:
 
 
 def _unknown_kind(name: str) -> str:
-    """Return the suffix of a file that is not read: the last part of its name, with the one before a compression."""
+    """Return the suffix of an unsupported file, including the suffix before a compression."""
     base = name.rsplit("/", 1)[-1].lower()
     stem, dot, last = base.removesuffix(compression_of(base)).rpartition(".")
     return f".{last}{compression_of(base)}" if stem and dot else compression_of(base) or "without suffix"

@@ -1,4 +1,4 @@
-"""The documents of one file, by format. What cannot be read stands as an UnreadableDocument in its place."""
+"""Reads the documents of one file by format. Unreadable ones are yielded as UnreadableDocument."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -23,7 +23,7 @@ Documents = Iterator[Document | UnreadableDocument]
 
 
 def read_file(file: InputFile) -> Documents:
-    """Yield the documents of one file, at least one: a file without any is unreadable itself."""
+    """Yield the documents of one file. A file without documents yields one UnreadableDocument."""
     read = {"text": _read_text, "lines": _read_lines, "json": _read_json, "table": _read_table}[file.kind]
     found = False
     try:
@@ -37,7 +37,7 @@ def read_file(file: InputFile) -> Documents:
     except READ_ERRORS as error:
         yield unreadable(file.id, file.shown, f"cannot read {file.shown}: {error}")
     except Exception as error:
-        # a remote file system raises what its client does (botocore, aiohttp, …), which no list names
+        # a remote file system raises the errors of its client (botocore, aiohttp, …), which have no common base
         if file.filesystem is None:
             raise
         yield unreadable(file.id, file.shown, f"cannot read {file.shown}: {type(error).__name__}: {error}")
@@ -67,8 +67,10 @@ def _from_line(file: InputFile, number: int, line: bytes | None) -> Document | U
 
 
 def _read_json(file: InputFile) -> Documents:
-    """Yield from JSON lines where the first line is a whole object, so that a file of any size is read line by line;
-    else from one value: an object, or an array of them, over as many lines as it likes."""
+    """Yield documents of JSON lines if the first line is a complete object, so that files of any size are read by line.
+
+    Otherwise the file is one JSON value over any number of lines: an object, or an array of objects.
+    """
     with open_stream(file.path, file.filesystem) as stream:
         lines = numbered_lines(stream)
         first = next(lines, None)
@@ -125,7 +127,7 @@ def _read_table(file: InputFile) -> Documents:
 
 
 def _from_row(file: InputFile, row: int, values: Any) -> Document | UnreadableDocument:
-    """`values`: a batch of one row."""
+    """Return the document of one row; `values` is a batch of one row."""
     name, source = f"{file.id}:{row}", f"{file.shown} row {row}"
     if values.nbytes > opening.MAX_RECORD_BYTES:
         return unreadable(name, source, f"{source} has {values.nbytes:,} bytes, a row may have {_limit()}")
@@ -167,7 +169,7 @@ def _decoded(name: str, source: str, data: bytes) -> Document | UnreadableDocume
 def _checked(document: Document) -> Document | UnreadableDocument:
     if not document.text.strip():
         return unreadable(document.id, document.source, f"{document.source} is empty: expected some text")
-    # JSON can spell half a surrogate pair, and a file name can be any bytes: no tokenizer and no table takes those
+    # JSON may hold lone surrogates and file names any bytes, which tokenizers and tables do not accept
     for what, text in (("text", document.text), ("id", document.id), ("path", document.source)):
         try:
             text.encode("utf-8")

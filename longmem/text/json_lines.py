@@ -1,6 +1,6 @@
-"""The one reader of JSON lines: documents, in-context examples and suffix examples all come through it.
+"""Reader of JSON lines for documents, in-context examples and suffix examples.
 
-A byte order mark may stand before any line, because files with one are joined; blank lines are skipped.
+Any line may begin with a byte order mark, because files with one may be concatenated. Blank lines are skipped.
 """
 
 import json
@@ -14,7 +14,7 @@ from longmem.text.opening import READ_ERRORS, TooLongError, numbered_lines, open
 
 
 class SpelledNumber(str):
-    """A number of a JSON file as it is spelled there: `1.50` stays `1.50`."""
+    """A number with its spelling in a JSON file: `1.50` stays `1.50`."""
 
     __slots__ = ()
 
@@ -22,7 +22,7 @@ class SpelledNumber(str):
 def parse_json(data: bytes, where: str, *, spelled_numbers: bool = False, expected: str = "JSON") -> Any:
     """Return the value of a JSON text. With `spelled_numbers` numbers are SpelledNumber; NaN and Infinity are floats.
 
-    Raises DocumentError, naming `where`; also for an object with one name twice, of which one value would be lost.
+    Raises DocumentError that names `where`, including for an object with a duplicate name, which would lose a value.
     """
     kind = SpelledNumber if spelled_numbers else None
     try:
@@ -34,7 +34,7 @@ def parse_json(data: bytes, where: str, *, spelled_numbers: bool = False, expect
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these names and values. Raises ValueError for a name that comes twice."""
+    """Return the object of these names and values. Raises ValueError for a duplicate name."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -44,7 +44,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_object(data: bytes | None, where: str, *, spelled_numbers: bool = False, expected: str) -> dict[str, Any]:
-    """Return the object of one line, as `numbered_lines` gives it.
+    """Return the object of one line of `numbered_lines`.
 
     Raises DocumentError for a line that is too long, not UTF-8, not JSON, or JSON that is not an object.
     """
@@ -62,7 +62,7 @@ def parse_object(data: bytes | None, where: str, *, spelled_numbers: bool = Fals
 def read_objects(
     path: Path, *, spelled_numbers: bool = False, expected: str
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield number, place and values of every object in a file of JSON lines, compressed or not.
+    """Yield line number, location text and values of every object in a file of JSON lines, compressed or not.
 
     Raises DocumentError for the first line that is not an object, and for a file that cannot be read.
     """

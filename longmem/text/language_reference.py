@@ -1,4 +1,4 @@
-"""The Python language reference that ships inside every CPython: a real long document on every machine."""
+"""The Python language reference that ships with CPython: a real long document on every machine."""
 
 from pydoc_data.topics import topics
 
@@ -8,6 +8,6 @@ LANGUAGE_REFERENCE_ID = "python-language-reference"
 
 
 def language_reference() -> Document:
-    """All topics of `help()`, in alphabetical order, as one document (about 700 kB, depending on the version)."""
+    """Return all topics of `help()`, in alphabetical order, as one document (about 700 kB, by version)."""
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))
     return Document(LANGUAGE_REFERENCE_ID, text, source="pydoc_data.topics")

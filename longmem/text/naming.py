@@ -1,7 +1,7 @@
-"""Ids of documents: which are given, and how those of files are told apart.
+"""Ids of documents: given ids, and unique ids of files.
 
-A file's id is its name without suffix, or its path below the folder that was given. Where two files would have one id,
-both get as much of the path in front as tells them apart: `1342/text` and `84/text`.
+A file's id is its name without suffix, or its path relative to the input folder. If two files would have the same id,
+both get as many leading path components as make them unique: `1342/text` and `84/text`.
 """
 
 from collections import defaultdict
@@ -16,9 +16,9 @@ INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 
 
 def given_id(value: object, field: str = "id") -> str | None:
-    """Return the id that a row gives itself, None where it gives none: no value, or a text without a visible character.
+    """Return the id in a row, or None for no value and for a text without a visible character.
 
-    Numbers are spelled out, so `1` and `"1"` are one id. Raises DocumentError for anything else.
+    Numbers become text, so `1` and `"1"` are the same id. Raises DocumentError for other types.
     """
     if value is None or (isinstance(value, str) and all(category(each) in INVISIBLE for each in value)):
         return None
@@ -30,10 +30,10 @@ def given_id(value: object, field: str = "id") -> str | None:
 
 
 def tell_apart(names: Sequence[str], stems: Sequence[str], suffixes: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Return one id for each file, equal to its name where no other file of its group has that name.
+    """Return one unique id per file, equal to its name if no other file of its group has that name.
 
-    `names`: ids by themselves. `stems`: whole paths without suffix, which end with the names. Files of one stem differ
-    by suffix and keep it. The result depends on which files there are and on nothing else.
+    `names` are the preferred ids. `stems` are full paths without suffix, which end with the names. Files with the same
+    stem keep their suffix. The result depends only on the set of files.
     """
     levels = [_levels(*each) for each in zip(names, stems, suffixes, strict=True)]
     used = [0] * len(levels)
@@ -47,14 +47,14 @@ def tell_apart(names: Sequence[str], stems: Sequence[str], suffixes: Sequence[st
 
 
 def _levels(name: str, stem: str, suffix: str) -> list[str]:
-    """Return ids of one file, each with more of its path than the one before; at last those with the suffix."""
+    """Return candidate ids of one file, each with one more path component; finally those with the suffix."""
     rest = stem[: len(stem) - len(name)].strip("/").split("/") if stem.endswith(name) else []
     longer = ["/".join([*rest[start:], name]) for start in range(len(rest) - 1, -1, -1) if rest[start]]
     return [name, *longer, *(each + suffix for each in (name, *longer))]
 
 
 def _clashes(keys: Sequence[tuple[str, str]]) -> list[int]:
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)
+    indices: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
-        places[key].append(index)
-    return [index for same in places.values() if len(same) > 1 for index in same]
+        indices[key].append(index)
+    return [index for same in indices.values() if len(same) > 1 for index in same]

@@ -1,6 +1,6 @@
-"""Opening an input file as bytes: regular files only, decompressed by suffix, never more than the limits in memory.
+"""Opens input files as bytes: regular files only, decompressed by suffix, with limits on the bytes in memory.
 
-Decompression is by streams, so that a compressed file of any size needs the memory of one document.
+Decompression is streamed, so that a compressed file of any size needs the memory of one document.
 """
 
 import bz2
@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 
 Stream = Any
-"""Anything binary with `read` and `readline`: Python's files, gzip's, and those of fsspec share no base class."""
+"""Binary file with `read` and `readline`: the files of Python, gzip and fsspec share no base class."""
 
 MAX_TEXT_BYTES = 2**30
-"""Longest text file, decompressed: a longer one is refused, because a document is read whole."""
+"""Maximum bytes of a decompressed text file, because a document is read completely."""
 MAX_RECORD_BYTES = 2**28
-"""Longest line of JSON, row of a table, or JSON array: parsing takes several times its bytes."""
+"""Maximum bytes of a JSON line, a table row or a JSON array: parsing needs several times as many."""
 BLOCK_BYTES = 2**20
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
@@ -31,7 +31,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 def _open_zstd(raw: Any) -> Stream:
-    """Return a stream over all frames of a zstd file; a cut frame is an OSError."""
+    """Return a stream over all frames of a zstd file. A truncated frame raises OSError."""
     return BufferedReader(pa.input_stream(raw, compression="zstd"))
 
 
@@ -41,23 +41,23 @@ COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
-"""Function that opens a compressed file, by the last part of its name. Several members or frames are joined."""
+"""Function that opens a compressed file, by suffix. Several members or frames are concatenated."""
 
 
 class TooLongError(Exception):
-    """A file or line is longer than a limit; the message says which, and the limit."""
+    """A file or line exceeds a limit, which the message names."""
 
 
 def compression_of(name: str) -> str:
-    """Return the part of a file's name that says how it is compressed, or nothing."""
+    """Return the compression suffix of a file name, or an empty string."""
     return next((suffix for suffix in COMPRESSIONS if name.lower().endswith(suffix)), "")
 
 
 @contextmanager
 def open_stream(path: str, filesystem: Any = None) -> Iterator[Stream]:
-    """Open a file's decompressed bytes; `filesystem` is fsspec's, None for a local path.
+    """Open a file's decompressed bytes; `filesystem` is one of fsspec, or None for a local path.
 
-    Raises READ_ERRORS, here and while it is read.
+    Raises READ_ERRORS when opened and when read.
     """
     with ExitStack() as stack:
         raw = stack.enter_context(_open_regular(path) if filesystem is None else filesystem.open(path, "rb"))
@@ -66,7 +66,7 @@ def open_stream(path: str, filesystem: Any = None) -> Iterator[Stream]:
 
 
 def irregular_kind(mode: int) -> str | None:
-    """Return what a file is that has no bytes of its own to read, None for a regular file."""
+    """Return the kind of a file that is not regular, or None for a regular one."""
     kinds = {
         stat.S_IFIFO: "FIFO",
         stat.S_IFSOCK: "socket",
@@ -78,9 +78,9 @@ def irregular_kind(mode: int) -> str | None:
 
 
 def _open_regular(path: str) -> Stream:
-    """Open a local file that is a regular one: opening a FIFO would wait for its writer."""
+    """Open a regular local file. Raises OSError for others: opening a FIFO would block until it has a writer."""
     _require_regular(path, Path(path).stat().st_mode)
-    # it may have become a FIFO since: O_NONBLOCK opens that at once, and means nothing for a regular file
+    # it may have become a FIFO since: O_NONBLOCK opens a FIFO at once, and has no effect on a regular file
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     stream = os.fdopen(descriptor, "rb")
     try:
@@ -109,9 +109,9 @@ def read_whole(stream: Stream, limit: int) -> bytes:
 
 
 def numbered_lines(stream: Stream) -> Iterator[tuple[int, bytes | None]]:
-    """Yield lines with their numbers from 1, without those that are blank; None for one beyond MAX_RECORD_BYTES.
+    """Yield lines that are not blank, with their numbers from 1. A line beyond MAX_RECORD_BYTES is yielded as None.
 
-    A line ends with LF, CR LF, or a lone CR, which cannot stand inside JSON's strings. U+2028 and U+0085 end none.
+    A line ends with LF, CR LF, or a lone CR, which JSON strings cannot contain. U+2028 and U+0085 do not end lines.
     """
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):

@@ -1,4 +1,4 @@
-"""Cutting a document's sequence into segments, so that every token is predicted exactly once."""
+"""Cuts a document's sequence into segments, so that every token is predicted exactly once."""
 
 import numpy as np
 from jaxtyping import Int32
@@ -7,10 +7,10 @@ from longmem.types import DocumentKey, Segment
 
 
 def cut_segments(key: DocumentKey, sequence: Int32[np.ndarray, " tokens"], segment_tokens: int) -> list[Segment]:
-    """Segments of `segment_tokens`; the last one may be short.
+    """Return segments of `segment_tokens` tokens; the last one may be shorter.
 
-    Position i of the sequence predicts token i + 1, across the border of a segment too. So n tokens give n - 1
-    targets, and the first token of the sequence (the start token, where there is one) is never a target.
+    Position i of the sequence predicts token i + 1, also across a segment border. n tokens therefore give n - 1
+    targets, and the first token of the sequence (the start token, if there is one) is never a target.
     """
     assert len(sequence) > 0, f"{key}: an empty sequence has no segments"
     segments = []

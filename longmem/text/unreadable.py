@@ -7,7 +7,7 @@ from longmem.errors import DocumentError
 
 @dataclass(frozen=True)
 class UnreadableDocument:
-    """A document that could not be read, and why."""
+    """A document that could not be read, with the error."""
 
     id: str
     source: str
@@ -15,6 +15,6 @@ class UnreadableDocument:
 
 
 def unreadable(name: str, source: str, message: str) -> UnreadableDocument:
-    """Return the failure of one document, in text that can be written: a file name can be any bytes."""
+    """Return an UnreadableDocument with valid Unicode texts, because a file name can hold any bytes."""
     name, source, message = (text.encode("utf-8", "replace").decode("utf-8") for text in (name, source, message))
     return UnreadableDocument(name, source, DocumentError(message))

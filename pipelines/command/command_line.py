@@ -7,11 +7,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 import typer.core
@@ -27,71 +26,10 @@ from pipelines.command.option_types import OptionValueError
 EXIT_FAILED_DOCUMENTS = 1
 EXIT_BAD_INPUT = 2
 
+Number = TypeVar("Number", int, float)
+
 _USAGE_ERROR: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """The root of the command line's own errors, which some versions of typer bring along and others take from click."""
-
-
-class ComputeDtype(StrEnum):
-    """Type in which the backbone and the SideNet compute."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class JobDtype(StrEnum):
-    """The same for a job, which may choose itself."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    AUTO = "auto"
-
-
-class StoredFormat(StrEnum):
-    """Format in which keys and values are stored."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
-
-
-class SpecialTokenRule(StrEnum):
-    """Meaning of a special token that a text spells."""
-
-    PARSE = "parse"
-    TEXT = "text"
-
-
-class Placement(StrEnum):
-    """How workers are spread over nodes."""
-
-    PACK = "pack"
-    SPREAD = "spread"
-
-
-class Retention(StrEnum):
-    """How long blocks stay in the store."""
-
-    WINDOW = "window"
-    DOCUMENT = "document"
-    FOREVER = "forever"
-
-
-class Durability(StrEnum):
-    """What a stored block survives."""
-
-    PROCESS = "process"
-    POWER = "power"
-
-
-class SearchEngine(StrEnum):
-    """What finds chunks in a reader's window."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    TORCH = "torch"
-    FAISS = "faiss"
-    IVF = "ivf"
 
 
 class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
@@ -207,15 +145,6 @@ def check_inputs(*inputs: str) -> None:
         find_files(absent)
 
 
-def refuse_options(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
-    """Raises ConfigError when the user gave any of these options."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"{options}: {reason}")
-
-
 def check_device(device: str) -> None:
     """Raises ConfigError for a device that torch does not have."""
     import torch
@@ -238,3 +167,11 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             settings[name] = text
     return settings
+
+
+def parse_numbers(text: str, kind: Callable[[str], Number], rule: str) -> tuple[Number, ...]:
+    """Return numbers with commas between them. Raise ConfigError with `rule` and the text for anything else."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{rule} got {text!r}") from None

@@ -1,7 +1,7 @@
-"""Printing: the one place that writes to a terminal, where nothing appears with a secret in it.
+"""Redacted terminal output: the only module that writes to a terminal.
 
-Redaction happens before lines are wrapped, because a URI that is cut in two is no longer recognised, and once more
-where text leaves the process, for what other libraries, warnings and tracebacks print.
+Text is redacted before lines are wrapped, because a URI that is cut in two is no longer recognised. It is redacted
+again where it leaves the process, which covers output of other libraries, warnings and tracebacks.
 """
 
 import json
@@ -20,7 +20,7 @@ from longmem.system.redaction import redacted, redacted_values
 
 
 class RedactingConsole(Console):
-    """A console that redacts every text it lays out, in tables and progress bars too."""
+    """Console that redacts every text that it lays out, including tables and progress bars."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         return super().render(_hidden(renderable), options)
@@ -32,7 +32,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 def printable(text: str) -> str:
-    """Return foreign text on one line, with U+FFFD for every character that a terminal might obey, not show."""
+    """Return foreign text on one line, with U+FFFD for every non-printable (control) character."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
@@ -47,14 +47,14 @@ def say_json(values: Any, *, indent: int | None = None) -> None:
 
 
 def guard_streams() -> None:
-    """Redact all that this process writes to stdout and stderr from now on, tracebacks of bugs included."""
+    """Redact everything that this process writes to stdout and stderr from now on, including tracebacks."""
     sys.stdout = _RedactingStream(sys.stdout)
     sys.stderr = _RedactingStream(sys.stderr)
     sys.excepthook = _print_exception
 
 
 class _RedactingStream:
-    """A text stream whose `write` redacts; everything else is the stream's own."""
+    """Text stream whose `write` redacts; all other attributes are those of the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -72,7 +72,7 @@ class _RedactingStream:
 
 
 def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    # whole, so that no secret is divided among the pieces that the interpreter would write
+    # one write: the interpreter's own pieces could split a secret
     sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
 
 

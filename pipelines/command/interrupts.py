@@ -1,10 +1,10 @@
-"""Interruption: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command in the same way.
+"""Signal handling: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command.
 
-Until a command has something to tidy up, the process ends at once: one line, exit code 130. Within `tidying` the first
-signal raises KeyboardInterrupt, so that workers stop and the job says where it is, and a second one ends the process.
-Whatever a job writes survives SIGKILL, so ending at once costs nothing but the time of the running task.
+Outside `tidying` the process ends at once: one line, exit code 130. Within `tidying` the first signal raises
+KeyboardInterrupt, so that workers stop and the job writes its status. A second signal ends the process. Everything
+that a job writes survives SIGKILL, so an immediate end costs only the time of the running task.
 
-Imports nothing but the standard library: `take_over` has to run before the seconds that torch takes to load.
+This module imports only the standard library: `take_over` has to run before torch is loaded, which takes seconds.
 """
 
 import atexit
@@ -22,20 +22,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE = "interrupted."
 
 SAME_S = 0.5
-"""Signals that come within this time are one: a closed terminal and a batch system send several in a row."""
+"""Seconds within which signals count as one: a closed terminal and a batch system send several in a row."""
 AGAIN_S = 0.02
-"""While a module is imported or a process started, the interruption is tried again so often."""
+"""Interval, in seconds, of retries while a module is imported or a process is started."""
 
 
 class _State:
-    """State of interruptions in this process; only the main thread, where Python runs handlers, writes to it.
+    """Interruption state of this process; only the main thread, where Python runs handlers, writes to it.
 
-    No dataclass: to import those takes longer than all that is imported here, and Ctrl-C is not handled until then.
+    This is no dataclass: importing `dataclasses` takes longer than all imports of this module, and Ctrl-C is not
+    handled until then.
     """
 
     def __init__(self) -> None:
         self.noted_s: float | None = None
-        """Monotonic seconds of the last signal; None: there was none."""
+        """Monotonic seconds of the last signal; None before the first."""
         self.told = False
         self.tidying = 0
         """Depth of `tidying` blocks."""
@@ -45,21 +46,22 @@ _STATE = _State()
 
 
 def take_over() -> None:
-    """Handle all signals that end a command. A signal that the parent process had ignored (`nohup`, a job in the
-    background) stays ignored. Main thread only."""
+    """Install the handlers of all signals that end a command. Main thread only.
+
+    A signal that the parent process ignored (`nohup`, a background job) stays ignored.
+    """
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
     signal.signal(signal.SIGALRM, _try_again)
     sys.unraisablehook = _come_again
-    # runs last of all that runs at exit: the result is printed, and what is left of the interpreter's end is no place
-    # for a handler
+    # runs last at exit: the result is printed, and handlers must not run while the interpreter shuts down
     atexit.register(_let_go)
 
 
 @contextmanager
 def tidying() -> Iterator[None]:
-    """Within the block an interruption raises KeyboardInterrupt, because there is something to tidy up."""
+    """Raise KeyboardInterrupt for an interruption within the block, so that its clean-up runs."""
     _STATE.tidying += 1
     try:
         yield
@@ -68,23 +70,25 @@ def tidying() -> Iterator[None]:
 
 
 def is_interrupted() -> bool:
-    """Return whether a signal has come to a process that `take_over` was called in."""
+    """Return whether a signal has arrived since `take_over` was called."""
     return _STATE.noted_s is not None
 
 
 def say_interrupted(say: Callable[[str], None], more: str = "") -> None:
-    """Print the one line of an interrupted command through `say`, unless it was printed before."""
+    """Print the line of an interrupted command through `say`, unless it was printed before."""
     if not _STATE.told:
         _STATE.told = is_interrupted()
-        # a terminal that is gone takes no line
+        # fails if the terminal is gone
         with suppress(OSError):
             say(f"{LINE} {more}".strip())
 
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within the block the first signal is only noted: the function that is yielded then says True. A second one
-    raises KeyboardInterrupt at once. Main thread only, as all signal handlers."""
+    """Record the first signal within the block instead of raising; a second one raises KeyboardInterrupt at once.
+
+    The yielded function returns True once a signal was recorded. Main thread only.
+    """
     noted = False
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -116,8 +120,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _come_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Repeat an interruption that Python could not raise: within a destructor, or a callback around `fork`, which is
-    where a start of Ray's processes spends its time, an exception is printed and dropped, and the command would go on.
+    """Repeat an interruption that Python could not raise.
+
+    An exception in a destructor, or in a callback around `fork` (where starting Ray spends its time), is printed and
+    dropped, so the command would continue.
     """
     if unraisable.exc_type is KeyboardInterrupt and _STATE.noted_s is not None:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
@@ -130,14 +136,14 @@ def _try_again(_number: int, frame: FrameType | None) -> None:
 
 
 def _raise_where_it_can_be(frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but not within an import or the start of a process; it comes again when that is over.
+    """Raise KeyboardInterrupt; within an import or the start of a process, schedule a retry instead.
 
-    Half of an extension module is turned into an ImportError, or swallows the interruption. Libraries hold locks from
-    the callback before a fork to the one after it.
+    A half-imported extension module raises ImportError or swallows the interruption. Libraries hold locks between their
+    callbacks before and after a fork.
     """
     while frame is not None:
         code = frame.f_code
-        # by its name: `subprocess` itself takes too long to import here
+        # compared by name: importing `subprocess` takes too long here
         starts_process = code.co_name == "_execute_child" and code.co_filename.endswith("subprocess.py")
         if starts_process or code.co_filename.startswith("<frozen importlib"):
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
@@ -156,7 +162,7 @@ def _end_now() -> NoReturn:
 
 
 def _release_terminal(number: int) -> None:
-    """Write nowhere when the terminal is gone: each write would be an error in the middle of the tidying."""
+    """Redirect terminal descriptors to /dev/null after SIGHUP: each write would raise an error during the clean-up."""
     if number != signal.SIGHUP:
         return
     with suppress(OSError):

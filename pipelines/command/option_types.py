@@ -1,8 +1,8 @@
-"""Kinds of options: what a value may be is said where the option is declared, and refused before anything starts.
+"""Parsers of option values: each refuses, before anything starts, a value that its option cannot take.
 
-Each returns what `typer.Option` or `typer.Argument` returns, with a parser that names the option and what it expects.
-`tests/unit/pipelines/test_options.py` walks over every option of every command and holds that it has one of these
-kinds, or is a flag or a choice.
+A parser takes the text of an option and returns its value; a default, which is a value already, passes. The functions
+of `pipelines.command.fields` give each option its parser. `tests/unit/pipelines/test_options.py` walks over the options
+of every command and holds that each has one of these parsers, or is a flag or a choice.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from typing import Any
 import typer
 
 from longmem.system.redaction import redacted
+
+Parser = Callable[[Any], Any]
 
 LARGEST = 2**63 - 1
 """Largest number that torch, Arrow and the store count with."""
@@ -26,8 +28,8 @@ class OptionValueError(typer.BadParameter):
     """A value that an option cannot take; the message goes behind the option's name."""
 
 
-def whole_option(*names: str, least: int = 1, most: int = LARGEST, **settings: Any) -> Any:
-    """A whole number, `least` and `most` included."""
+def whole_parser(least: int = 1, most: int = LARGEST) -> Parser:
+    """Return a parser of whole numbers, `least` and `most` included."""
 
     def parse(value: Any) -> Any:
         if not isinstance(value, str):
@@ -39,11 +41,11 @@ def whole_option(*names: str, least: int = 1, most: int = LARGEST, **settings: A
         _check_range(number, least, most, value)
         return number
 
-    return typer.Option(*names, parser=parse, **settings)
+    return parse
 
 
-def real_option(*names: str, least: float = 0.0, most: float = LONGEST_S, above: bool = False, **settings: Any) -> Any:
-    """A finite number, `least` and `most` included; with `above`, `least` is not."""
+def real_parser(least: float = 0.0, most: float = LONGEST_S, above: bool = False) -> Parser:
+    """Return a parser of finite numbers, `least` and `most` included; with `above`, `least` is not."""
 
     def parse(value: Any) -> Any:
         if not isinstance(value, str):
@@ -59,30 +61,27 @@ def real_option(*names: str, least: float = 0.0, most: float = LONGEST_S, above:
         _check_range(number, least, most, value)
         return number
 
-    return typer.Option(*names, parser=parse, **settings)
+    return parse
 
 
-def text_option(*names: str, **settings: Any) -> Any:
-    """A name, an address, a URI or a list with commas: anything but nothing."""
-    return typer.Option(*names, parser=_parse_text, **settings)
+def parse_text(value: Any) -> Any:
+    """Return a name, an address, a URI or a list with commas; empty text is refused."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise OptionValueError("must not be empty; leave it out for the default, if it has one")
+        if "\0" in value:
+            raise OptionValueError("must not hold a NUL character")
+    return value
 
 
-def path_option(*names: str, **settings: Any) -> Any:
-    """A path on this machine."""
-    return typer.Option(*names, parser=_parse_path, **settings)
-
-
-def text_argument(**settings: Any) -> Any:
-    """Like `text_option`, without a name before it."""
-    return typer.Argument(parser=_parse_text, **settings)
-
-
-def path_argument(**settings: Any) -> Any:
-    """Like `path_option`, without a name before it."""
-    return typer.Argument(parser=_parse_path, **settings)
-
-
-KINDS: tuple[Callable[..., Any], ...] = (whole_option, real_option, text_option, path_option)
+def parse_path(value: Any) -> Any:
+    """Return a path on this machine; a URI is refused."""
+    if not isinstance(value, str):
+        return value
+    text: str = parse_text(value)
+    if "://" in text:
+        raise OptionValueError(f"must be a path on this machine, got {redacted(text)}")
+    return Path(text)
 
 
 def _plain(value: str) -> str:
@@ -98,21 +97,3 @@ def _check_range(number: float, least: float, most: float, given: str) -> None:
         raise OptionValueError(f"must be at least {least:,}, got {given[:80]}")
     if number > most:
         raise OptionValueError(f"must be at most {most:,}, got {given[:80]}")
-
-
-def _parse_text(value: Any) -> Any:
-    if isinstance(value, str):
-        if not value.strip():
-            raise OptionValueError("must not be empty; leave it out for the default, if it has one")
-        if "\0" in value:
-            raise OptionValueError("must not hold a NUL character")
-    return value
-
-
-def _parse_path(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text: str = _parse_text(value)
-    if "://" in text:
-        raise OptionValueError(f"must be a path on this machine, got {redacted(text)}")
-    return Path(text)

@@ -1,203 +1,344 @@
-"""Options that several commands share, so that they read alike everywhere."""
+"""Groups of options that several commands share: base classes of their specs, which combine by inheritance.
+
+A command with another help text or default for an option of a group declares the field again.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 
+from actors.config import ClusterShape, Placement
+from longmem.config import KvDtype, SpecialTokens
 from longmem.errors import ConfigError
-from pipelines.command.command_line import (
-    Durability,
-    JobDtype,
-    Placement,
-    SearchEngine,
-    SpecialTokenRule,
-    StoredFormat,
-    local_or_hub,
+from longmem.store.lance.fsync import Durability
+from pipelines.command.choices import JobDtype, SearchEngine
+from pipelines.command.command_line import check_inputs, local_inputs, local_or_hub, num_cores
+from pipelines.command.fields import (
+    DECIDED_BY_SERVICE,
+    MEMORY_STORE,
+    MODEL,
+    MODEL_SETTING,
+    REQUIRED,
+    WORKERS,
+    Panel,
+    choice_field,
+    flag_field,
+    from_options,
+    marked_fields,
+    path_field,
+    real_field,
+    text_field,
+    whole_field,
 )
-from pipelines.command.option_types import (
-    MOST_THREADS,
-    MOST_WORKERS,
-    path_option,
-    real_option,
-    text_option,
-    whole_option,
-)
+from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
 
 if TYPE_CHECKING:
     # loads torch
     from longmem.model.source import ModelSource
 
-Out = Annotated[Path | None, path_option(help="Output folder.", show_default="longmem-runs/<date-time>")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the job in --out.")]
-ResumeFromStart = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="Leave a finished job in --out as it is; begin one that was interrupted from the start."
-    ),
-]
-Address = Annotated[
-    str,
-    text_option(
-        help="Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
-        "start one), or a cluster address."
-    ),
-]
-Model = Annotated[
-    str | None,
-    text_option(help="LongMem folder, or a Hugging Face backbone (folder or hub id).", show_default="reference model"),
-]
-Adapter = Annotated[
-    Path | None,
-    path_option(
-        help="Folder of a PEFT adapter (LoRA and others) to merge into the backbone; needs `longmem[adapter]`.",
-        show_default="none",
-    ),
-]
-SegmentTokens = Annotated[int | None, whole_option(help="Local context.", show_default="the model's")]
-MemoryTokens = Annotated[
-    int | None, whole_option(help="Past tokens that a segment may read.", show_default="the model's", least=0)
-]
-TopK = Annotated[int | None, whole_option(help="Tokens retrieved per token and head.", show_default="the model's")]
-ChunkTokens = Annotated[
-    int | None, whole_option(help="Tokens that are found and read together.", show_default="the model's")
-]
-KvDtype = Annotated[
-    StoredFormat | None,
-    typer.Option(
-        help="Format of stored keys and values; int8 takes half of float16's bytes.", show_default="the model's"
-    ),
-]
-SpecialTokens = Annotated[
-    SpecialTokenRule | None,
-    typer.Option(
-        help="What a special token is that a text spells, such as <|endoftext|>: parse (the token, as Hugging Face has "
-        "it) or text (its characters).",
-        show_default="the model's, else parse",
-    ),
-]
-NoMemory = Annotated[bool, typer.Option("--no-memory", help="Local context only.")]
-Dtype = Annotated[
-    JobDtype,
-    typer.Option(
-        help="Compute type. auto: bfloat16 where this machine reads at least 1.1 times as fast with it and perplexity "
-        "changes by less than 0.1%, else float32; it measures both and says what it chose."
-    ),
-]
-Search = Annotated[
-    SearchEngine,
-    typer.Option(
-        help="Search engine for chunks; all but ivf, which is for memories far beyond 65,536 tokens, are exact. auto: "
-        "native where this machine has a C compiler and readers have no GPU, else torch."
-    ),
-]
 
-Encoders = Annotated[int, whole_option(help="Encoder actors (writers).", most=MOST_WORKERS)]
-Readers = Annotated[int, whole_option(help="SideNet actors (readers).", most=MOST_WORKERS)]
-Stores = Annotated[int, whole_option(help="Memory store actors; each document belongs to one.", most=MOST_WORKERS)]
-Threads = Annotated[
-    int | None,
-    whole_option(
-        help="Torch threads of each worker.", show_default="cores divided among the workers", most=MOST_THREADS
-    ),
-]
-EncoderGpus = Annotated[float, real_option(help="GPU share of each encoder.", most=64)]
-ReaderGpus = Annotated[float, real_option(help="GPU share of each reader.", most=64)]
-Placed = Annotated[Placement, typer.Option(help="Fill one node after the other, or spread workers over all nodes.")]
-CpuShare = Annotated[
-    float,
-    real_option(
-        help="CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.", above=True, most=1
-    ),
-]
-Elastic = Annotated[
-    bool, typer.Option("--elastic", help="Begin with the workers that fit; the others begin when nodes join.")
-]
-WindowBytes = Annotated[int, whole_option(help="Bytes of memory windows that each reader keeps.")]
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Output folder of a job that continues after an interruption."""
 
-StoreQuotaBytes = Annotated[
-    int | None, whole_option(help="Bytes that the store may hold; a job stops there.", show_default="no limit")
-]
-Durable = Annotated[
-    Durability, typer.Option(help="What stored blocks survive: the death of processes, or also a power cut.")
-]
+    out: Path | None = path_field(None, "Output folder.", shown="longmem-runs/<date-time>")
+    resume: bool = flag_field("Continue the job in --out.")
+
+    @cached_property
+    def folder(self) -> Path:
+        """Folder for the results: a new one, named by the time, where --out is not given."""
+        return self.out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+    @property
+    def resumable_folder(self) -> Path | None:
+        return self.folder
+
+    def check_resume(self) -> None:
+        """Raise ConfigError for a job to resume that is not named."""
+        if self.resume and self.out is None:
+            raise ConfigError("--resume needs --out, the folder of the job to continue")
 
 
-def output_folder(out: Path | None) -> Path:
-    """Where results go."""
-    return out or Path("longmem-runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+@dataclass(frozen=True, kw_only=True)
+class RestartOption:
+    """Choice for a job that has no checkpoints."""
+
+    resume: bool = flag_field("Leave a finished job in --out as it is; begin one that was interrupted from the start.")
 
 
-def check_resume(resume: bool, out: Path | None) -> None:
-    """Raises ConfigError for a job to resume that is not named."""
-    if resume and out is None:
-        raise ConfigError("--resume needs --out, the folder of the job to continue")
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """Changes to a backbone and its tokenizer."""
+
+    PANEL: ClassVar[Panel] = MODEL
+
+    adapter: Path | None = path_field(
+        None,
+        "Folder of a PEFT adapter (LoRA and others) to merge into the backbone; needs `longmem[adapter]`.",
+        shown="none",
+    )
+    special_tokens: SpecialTokens | None = choice_field(
+        None,
+        "What a special token is that a text spells, such as <|endoftext|>: parse (the token, as Hugging Face has it) "
+        "or text (its characters).",
+        MODEL_SETTING,
+        DECIDED_BY_SERVICE,
+        shown="the model's, else parse",
+    )
+
+    def adapter_folder(self, model: str | None, option: str = "--model") -> str | None:
+        """Return the absolute path of the adapter, because workers have other working directories.
+
+        Raise ConfigError for an adapter to a `model` that is not named: the default is not the one that it was trained
+        on.
+        """
+        if self.adapter is None:
+            return None
+        if model is None:
+            raise ConfigError(
+                f"--adapter needs {option}, the backbone that the adapter in {self.adapter} was trained on"
+            )
+        return str(self.adapter.absolute())
 
 
-def adapter_folder(adapter: Path | None, model: str | None, option: str = "--model") -> str | None:
-    """Return an absolute path, because workers have other working directories. Raises ConfigError for an adapter to a
-    model that is not named: the default is not the one that it was trained on."""
-    if adapter is None:
-        return None
-    if model is None:
-        raise ConfigError(f"--adapter needs {option}, the backbone that the adapter in {adapter} was trained on")
-    return str(adapter.absolute())
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(BackboneOptions):
+    """Model of a job, and what it reads with."""
+
+    model: str | None = text_field(
+        None, "LongMem folder, or a Hugging Face backbone (folder or hub id).", shown="reference model"
+    )
+    segment_tokens: int | None = whole_field(
+        None, "Local context.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+    )
+    top_k: int | None = whole_field(
+        None, "Tokens retrieved per token and head.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+    )
+    chunk_tokens: int | None = whole_field(
+        None, "Tokens that are found and read together.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+    )
+    dtype: JobDtype = choice_field(
+        "float32",
+        "Compute type. auto: bfloat16 where this machine reads at least 1.1 times as fast with it and "
+        "perplexity changes by less than 0.1%, else float32; it measures both and says what it chose.",
+        DECIDED_BY_SERVICE,
+    )
+    search: SearchEngine = choice_field(
+        "auto",
+        "Search engine for chunks; all but ivf, which is for memories far beyond 65,536 tokens, are exact. "
+        "auto: native where this machine has a C compiler and readers have no GPU, else torch.",
+        DECIDED_BY_SERVICE,
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of LongMemConfig that the options set."""
+        return model_settings(self)
+
+    def source(
+        self,
+        console: Console,
+        *,
+        on_gpu: bool = False,
+        encoders_on_gpu: bool = False,
+        inputs: Sequence[str] = (),
+    ) -> "ModelSource":
+        """Return the model that the options name.
+
+        With `--dtype auto`, measure the compute types on the first document of `inputs` and print which one was chosen.
+
+        Args:
+            on_gpu: Readers use a GPU.
+            encoders_on_gpu: Encoders use a GPU.
+
+        Raises:
+            ConfigError: The options contradict each other, or an input is not there.
+        """
+        from longmem.model.precision import choose_dtype
+        from longmem.model.source import REFERENCE_MODEL, ModelSource
+        from longmem.retrieval import choose_engine
+        from longmem.text.documents import first_document
+
+        source = ModelSource(
+            local_or_hub(self.model or str(REFERENCE_MODEL)),
+            dtype="float32" if self.dtype == "auto" else self.dtype,
+            search=choose_engine(self.search, "cuda" if on_gpu else "cpu"),
+            settings=self.settings(),
+            adapter=self.adapter_folder(self.model),
+        )
+        if self.dtype != "auto":
+            return source
+        if on_gpu or encoders_on_gpu:
+            raise ConfigError(
+                "--dtype auto measures this machine's CPU, workers are to use GPUs: give --dtype float32 or bfloat16"
+            )
+        choice = choose_dtype(replace(source, search="auto"), first_document(inputs))
+        console.print(escape(str(choice)), soft_wrap=True)
+        return replace(source, dtype=choice.dtype)
 
 
-def model_source(
-    model: str | None,
-    dtype: JobDtype,
-    search: SearchEngine,
-    console: Console,
-    *,
-    adapter: Path | None = None,
-    on_gpu: bool = False,
-    encoders_on_gpu: bool = False,
-    no_memory: bool = False,
-    segment_tokens: int | None,
-    memory_tokens: int | None,
-    top_k: int | None,
-    chunk_tokens: int | None,
-    kv_dtype: StoredFormat | None = None,
-    special_tokens: SpecialTokenRule | None = None,
-    inputs: Sequence[str] = (),
-) -> "ModelSource":
-    """The model that the options name, `on_gpu` where readers use one. Where the type that it computes in is chosen
-    here, with the first document of `inputs` as a sample, prints which. Raises ConfigError for options that contradict
-    each other and for inputs that are not there."""
-    from longmem.model.precision import choose_dtype
-    from longmem.model.source import REFERENCE_MODEL, ModelSource
-    from longmem.retrieval import choose_engine
-    from longmem.text.documents import first_document
+@dataclass(frozen=True, kw_only=True)
+class MemoryModelOptions(ModelOptions):
+    """Model of a job whose memory has a length of its own."""
 
+    memory_tokens: int | None = whole_field(
+        None, "Past tokens that a segment may read.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's", least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModelOptions(MemoryModelOptions):
+    """Model of a job whose memory is in a store."""
+
+    kv_dtype: KvDtype | None = choice_field(
+        None,
+        "Format of stored keys and values; int8 takes half of float16's bytes.",
+        MODEL_SETTING,
+        DECIDED_BY_SERVICE,
+        shown="the model's",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionalMemoryOptions(StoredModelOptions):
+    """Model of a job that can do without memory."""
+
+    no_memory: bool = flag_field("Local context only.", DECIDED_BY_SERVICE)
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | without_memory(self.no_memory, self.memory_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddressOption:
+    """Place where a job runs."""
+
+    PANEL: ClassVar[Panel] = WORKERS
+
+    address: str = text_field(
+        "auto",
+        "Where to run: none (this process), local (start Ray here), auto (join a running cluster, else "
+        "start one), or a cluster address.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerThreads:
+    """Torch threads where several workers may share the cores."""
+
+    PANEL: ClassVar[Panel] = WORKERS
+
+    threads: int | None = whole_field(
+        None,
+        "Torch threads of each worker.",
+        DECIDED_BY_SERVICE,
+        shown="cores divided among the workers",
+        most=MOST_THREADS,
+    )
+
+    def worker_threads(self, num_workers: int) -> int:
+        """Return the torch threads of each of so many workers."""
+        return self.threads or max(1, num_cores() // max(1, num_workers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessThreads:
+    """Torch threads of a job in this process."""
+
+    threads: int | None = whole_field(None, "Torch threads.", shown="all cores", most=MOST_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions(WorkerThreads):
+    """Memory stores and windows of a job on workers."""
+
+    stores: int = whole_field(
+        1, "Memory store actors; each document belongs to one.", DECIDED_BY_SERVICE, most=MOST_WORKERS
+    )
+    window_bytes: int = whole_field(2**30, "Bytes of memory windows that each reader keeps.", DECIDED_BY_SERVICE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(PoolOptions):
+    """Pools of encoders and readers on Ray. Each option sets the field of ClusterShape with the same name."""
+
+    encoders: int = whole_field(1, "Encoder actors (writers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    readers: int = whole_field(1, "SideNet actors (readers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    encoder_gpus: float = real_field(0.0, "GPU share of each encoder.", DECIDED_BY_SERVICE, most=64)
+    reader_gpus: float = real_field(0.0, "GPU share of each reader.", DECIDED_BY_SERVICE, most=64)
+    placement: Placement = choice_field(
+        "pack", "Fill one node after the other, or spread workers over all nodes.", DECIDED_BY_SERVICE
+    )
+    cpu_share: float = real_field(
+        1.0,
+        "CPUs that a worker reserves, per thread: below 1, other jobs fit on the same cores.",
+        DECIDED_BY_SERVICE,
+        above=True,
+        most=1,
+    )
+    elastic: bool = flag_field("Begin with the workers that fit; the others begin when nodes join.", DECIDED_BY_SERVICE)
+
+    def shape(self, **settings: Any) -> ClusterShape:
+        """Return the cluster that the options describe; `settings` are fields that have no option of their name."""
+        return from_options(ClusterShape, self, threads=self.worker_threads(self.encoders + self.readers), **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Limits and guarantees of the memory store."""
+
+    PANEL: ClassVar[Panel] = MEMORY_STORE
+
+    store_quota_bytes: int | None = whole_field(
+        None, "Bytes that the store may hold; a job stops there.", DECIDED_BY_SERVICE, shown="no limit"
+    )
+    durability: Durability = choice_field(
+        "process", "What stored blocks survive: the death of processes, or also a power cut.", DECIDED_BY_SERVICE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDataOptions:
+    """Documents of a job that trains."""
+
+    data: list[str] = text_field(REQUIRED, "Documents to learn from: files and folders as in perplexity.")
+    valid: list[str] | None = text_field(None, "Documents to judge by.", shown="none")
+
+    def check_data(self) -> None:
+        """Raise ConfigError for documents on this machine that do not exist."""
+        check_inputs(*self.data, *self.valid or ())
+
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        return local_inputs(self.data)
+
+    @property
+    def validation_paths(self) -> tuple[str, ...]:
+        return local_inputs(self.valid or [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRunOptions(TrainingDataOptions):
+    """Device and intervals of a job that trains step by step."""
+
+    device: str = text_field("cpu", "cpu or cuda.")
+    validate_every: int = whole_field(200, "Steps between validations.")
+    checkpoint_every: int = whole_field(200, "Steps between checkpoints.")
+
+
+def model_settings(options: Any) -> dict[str, Any]:
+    """Return the values of the options marked as fields of LongMemConfig, except those that were left out."""
+    found = {name: getattr(options, name) for name in marked_fields(type(options), MODEL_SETTING)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def without_memory(no_memory: bool, memory_tokens: int | None) -> dict[str, int]:
+    """Return the setting of `--no-memory`. Raise ConfigError for a memory that is asked for at the same time."""
     if no_memory and memory_tokens:
         raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
-    settings = {
-        "segment_tokens": segment_tokens,
-        "memory_tokens": 0 if no_memory else memory_tokens,
-        "top_k": top_k,
-        "chunk_tokens": chunk_tokens,
-        "kv_dtype": None if kv_dtype is None else kv_dtype.value,
-        "special_tokens": None if special_tokens is None else special_tokens.value,
-    }
-    source = ModelSource(
-        local_or_hub(model or str(REFERENCE_MODEL)),
-        dtype="bfloat16" if dtype == JobDtype.BFLOAT16 else "float32",
-        search=choose_engine(search.value, "cuda" if on_gpu else "cpu"),
-        settings={name: value for name, value in settings.items() if value is not None},
-        adapter=adapter_folder(adapter, model),
-    )
-    if dtype != JobDtype.AUTO:
-        return source
-    if on_gpu or encoders_on_gpu:
-        raise ConfigError(
-            "--dtype auto measures this machine's CPU, workers are to use GPUs: give --dtype float32 or bfloat16"
-        )
-    choice = choose_dtype(replace(source, search="auto"), first_document(inputs))
-    console.print(escape(str(choice)), soft_wrap=True)
-    return replace(source, dtype=choice.dtype)
+    return {"memory_tokens": 0} if no_memory else {}

@@ -1,1 +1,1 @@
-"""`longmem doctor`: checks of a machine and of a backbone."""
+"""Checks of a machine and of a backbone (`longmem doctor`)."""

@@ -1,4 +1,4 @@
-"""`longmem doctor --model`: whether a backbone can feed a memory, which layer to store, and what to expect."""
+"""Check behind `longmem doctor --model`: suitability of a backbone for memory, and the layer to store."""
 
 from pathlib import Path
 
@@ -8,42 +8,41 @@ from rich.markup import escape
 from rich.table import Table
 
 from longmem.backbone.backbone import Backbone
-from longmem.config import LongMemConfig
+from longmem.config import LongMemConfig, SpecialTokens
 from longmem.errors import DocumentError
 from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
-from pipelines.command.command_line import SpecialTokenRule
 from pipelines.doctor.backbone_probe import BackboneProbe, probe_backbone
 from pipelines.job.inputs import find_inputs
 
 SEGMENT_TOKENS = 512
 MAX_TOKENS = 24_576
-"""Enough for a stable ranking of layers: a minute for a backbone of ten million parameters."""
+"""Tokens that are probed: enough for a stable ranking of layers; a minute for ten million parameters."""
 
 
 def examine_model(
     model: str,
     text: str | None,
-    special_tokens: SpecialTokenRule | None,
+    special_tokens: SpecialTokens | None,
     console: Console,
     adapter: str | None = None,
 ) -> BackboneProbe:
-    """Probe a backbone, or that of a LongMem folder, on the first document of `text` (None: the language reference).
+    """Probe a backbone on the first document of `text`; None takes the Python language reference.
 
-    Raises ConfigError, ModelError, DocumentError.
+    `model` may be a LongMem folder, whose backbone is then probed. Raises ConfigError, ModelError, DocumentError.
     """
     folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
     backbone = Backbone.load(folder, adapter=adapter)
-    settings = {} if special_tokens is None else {"special_tokens": special_tokens.value}
+    settings = {} if special_tokens is None else {"special_tokens": special_tokens}
     tokenizer = ModelSource(model, settings=settings, adapter=adapter).open_tokenizer()
     sequence = tokenizer.sequence(_text(text, console))[: MAX_TOKENS + 1]
     return probe_backbone(backbone, sequence, min(SEGMENT_TOKENS, backbone.max_tokens or SEGMENT_TOKENS))
 
 
 def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
-    """Print the table of layers and what follows from it."""
+    """Print the table of layers and the conclusions from it."""
     num_layers = len(probe.layers)
     storable = _storable(num_layers)
     table = Table(box=box.SIMPLE_HEAD, title=f"{escape(model)}: layers as memory", title_justify="left")
@@ -81,7 +80,7 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
 
 
 def _storable(num_layers: int) -> range:
-    """Layers that a SideNet with the default reduction copies; all of them for an odd number of layers (r = 1)."""
+    """Return the layers that a SideNet with the default reduction copies; all layers if their number is odd (r = 1)."""
     reduction = LongMemConfig().layer_reduction
     return range(reduction - 1, num_layers, reduction) if num_layers % reduction == 0 else range(num_layers)
 

@@ -1,13 +1,13 @@
-"""Can a backbone feed a memory, and which layer should be stored? Measured without training anything.
+"""Probe of a backbone without training: suitability for memory, and the best layer to store.
 
-repeat loss        nats per token on random tokens read for the first time and again: a backbone that can copy from its
-                   context is far better the second time
+repeat loss        nats per token on random tokens at first and second reading: a backbone that can copy from its
+                   context has a far lower loss at the second
 induction score    per layer, the largest share of a head's attention that goes from a repeated token to the token
                    after its first occurrence (Olsson et al. 2022, arXiv 2209.11895)
 cache gain         per layer, the change of perplexity when a continuous cache over that layer's keys is mixed in
-                   (Grave et al. 2017, arXiv 1612.04426): how well keys of this layer find the right places
-continuations      share of predicted tokens that followed the same token somewhere in the document's past, and share
-                   that the layer's best places found
+                   (Grave et al. 2017, arXiv 1612.04426): how well keys of this layer find the right positions
+continuations      share of predicted tokens that followed the same token somewhere in the document's past, and the
+                   share that the layer's best positions found
 """
 
 import math
@@ -26,46 +26,46 @@ from longmem.errors import DocumentError
 PLACES = 64
 SCALES = (10.0, 20.0, 30.0)
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2)
-"""Grid of the cache: factor on cosines, and share of the output."""
+"""Grid of the cache: factors on cosines (`SCALES`) and shares of the output (`SHARES`)."""
 REPEATED_TOKENS = 64
 REPEATS = 8
 CAN_COPY_NATS = 1.0
-"""A second reading this much better than the first shows that the backbone copies from its context."""
+"""Drop of the loss, in nats, from first to second reading above which a backbone copies from its context."""
 
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """One layer as a place to store keys of."""
+    """Measurements of one layer whose keys could be stored."""
 
     layer: int
     induction: float
-    """In [0, 1]."""
+    """Induction score in [0, 1]."""
     cache_gain: float
-    """Relative change of perplexity, -0.2 is 20 % lower, for the best scale and share of the grid."""
+    """Relative change of perplexity (-0.2 is 20% lower) for the best scale and share of the grid."""
     found: float
-    """Share of tokens whose continuation is among the best places' continuations."""
+    """Share of tokens that are among the continuations of the best positions."""
 
 
 @dataclass(frozen=True)
 class BackboneProbe:
-    """What was measured on one backbone."""
+    """Measurements of one backbone."""
 
     first_loss: float
     second_loss: float
     in_memory: float
-    """Share of tokens that followed the same token before, so that a memory could know them."""
+    """Share of tokens that followed the same token before, so that a memory could predict them."""
     perplexity: float
     num_tokens: int
     layers: list[LayerProbe]
 
     @property
     def best(self) -> LayerProbe:
-        """The layer whose cache gains most."""
+        """Layer with the largest cache gain."""
         return min(self.layers, key=lambda layer: layer.cache_gain)
 
     @property
     def copies(self) -> bool:
-        """Whether the backbone itself copies from its context."""
+        """True if the backbone copies from its own context."""
         return self.first_loss - self.second_loss > CAN_COPY_NATS
 
 
@@ -97,13 +97,13 @@ def probe_backbone(
 
 
 def _repeats(backbone: Backbone, seed: int) -> tuple[float, float, list[float]]:
-    """Loss on random tokens, loss on the same again, and each layer's induction score."""
+    """Return the loss on random tokens at first and second reading, and the induction score of each layer."""
     length = min(REPEATED_TOKENS, (backbone.max_tokens or 2 * REPEATED_TOKENS) // 2)
     random = torch.Generator().manual_seed(seed)
     once = torch.randint(backbone.vocab_size, (REPEATS, length), generator=random)
     tokens = torch.cat([once, once], dim=1).to(backbone.device)
     implementation = backbone.model.config._attn_implementation
-    # only this implementation gives attention weights
+    # only this implementation returns attention weights
     backbone.model.set_attn_implementation("eager")
     try:
         output = backbone.model(input_ids=tokens, output_attentions=True)
@@ -124,14 +124,14 @@ def _repeats(backbone: Backbone, seed: int) -> tuple[float, float, list[float]]:
 def _read(
     backbone: Backbone, tokens: Int64[Tensor, " tokens"], segment_tokens: int
 ) -> tuple[Float[Tensor, " targets"], list[Float[Tensor, "targets width"]]]:
-    """Log-probabilities of all targets, and every layer's unit keys of the tokens before them."""
+    """Return log-probabilities of all targets, and each layer's unit keys of the tokens before them."""
     logprobs: list[Tensor] = []
     keys: list[list[Tensor]] = [[] for _ in backbone.layers]
     attentions = [backbone.family.attention_of(block) for block in backbone.layers]
     for start in range(0, len(tokens) - 1, segment_tokens):
         part = tokens[None, start : start + segment_tokens].to(backbone.device)
         with ExitStack() as hooks:
-            latest = [hooks.enter_context(projected(backbone.family, each, backbone.shape)) for each in attentions]
+            latest = [hooks.enter_context(projected(backbone.family, module, backbone.shape)) for module in attentions]
             hidden = backbone.stack(input_ids=part).last_hidden_state
             for layer, projections in enumerate(latest):
                 keys[layer].append(projections()[1][0].flatten(1).float())
@@ -150,13 +150,13 @@ def _cache(
     logprobs: Float[Tensor, " targets"],
     segment_tokens: int,
 ) -> tuple[float, float]:
-    """Best relative change of perplexity over the grid, and the share of tokens that the places found."""
+    """Return the best relative change of perplexity over the grid, and the share of tokens that were found."""
     grid = [(scale, share) for scale in SCALES for share in SHARES]
     nats = torch.zeros(len(grid), dtype=torch.float64)
     found = 0
     for start in range(0, len(logprobs), segment_tokens):
         own, targets = logprobs[start : start + segment_tokens], tokens[start + 1 : start + 1 + segment_tokens]
-        # the newest key's continuation is the segment's own first token, so it is not among the past
+        # the newest key's continuation is the segment's own first token, so it is excluded
         past = keys[: max(start - 1, 0)]
         if len(past) == 0:
             nats -= float(own.double().sum())
@@ -172,7 +172,7 @@ def _cache(
 
 
 def _in_memory(tokens: Int64[Tensor, " tokens"], segment_tokens: int) -> float:
-    """Share of targets that followed the same token in an earlier segment."""
+    """Return the share of targets that followed the same token in an earlier segment."""
     pairs = list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
     seen: set[tuple[int, int]] = set()
     known = 0

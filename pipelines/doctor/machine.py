@@ -1,12 +1,11 @@
-"""What this machine offers a job, and what would stop it or slow it down: the findings behind `longmem doctor`.
+"""Checks of installation and machine behind `longmem doctor`.
 
-Each check answers with findings and never raises: a broken installation is what the doctor is asked about. Ray lives
-in `actors/`, so the caller says how to find a cluster.
+Every check returns findings and never raises, because it must also report a broken installation. Ray is confined to
+`actors/`, so the caller passes the function that finds a cluster.
 """
 
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -16,17 +15,21 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.job.format import GIB, gibibytes
+
 Severity = Literal["ok", "warning", "error"]
 
-GIB = 2**30
 MIN_RAM_BYTES = 2 * GIB
-"""A small backbone, one window of keys and values, and Python itself."""
+"""RAM for a small backbone, one window of keys and values, and Python."""
 MIN_DISK_BYTES = 2 * GIB
-"""Keys and values of about half a million tokens of a 16×64-head layer (design §8: 4 KiB per token)."""
+"""Disk for keys and values of half a million tokens of a layer with 16 heads of 64 (4 KiB per token)."""
 MIN_SHM_BYTES = 1 * GIB
 CGROUP = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")
@@ -41,17 +44,17 @@ SIGNS: dict[Severity, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `problem` says what is wrong and what to do about it, None when nothing is."""
+    """Result of one check. `problem` states the fault and its remedy; None if there is none."""
 
     name: str
     value: str
     problem: str | None = None
     severity: Severity = "ok"
-    """`warning`: works, but slower or with less than it could. `error`: a job cannot work."""
+    """Effect on a job: `warning` if it runs slower or with less than it could, `error` if it cannot run."""
 
 
 def diagnose(out: Path, *, find_cluster: Callable[[], str | None] | None = None) -> list[Finding]:
-    """Look at the installation and the machine. `out` is where results would be written; nothing is created there.
+    """Check the installation and the machine. `out` is the intended output folder; nothing is created there.
 
     `find_cluster` returns the address of a running Ray cluster or None, or raises ClusterError.
     """
@@ -65,7 +68,7 @@ def diagnose(out: Path, *, find_cluster: Callable[[], str | None] | None = None)
 
 
 def render(findings: list[Finding], console: Console) -> None:
-    """Print the findings as a table, each problem under its value, and a closing sentence."""
+    """Print the findings as a table, each problem below its value, and a summary line."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -93,29 +96,31 @@ def _packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("longmem", "not installed", "this Python sees the sources only: run `pip install -e .`", "error")
         return
-    for requirement in required:
-        if "extra ==" not in requirement:
+    for requirement in map(Requirement, required):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield _package(requirement)
 
 
-def _package(requirement: str) -> Finding:
-    """Checks the one form that our pyproject uses, `name[extra]>=version`."""
-    parts = re.match(r"([\w.-]+)(?:\[.*?\])?\s*(?:>=\s*([\d.]+))?", requirement)
-    assert parts, f"unreadable requirement {requirement!r}"
-    name, minimum = parts.groups()
+def _package(requirement: Requirement) -> Finding:
+    """Compare the installed version of a distribution with the requirement."""
+    name = requirement.name
     install = f"run `pip install '{requirement}'`"
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Finding(name, "missing", install, "error")
-    if minimum and _numbers(version) < _numbers(minimum):
+    if not _satisfies(version, requirement.specifier):
+        minimum = str(requirement.specifier).removeprefix(">=")
         return Finding(name, version, f"needs at least {minimum}: {install}", "error")
     return Finding(name, version)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    leading = re.match(r"[\d.]*", version)
-    return tuple(int(number) for number in leading[0].split(".") if number) if leading else ()
+def _satisfies(version: str, specifier: SpecifierSet) -> bool:
+    """Return whether the release of an installed version is allowed; pre-releases and local builds count as it."""
+    try:
+        return specifier.contains(Version(version).base_version)
+    except InvalidVersion:
+        return not specifier
 
 
 def _torch() -> Iterator[Finding]:
@@ -169,14 +174,14 @@ def _search() -> Finding:
 
 
 def usable_cores() -> float:
-    """Cores that this process may keep busy: its affinity mask, and the CPU quota of its container."""
+    """Return the number of cores that this process may use: minimum of affinity mask and container quota."""
     # sched_getaffinity exists on Linux only
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([float(allowed), *_cpu_quotas()])
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """Quotas, in cores, of this process's cgroup (v2) and all above it; in a container, the root is the container."""
+    """Yield the quotas, in cores, of this process's cgroup (v2) and its ancestors; a container is its own root."""
     try:
         lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
@@ -191,9 +196,9 @@ def _cpu_quotas() -> Iterator[float]:
 
 def _ram() -> Finding:
     memory = psutil.virtual_memory()
-    value = f"{_size(memory.available)} available of {_size(memory.total)}"
+    value = f"{gibibytes(memory.available)} available of {gibibytes(memory.total)}"
     if memory.available < MIN_RAM_BYTES:
-        problem = f"jobs need about {_size(MIN_RAM_BYTES)}: close other programs, or lower --memory-tokens"
+        problem = f"jobs need about {gibibytes(MIN_RAM_BYTES)}: close other programs, or lower --memory-tokens"
         return Finding("RAM", value, problem, "error")
     return Finding("RAM", value)
 
@@ -219,9 +224,9 @@ def _disk(out: Path) -> Finding:
             name, str(out), f"{folder} cannot be written: change its permissions or choose another --out", "error"
         )
     free = shutil.disk_usage(folder).free
-    value = f"{out}, {_size(free)} free"
+    value = f"{out}, {gibibytes(free)} free"
     if free < MIN_DISK_BYTES:
-        problem = f"jobs need about {_size(MIN_DISK_BYTES)}: free some space or choose --out on another disk"
+        problem = f"jobs need about {gibibytes(MIN_DISK_BYTES)}: free some space or choose --out on another disk"
         return Finding(name, value, problem, "error")
     return Finding(name, value)
 
@@ -230,9 +235,5 @@ def _shared_memory() -> Finding:
     total = shutil.disk_usage(SHM).total
     if total < MIN_SHM_BYTES:
         problem = "Ray then keeps its objects on disk, which is slow: start the container with --shm-size=4g"
-        return Finding(str(SHM), _size(total), problem, "warning")
-    return Finding(str(SHM), _size(total))
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:,.1f} GiB"
+        return Finding(str(SHM), gibibytes(total), problem, "warning")
+    return Finding(str(SHM), gibibytes(total))

@@ -1,4 +1,4 @@
-"""Fitting a copy head: read documents once, fit, say what it was worth, write the model.
+"""Copy-head fitting: read documents once, fit, validate, write the model.
 
 out/job.json · fit.json · model/
 """
@@ -32,7 +32,7 @@ from longmem.training.copy_head_fit import (
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from pipelines.job.executors import use_threads
 from pipelines.job.inputs import find_inputs
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 
@@ -42,18 +42,18 @@ RESULTS = "fit.json"
 
 @dataclass(frozen=True, kw_only=True)
 class FitJob:
-    """What the command line says. Raises ConfigError."""
+    """Validated options of the job. Raises ConfigError."""
 
     model: ModelSource
     data: tuple[str, ...]
     validation: tuple[str, ...]
     document_tokens: int
-    """Of each document, from its start."""
+    """Tokens that are read of each document, from its start."""
     config: CopyFitConfig
     out: Path
     threads: int | None
     resume: bool = False
-    """Leave a finished job as it is, and begin an interrupted one from the start."""
+    """True to leave a finished job unchanged, and to restart an interrupted one from the beginning."""
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ def run_fit(job: FitJob, console: Console) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FitWorker:
-    """The model in this process, and its texts."""
+    """Model in this process, with training and validation texts."""
 
     model: LongMem
     texts: list[str]
@@ -79,7 +79,7 @@ class FitWorker:
 
 
 class Fit(AbstractJob[FitWorker]):
-    """A copy head that learns how far to trust what memory holds."""
+    """Fit of a copy head, which weights the copied distribution against the model's own."""
 
     name = "fit"
     results = RESULTS
@@ -91,7 +91,7 @@ class Fit(AbstractJob[FitWorker]):
         self.out, self.resume, self.command = spec.out, spec.resume, spec.command
 
     def requested_model(self) -> dict[str, Any]:
-        return asked_model(self._spec.model)
+        return describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec
@@ -127,7 +127,7 @@ class Fit(AbstractJob[FitWorker]):
         spec, worker, began = self._spec, context.worker, time.monotonic()
         model = worker.model
         if model.config.trained_steps == 0:
-            # after the job has its identity, which depends on the model and not on the data
+            # after the identity is written: it depends on the model, not on the data
             calibrate_on(model, tokenised_when_needed(model, worker.texts))
         context.observer.planned("passes over the data", 1 + bool(worker.judges) + spec.config.epochs)
         readings = _read(model, worker.texts, spec.document_tokens, "learn from", context)

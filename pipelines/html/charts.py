@@ -1,7 +1,7 @@
-"""Charts of a job as inline SVG, drawn with matplotlib's object API and coloured by the page that shows them.
+"""Charts of a job as inline SVG, drawn with matplotlib's object API and coloured by the enclosing page.
 
-Colours are stand-ins that become the page's CSS variables, so a chart follows light and dark mode like the text around
-it. Text stays text: it takes the page's font, and can be selected and searched.
+Colours are placeholders that are replaced by the page's CSS variables, so a chart follows light and dark mode. Text
+stays text: it takes the page's font, and can be selected and searched.
 """
 
 import io
@@ -22,12 +22,17 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from pipelines.job.format import short_count
+
 SMOOTHING = 40
-"""A running mean covers this fraction of a document: single segments differ far more than memory changes them."""
+"""Divisor of the running mean's window: a window covers 1/40 of a document.
+
+Single segments differ from each other far more than memory changes them.
+"""
 LOG_SCALE_RATIO = 20
-"""Range of perplexities from which a linear axis would flatten everything but the largest."""
+"""Ratio of highest to lowest perplexity above which the axis is logarithmic."""
 MAX_NATS = 200.0
-"""Per token. exp of 710 is no float, and an axis needs room above; no perplexity that can be shown comes near."""
+"""Upper bound of nats per token in charts: exp(710) overflows a float, and an axis needs room above."""
 WIDE_INCHES, NARROW_INCHES = (10.5, 3.4), (3.8, 2.5)
 
 INK, FAINT, WITH_MEMORY, WITHOUT_MEMORY = "#010101", "#010102", "#010103", "#010104"
@@ -64,28 +69,28 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing for wide screens (None: small enough for any) and one for narrow ones; CSS shows what fits."""
+    """Drawings of one chart for wide screens (None: the narrow one fits all) and narrow ones; CSS selects one."""
 
     title: str
     description: str
-    """What a reader who cannot see the drawing should know of it."""
+    """Text alternative for screen readers."""
     wide: Markup | None
     narrow: Markup
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Perplexity of one document by position, with memory and without, as running means of nats."""
+    """Perplexity of one document by token position, with memory and without, from running means of nats."""
 
     positions: Float64[np.ndarray, " points"]
     longmem: Float64[np.ndarray, " points"]
     backbone: Float64[np.ndarray, " points"]
     window: int
-    """Segments in one running mean; 1 when nothing was smoothed."""
+    """Segments in one running mean; 1 if nothing was smoothed."""
 
 
 def document_charts(names: list[str], segments: pa.Table) -> list[Chart]:
-    """One chart of perplexity along each named document; a single document gets the width of the page."""
+    """Return one chart of perplexity by position for each named document; a single document gets the page's width."""
     charts = []
     for index, name in enumerate(names):
         curve = document_curve(name, segments)
@@ -100,8 +105,11 @@ def document_charts(names: list[str], segments: pa.Table) -> list[Chart]:
 
 
 def document_curve(name: str, segments: pa.Table) -> Curve:
-    """Means are taken in nats per token, weighted by tokens, and only then made perplexities: the mean of
-    perplexities would be ruled by the single worst segment."""
+    """Return the perplexity curve of one document.
+
+    Means are taken in nats per token, weighted by tokens, and then converted to perplexities. A mean of perplexities
+    would be dominated by the worst segment.
+    """
     rows = segments.filter(pc.equal(segments["document"], name)).sort_by("segment")
     tokens = rows["num_tokens"].to_numpy()
     rows = rows.filter(pa.array(tokens > 0))
@@ -123,7 +131,10 @@ def document_curve(name: str, segments: pa.Table) -> Curve:
 
 
 def total_distances(segments: pa.Table) -> Int64[np.ndarray, " bins"]:
-    """Reads of all segments by distance; bin b counts distances in [2^b, 2^(b+1)) tokens, without empty far bins."""
+    """Return the number of reads by distance over all segments, without trailing empty bins.
+
+    Bin b counts distances in [2^b, 2^(b+1)) tokens.
+    """
     histograms = [histogram for histogram in segments["distance_histogram"].to_pylist() if histogram]
     total = np.zeros(max(map(len, histograms), default=0), np.int64)
     for histogram in histograms:
@@ -132,7 +143,7 @@ def total_distances(segments: pa.Table) -> Int64[np.ndarray, " bins"]:
 
 
 def distance_chart(segments: pa.Table) -> Chart | None:
-    """How far back memory was read, or None when it never was."""
+    """Return a chart of reads by distance, or None if memory was never read."""
     total = total_distances(segments)
     if not len(total):
         return None
@@ -162,7 +173,7 @@ def _draw_curve(curve: Curve, axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        if highest - lowest < 1e-3 * highest:  # equal curves: their rounding is no feature to zoom into
+        if highest - lowest < 1e-3 * highest:  # equal curves: do not zoom into their rounding errors
             axes.set_ylim(lowest * 0.95, highest * 1.05)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
@@ -182,16 +193,8 @@ def _draw_distances(shares: Float64[np.ndarray, " bins"], axes: Axes) -> None:
     axes.set_xlabel("tokens back")
 
 
-def short_count(value: float, kilo: int = 1000) -> str:
-    """900, 20k, 1.5M; with `kilo=1024` for powers of two (64k is 65,536)."""
-    for size, suffix in ((kilo**2, "M"), (kilo, "k")):
-        if value >= size:
-            return f"{value / size:g}{suffix}"
-    return f"{value:g}"
-
-
 def svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) -> Markup:
-    """Draw and make it part of a page: no prolog, no metadata, ids of its own, the page's colours."""
+    """Return a drawing as SVG for embedding: no prolog, no metadata, ids with `prefix`, the page's colours."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, layout="constrained")
         axes = figure.add_subplot()
@@ -202,7 +205,7 @@ def svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) 
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # a style element would apply to the whole page, and the page names, sizes and labels the drawing
+    # a style element would apply to the whole page; the page sets name, size and label of the drawing
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; ", "", text, flags=re.DOTALL)
     text = re.sub(r'^<svg .*?(viewBox="[^"]*").*?>', r'<svg \1 aria-hidden="true">', text, flags=re.DOTALL)
     text = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text)

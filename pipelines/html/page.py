@@ -1,4 +1,4 @@
-"""Writing a report as one HTML file: Jinja templates with autoescaping, since names of documents are foreign text."""
+"""Reports as single HTML files: Jinja templates with autoescaping, because names of documents are foreign text."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,16 +10,16 @@ from pipelines.job.output import write_text
 
 REPORT_NAME = "report.html"
 TEMPLATE = "report.html.j2"
-"""Name of every job's template, in the folder of the job."""
+"""File name of every job's template, inside the folder of the job."""
 
 
 def write_page(path: Path, job_folder: Path, filters: Mapping[str, Callable[..., str]], **values: Any) -> Path:
-    """Fill in the template of a job's folder, write the page whole or not at all, and return its path.
+    """Render the template in a job's folder, write the page atomically, and return its path.
 
     Raises OutputError.
     """
     environment = Environment(
-        # here: the style and the parts that all reports share
+        # second folder: style and macros that all reports share
         loader=FileSystemLoader([job_folder, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,

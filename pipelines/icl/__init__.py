@@ -1,1 +1,1 @@
-"""Many-shot in-context learning: the job behind `longmem icl`."""
+"""Many-shot in-context learning: the job of `longmem icl`."""

@@ -1,4 +1,4 @@
-"""Score over demonstrations in memory, one line for each number of demonstrations in context."""
+"""Charts of score by demonstrations in memory, with one line per number of demonstrations in context."""
 
 from functools import partial
 from typing import Any
@@ -12,11 +12,14 @@ STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D")
 
 Lines = dict[int, list[tuple[int, float, float]]]
-"""By demonstrations in context: (demonstrations in memory, mean, standard deviation over seeds)."""
+"""Mapping from demonstrations in context to (demonstrations in memory, mean, standard deviation over seeds)."""
 
 
 def shots_chart(number: int, name: str, task: dict[str, Any], metric: str, scoring: str) -> Chart:
-    """`task` as in summary.json, and its number on the page, because its name is foreign text."""
+    """Return the chart of a task of summary.json.
+
+    `number` is the task's position on the page; element ids use it because the name is foreign text.
+    """
     rows = [row for row in task["grid"] if row["metric"] == metric and row["scoring"] == scoring]
     longmem, backbone = (lines_of(rows, side) for side in ("longmem", "backbone"))
     baselines = task["baselines"]
@@ -31,7 +34,7 @@ def shots_chart(number: int, name: str, task: dict[str, Any], metric: str, scori
 
 
 def lines_of(rows: list[dict[str, Any]], side: str) -> Lines:
-    """Lines of one model."""
+    """Return the lines of one model (`longmem` or `backbone`)."""
     lines: Lines = {}
     for row in rows:
         if row["model"] == side:
@@ -41,16 +44,16 @@ def lines_of(rows: list[dict[str, Any]], side: str) -> Lines:
 
 def _draw(longmem: Lines, backbone: Lines, floor: float | None, axes: Axes) -> None:
     ticks = sorted({memory for line in longmem.values() for memory, _, _ in line})
-    # evenly, because shots grow by factors and begin with none
-    places = {memory: place for place, memory in enumerate(ticks)}
+    # evenly spaced, because shots grow by factors and start at 0
+    positions = {memory: position for position, memory in enumerate(ticks)}
     if floor is not None:
         axes.axhline(floor * 100, color=FAINT, linewidth=1.2)
         axes.annotate("majority", (len(ticks) - 0.62, floor * 100), fontsize=8.5, color=INK, va="bottom", ha="right")
     for index, (shots, line) in enumerate(longmem.items()):
         style, marker = STYLES[index % len(STYLES)], MARKERS[index % len(MARKERS)]
         axes.errorbar(
-            # side by side, or the bars of several lines hide each other
-            [places[memory] + 0.04 * (index - (len(longmem) - 1) / 2) for memory, _, _ in line],
+            # shifted sideways, so that the error bars of several lines do not overlap
+            [positions[memory] + 0.04 * (index - (len(longmem) - 1) / 2) for memory, _, _ in line],
             [mean * 100 for _, mean, _ in line],
             [std * 100 for _, _, std in line],
             color=WITH_MEMORY,
@@ -72,7 +75,7 @@ def _draw(longmem: Lines, backbone: Lines, floor: float | None, axes: Axes) -> N
     )
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.xaxis.set_major_locator(FixedLocator(range(len(ticks))))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{ticks[round(place)]:,}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{ticks[round(position)]:,}"))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_xlabel("demonstrations in memory")

@@ -1,4 +1,4 @@
-"""What a finished job prints."""
+"""Terminal output of a finished in-context-learning job."""
 
 from pathlib import Path
 from typing import Any
@@ -9,37 +9,38 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.command.console import printable
-from pipelines.icl.report import headline, percent, verdict
+from pipelines.icl.report import headline, verdict
+from pipelines.job.format import NOTHING, percent
 
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """One table for each task, what demonstrations cost, and where everything is."""
+    """Print one table per task, the cost of the demonstrations, and the path of the report."""
     memory_shots = summary["grid"]["memory_shots"]
     for name, task in summary["tasks"].items():
         metric, scoring = headline(task)
-        cells = {
+        scores = {
             (row["model"], row["shots"], row["memory_shots"]): f"{percent(row['mean'])} ± {percent(row['std'])}"
             for row in task["grid"]
             if (row["metric"], row["scoring"]) == (metric, scoring)
         }
         title = f"{printable(name)}: {metric.replace('_', ' ')} of {task['items']:,} items"
         table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
-        table.add_column("in context")
-        for column in ["backbone", *(f"{number:,} in memory" for number in memory_shots)]:
+        # one row per grid point: a column per number of demonstrations in memory would not fit 80 columns
+        for column in ("in context", "in memory", "LongMem", "backbone"):
             table.add_column(column, justify="right")
         for shots in summary["grid"]["shots"]:
-            backbone = cells.get(("backbone", shots, memory_shots[0]), "–")
-            longmem = [cells["longmem", shots, number] for number in memory_shots]
-            table.add_row(f"{shots:,}", backbone, *longmem)
+            for number in memory_shots:
+                # the backbone reads no memory: its score is that of the first row
+                backbone = scores.get(("backbone", shots, number), NOTHING) if number == memory_shots[0] else ""
+                table.add_row(f"{shots:,}", f"{number:,}", scores["longmem", shots, number], backbone)
         console.print(table)
         if baselines := task["baselines"]:
             label, share = printable(baselines["majority_label"]), percent(baselines["majority_accuracy"])
             console.print(escape(f"  always {label}: {share}; any label: {percent(baselines['random_accuracy'])}"))
         console.print(escape(f"  {verdict(task)}"), soft_wrap=True)
-    written, asked = summary["demonstrations"], summary["asked"]
+    written, answered = summary["demonstrations"], summary["asked"]
     console.print(
-        f"  {written['tokens_encoded']:,} tokens of demonstrations encoded, {written['tokens_found']:,} found in the "
-        f"store; {asked['items']:,} items in {asked['wall_s']:.1f} s",
-        soft_wrap=True,
+        f"  {written['tokens_encoded']:,} demonstration tokens encoded, {written['tokens_found']:,} found in the store"
     )
+    console.print(f"  {answered['items']:,} items in {answered['wall_s']:.1f} s")
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)

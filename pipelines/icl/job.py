@@ -1,4 +1,4 @@
-"""One in-context-learning job from its options to its output folder."""
+"""Job of many-shot in-context learning, from its options to its output folder."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from pipelines.icl.run import IclRun
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.executors import MEMORY_FOLDER, default_in_flight, open_workers
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -37,13 +37,13 @@ JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class IclJob:
-    """What the command line says, checked. Raises ConfigError."""
+    """Validated options of the job. Raises ConfigError."""
 
     tasks: tuple[IclTask, ...]
     out: Path
     model: ModelSource
     cluster: ClusterShape | None
-    """None runs everything in this process."""
+    """Ray cluster and its workers; None runs everything in this process."""
     threads: int
     shots: tuple[int, ...]
     memory_shots: tuple[int, ...]
@@ -51,9 +51,9 @@ class IclJob:
     limit_items: int | None = None
     batch_items: int = 32
     store: str | None = None
-    """Where demonstrations stay for later jobs; None for a folder inside `out` that goes with the job."""
+    """Store that keeps demonstrations for later jobs; None for a folder inside `out`, removed after the job."""
     service: ServiceChoice | None = None
-    """A running service whose model, store and pools take the place of those that are given here."""
+    """Running service whose model, store and pools replace those given here."""
     resume: bool = False
     command: str = ""
 
@@ -74,14 +74,14 @@ class IclJob:
 
     @property
     def store_uri(self) -> str:
-        """Absolute where it is a local path, because workers have other working directories."""
+        """URI of the store; local paths are absolute, because workers have other working directories."""
         if self.store is None:
             return str(self.out.absolute() / MEMORY_FOLDER)
         return self.store if "://" in self.store else str(Path(self.store).absolute())
 
     @property
-    def cells(self) -> list[GridPoint]:
-        """The grid, cells that read the same memory together."""
+    def grid_points(self) -> list[GridPoint]:
+        """Points of the grid; points that read the same memory are adjacent."""
         return [
             GridPoint(task.name, seed, shots, memory_shots)
             for task in self.tasks
@@ -97,7 +97,7 @@ def run_icl(job: IclJob, console: Console) -> dict[str, Any]:
 
 
 def on_service(job: IclJob) -> IclJob:
-    """Return the job with what its service has, if it has one. Raises ClusterError when there is no such service."""
+    """Return the job with model, store and pools of its service, if any. Raises ClusterError if it does not exist."""
     if job.service is None:
         return job
     parts = find_parts(job.service)
@@ -105,10 +105,10 @@ def on_service(job: IclJob) -> IclJob:
 
 
 def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
-    """Read all data before a model is loaded.
+    """Read all data and size the memory before a model is loaded.
 
-    Without a --memory-tokens of the user, and without a service, whose model is fixed, the memory becomes as large as
-    the demonstrations need. Raises ConfigError and DocumentError for data that cannot be used.
+    Unless the user gives --memory-tokens or a service (whose model is fixed), `memory_tokens` becomes as large as the
+    demonstrations need. Raises ConfigError and DocumentError for unusable data.
     """
     config = _settings(job.model)
     tokenizer = job.model.open_tokenizer()
@@ -134,7 +134,7 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
 
 
 def _settings(source: ModelSource) -> LongMemConfig:
-    """The configuration that a model will have, without loading its weights."""
+    """Return the configuration that the model will have, without loading its weights."""
     stored = read_config(Path(source.source))["longmem"] if is_checkpoint(source.source) else {}
     return LongMemConfig.from_dict({**stored, **source.settings})
 
@@ -151,7 +151,7 @@ class Icl(AbstractJob[AbstractExecutor]):
         self.on_cluster = spec.cluster is not None
 
     def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else asked_model(self._spec.model)
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec
@@ -185,7 +185,7 @@ class Icl(AbstractJob[AbstractExecutor]):
             try:
                 self._run(context, run)
             except BaseException:
-                # what ended the run matters more, and may be the reason why nothing can be written
+                # keep the error that ended the run: it may be the cause of a failed write
                 with suppress(OutputError):
                     slices.record(run.work())
                 raise
@@ -193,9 +193,9 @@ class Icl(AbstractJob[AbstractExecutor]):
             return self._write_results(context, run, resumed, slices.total(run.work()))
 
     def _run(self, context: JobContext[AbstractExecutor], run: IclRun) -> None:
-        """Write the memories, then ask the items: only those that grid points without all results need."""
+        """Write the memories, then answer the items of all grid points with missing results."""
         spec, settings, results = self._spec, context.model.settings, run.journal.results
-        sizes = {point: len(self._tasks[point.task].items) for point in spec.cells}
+        sizes = {point: len(self._tasks[point.task].items) for point in spec.grid_points}
         context.observer.planned("items", sum(sizes.values()), sum(len(results.get(point, {})) for point in sizes))
         open_points = [point for point, size in sizes.items() if len(results.get(point, {})) < size]
         memories = {
@@ -211,19 +211,19 @@ class Icl(AbstractJob[AbstractExecutor]):
             write=True,
         )
         last = run.write([memory for memory in memories.values() if memory is not None], scheduler)
-        asked: dict[GridPoint, tuple[PreparedTask, SegmentInfo | None]] = {}
+        unanswered: dict[GridPoint, tuple[PreparedTask, SegmentInfo | None]] = {}
         for point in open_points:
             memory = memories.get(point)
-            asked[point] = self._tasks[point.task], None if memory is None else last[memory.key]
-        run.ask(asked, spec.batch_items)
+            unanswered[point] = self._tasks[point.task], None if memory is None else last[memory.key]
+        run.ask(unanswered, spec.batch_items)
 
     def _write_results(
         self, context: JobContext[AbstractExecutor], run: IclRun, resumed: bool, total: dict[str, Any]
     ) -> dict[str, Any]:
         spec, tasks, cluster = self._spec, self._tasks, self._spec.cluster
-        rows = {name: item_rows(task, run.journal, spec.cells) for name, task in tasks.items()}
+        rows = {name: item_rows(task, run.journal, spec.grid_points) for name, task in tasks.items()}
         results = {name: TaskResults(task, rows[name]) for name, task in tasks.items()}
-        grids = {name: each.grid() for name, each in results.items()}
+        grids = {name: result.grid() for name, result in results.items()}
         where = {
             "address": cluster.address if cluster else "none",
             "workers": cluster.encoders if cluster else 0,
@@ -243,9 +243,9 @@ class Icl(AbstractJob[AbstractExecutor]):
             "wall_s": total["written"]["wall_s"] + total["asked"]["wall_s"],
             "tasks": {name: _task_summary(spec, tasks[name], results[name], grids[name], run) for name in tasks},
         }
-        items = [row for of_task in rows.values() for row in of_task]
+        items = [row for task_rows in rows.values() for row in task_rows]
         context.folder.write_table("items.parquet", item_table(items))
-        context.folder.write_table("grid.parquet", grid_table([row for of_task in grids.values() for row in of_task]))
+        context.folder.write_table("grid.parquet", grid_table([row for grid in grids.values() for row in grid]))
         write_report(self.out, summary)
         return summary
 
@@ -269,19 +269,21 @@ def _task_summary(
 
 
 def _costs(job: IclJob, task: PreparedTask, run: IclRun) -> Iterator[dict[str, Any]]:
-    """Seconds that workers computed per item, over all runs of the job, and what a shot more costs: in memory its
-    tokens once, in context its tokens for every item."""
+    """Yield costs per grid point: compute seconds per item over all runs, and tokens.
+
+    A shot in memory costs its tokens once; a shot in context costs its tokens for every item.
+    """
     for shots in sorted(job.shots):
         for memory_shots in sorted(job.memory_shots):
-            cells = [GridPoint(task.task.name, seed, shots, memory_shots) for seed in range(job.seeds)]
-            results = [result for cell in cells for result in run.journal.results[cell].values()]
-            memories = [task.memory(cell.seed, memory_shots) for cell in cells]
+            points = [GridPoint(task.task.name, seed, shots, memory_shots) for seed in range(job.seeds)]
+            results = [result for point in points for result in run.journal.results[point].values()]
+            memories = [task.memory(point.seed, memory_shots) for point in points]
             memory_tokens = sum(memory.num_tokens for memory in memories if memory is not None)
             yield {
                 "shots": shots,
                 "memory_shots": memory_shots,
-                "busy_s_per_item": sum(run.journal.busy_s[cell] for cell in cells) / len(results),
+                "busy_s_per_item": sum(run.journal.busy_s[point] for point in points) / len(results),
                 "tokens_per_item": sum(result.num_tokens for result in results) / len(results),
-                "memory_tokens": memory_tokens / len(cells),
-                "memory_tokens_per_shot": memory_tokens / len(cells) / memory_shots if memory_shots else None,
+                "memory_tokens": memory_tokens / len(points),
+                "memory_tokens_per_shot": memory_tokens / len(points) / memory_shots if memory_shots else None,
             }

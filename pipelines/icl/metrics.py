@@ -1,7 +1,7 @@
-"""Scores of predictions: accuracy and macro-F1, exact match and F1 of SQuAD 1.1, paired bootstrap.
+"""Metrics of predictions: accuracy, macro-F1, exact match and F1 of SQuAD 1.1, paired bootstrap.
 
 SQuAD's measures are defined by its official evaluation script (Rajpurkar et al. 2016): answers are compared in lower
-case, without punctuation, articles and surplus spaces; the best of all accepted answers counts.
+case, without punctuation, articles and extra spaces; the best of all accepted answers counts.
 """
 
 import re
@@ -22,7 +22,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two paired scores, and its 95% interval; None where a single item gives none."""
+    """Mean difference of two paired scores with its 95% interval; bounds are None for a single item."""
 
     value: float
     low: float | None
@@ -30,32 +30,32 @@ class Difference:
 
 
 def accuracy(golds: Sequence[str], predictions: Sequence[str | None]) -> float:
-    """Share of predictions that are right; one that names no label is wrong."""
-    return sum(gold == each for gold, each in zip(golds, predictions, strict=True)) / len(golds)
+    """Return the share of correct predictions; None counts as wrong."""
+    return sum(gold == prediction for gold, prediction in zip(golds, predictions, strict=True)) / len(golds)
 
 
 def macro_f1(golds: Sequence[str], predictions: Sequence[str | None]) -> float:
-    """Mean F1 of the labels that occur among golds or predictions."""
+    """Return the mean F1 over the labels that occur among golds or predictions."""
     scores = []
-    for label in sorted({*golds, *(each for each in predictions if each is not None)}):
-        hits = sum(gold == each == label for gold, each in zip(golds, predictions, strict=True))
+    for label in sorted({*golds, *(prediction for prediction in predictions if prediction is not None)}):
+        hits = sum(gold == prediction == label for gold, prediction in zip(golds, predictions, strict=True))
         scores.append(2 * hits / (golds.count(label) + list(predictions).count(label)))
     return sum(scores) / len(scores)
 
 
 def normalise_answer(text: str) -> list[str]:
-    """Words of an answer that are compared."""
+    """Return the words of an answer that are compared."""
     return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
-    """1 if the answer equals an accepted one, else 0."""
-    return float(any(normalise_answer(answer) == normalise_answer(each) for each in accepted))
+    """Return 1 if the answer equals an accepted one, else 0."""
+    return float(any(normalise_answer(answer) == normalise_answer(right) for right in accepted))
 
 
 def answer_f1(answer: str, accepted: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of words, for the accepted answer that gives most."""
-    return max(_word_f1(normalise_answer(answer), normalise_answer(each)) for each in accepted)
+    """Return the harmonic mean of word precision and recall, maximised over the accepted answers."""
+    return max(_word_f1(normalise_answer(answer), normalise_answer(right)) for right in accepted)
 
 
 def _word_f1(answer: list[str], accepted: list[str]) -> float:
@@ -66,8 +66,11 @@ def _word_f1(answer: list[str], accepted: list[str]) -> float:
 def paired_bootstrap(
     ours: Float64[np.ndarray, "seeds items"], theirs: Float64[np.ndarray, "seeds items"]
 ) -> Difference:
-    """Difference of mean scores of the same items under the same seeds. Seeds and items are resampled, each on its own:
-    the interval says how much both another draw of demonstrations and other items would move the difference."""
+    """Return the difference of mean scores on equal items and seeds with a bootstrap interval.
+
+    Seeds and items are resampled independently, so the interval covers both another draw of demonstrations and other
+    items.
+    """
     difference = ours - theirs
     seeds, items = difference.shape
     value = float(difference.mean())
@@ -83,8 +86,10 @@ def paired_bootstrap(
 
 
 def distance_of_shares(golds: Sequence[str], predictions: Sequence[str | None]) -> float:
-    """Total variation distance between how often labels are predicted and how often they are right: 0 where a model
-    predicts each label as often as it occurs, near 1 where it says what never is."""
+    """Return the total variation distance between the distributions of predictions and golds.
+
+    It is 0 if each label is predicted as often as it occurs, and near 1 if predicted labels never occur.
+    """
     wanted: Counter[str | None] = Counter(golds)
     given = Counter(predictions)
     return sum(abs(wanted[label] - given[label]) for label in {*wanted, *given}) / len(golds) / 2

@@ -1,4 +1,4 @@
-"""What a job remembers of its items: the lines of its journal."""
+"""Records of an in-context-learning job: the lines of its journal."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,24 +9,27 @@ from pipelines.job.journal import AbstractJournal
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One model's view of an item's labels, in the order of the task's. Natural logarithms."""
+    """Scores of an item's labels by one model, in the order of the task's labels."""
 
     logprobs: list[float]
-    """Of all tokens of each label together."""
+    """Natural log-probability of each label: sum over its tokens."""
     first_choice: int
-    """The most probable token where the label begins, of the whole vocabulary."""
+    """Most probable token of the whole vocabulary at the start of the label."""
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One item in one cell: scores of its labels, or a generated answer. A function of data, model and settings."""
+    """Result of one item at one grid point: scores of its labels, or a generated answer.
+
+    It is a function of data, model and settings.
+    """
 
     item: int
     """Index among the task's items."""
     shots: int
-    """Demonstrations that stood in context."""
+    """Demonstrations that were in context."""
     num_tokens: int
-    """Tokens that were read for it, over all rows that its labels needed."""
+    """Tokens that were read for the item, over all rows of its labels."""
     longmem: LabelScores | None = None
     backbone: LabelScores | None = None
     answer: str | None = None
@@ -34,16 +37,16 @@ class ItemResult:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """Items of one cell that were answered together."""
+    """Items of one grid point that were answered in one request."""
 
-    cell: GridPoint
+    point: GridPoint
     results: list[ItemResult]
     busy_s: float
-    """Seconds that a worker computed."""
+    """Compute seconds of the worker."""
 
 
 class IclJournal(AbstractJournal[BatchRecord]):
-    """Results by cell and item."""
+    """Journal of results by grid point and item."""
 
     results: dict[GridPoint, dict[int, ItemResult]]
     busy_s: dict[GridPoint, float]
@@ -54,23 +57,24 @@ class IclJournal(AbstractJournal[BatchRecord]):
         super().__init__(path)
 
     def _encode(self, record: BatchRecord) -> dict[str, Any]:
-        return {"kind": "batch", **asdict(record)}
+        values = asdict(record)
+        return {"kind": "batch", "cell": values.pop("point"), **values}
 
     def _decode(self, values: dict[str, Any]) -> BatchRecord:
         if values["kind"] != "batch":
             raise ValueError(f"unknown kind of record {values['kind']!r}")
         results = [
-            ItemResult(**{**each, "longmem": _scores(each["longmem"]), "backbone": _scores(each["backbone"])})
-            for each in values["results"]
+            ItemResult(**{**result, "longmem": _scores(result["longmem"]), "backbone": _scores(result["backbone"])})
+            for result in values["results"]
         ]
         return BatchRecord(GridPoint(**values["cell"]), results, float(values["busy_s"]))
 
     def _accept(self, record: BatchRecord) -> None:
-        known = self.results.setdefault(record.cell, {})
+        known = self.results.setdefault(record.point, {})
         for result in record.results:
-            # exactly once, as an item that was answered twice has the same values
+            # exactly once: an item that was answered twice has equal values
             known.setdefault(result.item, result)
-        self.busy_s[record.cell] = self.busy_s.get(record.cell, 0.0) + record.busy_s
+        self.busy_s[record.point] = self.busy_s.get(record.point, 0.0) + record.busy_s
 
 
 def _scores(values: dict[str, Any] | None) -> LabelScores | None:

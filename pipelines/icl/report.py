@@ -1,19 +1,19 @@
-"""report.html of an in-context-learning job: one file that opens anywhere, without scripts or requests."""
+"""HTML report of an in-context-learning job: one file without scripts or network requests."""
 
 from pathlib import Path
 from typing import Any
 
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.icl.charts import shots_chart
-from pipelines.job.format import NOTHING, count, duration, figure
+from pipelines.job.format import FILTERS, percent, percentage_points
 
 
 def write_report(folder: Path, summary: dict[str, Any]) -> Path:
-    """Write `folder/report.html` whole or not at all. `summary` is the content of summary.json. Raises OutputError."""
+    """Write `folder/report.html` atomically. `summary` is the content of summary.json. Raises OutputError."""
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,
-        {"count": count, "figure": figure, "duration": duration, "percent": percent, "points": points},
+        {**FILTERS, "percent": percent, "points": percentage_points},
         summary=summary,
         verdicts={name: verdict(task) for name, task in summary["tasks"].items()},
         charts={
@@ -25,33 +25,23 @@ def write_report(folder: Path, summary: dict[str, Any]) -> Path:
 
 
 def headline(task: dict[str, Any]) -> tuple[str, str]:
-    """Metric and scoring that a task is judged by first."""
+    """Return the main metric and scoring of a task."""
     return ("accuracy", "normalised") if task["baselines"] else ("exact_match", "generated")
 
 
 def verdict(task: dict[str, Any]) -> str:
-    """What memory changed, in a sentence."""
+    """Return one sentence that compares results with memory to those without."""
     scoring = "normalised" if task["baselines"] else "exact_match"
-    of_memory = [
-        each for each in task["comparisons"] if each["ours"].endswith("in memory") and each["metric"] == scoring
+    with_memory = [
+        comparison
+        for comparison in task["comparisons"]
+        if comparison["ours"].endswith("in memory") and comparison["metric"] == scoring
     ]
-    if not of_memory:
+    if not with_memory:
         return "The grid has no cell with memory to compare with one without."
     said = [
-        f"{points(each['value'])} points against {each['theirs']} "
-        f"(95% interval {points(each['low'])} to {points(each['high'])})"
-        for each in of_memory
+        f"{percentage_points(comparison['value'])} points against {comparison['theirs']} "
+        f"(95% interval {percentage_points(comparison['low'])} to {percentage_points(comparison['high'])})"
+        for comparison in with_memory
     ]
-    return f"{of_memory[0]['ours']}: {'; '.join(said)}."
-
-
-def percent(share: float | None) -> str:
-    """With one decimal."""
-    return NOTHING if share is None else f"{share * 100:.1f}%"
-
-
-def points(difference: float | None) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    if difference is None:
-        return NOTHING
-    return f"{'−' if difference < 0 else '+'}{abs(difference) * 100:.1f}"
+    return f"{with_memory[0]['ours']}: {'; '.join(said)}."

@@ -1,4 +1,4 @@
-"""Items of a cell as requests to the executor, and answers as results."""
+"""Conversion of a grid point's items to executor requests, and of answers to results."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from pipelines.icl.task_data import PreparedTask, Prompt
 
 
 def request_for(task: PreparedTask, prompts: Sequence[Prompt], memory: SegmentInfo | None) -> Request:
-    """One request for a batch of items that read the same memory."""
+    """Return one request for a batch of items that read the same memory."""
     if task.task.generates:
         tokens = tuple(prompt.tokens for prompt in prompts)
         return CompletionsRequest(memory, tokens, task.task.max_new_tokens, task.task.until)
@@ -21,7 +21,7 @@ def request_for(task: PreparedTask, prompts: Sequence[Prompt], memory: SegmentIn
 
 
 def results_of(task: PreparedTask, prompts: Sequence[Prompt], answer: list[Any]) -> list[ItemResult]:
-    """What the answer to `request_for` says of each item."""
+    """Return the result of each item from the answer to `request_for`."""
     if task.task.generates:
         return [
             ItemResult(prompt.index, prompt.shots, len(prompt.tokens), answer=text.strip())
@@ -38,20 +38,21 @@ def results_of(task: PreparedTask, prompts: Sequence[Prompt], answer: list[Any])
 
 
 def _rows(prompt: Prompt) -> list[Item]:
-    """Labels of one token all ride on the first row; each longer label needs one of its own."""
+    """Return the rows of an item: all labels of one token share the first row; each longer label needs its own."""
     firsts = np.array([target[0] for target in prompt.targets.values()], dtype=np.int32)
     longer = [label for label, target in prompt.targets.items() if len(target) > 1]
     rows = []
     for label in longer or list(prompt.targets)[:1]:
         tokens = np.concatenate([prompt.tokens, prompt.targets[label]])
-        # every row has the first tokens, so that all of them are of one forward
+        # every row scores all first tokens, so that they come from a single forward
         rows.append(Item(f"{prompt.index} {label}", tokens, len(prompt.tokens), firsts))
     return rows
 
 
 def _label_scores(prompt: Prompt, rows: list[ItemScore], side: str) -> LabelScores:
     scores = [getattr(row, side) for row in rows]
-    longer = {label: index for index, label in enumerate(each for each, t in prompt.targets.items() if len(t) > 1)}
+    longer_labels = [label for label, target in prompt.targets.items() if len(target) > 1]
+    longer = {label: index for index, label in enumerate(longer_labels)}
     logprobs = [
         scores[longer[label]].total if label in longer else float(scores[0].alternatives[index])
         for index, label in enumerate(prompt.targets)

@@ -1,4 +1,4 @@
-"""From a journal to tables: one row per item and cell, one per place of the grid, and what they say together."""
+"""Tables and comparisons from a journal: rows per item and grid point, rows per grid point, paired differences."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -41,9 +41,12 @@ ITEM_SCHEMA = pa.schema(
         ("f1", pa.float64()),
     ]
 )
-"""Predicted labels by mean log-probability of a label's tokens, and by greedy first token (null: the most probable
-token begins no label); log-probabilities in the order of the task's labels. The last three columns are of generated
-answers."""
+"""Columns of items.parquet.
+
+Labels are predicted by mean log-probability of a label's tokens (`longmem`), and by greedy first token
+(`longmem_greedy`; null if the most probable token begins no label). Log-probabilities are in the order of the task's
+labels. The last three columns describe generated answers.
+"""
 
 GRID_SCHEMA = pa.schema(
     [
@@ -62,27 +65,27 @@ GRID_SCHEMA = pa.schema(
         ("bias", pa.float64()),
     ]
 )
-"""`std` is the sample deviation over seeds (null for one seed); `bias` the distance of the distribution of predictions
-from that of the golds."""
+"""Columns of grid.parquet. `std` is the sample standard deviation over seeds (null for one seed), `bias` the distance
+between the distributions of predictions and golds."""
 
 SIDES = ("longmem", "backbone")
 SCORINGS = ("normalised", "greedy")
 
 
-def item_rows(task: PreparedTask, journal: IclJournal, cells: Sequence[GridPoint]) -> list[dict[str, Any]]:
-    """Rows of items.parquet, cell by cell, items in the order of the task's."""
+def item_rows(task: PreparedTask, journal: IclJournal, grid_points: Sequence[GridPoint]) -> list[dict[str, Any]]:
+    """Return the rows of items.parquet by grid point, with items in the order of the task."""
     return [
-        _item_row(task, cell, journal.results[cell][index])
-        for cell in cells
-        if cell.task == task.task.name
+        _item_row(task, point, journal.results[point][index])
+        for point in grid_points
+        if point.task == task.task.name
         for index in range(len(task.items))
     ]
 
 
-def _item_row(task: PreparedTask, cell: GridPoint, result: ItemResult) -> dict[str, Any]:
+def _item_row(task: PreparedTask, point: GridPoint, result: ItemResult) -> dict[str, Any]:
     item = task.items[result.item]
     row: dict[str, Any] = dict.fromkeys(ITEM_SCHEMA.names)
-    row |= asdict(cell) | {
+    row |= asdict(point) | {
         "item": item.example.name,
         "shots_in_context": result.shots,
         "num_tokens": result.num_tokens,
@@ -101,8 +104,10 @@ def _item_row(task: PreparedTask, cell: GridPoint, result: ItemResult) -> dict[s
 
 
 def predict(task: PreparedTask, index: int, scores: LabelScores) -> tuple[str, str | None]:
-    """The label with the highest mean log-probability of its tokens, and the one that the most probable token begins;
-    where several labels begin with that token, the one of them that scores highest."""
+    """Return the label with the highest mean log-probability of its tokens, and the greedy label.
+
+    The greedy label begins with the most probable token; of several such labels it is the one that scores highest.
+    """
     targets = task.items[index].targets
     means = {
         label: logprob / len(target) for (label, target), logprob in zip(targets.items(), scores.logprobs, strict=True)
@@ -112,20 +117,20 @@ def predict(task: PreparedTask, index: int, scores: LabelScores) -> tuple[str, s
 
 
 class TaskResults:
-    """Everything that is said of one task."""
+    """Aggregated results of one task."""
 
     def __init__(self, task: PreparedTask, rows: list[dict[str, Any]]) -> None:
         self._task = task
-        self._cells: dict[tuple[int, int], dict[int, list[dict[str, Any]]]] = {}
+        self._rows: dict[tuple[int, int], dict[int, list[dict[str, Any]]]] = {}
         for row in rows:
-            seeds = self._cells.setdefault((row["shots"], row["memory_shots"]), {})
+            seeds = self._rows.setdefault((row["shots"], row["memory_shots"]), {})
             seeds.setdefault(row["seed"], []).append(row)
 
     def grid(self) -> list[dict[str, Any]]:
-        """Rows of grid.parquet."""
+        """Return the rows of grid.parquet."""
         rows = []
-        for (shots, memory_shots), seeds in sorted(self._cells.items()):
-            every = [row for of_seed in seeds.values() for row in of_seed]
+        for (shots, memory_shots), seeds in sorted(self._rows.items()):
+            every = [row for seed_rows in seeds.values() for row in seed_rows]
             common = {
                 "task": self._task.task.name,
                 "shots": shots,
@@ -160,11 +165,11 @@ class TaskResults:
         return measures
 
     def baselines(self) -> dict[str, Any] | None:
-        """What needs no model: always the label that most demonstrations have, and any label with equal chance."""
+        """Return the baselines without a model: the most frequent label of the demonstrations, and a uniform guess."""
         if self._task.task.generates:
             return None
         golds = [item.example.answers[0] for item in self._task.items]
-        labels = Counter(each.example.answers[0] for each in self._task.demonstrations)
+        labels = Counter(demonstration.example.answers[0] for demonstration in self._task.demonstrations)
         majority = max(sorted(labels), key=labels.__getitem__)
         always: list[str | None] = [majority] * len(golds)
         return {
@@ -176,41 +181,41 @@ class TaskResults:
         }
 
     def predicted(self) -> list[dict[str, Any]]:
-        """How often each label is predicted, over all seeds: by mean log-probability, with memory's model."""
+        """Return the share of each predicted label over all seeds, by mean log-probability of LongMem."""
         if self._task.task.generates:
             return []
         rows = []
-        for (shots, memory_shots), seeds in sorted(self._cells.items()):
-            counts = Counter(row["longmem"] for of_seed in seeds.values() for row in of_seed)
+        for (shots, memory_shots), seeds in sorted(self._rows.items()):
+            counts = Counter(row["longmem"] for seed_rows in seeds.values() for row in seed_rows)
             shares = {label: counts[label] / sum(counts.values()) for label in self._task.labels}
             rows.append({"shots": shots, "memory_shots": memory_shots, "shares": shares})
         return rows
 
     def comparisons(self) -> list[dict[str, Any]]:
-        """Memory, context and both, pair by pair: the corners of the grid that there are."""
-        shots = max(each for each, _ in self._cells)
-        memory = max(each for _, each in self._cells)
+        """Return paired comparisons of the grid's corners: neither, context, memory and both."""
+        shots = max(in_context for in_context, _ in self._rows)
+        memory = max(in_memory for _, in_memory in self._rows)
         corners = {
             "neither": (0, 0),
             f"{shots} in context": (shots, 0),
             f"{memory} in memory": (0, memory),
             "both": (shots, memory),
         }
-        # without shots, or without memory, some corners are the same cell
-        named = {cell: name for name, cell in reversed(corners.items()) if cell in self._cells}
-        corners = {name: cell for name, cell in corners.items() if named.get(cell) == name}
+        # without shots, or without memory, some corners are the same point
+        named = {corner: name for name, corner in reversed(corners.items()) if corner in self._rows}
+        corners = {name: corner for name, corner in corners.items() if named.get(corner) == name}
         pairs = [(ours, theirs) for index, ours in enumerate(corners) for theirs in list(corners)[:index]]
         compared = []
         for metric in ("exact_match", "f1") if self._task.task.generates else SCORINGS:
-            scores = {name: self._matrix(cell, metric) for name, cell in corners.items()}
+            scores = {name: self._matrix(corner, metric) for name, corner in corners.items()}
             for ours, theirs in pairs:
                 difference = asdict(paired_bootstrap(scores[ours], scores[theirs]))
                 compared.append({"ours": ours, "theirs": theirs, "metric": metric, **difference})
         return compared
 
-    def _matrix(self, cell: tuple[int, int], metric: str) -> np.ndarray:
-        """Scores [seeds, items] of a cell."""
-        seeds = self._cells[cell]
+    def _matrix(self, corner: tuple[int, int], metric: str) -> np.ndarray:
+        """Return the scores [seeds, items] of one corner (shots in context, shots in memory)."""
+        seeds = self._rows[corner]
         if metric in ("exact_match", "f1"):
             return np.array([[row[metric] for row in seeds[seed]] for seed in sorted(seeds)])
         column = "longmem" if metric == "normalised" else "longmem_greedy"
@@ -223,10 +228,10 @@ def _mean_and_std(values: list[float]) -> dict[str, float | None]:
 
 
 def item_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """items.parquet."""
+    """Return the content of items.parquet."""
     return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
 
 
 def grid_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """grid.parquet."""
+    """Return the content of grid.parquet."""
     return pa.Table.from_pylist(rows, schema=GRID_SCHEMA)

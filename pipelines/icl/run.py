@@ -1,7 +1,7 @@
-"""Writing memories, then asking items: what the job has executors do.
+"""Run of an in-context-learning job: write memories, then answer items.
 
-memories ─► scheduler ─► encode, put        (once each; what is stored already is found)
-cells ─► batches of items ─► requests ─► journal
+memories ─► scheduler ─► encode, put        (once each; stored segments are reused)
+grid points ─► batches of items ─► requests ─► journal
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,15 +23,15 @@ from pipelines.job.work_slices import Slices
 
 @dataclass
 class WriteTotals:
-    """Work that had all memories stored, in this run."""
+    """Work of this run to store all memories."""
 
     tokens_encoded: int = 0
     tokens_found: int = 0
-    """Tokens of demonstrations that the store held already."""
+    """Tokens of demonstrations that the store already held."""
     segments_encoded: int = 0
     segments_found: int = 0
     demonstrations: int = 0
-    """Demonstrations of all memories that were needed."""
+    """Demonstrations of all required memories."""
     encode_s: float = 0.0
     put_s: float = 0.0
     wall_s: float = 0.0
@@ -39,7 +39,7 @@ class WriteTotals:
 
 @dataclass
 class Asked:
-    """Items that were asked in this run."""
+    """Items that were answered in this run."""
 
     items: int = 0
     wall_s: float = 0.0
@@ -47,19 +47,19 @@ class Asked:
 
 @dataclass
 class IclRun:
-    """Raises the first error of a task: a memory or a batch without a result leaves the grid without a cell."""
+    """Run that raises the first error of a task: a missing memory or batch would leave a hole in the grid."""
 
     executor: AbstractExecutor
     journal: IclJournal
     tell: Callable[[str], None]
     observer: JobObserver
     slices: Slices | None = None
-    """Record of the work done, written every few seconds."""
+    """Work record, written every few seconds."""
     written: WriteTotals = field(default_factory=WriteTotals)
     asked: Asked = field(default_factory=Asked)
 
     def write(self, memories: Iterable[Memory], scheduler: SegmentScheduler) -> dict[DocumentKey, SegmentInfo]:
-        """Store all memories; returns the last block of each."""
+        """Store all memories and return the last block of each."""
         start = perf_counter()
         needed = {memory.key: memory for memory in memories}
         for key, memory in needed.items():
@@ -99,7 +99,7 @@ class IclRun:
         self.tell(f"{memory.key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
 
     def ask(self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int) -> None:
-        """Have every item of every grid point answered that the journal does not hold yet."""
+        """Answer every item of every grid point that the journal does not hold."""
         start = perf_counter()
 
         def answered(batch: tuple[GridPoint, list[Prompt]], result: Any, busy_s: float) -> None:
@@ -113,7 +113,7 @@ class IclRun:
             self.asked.wall_s = perf_counter() - start
             self._record()
 
-        # made as they are asked: all prompts together would be as large as the text of all grid points
+        # lazy: all prompts together would be as large as the text of all grid points
         requests = (
             ((point, prompts), request_for(points[point][0], prompts, points[point][1]))
             for point, prompts in self._batches(points, batch_items)
@@ -121,7 +121,7 @@ class IclRun:
         ask_all(self.executor, requests, self.observer, answered, turned)
 
     def work(self) -> dict[str, Any]:
-        """Return what this run did, as far as it adds up over runs: what a run found stored, an earlier one wrote."""
+        """Return the additive work of this run; segments found in the store were counted by the run that wrote them."""
         written = asdict(self.written)
         for name in ("tokens_found", "segments_found", "demonstrations"):
             del written[name]
@@ -134,11 +134,11 @@ class IclRun:
     def _batches(
         self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
     ) -> Iterator[tuple[GridPoint, list[Prompt]]]:
-        """Yield what the journal does not hold, grid point by grid point."""
-        for cell, (task, _) in points.items():
-            done = self.journal.results.get(cell, {})
+        """Yield batches of items that the journal does not hold, by grid point."""
+        for point, (task, _) in points.items():
+            done = self.journal.results.get(point, {})
             if len(done) == len(task.items):
                 continue
-            left = [prompt for prompt in task.prompts(cell) if prompt.index not in done]
+            left = [prompt for prompt in task.prompts(point) if prompt.index not in done]
             for first in range(0, len(left), batch_items):
-                yield cell, left[first : first + batch_items]
+                yield point, left[first : first + batch_items]

@@ -1,20 +1,20 @@
-"""A task: which examples there are, how one is written as text, and what is asked of it. One small TOML file each.
+"""Task definition: examples, their form as text, and the target. Each task is one small TOML file.
 
     name = "sst2"
     train = "sst2/train.jsonl"                             # demonstrations: objects with any fields, one a line
     test = "sst2/test.jsonl"                               # items
     template = "Review: {text} Sentiment: {label}. "
-    target = "label"                                       # the field that is asked for
+    target = "label"                                       # the field that is predicted
 
     [words]                                                # value in the data = word in the text
-    negative = "negative"                                  # left out: the values of `train` themselves
+    negative = "negative"                                  # optional; default: the values of `train`
 
-A task without labels is answered freely; it has `max_new_tokens` and `until` instead of words, and its target may be a
-list of accepted answers, of which demonstrations show the first. `.json` files have the layout of SQuAD 1.1. Files may
-end in .gz, .zst, .bz2 or .xz too.
+Answers of a task without labels are generated. It has `max_new_tokens` and `until` instead of words, and its target may
+be a list of accepted answers, of which demonstrations contain the first. `.json` files have the layout of SQuAD 1.1.
+Files may be compressed (.gz, .zst, .bz2, .xz).
 
-Fields are shown as the file spells them: texts, numbers (`1.50` stays `1.50`), `true` and `false`. A row whose field is
-null, NaN, a list or an object is an error. Braces in the data are data.
+Fields are written as the file spells them: texts, numbers (`1.50` stays `1.50`), `true` and `false`. A row whose field
+is null, NaN, a list or an object is an error. Braces in the data are data.
 """
 
 import tomllib
@@ -38,21 +38,21 @@ JSON_NAMES = {float: "not a finite number:", list: "a list:", dict: "an object:"
 
 @dataclass(frozen=True)
 class Example:
-    """One row of the data, written as text."""
+    """Row of the data as text."""
 
     name: str
-    """Where it is: file and place in it."""
+    """Location of the row: file and line, or id."""
     prompt: str
-    """All that comes before the target, without spaces at its end."""
+    """Text before the target, without trailing spaces."""
     after: str
-    """All that comes after the target."""
+    """Text after the target."""
     answers: tuple[str, ...]
-    """Label of the row; or every accepted answer, the one that a demonstration shows first."""
+    """Label of the row, or all accepted answers; a demonstration contains the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IclTask:
-    """Raises ConfigError for a template that does not fit its target."""
+    """Definition of a task. Raises ConfigError for a template that does not fit its target."""
 
     name: str
     train: Path
@@ -60,9 +60,9 @@ class IclTask:
     template: str
     target: str
     words: dict[str, str]
-    """Word of each label; empty for free answers, and until `labelled` for labels that are their own words."""
+    """Word of each label; empty for generated answers, and for labels that are their own words."""
     max_new_tokens: int = 0
-    """More than 0: answers are generated, not chosen."""
+    """Maximum length of an answer; above 0, answers are generated instead of chosen among labels."""
     until: str = ""
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class IclTask:
 
     @cached_property
     def fields(self) -> list[str]:
-        """Fields of the template in order."""
+        """Field names of the template, in order."""
         try:
             return [field for _, field, _, _ in Formatter().parse(self.template) if field is not None]
         except ValueError as error:
@@ -107,7 +107,7 @@ class IclTask:
 
     @cached_property
     def around_target(self) -> tuple[str, str]:
-        """Return the template's parts before and after the target, braces of the text still doubled."""
+        """Parts of the template before and after the target; literal braces stay doubled."""
         parts = ["", ""]
         index = 0
         for literal, field, _, _ in Formatter().parse(self.template):
@@ -141,25 +141,25 @@ class IclTask:
                 "or give the label a word in the task's file"
             )
         before, after = self.around_target
-        # spaces between examples belong in front of the next one, where tokenizers have them
+        # spaces between examples move to the start of the next one, where tokenizers expect them
         lead = after[len(after.rstrip(" ")) :]
         return Example(name, lead + before.format(**values).rstrip(" "), after.rstrip(" ").format(**values), answers)
 
     def _answers(self, name: str, value: object) -> tuple[str, ...]:
-        """Return the label, or every accepted answer: only an answer that is generated may be one of several."""
+        """Return the label, or all accepted answers; only generated answers may have several."""
         if isinstance(value, list) and self.generates:
-            return tuple(spelled(name, self.target, each) for each in value)
+            return tuple(spelled(name, self.target, answer) for answer in value)
         return (spelled(name, self.target, value),)
 
-    def shown(self, example: Example) -> str:
-        """The target as text follows it."""
+    def target_text(self, example: Example) -> str:
+        """Return the target of an example as it is written in a demonstration."""
         return self.words.get(example.answers[0], example.answers[0])
 
 
 def load_task(name: str, data: Path | None) -> IclTask:
-    """A task by its name, whose files are in `data`, or by the path of its own file, which says where they are.
+    """Load a shipped task by name, with its files in `data`, or a task by the path of its TOML file.
 
-    Raises ConfigError for an unknown name, a file that is no task, and files that are not there.
+    Raises ConfigError for an unknown name, an invalid task file, and missing data files.
     """
     path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
     if not path.is_file():
@@ -183,14 +183,14 @@ def load_task(name: str, data: Path | None) -> IclTask:
             "words": dict(values.get("words", {})),
         }
     )
-    for each in (task.train, task.test):
-        if not each.is_file():
-            raise ConfigError(f"task {task.name}: no file {each}; name the folder of its data with --data")
+    for path in (task.train, task.test):
+        if not path.is_file():
+            raise ConfigError(f"task {task.name}: no file {path}; name the folder of its data with --data")
     return task
 
 
 def _check_kinds(path: Path, values: dict[str, Any]) -> None:
-    """Raise ConfigError for a value of a task's file that is of another kind than the task needs."""
+    """Raise ConfigError for a value of a task's file that has the wrong type."""
     for name, value in values.items():
         if name == "words":
             fits = isinstance(value, dict) and all(isinstance(word, str) and word.strip() for word in value.values())
@@ -211,22 +211,22 @@ def spelled(name: str, field: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):
-        shown = "null" if value is None else f"{JSON_NAMES.get(type(value), type(value).__name__)} {value!r:.40}"
+        got = "null" if value is None else f"{JSON_NAMES.get(type(value), type(value).__name__)} {value!r:.40}"
         raise DocumentError(
-            f"{name}: field {field} is {shown}: expected a text, a number, true or false; correct or remove the row"
+            f"{name}: field {field} is {got}: expected a text, a number, true or false; correct or remove the row"
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DocumentError(f"{name}: field {field} is not valid Unicode: {error.reason} at {error.start}") from error
-    # a number is a text that remembers what it was
+    # numbers are read as text with their original spelling
     return str(value)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file with a name for each, numbers as they are spelled.
+    """Yield names and rows of a file; numbers keep their spelling.
 
-    Raises DocumentError for what is not a JSON object.
+    Raises DocumentError for a row that is not a JSON object.
     """
     if path.name[: len(path.name) - len(compression_of(path.name))].endswith(".json"):
         yield from _squad_rows(path)

@@ -1,7 +1,8 @@
-"""A task as tokens: demonstrations, items, and which of them every cell of the grid gets.
+"""Tokenised task: demonstrations and items, and their assignment to grid points.
 
-For each seed the demonstrations are shuffled anew. The first ones stand in context, the next ones in memory: so no
-demonstration is in both, a memory is the same whatever stands in context, and a larger one begins with a smaller one.
+Each seed gives another order of the demonstrations. The first ones are put in context, the next ones in memory.
+Therefore no demonstration is in both, a memory does not depend on the context, and a larger memory begins with a
+smaller one.
 """
 
 from collections.abc import Sequence
@@ -17,48 +18,48 @@ from pipelines.icl.task import Example, IclTask
 
 NAMESPACE = "icl"
 ITEM_ORDER_SEED = 20230607
-"""Items are shuffled once, the same for all runs: files are often sorted by label, and a limit takes the first."""
+"""Seed of the single shuffle of items in all runs: files are often sorted by label, and a limit takes the first."""
 
 
 @dataclass(frozen=True, order=True)
 class GridPoint:
-    """One place of the grid."""
+    """Point of the grid."""
 
     task: str
     seed: int
     shots: int
-    """Demonstrations wanted in context."""
+    """Requested demonstrations in context."""
     memory_shots: int
 
 
 @dataclass(frozen=True)
 class EncodedDemonstrations:
-    """An example as tokens."""
+    """Tokens of one example."""
 
     example: Example
     prompt: Tokens
     demonstration: Tokens
-    """The whole of it, target included."""
+    """Tokens of the whole example, including its target."""
     targets: dict[str, Tokens]
-    """By label, the tokens that are predicted after the part of the prompt that all of them share."""
+    """Tokens to predict for each label, after the prefix that all labels share."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """An item as a cell asks it."""
+    """Prompt of one item at one grid point."""
 
     index: int
-    """Of the item among the task's."""
+    """Index of the item among the task's items."""
     tokens: Tokens
     """Start token, demonstrations in context, and the item without its target."""
     targets: dict[str, Tokens]
     shots: int
-    """Demonstrations that really stand in context."""
+    """Demonstrations that fit in context."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Demonstrations of one seed as a document."""
+    """Demonstrations of one seed, packed as a document."""
 
     key: DocumentKey
     segments: list[Segment]
@@ -70,15 +71,15 @@ class Memory:
 
 
 class PreparedTask:
-    """Reads and tokenises a task, and counts what is left out because it does not fit a segment.
+    """Tokenised task; examples that do not fit a segment are skipped and counted.
 
-    Raises DocumentError and ConfigError for data that cannot be used.
+    Raises DocumentError and ConfigError for unusable data.
     """
 
     def __init__(
         self, task: IclTask, tokenizer: Tokenizer, segment_tokens: int, limit_items: int | None, largest_shots: int
     ) -> None:
-        """`largest_shots`: most demonstrations that any cell has in context."""
+        """Read and tokenise a task. `largest_shots` is the maximum of demonstrations in context over the grid."""
         self._tokenizer = tokenizer
         self._segment_tokens = segment_tokens
         self._largest_shots = largest_shots
@@ -92,14 +93,14 @@ class PreparedTask:
         self.task = task
         demonstrations = [self._encode(example, with_targets=False) for example in train]
         room = segment_tokens - len(self._start)
-        self.demonstrations = [each for each in demonstrations if len(each.demonstration) <= room]
+        self.demonstrations = [encoded for encoded in demonstrations if len(encoded.demonstration) <= room]
         self.num_long_demonstrations = len(demonstrations) - len(self.demonstrations)
         order = np.random.default_rng(ITEM_ORDER_SEED)
         test = task.examples(task.test)
         if not test:
             raise DocumentError(f"task {task.name}: {task.test} has no rows; expected at least one item")
         items = [self._encode(test[index], with_targets=True) for index in order.permutation(len(test))[:limit_items]]
-        self.items = [each for each in items if self._room_for(each) >= 0]
+        self.items = [item for item in items if self._room_for(item) >= 0]
         self.num_long_items = len(items) - len(self.items)
         if not self.items:
             raise DocumentError(
@@ -112,7 +113,7 @@ class PreparedTask:
         return list(self.task.words)
 
     def check(self, memory_shots: int) -> None:
-        """Raises ConfigError when there are too few demonstrations for the largest cell."""
+        """Raise ConfigError if there are too few demonstrations for the largest grid point."""
         needed = self._largest_shots + memory_shots
         if needed > len(self.demonstrations):
             raise ConfigError(
@@ -121,7 +122,10 @@ class PreparedTask:
             )
 
     def memory(self, seed: int, memory_shots: int) -> Memory | None:
-        """Named by its content, so that any later job that packs the same tokens finds it in the store."""
+        """Return the memory of a seed, or None for 0 shots.
+
+        Its key is derived from its content, so that a later job with the same tokens finds it in the store.
+        """
         if memory_shots == 0:
             return None
         if (seed, memory_shots) not in self._memories:
@@ -130,13 +134,14 @@ class PreparedTask:
 
     def _pack(self, seed: int, memory_shots: int) -> Memory:
         chosen = self._shuffled(seed)[self._largest_shots : self._largest_shots + memory_shots]
-        packed = pack([each.demonstration for each in chosen], self._segment_tokens, self._tokenizer.start_token)
+        demonstrations = [encoded.demonstration for encoded in chosen]
+        packed = pack(demonstrations, self._segment_tokens, self._tokenizer.start_token)
         key = DocumentKey(NAMESPACE, f"{self.task.name}-{memory_shots}-{digest(packed)}")
         return Memory(key, segments_of(key, packed, self._segment_tokens), memory_shots)
 
-    def prompts(self, cell: GridPoint) -> list[Prompt]:
-        """All items. Where not all demonstrations fit, as many as do are kept whole, those nearest to the item."""
-        context = [each.demonstration for each in self._shuffled(cell.seed)[: cell.shots]]
+    def prompts(self, point: GridPoint) -> list[Prompt]:
+        """Return the prompts of all items. If demonstrations do not fit, those nearest to the item are kept whole."""
+        context = [encoded.demonstration for encoded in self._shuffled(point.seed)[: point.shots]]
         prompts = []
         for index, item in enumerate(self.items):
             room, kept = self._room_for(item), 0
@@ -150,27 +155,26 @@ class PreparedTask:
         return prompts
 
     def digest(self) -> str:
-        """Hash of everything that is asked and shown: a resumed job must ask the same."""
-        return digest([each.demonstration for each in self.demonstrations] + [each.prompt for each in self.items])
+        """Return a hash of all demonstrations and items; a resumed job must have the same."""
+        return digest([encoded.demonstration for encoded in self.demonstrations] + [item.prompt for item in self.items])
 
     def _shuffled(self, seed: int) -> list[EncodedDemonstrations]:
         order = np.random.default_rng(seed).permutation(len(self.demonstrations))
         return [self.demonstrations[index] for index in order]
 
     def _room_for(self, item: EncodedDemonstrations) -> int:
-        """Tokens of a segment that the item leaves free; the last token of its target is only predicted."""
+        """Return the tokens of a segment that the item leaves free; the last target token is predicted, not read."""
         longest = max((len(target) for target in item.targets.values()), default=self.task.max_new_tokens)
         return self._segment_tokens - len(self._start) - len(item.prompt) - longest + 1
 
     def _encode(self, example: Example, with_targets: bool) -> EncodedDemonstrations:
-        shown = f"{example.prompt} {self.task.shown(example)}"
-        demonstration = self._tokens(shown + example.after)
+        demonstration = self._tokens(f"{example.prompt} {self.task.target_text(example)}{example.after}")
         prompt = self._tokens(example.prompt)
         if not with_targets or self.task.generates:
             return EncodedDemonstrations(example, prompt, demonstration, {})
         whole = {label: self._tokens(f"{example.prompt} {word}") for label, word in self.task.words.items()}
-        # a tokenizer may join the end of the prompt with the word: what is predicted begins where they all differ
-        # from the prompt alone
+        # a tokenizer may merge the end of the prompt with the word: targets begin at the first token where any label
+        # differs from the prompt alone
         common = min(_num_common(prompt, tokens) for tokens in whole.values())
         targets = {label: tokens[common:] for label, tokens in whole.items()}
         return EncodedDemonstrations(example, prompt[:common], demonstration, targets)
@@ -180,7 +184,7 @@ class PreparedTask:
 
 
 def _with_words(task: IclTask, train: Sequence[Example]) -> IclTask:
-    """The task with the labels that its demonstrations show. Raises DocumentError for a class without any."""
+    """Return the task with the labels of its demonstrations. Raises DocumentError for a label without any."""
     seen = sorted({example.answers[0] for example in train})
     if empty := [label for label in task.words if label not in seen]:
         raise DocumentError(

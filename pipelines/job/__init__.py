@@ -1,1 +1,1 @@
-"""What every job shares: folder, lock, resume, status, log, progress, summary."""
+"""Skeleton of all jobs: folder, lock, resume, status, log, progress, summary."""

@@ -1,4 +1,4 @@
-"""Sends requests to an executor's workers, a few at a time, and takes their answers as they come."""
+"""Bounded dispatch of requests to an executor's workers."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from longmem.runtime.requests import Request
 from pipelines.job.observer import JobObserver
 
 WAIT_S = 0.2
-"""Longest wait for the workers before Ctrl-C is looked at again, in seconds."""
+"""Longest wait for the workers, in seconds; Ctrl-C is checked between waits."""
 
 T = TypeVar("T")
 
@@ -20,10 +20,10 @@ def ask_all(
     answered: Callable[[T, Any, float], None],
     turned: Callable[[], None] = lambda: None,
 ) -> None:
-    """Ask every request and pass its tag, result and computing seconds to `answered`, in the order of the answers.
+    """Send every request and pass its tag, result and compute seconds to `answered`, in order of completion.
 
-    Requests are made as workers become free: all together may be as large as the text of the whole job. `turned` is
-    called several times a second. Raises the first error of a request.
+    `requests` is consumed lazily, as workers become free: all requests together may be as large as the text of the job.
+    `turned` is called several times a second. Raises the first error of a request.
     """
     left = iter(requests)
     following = next(left, None)

@@ -1,10 +1,10 @@
-"""`log.jsonl`: what happened to a job, one JSON object a line, for people with `jq` and for log collectors.
+"""Event log of a job: `log.jsonl`, one JSON object per line, for `jq` and log collectors.
 
     {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_retry", "job": "3f…", "document": "moby",
      "segment": 17, "stage": "score", "message": "…"}
 
-Fields that an event has no value for are left out. A resumed job goes on in the same file. Everything is ASCII, so a
-document's name can neither end a line nor reach a terminal as a control character.
+Fields without a value are omitted. A resumed job appends to the same file. All text is ASCII-escaped, so a document's
+name can neither end a line nor send control characters to a terminal.
 """
 
 import platform
@@ -28,14 +28,14 @@ _LIBRARIES = ("torch", "transformers", "ray", "lancedb")
 
 
 class EventLog(JobObserver):
-    """Appends to a job's log; every line is written at once. Raises OutputError when it cannot be written."""
+    """Observer that appends events to a job's log, unbuffered. Raises OutputError if the file cannot be written."""
 
     def __init__(self, path: Path, job_id: str) -> None:
         self._job_id = job_id
         self._file = GrowingFile(path)
 
     def event(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
-        """One line; fields that are None are left out."""
+        """Write one line; fields that are None are omitted."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line: Mapping[str, Any] = {
             "time": now,
@@ -48,7 +48,7 @@ class EventLog(JobObserver):
         self._file.add(encoded(line) + b"\n")
 
     def started(self, command: str, resumed: bool) -> None:
-        """The job begins, or goes on."""
+        """Log the start or the resumption of the job, with library versions."""
         versions = {"longmem": longmem.__version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in _LIBRARIES}
         self.event("job_resumed" if resumed else "job_started", command, versions=versions)

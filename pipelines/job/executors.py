@@ -1,4 +1,4 @@
-"""Starting what runs the stages: this process, or workers on Ray."""
+"""Start of executors: this process, workers on Ray, or a service."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,22 +15,22 @@ from pipelines.command.command_line import num_cores
 from pipelines.job.service import ServiceChoice, attach_to
 
 MEMORY_FOLDER = "memory.lance"
-"""Store of a job that names none, inside its output folder."""
+"""Default store of a job, inside its output folder."""
 THREADS_FOR_EACH_CORE = 16
-"""Most threads of one process for each core that it may use: a thousand on two cores take ten times as long as two."""
+"""Maximum threads per usable core: on two cores, a thousand threads take ten times as long as two."""
 
 IN_FLIGHT_PER_WORKER = 8
 IN_FLIGHT_IN_PROCESS = 2 * PUT_SEGMENTS
-"""Encoded segments that may wait by default: some are written while others are read."""
+"""Default limit of encoded segments in flight in one process: some are written while others are read."""
 
 
 def default_in_flight(num_workers: int | None) -> int:
-    """Encoded segments that may wait, for so many workers on a cluster; None for everything in this process."""
+    """Return the default limit of encoded segments in flight; `num_workers` is None for a job in this process."""
     return IN_FLIGHT_IN_PROCESS if num_workers is None else IN_FLIGHT_PER_WORKER * num_workers
 
 
 def use_threads(threads: int) -> None:
-    """Let torch compute with so many threads in this process. Raises ConfigError for an absurd number."""
+    """Set torch's number of threads in this process. Raises ConfigError above `THREADS_FOR_EACH_CORE` per core."""
     if threads > (most := THREADS_FOR_EACH_CORE * num_cores()):
         raise ConfigError(f"--threads must be at most {most:,} on {num_cores()} cores, got {threads:,}")
     torch.set_num_threads(threads)
@@ -43,8 +43,10 @@ def start_executor(
     threads: int,
     tell: Callable[[str], None] = lambda _text: None,
 ) -> AbstractExecutor:
-    """Workers on Ray, which is imported only for that; without a cluster, this process with so many torch threads.
-    `tell` gets what the user should know meanwhile."""
+    """Return an executor with workers on Ray, or, without a cluster, in this process with `threads` torch threads.
+
+    Ray is imported only for a cluster. `tell` receives messages for the user.
+    """
     if cluster is None:
         use_threads(threads)
         return InlineExecutor(model.open(), store.open())
@@ -61,19 +63,19 @@ def open_workers(
     threads: int,
     tell: Callable[[str], None],
 ) -> AbstractExecutor:
-    """Return the workers of a service, workers of the job's own on Ray, or this process."""
+    """Return an executor on a service, on the job's own Ray workers, or in this process."""
     if service is not None:
         return attach_to(service, cluster, tell)
     return start_executor(model, store, cluster, threads, tell)
 
 
 def unused_store(out: Path, cluster: ClusterShape | None) -> StoreSettings:
-    """Return a store for a job that keeps nothing: in memory, or a folder where workers are other processes."""
+    """Return a store for a job that keeps no blocks: in memory, or a folder if workers are other processes."""
     return StoreSettings(IN_MEMORY if cluster is None else str(out.absolute() / MEMORY_FOLDER))
 
 
 def where(cluster: ClusterShape | None, threads: int | None) -> dict[str, Any]:
-    """Return what a summary says of where a job of requests ran."""
+    """Return the summary's description of the executor of a job of requests."""
     if cluster is None:
         return {"address": "none", "threads": threads}
     return {"address": cluster.address, "workers": cluster.encoders, "threads": threads}

@@ -1,11 +1,11 @@
-"""The output folder of a job, which is also its checkpoint: who may use it, and what is put into it at the end.
+"""Output folder of a job, which is also its checkpoint.
 
-job.json           what decides the results: inputs, model, settings. A job is resumed only with the same ones
-job.lock           held by the process that runs the job
-journal.jsonl      results as they came
-status.json        how far the job is, every 2 s
-log.jsonl          what happened to it
-slices.json        what each process did that worked on it
+job.json           identity: inputs, model and settings that decide the results; a resumed job must have the same
+job.lock           locked by the process that runs the job
+journal.jsonl      results, in order of completion
+status.json        progress, written every 2 s
+log.jsonl          events
+slices.json        work of each process that ran the job
 memory.lance/      the memory store, unless another one was named
 summary.json  documents.parquet  segments.parquet  tokens.parquet  report.html
 """
@@ -29,18 +29,18 @@ JOB_FILE = "job.json"
 LOCK_FILE = "job.lock"
 STATUS_FILE = "status.json"
 ADDED_SETTINGS = {"special_tokens": "parse"}
-"""Settings that a job of an earlier version does not name, and what it did: such a job can be resumed."""
+"""Default values of settings that jobs of earlier versions do not record, so that they can be resumed."""
 
 
 class FinishedSummary(dict[str, Any]):
-    """The results of a job that had finished before: a `--resume` of it does nothing."""
+    """Results of a job that had finished before; `--resume` changes nothing."""
 
 
 class JobFolder:
-    """Takes a folder for a new job, or for a resumed one, and keeps other processes out until it is closed. While it
-    is open, an interruption is a KeyboardInterrupt, so that what writes into it ends in order.
+    """Exclusive access to the folder of a new or resumed job until it is closed.
 
-    Raises OutputError when the folder belongs to something else, is in use, or cannot be written.
+    While it is open, an interruption raises KeyboardInterrupt, so that writers end in order. Raises OutputError if the
+    folder holds something else, is in use, or cannot be written.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
@@ -48,10 +48,10 @@ class JobFolder:
         self._held = ExitStack()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # what a failed write has left (.…part) belongs to nobody
-            names = sorted(each.name for each in path.iterdir())
+            # leftovers of a failed write (.…part) do not count
+            names = sorted(entry.name for entry in path.iterdir())
             others = [name for name in names if name != LOCK_FILE and not name.endswith(PART)]
-            # not "w": a finished job's folder stays as it is, times included
+            # not "w": a finished job's folder must keep its modification times
             self._lock = (path / LOCK_FILE).open("a")
         except OSError as error:
             raise OutputError(f"cannot use output folder {path}: {error.strerror}; choose another --out") from error
@@ -72,21 +72,21 @@ class JobFolder:
         self._held.enter_context(tidying())
 
     def stored_identity(self) -> dict[str, Any] | None:
-        """What the job to be resumed is; None for a new one."""
+        """Return the identity of the job to be resumed; None for a new job."""
         return self._read_job()[1] if (self.path / JOB_FILE).exists() else None
 
-    def claim(self, identity: dict[str, Any], asked: dict[str, Any] | None = None) -> str:
-        """Write what this job is, or check that it is the one to be resumed; returns the job's own id.
+    def claim(self, identity: dict[str, Any], requested: dict[str, Any] | None = None) -> str:
+        """Write the identity of a new job, or compare it with the stored one; return the job's id.
 
-        Secrets are no part of an identity: with another key to the same bucket it is the same job. `asked` is what the
-        command asked for, as far as it is known before a model is loaded (see `finished`).
+        Secrets are not part of an identity: another key to the same bucket gives the same job. `requested` is the part
+        of the identity that is known before a model is loaded (see `finished`).
 
         Raises OutputError with the differences.
         """
         if not (self.path / JOB_FILE).exists():
             job_id = secrets.token_hex(8)
             job = {"id": job_id, "identity": identity}
-            self.write_json(JOB_FILE, job if asked is None else {**job, "asked": asked})
+            self.write_json(JOB_FILE, job if requested is None else {**job, "asked": requested})
             return job_id
         job_id, stored, _ = self._read_job()
         offered = _as_stored(identity)
@@ -102,47 +102,49 @@ class JobFolder:
             )
         return job_id
 
-    def finished(self, results: str, asked: dict[str, Any] | None = None) -> FinishedSummary | None:
-        """Return what the results file of a finished job holds, or None where there is something left to do: no such
-        file, or documents that failed, which a resumed job tries again.
+    def finished(self, results: str, requested: dict[str, Any] | None = None) -> FinishedSummary | None:
+        """Return the results file of a finished job, or None if work is left.
 
-        Call it with `asked` before a model is loaded: None also where the job was begun by another command, which may
-        be the same job nonetheless. Call it without after `claim`, which has compared everything.
+        Work is left if there is no such file, or if documents failed, which a resumed job retries. Call it with
+        `requested` before a model is loaded: it then also returns None if another command began the job, whose identity
+        may still be equal. Call it without `requested` after `claim`, which has compared the whole identity.
         """
-        if asked is not None and (not (self.path / JOB_FILE).exists() or self._read_job()[2] != _as_stored(asked)):
+        if requested is not None and (
+            not (self.path / JOB_FILE).exists() or self._read_job()[2] != _as_stored(requested)
+        ):
             return None
         try:
             summary = FinishedSummary(json.loads((self.path / results).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            # absent, or not ours: the job writes it again
+            # absent or damaged: the job writes it again
             return None
         return None if summary.get("counts", {}).get("failed_documents") else summary
 
     def _read_job(self) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-        """Id, identity, and what the command had asked for."""
+        """Return id, identity and request of the stored job."""
         path = self.path / JOB_FILE
         try:
             job = json.loads(path.read_text(encoding="utf-8"))
-            # a job of an earlier version may hold secrets
+            # jobs of earlier versions may hold secrets
             return str(job["id"]), _as_stored(dict(job["identity"])), job.get("asked")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
 
     def has_results_in(self, name: str) -> bool:
-        """Return whether an earlier run has left something in the file, such as a journal."""
+        """Return whether a file of an earlier run, such as a journal, exists and is not empty."""
         path = self.path / name
         return path.exists() and path.stat().st_size > 0
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file whole or not at all. Raises OutputError."""
+        """Write a JSON file atomically. Raises OutputError."""
         write_json(self.path / name, values)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a parquet file whole or not at all; the same rows give the same bytes. Raises OutputError."""
+        """Write a parquet file atomically; equal rows give equal bytes. Raises OutputError."""
         write_table(self.path / name, table)
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder."""
         self._lock.close()
         self._held.close()
 
@@ -156,13 +158,13 @@ class JobFolder:
 
 
 def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as job.json holds them: without secrets, and as JSON gives them back."""
+    """Return values as job.json holds them: redacted, and converted to JSON and back."""
     stored: dict[str, Any] = json.loads(json.dumps(redacted_values(values)))
     return stored
 
 
 def _differing(first: object, second: object) -> tuple[object, object]:
-    """Return both values; of two dictionaries only the entries that differ."""
+    """Return both values; for two dictionaries only the entries that differ."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return first, second
     names = [name for name in {**first, **second} if first.get(name) != second.get(name)]

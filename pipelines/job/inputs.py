@@ -1,4 +1,4 @@
-"""The inputs of every command that reads documents: found in one place, which says what is left out."""
+"""Input discovery for every command that reads documents."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from pipelines.command.console import printable
 
 
 def find_inputs(inputs: Sequence[str], console: Console) -> FoundFiles:
-    """Return all files behind the inputs, and print what stands there and is not read.
+    """Return all files of the inputs, and print what is skipped.
 
-    A summary takes `left_out.as_dict()`. Raises ConfigError like `find_files`.
+    A summary takes `left_out.as_dict()`. Raises ConfigError (see `find_files`).
     """
     found = find_files(inputs)
     if found.left_out:

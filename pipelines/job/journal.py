@@ -1,7 +1,7 @@
-"""The journal of a job: every result, appended as it comes, so that a killed job loses nothing that it had scored.
+"""Journal of a job: an append-only file of results, so that a killed job loses no finished result.
 
-One record per line, `<xxh3-64 of the JSON> <JSON>`. A process that dies while it writes leaves at most one torn line at
-the end, which is cut off at the next start; a bad line anywhere else is damage.
+One record per line, `<xxh3-64 of the JSON> <JSON>`. A process that dies during a write leaves at most one torn line at
+the end, which is truncated at the next start. A bad line anywhere else is damage.
 """
 
 import json
@@ -19,9 +19,9 @@ R = TypeVar("R")
 
 
 class AbstractJournal(ABC, Generic[R]):
-    """Opens (or begins) a journal of records and reads back what it holds.
+    """Journal of records that loads existing records when it is opened.
 
-    Raises OutputError when it cannot be read or written, or is damaged before its last line.
+    Raises OutputError if it cannot be read or written, or is damaged before its last line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,18 +37,18 @@ class AbstractJournal(ABC, Generic[R]):
 
     @abstractmethod
     def _encode(self, record: R) -> dict[str, Any]:
-        """A record as JSON values."""
+        """Return a record as JSON values."""
 
     @abstractmethod
     def _decode(self, values: dict[str, Any]) -> R:
-        """The record that `_encode` was given. Raises KeyError, TypeError or ValueError for anything else."""
+        """Return the record that `_encode` was given. Raises KeyError, TypeError or ValueError for other values."""
 
     @abstractmethod
     def _accept(self, record: R) -> None:
-        """Take a record that was read or added."""
+        """Store a record that was read or added."""
 
     def add(self, record: R) -> None:
-        """Append one record; when this returns it survives the death of the process."""
+        """Append one record. Once this returns, the record survives the death of the process."""
         text = encoded(self._encode(record), compact=True)
         self._file.add(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
         self._accept(record)
@@ -65,7 +65,7 @@ class AbstractJournal(ABC, Generic[R]):
         self.close()
 
     def _load(self, data: bytes) -> int:
-        """Take every record; returns the length of the whole lines."""
+        """Load all records and return the number of bytes of complete lines."""
         position = 0
         for number, line in enumerate(data.splitlines(keepends=True), start=1):
             end = position + len(line)

@@ -1,8 +1,7 @@
-"""Writing into output folders: the one place that does, where no secret gets into a file.
+"""Redacted output files: the only module that writes into output folders.
 
-Every string is redacted (`longmem.system.redaction`) but the fields that hold what an input itself says. A file is
-written whole or not at all; files that grow have one line for each event, and lose at most the line that is being
-written.
+Every string is redacted (`longmem.system.redaction`), except fields that quote an input. Files are written atomically.
+Append-only files have one line per event and lose at most the line that is being written.
 """
 
 import json
@@ -18,23 +17,23 @@ from longmem.system.redaction import DATA_FIELDS, redacted, redacted_values
 
 AGAIN = "repair that and run again with --resume"
 PART = ".part"
-"""Suffix of a file that is not complete yet."""
+"""Suffix of an incomplete file."""
 
 
 def write_json(path: Path, values: Mapping[str, Any], *, advice: str = AGAIN) -> None:
-    """Write a JSON file whole or not at all. `advice` ends the message of the OutputError that this raises."""
+    """Write a JSON file atomically. Raises OutputError, whose message ends with `advice`."""
     text = json.dumps(redacted_values(values), indent=2, allow_nan=False)
     write_bytes(path, f"{text}\n".encode(), advice=advice)
 
 
 def write_text(path: Path, text: str, *, advice: str = AGAIN) -> None:
-    """Write a text file whole or not at all. Raises OutputError."""
-    # a name can hold half a surrogate pair, which has no UTF-8
+    """Write a text file atomically. Raises OutputError."""
+    # a name can hold an unpaired surrogate, which UTF-8 cannot encode
     write_bytes(path, redacted(text).encode("utf-8", "replace"), advice=advice)
 
 
 def write_bytes(path: Path, data: bytes, *, advice: str = AGAIN) -> None:
-    """Write a file, such as a picture, whole or not at all, as it is. Raises OutputError."""
+    """Write a binary file, such as a picture, atomically and without redaction. Raises OutputError."""
     temporary = path.with_name(f".{path.name}{PART}")
     try:
         temporary.write_bytes(data)
@@ -44,7 +43,7 @@ def write_bytes(path: Path, data: bytes, *, advice: str = AGAIN) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file whole or not at all; the same rows give the same bytes. Raises OutputError."""
+    """Write a parquet file atomically; equal rows give equal bytes. Raises OutputError."""
     temporary = path.with_name(f".{path.name}{PART}")
     try:
         pq.write_table(_redacted_table(table), temporary, compression="zstd")
@@ -62,9 +61,9 @@ def _redacted_table(table: pa.Table) -> pa.Table:
 
 
 class GrowingFile:
-    """A file that lines are appended to. Unbuffered: a killed process keeps every line that was written.
+    """Unbuffered append-only file: a killed process keeps every line that was written.
 
-    Raises OutputError when the file cannot be opened or written.
+    Raises OutputError if the file cannot be opened or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,14 +74,14 @@ class GrowingFile:
             raise OutputError(f"cannot open {path}: {error.strerror}") from error
 
     def cut(self, length: int) -> None:
-        """Take away what is behind the first `length` bytes."""
+        """Truncate the file to its first `length` bytes."""
         try:
             self._file.truncate(length)
         except OSError as error:
             raise OutputError(f"cannot open {self._path}: {error.strerror}") from error
 
     def add(self, line: bytes) -> None:
-        """Append whole lines. They must come from `encoded`, or hold nothing but numbers."""
+        """Append whole lines. They must come from `encoded`, or hold numbers only."""
         left = memoryview(line)
         try:
             # a write may be short
@@ -96,5 +95,5 @@ class GrowingFile:
 
 
 def encoded(values: Mapping[str, Any], *, compact: bool = False) -> bytes:
-    """Return values as one line of JSON without its end, redacted."""
+    """Return redacted values as one line of JSON, without the newline."""
     return json.dumps(redacted_values(values), separators=(",", ":") if compact else None, allow_nan=False).encode()

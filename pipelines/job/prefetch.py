@@ -1,4 +1,4 @@
-"""Reading and tokenising documents ahead of the job, in a thread of its own."""
+"""Prefetch of documents: a thread reads and tokenises them ahead of the job."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from longmem.text.segments import cut_segments
 from longmem.types import Document, DocumentKey, Segment
 
 AHEAD = 2
-"""Documents read before they are needed: hides reading and tokenising, and bounds their memory."""
+"""Documents that are prefetched: hides reading and tokenising, and bounds their memory."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One document of the input, in input order, cut into segments unless it is bad or needs no work."""
+    """One input document; `segments` is empty if it is unreadable or needs no work."""
 
     order: int
     document: Document | UnreadableDocument
@@ -25,7 +25,7 @@ class Prepared:
 
 
 class DocumentFeed:
-    """Prepared documents, one after the other. `needs_work` says which must be tokenised at all."""
+    """Queue of prepared documents in input order. Only documents that `needs_work` accepts are tokenised."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class DocumentFeed:
         self._thread.start()
 
     def next(self) -> Prepared | None:
-        """The next document, or None after the last. Raises what reading raised beyond one document's own trouble."""
+        """Return the next document, or None after the last. Raises errors of reading that are not of one document."""
         item = self._queue.get()
         if item is None or isinstance(item, BaseException):
-            # the end is asked for again when the job looks for more work
+            # keep the end marker: the job calls `next` again
             self._queue.put(item)
         if isinstance(item, BaseException):
             raise item
@@ -57,7 +57,7 @@ class DocumentFeed:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is known by now that no document is left."""
+        """True once it is known that no document is left."""
         with self._queue.mutex:
             return list(self._queue.queue) == [None]
 
@@ -70,7 +70,7 @@ class DocumentFeed:
             for order, document in enumerate(self._documents):
                 if not self._put(self._prepare(order, document)):
                     return
-        except BaseException as error:  # noqa: BLE001 - raised again by `next`, in the job's own thread
+        except BaseException as error:  # noqa: BLE001 - raised again by `next`, in the job's thread
             self._put(error)
         else:
             self._put(None)

@@ -1,8 +1,7 @@
-"""Display of a running job: a live bar on a terminal, a line now and then in a log file.
+"""Progress display of a running job: a live bar on a terminal, periodic lines in a log file.
 
-Everything happens in the caller's thread when it reports something, so the display needs no lock and never disagrees
-with what was counted. Names of documents are foreign text: they are shown without Rich markup and without control
-characters, which a terminal would obey.
+The display is updated in the caller's thread with every event, so it needs no lock and never disagrees with the
+counters. Names of documents are foreign text: Rich markup and control characters are removed.
 """
 
 import time
@@ -18,7 +17,7 @@ from rich.text import Text
 from longmem.errors import LongMemError
 from longmem.stages import STAGES, Stage
 from pipelines.command.console import printable
-from pipelines.job.format import clock as h_mm_ss
+from pipelines.job.format import h_mm_ss, megabytes
 from pipelines.job.observer import JobObserver
 from pipelines.job.throughput import TokenRate
 
@@ -30,22 +29,22 @@ LINE_S = 5.0
 
 
 class WorkDone:
-    """Share of a job that is done, from whole units of work and, inside open documents, from their tokens.
+    """Finished share of a job, from whole units of work and, inside open documents, from their tokens.
 
-    The share never falls, although documents become known only as they are read.
+    The share never falls, although documents are counted only when they are read.
     """
 
     def __init__(self) -> None:
         self.unit = "documents"
         self.total: int | None = None
-        """Units of the whole job; None while that is unknown."""
+        """Units of the whole job; None while unknown."""
         self.done = 0
         self._open: dict[str, list[int]] = {}
         """Tokens scored and tokens to be scored of every open document."""
         self._share = self._first_share = 0.0
 
     def plan(self, unit: str, total: int | None, done: int) -> None:
-        """Set the unit, the total, and what earlier runs have done, which says nothing about this run's pace."""
+        """Set the unit, the total and the units that earlier runs have done, which do not count for this run's pace."""
         self.unit, self.total, self.done = unit, total, done
         self._first_share = done / total if total else 0.0
 
@@ -83,13 +82,13 @@ class WorkDone:
 
 
 class JobProgress(JobObserver):
-    """Context manager that shows how far a job is. `console` should write to stderr, so that results can be piped."""
+    """Context manager that displays progress. `console` should write to stderr, so that results can be piped."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
         self._work = WorkDone()
-        self._start = self._last_shown = clock()
+        self._start = self._last_update = clock()
         self._tokens: dict[Stage, int] = dict.fromkeys(STAGES, 0)
         self._busy_s: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self._rates = {stage: TokenRate(clock) for stage in STAGES}
@@ -156,14 +155,14 @@ class JobProgress(JobObserver):
         self.note(event.message)
 
     def note(self, text: str) -> None:
-        """Print a line that stays, above the display."""
+        """Print a permanent line above the display."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def _show(self) -> None:
         now = self._clock()
-        if now - self._last_shown < (REFRESH_S if self._bar else LINE_S):
+        if now - self._last_update < (REFRESH_S if self._bar else LINE_S):
             return
-        self._last_shown = now
+        self._last_update = now
         if self._bar:
             self._bar.refresh()
         else:
@@ -180,14 +179,14 @@ class JobProgress(JobObserver):
             self._detail,
             self._scored(),
             f"queued: {busy}" if busy else "",
-            f"{self._in_flight_bytes / 1e6:,.0f} MB in flight" if self._in_flight_bytes else "",
+            f"{megabytes(self._in_flight_bytes)} in flight" if self._in_flight_bytes else "",
             self.left,
         ]
         return " · ".join(part for part in parts if part)
 
     @property
     def share(self) -> float:
-        """Share of the job that is done, 0 while unknown."""
+        """Finished share of the job; 0 while unknown."""
         return self._work.share or 0.0
 
     @property
@@ -196,7 +195,7 @@ class JobProgress(JobObserver):
 
     @property
     def units(self) -> str:
-        """Units that are done, of how many, and the share of the whole job."""
+        """Finished units, total and share of the job as text."""
         work = self._work
         total = f" of {work.total:,}" if work.total is not None else ""
         share = f" ({work.share:.0%})" if work.share is not None else ""
@@ -204,12 +203,8 @@ class JobProgress(JobObserver):
         return f"{work.unit} {work.done:,}{total}{share}{failed}"
 
     @property
-    def newest_detail(self) -> str:
-        return self._detail
-
-    @property
     def left(self) -> str:
-        """Time left at the average pace of the job, which is steadier than that of the last seconds."""
+        """Time left at the average pace of the job, which is steadier than the pace of the last seconds."""
         seconds = self._work.seconds_left(self._clock() - self._start)
         return f"{h_mm_ss(round(seconds))} left" if seconds is not None and self.share < 1 else ""
 
@@ -221,7 +216,9 @@ class JobProgress(JobObserver):
         return f"{verb} {self._tokens[stage]:,} tokens · {self._rates[stage].per_second():,.0f} tokens/s"
 
     def below_bar(self) -> Iterable[RenderableType]:
-        """Yield what a terminal shows below the bar: a line for each stage, for a job with segments."""
+        """Yield the renderables below the bar: the newest detail, and a table of stages for a job with segments."""
+        if self._detail:
+            yield Text(self._detail, overflow="ellipsis", no_wrap=True, style="dim")
         if not any(self._tokens.values()):
             return
         stages = Table(box=None, padding=(0, 2), header_style="dim")
@@ -237,26 +234,26 @@ class JobProgress(JobObserver):
                 f"{self._depths[stage]:,}",
             )
         yield stages
-        foot = Text(f"{self._in_flight_bytes / 1e6:,.0f} MB in flight", overflow="ellipsis", no_wrap=True)
+        foot = Text(f"{megabytes(self._in_flight_bytes)} in flight", overflow="ellipsis", no_wrap=True)
         if self._last_document:
             foot.append(f" · last: {self._last_document}", style="dim")
         yield foot
 
 
 class _Bar(Progress):
-    """Rich's progress display with the texts of a JobProgress."""
+    """Rich progress bar with the texts of a JobProgress."""
 
-    def __init__(self, shown: JobProgress, console: Console) -> None:
-        self._shown = shown
+    def __init__(self, job: JobProgress, console: Console) -> None:
+        self._job = job
         columns = BarColumn(32), TextColumn("{task.fields[units]}"), TextColumn("{task.fields[time]}")
         super().__init__(*columns, console=console, auto_refresh=False)
         self.add_task("", total=1.0, units="", time="")
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        # also called by the constructor, before there is a task
+        # the constructor calls this before a task exists
         for task in self.tasks:
-            task.completed = self._shown.share
-            rest = [self._shown.elapsed, self._shown.left, self._shown.newest_detail]
-            task.fields.update(units=self._shown.units, time=" · ".join(part for part in rest if part))
+            task.completed = self._job.share
+            times = [self._job.elapsed, self._job.left]
+            task.fields.update(units=self._job.units, time=" · ".join(part for part in times if part))
         yield from super().get_renderables()
-        yield from self._shown.below_bar()
+        yield from self._job.below_bar()

@@ -1,6 +1,6 @@
-"""Publishes a live job: `status.json`, `log.jsonl`, and on a cluster its monitor actor.
+"""Publication of a live job: `status.json`, `log.jsonl`, and on a cluster its monitor actor.
 
-All of it happens in the job's own thread: a job that hangs stops saying that it is alive.
+Everything is published in the job's thread, so a job that hangs stops updating its status.
 """
 
 import time
@@ -23,7 +23,7 @@ STATUS_S = 2.0
 
 
 class JobReporter(Observers):
-    """Context manager around the work of a job: how it ends is what the last status says. Raises OutputError."""
+    """Context manager around the work of a job; the last status gives the outcome. Raises OutputError."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class JobReporter(Observers):
         store_limit_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_cluster`: Ray is initialised, and the job's monitor is started there."""
-        # before the log, whose file would stay open if there is no monitor
+        """Open the log and write the first status; `on_cluster` starts the monitor on the cluster."""
+        # before the log, whose file would stay open if the monitor cannot be started
         self._line = _open_line(job_id, folder.path.name) if on_cluster else None
         self.state = JobState(job_id, kind, folder.path, store_limit_bytes=store_limit_bytes, clock=clock)
         self.log = EventLog(folder.path / LOG_FILE, job_id)
@@ -61,7 +61,7 @@ class JobReporter(Observers):
         self._publish_if_due()
 
     def stopped_early(self) -> None:
-        """Note that a time limit ends this run before the job is done."""
+        """Record that a time limit ends this run before the job is done."""
         self._ended_early = True
 
     def _publish_if_due(self) -> None:
@@ -90,7 +90,7 @@ class JobReporter(Observers):
         except OutputError as unwritten:
             if error is None:
                 raise
-            # the error that ended the job matters more, and often is the reason
+            # keep the error that ended the job: it is often the cause of this one
             error.add_note(str(unwritten))
         finally:
             self.log.close()
@@ -101,7 +101,7 @@ class JobReporter(Observers):
 
 
 def _open_line(job_id: str, name: str) -> "MonitorLine":
-    # lazily: only a job on a cluster loads Ray
+    # lazy import: only a job on a cluster loads Ray
     from actors.monitoring.monitor_actor import MonitorLine
 
     return MonitorLine(job_id, name)

@@ -1,4 +1,4 @@
-"""Describes a command's request before a model is loaded: enough to see that its job has finished."""
+"""Requested model of a command, before it is loaded: enough to recognise a finished job."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from longmem.model.source import ModelSource
 
 
-def asked_model(source: ModelSource) -> dict[str, Any]:
-    """A model by its name, its settings, and, in a local folder, the size and time of each file.
+def describe_request(source: ModelSource) -> dict[str, Any]:
+    """Return name and settings of a model and, for a local folder, size and modification time of each file.
 
-    This may differ for equal models, whose weights then are read to compare them. It is never the only thing that a
-    result rests on.
+    The description may differ for equal models; their weights are then loaded and compared. A resumed job never relies
+    on the description alone.
     """
     return {
         "source": source.source,
@@ -25,7 +25,7 @@ def asked_model(source: ModelSource) -> dict[str, Any]:
 
 
 def _files(folder: str | None) -> list[tuple[str, int, int]]:
-    """Return name, size and time of each file of a local folder; nothing for a hub id."""
+    """Return name, size and modification time of each file of a local folder; empty for a hub id."""
     if folder is None or not Path(folder).is_dir():
         return []
     root = Path(folder)

@@ -1,4 +1,4 @@
-"""Runs any job: lock, resume, identity, status, log, metrics, progress and the order of what is written.
+"""Runner of all jobs: lock, resume, identity, status, log, metrics, progress and the order of writes.
 
 lock folder ─► finished? ─► open workers ─► claim identity ─► finished? ─► run ─► results file (last)
                   └──────────────── nothing is changed ───────────┘
@@ -28,10 +28,10 @@ def run_to_end(job: AbstractJob[W], console: Console) -> dict[str, Any]:
 
 
 def run(job: AbstractJob[W], console: Console) -> dict[str, Any] | None:
-    """Run (or resume) a job and return the content of its results file; None where a time limit ended it before.
+    """Run (or resume) a job and return the content of its results file; None if a time limit ended the run.
 
-    A FinishedSummary is returned where nothing was left to do, and nothing was changed. Every LongMemError that ends
-    the job, and Ctrl-C, leaves the folder resumable.
+    Return a FinishedSummary, without changing anything, if no work was left. The folder stays resumable after every
+    LongMemError and after Ctrl-C.
 
     Raises ConfigError, OutputError, DocumentError, ModelError, StoreError, ClusterError, NumericError.
     """
@@ -42,14 +42,14 @@ def run(job: AbstractJob[W], console: Console) -> dict[str, Any] | None:
     with JobFolder(job.out, job.resume) as folder:
         if (begun := folder.stored_identity()) is not None:
             job.adopt(begun)
-        requested = job.requested_model()
-        asked = None if requested is None else {**job.given(), "model": requested}
-        if asked is not None and (finished := folder.finished(job.results, asked)) is not None:
+        model_request = job.requested_model()
+        requested = None if model_request is None else {**job.given(), "model": model_request}
+        if requested is not None and (finished := folder.finished(job.results, requested)) is not None:
             return _unchanged(job, folder, finished)
         job.check_inputs(console)
         with job.open(tell) as worker:
             model = job.describe(worker)
-            job_id = folder.claim(job.identity(model), asked)
+            job_id = folder.claim(job.identity(model), requested)
             if (finished := folder.finished(job.results)) is not None:
                 return _unchanged(job, folder, finished)
             with ExitStack() as stack:
@@ -79,15 +79,15 @@ def run(job: AbstractJob[W], console: Console) -> dict[str, Any] | None:
                 if summary is None:
                     reporter.stopped_early()
                     return None
-                # last: a job whose results file is there has finished
+                # last: the results file marks a finished job
                 folder.write_json(job.results, summary)
         job.clean_up()
     return summary
 
 
 def _unchanged(job: AbstractJob[W], folder: JobFolder, finished: FinishedSummary) -> FinishedSummary:
-    """Return the results of a finished job. Raises OutputError where its inputs have changed since."""
+    """Return the results of a finished job. Raises OutputError if its inputs have changed since."""
     job.check_unchanged(folder)
-    # left where a job was killed between its last result and its end
+    # leftovers of a job that was killed between its last result and its clean-up
     job.clean_up()
     return finished

@@ -1,4 +1,4 @@
-"""A job on a service: its model, its store and its pools are those of the service."""
+"""Jobs on a service, which provides model, store and worker pools."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from actors.executor.timeouts import Timeouts
 
 SEGMENTS_PER_WORKER = 4
-"""How many segments of a job may be in flight for each worker where nothing else is said."""
+"""Default limit of a job's segments in flight per worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceChoice:
-    """Which service a job runs on. Raises ConfigError for an address where none can be."""
+    """Service that a job runs on. Raises ConfigError for an address without a running cluster."""
 
     name: str
     address: str = "auto"
     offered: ModelSource | None = None
-    """A model that the service must hold; None takes the one that it holds."""
+    """Model that the service must hold; None accepts any."""
     limits_given: bool = False
-    """False where the job's limit of segments is only a default, which then follows the size of the service."""
+    """False if the job's limit of segments is a default, which then follows the size of the service."""
 
     def __post_init__(self) -> None:
         if self.address in ("none", "local"):
@@ -35,7 +35,7 @@ class ServiceChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceParts:
-    """What a service decides for all its jobs."""
+    """Parts that a service provides for all its jobs."""
 
     model: ModelSource
     store: StoreSettings
@@ -43,12 +43,12 @@ class ServiceParts:
 
     @property
     def in_flight_segments(self) -> int:
-        """Encoded segments of one job that may wait, where the job does not say."""
+        """Default limit of one job's encoded segments in flight."""
         return SEGMENTS_PER_WORKER * (self.cluster.encoders + self.cluster.readers)
 
 
 def find_parts(choice: ServiceChoice, timeouts: "Timeouts | None" = None) -> ServiceParts:
-    """Ask the cluster for a service; `timeouts` are those of the job. Raises ClusterError where there is none."""
+    """Look up a service on its cluster; `timeouts` are those of the job. Raises ClusterError if there is none."""
     from actors.cluster import join
     from actors.service.registry import find_service
 
@@ -62,7 +62,7 @@ def find_parts(choice: ServiceChoice, timeouts: "Timeouts | None" = None) -> Ser
 
 
 def attach_to(choice: ServiceChoice, cluster: ClusterShape | None, tell: Callable[[str], None]) -> AbstractExecutor:
-    """Return an executor on the service's pools; `tell` gets which cluster it is.
+    """Return an executor on the service's pools; `tell` receives the cluster's address.
 
     Raises ClusterError, and FingerprintError for another model.
     """

@@ -1,4 +1,4 @@
-"""Counts what a job reports, and says at any moment how far it is."""
+"""Counters of a running job and snapshots of its progress."""
 
 import os
 import socket
@@ -18,20 +18,20 @@ from pipelines.job.progress import WorkDone
 from pipelines.job.throughput import TokenRate
 
 RECENT_SEGMENTS = 64
-"""Gate and copy head are averaged over so many segments: the trend of a job, not its history."""
+"""Number of latest segments over which gate and copy share are averaged: the trend of a job, not its history."""
 RECENT_FAILURES = 10
 
 _COUNTED: dict[EventKind, str] = {
     "retry": "retries",
     "encoded again": "retries",
     "stalled": "stalls",
-    # a worker that is killed is lost next
+    # a killed worker is reported as lost next
     "lost": "lost_workers",
 }
 
 
 class JobState(JobObserver):
-    """`clock` is monotonic and gives durations; `now` is the time of day that a snapshot carries."""
+    """Observer that counts a job's events. `clock` is monotonic and measures durations; `now` gives the time of day."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class JobState(JobObserver):
 
     def trimmed(self, document: str, first_segment: int) -> None:
         segments = self._stored.get(document, {})
-        for segment in [each for each in segments if each < first_segment]:
+        for segment in [index for index in segments if index < first_segment]:
             self._stored_bytes -= segments.pop(segment)
 
     def task_ended(self, completion: Completion) -> None:
@@ -137,10 +137,10 @@ class JobState(JobObserver):
         segments[segment] = num_bytes
 
     def snapshot(self, state: State) -> JobSnapshot:
-        """How far the job is now."""
+        """Return the progress of the job now."""
         work = self._work
         elapsed_s = self._clock() - self._begun
-        gates, copies = ([each[i] for each in self._recent] for i in (0, 1))
+        gates, copies = ([means[i] for means in self._recent] for i in (0, 1))
         return JobSnapshot(
             job=self._job_id,
             name=self._out.name,
@@ -156,11 +156,11 @@ class JobState(JobObserver):
             failed_documents=self._documents["failed"],
             stages={
                 stage: replace(
-                    each,
+                    counted,
                     tokens_per_s=self._rates[stage].per_second(),
                     queue_depth=self._queue_depths.get(stage, 0),
                 )
-                for stage, each in self._stages.items()
+                for stage, counted in self._stages.items()
             },
             in_flight_bytes=self._in_flight_bytes,
             lag_segments=self._lag_segments,
@@ -181,7 +181,7 @@ class JobState(JobObserver):
         )
 
     def _seconds_left(self, elapsed_s: float) -> float | None:
-        """Return the time left at the average pace of this run: of the whole job, or else of the documents so far."""
+        """Return the time left at the average pace of this run: of the whole job if known, else of open documents."""
         if (seconds := self._work.seconds_left(elapsed_s)) is not None:
             return seconds
         scored_tokens = self._stages["score"].tokens

@@ -1,4 +1,4 @@
-"""`summary.json`: everything a reader needs to cite, question or repeat a result."""
+"""Common header of `summary.json`: everything needed to cite, check or repeat a result."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ LIBRARIES = ("torch", "transformers", "ray", "lancedb", "faiss-cpu", "pyarrow", 
 
 
 def about(command: str, model: ModelDescription, executor: dict[str, Any], resumed: bool) -> dict[str, Any]:
-    """What made a result: command, model, settings, where it ran, and every version."""
+    """Return command, model, settings, executor and versions that produced a result."""
     return {
         "longmem_version": longmem.__version__,
         "command": command,
@@ -34,6 +34,9 @@ def about(command: str, model: ModelDescription, executor: dict[str, Any], resum
 
 
 def copies(summary: dict[str, Any]) -> bool:
-    """Whether the model's copy head had a memory to copy from: without that an untrained SideNet is its backbone."""
+    """Return whether the model's copy head had a memory to copy from.
+
+    Without one, an untrained SideNet equals its backbone.
+    """
     settings = summary["settings"]
     return bool(settings["copy_head"] and settings["memory_tokens"])

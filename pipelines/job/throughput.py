@@ -1,10 +1,10 @@
-"""Tokens per second over the last seconds."""
+"""Token throughput over a sliding window."""
 
 from collections import deque
 from collections.abc import Callable
 
 WINDOW_S = 10.0
-"""Rates are averages over this long: steady to read, yet a stall shows."""
+"""Length of the averaging window in seconds: long enough to be steady, short enough to show a stall."""
 
 
 class TokenRate:

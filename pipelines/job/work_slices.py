@@ -1,9 +1,8 @@
-"""Slices: a job that is resumed is computed in several of them, and its seconds are the sum over all.
+"""Slices of a job: one for each process that worked on it. The seconds of a resumed job are the sum over all.
 
-`slices.json` holds one entry for each process that worked on the job. It is written again every few seconds, so that a
-slice that ends by SIGKILL or a power cut counts up to its last record. What is not counted: at most the seconds and
-tasks since that record, and all that comes before and after the work itself (loading the model, starting workers,
-writing results).
+`slices.json` holds one entry per process. It is rewritten every few seconds, so that a slice that ends by SIGKILL or a
+power cut counts up to its last record. Not counted are the seconds and tasks since that record, and everything before
+and after the work itself (loading the model, starting workers, writing results).
 """
 
 import json
@@ -20,7 +19,7 @@ RECORD_S = 2.0
 
 
 class Slices:
-    """The slices of one job; the last one is that of this process. Raises OutputError."""
+    """Slices of one job; the last one belongs to this process. Raises OutputError."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = monotonic) -> None:
         self._path = folder / SLICES_FILE
@@ -30,7 +29,7 @@ class Slices:
 
     def _read(self) -> list[dict[str, Any]]:
         try:
-            return [dict(each) for each in json.loads(self._path.read_text(encoding="utf-8"))["slices"]]
+            return [dict(work) for work in json.loads(self._path.read_text(encoding="utf-8"))["slices"]]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -40,24 +39,24 @@ class Slices:
 
     @property
     def is_due(self) -> bool:
-        """True when the last record is old."""
+        """True if the last record is `RECORD_S` old or there is none."""
         return self._recorded_s is None or self._clock() - self._recorded_s >= RECORD_S
 
     def record(self, work: Mapping[str, Any]) -> None:
-        """Replace the entry of this process by what it has done until now: numbers, by name, in any depth."""
+        """Replace the entry of this process by its work until now: nested mappings of numbers."""
         write_json(self._path, {"slices": [*self.earlier, dict(work)]})
         self._recorded_s = self._clock()
 
     def total(self, work: Mapping[str, Any]) -> dict[str, Any]:
-        """Sums over all slices, this process's last one included."""
+        """Return the sums over all slices, including `work` of this process."""
         total: dict[str, Any] = dict(work)
-        for each in self.earlier:
-            total = _sum(total, each)
+        for earlier in self.earlier:
+            total = _sum(total, earlier)
         return total
 
 
 def _sum(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Number by number; what only one side has counts as it is."""
+    """Return the element-wise sum; a missing number counts as 0."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     summed: dict[str, Any] = {}
     for name in names:

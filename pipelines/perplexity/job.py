@@ -1,4 +1,4 @@
-"""One perplexity job from its options to its output folder."""
+"""Perplexity job, from its options to its output folder."""
 
 import shutil
 import sys
@@ -26,7 +26,7 @@ from pipelines.job.executors import MEMORY_FOLDER, open_workers
 from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.prefetch import DocumentFeed
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -40,32 +40,32 @@ JOURNAL = "journal.jsonl"
 RESULTS = "summary.json"
 
 Retention = Literal["window", "document", "forever"]
-"""How long blocks stay: while a window may reach them, while their document is scored, or after the job too."""
+"""Retention of blocks: while a window may reach them, while their document is scored, or beyond the job."""
 
 TRIM_EVERY = 16
-"""With retention `window`: segments removed at a time. Each time costs one commit of the catalogue."""
+"""Segments removed at a time with retention `window`; each removal costs one commit of the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityJob:
-    """What the command line says, checked. Raises ConfigError."""
+    """Validated options of the job. Raises ConfigError."""
 
     inputs: tuple[str, ...]
     """Files and folders; empty for the Python language reference."""
     out: Path
     model: ModelSource
     cluster: ClusterShape | None
-    """None runs everything in this process."""
+    """Ray cluster and its workers; None runs everything in this process."""
     service: ServiceChoice | None = None
-    """A running service whose model, store and pools take the place of those that are given here."""
+    """Running service whose model, store and pools replace those given here."""
     threads: int
     """Torch threads of each worker, or of this process."""
     threads_given: bool = True
-    """False where `threads` is only a default: a resumed job then goes on with the number that it began with, because
-    results are equal to the last bit only for equal numbers of threads."""
+    """False if `threads` is a default. A resumed job then keeps its first number, because results are bit-identical
+    only for equal numbers of threads."""
     limits: Limits
     store: str | None = None
-    """Where keys and values go; None for a folder inside `out`."""
+    """URI of the store for keys and values; None for a folder inside `out`."""
     namespace: str | None = None
     retention: Retention = "document"
     durability: Durability = "process"
@@ -99,18 +99,18 @@ class PerplexityJob:
 
     @property
     def store_uri(self) -> str:
-        """Absolute where it is a local path, because workers have other working directories."""
+        """URI of the store; local paths are absolute, because workers have other working directories."""
         if self.store is None:
             return str(self.out.absolute() / MEMORY_FOLDER)
         return self.store if "://" in self.store else str(Path(self.store).absolute())
 
     @property
     def store_settings(self) -> StoreSettings:
-        """How whoever runs the job opens the store."""
+        """Settings with which every process of the job opens the store."""
         return StoreSettings(self.store_uri, self.durability, self.store_quota_bytes)
 
     def with_threads(self, threads: int) -> "PerplexityJob":
-        """The same job with other threads for its workers."""
+        """Return a copy of the job with another number of threads per worker."""
         cluster = self.cluster and replace(self.cluster, threads=threads)
         return replace(self, threads=threads, cluster=cluster)
 
@@ -121,12 +121,12 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
 
 
 def open_executor(job: PerplexityJob, tell: Tell = lambda _text: None) -> AbstractExecutor:
-    """Return the service's workers, those of the job on Ray, or this process."""
+    """Return an executor on the service, on the job's own Ray workers, or in this process."""
     return open_workers(job.model, job.store_settings, job.cluster, job.service, job.threads, tell)
 
 
 class Perplexity(AbstractJob[AbstractExecutor]):
-    """Perplexity of long documents, with memory and without."""
+    """Scoring of long documents with memory and without: perplexities and their change."""
 
     name = "perplexity"
 
@@ -142,8 +142,8 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             self._spec = self._spec.with_threads(begun.get("threads", self._spec.threads))
 
     def requested_model(self) -> dict[str, Any] | None:
-        # which model a service has is only known on its cluster
-        return None if self._spec.service else asked_model(self._spec.model)
+        # the model of a service is known only on its cluster
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec
@@ -167,7 +167,10 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         with Journal(folder.path / JOURNAL) as journal:
             known = {name: record.text_digest for name, record in journal.documents.items()}
         documents = self._documents()
-        seen = {each.id: each.digest if isinstance(each, Document) else str(each.error) for each in documents}
+        seen = {
+            document.id: document.digest if isinstance(document, Document) else str(document.error)
+            for document in documents
+        }
         if changed := sorted(name for name in {*known, *seen} if known.get(name) != seen.get(name)):
             raise OutputError(
                 f"{self.out} holds a finished job, and {printable(changed[0])} has changed since the job began"
@@ -188,7 +191,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def _score(self, context: JobContext[AbstractExecutor], journal: Journal) -> RunTotals:
         spec, settings, slices = self._spec, context.model.settings, context.slices
         tokenizer = spec.model.open_tokenizer()
-        # a job that keeps nothing must not meet documents that other jobs put into the same store
+        # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
         scheduler = SegmentScheduler(
             spec.limits,
@@ -226,7 +229,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         try:
             run.run(feed)
         except BaseException:
-            # what ended the run matters more, and may be the reason why nothing can be written
+            # keep the error that ended the run: it may be the cause of a failed write
             with suppress(OutputError):
                 slices.record(asdict(run.totals))
             raise
@@ -241,7 +244,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         return islice(documents, self._spec.limit_documents)
 
     def _num_documents(self) -> int | None:
-        """Return the number of documents where it is known before the files are read."""
+        """Return the number of documents, or None if it is unknown before the files are read."""
         if any(not file.suffix.startswith(".txt") for file in self._files):
             return None
         return min(len(self._files) or 1, self._spec.limit_documents or sys.maxsize)
@@ -281,7 +284,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
 
 def on_service(job: PerplexityJob, choice: ServiceChoice) -> PerplexityJob:
-    """Return the job with what the service has. Raises ClusterError when there is no such service."""
+    """Return the job with model, store and pools of the service. Raises ClusterError if it does not exist."""
     parts = find_parts(choice, job.cluster.timeouts if job.cluster else None)
     limits = job.limits
     if not choice.limits_given:

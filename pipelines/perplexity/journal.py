@@ -1,4 +1,4 @@
-"""The journal of a perplexity job: one record for each document and each scored segment."""
+"""Journal of a perplexity job: one record per document and per scored segment."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, 
 
 
 class Journal(AbstractJournal[Record]):
-    """Documents and segments of a perplexity job."""
+    """Journal of documents and segments."""
 
     def __init__(self, path: Path) -> None:
         self.documents: dict[str, DocumentRecord] = {}
@@ -16,7 +16,7 @@ class Journal(AbstractJournal[Record]):
         super().__init__(path)
 
     def scored(self, document: str) -> list[SegmentRecord]:
-        """Records of a document's scored segments, in order."""
+        """Return the records of a document's scored segments, in order."""
         last = self.documents[document].num_segments or 0
         return [self.segments[document, index] for index in range(last) if (document, index) in self.segments]
 
@@ -30,5 +30,5 @@ class Journal(AbstractJournal[Record]):
         if isinstance(record, DocumentRecord):
             self.documents[record.document] = record
         else:
-            # exactly once: a segment that was scored again after a lost acknowledgement has the same values
+            # exactly once: a segment that was scored again after a lost acknowledgement has equal values
             self.segments.setdefault((record.document, record.segment), record)

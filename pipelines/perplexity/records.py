@@ -1,4 +1,4 @@
-"""What a job remembers of its documents and segments: the lines of its journal, the rows of its parquet files."""
+"""Records of documents and segments: lines of the journal and rows of the parquet files."""
 
 import base64
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ Status = Literal["started", "scored", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentRecord:
-    """One document; the last record of an id is the valid one."""
+    """State of one document; the last record of an id is valid."""
 
     document: str
     order: int
@@ -22,19 +22,19 @@ class DocumentRecord:
     status: Status
     error: str | None = None
     num_tokens: int | None = None
-    """Tokens to predict. This and the following are None for a document that could not be read."""
+    """Number of tokens to predict. This and all following fields are None for an unreadable document."""
     num_unscored_tokens: int | None = None
-    """1 where the tokenizer has no start token, so that the text's first token has nothing to be predicted from."""
+    """Unpredicted tokens: 1 if the tokenizer has no start token, so that the first token has no context; else 0."""
     num_segments: int | None = None
     num_words: int | None = None
     num_bytes: int | None = None
     text_digest: str | None = None
-    """XXH3-128 of the text: a resumed job must see the same one."""
+    """XXH3-128 of the text, which must not change until the job is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """Every predicted token of a segment, only kept on request."""
+    """Scores of every predicted token of a segment; kept only on request."""
 
     targets: np.ndarray
     logprobs_longmem: np.ndarray
@@ -43,15 +43,18 @@ class TokenScores:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecord:
-    """One scored segment. Everything here is a function of text, model and settings: no times, no worker names."""
+    """Result of one scored segment.
+
+    All fields are functions of text, model and settings: no times, no worker names.
+    """
 
     document: str
     segment: int
     start_token: int
     num_tokens: int
-    """Predicted tokens."""
+    """Number of predicted tokens."""
     nll_longmem: float
-    """Sum of negative log-probabilities (nats), added in float64."""
+    """Sum of negative log-probabilities in nats, added in float64."""
     nll_backbone: float
     memory_tokens: int
     gate_mean: float
@@ -68,7 +71,7 @@ Record = DocumentRecord | SegmentRecord
 
 
 def start_record(document: Document, order: int, segments: list[Segment], num_unscored_tokens: int) -> DocumentRecord:
-    """Facts about a document that was read and cut."""
+    """Return the first record of a document that was read and segmented."""
     return DocumentRecord(
         document=document.id,
         order=order,
@@ -86,7 +89,7 @@ def start_record(document: Document, order: int, segments: list[Segment], num_un
 def score_record(
     segment: Segment, score: SegmentScore, backbone_logprobs: np.ndarray, keep_tokens: bool
 ) -> SegmentRecord:
-    """The record of a segment that was just scored."""
+    """Return the record of a scored segment."""
     read = score.retrieval
     kept = TokenScores(targets=segment.targets, logprobs_longmem=score.logprobs, logprobs_backbone=backbone_logprobs)
     return SegmentRecord(
@@ -108,7 +111,7 @@ def score_record(
 
 
 def encode(record: Record) -> dict[str, Any]:
-    """A record as JSON values."""
+    """Return a record as JSON values."""
     values = asdict(record)
     if isinstance(record, DocumentRecord):
         return {"kind": "document", **values}
@@ -121,7 +124,7 @@ def encode(record: Record) -> dict[str, Any]:
 
 
 def decode(values: dict[str, Any]) -> Record:
-    """The record that `encode` was given. Raises KeyError, TypeError or ValueError for anything else."""
+    """Return the record that `encode` was given. Raises KeyError, TypeError or ValueError for other values."""
     fields = dict(values)
     kind = fields.pop("kind")
     if kind == "document":

@@ -1,4 +1,4 @@
-"""report.html: what a perplexity job found, as one file that opens anywhere, without scripts or requests."""
+"""HTML report of a perplexity job: one file without scripts or network requests."""
 
 import math
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from pipelines.job.summary import copies
 
 MAX_CHARTS = 12
 MAX_ROWS = 1000
-"""Documents in the table; a page with tens of thousands of rows is slow, and documents.parquet has them all."""
+"""Maximum rows of the table of documents: a page with tens of thousands is slow; documents.parquet has all."""
 
 
 @dataclass(frozen=True)
 class DocumentRow:
-    """One line of the table of documents; figures are None for a document that failed."""
+    """Row of the table of documents; figures are None for a failed document."""
 
     name: str
     status: str
@@ -34,10 +34,10 @@ class DocumentRow:
 
 @dataclass(frozen=True)
 class ReadStatistics:
-    """What all segments together read from memory."""
+    """Memory reads of all segments together."""
 
     segments: int
-    """Segments that had a past to read."""
+    """Number of segments with a non-empty memory."""
     reads: int
     gate_mean: float
     copy_mean: float
@@ -47,10 +47,10 @@ class ReadStatistics:
 
 
 def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, segments: pa.Table) -> Path:
-    """Write `folder/report.html` whole or not at all, and return its path.
+    """Write `folder/report.html` atomically, and return its path.
 
     `summary` is the content of summary.json; the tables are those of documents.parquet and segments.parquet.
-    Raises OutputError when the folder cannot be written.
+    Raises OutputError if the folder cannot be written.
     """
     scored = sorted({name for name, tokens in _pairs(segments, "document", "num_tokens") if tokens})
     rows = document_rows(documents, segments)
@@ -72,7 +72,7 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """The finding in one sentence, and for an untrained model where it comes from."""
+    """Return the finding in one sentence, and for an untrained model its cause."""
     if summary["perplexity"] is None:
         return "No token was scored, so there is no perplexity to report."
     value = summary["change"]["value"]
@@ -106,7 +106,7 @@ def _effect(summary: dict[str, Any]) -> str:
 
 
 def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
-    """Documents by name. Perplexity divides by the tokens that were predicted, which only the segments know."""
+    """Return the rows of documents by name. Perplexity divides by predicted tokens, which only the segments record."""
     predicted: dict[str, int] = {}
     for name, tokens in _pairs(segments, "document", "num_tokens"):
         predicted[name] = predicted.get(name, 0) + tokens
@@ -134,10 +134,9 @@ def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
 
 
 def reading(segments: pa.Table) -> ReadStatistics | None:
-    """Totals and means of the retrieval columns, or None when nothing was read from memory.
+    """Return totals and means of the retrieval columns, or None if memory was never read.
 
-    Gate and copy share are averaged over tokens, distance over reads, because that is what each segment averaged
-    over.
+    Gate and copy share are weighted by tokens, distance by reads, because each segment averaged over these.
     """
     reads_by_distance = total_distances(segments)
     if not len(reads_by_distance):

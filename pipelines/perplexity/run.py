@@ -1,4 +1,4 @@
-"""The main job: read documents, write their memory, score them with it, and keep every result.
+"""Run of a perplexity job: read documents, write their memory, score them with it, and record every result.
 
 feed ─► admit ─► scheduler ─► executor ─► journal ─► tables, summary, report
         (text)   (what, when)  (where)    (as it comes)   (at the end)
@@ -28,12 +28,12 @@ from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, score_record, start_record
 
 WAIT_S = 0.2
-"""Longest wait for a completion before the display and Ctrl-C are looked at again, in seconds."""
+"""Longest wait for a completion, in seconds; display and Ctrl-C are checked between waits."""
 
 
 @dataclass
 class StageTotals:
-    """Work of one stage."""
+    """Work totals of one stage."""
 
     segments: int = 0
     tokens: int = 0
@@ -42,15 +42,18 @@ class StageTotals:
 
 @dataclass
 class RunTotals:
-    """Work of a run, for the summary; results are in the journal."""
+    """Work totals of a run, for the summary; results are in the journal."""
 
     stages: dict[Stage, StageTotals] = field(default_factory=lambda: {stage: StageTotals() for stage in STAGES})
     wall_s: float = 0.0
 
 
 class PerplexityRun:
-    """Scores every document of a feed. A document's own trouble fails that document; trouble that every document
-    would meet (a full disk, a store of another model, a lost cluster) is raised, and what was scored stays."""
+    """Run that scores every document of a feed.
+
+    An error of one document fails that document only. An error that would affect every document (a full disk, a store
+    of another model, a lost cluster) is raised; finished results stay in the journal.
+    """
 
     def __init__(
         self,
@@ -66,12 +69,13 @@ class PerplexityRun:
         trim_every: int | None = None,
         record: Callable[[RunTotals], None] = lambda _totals: None,
     ) -> None:
-        """`admit_below`: another document is admitted while fewer segments than this wait for an encoder.
+        """Prepare a run.
 
-        `trim_every`: blocks that no segment will read any more are removed when there are so many of them; None keeps
-        them until the document is done.
+        `admit_below`: a document is admitted while fewer segments than this wait for an encoder.
 
-        `record` is called after each turn, several times a second, with what was done until then.
+        `trim_every`: number of unneeded blocks at which they are removed; None keeps them until the document is done.
+
+        `record` is called after each iteration, several times a second, with the totals so far.
         """
         self._executor = executor
         self._scheduler = scheduler
@@ -129,7 +133,7 @@ class PerplexityRun:
                 f"{document.source} has changed since the job began: its text is another one; restore it, or begin a "
                 "new job in another folder"
             )
-            # the old record with the old digest stays, or the next try would take the new text for the old one
+            # keep the record with the old digest, or the next attempt would mistake the new text for the old one
             self._observer.admitted(document.id, 0, 0)
             self._record_failure(known, error)
             return
@@ -203,7 +207,7 @@ class PerplexityRun:
             self._journal.add(DocumentRecord(**{**vars(record), "status": "scored"}))
             self._observer.document_ended(key.document, None, self._keep_memory)
         if not self._keep_memory:
-            self._executor.forget(key)
+            self._executor.delete(key)
 
     def _record_failure(self, record: DocumentRecord, error: LongMemError) -> None:
         self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))

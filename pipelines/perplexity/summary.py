@@ -1,4 +1,4 @@
-"""Figures of a finished perplexity job: the content of summary.json."""
+"""Summary of a finished perplexity job: the content of summary.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,11 +23,11 @@ def summarise(
     segments: Sequence[SegmentRecord],
     left_out: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return all figures of a finished job. Results count the documents that were scored; `failures` lists the others,
-    `left_out` counts what stands in the inputs and is no document (`longmem.text.finding.LeftOut`).
+    """Return all figures of a finished job.
 
-    Seconds, and segments and tokens of stages, are sums over all runs that worked on the job (`work_slices.py`): a
-    segment that was encoded again because its run was killed counts each time.
+    Results cover the scored documents; `failures` lists the others. `left_out` counts skipped inputs
+    (`longmem.text.finding.LeftOut`). Seconds, and segments and tokens of stages, are sums over all runs of the job
+    (`work_slices.py`): a segment that was encoded again because its run was killed counts each time.
     """
     scored = [record for record in documents if record.status == "scored"]
     num_words = sum(record.num_words or 0 for record in scored)
@@ -46,12 +46,12 @@ def summarise(
             "words": num_words,
             "bytes": num_bytes,
         },
-        "nats": {"longmem": fsum(each.longmem for each in nats), "backbone": fsum(each.backbone for each in nats)},
+        "nats": {side: fsum(getattr(segment, side) for segment in nats) for side in ("longmem", "backbone")},
         "perplexity": figures and {name: figures[name] for name in ("token", "word", "byte")},
         "bits_per_byte": figures and figures["bits_per_byte"],
         "change": figures and figures["change"],
         "wall_s": totals.wall_s,
-        "stages": {stage: asdict(each) for stage, each in totals.stages.items()},
+        "stages": {stage: asdict(stage_totals) for stage, stage_totals in totals.stages.items()},
         "left_out": left_out or {},
         "failures": [
             {"document": record.document, "source": record.source, "error": record.error}

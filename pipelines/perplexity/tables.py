@@ -1,4 +1,4 @@
-"""A job's records as Arrow tables: columns, types and row order of the parquet files."""
+"""Arrow tables of a job's records: columns, types and row order of the parquet files."""
 
 from collections.abc import Sequence
 
@@ -41,8 +41,8 @@ SEGMENT_SCHEMA = pa.schema(
         ("chunks_digest", pa.string()),
     ]
 )
-"""`gate_mean` is the memory's share of the fusion (mean over heads), `copy_mean` the copy head's share of the output
-(mean over tokens); 0 where nothing was read or the model has no such part."""
+"""Columns of segments.parquet. `gate_mean` is the memory's share of the fusion (mean over heads), `copy_mean` the copy
+head's share of the output (mean over tokens); both are 0 if nothing was read or the model has no such part."""
 
 TOKEN_SCHEMA = pa.schema(
     [
@@ -54,11 +54,11 @@ TOKEN_SCHEMA = pa.schema(
         ("logprob_backbone", pa.float32()),
     ]
 )
-"""`position` counts from the start of the document's sequence; position 0 is the start token, where there is one."""
+"""Columns of tokens.parquet. `position` counts from the start of the document's sequence; a start token is at 0."""
 
 
 def documents_table(journal: Journal, documents: Sequence[DocumentRecord]) -> pa.Table:
-    """One row per document, in input order; sums only where every segment was scored."""
+    """Return one row per document, in input order; sums are null unless every segment was scored."""
     rows = []
     for record in documents:
         row = {name: getattr(record, name, None) for name in DOCUMENT_SCHEMA.names}
@@ -71,13 +71,13 @@ def documents_table(journal: Journal, documents: Sequence[DocumentRecord]) -> pa
 
 
 def segments_table(segments: Sequence[SegmentRecord]) -> pa.Table:
-    """One row per scored segment."""
+    """Return one row per scored segment."""
     rows = [{name: getattr(record, name) for name in SEGMENT_SCHEMA.names} for record in segments]
     return pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA)
 
 
 def tokens_table(segments: Sequence[SegmentRecord]) -> pa.Table:
-    """One row per predicted token."""
+    """Return one row per predicted token."""
     tables = []
     for record in segments:
         assert record.tokens is not None, f"{record.document} segment {record.segment}: tokens were not kept"

@@ -1,1 +1,1 @@
-"""`longmem plan`: predict time, memory and disk of a job."""
+"""Prediction of time, memory and disk of a job (`longmem plan`)."""

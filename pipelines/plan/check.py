@@ -1,4 +1,4 @@
-"""A plan against the truth: the same job is run for real, and every figure is put beside what was predicted."""
+"""Validation of a plan: run the same job and compare every measured figure with its prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,14 +23,14 @@ from pipelines.plan.workload import Cluster, Workload
 
 TOLERANCE = 0.25
 SHARED = 0.1
-"""Share of the cores from which on it is worth telling that others use them."""
+"""Share of the cores above which their use by other programs is reported."""
 THROUGHPUT = "throughput"
 THROUGHPUT_LEFT = "  on the cores that others left"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that was predicted and measured."""
+    """Predicted and measured value of one quantity."""
 
     name: str
     unit: str
@@ -39,30 +39,32 @@ class Figure:
 
     @property
     def error(self) -> float | None:
-        """Of the prediction, as a share of what was measured; None when nothing was measured."""
+        """Relative error of the prediction; None if nothing was measured."""
         return (self.predicted - self.measured) / self.measured if self.measured else None
 
 
 @dataclass(frozen=True)
 class PlanComparison:
-    """A plan and what its run took."""
+    """Comparison of a plan with its run."""
 
     figures: tuple[Figure, ...]
     drift: dict[str, float] = field(default_factory=dict)
-    """Costs measured after the run over those before it: what the machine itself did meanwhile."""
+    """Ratio of unit costs after and before the run, by stage: change of the machine itself."""
     foreign_cores: float = 0.0
-    """Cores that other programs kept busy during the run."""
+    """Mean number of cores that other programs used during the run."""
     tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
-        """Whether throughput was predicted well enough, whatever else the machine did meanwhile."""
+        """True if predicted throughput is within the tolerance, regardless of other load on the machine."""
         return self._is_close(THROUGHPUT)
 
     @property
     def passed_on_left_cores(self) -> bool:
-        """The same for the cores that others left. It knows what others took during the run, so it explains a miss and
-        is no prediction."""
+        """True if throughput predicted for the cores that other programs left is within the tolerance.
+
+        It uses the load measured during the run, so it explains an error and is no prediction.
+        """
         return self._is_close(THROUGHPUT_LEFT)
 
     def _is_close(self, name: str) -> bool:
@@ -80,9 +82,10 @@ def check_plan(
     budget_s: float,
     console: Console,
 ) -> PlanComparison:
-    """Plan the job for this machine, run it, and measure the costs again, to tell a wrong plan from a busy machine.
+    """Plan the job for this machine, run it, and compare.
 
-    Raises as `run_for_real` does.
+    The costs are measured again after the run, to distinguish a wrong plan from a busy machine.
+    Raises the errors of `run_for_real`.
     """
     predicted = predict(costs, workload, cluster)
     keep_memory = workload.retention == "forever"
@@ -99,10 +102,10 @@ def check_plan(
 
 
 def predict_on_left_cores(costs: UnitCosts, workload: Workload, cluster: Cluster, foreign_cores: float) -> float:
-    """Tokens/s of the job while other programs keep some cores busy, from what things cost when nobody disturbs."""
+    """Return tokens/s of the job while other programs use `foreign_cores`, from undisturbed unit costs."""
     left = max(0.01, cluster.cores_per_node - foreign_cores)
     plan = predict(without_waiting(costs), workload, replace(cluster, cores_per_node=left))
-    # one process uses one core for each thread; what is missing of that it waits for
+    # one process uses one core per thread, and waits for missing cores
     return plan.tokens_per_s * min(1.0, left / cluster.threads) if cluster.in_process else plan.tokens_per_s
 
 
@@ -114,9 +117,9 @@ def run_for_real(
     keep_memory: bool,
     console: Console,
 ) -> tuple[dict[str, Any], Watch]:
-    """Run the job in a temporary folder; returns its summary and what its processes used.
+    """Run the job in a temporary folder; return its summary and the resources of its processes.
 
-    Raises ConfigError when a document failed (a plan counts all of them), and what `run_job` raises.
+    Raises ConfigError if a document failed (a plan counts all of them), and the errors of `run_job`.
     """
     shape = ClusterShape(
         address="local",
@@ -146,7 +149,7 @@ def run_for_real(
 
 
 def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, float]) -> PlanComparison:
-    """Every figure that a run measures."""
+    """Compare every figure that a run measures with the plan."""
     wall_s = summary["wall_s"]
     figures = [
         Figure("wall time", "s", plan.wall_s, wall_s),
@@ -163,7 +166,7 @@ def compare(plan: Plan, summary: dict[str, Any], watch: Watch, drift: dict[str, 
 
 
 def drift_of(before: UnitCosts, after: UnitCosts) -> dict[str, float]:
-    """How much dearer things became between two measurements."""
+    """Return the ratio of unit costs between two measurements, by stage."""
     return {
         "encode": after.encode.wall_s / before.encode.wall_s,
         "score": after.score.levels[-1][1].wall_s / before.score.levels[-1][1].wall_s,

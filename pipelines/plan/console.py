@@ -1,4 +1,4 @@
-"""What `longmem plan` prints: the plan, what limits it and what would help, and how a real run compared."""
+"""Terminal output of `longmem plan`: the plan, its bottleneck and advice, and the comparison with a run."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,13 +7,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.job.format import NOTHING, byte_size, milliseconds, rough_duration
 from pipelines.plan.check import PlanComparison
 from pipelines.plan.costs import Cost, UnitCosts
 from pipelines.plan.predict import Plan
 from pipelines.plan.workload import Cluster
 
 NOISY = 0.2
-"""Spread of repetitions above which a figure is called noisy."""
+"""Spread of repetitions above which a figure is reported as noisy."""
 MB = 1e6
 GIGABIT_MB_PER_S = 117
 
@@ -27,7 +28,7 @@ ADVICE = {
 
 
 def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> None:
-    """`best` is the plan with the suggested numbers of workers."""
+    """Print a plan. `best` is the plan with the suggested numbers of workers."""
     cluster, workload = plan.cluster, plan.workload
     where = "in this process" if cluster.in_process else _shape(cluster)
     console.print(
@@ -38,10 +39,11 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> No
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("stage", "workers", "tokens/s", "busy", "slowest for", "of one segment"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    each = {
+    full_window_s = costs.score.levels[-1][1].wall_s + costs.read.wall_s
+    per_segment = {
         "encode": _cost(costs.encode),
         "put": _cost(costs.put),
-        "score": f"{_ms(costs.score.empty.wall_s)} to {_ms(costs.score.levels[-1][1].wall_s + costs.read.wall_s)}",
+        "score": f"{milliseconds(costs.score.empty.wall_s)} to {milliseconds(full_window_s)}",
         "driver": _cost(costs.record),
         "cores": "",
     }
@@ -49,24 +51,26 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> No
         stage = plan.stages.get(name)
         table.add_row(
             name,
-            f"{stage.workers:.3g}" if stage else f"{cluster.nodes * cluster.cores_per_node:g}",
+            _workers(stage.workers) if stage else f"{cluster.nodes * cluster.cores_per_node:g}",
             f"{stage.tokens_per_s:,.0f}" if stage else f"{workload.num_tokens / plan.cpu_s:,.0f} each",
-            duration(stage.busy_s if stage else plan.cpu_s),
+            rough_duration(stage.busy_s if stage else plan.cpu_s),
             f"{limited_s / max(plan.wall_s, 1e-9):.0%}",
-            each[name],
+            per_segment[name],
         )
     console.print(table)
     facts = Table(box=None, show_header=False, padding=(0, 2))
-    facts.add_row("wall time", f"{duration(plan.wall_s)}, after {duration(plan.start_s)} to start")
+    facts.add_row("wall time", f"{rough_duration(plan.wall_s)}, after {rough_duration(plan.start_s)} to start")
     facts.add_row("throughput", f"{plan.tokens_per_s:,.0f} tokens/s")
-    facts.add_row("CPU time", duration(plan.cpu_s))
-    facts.add_row("RAM", f"{size(plan.ram_bytes_per_node)} per node")
-    facts.add_row("object store", size(plan.object_store_bytes))
-    facts.add_row("disk", f"{size(plan.disk_bytes)} memory ({workload.retention}), {size(plan.result_bytes)} results")
-    travelling = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in plan.network_bytes.items() if bytes_)
+    facts.add_row("CPU time", rough_duration(plan.cpu_s))
+    facts.add_row("RAM", f"{byte_size(plan.ram_bytes_per_node)} per node")
+    facts.add_row("object store", byte_size(plan.object_store_bytes))
+    facts.add_row(
+        "disk", f"{byte_size(plan.disk_bytes)} memory ({workload.retention}), {byte_size(plan.result_bytes)} results"
+    )
+    travelling = ", ".join(f"{name} {byte_size(bytes_)}" for name, bytes_ in plan.network_bytes.items() if bytes_)
     facts.add_row(
         "network",
-        f"{size(plan.network_bytes_per_node)} sent by each node, {plan.network_mb_per_s:,.1f} MB/s ({travelling})"
+        f"{byte_size(plan.network_bytes_per_node)} sent by each node, {plan.network_mb_per_s:,.1f} MB/s ({travelling})"
         if travelling
         else "none: one node",
     )
@@ -80,13 +84,13 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> No
     if best.cluster != cluster:
         console.print(
             f"  Suggested for these cores: --encoders {best.cluster.encoders} --readers {best.cluster.readers} "
-            f"--stores {best.cluster.stores}: {best.tokens_per_s:,.0f} tokens/s, {duration(best.wall_s)}."
+            f"--stores {best.cluster.stores}: {best.tokens_per_s:,.0f} tokens/s, {rough_duration(best.wall_s)}."
         )
     print_noise(console, costs)
 
 
 def print_noise(console: Console, costs: UnitCosts) -> None:
-    """How far the measured costs can be trusted."""
+    """Print the spread of the measured costs."""
     named = {"encode": costs.encode, "put": costs.put, "read": costs.read}
     named |= {f"score at {tokens:,}": cost for tokens, cost in costs.score.levels}
     noisy = [f"{name} ±{cost.spread / 2:.0%}" for name, cost in named.items() if cost.spread > NOISY]
@@ -100,7 +104,7 @@ def print_noise(console: Console, costs: UnitCosts) -> None:
 
 
 def print_comparison(console: Console, comparison: PlanComparison) -> None:
-    """Predicted against measured."""
+    """Print predicted and measured figures."""
     table = Table(box=box.SIMPLE_HEAD, title="checked against a run", title_justify="left")
     for column in ("", "predicted", "measured", "error"):
         table.add_column(column, justify="right" if column else "left")
@@ -123,7 +127,7 @@ def print_comparison(console: Console, comparison: PlanComparison) -> None:
 
 
 def as_json(plan: Plan, best: Plan, costs: UnitCosts, comparison: PlanComparison | None) -> dict[str, Any]:
-    """All figures, for programs."""
+    """Return all figures as JSON values."""
     return {
         "plan": {**_plan_json(plan), "documents": len(plan.workload.document_tokens)},
         "suggested": _plan_json(best),
@@ -152,21 +156,6 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:,.1f} h"
-
-
-def size(num_bytes: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:,.3g} {unit}" if num_bytes < 1e12 else f"{num_bytes / 1e12:,.2f} TB"
-    return f"{num_bytes:.0f} B"
-
-
 def _shape(cluster: Cluster) -> str:
     nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
     return (
@@ -175,19 +164,19 @@ def _shape(cluster: Cluster) -> str:
     )
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:,.3g} ms"
+def _workers(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _cost(cost: Cost) -> str:
-    return f"{_ms(cost.wall_s)} ±{cost.spread / 2:.0%}"
+    return f"{milliseconds(cost.wall_s)} ±{cost.spread / 2:.0%}"
 
 
 def _amount(value: float, unit: str) -> str:
     if unit == "bytes":
-        return size(value)
-    return duration(value) if unit == "s" else f"{value:,.0f}"
+        return byte_size(value)
+    return rough_duration(value) if unit == "s" else f"{value:,.0f}"
 
 
 def _error(error: float | None) -> str:
-    return "–" if error is None else f"{error:+.0%}"
+    return NOTHING if error is None else f"{error:+.0%}"

@@ -1,4 +1,4 @@
-"""What one segment costs on one machine: the numbers that a plan multiplies, measured once and kept in a file."""
+"""Unit costs of one segment on one machine: inputs of a plan, measured once and stored in a file."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -12,28 +12,28 @@ from longmem.system.redaction import redacted_values
 from pipelines.job.output import write_json
 
 VERSION = 3
-"""Of the file's layout."""
+"""Version of the file's layout."""
 
 
 COSTS = ("encode", "prepare", "put", "put_more", "read", "read_more", "record", "forget")
-"""Fields of UnitCosts that are a plain Cost."""
+"""Fields of UnitCosts of type Cost."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one operation on a full segment."""
+    """Cost in seconds of one operation on a full segment."""
 
     wall_s: float
     cpu_s: float
-    """Of the whole process: a library's own threads count too."""
+    """CPU seconds of the whole process, including threads of libraries."""
     spread: float = 0.0
-    """Noise: the distance between the quartiles of the repetitions, as a share of their median."""
+    """Interquartile range of the repetitions, relative to their median."""
     repetitions: int = 1
 
 
 @dataclass(frozen=True)
 class CostLine:
-    """Seconds as a straight line over the tokens in the window: `base_s + per_token_s · tokens`."""
+    """Linear cost in seconds: `base_s + per_token_s · tokens`, with the tokens in the window."""
 
     base_s: float
     per_token_s: float
@@ -44,78 +44,79 @@ class CostLine:
 
 @dataclass(frozen=True)
 class ScoreCost:
-    """Scoring one full segment, without fetching its past."""
+    """Cost of scoring one full segment, without reading its past from the store."""
 
     empty: Cost
-    """With nothing in the window: what the first segment of every document costs."""
+    """Cost with an empty window: that of the first segment of every document."""
     wall: CostLine
     cpu: CostLine
     residual: float
-    """Largest distance of a measured level from the line, as a share of what was measured."""
+    """Maximum relative error of the fitted line over the measured levels."""
     levels: tuple[tuple[int, Cost], ...]
-    """What the lines were fitted to: tokens in the window and the cost there."""
+    """Fitted points: tokens in the window and the cost there."""
 
 
 @dataclass(frozen=True)
 class RayCost:
-    """What Ray adds to the same work in one process."""
+    """Overhead of Ray over the same work in one process."""
 
     call: Cost
-    """One segment through all its stages: round trips and copies. `wall_s` is latency, which pipelining hides;
-    `cpu_s` is work that takes a core from somebody."""
+    """Overhead of one segment through all stages: round trips and copies. `wall_s` is latency, which pipelining hides;
+    `cpu_s` is work that occupies a core."""
     start_s: float
-    """From nothing to workers that hold their model."""
+    """Seconds from the start of Ray to workers with a loaded model."""
     encoder_bytes: int
-    """Resident memory of one encoder; that of a reader is without its windows."""
+    """Resident bytes of one encoder."""
     reader_bytes: int
+    """Resident bytes of one reader, without its windows."""
     store_bytes: int
     daemon_bytes: int
-    """Of Ray's own processes on one node."""
+    """Resident bytes of Ray's own processes on one node."""
     idle_cores: float = 0.0
-    """What Ray's processes on one node keep busy while no task runs."""
+    """Mean number of cores that Ray's processes on one node use while no task runs."""
 
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """Measured unit costs of a model with its settings on a machine."""
+    """Unit costs of a model with its settings, measured on a machine."""
 
     identity: dict[str, Any]
-    """Model and settings; a plan for any other refuses these costs."""
+    """Model and settings; a plan for another model or other settings rejects these costs."""
     environment: dict[str, Any]
-    """Machine and versions."""
+    """Machine and library versions."""
     segment_tokens: int
     memory_tokens: int
     encode: Cost
     prepare: Cost
-    """The SideNet's layers that need no memory; part of `score`, unless an encoder runs them."""
+    """Cost of the SideNet's layers that need no memory; part of `score`, unless an encoder runs them."""
     put: Cost
     put_more: Cost
-    """Each further block that is written in the same commit."""
+    """Cost of each further block in the same commit."""
     read: Cost
-    """One block from the store into a reader's window."""
+    """Cost of reading one block from the store into a reader's window."""
     read_more: Cost
-    """Each further block that is fetched in the same call."""
+    """Cost of each further block in the same read."""
     score: ScoreCost
     record: Cost
-    """What the driver does for one segment: planning it and writing its result."""
+    """Cost of the driver for one segment: scheduling it and writing its result."""
     forget: Cost
-    """Deleting one finished document."""
+    """Cost of deleting one finished document."""
     tokenise_s: float
-    """Of one token."""
+    """Seconds to tokenise one token."""
     load_s: float
-    """Opening the model."""
+    """Seconds to open the model."""
     block_bytes: int
-    """Keys, values and token ids of a full segment."""
+    """Bytes of keys, values and token ids of a full segment."""
     state_bytes: int
-    """Hidden states of a full segment."""
+    """Bytes of hidden states of a full segment."""
     window_bytes: int
-    """A reader's full window."""
+    """Bytes of a reader's full window."""
     store_overhead: float
-    """Bytes on disk for each byte of a block."""
+    """Bytes on disk per byte of a block."""
     record_bytes: int
-    """Journal and tables, of one segment."""
+    """Bytes of one segment in journal and tables."""
     process_bytes: int
-    """Resident memory of a process that encodes and scores, without its window."""
+    """Resident bytes of a process that encodes and scores, without its window."""
     ray: RayCost | None = None
 
     @property
@@ -124,9 +125,9 @@ class UnitCosts:
 
 
 def without_waiting(costs: UnitCosts) -> UnitCosts:
-    """The costs of a machine that does nothing else: with one thread, no operation takes longer than it computes.
+    """Return the costs on an otherwise idle machine: with one thread, wall time is at most CPU time.
 
-    With more threads wall and CPU seconds do not compare, and the costs stay as they were measured.
+    With several threads, wall and CPU seconds are not comparable, and the measured costs are returned.
     """
     if costs.identity["threads"] != 1:
         return costs
@@ -140,15 +141,15 @@ def without_waiting(costs: UnitCosts) -> UnitCosts:
 
 
 def save_costs(costs: UnitCosts, path: Path) -> None:
-    """Raises OutputError."""
+    """Write costs to a file. Raises OutputError."""
     write_json(path, {"version": VERSION, **asdict(costs)}, advice="choose another --save-costs")
 
 
 def load_costs(path: Path, identity: dict[str, Any], *, with_ray: bool) -> UnitCosts:
-    """Costs that were saved for this very model and settings.
+    """Load costs that were saved for this model and these settings.
 
-    `with_ray`: whether the plan needs what Ray adds. Raises ConfigError for a file that is not ours, or was measured
-    with another model or other settings; the message names both sides.
+    `with_ray`: the plan needs the overhead of Ray. Raises ConfigError for a foreign file, or for costs of another
+    model or other settings; the message names both sides.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How long the documents of a job are, in tokens."""
+"""Lengths of a job's documents in tokens."""
 
 from itertools import islice
 
@@ -7,11 +7,11 @@ from longmem.model.source import ModelSource
 from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
 
 EXACT_DOCUMENTS = 50
-"""Documents that are tokenised. Of those after them only the bytes are counted: a plan must not take an hour."""
+"""Documents that are tokenised; for later ones only bytes are counted, to bound the time of a plan."""
 
 
 def document_tokens(files: FoundFiles, source: ModelSource, limit: int | None) -> tuple[int, ...]:
-    """Return the tokens of every document that can be read, in order; beyond EXACT_DOCUMENTS estimated from the bytes.
+    """Return the tokens of every readable document, in order; beyond EXACT_DOCUMENTS estimated from the bytes.
 
     Raises ConfigError for inputs that hold no readable document.
     """

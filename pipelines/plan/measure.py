@@ -1,4 +1,4 @@
-"""Measuring what one segment costs here: the real model, a real store in a temporary folder, and the clock."""
+"""Measurement of unit costs in this process, with the real model and a real store in a temporary folder."""
 
 import os
 import platform
@@ -39,14 +39,14 @@ MIN_REPETITIONS = 3
 MAX_REPETITIONS = 15
 MIN_PUTS = 4 * (1 + PUT_SEGMENTS)
 LEVELS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
-"""Shares of a full window at which scoring is measured."""
+"""Fill levels of the window, as shares, at which scoring is measured."""
 SINGLE_READS = 2
-"""Blocks that are fetched one by one before each level."""
+"""Blocks that are read one by one before each level."""
 KEY = DocumentKey("plan", "measured")
 
 
 def identity_of(model: ModelDescription, source: ModelSource, threads: int) -> dict[str, object]:
-    """What must be equal for costs to hold."""
+    """Return the identity of costs: model, settings, search engine, device and threads."""
     return {
         "fingerprint": asdict(model.fingerprint),
         "sidenet": model.sidenet,
@@ -58,20 +58,20 @@ def identity_of(model: ModelDescription, source: ModelSource, threads: int) -> d
 
 
 def measure_apart(source: ModelSource, threads: int, budget_s: float) -> UnitCosts:
-    """`measure_costs` in a process of its own: its memory is that of a worker, and LanceDB, which does not like to be
-    forked, is not loaded into a process that may start Ray later.
+    """Run `measure_costs` in a separate process and return its result.
 
-    Raises as `measure_costs` does.
+    The memory of that process is that of a worker. LanceDB, which is not fork-safe, is not loaded into a process that
+    may start Ray later. Raises the errors of `measure_costs`.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
         return child.submit(measure_costs, source, threads, budget_s).result()
 
 
 def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCosts:
-    """Unit costs of a model in this process. Takes about `budget_s`, more where a few repetitions of the slowest
-    operations need more. Sets torch's number of threads.
+    """Measure the unit costs of a model in this process and set torch's number of threads.
 
-    Raises ModelError, ConfigError, StoreError (no room in the temporary folder).
+    Takes about `budget_s`, or longer if the minimum repetitions of slow operations need it. Raises ModelError,
+    ConfigError, StoreError (no space in the temporary folder).
     """
     use_threads(threads)
     start = perf_counter()
@@ -81,7 +81,7 @@ def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCos
     sequence = model.tokenizer.sequence(language_reference().text)
     tokenise_s = (perf_counter() - start) / len(sequence)
     size, memory = model.config.segment_tokens, model.config.memory_tokens
-    segments = [each for each in cut_segments(KEY, sequence, size) if each.num_tokens == size]
+    segments = [segment for segment in cut_segments(KEY, sequence, size) if segment.num_tokens == size]
     encoded, encode, prepare = _encode(model, segments, budget_s / 4)
     with TemporaryDirectory(prefix="longmem-plan-") as folder, MemoryStore.open(Path(folder) / "memory.lance") as store:
         full = -(-memory // size)
@@ -123,7 +123,7 @@ def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCos
 
 
 def environment() -> dict[str, object]:
-    """Machine and versions: times hold for this machine."""
+    """Return a description of the machine and library versions, for which the times hold."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -136,7 +136,7 @@ def environment() -> dict[str, object]:
 
 @dataclass
 class _Timer:
-    """Wall and CPU seconds of repetitions."""
+    """Timer that collects wall and CPU seconds of repetitions."""
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
@@ -149,13 +149,16 @@ class _Timer:
         self.cpu_s.append(process_time() - cpu)
 
     def cost(self) -> Cost:
-        """Medians."""
+        """Return the medians and the relative interquartile range."""
         low, high = np.quantile(self.wall_s, [0.25, 0.75])
         middle = median(self.wall_s)
         return Cost(middle, median(self.cpu_s), float((high - low) / middle) if middle else 0.0, len(self.wall_s))
 
     def mean_of_medians(self, parts: int = 8) -> Cost:
-        """For what grows with the number of repetitions: outliers are left out, the trend is not."""
+        """Return the mean of medians of consecutive parts, for costs that grow with repetitions.
+
+        This excludes outliers and keeps the trend.
+        """
         wall, cpu = (np.array_split(np.array(times), min(parts, len(times))) for times in (self.wall_s, self.cpu_s))
         spread = np.mean([np.subtract(*np.quantile(part, [0.75, 0.25])) / np.median(part) for part in wall])
         return Cost(
@@ -167,11 +170,11 @@ class _Timer:
 
 
 NOTHING = Cost(0.0, 0.0, 0.0, 0)
-"""A job without memory writes and fetches nothing."""
+"""Cost of store operations of a job without memory."""
 
 
 def _encode(model: LongMem, segments: Sequence[Segment], budget_s: float) -> tuple[list[EncodedSegment], Cost, Cost]:
-    """Encoded segments, the cost of one, and what it costs more to prepare it."""
+    """Return encoded segments, the cost of one, and the additional cost of preparing it."""
     model.encode(segments[0], prepare=True)  # the first forward allocates
     timer, prepared, encoded = _Timer(), _Timer(), []
     for segment in islice(cycle(segments), MAX_REPETITIONS):
@@ -189,8 +192,10 @@ def _encode(model: LongMem, segments: Sequence[Segment], budget_s: float) -> tup
 def _put(
     store: AbstractMemoryStore, encoded: Sequence[EncodedSegment], count: int, budget_s: float
 ) -> tuple[int, Cost, Cost]:
-    """Write the encoded blocks again and again as one long document, in turns one alone and several together; returns
-    how many, the cost of one alone, and that of each further one."""
+    """Write the encoded blocks repeatedly as one long document, alternating single blocks and batches.
+
+    Return the number of blocks, the cost of a single one, and that of each further one in a batch.
+    """
     alone, together = _Timer(), _Timer()
     stored = 0
     while stored < count and (stored < MIN_PUTS or sum(alone.wall_s) + sum(together.wall_s) <= budget_s):
@@ -203,7 +208,7 @@ def _put(
             with timer.timed():
                 store.put_all(moved)
             stored += number
-    # the first put makes the tables
+    # the first put creates the tables
     alone.wall_s.pop(0)
     alone.cpu_s.pop(0)
     one, several = alone.mean_of_medians(), together.mean_of_medians()
@@ -214,7 +219,7 @@ def _put(
 
 
 class _OneByOne(AbstractBlockSource):
-    """A store that never has more than was asked for, as one has to whose writer is only just ahead."""
+    """Block source without read-ahead, like a store whose writer is barely ahead of the reader."""
 
     def __init__(self, store: AbstractMemoryStore) -> None:
         self._store = store
@@ -225,13 +230,13 @@ class _OneByOne(AbstractBlockSource):
         first_segment: int,
         last_segment: int,
         *,
-        ahead: int = 0,  # noqa: ARG002 - nothing is there
+        ahead: int = 0,  # noqa: ARG002 - never read ahead
     ) -> list[KVBlock]:
         return self._store.read(key, first_segment, last_segment)
 
 
 class _Scores:
-    """Scores segments at several levels of the window, fetching their past as a reader does."""
+    """Measurement of scoring at several fill levels of the window, reading the past like a reader worker."""
 
     def __init__(
         self,
@@ -258,7 +263,7 @@ class _Scores:
         self.last: tuple[Segment, SegmentScore, EncodedSegment]
 
     def measure(self, full: int, repetitions: int) -> None:
-        """`full`: segments of a full window; as many and `repetitions` more are stored, at best."""
+        """Measure all levels. `full` is the number of segments in a full window, or of stored segments if less."""
         self._score(0, repetitions)
         for share in LEVELS[1:]:
             index = max(1, round(share * full))
@@ -268,7 +273,7 @@ class _Scores:
                 self._score(index, repetitions)
 
     def fetch_beyond(self, stored: int) -> None:
-        """Go on reading block by block with the window full."""
+        """Continue to read block by block with a full window."""
         self._fetch_each(stored)
 
     @property
@@ -287,12 +292,12 @@ class _Scores:
         return Cost(wall / self._many_blocks, cpu / self._many_blocks, 0.0, self._many_blocks)
 
     def cost(self) -> ScoreCost:
-        """Lines through the levels with memory; one level, or none, gives a level line."""
+        """Return lines through the levels with memory; fewer than two levels give a constant."""
         size = self._model.config.segment_tokens
         costs = {index * size: timer.cost() for index, timer in self._levels.items()}
         empty = costs.pop(0)
         levels = tuple(costs.items()) or ((0, empty),)
-        tokens = np.array([each for each, _ in levels], dtype=np.float64)
+        tokens = np.array([window_tokens for window_tokens, _ in levels], dtype=np.float64)
         lines = [_line(tokens, np.array([getattr(cost, name) for _, cost in levels])) for name in ("wall_s", "cpu_s")]
         measured = np.array([cost.wall_s for _, cost in levels])
         residual = float(np.max(np.abs(lines[0].at(tokens) - measured) / measured))
@@ -320,13 +325,13 @@ class _Scores:
             with timer.timed():
                 score = self._model.score_segment(segment, encoded.block.keys, encoded.state, view)
             self.last = segment, score, encoded
-        # the first one of a level allocates
+        # the first repetition of a level allocates
         timer.wall_s.pop(0)
         timer.cpu_s.pop(0)
 
 
 def _line(tokens: np.ndarray, seconds: np.ndarray) -> CostLine:
-    """Least squares of the relative errors: a level counts for as much as it is of what it costs."""
+    """Fit a line by least squares of the relative errors."""
     if len(tokens) < 2:
         return CostLine(float(seconds[0]), 0.0)
     slope, base = np.polyfit(tokens, seconds, 1, w=1 / np.maximum(seconds, 1e-9))
@@ -334,7 +339,7 @@ def _line(tokens: np.ndarray, seconds: np.ndarray) -> CostLine:
 
 
 def _record(last: tuple[Segment, SegmentScore, EncodedSegment], path: Path) -> tuple[Cost, int]:
-    """Cost and bytes of one result."""
+    """Return cost and bytes of writing one result."""
     segment, score, encoded = last
     timer = _Timer()
     document = Document(KEY.document, "measured", "longmem plan")

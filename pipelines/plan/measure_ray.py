@@ -1,4 +1,4 @@
-"""Measuring what Ray adds to the same work: one encoder, one reader and one store, one segment after the other."""
+"""Measurement of Ray's overhead: one encoder, one reader and one store, one segment at a time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +26,9 @@ KEY = DocumentKey("plan", "measured")
 
 
 def with_ray_costs(costs: UnitCosts, source: ModelSource, threads: int, budget_s: float) -> UnitCosts:
-    """The same costs, and what Ray adds to them; starts a cluster on this machine and stops it.
+    """Return the costs with Ray's overhead added, measured on a temporary local cluster.
 
-    Raises ClusterError and what the workers raise.
+    Raises ClusterError and errors of the workers.
     """
     from actors.executor.ray_executor import RayExecutor
 
@@ -62,7 +62,7 @@ def with_ray_costs(costs: UnitCosts, source: ModelSource, threads: int, budget_s
 
 
 def _idle_cores() -> float:
-    """What all processes keep busy while nobody asks them for anything."""
+    """Return the mean number of cores that all processes use while idle."""
     start, cpu_s = perf_counter(), total_cpu_s()
     sleep(IDLE_S)
     return max(0.0, (total_cpu_s() - cpu_s) / (perf_counter() - start))
@@ -76,7 +76,7 @@ def _call(
     budget_s: float,
     idle_cores: float,
 ) -> Cost:
-    """What one segment takes beyond the seconds in which its workers computed."""
+    """Return the cost of one segment beyond the compute seconds of its workers."""
     latencies, begun, cpu_s = [], perf_counter(), total_cpu_s()
     for segment in segments:
         latencies.append(_pass(executor, stages, segment))
@@ -91,7 +91,7 @@ def _call(
 
 
 def _pass(executor: AbstractExecutor, stages: tuple[Stage, ...], segment: Segment) -> float:
-    """One segment through all stages; returns the seconds in which no worker computed."""
+    """Send one segment through all stages; return the seconds in which no worker computed."""
     start, busy_s = perf_counter(), 0.0
     for stage in stages:
         executor.submit(stage, segment)

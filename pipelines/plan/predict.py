@@ -1,8 +1,8 @@
-"""What a job will take, computed from unit costs before it starts: time, memory, disk and network on N nodes.
+"""Prediction of a job's time, memory, disk and network on N nodes, computed from unit costs.
 
-A pure calculation. Stages run side by side and buffer only a few segments between them, so a segment takes as long as
-its slowest stage: encoders, stores, readers, the driver, or all cores together. That is summed over segments, because
-scoring gets dearer while a document's window fills. In one process the stages follow each other and add up instead.
+This is a pure calculation. Stages run concurrently and buffer only a few segments, so a segment takes as long as its
+slowest stage: encoders, stores, readers, the driver, or all cores together. Times are summed over segments, because
+scoring costs more while a document's window fills. In one process the stages run one after the other and add up.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,45 +18,45 @@ from pipelines.plan.resources import disk_bytes, network_bytes, object_store_byt
 from pipelines.plan.workload import Cluster, Segments, Workload, kinds_of_segments
 
 MOST_STORES = 4
-"""That are suggested: documents follow each other, so more stores would rarely all have work."""
+"""Maximum number of suggested stores: documents are processed in order, so more stores would often be idle."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage over the whole job."""
+    """Prediction of one stage over the whole job."""
 
     busy_s: float
-    """Seconds of all its workers together."""
+    """Compute seconds, summed over its workers."""
     workers: float
-    """Those that can work at the same time; on average, so not always whole."""
+    """Mean number of workers that can work concurrently; may be fractional."""
     tokens_per_s: float
-    """What the stage alone would reach."""
+    """Throughput of the stage alone."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job takes."""
+    """Predicted time and resources of a job."""
 
     workload: Workload
     cluster: Cluster
     num_segments: int
     wall_s: float
-    """From the first segment to the last result: `wall_s` of a job's summary."""
+    """Seconds from the first segment to the last result: `wall_s` of a job's summary."""
     start_s: float
-    """Before that: Ray, workers, models."""
+    """Seconds before the first segment: start of Ray and workers, loading of models."""
     cpu_s: float
-    """Of all processes."""
+    """CPU seconds of all processes."""
     stages: dict[str, StagePlan]
     limited_s: dict[str, float]
-    """Seconds of `wall_s` in which each was the slowest: `encode`, `put`, `score`, `driver`, or all `cores`."""
+    """Seconds of `wall_s` limited by each of `encode`, `put`, `score`, `driver`, or all `cores`."""
     ram_bytes_per_node: int
     object_store_bytes: int
-    """In the whole cluster at once."""
+    """Peak bytes in Ray's object store, over the whole cluster."""
     disk_bytes: int
-    """Of the memory store at its largest."""
+    """Peak bytes of the memory store on disk."""
     result_bytes: int
     network_bytes: dict[str, int]
-    """Between nodes, in the whole job, by what travels."""
+    """Bytes sent between nodes in the whole job, by kind of data."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -64,22 +64,22 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """What is the slowest for most of the time."""
+        """Resource that limits the job for the longest time."""
         return max(self.limited_s, key=lambda name: self.limited_s[name])
 
     @property
     def network_bytes_per_node(self) -> int:
-        """Sent by each node on average."""
+        """Mean bytes that each node sends."""
         return sum(self.network_bytes.values()) // self.cluster.nodes
 
     @property
     def network_mb_per_s(self) -> float:
-        """Sent by each node on average while the job runs, in 10⁶ bytes."""
+        """Mean network rate of each node while the job runs, in 10⁶ bytes/s."""
         return self.network_bytes_per_node / self.wall_s / 1e6
 
 
 def predict(costs: UnitCosts, workload: Workload, cluster: Cluster) -> Plan:
-    """The plan of a job with these workers.
+    """Return the plan of a job with these workers.
 
     Raises ConfigError for a plan on Ray from costs without Ray.
     """
@@ -120,16 +120,18 @@ def suggest(
     readers: int | None = None,
     stores: int | None = None,
 ) -> Cluster:
-    """The same cluster with the numbers of workers that finish first; of equals, the fewest. Numbers that are given
-    stay; the others are such that the cores carry all encoders and readers, or one of each.
+    """Return the cluster with the numbers of workers that minimise wall time; of equals, the fewest.
+
+    Given numbers are kept. The others are limited so that the cores suffice for all encoders and readers, or to one of
+    each.
     """
     if cluster.in_process:
         return cluster
-    places = int(cluster.nodes * cluster.cores_per_node / cluster.threads)
+    slots = int(cluster.nodes * cluster.cores_per_node / cluster.threads)
     segments = kinds_of_segments(costs, workload)
     best: tuple[tuple[float, int], Cluster] | None = None
-    for num_encoders in [encoders] if encoders else _numbers(max(1, places - (readers or 1))):
-        for num_readers in [readers] if readers else _numbers(max(1, places - num_encoders)):
+    for num_encoders in [encoders] if encoders else _numbers(max(1, slots - (readers or 1))):
+        for num_readers in [readers] if readers else _numbers(max(1, slots - num_encoders)):
             for num_stores in [stores] if stores else range(1, MOST_STORES + 1):
                 tried = replace(cluster, encoders=num_encoders, readers=num_readers, stores=num_stores)
                 wall_s = _times(costs, workload, segments, tried).wall_s
@@ -141,7 +143,7 @@ def suggest(
 
 
 def _numbers(most: int) -> Sequence[int]:
-    """1, 2, 3, … and from ten on in steps of a tenth, up to `most`; what is tried for few is tried for more, too."""
+    """Return candidate numbers up to `most`: 1, 2, 3, …, and in steps of 10% from ten on."""
     tried = [1]
     while (following := max(tried[-1] + 1, int(tried[-1] * 1.1))) <= most:
         tried.append(following)
@@ -151,7 +153,7 @@ def _numbers(most: int) -> Sequence[int]:
 @dataclass(frozen=True)
 class _Times:
     wall_s: float
-    """Of the work itself, without its beginning and end."""
+    """Wall seconds of the steady state, without start and end of the pipeline."""
     cpu_s: float
     busy_s: dict[str, float]
     workers: dict[str, float]
@@ -159,13 +161,13 @@ class _Times:
 
 
 def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cluster) -> _Times:
-    # a document belongs to one store: others work only while segments of other documents wait too
+    # a document belongs to one store: other stores work only while segments of other documents wait
     stores = min(float(cluster.stores), open_documents(workload, cluster, segments))
     wall, cpu = _per_segment(costs, segments, cluster, stores)
     busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
     cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
     if cluster.in_process:
-        # one after the other: the whole time belongs to the stages, in their shares
+        # sequential: the stages share the whole time
         return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
     workers = {"encode": float(cluster.encoders), "put": stores, "score": float(cluster.readers), "driver": 1.0}
     limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
@@ -178,7 +180,7 @@ def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cl
 
 
 def _free_cores(costs: UnitCosts, cluster: Cluster) -> float:
-    """Cores of all nodes that Ray leaves; some work is always done, however small a share is free."""
+    """Return the cores of all nodes that idle Ray processes leave, at least 5%."""
     idle = costs.ray.idle_cores if costs.ray is not None else 0.0
     return cluster.nodes * max(cluster.cores_per_node - idle, 0.05 * cluster.cores_per_node)
 
@@ -188,21 +190,21 @@ def _rate(amount: float, seconds: float) -> float:
 
 
 def _forgotten(workload: Workload) -> int:
-    """Documents that are deleted from the store."""
+    """Return the number of documents that are deleted from the store."""
     return 0 if workload.retention == "forever" else len(workload.document_tokens)
 
 
 def _per_segment(
     costs: UnitCosts, segments: Segments, cluster: Cluster, stores: float
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Wall and CPU seconds of one segment of each kind, by stage, where so many stores work at once."""
+    """Return wall and CPU seconds of one segment of each kind, by stage, for `stores` concurrent stores."""
     window, share = segments.window_tokens, segments.share
     some = window > 0
     score = costs.score
     encode_s = costs.encode.wall_s * share
     score_s = np.where(some, score.wall.at(window), score.empty.wall_s) * share
     if not cluster.in_process:
-        # encoders run for readers what needs no memory, while they are ahead of them (`prepare_policy`)
+        # encoders that are ahead run the reader layers that need no memory (`prepare_policy`)
         ahead_s = score_s / cluster.readers - encode_s / cluster.encoders
         moved_s = np.clip(ahead_s / (1 / cluster.readers + 1 / cluster.encoders), 0.0, costs.prepare.wall_s * share)
         encode_s, score_s = encode_s + moved_s, score_s - moved_s
@@ -214,7 +216,7 @@ def _per_segment(
         return _in_groups(part(costs.put), part(costs.put_more), together)
 
     def read(part: Callable[[Cost], float]) -> np.ndarray:
-        # a reader takes what was put together; in a document readers take turns, and each needs every block of it
+        # a reader reads whole commits; readers alternate within a document, and each needs all its blocks
         others = 0 if cluster.in_process else (cluster.readers - 1) * part(costs.read_more)
         return some * (_in_groups(part(costs.read), part(costs.read_more), together) + others)
 
@@ -236,9 +238,11 @@ def _per_segment(
 
 
 def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) -> np.ndarray:
-    """Segments that a store commits together, where the pools have one for it every `segment_s`: as many as come while
-    it commits them and pauses. That it does not pause where readers are idle is left out: there the store has more
-    to do than this says, and encoders decide how long a job takes."""
+    """Return the segments per commit of a store that receives one every `segment_s`.
+
+    A commit takes the segments that arrive during the last commit and its pause. The model ignores that a store does
+    not pause while readers are idle: it then does more work than predicted, but encoders limit the job.
+    """
     if cluster.in_process:
         return np.full(len(segment_s), float(PUT_SEGMENTS))
     first_s, more_s = costs.put.wall_s, costs.put_more.wall_s
@@ -248,9 +252,9 @@ def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) ->
 
 
 def _in_groups(first_s: float, more_s: float, size: np.ndarray) -> np.ndarray:
-    """Of one of `size` blocks that are written, or read, together."""
-    of_each: np.ndarray = (first_s + (size - 1) * more_s) / size
-    return of_each
+    """Return the seconds per block of a batch of `size` blocks."""
+    per_block: np.ndarray = (first_s + (size - 1) * more_s) / size
+    return per_block
 
 
 def _wall_s(cost: Cost) -> float:
@@ -262,12 +266,12 @@ def _cpu_s(cost: Cost) -> float:
 
 
 def _edges_s(costs: UnitCosts, workload: Workload, cluster: Cluster) -> float:
-    """Before every stage has work and after the first has none; and the deletion of documents."""
+    """Return the seconds of filling and draining the pipeline, and of deleting documents."""
     first_text = costs.tokenise_s * workload.document_tokens[0]
     forget = costs.forget.wall_s * _forgotten(workload)
     if cluster.in_process or costs.ray is None:
         return first_text + forget
-    # the first segment has the encoder to itself, the last one the reader
+    # only the encoder works on the first segment, only the reader on the last
     last = min(workload.document_tokens[-1], costs.memory_tokens)
     score = float(costs.score.wall.at(np.array(last)))
     return first_text + forget + costs.encode.wall_s + score + costs.ray.call.wall_s

@@ -1,4 +1,4 @@
-"""What this process and all it has started use: processor seconds and resident memory, by role."""
+"""Resource use of this process and its descendants: CPU seconds and resident memory, by role."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ import psutil
 Role = Literal["driver", "encoder", "reader", "store", "daemon"]
 
 ROLES: Mapping[str, Role] = {"Encoder": "encoder", "SideNet": "reader", "Store": "store"}
-"""How an actor's process title names it, and what we call it."""
+"""Role by the class name in an actor's process title."""
 SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Processor seconds and resident bytes of the processes of one role; shared pages are counted once."""
+    """CPU seconds and resident bytes of the processes of one role; shared pages count once."""
 
     processes: int
     cpu_s: float
@@ -28,7 +28,7 @@ class Usage:
 
 
 def usage_by_role() -> dict[Role, Usage]:
-    """Of this process and its descendants, as they are now; what has ended is not counted."""
+    """Return the current usage of this process and its descendants; ended processes are not counted."""
     found: dict[Role, list[tuple[float, int]]] = defaultdict(list)
     own = psutil.Process()
     for process in [own, *own.children(recursive=True)]:
@@ -37,16 +37,16 @@ def usage_by_role() -> dict[Role, Usage]:
             times = process.cpu_times()
             found[role].append((times.user + times.system, _resident_bytes(process)))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            # ended while it was looked at
+            # ended during the inspection
             continue
     return {
-        role: Usage(len(each), sum(cpu for cpu, _ in each), sum(size for _, size in each))
-        for role, each in found.items()
+        role: Usage(len(processes), sum(cpu for cpu, _ in processes), sum(size for _, size in processes))
+        for role, processes in found.items()
     }
 
 
 def total_cpu_s() -> float:
-    """Of this process and its descendants that live."""
+    """Return the CPU seconds of this process and its live descendants."""
     return sum(usage.cpu_s for usage in usage_by_role().values())
 
 
@@ -59,12 +59,12 @@ def _role(process: psutil.Process) -> Role:
 
 def _resident_bytes(process: psutil.Process) -> int:
     full = process.memory_full_info()
-    # proportional: a page that two processes share is half of each; Linux only
+    # proportional set size: a page shared by two processes counts half for each; Linux only
     return int(getattr(full, "pss", full.rss))
 
 
 class Watch:
-    """Context manager that looks at the processes and at a folder's size now and then, and remembers peaks."""
+    """Context manager that samples processes and the size of a folder periodically, and records peaks."""
 
     def __init__(self, folder: Path, *, every_s: float = SAMPLE_S) -> None:
         self._folder = folder
@@ -75,13 +75,13 @@ class Watch:
         self._start_busy_s = 0.0
         self._start_s = 0.0
         self.cpu_s = 0.0
-        """Used by ours since the watch began, until the last look."""
+        """CPU seconds of this process and its descendants from the start to the last sample."""
         self.foreign_cores = 0.0
-        """Cores of this machine that others kept busy meanwhile, on average."""
+        """Mean number of cores that other programs used."""
         self.resident_bytes = 0
-        """Largest sum over all processes."""
+        """Peak resident bytes, summed over all processes."""
         self.folder_bytes = 0
-        """Largest size of the folder."""
+        """Peak bytes of the folder."""
 
     def __enter__(self) -> Self:
         self._start_cpu_s, self._start_busy_s, self._start_s = total_cpu_s(), _machine_busy_s(), perf_counter()
@@ -97,7 +97,7 @@ class Watch:
     def _watch(self) -> None:
         while not self._stop.wait(self._every_s):
             usages = usage_by_role().values()
-            # processes that have ended took their seconds with them
+            # the seconds of ended processes are missing from this sum
             self.cpu_s = max(self.cpu_s, sum(usage.cpu_s for usage in usages) - self._start_cpu_s)
             others_s = _machine_busy_s() - self._start_busy_s - self.cpu_s
             self.foreign_cores = max(0.0, others_s / (perf_counter() - self._start_s))
@@ -106,13 +106,13 @@ class Watch:
 
 
 def _machine_busy_s() -> float:
-    """Core seconds that the whole machine has worked."""
+    """Return the busy core seconds of the whole machine."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def folder_bytes(folder: Path) -> int:
-    """Sizes of all files below; a file that another process removes meanwhile counts as gone."""
+    """Return the bytes of all files in a folder tree; a file that is removed meanwhile counts 0."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-"""What a job occupies while it runs: memory, object store, disk, and the network between nodes."""
+"""Predicted resources of a running job: memory, object store, disk, and network between nodes."""
 
 from math import ceil
 
@@ -9,12 +9,12 @@ from pipelines.plan.workload import Cluster, Segments, Workload
 
 
 def waiting_segments(cluster: Cluster) -> int:
-    """Encoded segments that may wait for readers and stores, in the whole cluster."""
+    """Return the limit of encoded segments in flight, over the whole cluster."""
     return default_in_flight(None if cluster.in_process else cluster.encoders + cluster.readers)
 
 
 def open_documents(workload: Workload, cluster: Cluster, segments: Segments) -> float:
-    """Documents of which segments are in work at once, on average: one, and those whose segments wait meanwhile."""
+    """Return the mean number of concurrently open documents: one, and those with segments in flight."""
     if cluster.in_process:
         return 1.0
     documents = len(workload.document_tokens)
@@ -22,11 +22,11 @@ def open_documents(workload: Workload, cluster: Cluster, segments: Segments) -> 
 
 
 def ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> int:
-    """Of the fullest node: its share of workers, windows, Ray and objects."""
+    """Return peak resident bytes of the most loaded node: workers, windows, Ray daemons and object store."""
     documents = ceil(open_documents(workload, cluster, segments))
     filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
     window = costs.window_bytes * filled
-    # the window that is being read stays, whatever the cap
+    # the window in use is never evicted, regardless of the cap
     windows = int(max(window, min(documents * window, cluster.window_cap_bytes)))
     if cluster.in_process or costs.ray is None:
         return costs.process_bytes + windows
@@ -44,7 +44,7 @@ def ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: 
 
 
 def object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -> int:
-    """In the whole cluster: segments in flight, and blocks that readers are fetching."""
+    """Return the bytes of segments in flight and of blocks that readers fetch, over the whole cluster."""
     if cluster.in_process:
         return 0
     waiting = min(waiting_segments(cluster), segments.total)
@@ -53,14 +53,14 @@ def object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -
 
 
 def disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> int:
-    """Of the memory store at its largest."""
+    """Return the peak bytes of the memory store on disk."""
     if not costs.memory_tokens:
         return 0
     tokens = sorted(workload.document_tokens, reverse=True)
     if workload.retention == "window":
-        tokens = [min(each, costs.memory_tokens + costs.segment_tokens) for each in tokens]
+        tokens = [min(length, costs.memory_tokens + costs.segment_tokens) for length in tokens]
     if workload.retention != "forever":
-        # the longest, and of the one after it what is encoded ahead
+        # the longest documents, and the part of the next one that is encoded ahead
         num_open = open_documents(workload, cluster, segments)
         whole = int(num_open)
         last = int(tokens[whole] * (num_open - whole)) if whole < len(tokens) else 0
@@ -69,8 +69,11 @@ def disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments:
 
 
 def network_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -> dict[str, int]:
-    """At most: as if workers, spread evenly, took segments whatever node their data is on, so that they are elsewhere
-    with (N - 1)/N, and every reader read every document."""
+    """Return an upper bound of the bytes sent between N nodes, by kind of data.
+
+    It assumes evenly spread workers without locality, so that data is remote with probability (N - 1)/N, and that every
+    reader reads every document.
+    """
     elsewhere = (cluster.nodes - 1) / cluster.nodes
     stored = segments.full * (costs.memory_tokens > 0)
     return {

@@ -1,19 +1,17 @@
-"""What a plan is made for: documents of so many tokens, on so many nodes and workers."""
+"""Input of a plan: lengths of documents, nodes and workers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from longmem.errors import ConfigError
+from pipelines.command.choices import Retention
 from pipelines.plan.costs import UnitCosts
-
-Retention = Literal["window", "document", "forever"]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Documents by their number of tokens, and what the store keeps of them. Raises ConfigError."""
+    """Lengths of documents in tokens, and the retention of their blocks. Raises ConfigError."""
 
     document_tokens: tuple[int, ...]
     retention: Retention = "document"
@@ -29,7 +27,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the job would run. Raises ConfigError."""
+    """Nodes and workers of a planned job. Raises ConfigError."""
 
     nodes: int = 1
     cores_per_node: float = 1
@@ -37,11 +35,11 @@ class Cluster:
     readers: int = 1
     stores: int = 1
     threads: int = 1
-    """Torch threads of each worker, for which the costs were measured."""
+    """Torch threads of each worker; must equal those of the measured costs."""
     in_process: bool = False
-    """`--address none`: no pools, one thing after the other."""
+    """True for `--address none`: one process without pools, stages in sequence."""
     window_cap_bytes: int = 2**30
-    """Windows that a reader keeps."""
+    """Maximum bytes of windows that a reader keeps."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "encoders", "readers", "stores", "threads"):
@@ -55,11 +53,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Segments:
-    """Kinds of segments: all with as many tokens in the window and of the same length count once."""
+    """Kinds of segments: segments with equal length and equal tokens in the window form one kind."""
 
     window_tokens: np.ndarray
     share: np.ndarray
-    """Their length over that of a full segment."""
+    """Length relative to a full segment."""
     count: np.ndarray
 
     @property
@@ -68,7 +66,7 @@ class Segments:
 
     @property
     def full(self) -> float:
-        """As many full segments have as many tokens."""
+        """Number of full segments with the same total of tokens."""
         return float((self.count * self.share).sum())
 
 
@@ -77,9 +75,9 @@ def kinds_of_segments(costs: UnitCosts, workload: Workload) -> Segments:
     full = np.array([tokens // size for tokens in workload.document_tokens])
     rest = np.array([tokens % size for tokens in workload.document_tokens])
     level = -(-memory // size)
-    """From this index on the window is full."""
+    """Index of the first segment with a full window."""
     levels = np.arange(level + 1)
-    # documents that have more full segments than so: as many segments with that index
+    # number of segments with an index: documents that have more full segments than it
     count = np.array([(full > index).sum() for index in levels])
     count[level] = np.maximum(full - level, 0).sum()
     ends = rest > 0

@@ -1,4 +1,4 @@
-"""What a pretraining job is told, and what makes it the same job when it is resumed."""
+"""Options and identity of a pretraining job."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,22 +12,22 @@ from pipelines.command.command_line import check_device
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingJob:
-    """What the command line says, checked. Raises ConfigError."""
+    """Validated options of the job. Raises ConfigError."""
 
     preset: Preset
     data: tuple[str, ...]
     valid: tuple[str, ...]
-    """Documents to judge by; none: no validation."""
+    """Validation inputs; empty for no validation."""
     out: Path
     valid_tokens: int = 4096
-    """Of each validation document, from its start."""
+    """Tokens that are read of each validation document, from its start."""
     device: str = "cpu"
     dtype: Dtype = "bfloat16"
     threads: int = 1
     validate_every: int = 200
     checkpoint_every: int = 200
     max_minutes: float | None = None
-    """After this long the slice ends with a checkpoint; None: it goes on to the end."""
+    """Minutes after which this run ends with a checkpoint; None runs to the end."""
     resume: bool = False
     command: str = ""
 
@@ -43,7 +43,7 @@ class PretrainingJob:
 
 
 def identity(job: PretrainingJob) -> dict[str, Any]:
-    """What decides the curve. Where it runs, and how many windows at once, does not."""
+    """Return everything that decides the training curve; device, threads and micro-batch size do not."""
     config = asdict(job.preset.config)
     del config["micro_rows"]
     return {

@@ -1,4 +1,4 @@
-"""One pretraining job from its options to its output folder, in as many slices as it takes.
+"""Pretraining job, from its options to its output folder, in one or several time slices.
 
 out/job.json · tokenizer/ · corpus/ · curve.csv · validation.csv · curves.png · checkpoints/ · model/ · training.json
 """
@@ -34,19 +34,19 @@ from pipelines.train.job import CHECKPOINT_FOLDER, MODEL_FOLDER, RESULTS, show_s
 TOKENIZER_FOLDER = "tokenizer"
 CORPUS_FOLDER = "corpus"
 PERPLEXITIES = {"text": "validation text", "repeated": "second copy of repeated text"}
-"""Columns of `validation.csv`, named as in `PretrainingValidation`, and what the picture calls them."""
+"""Labels in the plot by column of `validation.csv`; columns are fields of `PretrainingValidation`."""
 
 
 def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | None:
-    """Run one slice of the job and return the content of training.json; None when its time was over before the end.
+    """Run one slice of the job and return the content of training.json; None if its time limit ended it.
 
-    See `pipelines.job.runner.run`. Ctrl-C leaves a checkpoint. Raises CheckpointError too.
+    Ctrl-C leaves a checkpoint. Raises CheckpointError and the errors of `pipelines.job.runner.run`.
     """
     return run(Pretrain(job, find_inputs((*job.data, *job.valid), console)), console)
 
 
 class Pretrain(AbstractJob[None]):
-    """A backbone that is trained from nothing, in as many slices as it takes."""
+    """Training of a backbone from scratch, in one or several time slices."""
 
     name = "pretrain"
     results = RESULTS
@@ -61,7 +61,7 @@ class Pretrain(AbstractJob[None]):
     def requested_model(self) -> None:
         return None
 
-    def describe(self, worker: None) -> None:  # noqa: ARG002 - the job makes the model
+    def describe(self, worker: None) -> None:  # noqa: ARG002 - the job creates the model
         return None
 
     def given(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Pretrain(AbstractJob[None]):
         return (self.out / TOKENIZER_FOLDER).exists()
 
     def is_over(self) -> bool:
-        """Return whether the time of this slice is over."""
+        """Return whether the time limit of this slice is exceeded."""
         minutes = self._spec.max_minutes
         return minutes is not None and perf_counter() - self._start > 60 * minutes
 
@@ -105,7 +105,7 @@ class Pretrain(AbstractJob[None]):
 
 
 def _prepare(job: PretrainingJob, is_over: Callable[[], bool], tell: Tell) -> bool:
-    """Tokenizer and corpus, each written once; False when the slice was over before all were there."""
+    """Write tokenizer and corpus unless they exist; return False if the time limit ended the slice before."""
     tokenizer_folder, corpus_folder = job.out / TOKENIZER_FOLDER, job.out / CORPUS_FOLDER
     if not tokenizer_folder.exists():
         shape = job.preset.shape
@@ -131,7 +131,7 @@ def _open(job: PretrainingJob, name: str) -> Corpus:
 
 
 def _windows(job: PretrainingJob) -> tuple[Windows, Windows | None, PretrainingConfig]:
-    """Training and validation windows, and the settings with their steps."""
+    """Return training and validation windows, and the configuration with its number of steps."""
     tokens = _open(job, "train").tokens
     config = job.preset.config
     config = config.with_steps(len(Windows(tokens, config)))
@@ -147,7 +147,7 @@ def _train(
     is_over: Callable[[], bool],
     context: JobContext[None],
 ) -> None:
-    """From the last checkpoint to the end of the job or of the slice, at least one step; there is a checkpoint then."""
+    """Train from the last checkpoint to the end of the job or slice, at least one step, and save a checkpoint."""
     folder, steps = job.out / CHECKPOINT_FOLDER, pretrainer.config.num_steps
     saved = checkpoints(folder)
     first = pretrainer.load(saved[-1]) if saved else 0

@@ -1,4 +1,4 @@
-"""What a set of synthetic tests prints."""
+"""Terminal output of synthetic tests."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.job.format import short_percent
+
 NAMES = {"passkey": "pass key", "lookup": "lookup", "labels": "random labels"}
 
 
 def print_trials(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """One table for each subject."""
+    """Print one table per subject, and the path of the report."""
     for subject, title in NAMES.items():
         rows = [row for row in summary["conditions"] if row["subject"] == subject]
         if rows:
@@ -22,7 +24,7 @@ def print_trials(console: Console, summary: dict[str, Any], out: Path) -> None:
 
 
 def passkey_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """Greedy shares by length and depth, and what holds of all depths of a length together."""
+    """Return a table of greedy shares by length and depth, with means over all depths of a length."""
     depths = sorted({row["depth"] for row in rows})
     table = Table(title=f"{title}: greedy, by depth", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("memory", *(f"{depth:.0%}" for depth in depths), "chosen", "read", "chance"):
@@ -31,41 +33,31 @@ def passkey_table(rows: list[dict[str, Any]], title: str) -> Table:
         own = {row["depth"]: row for row in rows if row["memory_tokens"] == length}
         table.add_row(
             f"{length:,}",
-            *(percent(own[depth]["greedy"]["value"]) for depth in depths),
-            *(percent(sum(row[name]["value"] for row in own.values()) / len(own)) for name in ("chosen", "read")),
-            percent(rows[0]["chance"]),
+            *(short_percent(own[depth]["greedy"]["value"]) for depth in depths),
+            *(short_percent(sum(row[name]["value"] for row in own.values()) / len(own)) for name in ("chosen", "read")),
+            short_percent(rows[0]["chance"]),
         )
     return table
 
 
 def pair_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """With memory and without, by lines in memory and shots in the local context."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in (
-        "lines",
-        "tokens",
-        "shots",
-        "chosen",
-        "95% interval",
-        "without",
-        "greedy",
-        "without",
-        "read",
-        "chance",
-    ):
+    """Return a table of shares with memory and without, by lines in memory and shots in the local context."""
+    # the narrowest form that fits 80 columns with millions of tokens
+    table = Table(
+        title=f"{title} (chance {short_percent(rows[0]['chance'])})",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        collapse_padding=True,
+    )
+    for name in ("lines", "tokens", "shots", "chosen", "95%", "without", "greedy", "without", "read"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             f"{row['examples']:,}",
             f"{row['memory_tokens']:,}",
             str(row["shots"]),
-            percent(row["chosen"]["value"]),
-            f"{percent(row['chosen']['low'])} – {percent(row['chosen']['high'])}",
-            *(percent(row[name]["value"]) for name in ("chosen_without", "greedy", "greedy_without", "read")),
-            percent(row["chance"]),
+            short_percent(row["chosen"]["value"]),
+            f"{100 * row['chosen']['low']:.1f}–{100 * row['chosen']['high']:.1f}",
+            *(short_percent(row[name]["value"]) for name in ("chosen_without", "greedy", "greedy_without", "read")),
         )
     return table
-
-
-def percent(value: float) -> str:
-    return f"{value:.1%}".replace(".0%", "%")

@@ -1,8 +1,8 @@
-"""A set of synthetic tests: one request for each memory, then what the answers say together.
+"""Synthetic-test job: one request per memory, then statistics over all answers.
 
-summary.json     model, settings, and for every subject and condition the shares of right answers with 95% intervals
+summary.json     model, settings, and shares of correct answers with 95% intervals by subject and condition
 trials.parquet   every question (`longmem.synthetic.trial.Trial`)
-report.html      the same with plots
+report.html      summary with plots
 """
 
 import shutil
@@ -34,7 +34,7 @@ from pipelines.command.command_line import num_cores
 from pipelines.job.ask import ask_all
 from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store
 from pipelines.job.journal import AbstractJournal
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -42,42 +42,42 @@ from pipelines.probe.report import write_probe_report
 
 JOURNAL = "journal.jsonl"
 PART_S = 86_400.0
-"""Longest time that one memory's questions may take on a cluster, in seconds."""
+"""Timeout of one request (all questions about one memory) on a cluster, in seconds."""
 Plan = PasskeyPlan | PairPlan
 CONDITION = ("subject", "examples", "shots", "memory_tokens", "depth")
 SHARES = ("greedy", "chosen", "read", "greedy_without", "chosen_without")
 Z = 1.959964
-"""Of a 95% interval."""
+"""Normal quantile of a 95% interval."""
 
 
 @dataclass(frozen=True)
 class ProbeJob:
-    """Everything that decides the result, and where it goes."""
+    """Validated options of the job."""
 
     model: ModelSource
     plans: Sequence[Plan]
     filler: Path | None
-    """None: the Python language reference."""
+    """Text file with filler; None for the Python language reference."""
     out: Path
     threads: int | None
     cluster: ClusterShape | None = None
-    """None runs everything in this process."""
+    """Ray cluster and its workers; None runs everything in this process."""
     service: ServiceChoice | None = None
-    """A running service whose model and pools take the place of those that are given here."""
+    """Running service whose model and pools replace those given here."""
     resume: bool = False
     command: str = ""
 
 
 @dataclass(frozen=True)
 class ProbeRequest(Request):
-    """Ask the questions of one part of a plan. It reads no stored document."""
+    """Request for the questions of one part of a plan. It reads no stored document."""
 
     text: str
-    """Filler, and source of words."""
+    """Filler text, and source of words."""
     part: Plan
 
     def answer(self, model: LongMem, windows: WindowCache) -> list[Trial]:  # noqa: ARG002
-        """Raise ConfigError for what cannot be asked, DocumentError, NumericError."""
+        """Return the trials. Raises ConfigError for an impossible plan, DocumentError, NumericError."""
         trials = passkey_trials if isinstance(self.part, PasskeyPlan) else pair_trials
         return list(trials(model, self.text, self.part))  # type: ignore[arg-type]
 
@@ -87,7 +87,7 @@ class ProbeRequest(Request):
 
 @dataclass(frozen=True)
 class PartRecord:
-    """Trials of one part of one plan."""
+    """Record of the trials of one part of one plan."""
 
     plan: int
     part: int
@@ -95,7 +95,7 @@ class PartRecord:
 
 
 class ProbeJournal(AbstractJournal[PartRecord]):
-    """One line for each part of a plan."""
+    """Journal with one line per part of a plan."""
 
     def __init__(self, path: Path) -> None:
         self.trials: dict[tuple[int, int], list[Trial]] = {}
@@ -120,7 +120,7 @@ def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
 
 
 class Probe(AbstractJob[AbstractExecutor]):
-    """Synthetic tests whose answer stands only in memory."""
+    """Synthetic tests whose answers are found only in memory."""
 
     name = "probe"
 
@@ -131,7 +131,7 @@ class Probe(AbstractJob[AbstractExecutor]):
         self.on_cluster = spec.cluster is not None
 
     def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else asked_model(self._spec.model)
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         return {
@@ -145,7 +145,7 @@ class Probe(AbstractJob[AbstractExecutor]):
     def open(self, tell: Tell) -> AbstractExecutor:
         spec, cluster = self._spec, self._spec.cluster
         if cluster is not None and spec.service is None:
-            # a part of a plan with a memory of a million tokens is one task
+            # one part of a plan, with a memory of up to a million tokens, is one task
             cluster = replace(cluster, timeouts=replace(cluster.timeouts, task_s=PART_S))
         threads = spec.threads or num_cores()
         return open_workers(spec.model, unused_store(self.out, cluster), cluster, spec.service, threads, tell)
@@ -166,15 +166,15 @@ class Probe(AbstractJob[AbstractExecutor]):
             done = sum(len(trials) for trials in journal.trials.values())
             context.observer.planned("questions", sum(map(num_trials, spec.plans)), done)
 
-            def answered(place: tuple[int, int], trials: list[Trial], _busy_s: float) -> None:
-                journal.add(PartRecord(*place, trials))
+            def answered(plan_and_part: tuple[int, int], trials: list[Trial], _busy_s: float) -> None:
+                journal.add(PartRecord(*plan_and_part, trials))
                 context.observer.advanced(len(trials))
                 slices.record({"wall_s": time.perf_counter() - start})
 
-            left = ((place, part) for place, part in parts.items() if place not in journal.trials)
-            requests = ((place, ProbeRequest(self._text, part)) for place, part in left)
+            left = ((key, part) for key, part in parts.items() if key not in journal.trials)
+            requests = ((key, ProbeRequest(self._text, part)) for key, part in left)
             ask_all(context.worker, requests, context.observer, answered)
-        trials = [trial for place in parts for trial in journal.trials[place]]
+        trials = [trial for key in parts for trial in journal.trials[key]]
         wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
         summary = summarise(context.model, spec, trials, wall_s)
         context.folder.write_table("trials.parquet", pa.Table.from_pylist([asdict(trial) for trial in trials]))
@@ -183,14 +183,14 @@ class Probe(AbstractJob[AbstractExecutor]):
 
 
 def parts_of(plan: Plan) -> list[Plan]:
-    """Return plans of one memory each, which together ask the same questions as the plan, in the same order."""
+    """Split a plan into plans of one memory each, with the same questions in the same order."""
     if isinstance(plan, PasskeyPlan):
         return [replace(plan, lengths=(length,)) for length in plan.lengths]
     return [replace(plan, examples=(examples,)) for examples in plan.examples]
 
 
 def check_lengths(plans: Sequence[Plan], chunk_tokens: int) -> None:
-    """Raise ConfigError, before anything is asked, for a memory that does not end with a chunk."""
+    """Raise ConfigError for a memory that does not end at a chunk boundary; called before any question."""
     for plan in plans:
         for length in plan.lengths if isinstance(plan, PasskeyPlan) else ():
             check_length(length, chunk_tokens)
@@ -201,7 +201,7 @@ def name_of(plan: Plan) -> str:
 
 
 def num_trials(plan: Plan) -> int:
-    """Questions that a plan asks."""
+    """Return the number of questions of a plan."""
     if isinstance(plan, PasskeyPlan):
         return len(plan.lengths) * len(plan.depths) * plan.trials
     return len(plan.examples) * len(plan.shots) * plan.questions
@@ -222,8 +222,7 @@ def summarise(model: ModelDescription, job: ProbeJob, trials: Sequence[Trial], w
 
 
 def conditions(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Shares of each condition, in the order in which they were asked. Questions about pairs have depths of their own,
-    which make no condition."""
+    """Return the shares of each condition, in order of the trials. The depth of pair questions is not a condition."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
         depth = trial.depth if trial.subject == "passkey" else None
@@ -239,7 +238,7 @@ def conditions(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def share(outcomes: Sequence[bool]) -> dict[str, float]:
-    """Share of true ones with its 95% Wilson interval, which is right for few trials and for shares of 0 and 1."""
+    """Return the share of true outcomes with its 95% Wilson interval, valid for few trials and shares of 0 or 1."""
     count, right = len(outcomes), sum(outcomes)
     middle = (right + Z * Z / 2) / (count + Z * Z)
     half = Z / (count + Z * Z) * (right * (count - right) / count + Z * Z / 4) ** 0.5
@@ -249,7 +248,7 @@ def share(outcomes: Sequence[bool]) -> dict[str, float]:
 def _read(path: Path | None) -> str:
     if path is None:
         return language_reference().text
-    # a text file, whatever its name
+    # read as text, regardless of its suffix
     file = InputFile(None, str(path.absolute()), path.stem, f".txt{compression_of(path.name)}")
     (document,) = read_file(file)
     if isinstance(document, UnreadableDocument):

@@ -1,4 +1,4 @@
-"""report.html of a set of synthetic tests: plots of what was found, and a table of every condition."""
+"""HTML report of synthetic tests: plots of the shares, and a table of all conditions."""
 
 from functools import partial
 from pathlib import Path
@@ -17,33 +17,33 @@ from pipelines.html.charts import (
     WITH_MEMORY,
     WITHOUT_MEMORY,
     Chart,
-    short_count,
     svg,
 )
 from pipelines.html.page import write_page
 from pipelines.job.folder import JobFolder
+from pipelines.job.format import percent, short_count
 
 REPORT_NAME = "report.html"
 PAIR_TITLES = {"lookup": "Lookup by lines in memory", "labels": "Random labels by demonstrations in memory"}
 MEASURES = {"chosen": "solid", "greedy": "dotted"}
 HEAT = LinearSegmentedColormap.from_list("share", ["#b3261e", "#e8c547", "#17713c"])
-"""Readable on light and dark pages alike."""
+"""Colour map from red (0) to green (1), readable on light and dark pages."""
 
 
 def write_probe_report(folder: JobFolder, summary: dict[str, Any]) -> None:
-    """Write report.html whole or not at all. Raises OutputError."""
+    """Write report.html atomically. Raises OutputError."""
     write_page(
         folder.path / REPORT_NAME,
         Path(__file__).parent,
-        {"percent": lambda value: f"{value:.1%}"},
+        {"percent": percent},
         summary=summary,
         charts=charts(summary["conditions"]),
     )
 
 
-def _lowest(of_keys: list[dict[str, Any]]) -> str:
-    """Where keys are written least often; nowhere, if they are so everywhere alike."""
-    worst, best = (pick(of_keys, key=lambda row: row["greedy"]["value"]) for pick in (min, max))
+def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
+    """Describe the condition with the lowest greedy share, or the share if it is constant."""
+    worst, best = (pick(passkey_rows, key=lambda row: row["greedy"]["value"]) for pick in (min, max))
     share = f"{worst['greedy']['value']:.0%}"
     if worst["greedy"]["value"] == best["greedy"]["value"]:
         return f"{share} at every length and depth"
@@ -51,12 +51,12 @@ def _lowest(of_keys: list[dict[str, Any]]) -> str:
 
 
 def charts(conditions: list[dict[str, Any]]) -> list[Chart]:
-    """A heat map of pass keys over depth and length, and curves of each kind of pairs; of what was asked."""
+    """Return a heat map of pass keys by depth and length, and curves for each kind of pairs, if tested."""
     drawn = []
-    of_keys = [row for row in conditions if row["subject"] == "passkey"]
-    if of_keys:
-        description = f"Share of pass keys written greedily: {_lowest(of_keys)}."
-        drawn.append(_chart("Pass keys by depth and length of memory", description, partial(_draw_heat, of_keys), "p"))
+    passkeys = [row for row in conditions if row["subject"] == "passkey"]
+    if passkeys:
+        description = f"Share of pass keys written greedily: {_lowest(passkeys)}."
+        drawn.append(_chart("Pass keys by depth and length of memory", description, partial(_draw_heat, passkeys), "p"))
     for subject, title in PAIR_TITLES.items():
         rows = [row for row in conditions if row["subject"] == subject]
         if rows:

@@ -1,1 +1,1 @@
-"""`longmem service`: start, show and stop a service."""
+"""Start, status and stop of a service (`longmem service`)."""

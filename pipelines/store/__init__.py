@@ -1,1 +1,1 @@
-"""`longmem memory`: list, verify, repair and delete stored documents."""
+"""Administration of stored documents: list, verify, repair and delete (`longmem memory`)."""

@@ -3,10 +3,12 @@ without Rich markup and without control characters, and `--json` escapes them.""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,196 +16,209 @@ from longmem.errors import ConfigError, MissingBlockError
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, SegmentInfo
-from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, exit_codes
+from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS
 from pipelines.command.console import open_console, printable, say, say_json
-from pipelines.command.option_types import real_option, text_argument, text_option
+from pipelines.command.fields import REQUIRED, flag_field, real_field, text_argument_field, text_field
+from pipelines.command.spec import CommandSpec, command
 
 memory = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Look into a memory store, check it, tidy it."
 )
 
-StoreOption = Annotated[str, text_option("--store", help="Folder or URI of the memory store.")]
-NamespaceOption = Annotated[str, text_option(help="Namespace of the document.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-DocumentArgument = Annotated[str, text_argument(help="Name of the document.")]
+
+@dataclass(frozen=True, kw_only=True)
+class StoreCommandOptions:
+    """Store that a command looks into."""
+
+    store: str = text_field(REQUIRED, "Folder or URI of the memory store.")
 
 
-@memory.command("ls")
-def list_documents(
-    store: StoreOption,
-    namespace: Annotated[str | None, text_option(help="Only this namespace.", show_default="all")] = None,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class JsonOption:
+    """Form of the output."""
+
+    as_json: bool = flag_field("One JSON object on stdout.", names=("--json",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamespaceOption:
+    """Namespace of the documents."""
+
+    namespace: str = text_field(DEFAULT_NAMESPACE, "Namespace of the document.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSpec(JsonOption, StoreCommandOptions, CommandSpec):
     """Documents of a store, with their segments, tokens and bytes.
 
     **Example:** `longmem memory ls --store runs/moby/memory.lance`
     """
-    with _opened(store) as opened:
-        found = [(key, opened.segments(key)) for key in opened.documents(namespace)]
-        total = opened.num_bytes()
-    if as_json:
-        _print_json({"documents": [_described(key, infos) for key, infos in found], "bytes": total})
-        return
-    table = Table(box=None, header_style="dim", padding=(0, 2))
-    for title, side in (("namespace", "left"), ("document", "left"), ("segments", "right"), ("tokens", "right")):
-        table.add_column(title, justify=side)  # type: ignore[arg-type]
-    table.add_column("bytes", justify="right")
-    for key, infos in found:
-        described = _described(key, infos)
-        numbers = (f"{described[name]:,}" for name in ("segments", "tokens", "bytes"))
-        table.add_row(Text(printable(key.namespace)), Text(printable(key.document)), *numbers)
-    console = open_console()
-    console.print(table)
-    console.print(f"{len(found):,} documents, {total:,} bytes (blocks that forks share count once)")
+
+    namespace: str | None = text_field(None, "Only this namespace.", shown="all")
+
+    def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
+        with _opened(self.store) as opened:
+            found = [(key, opened.segments(key)) for key in opened.documents(self.namespace)]
+            total = opened.num_bytes()
+        if self.as_json:
+            say_json({"documents": [_described(key, infos) for key, infos in found], "bytes": total})
+            return
+        table = Table(box=None, header_style="dim", padding=(0, 2))
+        for title, side in (("namespace", "left"), ("document", "left"), ("segments", "right"), ("tokens", "right")):
+            table.add_column(title, justify=side)  # type: ignore[arg-type]
+        table.add_column("bytes", justify="right")
+        for key, infos in found:
+            described = _described(key, infos)
+            numbers = (f"{described[name]:,}" for name in ("segments", "tokens", "bytes"))
+            table.add_row(Text(printable(key.namespace)), Text(printable(key.document)), *numbers)
+        results = open_console()
+        results.print(table)
+        results.print(f"{len(found):,} documents, {total:,} bytes (blocks that forks share count once)")
 
 
-@memory.command()
-def show(
-    document: DocumentArgument,
-    store: StoreOption,
-    namespace: NamespaceOption = DEFAULT_NAMESPACE,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ShowSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
     """One document: how much of it is stored, which segments are missing, and by which model it was written.
 
     **Example:** `longmem memory show moby-dick --store memory.lance`
     """
-    key = DocumentKey(namespace, document)
-    with _opened(store) as opened:
-        infos = opened.segments(key)
-        if not infos:
-            raise _unknown(key, store)
-        fingerprint = opened.fingerprint()
-    assert fingerprint is not None, "a store with blocks has a fingerprint"
-    described = {**_described(key, infos), "gaps": _gaps(infos), "fingerprint": vars(fingerprint)}
-    if as_json:
-        _print_json(described)
-        return
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    for name, value in described.items():
-        if name == "fingerprint":
-            continue
-        shown = ", ".join(f"[{first}, {last})" for first, last in value) or "none" if name == "gaps" else value
-        table.add_row(Text(name, style="dim"), Text(f"{shown:,}" if isinstance(shown, int) else printable(shown)))
-    for name, value in vars(fingerprint).items():
-        table.add_row(Text(name, style="dim"), Text(printable(str(value))))
-    open_console().print(table)
+
+    document: str = text_argument_field(REQUIRED, "Name of the document.")
+
+    def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
+        key = DocumentKey(self.namespace, self.document)
+        with _opened(self.store) as opened:
+            infos = opened.segments(key)
+            if not infos:
+                raise _unknown(key, self.store)
+            fingerprint = opened.fingerprint()
+        assert fingerprint is not None, "a store with blocks has a fingerprint"
+        described = {**_described(key, infos), "gaps": _gaps(infos), "fingerprint": vars(fingerprint)}
+        if self.as_json:
+            say_json(described)
+            return
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        for name, value in described.items():
+            if name == "fingerprint":
+                continue
+            shown = ", ".join(f"[{first}, {last})" for first, last in value) or "none" if name == "gaps" else value
+            table.add_row(Text(name, style="dim"), Text(f"{shown:,}" if isinstance(shown, int) else printable(shown)))
+        for name, value in vars(fingerprint).items():
+            table.add_row(Text(name, style="dim"), Text(printable(str(value))))
+        open_console().print(table)
 
 
-@memory.command()
-def verify(
-    store: StoreOption,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair",
-            help="Go back to the last good state and drop damaged blocks. Nobody else may have the store open.",
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class VerifySpec(JsonOption, StoreCommandOptions, CommandSpec):
     """Read every block and compare it with its checksum. With `--repair`, exit code 1 says that something was done.
 
     **Example:** `longmem memory verify --store memory.lance`
     """
-    if not repair:
-        with _opened(store) as opened:
-            num_blocks = opened.verify()
-        if as_json:
-            _print_json({"blocks": num_blocks, "dropped": 0, "actions": []})
+
+    repair: bool = flag_field(
+        "Go back to the last good state and drop damaged blocks. Nobody else may have the store open."
+    )
+
+    def run(self, console: Console) -> int:  # noqa: ARG002 - prints results only
+        if not self.repair:
+            with _opened(self.store) as opened:
+                num_blocks, num_dropped, actions = opened.verify(), 0, []
         else:
-            say(f"{num_blocks:,} blocks read, all of them as written")
-        return
-    with exit_codes(open_console(stderr=True)):
-        from longmem.store.lance.repair import recover
+            from longmem.store.lance.repair import recover
 
-        report = recover(_checked(store))
-    if as_json:
-        _print_json({"blocks": report.num_blocks, "dropped": report.num_dropped, "actions": report.actions})
-    else:
-        for action in report.actions:
-            say(f"repaired: {printable(action)}")
-        say(f"{report.num_blocks:,} blocks read, all of them as written; {report.num_dropped:,} dropped")
-    if report.actions:
-        raise typer.Exit(EXIT_FAILED_DOCUMENTS)
+            report = recover(_checked(self.store))
+            num_blocks, num_dropped, actions = report.num_blocks, report.num_dropped, report.actions
+        if self.as_json:
+            say_json({"blocks": num_blocks, "dropped": num_dropped, "actions": actions})
+        else:
+            for action in actions:
+                say(f"repaired: {printable(action)}")
+            dropped = f"; {num_dropped:,} dropped" if self.repair else ""
+            say(f"{num_blocks:,} blocks read, all of them as written{dropped}")
+        return EXIT_FAILED_DOCUMENTS if actions else 0
 
 
-@memory.command()
-def compact(
-    store: StoreOption,
-    orphan_minutes: Annotated[
-        float, real_option(help="Remove what nothing refers to when it is older; 0 only where no writer lives.")
-    ] = 60.0,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompactSpec(JsonOption, StoreCommandOptions, CommandSpec):
     """Rewrite the catalogue into few files and remove what dead writers left behind.
 
     **Example:** `longmem memory compact --store memory.lance`
     """
-    with exit_codes(open_console(stderr=True)):
-        from longmem.store.lance.store import LanceMemoryStore
 
-        with LanceMemoryStore(_checked(store)) as opened:
-            swept = opened.compact(orphan_minutes * 60)
-    if as_json:
-        _print_json({"files": swept.num_files, "tables": swept.num_tables, "bytes": swept.num_bytes})
-        return
-    say(
-        f"removed {swept.num_files:,} temporary files and {swept.num_tables:,} orphaned tables, "
-        f"{swept.num_bytes:,} bytes"
+    orphan_minutes: float = real_field(
+        60.0, "Remove what nothing refers to when it is older; 0 only where no writer lives."
     )
 
+    def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
+        from longmem.store.lance.store import LanceMemoryStore
 
-@memory.command()
-def fork(
-    document: DocumentArgument,
-    target: Annotated[str, text_argument(help="Name of the new document.")],
-    store: StoreOption,
-    namespace: NamespaceOption = DEFAULT_NAMESPACE,
-    to_namespace: Annotated[
-        str | None, text_option(help="Namespace of the new document.", show_default="the same")
-    ] = None,
-) -> None:
+        with LanceMemoryStore(_checked(self.store)) as opened:
+            swept = opened.compact(self.orphan_minutes * 60)
+        if self.as_json:
+            say_json({"files": swept.num_files, "tables": swept.num_tables, "bytes": swept.num_bytes})
+            return
+        say(
+            f"removed {swept.num_files:,} temporary files and {swept.num_tables:,} orphaned tables, "
+            f"{swept.num_bytes:,} bytes"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
     """A second document with the same memory. Nothing is copied, and neither sees what the other writes later.
 
     **Example:** `longmem memory fork moby-dick moby-dick-2 --store memory.lance`
     """
-    source = DocumentKey(namespace, document)
-    copy = DocumentKey(namespace if to_namespace is None else to_namespace, target)
-    with _opened(store) as opened:
-        num_blocks = opened.fork(source, copy)
-    say(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
+
+    document: str = text_argument_field(REQUIRED, "Name of the document.")
+    target: str = text_argument_field(REQUIRED, "Name of the new document.")
+    to_namespace: str | None = text_field(None, "Namespace of the new document.", shown="the same")
+
+    def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
+        source = DocumentKey(self.namespace, self.document)
+        copy = DocumentKey(self.to_namespace or self.namespace, self.target)
+        with _opened(self.store) as opened:
+            num_blocks = opened.fork(source, copy)
+        say(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
 
 
-@memory.command("rm")
-def remove(
-    documents: Annotated[list[str], text_argument(metavar="DOCUMENT...", help="Names of documents.")],
-    store: StoreOption,
-    namespace: NamespaceOption = DEFAULT_NAMESPACE,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RemoveSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
     """Forget documents. Forks of them stay.
 
     **Example:** `longmem memory rm moby-dick --store memory.lance --yes`
     """
-    keys = [DocumentKey(namespace, name) for name in documents]
-    with _opened(store) as opened:
-        held = {key: opened.segments(key) for key in keys}
-        for key, infos in held.items():
-            if not infos:
-                raise _unknown(key, store)
-        num_blocks = sum(len(infos) for infos in held.values())
-        if not yes:
-            names = ", ".join(printable(str(key)) for key in keys)
-            typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True)
-        for key in keys:
-            opened.delete(key)
-    say(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
+
+    documents: list[str] = text_argument_field(REQUIRED, "Names of documents.", "DOCUMENT...")
+    yes: bool = flag_field("Do not ask.")
+
+    def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
+        keys = [DocumentKey(self.namespace, name) for name in self.documents]
+        with _opened(self.store) as opened:
+            held = {key: opened.segments(key) for key in keys}
+            for key, infos in held.items():
+                if not infos:
+                    raise _unknown(key, self.store)
+            num_blocks = sum(len(infos) for infos in held.values())
+            if not self.yes:
+                names = ", ".join(printable(str(key)) for key in keys)
+                typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True)
+            for key in keys:
+                opened.delete(key)
+        say(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
+
+
+memory.command("ls")(command(ListSpec))
+memory.command("show")(command(ShowSpec))
+memory.command("verify")(command(VerifySpec))
+memory.command("compact")(command(CompactSpec))
+memory.command("fork")(command(ForkSpec))
+memory.command("rm")(command(RemoveSpec))
 
 
 @contextmanager
 def _opened(uri: str) -> Iterator[AbstractMemoryStore]:
-    with exit_codes(open_console(stderr=True)), MemoryStore.open(_checked(uri)) as store:
+    with MemoryStore.open(_checked(uri)) as store:
         yield store
 
 
@@ -238,7 +253,3 @@ def _gaps(infos: list[SegmentInfo]) -> list[tuple[int, int]]:
 
 def _unknown(key: DocumentKey, uri: str) -> MissingBlockError:
     return MissingBlockError(f"{uri} holds no document {key.document!r} in namespace {key.namespace!r}; see `ls`")
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    say_json(content)

@@ -1,1 +1,1 @@
-"""The job behind `longmem suffix`."""
+"""Suffix identification: the job of `longmem suffix`."""

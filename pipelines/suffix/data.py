@@ -1,4 +1,4 @@
-"""Suffix identification: which of several texts follows a context. Files of such examples, in three layouts.
+"""Examples of suffix identification: a context and candidate texts, in three file layouts.
 
 .jsonl   {"prefix": …, "candidates": […], "label": 3}    one example per line; optional `id` and `book`
 .jsonl   {"ctx": …, "pos": …, "negs": […]}               one example per line; optional `id` and `book`
@@ -20,22 +20,21 @@ LAYOUTS = '{"prefix", "candidates", "label"} or {"ctx", "pos", "negs"}'
 
 @dataclass(frozen=True)
 class SuffixExample:
-    """A context and the texts of which one follows it."""
+    """Context and candidate texts, one of which follows it."""
 
     id: str
     work: str
-    """The book that it is from; several examples may share it."""
+    """Source book; several examples may share it."""
     context: str
     candidates: tuple[str, ...]
     label: int
-    """Which candidate follows the context."""
+    """Index of the candidate that follows the context."""
 
 
 def read_examples(path: Path, split: str | None = None) -> list[SuffixExample]:
-    """Return all examples of a file, compressed or not; of a ChapterBreak file those of one split.
+    """Return all examples of a file, which may be compressed; `split` selects a part of a ChapterBreak file.
 
-    Raises ConfigError, naming line or place, for anything that is not an example: a set with some left out would be
-    another set.
+    Raises ConfigError with the location of any invalid example: skipping it would change the test set.
     """
     form = _unpacked(path).suffix
     try:
@@ -59,7 +58,7 @@ def read_examples(path: Path, split: str | None = None) -> list[SuffixExample]:
 
 
 def _unpacked(path: Path) -> Path:
-    """Return a file's name without its compression."""
+    """Return a file's name without its compression suffix."""
     return Path(path.name[: len(path.name) - len(compression_of(path.name))])
 
 
@@ -69,7 +68,7 @@ def _from_works(path: Path, values: Any, split: str | None) -> Iterator[SuffixEx
     if split not in values:
         raise ConfigError(f"{path} has the splits {sorted(values)[:5]}, choose one with --split (got {split})")
     works = values[split]
-    if not isinstance(works, dict) or not all(isinstance(each, list) for each in works.values()):
+    if not isinstance(works, dict) or not all(isinstance(examples, list) for examples in works.values()):
         raise ConfigError(f"{path}: split {split} must be an object of works with a list of examples each")
     for work, examples in works.items():
         for number, example in enumerate(examples):
@@ -103,7 +102,7 @@ def _example(values: Any, where: str, default_id: str, work: str | None = None) 
 
 
 def _name(values: dict[str, Any], name: str, where: str) -> str | None:
-    """Return an id as `given_id` takes it, None where there is none."""
+    """Return an id accepted by `given_id`, or None if there is none."""
     try:
         given = given_id(values.get(name), name)
     except DocumentError as error:
@@ -114,7 +113,7 @@ def _name(values: dict[str, Any], name: str, where: str) -> str | None:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether the text can be written: JSON can spell half a surrogate pair, which no tokenizer takes."""
+    """Return whether the text is valid Unicode: JSON can encode unpaired surrogates, which tokenizers reject."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

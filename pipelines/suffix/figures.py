@@ -1,4 +1,4 @@
-"""Accuracy of suffix identification by context length, with intervals."""
+"""Statistics of suffix identification by context length, with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from longmem.scoring.metrics import BOOTSTRAP_SEED, NUM_RESAMPLES, QUANTILES, In
 from pipelines.suffix.scoring import SuffixScore
 
 WAYS = ("memory", "no_memory", "backbone")
-"""What is compared: LongMem, LongMem with an empty memory, and the frozen backbone, on the same local context."""
+"""Compared models: LongMem, LongMem with an empty memory, and the frozen backbone, on the same local context."""
 
 
 @dataclass(frozen=True)
 class WayFigures:
-    """One way at one context length."""
+    """Figures of one model at one context length."""
 
     accuracy: Interval
     nll_per_token: Interval
-    """Nats per token of the candidates that follow their context."""
+    """Mean nats per token of the correct candidates."""
 
 
 @dataclass(frozen=True)
 class LengthFigures:
-    """All ways at one context length, means over examples."""
+    """Figures of all models at one context length; means over examples."""
 
     context_tokens: int
     num_examples: int
@@ -34,30 +34,30 @@ class LengthFigures:
     no_memory: WayFigures
     backbone: WayFigures
     accuracy_gain: Interval
-    """Accuracy with memory less without, on the same examples."""
+    """Accuracy with memory minus accuracy without, on the same examples."""
     nll_gain: Interval
-    """Nats per token with memory less without; below 0, memory helps."""
+    """Nats per token with memory minus those without; negative if memory helps."""
 
 
 def is_correct(score: SuffixScore, way: str) -> bool:
-    """Whether the candidate that follows is more probable than every other: a tie is no answer."""
+    """Return whether the correct candidate is more probable than every other; a tie counts as wrong."""
     nats = getattr(score, f"nll_{way}")
-    return all(nats[score.label] < each for index, each in enumerate(nats) if index != score.label)
+    return all(nats[score.label] < other for index, other in enumerate(nats) if index != score.label)
 
 
 def figures_by_length(scores: Sequence[SuffixScore]) -> list[LengthFigures]:
-    """By context length, ascending."""
+    """Return the figures by ascending context length."""
     lengths = sorted({score.context_tokens for score in scores})
     return [_figures([score for score in scores if score.context_tokens == length]) for length in lengths]
 
 
 def chance(scores: Sequence[SuffixScore]) -> float:
-    """Accuracy of a guess."""
+    """Return the expected accuracy of a uniform guess."""
     return float(np.mean([1 / len(score.suffix_tokens) for score in scores]))
 
 
 def mean_interval(values: Float64[np.ndarray, " examples"]) -> Interval:
-    """A mean and its 95% percentile bootstrap over examples; no interval for fewer than two."""
+    """Return a mean with its 95% percentile bootstrap interval over examples; no interval for fewer than two."""
     if len(values) < 2:
         return Interval(float(values.mean()), None, None)
     generator = np.random.default_rng(BOOTSTRAP_SEED)

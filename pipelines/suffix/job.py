@@ -1,6 +1,6 @@
-"""One suffix job from its options to its output folder.
+"""Suffix job, from its options to its output folder.
 
-file ─► examples ─► scores of each, at every context length ─► journal ─► items.parquet, summary, report
+file ─► examples ─► scores at every context length ─► journal ─► items.parquet, summary, report
 """
 
 import shutil
@@ -23,7 +23,7 @@ from longmem.runtime.requests import Request
 from pipelines.job.ask import ask_all
 from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store, where
 from pipelines.job.journal import AbstractJournal
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -48,12 +48,12 @@ ITEM_SCHEMA = pa.schema(
         *((f"correct_{way}", pa.bool_()) for way in WAYS),
     ]
 )
-"""One row per example and context length; lists have one entry per candidate."""
+"""Columns of items.parquet: one row per example and context length; lists have one entry per candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuffixJob:
-    """What the command line says, checked. Raises ConfigError."""
+    """Validated options of the job. Raises ConfigError."""
 
     input: Path
     out: Path
@@ -61,11 +61,11 @@ class SuffixJob:
     lengths: SuffixLengths
     threads: int
     cluster: ClusterShape | None = None
-    """None runs everything in this process."""
+    """Ray cluster and its workers; None runs everything in this process."""
     service: ServiceChoice | None = None
-    """A running service whose model and pools take the place of those that are given here."""
+    """Running service whose model and pools replace those given here."""
     split: str | None = None
-    """Part of a ChapterBreak file."""
+    """Split of a ChapterBreak file."""
     limit_examples: int | None = None
     resume: bool = False
     command: str = ""
@@ -78,17 +78,17 @@ class SuffixJob:
 
 
 class SuffixJournal(AbstractJournal[list[SuffixScore]]):
-    """One line for each example, with its scores at all context lengths."""
+    """Journal with one line per example: its scores at all context lengths."""
 
     def __init__(self, path: Path) -> None:
         self.scores: dict[str, list[SuffixScore]] = {}
         super().__init__(path)
 
     def _encode(self, record: list[SuffixScore]) -> dict[str, Any]:
-        return {"scores": [asdict(each) for each in record]}
+        return {"scores": [asdict(score) for score in record]}
 
     def _decode(self, values: dict[str, Any]) -> list[SuffixScore]:
-        return [SuffixScore(**each) for each in values["scores"]]
+        return [SuffixScore(**score) for score in values["scores"]]
 
     def _accept(self, record: list[SuffixScore]) -> None:
         self.scores[record[0].example] = record
@@ -96,13 +96,13 @@ class SuffixJournal(AbstractJournal[list[SuffixScore]]):
 
 @dataclass(frozen=True)
 class SuffixRequest(Request):
-    """Score one example at every context length. It reads no stored document."""
+    """Request for the scores of one example at every context length. It reads no stored document."""
 
     example: SuffixExample
     lengths: SuffixLengths
 
     def answer(self, model: LongMem, windows: WindowCache) -> list[SuffixScore]:  # noqa: ARG002
-        """Raise what `score_example` raises."""
+        """Return the scores. Raises the errors of `score_example`."""
         return score_example(model, self.example, self.lengths)
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
 
 
 class Suffix(AbstractJob[AbstractExecutor]):
-    """Which of several texts follows a long context, by context length, with memory and without."""
+    """Suffix identification by context length, with memory and without."""
 
     name = "suffix"
 
@@ -129,7 +129,7 @@ class Suffix(AbstractJob[AbstractExecutor]):
         self.on_cluster = spec.cluster is not None
 
     def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else asked_model(self._spec.model)
+        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         return {
@@ -153,7 +153,7 @@ class Suffix(AbstractJob[AbstractExecutor]):
 
     def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
         spec, slices, start = self._spec, context.slices, time.perf_counter()
-        # before any example is read: there is no room for a candidate of this length
+        # raises ConfigError before any example is scored
         spec.lengths.local_tokens(context.model.settings["segment_tokens"])
         with SuffixJournal(self.out / JOURNAL) as journal:
             num_resumed = len(journal.scores)
@@ -163,7 +163,7 @@ class Suffix(AbstractJob[AbstractExecutor]):
             def answered(_: str, scores: list[SuffixScore], _busy_s: float) -> None:
                 journal.add(scores)
                 context.observer.advanced()
-                # an example takes seconds, and an interruption takes the present one with it
+                # an example takes seconds, and an interruption loses the current one
                 slices.record({"wall_s": time.perf_counter() - start})
 
             requests = ((example.id, SuffixRequest(example, spec.lengths)) for example in left)
@@ -177,7 +177,7 @@ class Suffix(AbstractJob[AbstractExecutor]):
 
 
 def items_table(scores: list[SuffixScore]) -> pa.Table:
-    """Rows in the order of the file, by ascending context length."""
+    """Return the rows in the order of the file, by ascending context length."""
     rows = [{**asdict(score), **{f"correct_{way}": is_correct(score, way) for way in WAYS}} for score in scores]
     return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
 
@@ -200,6 +200,6 @@ def _summary(
             ),
         },
         "chance": chance(scores),
-        "lengths": [asdict(each) for each in figures_by_length(scores)],
+        "lengths": [asdict(figures) for figures in figures_by_length(scores)],
         "wall_s": wall_s,
     }

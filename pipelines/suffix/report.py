@@ -1,4 +1,4 @@
-"""What a suffix job prints, and its report.html: accuracy by context length, with memory and without."""
+"""Terminal output and HTML report of a suffix job: accuracy by context length, with memory and without."""
 
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,10 @@ from pipelines.html.charts import (
     WITH_MEMORY,
     WITHOUT_MEMORY,
     Chart,
-    short_count,
     svg,
 )
 from pipelines.html.page import REPORT_NAME, write_page
-from pipelines.job.format import FILTERS, NOTHING
+from pipelines.job.format import FILTERS, nats, percent, percentage_points, short_count, signed_nats, with_interval
 
 TITLES = {"memory": "with memory", "no_memory": "without memory", "backbone": "backbone alone"}
 COLOURS = {"memory": WITH_MEMORY, "no_memory": WITHOUT_MEMORY, "backbone": INK}
@@ -30,21 +29,21 @@ DASHES: dict[str, Any] = {"memory": "-", "no_memory": (0, (4, 1.5)), "backbone":
 
 
 def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """Accuracy by context length, and where everything is."""
+    """Print accuracy by context length, and the path of the report."""
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("context", *TITLES.values(), "points of memory (95%)"):
+    for title in ("context", "with memory", "without", "backbone", "points of memory (95%)"):
         table.add_column(title, justify="right")
     for row in summary["lengths"]:
         table.add_row(
             f"{row['context_tokens']:,}",
-            *(f"{row[way]['accuracy']['value']:.1%}" for way in TITLES),
+            *(f"{percent(row[way]['accuracy']['value'])}" for way in TITLES),
             points(row["accuracy_gain"]),
         )
     console.print(table)
     counts = summary["counts"]
     console.print(
         f"  {counts['examples']:,} examples ({counts['resumed_examples']:,} scored before), chance "
-        f"{summary['chance']:.1%}, {summary['wall_s']:.1f} s"
+        f"{percent(summary['chance'])}, {summary['wall_s']:.1f} s"
     )
     console.print(f"  report: {escape(str(out / REPORT_NAME))}", soft_wrap=True)
 
@@ -54,13 +53,20 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
     draw = partial(_draw_accuracy, summary["lengths"], summary["chance"])
     last = summary["lengths"][-1]
     description = (
-        f"Accuracy by context length; at {last['context_tokens']:,} tokens {last['memory']['accuracy']['value']:.1%} "
-        f"with memory, {last['no_memory']['accuracy']['value']:.1%} without."
+        f"Accuracy by context length; at {last['context_tokens']:,} tokens "
+        f"{percent(last['memory']['accuracy']['value'])} with memory, "
+        f"{percent(last['no_memory']['accuracy']['value'])} without."
     )
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,
-        {**FILTERS, "share": _share, "points": points, "nats": nats, "per_token": _per_token},
+        {
+            **FILTERS,
+            "share": partial(with_interval, form=percent),
+            "points": points,
+            "nats": partial(with_interval, form=signed_nats),
+            "per_token": partial(with_interval, form=nats),
+        },
         summary=summary,
         titles=TITLES,
         verdict=_verdict(summary),
@@ -69,37 +75,17 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
 
 
 def points(gain: dict[str, float | None]) -> str:
-    """A difference of accuracies in percentage points."""
-    return _with_interval(gain, lambda value: f"{100 * value:+.1f}")
-
-
-def nats(gain: dict[str, float | None]) -> str:
-    """A difference of nats per token."""
-    return _with_interval(gain, lambda value: f"{value:+.3f}")
-
-
-def _share(figure: dict[str, float | None]) -> str:
-    return _with_interval(figure, lambda value: f"{value:.1%}")
-
-
-def _per_token(figure: dict[str, float | None]) -> str:
-    return _with_interval(figure, lambda value: f"{value:.3f}")
-
-
-def _with_interval(figure: dict[str, float | None], write: Any) -> str:
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    if value is None:
-        return NOTHING
-    return write(value) if low is None or high is None else f"{write(value)} ({write(low)} to {write(high)})"
+    """Return a difference of accuracies in percentage points, with its interval."""
+    return with_interval(gain, percentage_points)
 
 
 def _verdict(summary: dict[str, Any]) -> str:
-    """The finding at the longest context in one sentence."""
+    """Return the finding at the longest context in one sentence."""
     last = summary["lengths"][-1]
     gain = last["accuracy_gain"]
     given = f"With {last['context_tokens']:,} tokens of context"
     with_memory, without = (last[way]["accuracy"]["value"] for way in ("memory", "no_memory"))
-    accuracy = f"{with_memory:.1%} with memory, {without:.1%} without"
+    accuracy = f"{percent(with_memory)} with memory, {percent(without)} without"
     if gain["low"] is None:
         return f"{given}: {accuracy}, measured on a single example: too little for an interval."
     if gain["low"] <= 0 <= gain["high"]:
@@ -108,17 +94,17 @@ def _verdict(summary: dict[str, Any]) -> str:
 
 
 def _draw_accuracy(lengths: list[dict[str, Any]], chance: float, axes: Axes) -> None:
-    places = [row["context_tokens"] for row in lengths]
+    positions = [row["context_tokens"] for row in lengths]
     for way, colour in COLOURS.items():
         figures = [row[way]["accuracy"] for row in lengths]
         values = [100 * figure["value"] for figure in figures]
-        axes.plot(places, values, color=colour, linestyle=DASHES[way], marker="o", markersize=3.5)
+        axes.plot(positions, values, color=colour, linestyle=DASHES[way], marker="o", markersize=3.5)
         if all(figure["low"] is not None for figure in figures) and way != "backbone":
             low, high = ([100 * figure[bound] for figure in figures] for bound in ("low", "high"))
-            axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(100 * chance, color=INK, linewidth=0.9)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_locator(FixedLocator(positions))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value, 1024)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))

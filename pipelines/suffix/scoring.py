@@ -1,7 +1,7 @@
-"""One example at every context length: what its candidates cost with memory, without it, and under the backbone alone.
+"""Scores of one example at every context length: nats of its candidates with memory, without it, and of the backbone.
 
 memory (context_tokens − local)    local context          candidate
-──────────────────────────────────┤ the same for all six ├── at most suffix_tokens ──┤
+──────────────────────────────────┤ equal for all models ├── at most suffix_tokens ──┤
                                    └──────────── one segment ────────────────────────┘
 """
 
@@ -20,12 +20,12 @@ from pipelines.suffix.data import SuffixExample
 
 @dataclass(frozen=True, kw_only=True)
 class SuffixLengths:
-    """How much of an example is read."""
+    """Numbers of tokens that are read of an example."""
 
     context_tokens: tuple[int, ...]
-    """Tokens of context, ascending; of a longer context the last ones are read."""
+    """Context lengths in tokens, ascending; the last tokens of a longer context are read."""
     suffix_tokens: int
-    """Of a longer candidate the first ones are scored."""
+    """Maximum tokens of a candidate; the first tokens of a longer one are scored."""
 
     def __post_init__(self) -> None:
         if not self.context_tokens or min(self.context_tokens) < 1:
@@ -36,9 +36,9 @@ class SuffixLengths:
             raise ConfigError(f"--suffix-tokens must be at least 1, got {self.suffix_tokens}")
 
     def local_tokens(self, segment_tokens: int) -> int:
-        """Tokens of context that stand before a candidate in one segment; the last token is predicted, not read.
+        """Return the tokens of context before a candidate in one segment; the last token is predicted, not read.
 
-        Raises ConfigError when there is no room for any.
+        Raises ConfigError if there is no room for any.
         """
         local = segment_tokens + 1 - self.suffix_tokens
         if local < 1:
@@ -51,42 +51,46 @@ class SuffixLengths:
 
 @dataclass(frozen=True, kw_only=True)
 class SuffixScore:
-    """One example at one context length: nats of every candidate, in the order of the example's candidates."""
+    """Scores of one example at one context length; lists are in the order of the example's candidates."""
 
     example: str
     work: str
     label: int
     context_tokens: int
-    """As asked for."""
+    """Requested tokens of context."""
     local_tokens: int
     memory_tokens: int
-    """Tokens in the view, the start token included where the context begins in it."""
+    """Tokens in the view, including the start token if the context begins in it."""
     suffix_tokens: list[int]
-    """Scored tokens of each candidate."""
+    """Number of scored tokens of each candidate."""
     nll_memory: list[float]
+    """Negative log-likelihood of each candidate in nats, with memory."""
     nll_no_memory: list[float]
-    """The same model with the same local context and an empty memory."""
+    """Negative log-likelihood of the same model and local context, with an empty memory."""
     nll_backbone: list[float]
+    """Negative log-likelihood of the frozen backbone with the same local context."""
 
 
 def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths) -> list[SuffixScore]:
-    """One score for each context length, ascending.
+    """Return one score per context length, ascending.
 
-    Raises DocumentError when a text gives no tokens, NumericError.
+    Raises DocumentError for a text without tokens, NumericError.
     """
     context = model.tokenizer.sequence(example.context)
     candidates = [plain(model.tokenizer, text)[: lengths.suffix_tokens] for text in example.candidates]
     room = lengths.local_tokens(model.config.segment_tokens)
     memory = ContextMemory(model, context[: len(context) - room] if len(context) > room else context[:0])
-    # a context that is no longer than what is read begins with its start token
+    # a context that is read as a whole includes its start token
     num_text = len(context) - (model.tokenizer.start_token is not None)
-    read = [len(context) if num_text <= asked else asked for asked in lengths.context_tokens]
+    read = [len(context) if num_text <= requested else requested for requested in lengths.context_tokens]
     local = [min(num_read, room) for num_read in read]
     views = [memory.view(num_read - num_local) for num_read, num_local in zip(read, local, strict=True)]
-    # what to score, by local context and place of the view among the lengths, -1 for none
-    place = [-1 if view is None else index for index, view in enumerate(views)]
-    ways = dict(zip(zip(local, place, strict=True), views, strict=True)) | {(each, -1): None for each in local}
-    # candidate by candidate, so that the backbone reads each once for all its views
+    # one way per local context and index of its view, -1 for an empty memory
+    view_index = [-1 if view is None else index for index, view in enumerate(views)]
+    ways = dict(zip(zip(local, view_index, strict=True), views, strict=True)) | {
+        (num_local, -1): None for num_local in local
+    }
+    # grouped by candidate, so that the backbone reads each once for all its views
     items = [
         Item(f"{example.id} candidate {index}", np.concatenate([context[-num_local:], tokens]), num_local)
         for index, tokens in enumerate(candidates)
@@ -103,14 +107,14 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
             local_tokens=local[index],
             memory_tokens=0 if (view := views[index]) is None else view.num_tokens,
             suffix_tokens=[len(tokens) for tokens in candidates],
-            nll_memory=[-each.longmem.total for each in scores_of[local[index], place[index]]],
-            nll_no_memory=[-each.longmem.total for each in scores_of[local[index], -1]],
-            nll_backbone=[-each.backbone.total for each in scores_of[local[index], -1]],
+            nll_memory=[-score.longmem.total for score in scores_of[local[index], view_index[index]]],
+            nll_no_memory=[-score.longmem.total for score in scores_of[local[index], -1]],
+            nll_backbone=[-score.backbone.total for score in scores_of[local[index], -1]],
         )
         for index, context_tokens in enumerate(lengths.context_tokens)
     ]
 
 
 def plain(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, " tokens"]:
-    """The tokens of a text that goes on from another one: no start token."""
+    """Return the tokens of a text that continues another one, without a start token."""
     return tokenizer.tokens(text)

@@ -1,4 +1,4 @@
-"""What training did, step by step: two CSV files that grow, and a picture of them."""
+"""Training curves: two append-only CSV files and their plot."""
 
 import csv
 import io
@@ -18,14 +18,14 @@ SMOOTHING_STEPS = 25
 
 @dataclass(frozen=True)
 class CurveFiles:
-    """`curve.csv`, `validation.csv` and `curves.png` of one output folder."""
+    """Writer of `curve.csv`, `validation.csv` and `curves.png` in one output folder."""
 
     folder: Path
     labels: Mapping[str, str]
-    """What the picture calls each perplexity of `validation.csv`, by its column."""
+    """Labels in the plot by column of `validation.csv`."""
 
     def begin(self, from_step: int) -> None:
-        """Keep what was written up to a step (0: nothing), so that a resumed run's curve has each step once."""
+        """Discard rows after `from_step` (0: all rows), so that a resumed run's curve has each step once."""
         for name, columns in (("curve.csv", STEP_COLUMNS), ("validation.csv", ("step", *self.labels))):
             rows = [row for row in self._read(name) if from_step and int(row["step"]) <= from_step]
             text = io.StringIO()
@@ -46,11 +46,11 @@ class CurveFiles:
         self._add("curve.csv", values)
 
     def add_validation(self, step: int, perplexities: Mapping[str, float]) -> None:
-        """One perplexity for each label."""
+        """Append one perplexity per label."""
         self._add("validation.csv", (step, *(f"{perplexities[name]:.6g}" for name in self.labels)))
 
     def draw(self) -> None:
-        """Write `curves.png`: training loss, and every validation perplexity."""
+        """Write `curves.png`: training loss and validation perplexities."""
         steps, validations = self._read("curve.csv"), self._read("validation.csv")
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -71,7 +71,7 @@ class CurveFiles:
         write_bytes(self.folder / "curves.png", picture.getvalue())
 
     def validations(self) -> list[dict[str, float]]:
-        """All rows of `validation.csv`."""
+        """Return all rows of `validation.csv`."""
         return [{name: float(value) for name, value in row.items()} for row in self._read("validation.csv")]
 
     def _read(self, name: str) -> list[dict[str, str]]:
@@ -79,7 +79,7 @@ class CurveFiles:
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
-            # a line torn by a kill lacks columns; its step is computed again
+            # a line torn by a kill lacks columns; its step is repeated
             return [row for row in csv.DictReader(file) if None not in row.values()]
 
     def _add(self, name: str, values: Iterable[object]) -> None:

@@ -1,4 +1,4 @@
-"""One training job from its options to its output folder: steps, curves, checkpoints, the trained model.
+"""Training job, from its options to its output folder: steps, curves, checkpoints, the trained model.
 
 out/job.json · curve.csv · validation.csv · curves.png · checkpoints/ · model/ · training.json
 """
@@ -26,7 +26,7 @@ from pipelines.command.command_line import check_device
 from pipelines.command.interrupts import held_interrupts
 from pipelines.job.inputs import find_inputs
 from pipelines.job.observer import JobObserver
-from pipelines.job.requested_model import asked_model
+from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.train.curves import CurveFiles
@@ -35,18 +35,18 @@ CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 RESULTS = "training.json"
 PERPLEXITIES = {"with_memory": "with memory", "without_memory": "without memory", "backbone": "backbone alone"}
-"""Columns of `validation.csv`, named as in `Validation`, and what the picture calls them."""
+"""Labels in the plot by column of `validation.csv`; columns are fields of `Validation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What the command line says, checked. Raises ConfigError."""
+    """Validated options of the job. Raises ConfigError."""
 
     task: TrainingTask
     out: Path
     workers: int = 1
     address: str = "none"
-    """`none` trains in this process; anything else is a Ray cluster (see `actors.cluster.connect`)."""
+    """Address of the Ray cluster (see `actors.cluster.connect`); `none` trains in this process."""
     validate_every: int = 200
     checkpoint_every: int = 200
     resume: bool = False
@@ -62,7 +62,7 @@ class TrainingJob:
 
 
 class Training(Protocol):
-    """What a job asks of one worker, or of many that act as one."""
+    """Interface of one training worker, or of several that act as one."""
 
     def describe(self) -> ModelDescription: ...
     def step(self) -> StepResult: ...
@@ -75,7 +75,7 @@ class Training(Protocol):
 
 @contextmanager
 def open_training(job: TrainingJob, tell: Tell) -> Iterator[Training]:
-    """Workers here or on Ray, which is imported only for that. `tell` gets what the user should know meanwhile."""
+    """Open workers in this process or on Ray, imported only if needed. `tell` receives messages for the user."""
     if job.address == "none":
         yield TrainingWorker(job.task, range(job.task.config.rows))
         return
@@ -89,7 +89,7 @@ def open_training(job: TrainingJob, tell: Tell) -> Iterator[Training]:
 
 
 def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
-    """Train (or go on training) and return the content of training.json; see `pipelines.job.runner.run`.
+    """Train (or resume training) and return the content of training.json; see `pipelines.job.runner.run`.
 
     Ctrl-C leaves a checkpoint.
     """
@@ -97,7 +97,7 @@ def run_training(job: TrainingJob, console: Console) -> dict[str, Any]:
 
 
 class Train(AbstractJob[Training]):
-    """A SideNet that learns to read from memory."""
+    """Training of a SideNet that reads from memory."""
 
     name = "train"
     results = RESULTS
@@ -109,7 +109,7 @@ class Train(AbstractJob[Training]):
         self.on_cluster = spec.address != "none"
 
     def requested_model(self) -> dict[str, Any]:
-        return asked_model(self._spec.task.model)
+        return describe_request(self._spec.task.model)
 
     def given(self) -> dict[str, Any]:
         task = self._spec.task
@@ -158,7 +158,7 @@ class Train(AbstractJob[Training]):
 
 
 def _train(job: TrainingJob, context: JobContext[Training], curves: CurveFiles, first: int) -> None:
-    """Train from step `first` to the last; there is a checkpoint then, also after Ctrl-C, which waits for the step."""
+    """Train from step `first` to the last and save a checkpoint; after Ctrl-C, finish the step and save one too."""
     training, steps, step = context.worker, job.task.config.steps, first
     with held_interrupts() as is_interrupted:
         while step < steps:
@@ -193,6 +193,6 @@ def _validate(training: Training, curves: CurveFiles, step: int, tell: Tell) -> 
 
 
 def show_step(observer: JobObserver, result: StepResult, seconds: float) -> None:
-    """Pass one step on to the display and the status."""
+    """Report one step to the display and the status."""
     observer.detail(f"loss {result.loss:.4f} · {result.tokens / seconds:,.0f} tokens/s")
     observer.advanced()

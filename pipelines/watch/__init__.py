@@ -1,1 +1,1 @@
-"""`longmem status` and `longmem monitoring`."""
+"""Status of jobs and export of dashboards (`longmem status`, `longmem monitoring`)."""

@@ -1,6 +1,6 @@
-"""The Grafana dashboard, built from a list of panels: every metric of `actors.monitoring.metrics` is on it.
+"""Grafana dashboard built from a list of panels, which shows every metric of `actors.monitoring.metrics`.
 
-Series are always summed over workers, because each monitor process makes new ones (label WorkerId).
+Series are always summed over workers, because each monitor process creates new ones (label WorkerId).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _RATE = "[$__rate_interval]"
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: queries with their legends, as Grafana's units."""
+    """Chart with its queries, their legends, and a Grafana unit."""
 
     title: str
     queries: tuple[tuple[str, str], ...]
@@ -111,7 +111,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
 
 
 def dashboard(description: str) -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard as JSON values for import into Grafana."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row, charts in ROWS.items():
@@ -122,8 +122,8 @@ def dashboard(description: str) -> dict[str, Any]:
         per_line = WIDTH // PANEL_WIDTH
         for index, chart in enumerate(charts):
             line, column = divmod(index, per_line)
-            place = {"x": column * PANEL_WIDTH, "y": y + line * PANEL_HEIGHT, "w": PANEL_WIDTH, "h": PANEL_HEIGHT}
-            panels.append(_chart(chart, place))
+            position = {"x": column * PANEL_WIDTH, "y": y + line * PANEL_HEIGHT, "w": PANEL_WIDTH, "h": PANEL_HEIGHT}
+            panels.append(_chart(chart, position))
         y += -(-len(charts) // per_line) * PANEL_HEIGHT
     for number, panel in enumerate(panels, start=1):
         panel["id"] = number
@@ -143,14 +143,14 @@ def dashboard(description: str) -> dict[str, Any]:
     }
 
 
-def _chart(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+def _chart(panel: Panel, position: dict[str, int]) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "type": "timeseries",
         "title": panel.title,
         "description": panel.help,
         "datasource": source,
-        "gridPos": place,
+        "gridPos": position,
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
         "targets": [

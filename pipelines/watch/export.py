@@ -1,4 +1,4 @@
-"""Writes the dashboard, alert rules and scrape configuration into a folder of the user's."""
+"""Export of dashboard, alert rules and scrape configuration into a user's folder."""
 
 import json
 from importlib.resources import files
@@ -11,17 +11,17 @@ from pipelines.job.output import write_text
 from pipelines.watch.dashboard import dashboard
 
 MARKER = "Written by `longmem monitoring export`"
-"""In every file that may be replaced by a newer version of itself."""
+"""Marker of files that a newer export may replace."""
 
 TEMPLATES = ("prometheus.yml", "longmem-alerts.yml", "README.md")
 DASHBOARD = "dashboards/longmem.json"
 
 
 def monitoring_files(folder: Path, ray_folder: str) -> dict[str, str]:
-    """Content by relative path."""
+    """Return the contents of all files by relative path."""
     marker = f"{MARKER} {longmem.__version__}; copy it before you change it."
     templates = files("pipelines.watch") / "monitoring"
-    # `safe`: alert annotations have dollars of their own
+    # `safe_substitute`: alert annotations contain other dollar signs
     values = {"marker": marker, "ray_folder": ray_folder, "folder": str(folder.absolute())}
     written = {
         name: Template((templates / name).read_text(encoding="utf-8")).safe_substitute(values) for name in TEMPLATES
@@ -30,7 +30,10 @@ def monitoring_files(folder: Path, ray_folder: str) -> dict[str, str]:
 
 
 def export_monitoring(folder: Path, ray_folder: str) -> list[Path]:
-    """Write every file, or none when one of them exists and is not ours; returns their paths. Raises OutputError."""
+    """Write all files and return their paths.
+
+    Raises OutputError, before any write, if one of them exists and was not written by an export.
+    """
     contents = {folder / name: text for name, text in monitoring_files(folder, ray_folder).items()}
     try:
         for path in contents:

@@ -1,13 +1,14 @@
 """`longmem monitoring`: what Prometheus and Grafana need to watch LongMem."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from pipelines.command.command_line import exit_codes
-from pipelines.command.console import open_console, say
-from pipelines.command.option_types import path_argument, text_option
+from pipelines.command.console import say
+from pipelines.command.fields import REQUIRED, path_argument_field, text_field
+from pipelines.command.spec import CommandSpec, command
 
 app = typer.Typer(no_args_is_help=True, help="Files for Prometheus and Grafana.")
 
@@ -17,17 +18,21 @@ def _group() -> None:
     """Files for Prometheus and Grafana."""
 
 
-@app.command()
-def export(
-    folder: Annotated[Path, path_argument(metavar="DIR", help="Folder to write into; made if it is absent.")],
-    ray_folder: Annotated[str, text_option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec(CommandSpec):
     """Write a Grafana dashboard, Prometheus alert rules, a scrape configuration and a README.
 
     **Example:** `longmem monitoring export monitoring`
     """
-    with exit_codes(open_console(stderr=True), folder):
+
+    folder: Path = path_argument_field(REQUIRED, "Folder to write into; made if it is absent.", "DIR")
+    ray_folder: str = text_field("/tmp/ray", "Ray's --temp-dir on the head node.")
+
+    def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
         from pipelines.watch.export import export_monitoring
 
-        for path in export_monitoring(folder, ray_folder):
+        for path in export_monitoring(self.folder, self.ray_folder):
             say(str(path))
+
+
+app.command("export")(command(ExportSpec))

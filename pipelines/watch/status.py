@@ -1,4 +1,4 @@
-"""What is known of live jobs, from an output folder or from a cluster, and how a terminal shows it."""
+"""Status of live jobs, from an output folder or a cluster, and its terminal output."""
 
 import fcntl
 import json
@@ -17,15 +17,18 @@ from longmem.errors import OutputError
 from longmem.stages import STAGES
 from pipelines.command.console import printable
 from pipelines.job.folder import JOB_FILE, LOCK_FILE, STATUS_FILE
-from pipelines.job.format import clock as duration
+from pipelines.job.format import h_mm_ss, megabytes
 
 SILENT_S = 30.0
-"""A job writes every 2 s, unless one task of a job without workers takes longer."""
+"""Age in seconds of a snapshot above which a job counts as silent.
+
+A job writes every 2 s, unless one task of a job without workers takes longer.
+"""
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A snapshot, how old it is, and whether a process holds the job's folder (None: asked over a cluster)."""
+    """Snapshot of a job, its age in seconds, and whether a process locks its folder (None for a cluster's answer)."""
 
     snapshot: JobSnapshot
     age_s: float
@@ -33,7 +36,7 @@ class JobStatus:
 
     @property
     def verdict(self) -> str:
-        """One of: running, silent, killed, finished, failed, interrupted."""
+        """State of the job: running, silent, killed, finished, failed or interrupted."""
         if self.snapshot.state != "running":
             return self.snapshot.state
         if self.alive is False:
@@ -49,7 +52,7 @@ def status_of(snapshot: JobSnapshot, alive: bool | None, now: Callable[[], float
 
 
 def read_status(folder: Path, now: Callable[[], float] = time.time) -> JobStatus:
-    """The status of the job in an output folder. Raises OutputError when there is none."""
+    """Return the status of the job in an output folder. Raises OutputError if there is none."""
     try:
         text = (folder / STATUS_FILE).read_text(encoding="utf-8")
     except OSError as error:
@@ -67,10 +70,10 @@ def read_status(folder: Path, now: Callable[[], float] = time.time) -> JobStatus
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process runs the job in this folder."""
+    """Return whether a process runs the job in this folder."""
     try:
         with (folder / LOCK_FILE).open() as file:
-            # shared, and given back at once: two people may ask at the same time
+            # shared and released at once: two status commands may run at the same time
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -80,7 +83,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def render(jobs: list[JobStatus]) -> RenderableType:
-    """A few lines for every job."""
+    """Return a few lines per job."""
     return Group(*(part for job in jobs for part in _parts(job)))
 
 
@@ -93,22 +96,22 @@ def _parts(job: JobStatus) -> list[RenderableType]:
 
 
 def _stages(snapshot: JobSnapshot) -> Table:
-    """Return a table that fits 80 columns."""
+    """Return a table of stages that fits 80 columns."""
     stages = Table(box=None, padding=(0, 1), header_style="dim")
     stages.add_column("stage")
     for title in ("tokens/s", "tokens", "segments", "busy", "queued", "retries", "stalls"):
         stages.add_column(title, justify="right")
     for stage in STAGES:
-        of_stage = snapshot.stages[stage]
+        figures = snapshot.stages[stage]
         stages.add_row(
             stage,
-            f"{of_stage.tokens_per_s:,.0f}",
-            f"{of_stage.tokens:,}",
-            f"{of_stage.segments:,}",
-            duration(of_stage.busy_s),
-            f"{of_stage.queue_depth:,}",
-            f"{of_stage.retries:,}",
-            f"{of_stage.stalls:,}",
+            f"{figures.tokens_per_s:,.0f}",
+            f"{figures.tokens:,}",
+            f"{figures.segments:,}",
+            h_mm_ss(figures.busy_s),
+            f"{figures.queue_depth:,}",
+            f"{figures.retries:,}",
+            f"{figures.stalls:,}",
         )
     return stages
 
@@ -116,7 +119,7 @@ def _stages(snapshot: JobSnapshot) -> Table:
 def _headline(job: JobStatus) -> str:
     snapshot = job.snapshot
     who = printable(f"{snapshot.name}: {job.verdict}, as of {job.age_s:,.0f} s ago")
-    after = duration(snapshot.updated - snapshot.started)
+    after = h_mm_ss(snapshot.updated - snapshot.started)
     return f"{who}, after {after}\njob {snapshot.job}, process {snapshot.pid} on {printable(snapshot.host)}"
 
 
@@ -128,15 +131,15 @@ def _units(snapshot: JobSnapshot) -> str:
     if snapshot.failed_documents:
         parts.append(f"{snapshot.failed_documents:,} failed")
     if snapshot.eta_s is not None and snapshot.state == "running":
-        parts.append(f"about {duration(snapshot.eta_s)} left")
+        parts.append(f"about {h_mm_ss(snapshot.eta_s)} left")
     return ", ".join(parts)
 
 
 def _levels(snapshot: JobSnapshot) -> str:
     parts = [
         f"readers are {snapshot.lag_segments:,} segments behind",
-        f"{snapshot.in_flight_bytes / 1e6:,.0f} MB in flight",
-        f"{snapshot.store_bytes / 1e6:,.0f} MB stored",
+        f"{megabytes(snapshot.in_flight_bytes)} in flight",
+        f"{megabytes(snapshot.store_bytes)} stored",
     ]
     if snapshot.gate_mean is not None:
         parts.append(f"gate {snapshot.gate_mean:.3f}")
@@ -147,10 +150,10 @@ def _levels(snapshot: JobSnapshot) -> str:
 
 def _ends(job: JobStatus) -> list[RenderableType]:
     parts: list[RenderableType] = [
-        Text(f"failed: {printable(each)}", style="red") for each in job.snapshot.recent_failures
+        Text(f"failed: {printable(failure)}", style="red") for failure in job.snapshot.recent_failures
     ]
     if job.verdict == "killed":
         parts.append(Text("Its process is gone. Continue with the same command and --resume.", style="yellow"))
     elif job.verdict == "silent":
-        parts.append(Text("Its process lives and says nothing: it hangs, or one task takes long.", style="yellow"))
+        parts.append(Text("Its process is alive but silent: it hangs, or one task takes long.", style="yellow"))
     return parts

@@ -2,19 +2,20 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
 from longmem.errors import ConfigError
-from pipelines.command.command_line import exit_codes
 from pipelines.command.console import open_console, say_json
+from pipelines.command.fields import flag_field, path_field, text_field
 from pipelines.command.interrupts import tidying
-from pipelines.command.option_types import path_option, text_option
+from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
     from pipelines.watch.status import JobStatus
@@ -25,44 +26,35 @@ NO_CLUSTER = "No Ray cluster runs here. A job of --address none is seen through 
 NO_JOBS = "No job runs on this cluster."
 
 
-def status(
-    out: Annotated[
-        Path | None, path_option(help="Output folder of a job, running or not.", show_default="the running cluster")
-    ] = None,
-    address: Annotated[
-        str | None, text_option(help="Cluster whose jobs to show.", show_default="auto: the one that runs here")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a list of jobs.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 s until Ctrl-C.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StatusSpec(CommandSpec):
     """Documents, tokens per second, lag, time left and failures of live jobs.
 
     **Example:** `longmem status --out runs/moby --watch`
     """
-    console = open_console(stderr=True)
-    with exit_codes(console, out or Path()):
+
+    out: Path | None = path_field(None, "Output folder of a job, running or not.", shown="the running cluster")
+    address: str | None = text_field(None, "Cluster whose jobs to show.", shown="auto: the one that runs here")
+    as_json: bool = flag_field("Print JSON, a list of jobs.", names=("--json",))
+    watch: bool = flag_field("Show it again every 2 s until Ctrl-C.")
+
+    def run(self, console: Console) -> None:
         from pipelines.watch.status import read_status, status_of
 
-        if out is not None and address is not None:
+        if self.out is not None and self.address is not None:
             raise ConfigError("--out reads a folder and --address asks a cluster; give one of them")
-        if as_json and watch:
+        if self.as_json and self.watch:
             raise ConfigError("--json prints once and --watch never ends; give one of them")
-        if out is not None:
-            folder = out
-
-            def ask() -> list["JobStatus"]:
-                return [read_status(folder)]
-
-            _show(ask, NO_JOBS, as_json, watch)
+        if self.out is not None:
+            folder = self.out
+            _show(lambda: [read_status(folder)], NO_JOBS, self.as_json, self.watch)
             return
         from actors.monitoring.live_jobs import LiveJobs
 
-        with LiveJobs(address or "auto", lambda text: console.print(escape(text), soft_wrap=True)) as live:
-
-            def ask() -> list["JobStatus"]:
-                return [status_of(each, alive=None) for each in live.snapshots()]
-
-            _show(ask, NO_JOBS if live.connected else NO_CLUSTER, as_json, watch and live.connected)
+        with LiveJobs(self.address or "auto", lambda text: console.print(escape(text), soft_wrap=True)) as live:
+            nothing = NO_JOBS if live.connected else NO_CLUSTER
+            watched = self.watch and live.connected
+            _show(lambda: [status_of(job, alive=None) for job in live.snapshots()], nothing, self.as_json, watched)
 
 
 def _show(ask: Callable[[], list["JobStatus"]], nothing: str, as_json: bool, watch: bool) -> None:
@@ -84,3 +76,6 @@ def _show(ask: Callable[[], list["JobStatus"]], nothing: str, as_json: bool, wat
                 jobs = ask()
     except KeyboardInterrupt:
         return
+
+
+status = command(StatusSpec)

@@ -294,7 +294,7 @@ def test_a_finished_run_holds_nothing(executor: AbstractExecutor, model: LongMem
 def test_stored_and_forget(executor: AbstractExecutor, model: LongMem, key: DocumentKey) -> None:
     other = DocumentKey("other", key.document)
     assert executor.stored(key) == []
-    executor.forget(key)
+    executor.delete(key)
     segments = cut(model, key, TEXTS["long"])
     drive(executor, model, [segments, cut(model, other, TEXTS["short"])])
     infos = executor.stored(key)
@@ -305,7 +305,7 @@ def test_stored_and_forget(executor: AbstractExecutor, model: LongMem, key: Docu
     executor.trim(key, 1)
     executor.trim(key, 1)
     assert [info.segment for info in executor.stored(key)] == [s.index for s in segments[1:]]
-    executor.forget(key)
+    executor.delete(key)
     assert executor.stored(key) == []
     assert len(executor.stored(other)) == 1
 

@@ -179,6 +179,6 @@ def test_a_store_that_stops_while_it_is_asked_is_killed(started: Callable[..., D
     assert driver.executor.stored(key) == []
     driver.until(lambda: driver.kinds("back") == ["back"])
     os.kill(driver.pid("put"), signal.SIGSTOP)
-    driver.executor.forget(key)
+    driver.executor.delete(key)
     driver.until(lambda: len(driver.kinds("back")) == 2)
     assert driver.kinds("killed", "back") == ["killed", "back"] * 2

@@ -55,7 +55,7 @@ def alive_actors() -> dict[str, Any]:
 KILLS: dict[tuple[Stage, int], str] = {
     ("encode", 4): "EncoderActor",
     ("put", 8): "StoreActor",
-    ("score", 3): "SideNetActor",
+    ("score", 3): "ReaderActor",
     ("score", 12): "StoreActor",
 }
 """Process that dies during a stage, by the number of the long document's segment given to that stage."""
@@ -134,7 +134,7 @@ def test_killed_workers_change_nothing(
         found[name] = {table: (job.out / table).read_bytes() for table in TABLES}
     assert [name for name, _ in killing["killed"]].count("StoreActor") == 2
     assert sorted(name for name, _ in killing["killed"]) == sorted(KILLS.values())
-    assert killing["restarts"] == {"EncoderActor": 1, "SideNetActor": 1, "StoreActor": 2}
+    assert killing["restarts"] == {"EncoderActor": 1, "ReaderActor": 1, "StoreActor": 2}
     assert len(killing["completed"]) == len(set(killing["completed"]))
     assert found["killed"] == found["inline"]
     # visible to an operator in the dashboard

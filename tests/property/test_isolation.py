@@ -198,7 +198,7 @@ def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(
                 run(executor, "encode", segment)
                 run(executor, "put", segment)
                 scores.append(run(executor, "score", segment))
-            executor.forget(key)
+            executor.delete(key)
             assert executor.stored(key) == []
             expected = model.score(TEXTS[number], MemoryStore.open("memory://").document("book")).segments
             for score, wanted in zip(scores, expected, strict=True):

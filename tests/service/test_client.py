@@ -267,7 +267,7 @@ async def test_a_closed_client_ends_what_runs(service: str, client: "MemoryClien
         with stopped(client, "readers"):
             request = asyncio.create_task(other.score(LONG, "long", namespace="closed"))
             await until(lambda: other.in_flight > 0)
-            other._pump.close()
+            other._driver.close()
             with pytest.raises(ClusterError, match="client was closed"):
                 await request
 

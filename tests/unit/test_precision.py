@@ -14,8 +14,8 @@ from longmem.model.precision import DtypeComparison, bfloat16_speedup, choose_dt
 from longmem.model.source import ModelSource
 from longmem.scoring.text import score_text
 from longmem.types import Document
-from pipelines.command.command_line import JobDtype, SearchEngine
-from pipelines.command.options import model_source
+from pipelines.command.choices import JobDtype
+from pipelines.command.options import MemoryModelOptions
 
 
 @pytest.fixture
@@ -95,10 +95,11 @@ def test_a_fast_machine_asks_for_perplexity_and_gain(
     )
 
 
-def chosen(source: ModelSource, dtype: JobDtype, console: Console, **options: Any) -> ModelSource:
+def chosen(source: ModelSource, dtype: JobDtype, console: Console, **more: Any) -> ModelSource:
     """Return the source that results from the options of a command."""
     settings = {name: source.settings.get(name) for name in ("segment_tokens", "memory_tokens", "top_k")}
-    return model_source(source.source, dtype, SearchEngine.TORCH, console, chunk_tokens=None, **options, **settings)
+    options = MemoryModelOptions(model=source.source, dtype=dtype, search="torch", **settings)
+    return options.source(console, **more)
 
 
 def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +109,12 @@ def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.M
     monkeypatch.setattr(precision, "SAMPLE_TOKENS", (128, 256))
     console = Console(record=True, width=300)
     with console.capture() as said:
-        assert chosen(source, JobDtype.AUTO, console).dtype == "bfloat16"
+        assert chosen(source, "auto", console).dtype == "bfloat16"
     assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here, ")
     assert ", reading the first 128 tokens of python-language-reference " in said.get()
     with console.capture() as said:
-        assert chosen(source, JobDtype.FLOAT32, console).dtype == "float32"
-        assert chosen(source, JobDtype.BFLOAT16, console).dtype == "bfloat16"
+        assert chosen(source, "float32", console).dtype == "float32"
+        assert chosen(source, "bfloat16", console).dtype == "bfloat16"
     assert said.get() == ""
 
 
@@ -125,11 +126,11 @@ def test_the_sample_is_the_first_document_that_can_be_read(
     (tmp_path / "b.txt").write_text("a text of one's own")
     console = Console(record=True, width=300)
     with console.capture() as said:
-        chosen(source, JobDtype.AUTO, console, inputs=[str(tmp_path)])
+        chosen(source, "auto", console, inputs=[str(tmp_path)])
     assert " tokens of b " in said.get()
 
 
 @pytest.mark.parametrize("workers", ["on_gpu", "encoders_on_gpu"])
 def test_the_cpu_here_does_not_speak_for_gpus_elsewhere(workers: str, source: ModelSource) -> None:
     with pytest.raises(ConfigError, match="workers are to use GPUs: give --dtype float32 or bfloat16"):
-        chosen(source, JobDtype.AUTO, Console(), **{workers: True})
+        chosen(source, "auto", Console(), **{workers: True})

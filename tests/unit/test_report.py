@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from longmem.errors import OutputError
-from pipelines.html.charts import distance_chart, document_charts, document_curve, short_count
-from pipelines.job.format import duration, figure, interval, signed_percent
+from pipelines.html.charts import distance_chart, document_charts, document_curve
+from pipelines.job.format import duration, figure, interval, short_count, signed_percent
 from pipelines.perplexity.report import verdict, write_report
 from pipelines.perplexity.tables import SEGMENT_SCHEMA
 

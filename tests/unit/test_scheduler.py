@@ -19,7 +19,7 @@ from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment
 
 SEGMENT_BYTES = 100
-Place = tuple[DocumentKey, int]
+SegmentId = tuple[DocumentKey, int]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Driver:
     """Driver that runs a job to its end and records all steps."""
 
     job: Job
-    started: dict[Stage, Counter[Place]] = field(default_factory=lambda: {stage: Counter() for stage in STAGES})
-    released: Counter[Place] = field(default_factory=Counter)
+    started: dict[Stage, Counter[SegmentId]] = field(default_factory=lambda: {stage: Counter() for stage in STAGES})
+    released: Counter[SegmentId] = field(default_factory=Counter)
     ended: dict[DocumentKey, bool] = field(default_factory=dict)
-    encoded: set[Place] = field(default_factory=set)
-    stored: set[Place] = field(default_factory=set)
+    encoded: set[SegmentId] = field(default_factory=set)
+    stored: set[SegmentId] = field(default_factory=set)
     failed: set[DocumentKey] = field(default_factory=set)
     max_in_flight: int = 0
 
@@ -106,14 +106,14 @@ class Driver:
         return self.job.slots[stage] - sum(each == stage for each, _ in self.running)
 
     def start(self, stage: Stage, segment: Segment) -> None:
-        job, place = self.job, (segment.key, segment.index)
+        job, segment_id = self.job, (segment.key, segment.index)
         assert self.free_slots(stage) > 0, f"{stage} was started without a slot"
         assert segment.key not in self.failed, f"{segment.key} failed, but {stage} was started"
-        self.started[stage][place] += 1
+        self.started[stage][segment_id] += 1
         self.running.append((stage, segment))
         if stage != "encode":
-            assert place in self.encoded, f"{stage} before encode"
-            assert not self.released[place], f"{stage} after release"
+            assert segment_id in self.encoded, f"{stage} before encode"
+            assert not self.released[segment_id], f"{stage} after release"
         if stage == "score" and job.memory_tokens:
             # the rule as documented, not as the scheduler computes it
             window = range(max(0, segment.start_token - job.memory_tokens), segment.start_token)
@@ -140,14 +140,14 @@ class Driver:
             if stage == "score" and not self.job.keep:
                 self.trim(segment.key)
         for each in released:
-            place = (each.key, each.index)
-            assert place in self.encoded
+            segment_id = (each.key, each.index)
+            assert segment_id in self.encoded
             assert not any((each.key, each.index) == (other.key, other.index) for _, other in self.running)
-            self.released[place] += 1
+            self.released[segment_id] += 1
 
     def trim(self, key: DocumentKey) -> None:
         first = self.scheduler.first_needed(key)
-        self.stored = {place for place in self.stored if place[0] != key or place[1] >= first}
+        self.stored = {segment_id for segment_id in self.stored if segment_id[0] != key or segment_id[1] >= first}
 
     def of(self, stage: Stage, number: int) -> dict[int, int]:
         """Return how often each segment of a document was started."""

@@ -1,1 +1,1 @@
-"""The part of the search that is written in C, and how it is built on first use."""
+"""C code of search and gather, and its build on first use."""

@@ -1,202 +1,151 @@
-/* Upper bounds of inner products from whole numbers of eight bits.
+/* Upper bounds of inner products from int8 products.
 
-   For a query a and a key b, coded as scale · (codes + rest) each (`codes.h`),
+   For a query a and a key b, quantised as scale · (values + residual) each (`quantise.h`), with values A and B,
 
-       a · b  =  s_a s_b (A · B  +  A · rest_b  +  rest_a · b / s_b)
-             ≤  s_a s_b (A · B  +  |A| |rest_b|  +  |rest_a| |b| / s_b),
+       a · b  =  s_a s_b (A · B  +  A · residual_b  +  residual_a · b / s_b)
+             ≤  s_a s_b (A · B  +  |A| |residual_b|  +  |residual_a| |b| / s_b),
 
-   and A · B is exact: four times as many terms in an instruction as in float32. Where sums have sixteen bits, that of a
-   block fits, whatever wraps around on the way. Longer vectors are several blocks, whose sums lose a few low bits
-   before they are added. */
+   and A · B is exact. An int8 instruction makes four times as many products as a float32 one. Where sums have 16 bits,
+   the sum of a block fits, even if partial sums wrap around. Longer vectors have several blocks, whose sums lose a few
+   low bits before they are added. */
 
 #ifndef LONGMEM_BOUNDS_H
 #define LONGMEM_BOUNDS_H
 
-#include "codes.h"
+#include "quantise.h"
 
-/* What the bounds of queries need beside their sums, thresholds in units of their scales, and what follows from it for
-   one panel. Room for whole tiles and whole vectors. */
+typedef signed_sum_t narrow_limits __attribute__((vector_size(sizeof(sum_t) * FLOAT_LANES)));
+
+/* For each query of a scan: threshold / scale, |values|, |residual|, and the integer limit that follows from them for
+   one panel. Padded to whole tiles and whole vectors. */
 typedef struct {
-    float *thresholds, *lengths, *rests;
-    signed_word *limits;
+    float *thresholds, *norms, *residuals;
+    signed_sum_t *limits;
 } query_limits;
 
-static inline void set_query(query_limits of, int64_t slot, query_bounds query, float threshold) {
-    of.thresholds[slot] = threshold / query.scale;
-    of.lengths[slot] = query.length;
-    of.rests[slot] = query.rest;
+static inline void set_query_limit(query_limits queries, int64_t entry, query_bounds bounds, float threshold) {
+    queries.thresholds[entry] = threshold / bounds.scale;
+    queries.norms[entry] = bounds.norm;
+    queries.residuals[entry] = bounds.residual;
 }
 
-/* Only keys whose sums are greater than these limits can have products that reach the thresholds. The slack is one
-   unit of the sums for 64 columns, which is what the block of them has lost or what float32 is wrong by in numbers as
-   large as sums of so many products can be, one for what it is wrong by in small ones, and one for rounding towards
-   zero. */
-static inline void set_limits(query_limits of, int64_t num_slots, panel_bounds panel, shape sketch) {
-    const float unit = 1.0f / (float)(1 << sketch.lost_bits), slack = (float)((sketch.width + 63) / 64 + 2);
-    const floats least = (floats){0} + LEAST_LIMIT, most = (floats){0} + MOST_LIMIT;
-    for (int64_t slot = 0; slot < num_slots; slot += FLOATS) {
-        const floats rests = load(of.lengths + slot) * panel.rest + load(of.rests + slot) * panel.length;
-        const floats exact = (load(of.thresholds + slot) * panel.inverse - rests) * unit - slack;
-        /* what is not a number becomes the lowest limit */
-        const numbers limit = __builtin_convertvector(smaller(larger(exact, least), most), numbers);
-        const slot_limits narrow = __builtin_convertvector(limit, slot_limits);
-        memcpy(of.limits + slot, &narrow, sizeof narrow);
+/* Compute the limits for a panel: only keys with greater sums can have products that reach the thresholds.
+
+   The slack is one unit of the sums for 64 columns, plus 2. The first part covers the bits that a block of 64 columns
+   drops, or the float32 error in numbers as large as sums of so many products. Of the 2, one covers the float32 error
+   in small numbers, and one the rounding towards zero. */
+static inline void set_panel_limits(query_limits queries, int64_t num_queries, panel_bounds panel, sketch_shape shape) {
+    const float unit = 1.0f / (float)(1 << shape.dropped_bits), slack = (float)((shape.width + 63) / 64 + 2);
+    const f32x8 least = (f32x8){0} + LEAST_LIMIT, greatest = (f32x8){0} + GREATEST_LIMIT;
+    for (int64_t entry = 0; entry < num_queries; entry += FLOAT_LANES) {
+        const f32x8 residuals = load_floats(queries.norms + entry) * panel.residual +
+                                load_floats(queries.residuals + entry) * panel.norm;
+        const f32x8 exact =
+            (load_floats(queries.thresholds + entry) * panel.inverse_scale - residuals) * unit - slack;
+        /* NaN becomes the least limit */
+        const i32x8 limits = __builtin_convertvector(smaller(larger(exact, least), greatest), i32x8);
+        const narrow_limits narrow = __builtin_convertvector(limits, narrow_limits);
+        memcpy(queries.limits + entry, &narrow, sizeof narrow);
     }
 }
 
-static inline words load_words(const uint8_t *from) {
-    words to;
-    memcpy(&to, from, sizeof to);
-    return to;
+static inline sum_vector load_key_values(const uint8_t *source) {
+    sum_vector values;
+    memcpy(&values, source, sizeof values);
+    return values;
 }
 
-/* sums + key codes · query codes of one group, for LANES keys */
-static inline words add_products(words sums, words keys, int32_t group) {
-#if defined(LONGMEM_VNNI)
-    return (words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)keys, _mm512_set1_epi32(group));
-#elif defined(__AVX512BW__)
-    return sums + (words)_mm512_maddubs_epi16((__m512i)keys, _mm512_set1_epi32(group));
-#elif defined(__AVX2__)
-    return sums + (words)_mm256_maddubs_epi16((__m256i)keys, _mm256_set1_epi32(group));
-#else
-    return sums + (keys & 0xff) * (uint16_t)(int8_t)group + (keys >> 8) * (uint16_t)(int8_t)(group >> 8);
-#endif
-}
-
-static inline words without_bits(words sums, int bits) { return (words)((signed_words)sums >> bits); }
-
-/* sums · factor, a factor from 0 to 1 */
-static inline words scaled(words sums, float factor) {
-#if defined(LONGMEM_VNNI)
-    const __m512 wide = _mm512_cvtepi32_ps((__m512i)sums);
-    return (words)_mm512_cvtps_epi32(_mm512_mul_ps(wide, _mm512_set1_ps(factor)));
-#elif defined(__AVX512BW__)
-    return (words)_mm512_mulhrs_epi16((__m512i)sums, _mm512_set1_epi16((int16_t)(factor * INT16_MAX)));
-#elif defined(__AVX2__)
-    return (words)_mm256_mulhrs_epi16((__m256i)sums, _mm256_set1_epi16((int16_t)(factor * INT16_MAX)));
-#else
-    words to;
-    for (int lane = 0; lane < LANES; lane++)
-        to[lane] = (uint16_t)(((int16_t)sums[lane] * (int16_t)(factor * INT16_MAX) + (1 << 14)) >> 15);
-    return to;
-#endif
-}
-
-/* One bit for each of COLS sums that is greater than a limit, as numbers with a sign. */
-static inline uint64_t greater(const words sums[PARTS], signed_word limit) {
-#if defined(LONGMEM_VNNI)
-    const __m512i limits = _mm512_set1_epi32(limit);
-    uint64_t bits = 0;
-    for (int part = 0; part < PARTS; part++)
-        bits |= (uint64_t)_mm512_cmpgt_epi32_mask((__m512i)sums[part], limits) << part * LANES;
-    return bits;
-#elif defined(__AVX512BW__)
-    const __m512i limits = _mm512_set1_epi16(limit);
-    return (uint64_t)_mm512_cmpgt_epi16_mask((__m512i)sums[0], limits) |
-           (uint64_t)_mm512_cmpgt_epi16_mask((__m512i)sums[1], limits) << LANES;
-#elif defined(__AVX2__)
-    const __m256i limits = _mm256_set1_epi16(limit);
-    const __m256i bytes =
-        _mm256_packs_epi16(_mm256_cmpgt_epi16((__m256i)sums[0], limits), _mm256_cmpgt_epi16((__m256i)sums[1], limits));
-    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xd8));
-#else
-    uint64_t bits = 0;
-    for (int col = 0; col < COLS; col++)
-        bits |= (uint64_t)((signed_word)sums[col / LANES][col % LANES] > limit) << col;
-    return bits;
-#endif
-}
-
-/* A tile: the codes of ROWS queries, side by side. */
+/* Quantised values of TILE_QUERIES queries, group by group. */
 typedef struct {
     const int32_t *groups;
-    const word *starts;
-} tile;
+    const sum_t *starts;
+} query_tile;
 
-/* Sums of a tile with a panel, over one block. */
-static inline __attribute__((always_inline)) void multiply_block(tile with, const uint8_t *codes, int64_t num_groups,
-                                                                 int bits, words sums[ROWS][PARTS]) {
-    for (int row = 0; row < ROWS; row++)
-        for (int part = 0; part < PARTS; part++)
-            sums[row][part] = with.starts[row] - (words){0};
-    /* there is at least one, and the compiler had better know: it keeps the sums in registers all the time then */
+/* Sum the products of a tile and a panel over one block. */
+ALWAYS_INLINE void multiply_block(query_tile tile, const uint8_t *values, int64_t num_groups, int dropped_bits,
+                                  sum_vector sums[TILE_QUERIES][PANEL_VECTORS]) {
+    for (int query = 0; query < TILE_QUERIES; query++)
+        for (int part = 0; part < PANEL_VECTORS; part++)
+            sums[query][part] = tile.starts[query] - (sum_vector){0};
+    /* do-while tells the compiler that there is at least one group, so that it keeps the sums in registers */
     do {
-        words keys[PARTS];
-        for (int part = 0; part < PARTS; part++)
-            keys[part] = load_words(codes + part * sizeof(words));
-        for (int row = 0; row < ROWS; row++)
-            for (int part = 0; part < PARTS; part++)
-                sums[row][part] = add_products(sums[row][part], keys[part], with.groups[row]);
-        with.groups += ROWS, codes += COLS * GROUP;
+        sum_vector keys[PANEL_VECTORS];
+        for (int part = 0; part < PANEL_VECTORS; part++)
+            keys[part] = load_key_values(values + part * sizeof(sum_vector));
+        for (int query = 0; query < TILE_QUERIES; query++)
+            for (int part = 0; part < PANEL_VECTORS; part++)
+                sums[query][part] = add_products(sums[query][part], keys[part], tile.groups[query]);
+        tile.groups += TILE_QUERIES, values += PANEL_KEYS * GROUP;
     } while (--num_groups);
-    for (int row = 0; row < ROWS; row++)
-        for (int part = 0; part < PARTS; part++)
-            sums[row][part] = (words)((signed_words)sums[row][part] >> bits);
+    for (int query = 0; query < TILE_QUERIES; query++)
+        for (int part = 0; part < PANEL_VECTORS; part++)
+            sums[query][part] = (sum_vector)((signed_sum_vector)sums[query][part] >> dropped_bits);
 }
 
-/* Over several blocks. */
-static inline __attribute__((always_inline)) void multiply_blocks(tile with, const uint8_t *codes, shape of,
-                                                                  words sums[ROWS][PARTS]) {
-    const int64_t all_groups = of.width / GROUP;
-    multiply_block(with, codes, BLOCK / GROUP, of.lost_bits, sums);
-    for (int64_t block = 1; block < of.blocks; block++) {
-        const int64_t first = block * BLOCK / GROUP, left = all_groups - first;
-        words more[ROWS][PARTS];
-        multiply_block((tile){with.groups + first * ROWS, with.starts + block * ROWS}, codes + first * COLS * GROUP,
-                       left < BLOCK / GROUP ? left : BLOCK / GROUP, of.lost_bits, more);
-        for (int row = 0; row < ROWS; row++)
-            for (int part = 0; part < PARTS; part++)
-                sums[row][part] += more[row][part];
+/* Sum the products of a tile and a panel over several blocks. */
+ALWAYS_INLINE void multiply_blocks(query_tile tile, const uint8_t *values, sketch_shape shape,
+                                   sum_vector sums[TILE_QUERIES][PANEL_VECTORS]) {
+    const int64_t num_groups = shape.width / GROUP;
+    multiply_block(tile, values, BLOCK / GROUP, shape.dropped_bits, sums);
+    for (int64_t block = 1; block < shape.num_blocks; block++) {
+        const int64_t first = block * BLOCK / GROUP, left = num_groups - first;
+        const query_tile rest = {tile.groups + first * TILE_QUERIES, tile.starts + block * TILE_QUERIES};
+        sum_vector more[TILE_QUERIES][PANEL_VECTORS];
+        multiply_block(rest, values + first * PANEL_KEYS * GROUP, left < BLOCK / GROUP ? left : BLOCK / GROUP,
+                       shape.dropped_bits, more);
+        for (int query = 0; query < TILE_QUERIES; query++)
+            for (int part = 0; part < PANEL_VECTORS; part++)
+                sums[query][part] += more[query][part];
     }
 }
 
-static inline __attribute__((always_inline)) void compare_each(const words sums[ROWS][PARTS],
-                                                               const signed_word *limits, uint64_t present,
-                                                               uint64_t passing[ROWS]) {
-    for (int row = 0; row < ROWS; row++)
-        passing[row] = greater(sums[row], limits[row]) & present;
+ALWAYS_INLINE void compare_sums(const sum_vector sums[TILE_QUERIES][PANEL_VECTORS], const signed_sum_t *limits,
+                                uint64_t present, uint64_t passing[TILE_QUERIES]) {
+    for (int query = 0; query < TILE_QUERIES; query++)
+        passing[query] = mask_greater(sums[query], limits[query]) & present;
 }
 
-/* Which of the present keys of a panel pass the limits of each query. Not to be merged into its callers, because the
-   sums need all registers there are; nor the two kinds of sums into one, because they would pass through memory. */
-static __attribute__((noinline)) void compare_tile(tile with, const uint8_t *codes, shape of,
-                                                   const signed_word *limits, uint64_t present,
-                                                   uint64_t passing[ROWS]) {
-    words sums[ROWS][PARTS];
-    if (of.blocks == 1) {
-        multiply_block(with, codes, of.width / GROUP, 0, sums);
-        compare_each(sums, limits, present, passing);
+/* Find the present keys of a panel that pass the limit of each query. Not inlined, because the sums need all registers.
+   The two kinds of sums have separate code, because shared code would pass them through memory. */
+static __attribute__((noinline)) void compare_tile(query_tile tile, const uint8_t *values, sketch_shape shape,
+                                                   const signed_sum_t *limits, uint64_t present,
+                                                   uint64_t passing[TILE_QUERIES]) {
+    sum_vector sums[TILE_QUERIES][PANEL_VECTORS];
+    if (shape.num_blocks == 1) {
+        multiply_block(tile, values, shape.width / GROUP, 0, sums);
+        compare_sums(sums, limits, present, passing);
     } else {
-        multiply_blocks(with, codes, of, sums);
-        compare_each(sums, limits, present, passing);
+        multiply_blocks(tile, values, shape, sums);
+        compare_sums(sums, limits, present, passing);
     }
 }
 
-/* The largest sum that each query has met in each column, times `factor`, and the number of its panel. */
+/* The greatest scaled sum of a query in each column of the sampled panels, and the number of its panel. */
 typedef struct {
-    words sums[PARTS], numbers[PARTS];
-} maxima;
+    sum_vector sums[PANEL_VECTORS], panels[PANEL_VECTORS];
+} column_maxima;
 
-static inline __attribute__((always_inline)) void raise_each(const words sums[ROWS][PARTS], float factor, word number,
-                                                             maxima best[ROWS]) {
-    for (int row = 0; row < ROWS; row++)
-        for (int part = 0; part < PARTS; part++) {
-            const words found = scaled(sums[row][part], factor), before = best[row].sums[part];
-            const words first = (words)((signed_words)found > (signed_words)before);
-            best[row].sums[part] = (found & first) | (before & ~first);
-            best[row].numbers[part] = (number & first) | (best[row].numbers[part] & ~first);
+ALWAYS_INLINE void raise_sums(const sum_vector sums[TILE_QUERIES][PANEL_VECTORS], float factor, sum_t panel,
+                              column_maxima maxima[TILE_QUERIES]) {
+    for (int query = 0; query < TILE_QUERIES; query++)
+        for (int part = 0; part < PANEL_VECTORS; part++) {
+            const sum_vector found = scale_sums(sums[query][part], factor), before = maxima[query].sums[part];
+            const sum_vector greater = (sum_vector)((signed_sum_vector)found > (signed_sum_vector)before);
+            maxima[query].sums[part] = (found & greater) | (before & ~greater);
+            maxima[query].panels[part] = (panel & greater) | (maxima[query].panels[part] & ~greater);
         }
 }
 
-static __attribute__((noinline)) void raise_maxima(tile with, const uint8_t *codes, shape of, float factor,
-                                                   word number, maxima best[ROWS]) {
-    words sums[ROWS][PARTS];
-    if (of.blocks == 1) {
-        multiply_block(with, codes, of.width / GROUP, 0, sums);
-        raise_each(sums, factor, number, best);
+/* Raise the maxima of a tile by the sums with one panel, times `factor`. Separate code as in compare_tile. */
+static __attribute__((noinline)) void raise_maxima(query_tile tile, const uint8_t *values, sketch_shape shape,
+                                                   float factor, sum_t panel, column_maxima maxima[TILE_QUERIES]) {
+    sum_vector sums[TILE_QUERIES][PANEL_VECTORS];
+    if (shape.num_blocks == 1) {
+        multiply_block(tile, values, shape.width / GROUP, 0, sums);
+        raise_sums(sums, factor, panel, maxima);
     } else {
-        multiply_blocks(with, codes, of, sums);
-        raise_each(sums, factor, number, best);
+        multiply_blocks(tile, values, shape, sums);
+        raise_sums(sums, factor, panel, maxima);
     }
 }
 

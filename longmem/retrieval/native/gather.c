@@ -1,64 +1,67 @@
-/* Read retrieved rows where they lie: products with them, and weighted sums of them. What torch does in three passes
-   (copy the rows, widen them, multiply) is one here, and no array of tokens × heads × retrieved × dim is ever made. */
+/* Products with retrieved rows, and weighted sums of them, read where they are stored. Torch makes three passes (copy
+   the rows, widen them, multiply); here it is one, and no array of tokens × heads × retrieved × dim is allocated. */
 
+#include "params.h"
 #include "products.h"
 
-enum { AHEAD = 8 };
+enum { PREFETCH_DISTANCE = 8 };
 
-static inline void fetch_ahead(const rows *of, const int64_t *ids, int64_t at, int64_t num_ids) {
-    if (at + AHEAD < num_ids)
-        __builtin_prefetch(row_of(of, ids[at + AHEAD]));
+static inline void prefetch_ahead(const row_matrix *rows, const int64_t *ids, int64_t index, int64_t num_ids) {
+    if (index + PREFETCH_DISTANCE < num_ids)
+        __builtin_prefetch(row_address(rows, ids[index + PREFETCH_DISTANCE]));
 }
 
-INLINE void mixture_of_kind(const float *weights, const int64_t *ids, const rows *of, int64_t num_ids, int64_t dim,
-                            int kind, float *out) {
-    memset(out, 0, dim * sizeof *out);
-    for (int64_t n = 0; n < num_ids; n++) {
-        fetch_ahead(of, ids, n, num_ids);
-        const void *row = row_of(of, ids[n]);
-        const float weight = weights[n];
-        int64_t i = 0;
-        for (; i + FLOATS <= dim; i += FLOATS) {
-            const floats sum = load(out + i) + weight * widened(row, i, kind);
-            memcpy(out + i, &sum, sizeof sum);
-        }
-        for (; i < dim; i++)
-            out[i] += weight * widened_one(row, i, kind);
-    }
+/* Rows of the KV head of a query head. */
+static inline row_matrix head_rows(const gather_params *params, int64_t head) {
+    const int64_t skipped = head / params->group_size * params->head_stride;
+    row_matrix rows = params->rows;
+    rows.first = (const char *)rows.first + skipped * dtype_bytes(rows.dtype);
+    return rows;
 }
 
-/* Those of one of the KV heads, which follow each other `head_stride` numbers apart. */
-static inline rows of_head(rows all, int64_t head, int64_t head_stride) {
-    all.first = (const char *)all.first + head * head_stride * bytes_of(all.kind);
-    return all;
-}
-
-/* The row i of KV head j begins `i * stride + j * head_stride` numbers behind `first`; `kind`: 0 float32, 1 float16,
-   2 bfloat16. `group` query heads read one KV head. For queries [tokens, heads, dim] and ids [tokens, heads, num_ids]
-   the products are [tokens, heads, num_ids]; for weights of that shape the mixtures are [tokens, heads, dim]. */
-void longmem_products(const float *queries, const int64_t *ids, const void *first, int64_t stride, int64_t head_stride,
-                      int kind, int64_t tokens, int64_t heads, int64_t group, int64_t num_ids, int64_t dim,
-                      float *out) {
-    for (int64_t at = 0; at < tokens * heads; at++) {
-        const rows read = of_head((rows){first, stride, kind}, at % heads / group, head_stride);
-        for (int64_t n = 0; n < num_ids; n++) {
-            fetch_ahead(&read, ids + at * num_ids, n, num_ids);
-            out[at * num_ids + n] = product(queries + at * dim, &read, ids[at * num_ids + n], dim);
+void longmem_products(const gather_params *params) {
+    const int64_t num_ids = params->num_ids, dim = params->dim;
+    for (int64_t item = 0; item < params->num_tokens * params->num_heads; item++) {
+        const row_matrix rows = head_rows(params, item % params->num_heads);
+        const float *query = params->input + item * dim;
+        const int64_t *ids = params->ids + item * num_ids;
+        float *products = params->output + item * num_ids;
+        for (int64_t i = 0; i < num_ids; i++) {
+            prefetch_ahead(&rows, ids, i, num_ids);
+            products[i] = float_product(query, &rows, ids[i], dim);
         }
     }
 }
 
-void longmem_mixtures(const float *weights, const int64_t *ids, const void *first, int64_t stride, int64_t head_stride,
-                      int kind, int64_t tokens, int64_t heads, int64_t group, int64_t num_ids, int64_t dim,
-                      float *out) {
-    for (int64_t at = 0; at < tokens * heads; at++) {
-        const rows read = of_head((rows){first, stride, kind}, at % heads / group, head_stride);
-        const float *with = weights + at * num_ids;
-        if (kind == FLOAT32)
-            mixture_of_kind(with, ids + at * num_ids, &read, num_ids, dim, FLOAT32, out + at * dim);
-        else if (kind == FLOAT16)
-            mixture_of_kind(with, ids + at * num_ids, &read, num_ids, dim, FLOAT16, out + at * dim);
+ALWAYS_INLINE void mixture_dtype(const float *weights, const int64_t *ids, const row_matrix *rows, int64_t num_ids,
+                                 int64_t dim, int dtype, float *sums) {
+    memset(sums, 0, dim * sizeof *sums);
+    for (int64_t i = 0; i < num_ids; i++) {
+        prefetch_ahead(rows, ids, i, num_ids);
+        const void *row = row_address(rows, ids[i]);
+        const float weight = weights[i];
+        int64_t column = 0;
+        for (; column + FLOAT_LANES <= dim; column += FLOAT_LANES) {
+            const f32x8 sum = load_floats(sums + column) + weight * widen_lanes(row, column, dtype);
+            memcpy(sums + column, &sum, sizeof sum);
+        }
+        for (; column < dim; column++)
+            sums[column] += weight * widen_one(row, column, dtype);
+    }
+}
+
+void longmem_mixtures(const gather_params *params) {
+    const int64_t num_ids = params->num_ids, dim = params->dim;
+    for (int64_t item = 0; item < params->num_tokens * params->num_heads; item++) {
+        const row_matrix rows = head_rows(params, item % params->num_heads);
+        const float *weights = params->input + item * num_ids;
+        const int64_t *ids = params->ids + item * num_ids;
+        float *sums = params->output + item * dim;
+        if (rows.dtype == FLOAT32)
+            mixture_dtype(weights, ids, &rows, num_ids, dim, FLOAT32, sums);
+        else if (rows.dtype == FLOAT16)
+            mixture_dtype(weights, ids, &rows, num_ids, dim, FLOAT16, sums);
         else
-            mixture_of_kind(with, ids + at * num_ids, &read, num_ids, dim, BFLOAT16, out + at * dim);
+            mixture_dtype(weights, ids, &rows, num_ids, dim, BFLOAT16, sums);
     }
 }

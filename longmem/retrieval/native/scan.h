@@ -1,240 +1,221 @@
-/* Queries against keys, panel by panel: which keys may be among the best, and a look at those.
+/* Queries against keys, panel by panel: which keys can be among the best, and their float32 products.
 
-   For COLS keys at a time (a panel, which stays in the first-level cache) and ROWS queries at a time (a tile, whose
-   sums stay in registers), upper bounds of all inner products are made from short sketches of queries and keys
-   (`bounds.h`). Only a pair whose bound reaches what the query's k best imply is looked at in full: its float32 product
-   makes it a candidate or not (`best.h`). So selection reads no score that it throws away from memory. */
+   Upper bounds of all inner products are made for PANEL_KEYS keys at a time (a panel, which stays in the first-level
+   cache) and TILE_QUERIES queries at a time (a tile, whose sums stay in registers), from short sketches of queries and
+   keys (`bounds.h`). Only a pair whose bound reaches the threshold of the query gets a float32 product, which decides
+   whether the key is a candidate (`candidates.h`). So no rejected score is ever written to memory. */
 
 #ifndef LONGMEM_SCAN_H
 #define LONGMEM_SCAN_H
 
-#include <stdlib.h>
-
-#include "best.h"
+#include "arena.h"
 #include "bounds.h"
+#include "candidates.h"
 
-typedef struct {
-    const float *queries, *query_sketches;
-    rows keys, key_sketches;
-    int64_t num_queries, dim, width, k, slots;
-} problem;
-
-/* Keys to look at: those of `ids`, or the first `size` where it is NULL. */
+/* Keys to scan: those of `ids`, or keys 0 to size - 1 where it is NULL. */
 typedef struct {
     const int64_t *ids;
     int64_t size;
-} list;
+} key_list;
 
-static inline int64_t id_of(list keys, int64_t place) { return keys.ids ? keys.ids[place] : place; }
+static inline int64_t key_id(key_list keys, int64_t index) { return keys.ids ? keys.ids[index] : index; }
 
-/* The panels of a list: their codes, one panel after the other, and their bounds. */
+static inline int64_t count_panels(int64_t num_keys) { return (num_keys + PANEL_KEYS - 1) / PANEL_KEYS; }
+
+static inline int64_t panel_bytes(sketch_shape shape) { return PANEL_KEYS * shape.width; }
+
+static inline int64_t count_tiles(int64_t num_queries) { return (num_queries + TILE_QUERIES - 1) / TILE_QUERIES; }
+
+/* A key whose bound passes the limit of the query of an entry. */
 typedef struct {
-    uint8_t *codes;
-    panel_bounds *bounds;
-} panels;
+    int64_t entry, id;
+} passing_pair;
 
-static inline int64_t num_panels(int64_t num_keys) { return (num_keys + COLS - 1) / COLS; }
+/* Passing pairs whose products are made together. */
+enum { PAIR_BATCH = 64 };
 
-static inline int64_t codes_of_panel(shape sketch) { return COLS * sketch.width; }
-
-/* A key to look at for the query in a slot. */
+/* Working memory of scans. A scan has a queue of candidate lists; an entry is an index into it. */
 typedef struct {
-    int64_t slot, id;
-} visit;
-
-enum { MOST_ROOMS = 32, CACHE_LINE = 64, AHEAD = 64 };
-
-typedef struct {
-    void *rooms[MOST_ROOMS];
-    int num_rooms, short_of_memory;
-    coded_queries coded; /* of all queries */
-    /* of the queries of a scan, slot by slot, tile by tile */
+    quantised_queries queries; /* of all queries */
+    /* of the queries of one scan, entry after entry, in tiles */
     int32_t *groups;
-    word *starts;
+    sum_t *starts;
     query_limits limits;
-    int64_t *rows;       /* of the queries in slots */
-    float *thresholds;   /* theirs */
-    uint64_t *passing;   /* a bit for each key of a panel whose bound reaches the threshold */
-    int32_t *to_look_at; /* slots for which some do */
-    hit *hits;
-} workspace;
+    int64_t *query_rows;     /* row of the query of each entry */
+    float *thresholds;       /* threshold of each entry */
+    uint64_t *passing;       /* for each entry, a bit for each key of the panel that passes */
+    int32_t *passed_entries; /* entries for which some key passes */
+    hit *hits;               /* [k] */
+} scan_buffers;
 
-/* Memory that lives as long as the workspace, all zeros; NULL, and `short_of_memory`, where there is none. */
-static void *room(workspace *in, int64_t bytes) {
-    const int64_t whole = (bytes / CACHE_LINE + 1) * CACHE_LINE;
-    void *all = aligned_alloc(CACHE_LINE, whole);
-    in->rooms[in->num_rooms++] = all;
-    if (all)
-        memset(all, 0, whole);
-    else
-        in->short_of_memory = 1;
-    return all;
+/* Allocate the buffers of a search, and quantise its queries. */
+static void prepare_buffers(const topk_params *params, arena *scratch, scan_buffers *buffers) {
+    const sketch_shape shape = padded_shape(params->sketch_width);
+    const int64_t num_queries = params->num_queries, width = shape.width, num_blocks = shape.num_blocks;
+    const int64_t num_entries = count_tiles(num_queries) * TILE_QUERIES + FLOAT_LANES;
+    *buffers = (scan_buffers){
+        .queries.groups = arena_alloc(scratch, num_queries * width / GROUP * sizeof *buffers->queries.groups),
+        .queries.starts = arena_alloc(scratch, num_queries * num_blocks * sizeof *buffers->queries.starts),
+        .queries.bounds = arena_alloc(scratch, num_queries * sizeof *buffers->queries.bounds),
+        .groups = arena_alloc(scratch, num_entries * width / GROUP * sizeof *buffers->groups),
+        .starts = arena_alloc(scratch, num_entries * num_blocks * sizeof *buffers->starts),
+        .limits.thresholds = arena_alloc(scratch, num_entries * sizeof *buffers->limits.thresholds),
+        .limits.norms = arena_alloc(scratch, num_entries * sizeof *buffers->limits.norms),
+        .limits.residuals = arena_alloc(scratch, num_entries * sizeof *buffers->limits.residuals),
+        .limits.limits = arena_alloc(scratch, num_entries * sizeof *buffers->limits.limits),
+        .query_rows = arena_alloc(scratch, num_entries * sizeof *buffers->query_rows),
+        .thresholds = arena_alloc(scratch, num_entries * sizeof *buffers->thresholds),
+        .passing = arena_alloc(scratch, num_entries * sizeof *buffers->passing),
+        .passed_entries = arena_alloc(scratch, num_entries * sizeof *buffers->passed_entries),
+        .hits = arena_alloc(scratch, params->k * sizeof *buffers->hits),
+    };
+    float *sketch = arena_alloc(scratch, width * sizeof *sketch);
+    if (scratch->out_of_memory)
+        return;
+    for (int64_t query = 0; query < num_queries; query++) {
+        const float *unpadded = params->query_sketches + query * params->sketch_width;
+        copy_padded(unpadded, FLOAT32, params->sketch_width, width, sketch);
+        quantise_query(sketch, shape, buffers->queries, query);
+    }
 }
 
-static void leave(const workspace *in) {
-    for (int each = 0; each < in->num_rooms; each++)
-        free(in->rooms[each]);
-}
-
-static inline int64_t num_tiles(int64_t num_queries) { return (num_queries + ROWS - 1) / ROWS; }
-
-/* Room for a search, and the codes of its queries. */
-static workspace prepare(const problem *of) {
-    const shape sketch = shape_of(of->width);
-    const int64_t width = sketch.width, blocks = sketch.blocks, slots = num_tiles(of->num_queries) * ROWS + FLOATS;
-    workspace in = {0};
-    in.coded.groups = room(&in, of->num_queries * width / GROUP * sizeof *in.coded.groups);
-    in.coded.starts = room(&in, of->num_queries * blocks * sizeof *in.coded.starts);
-    in.coded.bounds = room(&in, of->num_queries * sizeof *in.coded.bounds);
-    in.groups = room(&in, slots * width / GROUP * sizeof *in.groups);
-    in.starts = room(&in, slots * blocks * sizeof *in.starts);
-    in.limits.thresholds = room(&in, slots * sizeof(float));
-    in.limits.lengths = room(&in, slots * sizeof(float));
-    in.limits.rests = room(&in, slots * sizeof(float));
-    in.limits.limits = room(&in, slots * sizeof *in.limits.limits);
-    in.rows = room(&in, slots * sizeof *in.rows);
-    in.thresholds = room(&in, slots * sizeof *in.thresholds);
-    in.passing = room(&in, slots * sizeof *in.passing);
-    in.to_look_at = room(&in, slots * sizeof *in.to_look_at);
-    in.hits = room(&in, of->k * sizeof *in.hits);
-    float *copy = room(&in, width * sizeof *copy);
-    if (!in.short_of_memory)
-        for (int64_t row = 0; row < of->num_queries; row++) {
-            copy_padded(of->query_sketches + row * of->width, FLOAT32, of->width, width, copy);
-            code_query(copy, sketch, in.coded, row);
-        }
-    return in;
-}
-
-/* Code some panels of a list. `copies` has room for a panel of padded keys. */
-static void code_panels(const rows *key_sketches, int64_t width, list keys, int64_t first_panel, int64_t last_panel,
-                        float *copies, panels into) {
-    const shape sketch = shape_of(width);
-    for (int64_t number = first_panel; number < last_panel; number++) {
-        const float *of_keys[COLS];
-        for (int64_t col = 0; col < COLS; col++) {
-            const int64_t place = number * COLS + col;
-            float *copy = copies + col * sketch.width;
-            of_keys[col] = copy;
-            if (place >= keys.size)
-                memset(copy, 0, sketch.width * sizeof *copy);
-            else if (width == sketch.width && key_sketches->kind == FLOAT32)
-                of_keys[col] = row_of(key_sketches, id_of(keys, place));
+/* Quantise the sketches of some panels of a key list. `copies` has room for a panel of padded sketches. */
+static void quantise_panels(const row_matrix *key_sketches, int64_t sketch_width, key_list keys, int64_t first_panel,
+                            int64_t last_panel, float *copies, key_panels panels) {
+    const sketch_shape shape = padded_shape(sketch_width);
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+        const float *sketches[PANEL_KEYS];
+        for (int64_t column = 0; column < PANEL_KEYS; column++) {
+            const int64_t index = panel * PANEL_KEYS + column;
+            float *copy = copies + column * shape.width;
+            sketches[column] = copy;
+            if (index >= keys.size)
+                memset(copy, 0, shape.width * sizeof *copy);
+            else if (sketch_width == shape.width && key_sketches->dtype == FLOAT32)
+                sketches[column] = row_address(key_sketches, key_id(keys, index));
             else
-                copy_padded(row_of(key_sketches, id_of(keys, place)), key_sketches->kind, width, sketch.width, copy);
+                copy_padded(row_address(key_sketches, key_id(keys, index)), key_sketches->dtype, sketch_width,
+                            shape.width, copy);
         }
-        into.bounds[number] = code_panel(of_keys, sketch.width, into.codes + number * codes_of_panel(sketch));
+        panels.bounds[panel] = quantise_panel(sketches, shape.width, panels.values + panel * panel_bytes(shape));
     }
 }
 
-static inline void set_threshold(const workspace *in, int64_t slot, float threshold) {
-    in->thresholds[slot] = threshold;
-    set_query(in->limits, slot, in->coded.bounds[in->rows[slot]], threshold);
+static inline void set_threshold(const scan_buffers *buffers, int64_t entry, float threshold) {
+    buffers->thresholds[entry] = threshold;
+    set_query_limit(buffers->limits, entry, buffers->queries.bounds[buffers->query_rows[entry]], threshold);
 }
 
-/* Lay the codes of queries out for tiles. */
-static void put_queries(shape sketch, best **queue, int64_t num_queries, const workspace *in) {
-    const int64_t num_groups = sketch.width / GROUP;
-    for (int64_t slot = 0; slot < num_queries; slot++) {
-        const int64_t number = slot / ROWS, place = slot % ROWS, row = queue[slot]->row;
-        for (int64_t each = 0; each < num_groups; each++)
-            in->groups[(number * num_groups + each) * ROWS + place] = in->coded.groups[row * num_groups + each];
-        for (int64_t block = 0; block < sketch.blocks; block++)
-            in->starts[(number * sketch.blocks + block) * ROWS + place] = in->coded.starts[row * sketch.blocks + block];
-        in->rows[slot] = row;
-        set_threshold(in, slot, queue[slot]->threshold);
+/* Arrange the quantised queries of a queue in tiles, and set their thresholds. */
+static void fill_tiles(sketch_shape shape, candidate_list **queue, int64_t num_queries, const scan_buffers *buffers) {
+    const int64_t num_groups = shape.width / GROUP, num_blocks = shape.num_blocks;
+    for (int64_t entry = 0; entry < num_queries; entry++) {
+        const int64_t tile = entry / TILE_QUERIES, column = entry % TILE_QUERIES, query = queue[entry]->query;
+        for (int64_t group = 0; group < num_groups; group++)
+            buffers->groups[(tile * num_groups + group) * TILE_QUERIES + column] =
+                buffers->queries.groups[query * num_groups + group];
+        for (int64_t block = 0; block < num_blocks; block++)
+            buffers->starts[(tile * num_blocks + block) * TILE_QUERIES + column] =
+                buffers->queries.starts[query * num_blocks + block];
+        buffers->query_rows[entry] = query;
+        set_threshold(buffers, entry, queue[entry]->threshold);
     }
 }
 
-static inline tile tile_of(shape sketch, int64_t number, const workspace *in) {
-    return (tile){in->groups + number * sketch.width / GROUP * ROWS, in->starts + number * sketch.blocks * ROWS};
+static inline query_tile get_tile(sketch_shape shape, int64_t tile, const scan_buffers *buffers) {
+    return (query_tile){buffers->groups + tile * shape.width / GROUP * TILE_QUERIES,
+                        buffers->starts + tile * shape.num_blocks * TILE_QUERIES};
 }
 
-/* In float32, but for sums that are too large for it on the way. */
-static inline float product_of(const problem *of, int64_t row, int64_t id) {
-    const float *query = of->queries + row * of->dim;
-    const float score = product(query, &of->keys, id, of->dim);
-    return isnan(score) ? (float)precise_product(query, &of->keys, id, of->dim) : score;
+/* Product of a query and a key in float32; in double precision where partial sums are too large for float32. */
+static inline float key_product(const topk_params *params, int64_t query_row, int64_t id) {
+    const float *query = params->queries + query_row * params->dim;
+    const float score = float_product(query, &params->keys, id, params->dim);
+    return isnan(score) ? (float)double_product(query, &params->keys, id, params->dim) : score;
 }
 
-static int64_t rank_all(const problem *of, best *query, hit *hits) {
-    return rank(query, of->queries + query->row * of->dim, &of->keys, of->dim, hits);
+static int64_t rank_candidates(const topk_params *params, candidate_list *candidates, hit *hits) {
+    const float *query = params->queries + candidates->query * params->dim;
+    return rank(candidates, query, &params->keys, params->dim, hits);
 }
 
-static void add(const problem *of, best *query, float score, int64_t id, hit *hits) {
-    query->scores[query->size] = score, query->ids[query->size++] = (int32_t)id;
-    if (query->size < most_candidates(query->k))
+static void add_candidate(const topk_params *params, candidate_list *candidates, float score, int64_t id, hit *hits) {
+    candidates->scores[candidates->size] = score, candidates->ids[candidates->size++] = (int32_t)id;
+    if (candidates->size < max_candidates(candidates->k))
         return;
-    thin_out(query);
-    if (query->size < most_candidates(query->k))
+    prune(candidates);
+    if (candidates->size < max_candidates(candidates->k))
         return;
-    /* more nearly equal ones than there is room for */
-    query->size = rank_all(of, query, hits);
-    for (int64_t each = 0; each < query->size; each++)
-        query->scores[each] = (float)hits[each].score, query->ids[each] = (int32_t)hits[each].id;
+    /* more nearly equal candidates than there is room for: keep the k best of double precision */
+    candidates->size = rank_candidates(params, candidates, hits);
+    for (int64_t i = 0; i < candidates->size; i++)
+        candidates->scores[i] = (float)hits[i].score, candidates->ids[i] = (int32_t)hits[i].id;
 }
 
-/* Make keys candidates if their products allow. At most AHEAD of them: all products are made before the first of them
-   decides anything, so that none waits for a decision. */
-static void look(const problem *of, best **queue, const visit *visits, int64_t num_visits, const workspace *in) {
-    float scores[AHEAD];
-    for (int64_t each = 0; each < num_visits; each++)
-        scores[each] = product_of(of, in->rows[visits[each].slot], visits[each].id);
-    for (int64_t each = 0; each < num_visits; each++) {
-        const int64_t slot = visits[each].slot;
-        if (!(scores[each] >= in->thresholds[slot]))
+/* Add the keys whose products reach the thresholds to the candidates. There are at most PAIR_BATCH pairs. All products
+   are made before the first one is compared, so that no product waits for a branch. */
+static void check_pairs(const topk_params *params, candidate_list **queue, const passing_pair *pairs,
+                        int64_t num_pairs, const scan_buffers *buffers) {
+    float scores[PAIR_BATCH];
+    for (int64_t i = 0; i < num_pairs; i++)
+        scores[i] = key_product(params, buffers->query_rows[pairs[i].entry], pairs[i].id);
+    for (int64_t i = 0; i < num_pairs; i++) {
+        const int64_t entry = pairs[i].entry;
+        if (!(scores[i] >= buffers->thresholds[entry]))
             continue;
-        add(of, queue[slot], scores[each], visits[each].id, in->hits);
-        if (queue[slot]->threshold > in->thresholds[slot])
-            set_threshold(in, slot, queue[slot]->threshold);
+        add_candidate(params, queue[entry], scores[i], pairs[i].id, buffers->hits);
+        if (queue[entry]->threshold > buffers->thresholds[entry])
+            set_threshold(buffers, entry, queue[entry]->threshold);
     }
 }
 
-/* Look at keys of the panel that begins with the key `first`, for some slots. */
-static void look_at_passing(const problem *of, best **queue, list keys, int64_t first, int64_t num_slots,
-                            const workspace *in) {
-    visit visits[AHEAD];
-    int64_t num_visits = 0;
-    for (int64_t each = 0; each < num_slots; each++) {
-        const int64_t slot = in->to_look_at[each];
-        const float *sketch = of->query_sketches + in->rows[slot] * of->width;
-        for (uint64_t left = in->passing[slot]; left; left &= left - 1) {
-            const int64_t id = id_of(keys, first + __builtin_ctzll(left));
-            /* tighter than whole numbers */
-            if (of->width < of->dim &&
-                product(sketch, &of->key_sketches, id, of->width) < in->thresholds[slot])
+/* Check the passing keys of the panel that begins with key `first` of the list, for the first `num_entries` of
+   `passed_entries`. */
+static void check_panel(const topk_params *params, candidate_list **queue, key_list keys, int64_t first,
+                        int64_t num_entries, const scan_buffers *buffers) {
+    passing_pair pairs[PAIR_BATCH];
+    int64_t num_pairs = 0;
+    for (int64_t i = 0; i < num_entries; i++) {
+        const int64_t entry = buffers->passed_entries[i];
+        const float *sketch = params->query_sketches + buffers->query_rows[entry] * params->sketch_width;
+        for (uint64_t left = buffers->passing[entry]; left; left &= left - 1) {
+            const int64_t id = key_id(keys, first + __builtin_ctzll(left));
+            /* the float32 product of the sketches is a tighter bound than that of int8 */
+            if (params->sketch_width < params->dim &&
+                float_product(sketch, &params->key_sketches, id, params->sketch_width) < buffers->thresholds[entry])
                 continue;
-            fetch(row_of(&of->keys, id), of->dim * bytes_of(of->keys.kind));
-            visits[num_visits++] = (visit){slot, id};
-            if (num_visits == AHEAD) {
-                look(of, queue, visits, num_visits, in);
-                num_visits = 0;
+            prefetch_row(row_address(&params->keys, id), params->dim * dtype_bytes(params->keys.dtype));
+            pairs[num_pairs++] = (passing_pair){entry, id};
+            if (num_pairs == PAIR_BATCH) {
+                check_pairs(params, queue, pairs, num_pairs, buffers);
+                num_pairs = 0;
             }
         }
     }
-    look(of, queue, visits, num_visits, in);
+    check_pairs(params, queue, pairs, num_pairs, buffers);
 }
 
-/* Offer keys, and the panels of them, to the queries. */
-static void scan(const problem *of, best **queue, int64_t num_queries, list keys, panels coded, const workspace *in) {
-    const shape sketch = shape_of(of->width);
-    const int64_t tiles = num_tiles(num_queries);
-    put_queries(sketch, queue, num_queries, in);
-    for (int64_t first = 0, panel = 0; first < keys.size; first += COLS, panel++) {
-        const uint8_t *codes = coded.codes + panel * codes_of_panel(sketch);
-        const int64_t cols = keys.size - first;
-        const uint64_t present = cols < COLS ? ((uint64_t)1 << cols) - 1 : UINT64_MAX;
-        set_limits(in->limits, num_queries, coded.bounds[panel], sketch);
-        for (int64_t number = 0, slot = 0; number < tiles; number++, slot += ROWS)
-            compare_tile(tile_of(sketch, number, in), codes, sketch, in->limits.limits + slot, present,
-                         in->passing + slot);
-        /* without a branch that nobody can foretell */
-        int64_t num_slots = 0;
-        for (int64_t slot = 0; slot < num_queries; slot++) {
-            in->to_look_at[num_slots] = (int32_t)slot;
-            num_slots += in->passing[slot] != 0;
+/* Update the candidates of a queue with the keys of a list, whose panels are given. */
+static void scan(const topk_params *params, candidate_list **queue, int64_t num_queries, key_list keys,
+                 key_panels panels, const scan_buffers *buffers) {
+    const sketch_shape shape = padded_shape(params->sketch_width);
+    const int64_t num_tiles = count_tiles(num_queries);
+    fill_tiles(shape, queue, num_queries, buffers);
+    for (int64_t first = 0, panel = 0; first < keys.size; first += PANEL_KEYS, panel++) {
+        const uint8_t *values = panels.values + panel * panel_bytes(shape);
+        const int64_t num_left = keys.size - first;
+        const uint64_t present = num_left < PANEL_KEYS ? ((uint64_t)1 << num_left) - 1 : UINT64_MAX;
+        set_panel_limits(buffers->limits, num_queries, panels.bounds[panel], shape);
+        for (int64_t tile = 0, entry = 0; tile < num_tiles; tile++, entry += TILE_QUERIES)
+            compare_tile(get_tile(shape, tile, buffers), values, shape, buffers->limits.limits + entry, present,
+                         buffers->passing + entry);
+        /* branch-free: always write the entry, and count it only if a key passes */
+        int64_t num_entries = 0;
+        for (int64_t entry = 0; entry < num_queries; entry++) {
+            buffers->passed_entries[num_entries] = (int32_t)entry;
+            num_entries += buffers->passing[entry] != 0;
         }
-        look_at_passing(of, queue, keys, first, num_slots, in);
+        check_panel(params, queue, keys, first, num_entries, buffers);
     }
 }
 

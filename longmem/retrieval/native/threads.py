@@ -1,4 +1,4 @@
-"""Ranges of independent rows on as many threads as torch uses: results do not depend on how many that are."""
+"""Split of independent rows over torch's number of threads. Results do not depend on that number."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,11 @@ import torch
 Result = TypeVar("Result")
 
 
-def in_threads(work: Callable[[int, int], Result], num_rows: int) -> list[Result]:
-    """Results of `work(first, last)` for ranges that cover all rows. The interpreter's lock is free while C runs."""
+def run_threads(work: Callable[[int, int], Result], num_rows: int) -> list[Result]:
+    """Run `work(first, last)` for ranges that cover all rows, and return the results in order of the ranges.
+
+    C code runs in parallel, because `ctypes` releases the interpreter lock.
+    """
     threads = max(1, min(torch.get_num_threads(), num_rows))
     if threads == 1:
         return [work(0, num_rows)]

@@ -1,143 +1,138 @@
-/* Exact top-k by inner product, with bounds that spare most of the work. See `native_search.py` for the method.
+/* Exact top-k by inner product, with upper bounds that spare most of the work. `exact_native.py` explains the method.
 
-   Bounds and float32 products decide what is looked at (`scan.h`), with a threshold that is guessed to begin with
-   (`sample.h`); the candidates that are left in the end are ranked in double precision (`best.h`). So the k best are
-   those of double precision; equal ones go to the older key. */
+   Bounds and float32 products decide which keys are candidates (`scan.h`), with a threshold that is estimated at first
+   (`initial_threshold.h`). Double-precision products rank the candidates (`candidates.h`). So the result is the top k
+   of double precision; equal scores go to the older key. */
 
-#include "sample.h"
+#include "initial_threshold.h"
+#include "params.h"
 #include "scan.h"
 
-/* Into the first columns of a row of ids and scores. */
-static void write_hits(const problem *of, int64_t row, const hit *hits, int64_t size, int64_t *ids, float *scores) {
+static void write_hits(const topk_params *params, int64_t query, const hit *hits, int64_t size) {
     for (int64_t slot = 0; slot < size; slot++) {
-        ids[row * of->slots + slot] = hits[slot].id;
-        scores[row * of->slots + slot] = (float)hits[slot].score;
+        params->ids[query * params->num_slots + slot] = hits[slot].id;
+        params->scores[query * params->num_slots + slot] = (float)hits[slot].score;
     }
 }
 
-/* Room for a search of each query, with no threshold yet. */
-static void begin(const problem *of, const float *margins, int64_t queue_size, best **all, best ***queue,
-                  workspace *in) {
-    *all = room(in, of->num_queries * sizeof **all);
-    *queue = room(in, queue_size * sizeof **queue);
-    const int64_t most = most_candidates(of->k);
-    float *candidate_scores = room(in, of->num_queries * most * sizeof *candidate_scores);
-    int32_t *candidate_ids = room(in, of->num_queries * most * sizeof *candidate_ids);
-    if (in->short_of_memory)
-        return;
-    for (int64_t row = 0; row < of->num_queries; row++)
-        (*all)[row] = (best){row, of->k, 0, candidate_scores + row * most, candidate_ids + row * most, -INFINITY,
-                             margins[row], -INFINITY};
+/* Allocate an empty candidate list for each query, without a threshold. */
+static candidate_list *make_candidates(const topk_params *params, arena *scratch) {
+    const int64_t num_queries = params->num_queries, capacity = max_candidates(params->k);
+    candidate_list *candidates = arena_alloc(scratch, num_queries * sizeof *candidates);
+    float *scores = arena_alloc(scratch, num_queries * capacity * sizeof *scores);
+    int32_t *ids = arena_alloc(scratch, num_queries * capacity * sizeof *ids);
+    if (scratch->out_of_memory)
+        return NULL;
+    for (int64_t query = 0; query < num_queries; query++)
+        candidates[query] = (candidate_list){.query = query,
+                                             .k = params->k,
+                                             .scores = scores + query * capacity,
+                                             .ids = ids + query * capacity,
+                                             .threshold = -INFINITY,
+                                             .margin = params->margins[query],
+                                             .guess = -INFINITY};
+    return candidates;
 }
 
-/* Keys of a panel, and bytes of its codes where sketches have `width` columns. */
-int64_t longmem_panel_keys(void) { return COLS; }
-int64_t longmem_panel_bytes(int64_t width) { return codes_of_panel(shape_of(width)); }
+int64_t longmem_panel_keys(void) { return PANEL_KEYS; }
+int64_t longmem_panel_bytes(int64_t sketch_width) { return panel_bytes(padded_shape(sketch_width)); }
 
-/* Code the panels from `first` to `last` of [num_keys, width] sketches (rows `stride` apart; `kind`: 0 float32,
-   1 float16, 2 bfloat16), into `codes` [panels, longmem_panel_bytes] and `bounds` [panels, 3]. Returns 0, or 1 when
-   memory is short. */
-int longmem_code_panels(const void *key_sketches, int64_t stride, int kind, int64_t num_keys, int64_t width,
-                        int64_t first, int64_t last, uint8_t *codes, float *bounds) {
-    const rows sketches = {key_sketches, stride, kind};
-    float *copies = malloc(COLS * shape_of(width).width * sizeof *copies);
+int longmem_quantise_panels(const quantise_params *params) {
+    float *copies = malloc(PANEL_KEYS * padded_shape(params->sketch_width).width * sizeof *copies);
     if (!copies)
         return 1;
-    code_panels(&sketches, width, (list){NULL, num_keys}, first, last, copies,
-                (panels){codes, (panel_bounds *)bounds});
+    const key_list all_keys = {NULL, params->num_keys};
+    quantise_panels(&params->key_sketches, params->sketch_width, all_keys, params->first_panel, params->last_panel,
+                    copies, params->panels);
     free(copies);
     return 0;
 }
 
-/* Queries [num_queries, dim] and keys [num_keys, dim]; their sketches have `width` columns, and the inner product of
-   two sketches is at least that of query and key, up to `margins` of the query. Strides and kinds are as above. `codes`
-   and `bounds` are those of all panels; no key or sketch of one is longer than `largest`. Writes the k best, best
-   first, into the first k of `slots` columns of ids and scores; k is at least 1 and at most num_keys, and a product
-   that is not a number is never among them. Returns 0, or 1 when memory is short. */
-int longmem_top_k(const float *queries, const float *query_sketches, const float *margins, int64_t num_queries,
-                  const void *keys, int64_t key_stride, int key_kind, const void *key_sketches, int64_t sketch_stride,
-                  int sketch_kind, uint8_t *codes, float *bounds, float largest, int64_t num_keys, int64_t dim,
-                  int64_t width, int64_t k, int64_t slots, int64_t *ids, float *scores) {
-    const panels coded = {codes, (panel_bounds *)bounds};
-    const rows of_keys = {keys, key_stride, key_kind}, of_sketches = {key_sketches, sketch_stride, sketch_kind};
-    const problem of = {queries, query_sketches, of_keys, of_sketches, num_queries, dim, width, k, slots};
-    const list all_keys = {NULL, num_keys};
-    workspace in = prepare(&of);
-    best *all, **queue;
-    begin(&of, margins, num_queries, &all, &queue, &in);
-    if (in.short_of_memory) {
-        leave(&in);
+static int search_all_keys(const topk_params *params, const key_panels *panels, arena *scratch) {
+    const key_list all_keys = {NULL, params->num_keys};
+    const int64_t num_queries = params->num_queries;
+    scan_buffers buffers;
+    prepare_buffers(params, scratch, &buffers);
+    candidate_list *candidates = make_candidates(params, scratch);
+    candidate_list **queue = arena_alloc(scratch, num_queries * sizeof *queue);
+    if (scratch->out_of_memory)
         return 1;
-    }
-    for (int64_t row = 0; row < num_queries; row++)
-        queue[row] = all + row;
-    const int guessed = guess_thresholds(&of, queue, num_keys, coded, largest, &in);
-    if (in.short_of_memory) {
-        leave(&in);
+    for (int64_t query = 0; query < num_queries; query++)
+        queue[query] = candidates + query;
+    const int estimated = estimate_thresholds(params, queue, panels, scratch, &buffers);
+    if (scratch->out_of_memory)
         return 1;
-    }
-    scan(&of, queue, num_queries, all_keys, coded, &in);
-    int64_t num_again = 0;
-    for (int64_t row = 0; row < num_queries; row++) {
-        const int64_t size = rank_all(&of, all + row, in.hits);
-        if (!guessed || (size == k && in.hits[k - 1].score > all[row].guess)) {
-            write_hits(&of, row, in.hits, size, ids, scores);
+    scan(params, queue, num_queries, all_keys, *panels, &buffers);
+    int64_t num_repeated = 0;
+    for (int64_t query = 0; query < num_queries; query++) {
+        candidate_list *found = candidates + query;
+        const int64_t size = rank_candidates(params, found, buffers.hits);
+        if (!estimated || (size == params->k && buffers.hits[params->k - 1].score > found->guess)) {
+            write_hits(params, query, buffers.hits, size);
         } else {
-            all[row].size = 0, all[row].threshold = -INFINITY;
-            queue[num_again++] = all + row;
+            found->size = 0, found->threshold = -INFINITY;
+            queue[num_repeated++] = found;
         }
     }
-    if (num_again)
-        scan(&of, queue, num_again, all_keys, coded, &in);
-    for (int64_t each = 0; each < num_again; each++) {
-        const int64_t size = rank_all(&of, queue[each], in.hits);
-        write_hits(&of, queue[each]->row, in.hits, size, ids, scores);
+    if (num_repeated)
+        scan(params, queue, num_repeated, all_keys, *panels, &buffers);
+    for (int64_t entry = 0; entry < num_repeated; entry++) {
+        const int64_t size = rank_candidates(params, queue[entry], buffers.hits);
+        write_hits(params, queue[entry]->query, buffers.hits, size);
     }
-    leave(&in);
     return 0;
 }
 
-/* The same among the keys of some cells only. Cell c holds the keys `members[bounds[c]]` to
-   `members[bounds[c + 1] - 1]`, and a query looks into the `num_probes` different cells of its row of `probes`. It finds
-   fewer than k where they hold fewer. All queries of a cell are served together, so its keys are read once. */
-int longmem_top_k_in_cells(const float *queries, const float *query_sketches, const float *margins,
-                           int64_t num_queries, const void *keys, int64_t key_stride, int key_kind,
-                           const void *key_sketches, int64_t sketch_stride, int sketch_kind, int64_t dim,
-                           int64_t width, int64_t k, int64_t slots, const int64_t *members, const int64_t *bounds,
-                           int64_t num_cells, const int64_t *probes, int64_t num_probes, int64_t *ids,
-                           float *scores) {
-    const rows of_keys = {keys, key_stride, key_kind}, of_sketches = {key_sketches, sketch_stride, sketch_kind};
-    const problem of = {queries, query_sketches, of_keys, of_sketches, num_queries, dim, width, k, slots};
-    workspace in = prepare(&of);
-    best *all, **queue;
-    begin(&of, margins, num_queries * num_probes, &all, &queue, &in);
-    int64_t *ends = room(&in, (num_cells + 1) * sizeof *ends), largest = 0;
-    for (int64_t cell = 0; cell < num_cells; cell++)
-        largest = bounds[cell + 1] - bounds[cell] > largest ? bounds[cell + 1] - bounds[cell] : largest;
-    const shape sketch = shape_of(width);
-    const panels coded = {room(&in, num_panels(largest) * codes_of_panel(sketch) * sizeof *coded.codes),
-                          room(&in, num_panels(largest) * sizeof *coded.bounds)};
-    float *copies = room(&in, COLS * sketch.width * sizeof *copies);
-    if (in.short_of_memory) {
-        leave(&in);
+/* Search all keys, whose panels longmem_quantise_panels made. k is at most the number of keys. */
+int longmem_top_k(const topk_params *params, const key_panels *panels) {
+    arena scratch = {0};
+    const int failed = search_all_keys(params, panels, &scratch);
+    arena_free(&scratch);
+    return failed;
+}
+
+static int search_lists(const topk_params *params, const inverted_lists *lists, arena *scratch) {
+    const int64_t num_pairs = params->num_queries * lists->num_probes, num_lists = lists->num_lists;
+    scan_buffers buffers;
+    prepare_buffers(params, scratch, &buffers);
+    candidate_list *candidates = make_candidates(params, scratch);
+    candidate_list **queue = arena_alloc(scratch, num_pairs * sizeof *queue);
+    int64_t *ends = arena_alloc(scratch, (num_lists + 1) * sizeof *ends), largest = 0;
+    for (int64_t list = 0; list < num_lists; list++) {
+        const int64_t size = lists->starts[list + 1] - lists->starts[list];
+        largest = size > largest ? size : largest;
+    }
+    const sketch_shape shape = padded_shape(params->sketch_width);
+    const key_panels panels = {arena_alloc(scratch, count_panels(largest) * panel_bytes(shape)),
+                               arena_alloc(scratch, count_panels(largest) * sizeof *panels.bounds)};
+    float *copies = arena_alloc(scratch, PANEL_KEYS * shape.width * sizeof *copies);
+    if (scratch->out_of_memory)
         return 1;
-    }
-    /* the queries of each cell, side by side: cell c has those from ends[c - 1] to ends[c] */
-    for (int64_t at = 0; at < num_queries * num_probes; at++)
-        ends[probes[at] + 1]++;
-    for (int64_t cell = 0; cell < num_cells; cell++)
-        ends[cell + 1] += ends[cell];
-    for (int64_t at = 0; at < num_queries * num_probes; at++)
-        queue[ends[probes[at]]++] = all + at / num_probes;
-    for (int64_t cell = 0, first = 0; cell < num_cells; first = ends[cell++]) {
-        if (ends[cell] == first)
+    /* counting sort of the queue by list: the queries of list c end up at ends[c - 1] to ends[c] - 1 */
+    for (int64_t pair = 0; pair < num_pairs; pair++)
+        ends[lists->probes[pair] + 1]++;
+    for (int64_t list = 0; list < num_lists; list++)
+        ends[list + 1] += ends[list];
+    for (int64_t pair = 0; pair < num_pairs; pair++)
+        queue[ends[lists->probes[pair]]++] = candidates + pair / lists->num_probes;
+    for (int64_t list = 0, first = 0; list < num_lists; first = ends[list++]) {
+        if (ends[list] == first)
             continue;
-        const list of_cell = {members + bounds[cell], bounds[cell + 1] - bounds[cell]};
-        code_panels(&of_sketches, width, of_cell, 0, num_panels(of_cell.size), copies, coded);
-        scan(&of, queue + first, ends[cell] - first, of_cell, coded, &in);
+        const int64_t start = lists->starts[list];
+        const key_list keys = {lists->members + start, lists->starts[list + 1] - start};
+        quantise_panels(&params->key_sketches, params->sketch_width, keys, 0, count_panels(keys.size), copies, panels);
+        scan(params, queue + first, ends[list] - first, keys, panels, &buffers);
     }
-    for (int64_t row = 0; row < num_queries; row++)
-        write_hits(&of, row, in.hits, rank_all(&of, all + row, in.hits), ids, scores);
-    leave(&in);
+    for (int64_t query = 0; query < params->num_queries; query++)
+        write_hits(params, query, buffers.hits, rank_candidates(params, candidates + query, buffers.hits));
     return 0;
+}
+
+/* Search the probed lists of each query. A query has fewer than k hits where they hold fewer keys. All queries of a
+   list are searched together, so its keys are read once. */
+int longmem_ivf_top_k(const topk_params *params, const inverted_lists *lists) {
+    arena scratch = {0};
+    const int failed = search_lists(params, lists, &scratch);
+    arena_free(&scratch);
+    return failed;
 }

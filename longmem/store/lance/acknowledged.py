@@ -1,21 +1,21 @@
-"""A record, outside the catalogue, of its newest acknowledged commit, so that a catalogue that went back is seen.
+"""Record of the catalogue's newest acknowledged commit, kept outside the catalogue, to detect lost commits.
 
     acknowledged/18446744073709551573-8c2f0e7d1a5b9c34      (2^64 - 1 - version)-(digest of that version)
 
-A mark is an empty file whose name says everything, so that it exists whole or not at all. It is made after a commit of
-the catalogue and before the commit is acknowledged. Whatever is marked must therefore be found again: the newest
-version must not be below the mark, and the marked version must be the very one that was marked: its manifest, and the
-files that say which of its rows are deleted (`catalogue_state.py`).
+A mark is an empty file with all information in its name, so that it exists completely or not at all. It is created
+after a commit of the catalogue and before the commit is acknowledged. The marked version must therefore exist: the
+newest version must not be below the mark. The marked version must also be unchanged, with its manifest and its deletion
+files (`catalogue_state.py`).
 
 A writer that dies between its commit and its mark leaves a catalogue that is newer than the mark, which is sound. The
-folder's name sorts before `catalogue.lance`, so that a tool that copies a store in the order of names beside a
-writer copies the mark first.
+folder's name sorts before `catalogue.lance`, so that a tool that copies a store in name order during a write copies the
+mark first.
 
-In a bucket a mark holds no digest, because reading each manifest back would cost a request for each put: there, a
-catalogue is only seen to be older than its mark while it is shorter. A look at the marks is a request there, too:
-opening, `verify`, `segments`, `documents`, `num_bytes`, forks and compactions make it, also those of read-only
-readers; reads of blocks do not. A reader that has a bucket open learns of a catalogue that went back from the next of
-these calls; what it reads until then is what the older catalogue names, compared with its checksums as ever.
+In a bucket a mark holds no digest, because reading each manifest back would cost a request per put. There, a rolled
+back catalogue is detected only while its version is below the mark. Reading the marks costs a request too. Opening,
+`verify`, `segments`, `documents`, `num_bytes`, forks and compactions make it, also in read-only readers; reads of
+blocks do not. A reader with an open bucket detects a rolled-back catalogue at the next of these calls. Until then it
+reads blocks of the older catalogue, verified by their checksums as always.
 """
 
 import errno
@@ -34,13 +34,13 @@ from longmem.store.object_files import ObjectFiles
 FOLDER = "acknowledged"
 
 HINT = "latest_version_hint.json"
-"""Beside the manifests of a table."""
+"""File of Lance in the folder of a table's manifests."""
 
 _LAST = 2**64 - 1
-"""Lance counts versions down from here in the names of manifests, so that the newest is listed first."""
+"""Lance names the manifest of version v by this number minus v, so that the newest is listed first."""
 
 _PAUSES_S = (0.01, 0.05, 0.2)
-"""A network file system may show a mark before it shows the manifest: looked at again after these."""
+"""Pauses before a check is repeated: a network file system may show a mark before the manifest."""
 
 _NO_DIGEST = "0" * 16
 
@@ -50,15 +50,16 @@ class Mark(NamedTuple):
 
     version: int
     digest: str
-    """Digest of its state; zeros where it was not read."""
+    """Digest of its state; zeros if the state was not read."""
 
     @property
     def name(self) -> str:
+        """File name of the mark."""
         return f"{_LAST - self.version:020d}-{self.digest}"
 
     @staticmethod
     def of(name: str) -> "Mark | None":
-        """None for a name that is no mark."""
+        """Return the mark of a file name, or None for another name."""
         number, dash, digest = name.partition("-")
         if not (dash and len(number) == 20 and number.isdigit() and len(digest) == 16):
             return None
@@ -66,44 +67,48 @@ class Mark(NamedTuple):
 
 
 class Acknowledged(ABC):
-    """The marks of one store. Not thread-safe beyond what single files are: a store's lock protects `record`."""
+    """Marks of one store. A store's lock must protect `record`, which is not thread-safe."""
 
     is_cheap: bool
-    """True where checking costs microseconds, so that every look into the catalogue may do it."""
+    """True if a check costs microseconds, so that every query of the catalogue makes it."""
 
     @abstractmethod
     def check(self, version: Callable[[], int]) -> None:
-        """Return when the catalogue holds every acknowledged commit. `version` reads its newest version, and is called
-        only where the marks alone do not tell. Raises CorruptionError."""
+        """Raise CorruptionError unless the catalogue holds every acknowledged commit.
+
+        `version` reads the newest version of the catalogue. It is called only if the files do not decide.
+        """
 
     @abstractmethod
     def check_hint(self) -> None:
-        """Return unless there is other evidence of a commit that is gone. Raises CorruptionError."""
+        """Raise CorruptionError if Lance's own hint shows that a commit is lost."""
 
     @abstractmethod
     def newest(self) -> Mark | None:
-        """The newest mark; None where nothing was marked."""
+        """Return the newest mark, or None."""
 
     @abstractmethod
     def record(self, version: int) -> None:
-        """Mark a commit that is about to be acknowledged. Raises CorruptionError where the catalogue has gone back
-        meanwhile, StoreError where the mark cannot be written."""
+        """Mark a commit that is about to be acknowledged.
+
+        Raises CorruptionError if the catalogue was rolled back meanwhile, StoreError if the mark cannot be written.
+        """
 
     @abstractmethod
     def tidy(self) -> None:
-        """Remove marks of writers that are gone, where a newer mark says more."""
+        """Remove files that dead writers left, and older marks."""
 
     @abstractmethod
     def damaged_deletions(self) -> dict[Path, bytes]:
-        """The lists of deleted rows that are not what was marked, and what they were; only those that were copied."""
+        """Return the deletion files that differ from the marked ones, with the bytes of their copies."""
 
     @abstractmethod
     def reset(self, version: int | None) -> None:
-        """Forget all marks and take the catalogue as it is (of `version`; None for none)."""
+        """Remove all marks, and mark the present catalogue of `version` (None: no mark)."""
 
 
 def acknowledged(uri: str, folder: Path | None) -> Acknowledged:
-    """The marks of a store in a folder, or at a URI."""
+    """Return the marks of a store in a folder, or at a URI."""
     return _InBucket(ObjectFiles(uri)) if folder is None else _OnDisk(folder)
 
 
@@ -116,10 +121,10 @@ class _OnDisk(Acknowledged):
         self._versions = store / "catalogue.lance" / "_versions"
         self._files = CatalogueFiles(store / "catalogue.lance", self._folder / "deletions")
         self._sound: tuple[Mark, State] | None = None
-        """The mark that was compared last, and what it was compared with."""
+        """Mark of the last successful check, with the state that it was compared with."""
 
     def check(self, version: Callable[[], int]) -> None:
-        del version  # the folder says it without opening the table
+        del version  # read from the folder without opening the table
         newest = self.newest()
         for pause_s in (*_PAUSES_S, None):
             if newest is None or (reason := self._lacks(newest)) is None:
@@ -127,27 +132,29 @@ class _OnDisk(Acknowledged):
             if pause_s is None:
                 raise _lost(str(self._store), reason)
             time.sleep(pause_s)
-            # a repair, or a writer that has gone on, may have replaced it
+            # a repair or a writer may have replaced the mark
             newest = self.newest()
 
     def newest(self) -> Mark | None:
         return next(iter(self._marks()), None)
 
     def check_hint(self) -> None:
-        """Raises CorruptionError where Lance's own hint of the newest version is beyond all that are there. It is
-        written after a commit, so that it is never too high; it tells of stores that have no mark yet."""
+        """Raise CorruptionError if Lance's hint of the newest version exceeds all existing versions.
+
+        The hint is written after a commit, so it is never too high. It also covers stores without a mark.
+        """
         try:
             hint = json.loads((self._versions / HINT).read_text(encoding="utf-8"))["version"]
         except (FileNotFoundError, NotADirectoryError):
             return
         except (ValueError, KeyError, TypeError):
-            # Lance lists the versions then, and writes it anew
+            # Lance then lists the versions and rewrites the hint
             return
         if isinstance(hint, int) and (newest := newest_version(self._versions)) < hint:
-            raise _lost(str(self._store), f"version {hint} of the catalogue was there, and the newest one is {newest}")
+            raise _lost(str(self._store), f"version {hint} of the catalogue existed, and the newest one is {newest}")
 
     def _lacks(self, mark: Mark) -> str | None:
-        """Why the catalogue is not the one that was marked; None where it is."""
+        """Return why the catalogue differs from the marked one, or None."""
         manifest = _manifest(self._versions, mark.version)
         try:
             if self._sound is None or self._sound[0] != mark or not self._sound[1].is_unchanged:
@@ -166,17 +173,17 @@ class _OnDisk(Acknowledged):
                 return f"version {mark.version} of the catalogue was acknowledged, and the newest one is {newest}"
             if manifest.exists():
                 return f"version {mark.version} of the catalogue was acknowledged, and {error.filename} is gone"
-            # a version behind the mark stays only where a writer died before marking it, so this one was cleaned away
+            # the marked version was cleaned; the newest one has no mark yet, or its writer died before making it
         return None
 
     def record(self, version: int) -> None:
         marks = self._marks()
         if marks and marks[0].version > version:
-            # another writer has marked a later commit, which names ours too
+            # another writer has marked a later commit, which includes ours
             self.check(lambda: version)
             return
         if marks and marks[0].version < version and self._lacks(marks[0]) is not None:
-            # what it says is said by ours from here on
+            # our mark will replace it, so it must be checked now
             self.check(lambda: version)
         mark, state = self._mark(version)
         if mark in marks:
@@ -195,11 +202,11 @@ class _OnDisk(Acknowledged):
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(
-                    f"the disk is full: what was written is stored, and {self._folder} cannot say so ({error}); free "
+                    f"the disk is full: the write is stored, but its mark in {self._folder} is not ({error}); free "
                     "some space and write it again"
                 ) from error
             raise StoreError(
-                f"what was written is stored, and {self._folder} cannot be written to say so: {error}; free some space "
+                f"the write is stored, but its mark in {self._folder} could not be written: {error}; free some space "
                 "or check its permissions, and write it again"
             ) from error
 
@@ -207,7 +214,7 @@ class _OnDisk(Acknowledged):
             self._sound = (mark, state)
 
     def _mark(self, version: int) -> tuple[Mark, State | None]:
-        """The mark of a version, and what it is of; none where others have cleaned it away."""
+        """Return the mark and the state of a version; no state if another process has cleaned the version."""
         manifest = _manifest(self._versions, version)
         try:
             state = self._files.read(manifest)
@@ -224,7 +231,7 @@ class _OnDisk(Acknowledged):
     def tidy(self) -> None:
         """Remove copies of deletion files; marks are removed by every `record`."""
         with suppress(OSError):
-            # what is left says nothing, and costs a few bytes
+            # remaining copies are harmless, and cost a few bytes
             self._files.remove_old_copies()
 
     def damaged_deletions(self) -> dict[Path, bytes]:
@@ -242,12 +249,12 @@ class _OnDisk(Acknowledged):
         except OSError as error:
             raise StoreError(f"cannot write to {self._folder}: {error}; check its permissions") from error
         self._sound = None
-        self._files.forget()
+        self._files.evict()
         if version is not None:
             self.record(version)
 
     def _marks(self) -> list[Mark]:
-        """Newest first."""
+        """Return all marks, newest first."""
         try:
             names = sorted(path.name for path in self._folder.iterdir())
         except FileNotFoundError:
@@ -261,7 +268,7 @@ class _InBucket(Acknowledged):
     is_cheap = False
 
     def check_hint(self) -> None:
-        """Nothing is there: a bucket lists what it holds, and Lance keeps no hint."""
+        """Do nothing: Lance keeps no hint in a bucket."""
 
     def damaged_deletions(self) -> dict[Path, bytes]:
         return {}
@@ -296,7 +303,7 @@ class _InBucket(Acknowledged):
 
     def tidy(self) -> None:
         for old in self._marks()[1:]:
-            # never removed before a newer one is there: an older mark says nothing more
+            # removed only after a newer one exists, which makes it redundant
             self._files.remove(f"{FOLDER}/{old.name}")
 
     def reset(self, version: int | None) -> None:
@@ -312,7 +319,7 @@ class _InBucket(Acknowledged):
 
 
 def newest_version(versions: Path) -> int:
-    """Newest version that a folder of manifests holds; 0 for none."""
+    """Return the newest version in a folder of manifests; 0 for none."""
     with suppress(FileNotFoundError):
         found = [version_of(path.name) for path in versions.iterdir() if path.suffix == ".manifest"]
         return max((number for number in found if number is not None), default=0)
@@ -320,11 +327,11 @@ def newest_version(versions: Path) -> int:
 
 
 def version_of(name: str) -> int | None:
-    """Version that a manifest's name says; None for another name."""
+    """Return the version of a manifest by its name; None for another file."""
     stem = name.removesuffix(".manifest")
     if not stem.isdigit():
         return None
-    # names of fewer digits are of Lance before its second scheme
+    # names with fewer digits follow Lance's first naming scheme
     return _LAST - int(stem) if len(stem) == 20 else int(stem)
 
 

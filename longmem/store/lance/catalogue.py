@@ -1,7 +1,7 @@
-"""The catalogue of the durable store: its columns, how names become hashes, and what a row must be.
+"""Catalogue of the durable store: columns, hashes of names, and checks of rows.
 
-Users' texts are never part of a table name or of a condition: `place` is the hash of (namespace, document), `block`
-that of the place and the segment.
+Users' texts are never part of a table name or of a condition: column `place` is the hash of (namespace, document), and
+`block` is that hash with the segment.
 """
 
 from typing import Any
@@ -34,51 +34,53 @@ CATALOGUE_SCHEMA = pa.schema(
 PAYLOAD_PREFIX = "p-"
 
 PAYLOAD_SEGMENTS = 64
-"""Segments of one payload table: what trimming frees at a time, and what a read scans (0.1 ms per fragment)."""
+"""Segments per payload table: the unit that trimming frees and a read scans (0.1 ms per fragment)."""
 
 
-def place_of(key: DocumentKey) -> str:
-    """Hash that stands for a document in names and conditions."""
-    # the length in front keeps ("a", "b/c") and ("a/b", "c") apart
+def document_hash(key: DocumentKey) -> str:
+    """Return the hash that replaces a document's name in table names and conditions."""
+    # the length prefix distinguishes ("a", "bc") from ("ab", "c")
     name = f"{len(key.namespace)}:{key.namespace}{key.document}"
     return xxhash.xxh3_128_hexdigest(name.encode("utf-8", "surrogatepass"))
 
 
 def block_of(key: DocumentKey, segment: int) -> str:
-    """Name of a block, unique in the catalogue."""
-    return f"{place_of(key)}-{segment}"
+    """Return the name of a block, which is unique in the catalogue."""
+    return f"{document_hash(key)}-{segment}"
 
 
 def at(key: DocumentKey) -> str:
-    """Condition for the rows of one document."""
-    return f"place = {quoted(place_of(key))}"
+    """Return the condition for the rows of one document."""
+    return f"place = {quoted(document_hash(key))}"
 
 
 def row_of(info: SegmentInfo, payload: str, write: int) -> dict[str, Any]:
-    """The row that makes a block exist."""
-    names = {"place": place_of(info.key), "namespace": info.key.namespace, "document": info.key.document}
+    """Return the catalogue row of a block."""
+    names = {"place": document_hash(info.key), "namespace": info.key.namespace, "document": info.key.document}
     described = {name: value for name, value in vars(info).items() if name != "key"}
     return {"block": block_of(info.key, info.segment), **names, **described, "payload": payload, "write": write}
 
 
 def to_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table of the catalogue."""
+    """Return rows as an Arrow table of the catalogue's schema."""
     return pa.Table.from_pylist(rows, schema=CATALOGUE_SCHEMA)
 
 
 def key_of(row: dict[str, Any]) -> DocumentKey:
-    """Whose row it is (columns `place`, `namespace`, `document`). Raises CorruptionError where names and hash do not
-    belong together, which only damage can bring about."""
+    """Return the document of a row (columns `place`, `namespace`, `document`).
+
+    Raises CorruptionError if names and hash do not match, which only damage can cause.
+    """
     if not isinstance(row["namespace"], str) or not isinstance(row["document"], str):
         raise _damaged(row)
     key = DocumentKey(row["namespace"], row["document"])
-    if row["place"] != place_of(key):
+    if row["place"] != document_hash(key):
         raise _damaged(row)
     return key
 
 
 def info_of(row: dict[str, Any]) -> SegmentInfo:
-    """A whole row as what users see. Raises CorruptionError for a row that was never written like this."""
+    """Return a complete row as SegmentInfo. Raises CorruptionError if its names and hashes do not match."""
     key = key_of(row)
     if row["block"] != f"{row['place']}-{row['segment']}":
         raise _damaged(row)
@@ -87,8 +89,11 @@ def info_of(row: dict[str, Any]) -> SegmentInfo:
 
 
 def once_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Whole rows with one for each block, in their order. Where two writers of version 0.1 met, a block has several;
-    every reader takes that of the smallest `write`. Raises CorruptionError where they hold different tokens."""
+    """Return complete rows with one per block, in order.
+
+    Concurrent writers of version 0.1 could add several rows of a block; every reader uses that of the smallest `write`.
+    Raises CorruptionError if they hold different tokens.
+    """
     chosen: dict[str, dict[str, Any]] = {}
     for row in rows:
         other = chosen.setdefault(row["block"], row)
@@ -105,16 +110,19 @@ def once_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def payload_name(key: DocumentKey, segment: int, epoch: str) -> str:
-    """Table that a block goes to. `epoch` is that of the writing process: no process appends to a table that another
-    one may have left half-written or half-dropped."""
-    return f"{PAYLOAD_PREFIX}{place_of(key)}-{segment // PAYLOAD_SEGMENTS}-{epoch}"
+    """Return the payload table of a block.
+
+    `epoch` identifies the writing process, so that no process appends to a table that another one may have left
+    half-written or half-removed.
+    """
+    return f"{PAYLOAD_PREFIX}{document_hash(key)}-{segment // PAYLOAD_SEGMENTS}-{epoch}"
 
 
 def is_payload(name: str, key: DocumentKey | None = None, below_segment: int | None = None) -> bool:
-    """Whether a table holds payload: of `key`, and of nothing but segments below `below_segment`, where given."""
+    """Return True for a payload table: of `key` if given, and only with segments below `below_segment` if given."""
     if key is None:
         return name.startswith(PAYLOAD_PREFIX)
-    prefix = f"{PAYLOAD_PREFIX}{place_of(key)}-"
+    prefix = f"{PAYLOAD_PREFIX}{document_hash(key)}-"
     if not name.startswith(prefix):
         return False
     generation = int(name[len(prefix) :].split("-")[0])

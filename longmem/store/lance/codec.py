@@ -2,9 +2,9 @@
 
     write | chunk | tokens int32[chunk] | keys uint[chunk · kv_heads · width] | values uint[…]
 
-Fixed-size lists of unsigned integers are what Lance appends fastest, and they carry every format alike (a float column
-would be treated as vectors and validated). The last chunk of a block is padded with zeros; the catalogue knows how many
-tokens are real.
+Lance appends fixed-size lists of unsigned integers fastest, and they hold every number format (a float column would be
+treated as vectors and validated). The last chunk of a block is padded with zeros; the catalogue holds the number of
+real tokens.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from longmem.stored_format import STORED_TYPES, stored_width
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 BITS = {1: pa.uint8(), 2: pa.uint16(), 4: pa.uint32()}
-"""For numbers of so many bytes."""
+"""Arrow type by the bytes of a number."""
 PAYLOAD_COLUMNS = ["write", "chunk", "tokens", "keys", "values"]
 
 
 def payload_schema(identity: Fingerprint) -> pa.Schema:
-    """Columns of a payload table; `write` names the put that wrote the row."""
+    """Return the schema of a payload table. `write` is the id of the put that wrote the row."""
     bits = BITS[np.dtype(STORED_TYPES[identity.kv_dtype]).itemsize]
     width = identity.chunk_tokens * identity.kv_heads * stored_width(identity.head_dim, identity.kv_dtype)
     return pa.schema(
@@ -36,7 +36,7 @@ def payload_schema(identity: Fingerprint) -> pa.Schema:
 
 
 def to_rows(block: KVBlock, write: int) -> pa.Table:
-    """The payload rows of one block."""
+    """Return the payload rows of one block."""
     schema = payload_schema(block.fingerprint)
     chunk = block.fingerprint.chunk_tokens
     num_chunks = -(-block.num_tokens // chunk)
@@ -56,9 +56,9 @@ def to_rows(block: KVBlock, write: int) -> pa.Table:
 def from_rows(
     rows: pa.Table, key: DocumentKey, infos: list[tuple[SegmentInfo, int]], identity: Fingerprint
 ) -> list[KVBlock | None]:
-    """Blocks of the (catalogue entry, write) pairs, in their order; None where not every row is there exactly once.
+    """Return the blocks of the (catalogue entry, write) pairs, in order; None unless every row exists exactly once.
 
-    Arrays are read-only and, where rows arrive in order, share Arrow's memory.
+    Arrays are read-only and share Arrow's memory if the rows are in order.
     """
     chunk, kv_type = identity.chunk_tokens, STORED_TYPES[identity.kv_dtype]
     row = (chunk, identity.kv_heads, stored_width(identity.head_dim, identity.kv_dtype))
@@ -72,13 +72,15 @@ def from_rows(
     blocks: list[KVBlock | None] = []
     for info, write in infos:
         first, last = np.searchsorted(writes[order], [write, write + 1])
-        places = order[first:last]
-        if not np.array_equal(chunks[places], np.arange(-(-info.num_tokens // chunk))):
+        indices = order[first:last]
+        if not np.array_equal(chunks[indices], np.arange(-(-info.num_tokens // chunk))):
             blocks.append(None)
             continue
-        # a slice where rows lie in order (always, unless a table was rewritten), else one gather
+        # a slice if rows are in order (always, unless a table was rewritten), else one gather
         taken = (
-            slice(places[0], places[-1] + 1) if np.array_equal(np.diff(places), np.ones(len(places) - 1)) else places
+            slice(indices[0], indices[-1] + 1)
+            if np.array_equal(np.diff(indices), np.ones(len(indices) - 1))
+            else indices
         )
         parts = {
             name: _read_only(column[taken].reshape(-1, *column.shape[2:])[: info.num_tokens])

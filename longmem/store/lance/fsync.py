@@ -1,7 +1,7 @@
-"""What makes a commit survive a power cut: LanceDB writes and renames its files, but never waits for the disk.
+"""Durability against power cuts: LanceDB writes and renames its files, but never calls fsync.
 
-`TableSync` waits for every file of a table that it has not yet waited for, then for the folders that name them. What
-other writers committed before is waited for too, because a new manifest refers to their files.
+`TableSync` syncs every file of a table that it has not synced yet, then their folders. This includes files of other
+writers, because a new manifest refers to them.
 """
 
 import os
@@ -12,17 +12,17 @@ from typing import Literal
 from longmem.errors import StoreError
 
 Durability = Literal["process", "power"]
-"""`process`: what was acknowledged survives the death of any process. `power`: also a power cut or kernel crash."""
+"""`process`: acknowledged blocks survive the death of any process. `power`: also a power cut or kernel crash."""
 
 TABLE_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")
-"""Of a Lance table: what is referred to comes before what refers to it."""
+"""Folders of a Lance table, referenced files before the files that refer to them."""
 
 _TABLES_REMEMBERED = 256
-"""Beyond that, the files of a table that was not written to for long are waited for once more, which costs little."""
+"""Number of tables whose synced files are cached. The files of an evicted table are synced again, at little cost."""
 
 
 class TableSync:
-    """Waits until tables of a local database folder are on the disk. Not thread-safe."""
+    """Syncs tables of a local database folder to the disk. Not thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -30,8 +30,10 @@ class TableSync:
         self._failed: OSError | None = None
 
     def table(self, name: str) -> None:
-        """Return when every file of the table is on the disk. Raises StoreError; once it did, it always does, because
-        a kernel reports a write that failed only once."""
+        """Block until every file of the table is on the disk. Raises StoreError.
+
+        After one failure every call fails, because the kernel reports a failed write only once.
+        """
         if self._failed is not None:
             raise self._lost(name, self._failed)
         try:
@@ -56,8 +58,8 @@ class TableSync:
             if changed:
                 _fsync(folder / part)
         if known is None:
-            for place in (folder, self._root, self._root.parent):
-                _fsync(place)
+            for path in (folder, self._root, self._root.parent):
+                _fsync(path)
         elif found != known:
             _fsync(folder)
         self._synced[name] = found
@@ -66,8 +68,8 @@ class TableSync:
 
     def _lost(self, name: str, error: OSError) -> StoreError:
         return StoreError(
-            f"table {name} of {self._root} could not be written to the disk ({error}); what was acknowledged is safe, "
-            "later blocks may not be: check the disk, then open the store again and run `longmem memory verify`"
+            f"table {name} of {self._root} could not be written to the disk ({error}); acknowledged blocks are safe, "
+            "later ones may not be: check the disk, then open the store again and run `longmem memory verify`"
         )
 
 
@@ -75,11 +77,11 @@ def _mark(path: Path, folder: Path) -> tuple[str, int, int] | None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        # an old version that another process cleaned up
+        # an old version that another process removed
         return None
     if path.is_dir():
         return None
-    # files are written once, but a name may come again: after a repair, or as the hint of the latest version
+    # files are written once, but a name may recur: after a repair, or as the hint of the latest version
     return str(path.relative_to(folder)), status.st_ino, status.st_mtime_ns
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a store as stored: one row with it, one with its checksum."""
+"""Storage of a store's fingerprint: one row with its JSON, one with the checksum."""
 
 import json
 from dataclasses import asdict
@@ -17,18 +17,18 @@ IDENTITY_SCHEMA = pa.schema(
 )
 
 METADATA_KEY = b"longmem.fingerprint"
-"""Every payload table carries a copy in its schema, so that a lost identity can be restored."""
+"""Metadata key of a payload table's copy of the fingerprint, from which a lost identity is restored."""
 
 
 def identity_rows(fingerprint: Fingerprint) -> pa.Table:
-    """Rows of the identity table."""
+    """Return the rows of the identity table."""
     text = to_text(fingerprint)
     values = [text, xxhash.xxh3_128_hexdigest(text.encode())]
     return pa.table({"name": ["fingerprint", "checksum"], "value": values}, schema=IDENTITY_SCHEMA)
 
 
 def from_identity_rows(rows: list[dict[str, Any]], uri: str) -> Fingerprint | None:
-    """The stored fingerprint; None where nothing was written yet. Raises CorruptionError."""
+    """Return the stored fingerprint; None for an empty table. Raises CorruptionError."""
     values = {row["name"]: row["value"] for row in rows}
     if not values:
         return None
@@ -42,12 +42,12 @@ def from_identity_rows(rows: list[dict[str, Any]], uri: str) -> Fingerprint | No
 
 
 def to_text(fingerprint: Fingerprint) -> str:
-    """As JSON."""
+    """Return the fingerprint as JSON."""
     return json.dumps(asdict(fingerprint))
 
 
 def from_text(text: str) -> Fingerprint:
-    """Raises CorruptionError for what is no fingerprint."""
+    """Return the fingerprint of a JSON text. Raises CorruptionError if the text is not one."""
     try:
         return Fingerprint(**json.loads(text))
     except (ValueError, TypeError) as error:

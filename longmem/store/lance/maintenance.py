@@ -1,7 +1,7 @@
-"""Removes what dead writers left behind: temporary files of Lance, which it never removes itself, payload tables that
-no catalogue row names, and half-dropped tables. Without it, a job whose workers die for weeks fills the disk.
+"""Removes files of dead writers: temporary files, which Lance never removes, payload tables without a catalogue row,
+and half-deleted tables. Without it, a job whose workers die for weeks fills the disk.
 
-Only what is older than `OLD_S` goes: younger ones may belong to a put that is under way.
+Only files older than `OLD_S` are removed: younger ones may belong to a running put.
 """
 
 import shutil
@@ -16,31 +16,35 @@ from longmem.store.lance.fsync import TABLE_FOLDERS
 from longmem.store.lance.table import DOOMED_PREFIX
 
 OLD_S = 3600.0
+"""Age in seconds from which unreferenced files are removed."""
 
 EVERY_S = 3600.0
-"""A writer's first put sweeps when the last sweep of any writer is older than this."""
+"""Seconds since the last sweep of any writer after which a writer's first put sweeps."""
 
 STAMP = ".swept"
+"""Empty file whose modification time is that of the last sweep."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep removed."""
+    """Files, tables and bytes that a sweep removed."""
 
     num_files: int = 0
-    """Temporary files."""
+    """Number of temporary files."""
     num_tables: int = 0
-    """Payload tables that nothing named, and half-dropped tables."""
+    """Number of unreferenced payload tables and half-deleted tables."""
     num_bytes: int = 0
 
     def plus_tables(self, tables: dict[str, int]) -> "Swept":
-        """With tables (name → bytes) that were dropped."""
+        """Return the sum with removed tables (name → bytes)."""
         return replace(self, num_tables=self.num_tables + len(tables), num_bytes=self.num_bytes + sum(tables.values()))
 
 
 def is_due(folder: Path) -> bool:
-    """Whether the last sweep of a local store is long ago; then says that one was made, so that of many writers that
-    start together few sweep."""
+    """Return True if the last sweep of a local store is older than EVERY_S, and record a new one.
+
+    It is recorded before it is made, so that few of many writers that start together sweep.
+    """
     stamp = folder / STAMP
     try:
         if time.time() - stamp.stat().st_mtime < EVERY_S:
@@ -54,7 +58,7 @@ def is_due(folder: Path) -> bool:
 
 
 def old_tables(folder: Path, is_payload: Callable[[str], bool], old_s: float = OLD_S) -> dict[str, int]:
-    """Payload tables that nothing has written to for `old_s`, with their bytes."""
+    """Return the payload tables without a write for `old_s` seconds, with their bytes."""
     before = time.time() - old_s
     found = {}
     for path in folder.glob("*.lance"):
@@ -67,7 +71,7 @@ def old_tables(folder: Path, is_payload: Callable[[str], bool], old_s: float = O
 
 
 def sweep_files(folder: Path, old_s: float = OLD_S) -> Swept:
-    """Remove old temporary files and half-dropped tables of a local store."""
+    """Remove old temporary files and half-deleted tables of a local store."""
     before = time.time() - old_s
     num_files = num_tables = num_bytes = 0
     with _translated(folder):
@@ -87,7 +91,7 @@ def sweep_files(folder: Path, old_s: float = OLD_S) -> Swept:
 
 
 def _measure(path: Path) -> tuple[int, float]:
-    """Bytes of a file or folder, and when any of it was last written. What vanishes meanwhile counts as new."""
+    """Return the bytes of a file or folder, and the time of its last write (now, if it vanishes meanwhile)."""
     try:
         status = path.stat()
         size, newest = (0 if path.is_dir() else status.st_size), status.st_mtime
@@ -104,4 +108,4 @@ def _translated(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"cannot tidy {folder}: {error}; check its permissions") from error
+        raise StoreError(f"cannot sweep {folder}: {error}; check its permissions") from error

@@ -1,24 +1,24 @@
-"""Read from a Lance manifest which deletion files a version of a table uses. lancedb has no call for it.
+"""Reads the names of a version's deletion files from its Lance manifest; lancedb has no call for it.
 
-A manifest file ends with the place of its message (8 bytes), two version numbers (2 bytes each) and `LANC`. The message
-is a protobuf after its length (4 bytes): `Manifest.fragments` is field 2, `DataFragment.id` 1 and `.deletion_file` 3,
+A manifest ends with the offset of its message (8 bytes), two version numbers (2 bytes each) and `LANC`. The message is
+a protobuf after its length (4 bytes): `Manifest.fragments` is field 2, `DataFragment.id` 1 and `.deletion_file` 3,
 `DeletionFile.file_type` 1, `.read_version` 2 and `.id` 3 (Lance's `protos/table.proto`).
 """
 
 from collections.abc import Iterator
 
 DELETIONS = "_deletions"
-"""Folder of a table."""
+"""Folder of a table's deletion files."""
 
 _MAGIC = b"LANC"
 _FOOTER = 16
 
 _SUFFIXES = ("arrow", "bin")
-"""Suffix by the number of the file type: few rows are an Arrow array, many a bitmap."""
+"""File suffix by file type: few deleted rows are an Arrow array, many a bitmap."""
 
 
 def deletion_files(manifest: bytes) -> list[str]:
-    """Names of the files that say which rows of a version are deleted. Raises ValueError for no manifest."""
+    """Return the names of a version's deletion files. Raises ValueError for a malformed manifest."""
     if len(manifest) < _FOOTER or not manifest.endswith(_MAGIC):
         raise ValueError("not a Lance manifest: its last bytes are not `LANC`")
     start = int.from_bytes(manifest[-_FOOTER : -_FOOTER + 8], "little")
@@ -45,7 +45,7 @@ def deletion_files(manifest: bytes) -> list[str]:
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """Numbers of a message's fields, each with its number or with where its bytes begin and end."""
+    """Yield a message's fields: the field number, and its integer value or the span of its bytes."""
     while at < end:
         tag, at = _varint(data, at)
         kind = tag & 7

@@ -1,8 +1,8 @@
-"""A limit on the payload bytes of a store, counted from the store itself.
+"""Limit on the payload bytes of a store, counted from its catalogue.
 
-A counter of one's own drifts (other writers, deletes, crashes) until a store refuses everything or nothing. So the
-catalogue is counted again whenever the puts since the last count have used up an eighth of the room there was: seldom
-in a store with much room, at every put near the limit. The limit can be exceeded by one commit for each other writer.
+A separate counter would drift (other writers, deletes, crashes). The catalogue is therefore counted again whenever the
+puts since the last count have used an eighth of the remaining bytes: rarely in a store with much space, at every put
+near the limit. Each other writer can exceed the limit by one commit.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from longmem.errors import ConfigError, QuotaError
 
 _SHARE = 8
+"""Fraction of the remaining bytes, as 1/_SHARE, that puts may use before the next count."""
 
 
 class Quota:
-    """`count` asks the store for the bytes it holds. Not thread-safe: the store's lock protects it."""
+    """Byte limit of a store; `count` returns the stored bytes. Not thread-safe: the store's lock protects it."""
 
     def __init__(self, max_bytes: int | None, count: Callable[[], int], uri: str) -> None:
         if max_bytes is not None and max_bytes < 1:
@@ -25,7 +26,7 @@ class Quota:
         self._since = 0
 
     def check(self, num_bytes: int) -> None:
-        """Raises QuotaError unless so many bytes may be added."""
+        """Raise QuotaError unless `num_bytes` may be added."""
         if self._max_bytes is None:
             return
         if self._counted is None or self._since + num_bytes > (self._max_bytes - self._counted) / _SHARE:
@@ -39,9 +40,9 @@ class Quota:
             )
 
     def added(self, num_bytes: int) -> None:
-        """A block was stored."""
+        """Record that `num_bytes` were stored."""
         self._since += num_bytes
 
     def freed(self) -> None:
-        """Blocks were removed: count anew."""
+        """Record that blocks were removed; the next `check` counts again."""
         self._counted = None

@@ -1,4 +1,4 @@
-"""The reading half of the durable store: what its tables say, checked."""
+"""Read access to the durable store, with checks of every row and block."""
 
 from collections import OrderedDict
 from contextlib import suppress
@@ -25,21 +25,21 @@ from longmem.store.lance.table import HANDLES, REPAIR, LanceDatabase
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 MODELS_ASKED = 3
-"""Payload tables whose own fingerprint is compared when a store is opened: one suffices, unless it is damaged."""
+"""Payload tables whose own fingerprint is compared when a store is opened. One suffices, unless it is damaged."""
 
 
 class LanceReader(AbstractMemoryStore):
-    """Reads catalogue and payload; every row and block is compared with its checksums and hashes.
+    """Reads catalogue and payload, and compares every row and block with its checksums and hashes.
 
-    Whether a block is there is always asked of the catalogue, which other processes change too. What it holds is taken
-    from the last writes of this process where they still have it; `verify` reads the disk.
+    The catalogue, which other processes change too, is queried for every read. Payload comes from the cache of this
+    process's last writes if it is there, else from the disk; `verify` always reads the disk.
     """
 
     def __init__(self, uri: str) -> None:
         self._database = LanceDatabase(uri)
         self._acknowledged = acknowledged(uri, self._database.folder)
         self._same_model: OrderedDict[str, None] = OrderedDict()
-        """Payload tables whose own copy of the fingerprint is the store's."""
+        """Cached names of payload tables whose fingerprint equals the store's."""
         self._recent = RecentRows()
         self._exists = False
         self._closed = False
@@ -57,9 +57,9 @@ class LanceReader(AbstractMemoryStore):
         try:
             return self._blocks(rows, from_disk)
         except CorruptionError:
-            # deleted or trimmed while it was read, unless it is still named
+            # raises MissingBlockError if the block was deleted or trimmed meanwhile
             self._entries(key, range(wanted.start, wanted.start + len(rows)))
-        # a delete beside a put moves the put's payload away for milliseconds; damage stays
+        # read again: a delete concurrent with a put moves the put's payload away for milliseconds; damage stays
         return self._blocks(rows, from_disk)
 
     def _entries(self, key: DocumentKey, wanted: range, ahead: int = 0) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ class LanceReader(AbstractMemoryStore):
         return found
 
     def _check_stored_identity(self) -> None:
-        """Raises CorruptionError where the fingerprint is another one than this store was opened with."""
+        """Raise CorruptionError if the stored fingerprint differs from the one at opening."""
         known = self.fingerprint()
         if known is not None and (stored := self._stored_identity()) != known:
             raise CorruptionError(
@@ -131,11 +131,14 @@ class LanceReader(AbstractMemoryStore):
             )
 
     def _check_models(self, identity: Fingerprint) -> None:
-        """Raises CorruptionError where none of a few payload tables is of the store's model, before anything is read or
-        written under a foreign fingerprint. Where only some are foreign, reads of their blocks say so."""
+        """Raise CorruptionError if none of a few payload tables has the store's fingerprint.
+
+        This happens before anything is read or written under a wrong fingerprint. If only some tables differ, reads of
+        their blocks raise.
+        """
         foreign: tuple[str, Fingerprint] | None = None
         for payload in sorted(filter(is_payload, self._database.table_names()))[:MODELS_ASKED]:
-            # dropped meanwhile, or damaged: that is told by a read of its blocks, and the others can be read
+            # removed meanwhile, or damaged: reads of its blocks raise, and the other tables can be read
             with suppress(CorruptionError):
                 own = self._model_of(payload)
                 if own == identity:
@@ -146,7 +149,7 @@ class LanceReader(AbstractMemoryStore):
             raise self._foreign(*foreign, identity)
 
     def _check_model(self, payload: str, identity: Fingerprint) -> None:
-        """Raises CorruptionError unless a payload table was written by the model that the store names."""
+        """Raise CorruptionError if the fingerprint of a payload table differs from `identity`."""
         if payload in self._same_model:
             return
         if (own := self._model_of(payload)) not in (None, identity):
@@ -156,7 +159,7 @@ class LanceReader(AbstractMemoryStore):
             self._same_model.popitem(last=False)
 
     def _model_of(self, payload: str) -> Fingerprint | None:
-        """The copy of the fingerprint that a payload table carries; None for a table of the first stores."""
+        """Return a payload table's copy of the fingerprint; None for tables of early versions."""
         text = self._database.metadata(payload, PAYLOAD_COLUMNS).get(METADATA_KEY)
         return None if text is None else from_text(text.decode())
 
@@ -168,8 +171,8 @@ class LanceReader(AbstractMemoryStore):
 
     def verify(self, key: DocumentKey | None = None) -> int:
         self._check_open()
-        # a file that this process has opened before may have been damaged since
-        self._database.forget_all()
+        # files may have been damaged since this process opened them
+        self._database.evict_all()
         self._check_acknowledged()
         self._acknowledged.check_hint()
         self._check_stored_identity()
@@ -193,18 +196,18 @@ class LanceReader(AbstractMemoryStore):
         self._check_open()
         self._check_acknowledged()
         rows = self._catalogue(columns=["block", "write", "num_bytes"])
-        # of a block that has several rows one counts; of a payload that forks share, too
+        # rows of one block count once, and so does a payload that forks share
         each = rows.group_by("block").aggregate([("write", "min"), ("num_bytes", "max")])
         once = each.group_by("write_min").aggregate([("num_bytes_max", "max")])
         return int(pc.sum(once["num_bytes_max_max"]).as_py() or 0)
 
     def damaged_blocks(self) -> list[tuple[dict[str, Any], str]]:
-        """Catalogue rows whose block cannot be read as it was written, and why; reads the whole store."""
+        """Return the catalogue rows whose block does not verify, with the reason. Reads the whole store."""
         self._check_open()
         return [(row, reason) for row in self._rows() if (reason := self.damage_of(row))]
 
     def damage_of(self, row: dict[str, Any]) -> str | None:
-        """Why the block of a catalogue row cannot be read as it was written; None where it can."""
+        """Return why the block of a catalogue row does not verify, or None if it does."""
         try:
             self._blocks([row], from_disk=True)
         except CorruptionError as error:
@@ -212,7 +215,7 @@ class LanceReader(AbstractMemoryStore):
         return None
 
     def doubled(self, key: DocumentKey | None = None) -> dict[str, list[dict[str, Any]]]:
-        """Blocks that have several catalogue rows, in the order in which they were written; by the block's name."""
+        """Return the blocks with several catalogue rows: block name → rows in the order of their writes."""
         self._check_open()
         where = None if key is None else at(key)
         counts = self._catalogue(where, ["block"]).group_by("block").aggregate([("block", "count")])
@@ -225,11 +228,11 @@ class LanceReader(AbstractMemoryStore):
         return found
 
     def _check_acknowledged(self) -> None:
-        """Raises CorruptionError where the catalogue lacks commits that were acknowledged."""
+        """Raise CorruptionError if the catalogue lacks acknowledged commits."""
         self._acknowledged.check(lambda: self._database.version(CATALOGUE, CATALOGUE_SCHEMA))
 
     def _is_there(self) -> bool:
-        """Whether anything was ever stored. Opening a store creates nothing; its first put does."""
+        """Return True if a put was ever made. Opening a store creates nothing; its first put creates the tables."""
         if not self._exists:
             names = self._database.table_names()
             self._exists = CATALOGUE in names and IDENTITY in names
@@ -250,7 +253,7 @@ class LanceReader(AbstractMemoryStore):
         return self._database.select(CATALOGUE, CATALOGUE_SCHEMA, where, columns)
 
     def _rows(self, where: str | None = None) -> list[dict[str, Any]]:
-        """Whole rows of blocks, one for each, by segment."""
+        """Return complete catalogue rows, one per block, by segment."""
         return once_each(self._catalogue(where).sort_by("segment").to_pylist())
 
     def _payload_tables(self, where: str | None = None) -> set[str]:

@@ -1,4 +1,4 @@
-"""What this process has written last, so that readers close behind the writer need no disk."""
+"""Cache of the rows that this process wrote last, so that readers close behind the writer need no disk access."""
 
 from collections import OrderedDict
 from threading import Lock
@@ -6,13 +6,13 @@ from threading import Lock
 import pyarrow as pa
 
 RECENT_BYTES = 32 * 2**20
-"""64 segments of 512 tokens with 4 heads of 64 in float16."""
+"""Capacity: 64 segments of 512 tokens with 4 heads of 64 in float16."""
 
 
 class RecentRows:
-    """Payload rows by the write that made them, at most `max_bytes`; the oldest write goes first.
+    """Payload rows by write id, at most `max_bytes`; the oldest write is evicted first.
 
-    It says what was written, never whether it is still there: only the catalogue knows that.
+    It holds written rows, even deleted ones: only the catalogue decides whether a block exists.
     """
 
     def __init__(self, max_bytes: int = RECENT_BYTES) -> None:
@@ -22,6 +22,7 @@ class RecentRows:
         self._lock = Lock()
 
     def keep(self, write: int, rows: pa.Table) -> None:
+        """Cache the rows of a write."""
         with self._lock:
             self._rows[write] = rows
             self._num_bytes += rows.nbytes
@@ -29,7 +30,7 @@ class RecentRows:
                 self._num_bytes -= self._rows.popitem(last=False)[1].nbytes
 
     def of(self, writes: list[int]) -> dict[int, pa.Table]:
-        """Rows of those writes that are still held."""
+        """Return the cached rows of these writes."""
         with self._lock:
             return {write: self._rows[write] for write in writes if write in self._rows}
 

@@ -1,8 +1,8 @@
-"""Tries on a copy whether a catalogue can be written, compacted and cleaned, and not only read.
+"""Tests on a copy that a catalogue can be written, compacted and cleaned, not only read.
 
-A writer meets more files than a reader does: cleaning opens the manifest of every version. What exactly Lance opens is
-its own affair and changes between versions, so it is let do it. The catalogue is narrow; data files are linked where
-the file system can, because Lance never changes one.
+A writer opens more files than a reader: cleaning opens the manifest of every version. The exact files depend on the
+Lance version, so the test runs Lance itself. The catalogue is small. Data files are hard-linked if the file system
+supports it, because Lance never modifies one.
 """
 
 import os
@@ -20,19 +20,21 @@ from longmem.store.lance.table import DOOMED_PREFIX, LanceDatabase, PlaceError
 from longmem.types import DocumentKey, SegmentInfo
 
 TRIES = 3
-"""A copy that is made while another process compacts may lack a file."""
+"""Number of tries: a copy that is made while another process compacts may lack a file."""
 
 _AT_ONCE = timedelta(milliseconds=1)
 
 
 def rehearse(store: Path) -> None:
-    """Insert, delete, compact and clean on a copy of a local store's catalogue. Raises CorruptionError where one of
-    them fails or changes what the catalogue says, StoreError where no copy can be made."""
-    places: list[Path | None] = [store, None]
+    """Insert, delete, compact and clean on a copy of a local store's catalogue.
+
+    Raises CorruptionError if an operation fails or changes the rows, StoreError if no copy can be made.
+    """
+    parents: list[Path | None] = [store, None]
     tries = TRIES
     while True:
         try:
-            with _copy_of(store, places[0]) as copy:
+            with _copy_of(store, parents[0]) as copy:
                 _try(LanceDatabase(str(copy)))
         except CorruptionError as error:
             tries -= 1
@@ -41,9 +43,9 @@ def rehearse(store: Path) -> None:
                     f"every block of {store} can be read, and the next write or compaction would fail: {error}"
                 ) from error
         except (OSError, PlaceError) as error:
-            # full, or only to be read: what is tried is the catalogue, not the disk
-            del places[0]
-            if not places:
+            # full or read-only: the catalogue is tested, not the disk, so copy to the temporary folder instead
+            del parents[0]
+            if not parents:
                 raise StoreError(
                     f"every block of {store} can be read; whether its catalogue can be written could not be tried, "
                     f"neither there nor in {tempfile.gettempdir()}: {error}; free some space, or set TMPDIR"
@@ -78,18 +80,20 @@ def _as_damage() -> Iterator[None]:
     except (CorruptionError, PlaceError):
         raise
     except StoreError as error:
-        # on a fresh copy that no other process has open, nothing else can be the reason
+        # a private copy leaves no other cause
         raise CorruptionError(str(error)) from error
 
 
 @contextmanager
-def _copy_of(store: Path, place: Path | None) -> Iterator[Path]:
-    """A folder with the catalogue alone, in a place or the system's for temporary files. One that is left in the store
-    by a death goes with the next sweep."""
-    folder = Path(tempfile.mkdtemp(prefix=DOOMED_PREFIX, dir=place))
+def _copy_of(store: Path, parent: Path | None) -> Iterator[Path]:
+    """Yield a folder in `parent` (None: the system's temporary folder) that holds only a copy of the catalogue.
+
+    The next sweep removes a copy that a dying process left in the store.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=DOOMED_PREFIX, dir=parent))
     try:
-        table, copied = (place / f"{CATALOGUE}.lance" for place in (store, folder))
-        # versions first: what they name exists for minutes more, also beside a writer that cleans
+        table, copied = (root / f"{CATALOGUE}.lance" for root in (store, folder))
+        # versions first: the files that they name exist for minutes more, even while a writer cleans
         for part in ("_versions", *(part for part in TABLE_FOLDERS if part != "_versions")):
             for path in sorted((table / part).rglob("*")):
                 if path.is_file() and not path.name.startswith(".tmp"):

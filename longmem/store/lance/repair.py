@@ -1,7 +1,7 @@
-"""Brings a damaged store back to its last good state, and says what that cost.
+"""Restores a damaged store to its last good state, and reports what was lost.
 
-Damaged manifests and tables are moved into the folder `damaged/` of the store, never deleted. Blocks whose payload is
-gone are dropped from the catalogue: a job that needs them writes them again.
+Damaged manifests and tables are moved into the folder `damaged/` of the store, never deleted. Blocks without payload
+are removed from the catalogue; a job that needs them writes them again.
 """
 
 import time
@@ -32,33 +32,33 @@ REBUILT = "rebuilt"
 DAMAGED_FOLDER = "damaged"
 
 _NAMED = 5
-"""Examples in a sentence."""
+"""Number of examples in a message."""
 
 
 @dataclass
 class RecoveryReport:
-    """What `recover` did, one sentence each; empty for a store that was sound."""
+    """Result of `recover`. `actions` has one sentence per change, and is empty for a sound store."""
 
     actions: list[str] = field(default_factory=list)
     num_blocks: int = 0
-    """Blocks that the store holds now, all of them verified."""
+    """Number of stored blocks after the repair, all verified."""
     num_dropped: int = 0
-    """Blocks that the catalogue named and that are gone."""
+    """Number of catalogued blocks that were lost."""
 
 
 def recover(uri: str) -> RecoveryReport:
-    """Repair a store that nobody else has open. Running it on a sound store only verifies it.
+    """Repair a store that no other process has open. A sound store is only verified.
 
-    - a table whose newest version cannot be read goes back to the newest one that can;
-    - a list of the catalogue's deleted rows that is not the acknowledged one is put back from its copy;
-    - a catalogue that has lost acknowledged commits is taken as it is, and what nothing names any more is told;
-    - a catalogue that can be read but not written (an old version is damaged) is written anew;
-    - a fingerprint that is lost, or is not that of the payload tables, is restored from them;
-    - of several catalogue rows of one block, one that verifies stays;
-    - catalogue entries whose block does not verify are dropped;
-    - with no readable catalogue, every table is moved aside and the store is empty.
+    - A table whose newest version cannot be read is rolled back to the newest readable one.
+    - A deletion file of the catalogue that differs from the acknowledged one is restored from its copy.
+    - A catalogue that has lost acknowledged commits is accepted, and unreferenced payload is reported.
+    - A catalogue that can be read but not written (an old version is damaged) is rewritten.
+    - A fingerprint that is lost, or differs from that of the payload tables, is restored from them.
+    - If a block has several catalogue rows, one that verifies stays.
+    - Catalogue rows whose block does not verify are removed.
+    - Without a readable catalogue, every table is moved aside and the store is empty.
 
-    In an object store only rows and damaged blocks are dropped. Raises StoreError when the place cannot be read or
+    In an object store, only rows of damaged blocks are removed. Raises StoreError when the store cannot be read or
     written, CorruptionError for damage that it cannot repair (a damaged table in an object store).
     """
     report = RecoveryReport()
@@ -80,7 +80,7 @@ def recover(uri: str) -> RecoveryReport:
 
 
 def _accept_in_bucket(database: LanceDatabase, report: RecoveryReport) -> None:
-    """A catalogue that is older than its mark is taken as it is. Raises CorruptionError where it cannot be read."""
+    """Accept a catalogue that is older than its mark. Raises CorruptionError if it cannot be read."""
     marks = acknowledged(database.uri, None)
     if CATALOGUE not in database.table_names():
         return
@@ -93,8 +93,11 @@ def _accept_in_bucket(database: LanceDatabase, report: RecoveryReport) -> None:
 
 
 def _surplus_rows(store: LanceMemoryStore) -> list[tuple[dict[str, Any], str]]:
-    """Removes all but one row of each block that has several: the one that readers take, if it verifies and all hold
-    the same tokens; else the first that was written and verifies."""
+    """Remove all but one row of each block with several rows. Return the removed rows with the reason.
+
+    The row that readers use stays, if it verifies and all rows have the same tokens. Otherwise the first written row
+    that verifies stays.
+    """
     removed = []
     for rows in store.doubled().values():
         sound = [row for row in rows if not store.damage_of(row)] or rows
@@ -135,7 +138,7 @@ class _Repair:
         has_identity = self._roll_back(IDENTITY, IDENTITY_SCHEMA.names)
         payloads = [name for name in payloads if self._roll_back(name, PAYLOAD_COLUMNS, ["write"])]
         if not payloads and not self._report.actions:
-            # nothing was ever stored, or a first put died before its payload
+            # no put was ever made, or the first one died before its payload
             return
         has_identity = self._check_identity(payloads, has_identity)
         if not has_catalogue or not has_identity:
@@ -143,13 +146,13 @@ class _Repair:
             return
         self._check_writes(suspect)
         if self._report.actions:
-            # a catalogue that went back is the one that counts from here on
+            # from now on, the rolled-back catalogue is the acknowledged one
             self._marks.reset(self._database.version(CATALOGUE, CATALOGUE_SCHEMA))
         if went_back:
-            self._tell_unnamed(payloads)
+            self._report_unreferenced(payloads)
 
     def _lost_commits(self) -> bool:
-        """Return whether acknowledged commits are gone."""
+        """Return True if acknowledged commits are lost."""
         table = self._folder / f"{CATALOGUE}.lance"
         try:
             self._restore_deletions()
@@ -163,7 +166,7 @@ class _Repair:
         return False
 
     def _restore_deletions(self) -> None:
-        """Put back the lists of deleted rows that are not those that were acknowledged, from their copies."""
+        """Restore deletion files that differ from the acknowledged ones from their copies."""
         for path, data in self._marks.damaged_deletions().items():
             name = path.relative_to(self._folder)
             self._move_aside(path, "it is not the list of deleted rows that was acknowledged")
@@ -173,11 +176,13 @@ class _Repair:
             except OSError as error:
                 raise StoreError(f"cannot write {path}: {error}; free some space or check its permissions") from error
             self._report.actions.append(f"{name}, a list of deleted rows, was put back from its copy")
-        self._database.forget_all()
+        self._database.evict_all()
 
     def _rows_of_suspect_version(self) -> list[dict[str, Any]]:
-        """The rows of a newest version that is not the one that was acknowledged under its number. It is moved aside: a
-        flipped bit of a manifest can leave out rows, or bring back deleted ones, and still be read."""
+        """Move the newest version aside if it differs from the acknowledged one of its number, and return its rows.
+
+        A flipped bit in a manifest can omit rows or restore deleted ones, and the manifest still be readable.
+        """
         table = self._folder / f"{CATALOGUE}.lance"
         mark = self._marks.newest()
         newest = _newest_manifest(table)
@@ -188,12 +193,11 @@ class _Repair:
         except CorruptionError:
             return []
         self._move_aside(newest, "it is not the version that was acknowledged under this number")
-        self._database.forget(CATALOGUE)
+        self._database.evict(CATALOGUE)
         return rows
 
     def _check_writes(self, suspect: list[dict[str, Any]]) -> None:
-        """Write the catalogue anew where it can be read and not written, or lacks rows of a version that was moved
-        aside."""
+        """Rewrite the catalogue if it cannot be written, or lacks rows of a version that was moved aside."""
         reason = None
         try:
             rehearse(self._folder)
@@ -211,16 +215,18 @@ class _Repair:
         self._move_aside(rebuilt, "it was left by a repair that was interrupted")
         self._database.create_if_absent(REBUILT, CATALOGUE_SCHEMA)
         self._database.append(REBUILT, to_table(rows + more))
-        # a death from here on leaves no mark that the new catalogue does not keep
+        # reset first: a crash from here on leaves no mark that contradicts the new catalogue
         self._marks.reset(None)
-        self._move_aside(self._folder / f"{CATALOGUE}.lance", f"its {len(rows)} rows were written anew")
+        self._move_aside(self._folder / f"{CATALOGUE}.lance", f"its {len(rows)} rows were rewritten")
         rebuilt.rename(self._folder / f"{CATALOGUE}.lance")
         for name in (CATALOGUE, REBUILT):
-            self._database.forget(name)
+            self._database.evict(name)
 
-    def _tell_unnamed(self, payloads: list[str]) -> None:
-        """Report what the lost commits had made reachable: payload that no row names. It stays where its table has
-        other blocks, and is moved aside with the table where it has none."""
+    def _report_unreferenced(self, payloads: list[str]) -> None:
+        """Report payload without a catalogue row, which lost commits referred to.
+
+        It stays if its table has other blocks; otherwise the table is moved aside.
+        """
         rows = self._database.select(CATALOGUE, CATALOGUE_SCHEMA).to_pylist()
         named = {(row["payload"], int(row["write"])) for row in rows}
         documents = {row["place"]: f"{row['namespace']}/{row['document']}" for row in rows}
@@ -232,7 +238,7 @@ class _Repair:
                 if not any(payload == name for payload, _ in named):
                     self._move_aside(self._folder / f"{name}.lance", "no row of the catalogue names any of its blocks")
         if unnamed:
-            owners = sorted({documents.get(_place(name), "a document without any block left") for name in unnamed})
+            owners = sorted({documents.get(_document_hash(name), "a document without blocks") for name in unnamed})
             shown = ", ".join(owners[:_NAMED]) + (f" and {len(owners) - _NAMED} others" if len(owners) > _NAMED else "")
             self._report.actions.append(
                 f"{sum(unnamed.values())} blocks were written that the catalogue does not name (lost with its newest "
@@ -240,13 +246,13 @@ class _Repair:
             )
 
     def _roll_back(self, name: str, columns: list[str], read: list[str] | None = None) -> bool:
-        """Move newest versions aside until one can be read; False (and the table aside) when there is none."""
+        """Move newest versions aside until one can be read. If none can, move the table aside and return False."""
         table = self._folder / f"{name}.lance"
         if not table.is_dir():
             return False
         moved = 0
         while True:
-            self._database.forget(name)
+            self._database.evict(name)
             try:
                 self._database.check(name, columns, read)
             except CorruptionError as error:
@@ -265,7 +271,7 @@ class _Repair:
                 return True
 
     def _check_identity(self, payloads: list[str], readable: bool) -> bool:
-        """Restore the fingerprint from the payload tables where it is lost or another one; whether there is one."""
+        """Restore a lost or wrong fingerprint from the payload tables. Return False if there is none."""
         stored = self._fingerprint() if readable else None
         found: Counter[Fingerprint] = Counter()
         for name in payloads:
@@ -288,7 +294,7 @@ class _Repair:
             return True
         why = "it holds no readable fingerprint" if stored is None else "its fingerprint is that of another store"
         self._move_aside(self._folder / f"{IDENTITY}.lance", why)
-        self._database.forget(IDENTITY)
+        self._database.evict(IDENTITY)
         self._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
         self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
         self._report.actions.append(f"restored the fingerprint from {count} of {len(payloads)} payload tables")
@@ -318,7 +324,7 @@ class _Repair:
             return
         target = self._aside / path.relative_to(self._folder)
         while target.exists():
-            # the rest of a table whose manifests were moved before
+            # the name is taken by manifests of this table that were moved before
             target = target.with_name(f"{target.name}~")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -336,7 +342,7 @@ def _newest_manifest(table: Path) -> Path | None:
     return max(_manifests(table), key=lambda path: version_of(path.name) or 0, default=None)
 
 
-def _place(payload: str) -> str:
+def _document_hash(payload: str) -> str:
     return payload.split("-")[1]
 
 

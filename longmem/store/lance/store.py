@@ -1,48 +1,49 @@
 """The durable store: LanceDB tables on disk (or in a bucket).
 
-    identity        the fingerprint that the first block fixed
-    catalogue       one row per block: whose, where, how long, checksums, and the write that holds its payload
+    identity        the fingerprint of the first block
+    catalogue       one row per block: document, position, length, checksums, and the write that holds its payload
     p-…             payload: chunk rows of up to 64 segments of one document, and a copy of the fingerprint
-    acknowledged/   the newest commit of the catalogue that was acknowledged (no table: names of empty files), and
-                    copies of its lists of deleted rows
+    acknowledged/   the newest acknowledged commit of the catalogue (no table: names of empty files), and copies of its
+                    deletion files
 
-A put appends the payload first and inserts the catalogue rows last, as one commit: blocks exist from that commit on,
-whole. A process that dies in between leaves payload rows that nothing names; they are never read.
+A put appends the payload first and inserts the catalogue rows last, as one commit. Blocks exist from that commit on. A
+process that dies in between leaves payload rows without a catalogue row, which are never read.
 
-**What an acknowledged put promises.** When `put` returned, the block survives the death of any process (`kill -9`)
-and is visible to every process that has the store open. LanceDB does not fsync local files, so with
-`durability="process"` a power cut or kernel crash can lose the last seconds; checksums then tell damage from data.
-With `durability="power"` the block survives that too: `put` returns when the disk has it. A catalogue that went back
-behind what was acknowledged is an error for every reader and writer (`acknowledged.py`). In a bucket, reads of blocks
-by a store that is open do not look for it; opening, `verify` and everything that lists segments or documents do.
+**Guarantees of an acknowledged put.** Once `put` returned, the block survives the death of any process (`kill -9`).
+Every process that has the store open can read it. LanceDB does not fsync local files, so with `durability="process"`
+a power cut or kernel crash can lose the last seconds; checksums detect the damage. With `durability="power"` the block
+survives that too: `put` returns after the fsync. A catalogue that lacks acknowledged commits is an error for every
+reader and writer (`acknowledged.py`). In a bucket, reads of blocks by an open store do not check this. Opening,
+`verify` and all calls that list segments or documents do.
 
-**What concurrent writers can rely on.** Any number of threads, processes and nodes may put the same blocks at the same
-moment. Exactly one put of a block is told that it is new; every other one is told that it is a duplicate, or meets a
-ConflictError where its tokens differ. Of several forks into one target one succeeds. A `fork` beside a `delete` or
-`trim` of its source succeeds whole or raises. This rests on Lance's conflict detection between inserts of one key:
-`merge_insert` records the inserted keys in its transaction where the column is not nullable and is the table's
-unenforced primary key, and a commit that inserted one of them meanwhile makes it start again (lancedb 0.40, Lance 13).
-Tables of stores that were made before have no such key, and are given one by the next write. In a bucket it also
-needs conditional writes, which the first put asks for.
+**Guarantees for concurrent writers.** Any number of threads, processes and nodes may put the same blocks concurrently.
+Exactly one put of a block reports it as new. Every other one reports a duplicate, or raises ConflictError if its tokens
+differ. If several forks have one target, exactly one succeeds. A `fork` concurrent with a `delete` or `trim` of its
+source succeeds completely or raises. This rests on Lance's conflict detection between inserts of one key:
+`merge_insert` records the inserted keys in its transaction if the column is not nullable and is the table's unenforced
+primary key. It restarts if a concurrent commit inserted one of them (lancedb 0.40, Lance 13). Tables of earlier
+versions have no such key, and the next write adds it. A bucket also needs conditional writes, which the first put
+checks.
 
-Lance compares an insert only with commits whose versions are still there. Versions are kept for ten minutes; a put
-that took longer than five looks for a second row of its blocks, and withdraws its own.
+Lance compares an insert only with commits whose versions still exist. Versions are kept for ten minutes. A put that
+took longer than five checks for a second row of its blocks, and withdraws its own.
 
-A `delete`, `trim` or sweep beside a put of the same document drops no payload that an acknowledged put needs: the one
-that drops moves the table away and then looks for rows that name it, the one that puts adds its row and then looks for
-the table. A put whose payload went before its row came raises StoreError and leaves nothing. No clock decides this.
+A `delete`, `trim` or sweep concurrent with a put of the same document removes no payload of an acknowledged put. The
+remover moves the table away and then searches for rows that refer to it; the writer adds its row and then checks that
+the table exists. A put whose payload was removed before its row was added raises StoreError and leaves nothing.
+This does not depend on clocks.
 
-Not guaranteed in a bucket, where nothing can be moved away: a put and a `delete` of *the same document* at the same
-moment. The put may be acknowledged while its payload goes with the delete; then reads raise CorruptionError.
+Not guaranteed in a bucket, where tables cannot be moved: a put concurrent with a `delete` of *the same document*. The
+put may be acknowledged although the delete removed its payload; reads then raise CorruptionError.
 
-Payload tables are never compacted (Lance would rewrite all of them each time); the catalogue is, now and then.
+Payload tables are never compacted (Lance would rewrite all of them each time). The catalogue is compacted regularly.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from longmem.errors import ConflictError, MissingBlockError
-from longmem.store.lance import maintenance as janitor
+from longmem.store.lance import maintenance
 from longmem.store.lance.catalogue import CATALOGUE, CATALOGUE_SCHEMA, at, info_of, is_payload, row_of, to_table
 from longmem.store.lance.table import quoted
 from longmem.store.lance.writer import LanceWriter
@@ -50,8 +51,10 @@ from longmem.types import DocumentKey
 
 
 class LanceMemoryStore(LanceWriter):
-    """Keeps every promise of AbstractMemoryStore, across threads, processes and nodes, for any number of writers and
-    readers; in a bucket, one document is not deleted while it is written (see above)."""
+    """LanceDB store that keeps every guarantee of AbstractMemoryStore across threads, processes and nodes.
+
+    In a bucket, a document must not be deleted while it is written (see above).
+    """
 
     def __enter__(self) -> "LanceMemoryStore":
         return self
@@ -68,16 +71,16 @@ class LanceMemoryStore(LanceWriter):
                 raise exists
             copies = [row_of(replace(info_of(row), key=target), row["payload"], row["write"]) for row in rows]
             for payload in {row["payload"] for row in rows}:
-                # who wrote it may have promised less
+                # its writer may have used durability="process"
                 self._sync(payload)
             commit = self._database.insert_missing(CATALOGUE, to_table(copies), "block")
             self._on_step("fork:catalogue")
             if commit.num_rows < len(copies):
-                # another process made the document meanwhile
+                # another process created the document meanwhile
                 if commit.num_rows:
                     self._withdraw(target, rows)
                 raise exists
-            # who deletes the source looks for other names of its payload: either they see ours, or we see their delete
+            # a concurrent delete of the source checks for other rows of its payload: it sees ours, or we see the delete
             left = set(self._catalogue(at(source), ["write"])["write"].to_pylist())
             if not left >= {row["write"] for row in rows}:
                 self._withdraw(target, rows)
@@ -87,7 +90,7 @@ class LanceMemoryStore(LanceWriter):
         return commit.num_rows
 
     def _withdraw(self, target: DocumentKey, rows: list[dict[str, Any]]) -> None:
-        """Remove a fork that was not acknowledged; blocks that others have put under its name stay."""
+        """Remove the rows of an unacknowledged fork. Blocks that other processes put under its name stay."""
         writes = ", ".join(str(int(row["write"])) for row in rows)
         self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"{at(target)} AND write IN ({writes})")
 
@@ -112,20 +115,21 @@ class LanceMemoryStore(LanceWriter):
                 removed = min(blocks, commit.num_rows)
                 self._quota.freed()
                 self._on_step(f"{operation}:catalogue")
-                # or a power cut could bring back a catalogue that names what is dropped now
+                # before the payload goes: a power cut could restore a catalogue that refers to it
                 self._acknowledge(commit.version)
                 self._on_step(f"{operation}:sync")
-            # also tables that only a killed put has written to, or that a killed delete has left
+            # includes tables of a killed put, or of a killed delete
             own = {name for name in self._database.table_names() if is_payload(name, key, below_segment)}
             for name in sorted((own | held) - self._payload_tables()):
                 self._drop(name)
             self._on_step(f"{operation}:end")
         return removed
 
-    def compact(self, old_s: float = janitor.OLD_S) -> janitor.Swept:
-        """Rewrite the catalogue into few files and remove what nothing refers to any more; returns what was freed.
+    def compact(self, old_s: float = maintenance.OLD_S) -> maintenance.Swept:
+        """Rewrite the catalogue into few files, remove unreferenced files, and return what was freed.
 
-        Safe beside writers and readers: only what is older than `old_s` is removed (0 only where no writer lives).
+        Safe with concurrent writers and readers: only files older than `old_s` seconds are removed. Use 0 only without
+        writers.
         """
         self._check_open()
         with self._change:
@@ -135,7 +139,7 @@ class LanceMemoryStore(LanceWriter):
         """Remove catalogue rows, so that their blocks can be written again. Raises StoreError."""
         with self._change:
             for row in rows:
-                # a row whose name is damaged is still known by its write
+                # a row with a damaged block name is selected by its write
                 name = str(row["block"])
                 intact = name.replace("-", "").isalnum()
                 condition = f"block = {quoted(name)}" if intact else f"write = {int(row['write'])}"
@@ -150,7 +154,7 @@ class LanceMemoryStore(LanceWriter):
             others = f"block = {quoted(str(row['block']))} AND write != {int(row['write'])}"
             self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, others)
             if self._catalogue(f"block = {quoted(str(row['block']))}", ["block"]).num_rows > 1:
-                # copies of one row, which no condition tells apart
+                # identical rows cannot be selected separately: remove all and insert one
                 self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"block = {quoted(str(row['block']))}")
                 self._database.insert_missing(CATALOGUE, to_table([row]), "block")
             self._quota.freed()

@@ -1,7 +1,7 @@
-"""LanceDB, behind the few operations the store needs: the only file that imports it.
+"""Adapter of LanceDB with the operations that the store needs; the only module that imports lancedb.
 
-Its exceptions (whose types say little) become StoreError where the place cannot be used, CorruptionError where
-stored bytes cannot be read.
+LanceDB's exceptions, whose types are unspecific, become StoreError if the storage cannot be used, and CorruptionError
+if stored bytes cannot be read.
 """
 
 import errno
@@ -25,34 +25,34 @@ import pyarrow as pa
 from longmem.errors import CorruptionError, StoreError
 
 DOOMED_PREFIX = ".dropped-"
-"""Folders of tables that are being removed."""
+"""Prefix of folders of tables that are being removed."""
 
 REPAIR = "run `longmem memory verify --repair`, or restore the store from a copy"
 
 INDEX_CACHE_BYTES = 8 * 2**20
 METADATA_CACHE_BYTES = 16 * 2**20
-"""LanceDB's own default is 7 GiB for every connection. Metadata of files that are read once is not worth keeping."""
+"""Cache sizes in bytes. LanceDB's default is 7 GiB per connection, but most files are read once."""
 
 NEVER = timedelta(days=36500)
 
 KEEP_VERSIONS = timedelta(minutes=10)
-"""Old versions of the catalogue stay this long: another process may be in the middle of reading one."""
+"""Time for which old versions of the catalogue are kept, because another process may be reading one."""
 
 HANDLES = 128
-"""Open tables per database; each holds its manifest in memory."""
+"""Open tables per database; each keeps its manifest in memory."""
 
 CONFLICT_TRIES = 20
-"""Commits are optimistic: one that loses a race against another process is tried again, at most so often."""
+"""Tries of a commit. Commits are optimistic: one that conflicts with another process is retried."""
 
 CONFLICT_PAUSE_S = 0.01
-"""Mean pause before the second try. It doubles with each try up to a second: 20 tries last for about 15 s."""
+"""Mean pause before the second try, in seconds. It doubles up to 1 s: 20 tries take about 15 s."""
 
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 """Metadata of the column that `insert_missing` compares. Without it, and with a column that is nullable, Lance commits
 two concurrent inserts of one key without a conflict (lancedb 0.40, Lance 13)."""
 
 _PRIMARY_KEYS = (b"lance-schema:unenforced-primary-key", b"lance-schema:unenforced-primary-key:position")
-"""Metadata that marks it in a stored schema: from its creation, or set afterwards."""
+"""Metadata of a primary key in a stored schema: set at creation, or afterwards."""
 
 _FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, pa.ArrowException)
 
@@ -64,29 +64,29 @@ class Commit(NamedTuple):
     """Effect of one commit on a table."""
 
     num_rows: int
-    """Rows that it inserted or deleted."""
+    """Number of inserted or deleted rows."""
     version: int
-    """Version of the table that it made."""
+    """Version of the table after it."""
 
 
 class LanceDatabase:
-    """A folder (or URI) of tables. Handles are shared by threads; every read sees the newest commit of any process."""
+    """Tables in a folder or at a URI. Threads share the handles; every read sees the newest commit of any process."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.folder = None if "://" in uri else Path(uri)
-        """Where it is, unless in an object store."""
+        """Folder of the tables; None in an object store."""
         self._tables: OrderedDict[str, Any] = OrderedDict()
         self._keyed: set[str] = set()
-        """Tables that are known to have their primary key, which Lance never takes away."""
+        """Tables known to have their primary key, which Lance never removes."""
         self._lock = RLock()
         self._connection: Any = None
         self._session = _shared_session()
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
-            raise StoreError(f"{uri} is a file; a memory store is a folder: choose another place")
+            raise StoreError(f"{uri} is a file; a memory store is a folder: choose another path")
 
     def table_names(self) -> list[str]:
-        """All tables; none where nothing was ever written."""
+        """Return the names of all tables; empty for a new database."""
         connection = self._connected()
         names: list[str] = []
         if connection is not None:
@@ -99,14 +99,14 @@ class LanceDatabase:
         return names
 
     def create_if_absent(self, name: str, schema: pa.Schema) -> None:
-        """Make an empty table (and the database); another process may do the same at the same time."""
+        """Create an empty table (and the database). Processes may do so concurrently."""
         with _translated(f"creating table {name} in {self.uri}", damage=False):
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._connected().create_table(name, schema=schema, exist_ok=True)
 
     def has_key(self, name: str, columns: list[str], column: str) -> bool:
-        """Return whether Lance detects conflicts of inserts into a table by that column."""
+        """Return True if Lance detects conflicting inserts by that column."""
         with _translated(f"reading table {name}"):
             return _is_key(self._table(name, columns).schema.field(column))
 
@@ -115,10 +115,10 @@ class LanceDatabase:
             self._table(name, rows.schema.names).add(rows)
 
     def insert_missing(self, name: str, rows: pa.Table, column: str) -> Commit:
-        """Insert the rows whose `column` is not there yet, as one commit.
+        """Insert the rows whose `column` is not in the table yet, as one commit.
 
-        Of several writers that insert one key at the same moment exactly one counts it as inserted. A table of an
-        earlier version of longmem, whose column is no primary key, is given one first.
+        If several writers insert one key concurrently, exactly one counts it as inserted. A table of an earlier version
+        of longmem, whose column is not a primary key, gets the key first.
         """
         assert not rows.schema.field(column).nullable, f"{name}: a nullable column is no key: {column}"
 
@@ -133,14 +133,14 @@ class LanceDatabase:
         return self._committed(f"writing to table {name}", name, insert)
 
     def version(self, name: str, schema: pa.Schema) -> int:
-        """Newest version of a table."""
+        """Return the newest version of a table."""
         with _translated(f"reading table {name}"):
             return int(self._table(name, schema.names).version)
 
     def select(
         self, name: str, schema: pa.Schema, where: str | None = None, columns: list[str] | None = None
     ) -> pa.Table:
-        """Rows for which an SQL condition holds; values in it must come from `quoted`."""
+        """Return the rows that satisfy an SQL condition; values in it must come from `quoted`."""
         with _translated(f"reading table {name}"):
             query = self._table(name, schema.names).search()
             if where is not None:
@@ -166,28 +166,28 @@ class LanceDatabase:
                 pass
 
     def metadata(self, name: str, columns: list[str]) -> dict[bytes, bytes]:
-        """What a table's schema carries beside its columns."""
+        """Return the metadata of a table's schema."""
         with _translated(f"reading table {name}"):
             return dict(self._table(name, columns).schema.metadata or {})
 
     def has_table(self, name: str) -> bool:
-        """Return whether a table is there. Costs one file status in a folder, a listing in an object store."""
+        """Return True if a table exists. Costs one `stat` in a folder, a listing in an object store."""
         return name in self.table_names() if self.folder is None else (self.folder / f"{name}.lance").is_dir()
 
     def drop(self, name: str, is_needed: Callable[[], bool]) -> None:
         """Remove a table and its files.
 
-        In a folder, `is_needed` is asked once the table is out of the way; where it is needed, it is put back. A writer
-        that first names a table and then looks whether it is there therefore never names one that goes. An object store
-        has no renaming: there the table goes at once.
+        In a folder, the table is first renamed, then `is_needed` is called, and a needed table is renamed back. Writers
+        first add a row for a table and then check that the table exists, so they never refer to a removed one. An
+        object store cannot rename: the table is removed at once.
         """
         with _translated(f"dropping table {name}", damage=False):
-            self.forget(name)
+            self.evict(name)
             if self.folder is None:
                 if name in self.table_names():
                     self._connected().drop_table(name)
                 return
-            # renamed first: a death in the middle must not leave half a table
+            # renamed first: a crash during the removal must not leave half a table
             doomed = self.folder / f"{DOOMED_PREFIX}{token_hex(8)}"
             try:
                 (self.folder / f"{name}.lance").rename(doomed)
@@ -196,28 +196,30 @@ class LanceDatabase:
             if is_needed():
                 doomed.rename(self.folder / f"{name}.lance")
                 return
-            # as young as its drop: a janitor leaves it to us
+            # set its age to zero, so that no sweep of another process removes it
             os.utime(doomed)
             shutil.rmtree(doomed)
 
     def compact(self, name: str, schema: pa.Schema) -> bool:
-        """Rewrite a narrow table into few files; False when another process changed it meanwhile (nothing is lost,
-        the next call tries again). Old files stay until `clean`."""
+        """Rewrite a narrow table into few files. Return False if another process changed it meanwhile.
+
+        Nothing is lost then, and the next call retries. Old files stay until `clean`.
+        """
         return self._optimize(name, schema, NEVER)
 
     def clean(self, name: str, schema: pa.Schema, older_than: timedelta = KEEP_VERSIONS) -> bool:
         """Remove old versions of a table, and their files."""
         return self._optimize(name, schema, older_than)
 
-    def forget_all(self) -> None:
-        """Open everything anew, and take nothing from what this process has read before."""
+    def evict_all(self) -> None:
+        """Evict all handles and cached metadata, so that everything is opened and read again."""
         with self._lock:
             self._tables.clear()
             self._connection = None
             self._session = _new_session()
 
-    def forget(self, name: str) -> None:
-        """Open the table anew next time."""
+    def evict(self, name: str) -> None:
+        """Evict the handle of a table, so that the next call opens it again."""
         with self._lock:
             self._tables.pop(name, None)
 
@@ -226,8 +228,8 @@ class LanceDatabase:
             with _translated(f"compacting table {name}"):
                 self._table(name, schema.names).optimize(cleanup_older_than=cleanup_older_than)
         except StoreError as error:
-            # a handle that lost such a race keeps failing until it is opened again
-            self.forget(name)
+            # after a conflict a handle keeps failing until it is opened again
+            self.evict(name)
             if not _is_conflict(error):
                 raise
             return False
@@ -235,8 +237,10 @@ class LanceDatabase:
 
     @staticmethod
     def _add_key(table: Any, column: str) -> None:
-        """Make the column a primary key, in two commits that rewrite no data. A death between them changes nothing for
-        readers, and the next writer goes on."""
+        """Make the column a primary key, in two commits that rewrite no data.
+
+        A crash between them changes nothing for readers, and the next writer continues.
+        """
         field = table.schema.field(column)
         if _is_key(field):
             return
@@ -245,7 +249,7 @@ class LanceDatabase:
         try:
             table.set_unenforced_primary_key(column)
         except _FOREIGN:
-            # another process may have been faster, and a key cannot be set twice
+            # another process may have set the key first; it cannot be set twice
             if not _is_key(table.schema.field(column)):
                 raise
 
@@ -255,10 +259,10 @@ class LanceDatabase:
                 with _translated(doing, damage=False):
                     return commit()
             except StoreError as error:
-                self.forget(name)
+                self.evict(name)
                 if not _is_conflict(error) or tried == CONFLICT_TRIES - 1:
                     raise
-            # without chance in it, two that met once meet again
+            # randomised, or two conflicting processes would conflict again
             time.sleep(random.uniform(0.5, 1.5) * min(CONFLICT_PAUSE_S * 2**tried, 1.0))
         raise AssertionError("unreachable: the last try returns or raises")
 
@@ -267,7 +271,7 @@ class LanceDatabase:
             self._tables.clear()
 
     def _connected(self) -> Any:
-        """The connection; None while the place does not exist, because looking must not create it."""
+        """Return the connection; None while the folder does not exist, because reads must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
                 self._connection = lancedb.connect(
@@ -279,7 +283,7 @@ class LanceDatabase:
         with self._lock:
             table = self._tables.pop(name, None)
             if table is None:
-                # whatever it is opened for: a table that does not open is damaged
+                # even for a write: a table that does not open is damaged
                 with _translated(f"opening table {name}"):
                     table = self._connected().open_table(name)
                 # a newest manifest of zeros, which a power cut can leave, opens as version 0 without columns
@@ -295,14 +299,14 @@ class LanceDatabase:
 
 
 def quoted(value: str) -> str:
-    """A string literal for a condition. Only hashes and generated names are ever passed: never a user's text."""
+    """Return a string literal for a condition. Accepts only hashes and generated names, never a user's text."""
     assert value.replace("-", "").isalnum(), f"not a generated name: {value!r}"
     return f"'{value}'"
 
 
 @cache
 def _shared_session() -> Any:
-    """One cache of metadata for all databases of the process."""
+    """Return the session that all databases of the process share as a metadata cache."""
     return _new_session()
 
 
@@ -320,15 +324,15 @@ _LOST_RACE = (
     "concurrent transaction",
     "manifest contention",
 )
-"""Parts of Lance's messages on a commit that another one has overtaken: its own tries are used up, or it has none."""
+"""Substrings of Lance's messages about a conflicting commit whose own retries are used up, or that has none."""
 
 
 class PlaceError(StoreError):
-    """The place is full, read-only or does not answer: what is stored there may be sound."""
+    """The storage is full, read-only or unreachable; stored data may be sound."""
 
 
 class _LostRaceError(StoreError):
-    """Another process was faster; the same commit may be tried again."""
+    """A concurrent commit conflicted; the commit may be retried."""
 
 
 def _is_conflict(error: StoreError) -> bool:
@@ -346,17 +350,17 @@ _NO_ANSWER = (
     "too many open files",
     "cannot allocate memory",
 )
-"""Why bytes could not be had although they may be sound."""
+"""Substrings of messages about unreachable storage, whose data may be sound."""
 
 
 @contextmanager
 def _translated(doing: str, damage: bool = True) -> Iterator[None]:
-    """Raise LanceDB's errors as ours; `damage`: whether an unexplained failure means that stored bytes are bad."""
+    """Translate LanceDB's errors. `damage`: an unexplained failure means that stored bytes are damaged."""
     try:
         yield
     except BaseException as error:
-        # damaged files can make Lance's Rust code panic, in its own threads or in its runtime's: one of these is no
-        # Exception, and neither can be imported
+        # damaged files can make Lance's Rust code panic, in its own threads or in its runtime's: one of the two types
+        # is not an Exception, and neither can be imported
         panic = type(error).__name__ in ("PanicException", "RustPanic")
         if isinstance(error, StoreError) or not (panic or isinstance(error, _FOREIGN)):
             raise
@@ -371,7 +375,7 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
             raise _LostRaceError(
                 f"{doing}: other processes were faster each time; run again when fewer write ({error})"
             ) from error
-        # what a newest manifest of zeros looks like to a handle that is already open
+        # an open handle reports a newest manifest of zeros like this
         if damage or panic or "does not match existing table schema" in text:
             raise CorruptionError(f"{doing}: stored data cannot be read; {REPAIR} ({error})") from error
         raise StoreError(f"{doing} failed: {error}") from error

@@ -1,4 +1,4 @@
-"""The writing half of the durable store: how blocks come to exist, and how its tables are kept small."""
+"""Write access to the durable store: puts, compaction and sweeps."""
 
 import time
 from collections import Counter, OrderedDict
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from longmem.errors import StoreError
 from longmem.store.base import check_block, check_fingerprint, check_same_tokens, describe_block
-from longmem.store.lance import maintenance as janitor
+from longmem.store.lance import maintenance
 from longmem.store.lance.catalogue import (
     CATALOGUE,
     CATALOGUE_SCHEMA,
@@ -33,15 +33,15 @@ from longmem.store.object_files import ObjectFiles
 from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt
 
 COMPACT_EVERY = 32
-"""Commits of puts between two compactions of the catalogue. Each takes some 10 ms; every commit in between leaves a
-fragment, of which each later one reads the block names, at 0.1 ms a fragment."""
+"""Commits of puts between two compactions of the catalogue. A compaction takes about 10 ms. Every commit in between
+leaves a fragment, whose block names each later commit reads, at 0.1 ms per fragment."""
 
 UNSURE_S = KEEP_VERSIONS.total_seconds() / 2
-"""A put that took longer looks whether its blocks are in the catalogue twice. Lance compares an insert with the commits
-since the version it was planned on, and passes over those whose versions were cleaned away (lancedb 0.40)."""
+"""Seconds after which a put checks whether its blocks are in the catalogue twice. Lance compares an insert with the
+commits since the version it was planned on, and ignores those whose versions were cleaned (lancedb 0.40)."""
 
 KNOWN_DOCUMENTS = 64
-"""Documents whose stored segments a writer remembers, so that a put need not look for what is not there."""
+"""Documents whose stored segments a writer caches, so that a put of a new segment needs no query."""
 
 STEPS = (
     "put:begin",
@@ -63,12 +63,12 @@ STEPS = (
     "fork:catalogue",
     "fork:end",
 )
-"""Points between commits, in the order of their operation: what a crash test dies at. `…sync` follows what
-`durability="power"` waits for."""
+"""Points between commits at which crash tests kill the process, in order. `…sync` follows an fsync of
+`durability="power"`."""
 
 
 class LanceWriter(LanceReader):
-    """Puts, and what they leave behind: fragments of the catalogue to compact, tables of the killed to sweep."""
+    """Puts, compaction of the catalogue, and sweeps of files that killed processes left."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class LanceWriter(LanceReader):
         durability: Durability = "process",
         max_bytes: int | None = None,
     ) -> None:
-        """`on_step` is called with each of STEPS as it is reached."""
+        """`on_step` is called with each name of STEPS when it is reached."""
         super().__init__(uri)
         self._on_step = on_step
         self._change = Lock()
@@ -87,14 +87,14 @@ class LanceWriter(LanceReader):
         self._epoch = token_hex(4)
         self._quota = Quota(max_bytes, self.num_bytes, uri)
         folder = self._database.folder
-        # a bucket acknowledges what it has stored
+        # not for buckets, which acknowledge only durable writes
         self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
 
     def put(self, block: KVBlock) -> PutReceipt:
         return self.put_all([block])[0]
 
     def put_all(self, blocks: Sequence[KVBlock]) -> list[PutReceipt]:
-        """One commit for each payload table that they go to, one for the catalogue."""
+        """Store several blocks with one commit per payload table, and one of the catalogue."""
         self._check_open()
         for block in blocks:
             check_block(block)
@@ -108,12 +108,12 @@ class LanceWriter(LanceReader):
                 self._create(blocks[0].fingerprint)
             for block in blocks:
                 check_fingerprint(self.fingerprint(), block.fingerprint)
-            # of a segment that another process has put since, the insertion tells
+            # segments that another process put since are detected by the insertion
             known = [block for block in blocks if block.segment in self._known_segments(block.key)]
             rows = {_name(block): row for block in known if (row := self._row(block)) is not None}
             new: dict[str, KVBlock] = {}
             for block in blocks:
-                # before anything is written: a conflict leaves nothing of its group behind
+                # checked before anything is written: a conflict leaves no block of its batch
                 name = _name(block)
                 if name in rows:
                     check_same_tokens(info_of(rows[name]), block)
@@ -125,7 +125,7 @@ class LanceWriter(LanceReader):
             receipts = []
             for block in blocks:
                 if _name(block) in ours:
-                    # only the first of several that are the same
+                    # only the first of several identical blocks is new
                     ours.remove(_name(block))
                     receipts.append(PutReceipt(block.key, block.segment, block.num_bytes, duplicate=False))
                 else:
@@ -139,7 +139,7 @@ class LanceWriter(LanceReader):
         return receipts
 
     def _commit(self, blocks: list[KVBlock]) -> set[str]:
-        """Write blocks that are not known to be stored; returns the names of those that are now, by us."""
+        """Write blocks that are not known to be stored. Return the names of those that this call stored."""
         self._quota.check(sum(block.num_bytes for block in blocks))
         self._on_step("put:begin")
         begun = time.time()
@@ -161,12 +161,12 @@ class LanceWriter(LanceReader):
         inserted = {int(entry["write"]) for entry in entries}
         commit = self._database.insert_missing(CATALOGUE, to_table(entries), "block")
         if commit.num_rows < len(entries):
-            # another process was faster with some: its blocks stay, our payload rows of them are never named
+            # another process inserted some first: its blocks stay, and our payload rows of them are never referenced
             inserted &= self._writes_of(blocks)
         self._on_step("put:catalogue")
         took_s = time.time() - begun
-        # a clock may jump, and a `delete` drops at once: in a folder looking costs microseconds
-        if self._database.folder is not None or took_s > janitor.OLD_S:
+        # always in a folder, where it costs microseconds: clocks may jump, and a `delete` removes tables at once
+        if self._database.folder is not None or took_s > maintenance.OLD_S:
             self._check_not_dropped({name: [writes[write] for write in own] for name, own in payloads.items()})
         if took_s > UNSURE_S:
             inserted &= self._withdraw_doubled(blocks, inserted)
@@ -184,35 +184,37 @@ class LanceWriter(LanceReader):
         return {_name(writes[write]) for write in inserted}
 
     def _before_first_put(self) -> None:
-        """What every writer does once."""
+        """Check the bucket, or sweep if due; sync the identity. Called once per writer."""
         folder = self._database.folder
         if folder is None:
             ObjectFiles(self._database.uri).check_conditional_writes()
-        elif janitor.is_due(folder):
-            # compaction too: writers that die often never come to their own
-            self._tidy(janitor.OLD_S)
+        elif maintenance.is_due(folder):
+            # compact too: writers that die early never reach their own compaction
+            self._tidy(maintenance.OLD_S)
         if self._is_there():
-            # who made it may have promised less
+            # its writer may have used durability="process"
             self._sync(IDENTITY)
 
     def _create(self, fingerprint: Fingerprint) -> None:
         there = self._database.table_names()
         for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
-            # one that a writer of an earlier version left when it died here has another schema, and gets its key later
+            # a table that a dying writer of an earlier version left has another schema, and gets its key later
             if name not in there:
                 self._database.create_if_absent(name, schema)
         self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
         self._sync(IDENTITY)
         self._acknowledge()
 
-    def _tidy(self, old_s: float) -> janitor.Swept:
+    def _tidy(self, old_s: float) -> maintenance.Swept:
         if self._is_there():
             self._compact()
         return self._sweep(old_s)
 
     def _check_before_change(self) -> None:
-        """Nothing is built on a catalogue that went back, or on a wrong list of deleted rows, which a compaction would
-        make true. In a bucket that is a request, and forks and compactions alone make it."""
+        """Check that the catalogue has all acknowledged commits, because a compaction would make their loss permanent.
+
+        In a bucket the check costs a request, and only forks and compactions make it.
+        """
         if self._acknowledged.is_cheap:
             self._check_acknowledged()
 
@@ -222,46 +224,46 @@ class LanceWriter(LanceReader):
         self._on_step("compact:commit")
         self._sync(CATALOGUE)
         self._on_step("compact:sync")
-        # before old versions go: what a mark names is then never among them
+        # before old versions go: the marked version is then never removed
         self._acknowledge()
         self._acknowledged.tidy()
         self._on_step("compact:acknowledged")
-        # only now, or a power cut could leave neither the old files nor the new ones
+        # after the sync, or a power cut could leave neither the old files nor the new ones
         self._database.clean(CATALOGUE, CATALOGUE_SCHEMA)
         self._sync(CATALOGUE)
         self._on_step("compact:end")
 
-    def _sweep(self, old_s: float) -> janitor.Swept:
+    def _sweep(self, old_s: float) -> maintenance.Swept:
         folder = self._database.folder
         if folder is None or not folder.is_dir():
-            return janitor.Swept()
-        # names after ages: a table that is being written is young, or named by now
-        old = janitor.old_tables(folder, is_payload, old_s)
+            return maintenance.Swept()
+        # rows are read after ages: a table in use is young, or has a row by now
+        old = maintenance.old_tables(folder, is_payload, old_s)
         named = self._payload_tables() if old else set()
         doomed = {name: size for name, size in old.items() if name not in named}
         for name in doomed:
             self._drop(name)
-        return janitor.sweep_files(folder, old_s).plus_tables(doomed)
+        return maintenance.sweep_files(folder, old_s).plus_tables(doomed)
 
     def _drop(self, name: str) -> None:
         try:
             self._database.drop(name, lambda: bool(self._payload_tables(f"payload = {quoted(name)}")))
         except StoreError:
-            # it may be half there: nothing more is appended to it
+            # the table may be half removed: append nothing more to it
             self._epoch = token_hex(4)
             raise
 
     def _check_not_dropped(self, payloads: dict[str, list[KVBlock]]) -> None:
-        """Withdraw rows whose payload another process has dropped before they named it. Raises StoreError.
+        """Withdraw rows whose payload another process removed before they were inserted. Raises StoreError.
 
-        That process deleted the document, or took the payload for that of a dead writer: after a put that was
-        interrupted for long, or a clock that jumped.
+        That process deleted the document, or swept the payload as that of a dead writer. The latter can happen if a put
+        is suspended for long or a clock jumps.
         """
         if dropped := {name for name in payloads if not self._database.has_table(name)}:
             for name in dropped:
-                self._database.forget(name)
+                self._database.evict(name)
             self._database.delete(CATALOGUE, CATALOGUE_SCHEMA, f"payload IN ({', '.join(map(quoted, dropped))})")
-            # nothing more is appended to a table that may be half there
+            # the table may be half removed: append nothing more to it
             self._epoch = token_hex(4)
             lost = ", ".join(f"{block.key} segment {block.segment}" for name in dropped for block in payloads[name])
             raise StoreError(
@@ -270,8 +272,10 @@ class LanceWriter(LanceReader):
             )
 
     def _withdraw_doubled(self, blocks: list[KVBlock], ours: set[int]) -> set[int]:
-        """After a put that stood still for so long that the versions may be gone which would have told Lance of another
-        writer's insert: remove our row where there is another one of the block. Returns the writes that stay."""
+        """Remove our rows of blocks that have another row, and return the writes that stay.
+
+        Needed if a put was suspended for so long that the versions may be cleaned with which Lance detects conflicts.
+        """
         names = ", ".join(quoted(_name(block)) for block in blocks)
         rows = self._catalogue(f"block IN ({names})").to_pylist()
         counts = Counter(row["block"] for row in rows)
@@ -282,7 +286,7 @@ class LanceWriter(LanceReader):
         return ours - doubled
 
     def _acknowledge(self, version: int | None = None) -> None:
-        """Acknowledge the catalogue as it is now, or as of a version: it must be found again from here on."""
+        """Record a version of the catalogue (None: the newest) as acknowledged: its loss is an error from now on."""
         self._sync(CATALOGUE)
         if version is None:
             version = self._database.version(CATALOGUE, CATALOGUE_SCHEMA)
@@ -293,7 +297,7 @@ class LanceWriter(LanceReader):
             self._disk.table(table)
 
     def _known_segments(self, key: DocumentKey) -> set[int]:
-        """Segments of a document that were stored when it was last looked at, and those that were put here since."""
+        """Return the cached stored segments of a document: those of the last query, and those put since."""
         known = self._known.pop(key, None)
         if known is None:
             known = set(self._catalogue(at(key), ["segment"])["segment"].to_pylist())
@@ -306,14 +310,14 @@ class LanceWriter(LanceReader):
         return next(iter(self._rows(f"block = {quoted(_name(block))}")), None)
 
     def _writes_of(self, blocks: list[KVBlock]) -> set[int]:
-        """The writes that hold these blocks."""
+        """Return the write ids of the rows of these blocks."""
         names = ", ".join(quoted(_name(block)) for block in blocks)
         return set(self._catalogue(f"block IN ({names})", ["write"])["write"].to_pylist())
 
     def _replayed(self, row: dict[str, Any], block: KVBlock) -> PutReceipt:
         info = info_of(row)
         check_same_tokens(info, block)
-        # who wrote it may have died before the disk had it
+        # its writer may have died before the fsync
         self._sync(row["payload"])
         self._acknowledge()
         return PutReceipt(block.key, block.segment, info.num_bytes, duplicate=True)

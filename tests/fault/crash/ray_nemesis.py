@@ -16,7 +16,7 @@ from time import monotonic
 import psutil
 from ray.util.state import list_actors
 
-ROLES = ("EncoderActor", "StoreActor", "SideNetActor")
+ROLES = ("EncoderActor", "StoreActor", "ReaderActor")
 KILL_SHARE = 0.6
 WITHOUT_WORK_S = 60.0
 """Longest time between two strikes without progress."""

@@ -47,9 +47,9 @@ def test_joining_does_not_wait_for_a_dead_one(dead_head: str) -> None:
 
 @pytest.mark.timeout(30)
 def test_a_stopped_head_is_told_too(stopped_head: str) -> None:
-    with pytest.raises(ClusterError, match=f"nothing answers at '{stopped_head}' .*says nothing for"):
+    with pytest.raises(ClusterError, match=f"nothing answers at '{stopped_head}' .*does not respond for"):
         find_cluster()
-    with pytest.raises(ClusterError, match=f"nothing answers at '{stopped_head}' .*says nothing for"):
+    with pytest.raises(ClusterError, match=f"nothing answers at '{stopped_head}' .*does not respond for"):
         join(AUTO)
 
 

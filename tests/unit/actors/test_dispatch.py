@@ -68,9 +68,9 @@ def test_dispatch_puts_wait_while_backlog_suffices_or_none_is_scored(
 ) -> None:
     """Check the threshold: more than one segment for each of the two readers."""
     executor = PooledExecutor(workers, Timeouts(), clock=lambda: 100.0)
-    executor.set_backlog(unread, num_left=None)
+    executor.set_backlog(unread, unsubmitted_segments=None)
     (store,) = workers.stores.workers
-    vars(executor)["_grouping"].ended(store, 0.01)
+    vars(executor)["_write_batcher"].ended(store, 0.01)
     workers.encoders.workers[0].tasks = [object()] * encodes
     for number in range(scores):
         workers.readers.workers[number % 2].tasks.append(object())
@@ -89,6 +89,6 @@ def test_only_what_is_to_be_read_is_prepared(workers: Workers, unread: int) -> N
     *held, last = segments_of("a", 31)
     for segment in held:
         vars(executor)["_encoded"][segment.key, segment.index] = SimpleNamespace(block="block", node_id="a")
-    executor.set_backlog(unread, num_left=0)
+    executor.set_backlog(unread, unsubmitted_segments=0)
     executor.submit("encode", last)
     assert workers.encoders.workers[0].actor.prepared == [unread > 0]

@@ -6,12 +6,12 @@ from math import inf
 
 import pytest
 
-from actors.executor.routing import Placing
+from actors.executor.routing import Router
 from actors.executor.tasks import SegmentTask, Task
-from actors.executor.write_batcher import MOST_WAIT_S, PAUSE, Grouping, PutGroup
+from actors.executor.write_batcher import MOST_WAIT_S, PAUSE, PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, PoolWorker
 from actors.workers.start import Workers
 from actors.workers.store import StorePool
 from longmem.errors import ConflictError, StoreError
@@ -34,24 +34,24 @@ class Stores:
         stores = StorePool([None] * count, [str(rank) for rank in range(count)])
         for store in stores.workers:
             store.info = WorkerInfo(pid=1, created_s=0.0, node_id="a", result=None)
-        self.workers: list[Worker] = stores.workers
+        self.workers: list[PoolWorker] = stores.workers
         self.clock = Clock()
         self.waiting: deque[Task] = deque()
         nobody = ActorPool([], [])
-        self.grouping = Grouping(Placing(Workers(nobody, stores, nobody)), self.clock)
+        self.batcher = WriteBatcher(Router(Workers(nobody, stores, nobody)), self.clock)
 
-    def wait(self, document: str, count: int, alone: tuple[int, ...] = ()) -> None:
+    def wait(self, document: str, count: int, exclusive: tuple[int, ...] = ()) -> None:
         for segment in segments_of(document, count):
             task = SegmentTask("put", segment)
-            task.alone = segment.index in alone
+            task.exclusive = segment.index in exclusive
             self.waiting.append(task)
 
     def taken(self, may_wait: bool = True) -> list[list[int]]:
         """Return the segments of each sent batch."""
         groups = []
-        for store, group in self.grouping.take(self.waiting, may_wait):
+        for store, group in self.batcher.take(self.waiting, may_wait):
             store.tasks.append(group)
-            store.alone = group.alone
+            store.exclusive = group.exclusive
             groups.append([put.segment.index for put in group.members])
         return groups
 
@@ -59,8 +59,8 @@ class Stores:
         for store in self.workers:
             if store.tasks:
                 store.tasks.pop(0)
-                store.alone = False
-                self.grouping.ended(store, busy_s)
+                store.exclusive = False
+                self.batcher.ended(store, busy_s)
 
 
 def test_the_first_put_does_not_wait() -> None:
@@ -76,13 +76,13 @@ def test_grouping_waits_for_pause_proportional_to_commit() -> None:
     stores.taken()
     stores.wait("a", 3)
     assert stores.taken() == []
-    assert stores.grouping.wait_s == inf, "the end of the commit is what they wait for"
+    assert stores.batcher.wait_s == inf, "the end of the commit is what they wait for"
     stores.committed(busy_s=0.01)
     assert stores.taken() == []
-    assert stores.grouping.wait_s == pytest.approx(0.01 * PAUSE)
+    assert stores.batcher.wait_s == pytest.approx(0.01 * PAUSE)
     stores.clock.now_s += 0.01 * PAUSE
     assert stores.taken() == [[0, 1, 2]]
-    assert stores.grouping.wait_s == inf
+    assert stores.batcher.wait_s == inf
 
 
 def test_a_slow_disk_does_not_hold_readers_up_for_long() -> None:
@@ -92,7 +92,7 @@ def test_a_slow_disk_does_not_hold_readers_up_for_long() -> None:
     stores.committed(busy_s=10.0)
     stores.wait("a", 1)
     assert stores.taken() == []
-    assert stores.grouping.wait_s == MOST_WAIT_S
+    assert stores.batcher.wait_s == MOST_WAIT_S
 
 
 def test_grouping_sends_when_no_further_put_is_coming() -> None:
@@ -110,7 +110,7 @@ def test_a_store_that_falls_behind_commits_more_at_a_time() -> None:
     for number in range(TASKS_PER_ACTOR + 2):
         stores.wait("abcdef"[number], 1)
         assert len(stores.taken(may_wait=False)) == (number < TASKS_PER_ACTOR)
-    assert stores.grouping.wait_s == inf, "the end of a commit is what they wait for"
+    assert stores.batcher.wait_s == inf, "the end of a commit is what they wait for"
     stores.committed(busy_s=1.0)
     assert stores.taken(may_wait=False) == [[0, 0]]
 
@@ -124,7 +124,7 @@ def test_what_does_not_fill_a_group_waits_behind_those_that_go(may_wait: bool) -
     stores.wait("b", PUT_SEGMENTS + 1)
     assert stores.taken(may_wait) == [list(range(PUT_SEGMENTS))]
     assert len(stores.waiting) == 1
-    assert stores.grouping.wait_s == inf
+    assert stores.batcher.wait_s == inf
 
 
 def test_a_full_group_does_not_wait() -> None:
@@ -144,7 +144,7 @@ def test_each_store_has_groups_and_pauses_of_its_own() -> None:
     assert len(sizes) == 2
     assert sum(sizes) == 8
     stores.workers[0].tasks.clear()
-    stores.grouping.ended(stores.workers[0], 0.0)
+    stores.batcher.ended(stores.workers[0], 0.0)
     for document in "abcdefgh":
         stores.wait(document, 1)
     # the other store is still committing
@@ -153,7 +153,7 @@ def test_each_store_has_groups_and_pauses_of_its_own() -> None:
 
 def test_grouping_exclusive_put_is_sent_alone() -> None:
     stores = Stores()
-    stores.wait("a", 4, alone=(1,))
+    stores.wait("a", 4, exclusive=(1,))
     assert stores.taken(may_wait=False) == [[0]]
     assert stores.taken(may_wait=False) == [], "not beside the one before it"
     stores.committed(busy_s=0.0)
@@ -164,7 +164,7 @@ def test_grouping_exclusive_put_is_sent_alone() -> None:
 
 
 def test_each_has_what_came_of_it() -> None:
-    group = PutGroup("put", [SegmentTask("put", segment) for segment in segments_of("a", 2)])
+    group = PutBatch("put", [SegmentTask("put", segment) for segment in segments_of("a", 2)])
     refused, closed = ConflictError("other tokens"), StoreError("closed")
     assert group.outcomes(TaskResult(["receipt", refused], None, 0.2)) == [
         TaskResult("receipt", None, 0.1),

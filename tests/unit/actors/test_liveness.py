@@ -74,7 +74,7 @@ def test_watch_daemons_that_answer_are_not_lost(daemons: dict[str, Daemon]) -> N
 def test_watch_daemon_silent_for_too_long_is_lost(daemons: dict[str, Daemon], what: str) -> None:
     watch = watching(daemons)
     daemons[what].answers = False
-    assert f"the cluster was lost: its {what} at {daemons[what].target} says nothing (for " in until_lost(watch)
+    assert f"the cluster was lost: its {what} at {daemons[what].target} does not respond (for " in until_lost(watch)
 
 
 def test_watch_daemon_silent_for_a_moment_is_not_lost(daemons: dict[str, Daemon]) -> None:

@@ -1,8 +1,8 @@
 """Locality-aware routing of tasks. Needs no running Ray."""
 
-from actors.executor.routing import MAX_HOMES, Placing
+from actors.executor.routing import MAX_TRACKED_DOCUMENTS, Router
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, PoolWorker
 from actors.workers.start import Workers
 from actors.workers.store import StorePool, shard_of
 from longmem.types import DocumentKey
@@ -23,71 +23,71 @@ def workers_on(nodes: str, stores: int = 1) -> Workers:
     return Workers(ready(ActorPool([None] * len(nodes), names)), store, ready(ActorPool([None] * len(nodes), names)))
 
 
-def fill(worker: Worker) -> None:
+def fill(worker: PoolWorker) -> None:
     worker.tasks = [object()] * TASKS_PER_ACTOR
 
 
 def test_a_segment_is_read_where_it_was_encoded() -> None:
     workers = workers_on("ab")
-    placing = Placing(workers)
+    router = Router(workers)
     a, b = workers.readers.workers
-    assert placing.choose("score", KEY, "b") is b
-    placing.reads(b, KEY)
-    assert placing.choose("score", KEY, "a") is a
+    assert router.choose("score", KEY, "b") is b
+    router.reads(b, KEY)
+    assert router.choose("score", KEY, "a") is a
     fill(a)
-    assert placing.choose("score", KEY, "a") is b
+    assert router.choose("score", KEY, "a") is b
     fill(b)
-    assert placing.choose("score", KEY, "a") is None
+    assert router.choose("score", KEY, "a") is None
 
 
 def test_on_a_node_the_reader_with_the_window_is_first() -> None:
     workers = workers_on("aa")
-    placing = Placing(workers)
+    router = Router(workers)
     first, second = workers.readers.workers
-    placing.reads(second, KEY)
-    assert placing.choose("score", KEY, "a") is second
+    router.reads(second, KEY)
+    assert router.choose("score", KEY, "a") is second
     second.tasks.append(object())
-    assert placing.choose("score", KEY, "a") is second
+    assert router.choose("score", KEY, "a") is second
     second.tasks.append(object())
-    assert placing.choose("score", KEY, "a") is first
-    assert placing.forget(KEY) == [second]
-    assert placing.forget(KEY) == []
+    assert router.choose("score", KEY, "a") is first
+    assert router.evict(KEY) == [second]
+    assert router.evict(KEY) == []
 
 
 def test_a_document_is_encoded_on_the_node_of_its_reader() -> None:
     workers = workers_on("ab")
-    placing = Placing(workers)
-    placing.reads(workers.readers.workers[1], KEY)
+    router = Router(workers)
+    router.reads(workers.readers.workers[1], KEY)
     a, b = workers.encoders.workers
-    assert placing.choose("encode", KEY, None) is b
+    assert router.choose("encode", KEY, None) is b
     b.tasks.append(object())
-    assert placing.choose("encode", KEY, None) is b
-    assert placing.choose("encode", DocumentKey("test", "other"), None) is a
+    assert router.choose("encode", KEY, None) is b
+    assert router.choose("encode", DocumentKey("test", "other"), None) is a
     # a remote worker is better than none
     b.tasks.append(object())
-    assert placing.choose("encode", KEY, None) is a
+    assert router.choose("encode", KEY, None) is a
     # a lost reader has no location
     workers.readers.workers[1].info = None
     b.tasks.clear()
     a.tasks.clear()
-    assert placing.choose("encode", KEY, None) is a
+    assert router.choose("encode", KEY, None) is a
 
 
 def test_a_put_waits_for_its_own_store() -> None:
     workers = workers_on("a", stores=2)
-    placing = Placing(workers)
+    router = Router(workers)
     mine = workers.stores.workers[shard_of(KEY, 2)]
     other = workers.stores.workers[1 - shard_of(KEY, 2)]
     other.info = WorkerInfo(pid=1, created_s=0.0, node_id="a", result=None)
-    assert placing.choose("put", KEY, "a") is None
+    assert router.choose("put", KEY, "a") is None
     mine.info = other.info
-    assert placing.choose("put", KEY, "a") is mine
+    assert router.choose("put", KEY, "a") is mine
 
 
 def test_readers_of_old_documents_are_forgotten() -> None:
     workers = workers_on("a")
-    placing = Placing(workers)
-    for number in range(MAX_HOMES + 1):
-        placing.reads(workers.readers.workers[0], DocumentKey("test", str(number)))
-    assert placing.forget(DocumentKey("test", "0")) == []
-    assert placing.forget(DocumentKey("test", "1")) == workers.readers.workers
+    router = Router(workers)
+    for number in range(MAX_TRACKED_DOCUMENTS + 1):
+        router.reads(workers.readers.workers[0], DocumentKey("test", str(number)))
+    assert router.evict(DocumentKey("test", "0")) == []
+    assert router.evict(DocumentKey("test", "1")) == workers.readers.workers

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.workers.base import RESTART, WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, Worker
+from actors.workers.pools import TASKS_PER_ACTOR, ActorPool, PoolWorker
 
 
 def pool_of(names: str, usable: str | None = None) -> ActorPool:
@@ -83,17 +83,17 @@ def test_no_actor_gets_more_than_its_fill(names: set[str], lost: set[str], num_t
 
 
 def test_workers_are_compared_by_identity() -> None:
-    assert Worker("actor", "name") != Worker("actor", "name")
+    assert PoolWorker("actor", "name") != PoolWorker("actor", "name")
 
 
 def test_a_task_that_must_be_alone_gets_an_idle_actor_and_keeps_it() -> None:
     pool = pool_of("ab")
     assert send(pool) == "a"
-    worker = pool.choose(alone=True)
+    worker = pool.choose(exclusive=True)
     assert worker is pool.workers[1]
     worker.tasks.append(object())
-    worker.alone = True
-    assert pool.choose(alone=True) is None
+    worker.exclusive = True
+    assert pool.choose(exclusive=True) is None
     assert pool.slots == TASKS_PER_ACTOR - 1
     assert send(pool) == "a"
     assert send(pool) == "-"

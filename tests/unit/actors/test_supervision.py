@@ -13,7 +13,7 @@ import actors.executor.health
 from actors.executor.health import Supervisor
 from actors.executor.timeouts import Timeouts
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import ActorPool, Worker
+from actors.workers.pools import ActorPool, PoolWorker
 from actors.workers.store import StorePool
 from longmem.errors import ClusterError, ConfigError
 from longmem.runtime.executor import Stage
@@ -41,7 +41,7 @@ class Watch:
     killed: list[WorkerInfo]
     now: list[float] = field(default_factory=lambda: [100.0])
 
-    def worker(self, stage: Stage = "encode", rank: int = 0) -> Worker:
+    def worker(self, stage: Stage = "encode", rank: int = 0) -> PoolWorker:
         return self.pools[stage].workers[rank]
 
     def after(self, seconds: float, step: float = 1.0) -> list[str]:

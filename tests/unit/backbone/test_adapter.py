@@ -25,7 +25,7 @@ from longmem.model.source import ModelSource
 from longmem.store.config import MemoryStore
 from longmem.testing import save_small_backbone, unsettle
 from pipelines.cli import app
-from pipelines.command.options import adapter_folder
+from pipelines.command.options import BackboneOptions
 
 pytestmark = [
     # warnings of peft itself, which these tests call directly
@@ -278,8 +278,8 @@ def test_a_longmem_folder_takes_no_adapter(llama: Path, lora: Path, tmp_path: Pa
 
 def test_an_adapter_without_a_model_is_refused(lora: Path) -> None:
     with pytest.raises(ConfigError, match="--model"):
-        adapter_folder(lora, None)
-    assert adapter_folder(None, None) is None
+        BackboneOptions(adapter=lora).adapter_folder(None)
+    assert BackboneOptions().adapter_folder(None) is None
 
 
 # ---- the commands

@@ -337,7 +337,7 @@ BAD: dict[str, tuple[str, Callable[[Folder], Any], tuple[str, ...]]] = {
     ),
     "compiled": ("llama", _renamed("_orig_mod."), ("_orig_mod.", "compiled")),
     "parallel": ("llama", _renamed("module."), ("module.", "parallel")),
-    "two for one": ("llama", _two_for_one, ("model.norm.weight", "norm.weight", "one place")),
+    "two for one": ("llama", _two_for_one, ("model.norm.weight", "norm.weight", "one parameter")),
     "tied but different": ("llama", _tied_but_different, ("lm_head.weight", "embed_tokens", "tie_word_embeddings")),
     "untied without a head": ("gpt2", lambda m: m.edit(tie_word_embeddings=False), ("lm_head.weight", "missing")),
     "nan": ("llama", _nan(float("nan")), ("model.layers.2.mlp.up_proj.weight", "NaN")),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import StoreError
-from longmem.store.lance import maintenance as janitor
+from longmem.store.lance import maintenance
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, make_block
@@ -15,7 +15,7 @@ from tests.blocks import KEY, make_block
 LEFT = {"data/.tmpA": 1000, "_versions/.tmpB": 20, "_transactions/.tmpC": 3}
 
 
-def age(place: Path, seconds: float = 2 * janitor.OLD_S) -> None:
+def age(place: Path, seconds: float = 2 * maintenance.OLD_S) -> None:
     then = time.time() - seconds
     for path in [*place.rglob("*"), place]:
         os.utime(path, (then, then))
@@ -56,7 +56,7 @@ def num_left(folder: Path) -> int:
 def test_the_young_stay_and_the_old_go(folder: Path) -> None:
     before = num_left(folder)
     with LanceMemoryStore(str(folder)) as store:
-        assert store.compact() == janitor.Swept()
+        assert store.compact() == maintenance.Swept()
         assert num_left(folder) == before == 3 + 2 + 1
         age(folder)
         swept = store.compact()
@@ -64,7 +64,7 @@ def test_the_young_stay_and_the_old_go(folder: Path) -> None:
         assert swept.num_bytes > sum(LEFT.values()) + 500
         assert num_left(folder) == 1
         assert store.verify() == 1
-        assert store.compact() == janitor.Swept()
+        assert store.compact() == maintenance.Swept()
 
 
 def test_nothing_is_too_young_where_no_writer_lives(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_put_that_slept_too_long_says_so(tmp_path: Path, monkeypatch: pytest.M
             age(next(folder.glob("p-*.lance")))
             with LanceMemoryStore(str(folder)) as other:
                 assert other.compact().num_tables == 1
-            monkeypatch.setattr(time, "time", lambda: now + 2 * janitor.OLD_S)
+            monkeypatch.setattr(time, "time", lambda: now + 2 * maintenance.OLD_S)
 
     with LanceMemoryStore(str(folder), on_step) as store, pytest.raises(StoreError, match="put it again"):
         store.put(make_block())

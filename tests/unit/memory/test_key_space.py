@@ -35,8 +35,8 @@ def naive_place(keys: Tensor, form: str) -> np.ndarray:
 @every_dtype
 def test_raw_keys_are_the_very_tensor(dtype: torch.dtype) -> None:
     keys = random_keys(dtype, 5)
-    assert KeySpace().place(keys) is keys
-    assert KeySpace("raw", "joint", MEAN).place(keys) is keys
+    assert KeySpace().transform(keys) is keys
+    assert KeySpace("raw", "joint", MEAN).transform(keys) is keys
 
 
 @every_dtype
@@ -45,7 +45,7 @@ def test_raw_keys_are_the_very_tensor(dtype: torch.dtype) -> None:
 def test_keys_of_a_form_are_those_of_numpy(shape: tuple[int, ...], form: Any, dtype: torch.dtype) -> None:
     keys = random_keys(dtype, *shape)
     before = keys.clone()
-    placed = KeySpace(form, "per_head", MEAN).place(keys)
+    placed = KeySpace(form, "per_head", MEAN).transform(keys)
     assert placed.dtype == dtype
     assert torch.equal(keys, before), "what is stored never changes"
     expected = naive_place(keys, form)
@@ -58,14 +58,15 @@ def test_keys_of_a_form_are_those_of_numpy(shape: tuple[int, ...], form: Any, dt
 
 def test_unit_keys_have_cosines_for_products() -> None:
     keys = random_keys(torch.float32, 50)
-    placed = KeySpace("unit", "per_head", MEAN).place(keys)
+    placed = KeySpace("unit", "per_head", MEAN).transform(keys)
     torch.testing.assert_close(placed.norm(dim=-1), torch.ones(50, KV_HEADS), rtol=0, atol=1e-6)
 
 
 @every_dtype
 def test_a_key_that_is_the_mean_has_no_direction_and_is_not_nan(dtype: torch.dtype) -> None:
     mean = MEAN.bfloat16().float()  # exactly representable in every dtype
-    assert torch.equal(KeySpace("unit", "per_head", mean).place(mean.to(dtype)), torch.zeros_like(mean, dtype=dtype))
+    transformed = KeySpace("unit", "per_head", mean).transform(mean.to(dtype))
+    assert torch.equal(transformed, torch.zeros_like(mean, dtype=dtype))
 
 
 def test_one_matrix_for_each_head_or_one_with_all_side_by_side() -> None:

@@ -508,8 +508,8 @@ def test_a_forgotten_document_is_read_anew(naive_view: NaiveView) -> None:
     held = cache.view(KEY, 3)
     assert held is not None
     before = copied(held)
-    cache.forget(KEY)
-    cache.forget(KEY)
+    cache.evict(KEY)
+    cache.evict(KEY)
     assert cache.num_bytes == 0
     # another document with this name
     changed = [replace(block, keys=block.keys[::-1], tokens=block.tokens[::-1]) for block in source.blocks.values()]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from longmem.errors import ConfigError
 from pipelines.app import app
 from pipelines.command.command_line import num_cores
-from pipelines.command.option_types import OptionValueError, real_option
+from pipelines.command.option_types import OptionValueError, real_parser
 from pipelines.job.executors import THREADS_FOR_EACH_CORE, use_threads
 
 BAD_NUMBERS = ("-1", "nan", "inf", "-inf", str(10**30), "1e400", "seven", "", "1_0", "\uff11", "\u0663", "0x10")
@@ -45,8 +45,8 @@ def kind_of(parameter: Any) -> str:
     if info.parser is None:
         return "choice" if parameter.type_descriptor.is_choice else "none"
     name: str = info.parser.__qualname__
-    return {"whole_option.<locals>.parse": "whole", "real_option.<locals>.parse": "real"}.get(
-        name, name.removeprefix("_parse_")
+    return {"whole_parser.<locals>.parse": "whole", "real_parser.<locals>.parse": "real"}.get(
+        name, name.removeprefix("parse_")
     )
 
 
@@ -126,7 +126,7 @@ def test_a_float_option_without_the_check_would_be_seen() -> None:
 
 
 def test_a_kind_of_option_parses_what_is_given_as_text_only() -> None:
-    parse = real_option(least=0, most=1).parser
+    parse = real_parser(least=0, most=1)
     assert parse("0.5") == 0.5
     assert parse(0.25) == 0.25, "a default"
     with pytest.raises(OptionValueError, match="at most 1"):

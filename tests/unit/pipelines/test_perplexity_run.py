@@ -23,19 +23,19 @@ class Told(InlineExecutor):
 
     def __init__(self, job: PerplexityJob) -> None:
         super().__init__(job.model.open(), InMemoryStore())
-        self.num_left: int | None = -1
+        self.unsubmitted_segments: int | None = -1
         self.unscored_segments = -1
         self.left: list[int | None] = []
         self.unread: list[int] = []
         self.truly_unread: list[int] = []
         self._ended: Counter[Stage] = Counter()
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:
-        self.unscored_segments, self.num_left = unscored_segments, num_left
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
+        self.unscored_segments, self.unsubmitted_segments = unscored_segments, unsubmitted_segments
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         if stage == "encode":
-            self.left.append(self.num_left)
+            self.left.append(self.unsubmitted_segments)
             self.unread.append(self.unscored_segments)
             self.truly_unread.append(self._ended["encode"] - self._ended["score"])
         super().submit(stage, segment)

@@ -72,7 +72,7 @@ FAILED = DocumentRecord(document="bad", order=3, source="/books/bad.txt", status
 
 def write_all(folder: Path, records: list[Record]) -> dict[str, bytes]:
     """Write Parquet files of a job whose records came in the given order."""
-    with JobFolder(folder, resume=False) as job, job.open_journal() as journal:
+    with JobFolder(folder, resume=False) as job, Journal(folder / "journal.jsonl") as journal:
         for record in records:
             journal.add(record)
         documents = sorted(journal.documents.values(), key=lambda record: record.order)

@@ -27,7 +27,7 @@ def case(
 
 
 def expected(queries: Tensor, weights: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the definition in float64."""
+    """Compute products and sums by their definition, in float64."""
     kv_head = torch.arange(queries.shape[1]) // (queries.shape[1] // len(rows))
     gathered = rows.double()[kv_head[None, :, None], ids]
     return (gathered @ queries.double()[..., None])[..., 0], (weights.double()[..., None] * gathered).sum(dim=2)

@@ -1,12 +1,15 @@
-"""The native engine: valid bounds, results independent of sketches, and every way that its build can fail."""
+"""Tests of the native engine: valid bounds, results unchanged by sketches, struct layouts, failures of the build."""
 
+import ctypes
 import os
 import platform
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -20,7 +23,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import SKETCHED_CHUNKS, WindowBuffer
 from longmem.retrieval import choose_engine, create_search
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
-from longmem.retrieval.native import build
+from longmem.retrieval.native import build, params
 from tests.blocks import IDENTITY, make_block
 
 
@@ -55,7 +58,7 @@ def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def test_a_bound_is_never_below_the_product(
     num_keys: int, dim: int, heads: int, decay: float, scale: float, seed: int
 ) -> None:
-    """Check keys and queries from a distribution other than the fitted one as well."""
+    """Keys and queries differ from those that the basis was fitted to."""
     fitted = torch.stack([decaying(200, dim, head, decay) for head in range(heads)])
     basis = fit_basis(fitted, fitted.flip(1))
     assert basis is not None
@@ -171,7 +174,7 @@ def test_numbers_too_small_for_a_scale_are_not_zeros() -> None:
 def test_other_kinds_of_processors_find_the_same(
     level: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Build for each level of instructions that this machine can run; others are skipped."""
+    """Compile for processors with fewer instructions, and compare the results. Skip what this processor cannot run."""
     compiler = build.find_compiler()
     assert compiler is not None
     macros = subprocess.check_output([compiler, *build.FLAGS, "-dM", "-E", "-x", "c", os.devnull], text=True)
@@ -213,7 +216,7 @@ def test_equal_scores_go_to_the_older_chunk() -> None:
 
 
 def test_what_is_not_a_number_finds_nothing() -> None:
-    """Check NaN like FAISS does; the model itself reports the number."""
+    """FAISS behaves equally; the model reports the NaN itself."""
     queries = torch.ones(2, 1, 8)
     queries[1, 0, 3] = torch.nan
     hits = create_search("native").search(queries, torch.ones(1, 9, 8), 3)
@@ -273,6 +276,59 @@ def test_it_is_built_once_and_kept(cache_folder: Path) -> None:
     build.native_library.cache_clear()
     build.native_library()
     assert [path.stat().st_mtime_ns for path in cache_folder.iterdir()] == [before]
+
+
+def test_native_sources_list_every_c_file() -> None:
+    """The name of the compiled library is a digest of these files, so a missing one would leave a stale library."""
+    folder = Path(build.__file__).parent
+    assert {*build.SOURCES, *build.HEADERS} == {*folder.glob("*.c"), *folder.glob("*.h")}
+
+
+def test_native_structs_have_the_layout_of_c() -> None:
+    """All of them are checked at load; a struct that `params.h` declares and Python does not would be missing here."""
+    header = (Path(build.__file__).parent / "params.h").read_text()
+    declared = set(re.findall(r"^} (\w+);$", header, flags=re.MULTILINE))
+    assert {struct.c_name() for struct in params.STRUCTS} == declared
+    for struct in params.STRUCTS:
+        params.check_layout(build.native_library(), struct)
+
+
+def planted(struct: type[params.NativeStruct], fields: list[tuple[str, Any]]) -> type[params.NativeStruct]:
+    return type(struct.__name__, (params.NativeStruct,), {"_fields_": fields})
+
+
+def test_native_struct_in_another_order_is_refused() -> None:
+    fields = list(params.TopkParams._fields_)
+    names = [name for name, *_ in fields]
+    first, second = names.index("dim"), names.index("k")
+    fields[first], fields[second] = fields[second], fields[first]
+    with pytest.raises(AssertionError, match=r"TopkParams\.k: offset and size are \(\d+, 8\) in params.py"):
+        params.check_layout(build.native_library(), planted(params.TopkParams, fields))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: [*fields, ("more", ctypes.c_int64)], "GatherParams has 11 fields in params.py, 10 in C"),
+        (lambda fields: fields[:-1], "GatherParams has 9 fields in params.py, 10 in C"),
+        (lambda fields: [*fields[:-1], ("output", ctypes.c_double * 2)], r"GatherParams\.: offset and size are"),
+        (lambda fields: [*fields[:-1], ("out", ctypes.c_void_p)], r"GatherParams\.out: .* \(-1, -1\) in the C library"),
+        (lambda fields: [*fields[:3], ("head_stride", ctypes.c_int32), *fields[4:]], r"GatherParams\.head_stride: "),
+    ],
+    ids=["one more", "one less", "another total", "another name", "another size"],
+)
+def test_native_struct_with_other_fields_is_refused(
+    change: Callable[[list[tuple[str, Any]]], list[tuple[str, Any]]], message: str
+) -> None:
+    struct = planted(params.GatherParams, change(list(params.GatherParams._fields_)))
+    with pytest.raises(AssertionError, match=message):
+        params.check_layout(build.native_library(), struct)
+
+
+@pytest.mark.parametrize("fields", [{"first": 0, "stride": 1}, {"first": 0, "stride": 1, "dtype": 0, "kind": 0}])
+def test_native_struct_needs_a_value_for_each_field(fields: dict[str, int]) -> None:
+    with pytest.raises(AssertionError, match="RowMatrix has frozenset"):
+        params.RowMatrix(**fields)
 
 
 def fake_compiler(folder: Path, script: str) -> str:

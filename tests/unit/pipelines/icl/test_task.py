@@ -32,8 +32,8 @@ def write(folder: Path, rows: list[Any], toml: str = TASK + WORDS) -> Path:
 def test_an_example_is_cut_at_its_target(tmp_path: Path) -> None:
     task = load_task(str(write(tmp_path, ROWS)), None)
     first, second = task.examples(task.train)
-    assert (first.prompt, first.after, task.shown(first)) == (" Review: good film It was", ".", "great")
-    assert (second.name, second.answers, task.shown(second)) == ("train.jsonl:2", ("neg",), "poor")
+    assert (first.prompt, first.after, task.target_text(first)) == (" Review: good film It was", ".", "great")
+    assert (second.name, second.answers, task.target_text(second)) == ("train.jsonl:2", ("neg",), "poor")
 
 
 def test_examples_of_numbers_and_booleans_are_spelled_as_in_the_file(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_squad_files_give_questions_with_all_their_answers(tmp_path: Path) -> No
     task = load_task("squad", tmp_path)
     (example,) = task.examples(task.test)
     assert example.prompt == "Context: They gave 308 points.\nQuestion: How many?\nAnswer:"
-    assert (example.name, example.answers, task.shown(example), example.after) == (
+    assert (example.name, example.answers, task.target_text(example), example.after) == (
         "q1",
         ("308", "308 points"),
         "308",

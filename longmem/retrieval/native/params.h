@@ -1,0 +1,94 @@
+/* The interface between C and Python: structs of arguments, and the exported functions.
+
+   `params.py` declares the same structs with the same field names. Python compares sizes and offsets with those of
+   `layout.c` when it loads the library, so two fields that changed places cannot pass silently. A change of a struct
+   has to be made in all three files. */
+
+#ifndef LONGMEM_PARAMS_H
+#define LONGMEM_PARAMS_H
+
+#include <stdint.h>
+
+enum { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
+
+/* Rows of numbers, stored in any of the three dtypes. */
+typedef struct {
+    const void *first; /* first number of the first row */
+    int64_t stride;    /* numbers from the start of a row to the start of the next one */
+    int32_t dtype;
+} row_matrix;
+
+/* What a bound needs of the keys of a panel, beside their quantised values. */
+typedef struct {
+    float inverse_scale; /* 1 / scale of the panel */
+    float norm;          /* largest |key| / scale */
+    float residual;      /* largest |residual|, in units of the scale */
+} panel_bounds;
+
+/* Quantised key sketches: one panel after the other. */
+typedef struct {
+    uint8_t *values;      /* [panels, longmem_panel_bytes] */
+    panel_bounds *bounds; /* [panels] */
+} key_panels;
+
+/* The panels from `first_panel` up to, not including, `last_panel` of [num_keys, sketch_width] sketches. */
+typedef struct {
+    row_matrix key_sketches;
+    int64_t num_keys, sketch_width, first_panel, last_panel;
+    key_panels panels;
+} quantise_params;
+
+/* A top-k search. The inner product of two sketches is at least that of query and key, up to the margin of the query.
+   The hits of a query go to the first columns of its row, best first; the other columns stay as they are. */
+typedef struct {
+    const float *queries;        /* [num_queries, dim] */
+    const float *query_sketches; /* [num_queries, sketch_width] */
+    const float *margins;        /* [num_queries]: largest error of a float32 bound or product */
+    float largest_norm;          /* no key and no key sketch is longer; read by longmem_top_k only */
+    row_matrix keys;             /* [num_keys, dim] */
+    row_matrix key_sketches;     /* [num_keys, sketch_width] */
+    int64_t num_queries, num_keys, dim, sketch_width;
+    int64_t k;         /* at least 1 */
+    int64_t num_slots; /* columns of `ids` and `scores`, at least k */
+    int64_t *ids;      /* [num_queries, num_slots] */
+    float *scores;     /* [num_queries, num_slots] */
+} topk_params;
+
+/* Inverted lists of keys, and the lists that each query searches. List c holds `members[starts[c]]` up to
+   `members[starts[c + 1] - 1]`. */
+typedef struct {
+    const int64_t *members; /* ids of keys */
+    const int64_t *starts;  /* [num_lists + 1] */
+    const int64_t *probes;  /* [num_queries, num_probes]: different lists in each row */
+    int64_t num_lists, num_probes;
+} inverted_lists;
+
+/* Products of queries with retrieved rows, or weighted sums of retrieved rows. Row i of KV head j begins
+   `i * rows.stride + j * head_stride` numbers after `rows.first`; `group_size` query heads read one KV head. */
+typedef struct {
+    const float *input; /* queries [num_tokens, num_heads, dim], or weights [num_tokens, num_heads, num_ids] */
+    const int64_t *ids; /* [num_tokens, num_heads, num_ids] */
+    row_matrix rows;
+    int64_t head_stride, num_tokens, num_heads, group_size, num_ids, dim;
+    float *output; /* products [num_tokens, num_heads, num_ids], or sums [num_tokens, num_heads, dim] */
+} gather_params;
+
+/* Keys of a panel, and bytes of its quantised values for sketches of a width. */
+int64_t longmem_panel_keys(void);
+int64_t longmem_panel_bytes(int64_t sketch_width);
+
+/* The functions that return int return 0, or 1 when memory could not be allocated. */
+int longmem_quantise_panels(const quantise_params *params);
+int longmem_top_k(const topk_params *params, const key_panels *panels);
+int longmem_ivf_top_k(const topk_params *params, const inverted_lists *lists);
+
+void longmem_products(const gather_params *params);
+void longmem_mixtures(const gather_params *params);
+
+/* Number of fields of a struct. Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where
+   there is no such field. */
+int64_t longmem_count_fields(const char *struct_name);
+int64_t longmem_field_offset(const char *struct_name, const char *field);
+int64_t longmem_field_size(const char *struct_name, const char *field);
+
+#endif

@@ -1,0 +1,50 @@
+"""`longmem doctor`: options choose between an examination of this machine and one of a backbone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from pipelines.command.command_line import EXIT_BAD_INPUT, local_or_hub
+from pipelines.command.console import open_console
+from pipelines.command.fields import path_field, text_field
+from pipelines.command.options import BackboneOptions
+from pipelines.command.spec import CommandSpec, command
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSpec(BackboneOptions, CommandSpec):
+    """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
+    what a backbone's layers are worth as memory.
+
+    **Example:** `longmem doctor`, or `longmem doctor --model gpt2 --text book.txt`
+    """
+
+    out: Path = path_field(Path(), "Folder whose disk to check.")
+    model: str | None = text_field(None, "Instead: can this backbone feed a memory, and which layer should be stored?")
+    text: str | None = text_field(None, "With --model: document to measure on.", shown="the language reference")
+
+    def run(self, console: Console) -> int | None:
+        if self.model is None:
+            return self._examine_machine()
+        from pipelines.doctor.backbone import examine_model, render_probe
+
+        adapter = self.adapter_folder(self.model)
+        examined = examine_model(local_or_hub(self.model), self.text, self.special_tokens, console, adapter)
+        render_probe(examined, self.model, open_console())
+        return None
+
+    def _examine_machine(self) -> int | None:
+        for name, value in (("--text", self.text), ("--adapter", self.adapter)):
+            if value is not None:
+                raise typer.BadParameter("needs --model", param_hint=name)
+        from actors.cluster import find_cluster
+        from pipelines.doctor.machine import diagnose, render
+
+        findings = diagnose(self.out, find_cluster=find_cluster)
+        render(findings, open_console())
+        return EXIT_BAD_INPUT if any(finding.severity == "error" for finding in findings) else None
+
+
+doctor = command(DoctorSpec)

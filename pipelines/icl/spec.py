@@ -1,0 +1,99 @@
+"""`longmem icl`: options become one checked job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.config import ClusterShape
+from pipelines.command.command_line import command_text, parse_numbers, say_if_finished
+from pipelines.command.console import open_console
+from pipelines.command.fields import (
+    MEMORY_STORE,
+    MODEL_SETTING,
+    REQUIRED,
+    WORKERS,
+    from_options,
+    path_field,
+    real_field,
+    text_argument_field,
+    text_field,
+    whole_field,
+)
+from pipelines.command.option_types import MOST_WORKERS
+from pipelines.command.options import AddressOption, OutputOptions, PoolOptions, StoredModelOptions
+from pipelines.command.spec import CommandSpec, command
+
+
+@dataclass(frozen=True, kw_only=True)
+class IclSpec(PoolOptions, AddressOption, StoredModelOptions, OutputOptions, CommandSpec):
+    """Many-shot in-context learning: demonstrations in context, in memory, and both.
+
+    Demonstrations are written to the memory once; all items, on all workers, read them there.
+
+    **Example:** `longmem icl sst2 trec --data icl/ --limit-items 200 --out runs/icl`
+    """
+
+    tasks: list[str] = text_argument_field(
+        REQUIRED,
+        "sst2, mr, subj, sst5, mpqa, trec, squad (their files are in --data), or the path of a task's .toml.",
+        "TASK...",
+        shown=False,
+    )
+    data: Path | None = path_field(None, "Folder with the tasks' files.", shown="that of a task's own .toml")
+    shots: str = text_field("0,4,20", "Demonstrations in context: numbers with commas.")
+    memory_shots: str = text_field("0,20,200,2000", "Demonstrations in memory: numbers with commas.")
+    seeds: int = whole_field(6, "Draws of demonstrations; each has an order of its own.")
+    limit_items: int | None = whole_field(
+        None, "Items of each task, drawn once for all cells.", names=("--limit-items", "--limit"), shown="all"
+    )
+    store: str | None = text_field(
+        None,
+        "Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",
+        MEMORY_STORE,
+        shown="inside --out, removed at the end",
+    )
+    workers: int = whole_field(1, "Workers, which encode demonstrations and answer items.", WORKERS, most=MOST_WORKERS)
+    gpus: float = real_field(0.0, "GPU share of each worker.", WORKERS, most=64)
+    batch_items: int = whole_field(32, "Items that a worker gets at a time.", WORKERS)
+    memory_tokens: int | None = whole_field(
+        None,
+        "Past tokens that an item may read.",
+        MODEL_SETTING,
+        shown="the model's, or more if demonstrations need it",
+        least=0,
+    )
+
+    def run(self, console: Console) -> None:
+        from pipelines.icl.console import print_result
+        from pipelines.icl.job import IclJob, run_icl
+        from pipelines.icl.task import load_task
+
+        self.check_resume()
+        threads = self.worker_threads(1 if self.address == "none" else self.workers)
+        cluster = None
+        if self.address != "none":
+            pools = {"encoders": self.workers, "readers": 0, "encoder_gpus": self.gpus}
+            cluster = from_options(ClusterShape, self, threads=threads, **pools)
+        job = from_options(
+            IclJob,
+            self,
+            tasks=tuple(load_task(name, self.data) for name in self.tasks),
+            out=self.folder,
+            model=self.source(console, on_gpu=self.gpus > 0),
+            cluster=cluster,
+            threads=threads,
+            shots=_numbers("--shots", self.shots),
+            memory_shots=_numbers("--memory-shots", self.memory_shots),
+            command=command_text(),
+        )
+        summary = run_icl(job, console)
+        if not say_if_finished(summary, job.out):
+            print_result(open_console(), summary, job.out)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    return parse_numbers(text, int, f"{option} needs numbers with commas between them, such as 0,4,20;")
+
+
+icl = command(IclSpec)

@@ -1,0 +1,152 @@
+"""`longmem perplexity`: options become one checked job."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from actors.executor.timeouts import Timeouts
+from longmem.errors import ConfigError
+from pipelines.command.choices import Retention
+from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, check_inputs, command_text, say_if_finished
+from pipelines.command.console import open_console
+from pipelines.command.fields import (
+    DECIDED_BY_SERVICE,
+    MEMORY_STORE,
+    WORKERS,
+    choice_field,
+    flag_field,
+    from_options,
+    real_field,
+    text_argument_field,
+    text_field,
+    whole_field,
+)
+from pipelines.command.options import AddressOption, ClusterOptions, OptionalMemoryOptions, OutputOptions, StoreOptions
+from pipelines.command.spec import CommandSpec, command
+
+if TYPE_CHECKING:
+    # loads torch
+    from pipelines.perplexity.job import PerplexityJob
+
+LEAST_OBJECT_STORE_BYTES = 75 * 2**20
+"""Ray starts with no less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexitySpec(StoreOptions, ClusterOptions, AddressOption, OptionalMemoryOptions, OutputOptions, CommandSpec):
+    """Perplexity of long documents, with memory and without.
+
+    **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
+    """
+
+    inputs: list[str] | None = text_argument_field(
+        None,
+        ".txt, .jsonl, .ndjson, .json (`text`, optional `id`; also .gz, .zst, .bz2, .xz), .parquet, or a "
+        "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
+        "INPUT",
+        shown=False,
+    )
+    service: str | None = text_field(
+        None, "Run on the workers, model and memory of this service.", WORKERS, shown="workers of its own"
+    )
+    max_tries: int = whole_field(
+        5, "Set a document aside when one of its segments has ended its worker this often.", WORKERS
+    )
+    task_deadline_s: float = real_field(
+        1800.0, "Seconds one segment may take; then its worker is killed and it is tried again.", WORKERS, above=True
+    )
+    object_store_bytes: int = whole_field(
+        2**30,
+        "Bytes of Ray's object store, where Ray is started here.",
+        WORKERS,
+        DECIDED_BY_SERVICE,
+        least=LEAST_OBJECT_STORE_BYTES,
+    )
+    store: str | None = text_field(
+        None,
+        "Memory store: LanceDB folder or URI, or memory:// (with --address none).",
+        MEMORY_STORE,
+        DECIDED_BY_SERVICE,
+        shown="inside --out",
+    )
+    retention: Retention | None = choice_field(
+        None,
+        "How long the store keeps blocks: while a window may reach them (bounded disk, however long the "
+        "document), while their document is scored, or forever.",
+        MEMORY_STORE,
+        shown="document",
+    )
+    keep_memory: bool = flag_field("The same as --retention forever.", MEMORY_STORE)
+    namespace: str | None = text_field(None, "Where kept documents are filed.", MEMORY_STORE, shown="default")
+    limit_documents: int | None = whole_field(
+        None, "Score only the first N documents.", names=("--limit-documents", "--limit"), shown=False
+    )
+    tokens: bool = flag_field("Also write tokens.parquet: every token's log-probabilities.")
+    max_in_flight_segments: int | None = whole_field(
+        None, "Encoded segments that may wait for readers.", WORKERS, shown="8 per worker, 16 in process"
+    )
+    max_in_flight_bytes: int = whole_field(2**30, "Bytes of them.", WORKERS)
+
+    def run(self, console: Console) -> int:
+        self.check_resume()
+        check_inputs(*self.inputs or ())
+        from pipelines.perplexity.console import print_result
+        from pipelines.perplexity.job import run_job
+
+        job = self.job(console)
+        summary = run_job(job, console)
+        if not say_if_finished(summary, job.out):
+            print_result(open_console(), summary, job.out)
+        return EXIT_FAILED_DOCUMENTS if summary["counts"]["failed_documents"] else 0
+
+    def job(self, console: Console) -> "PerplexityJob":
+        """Return the job that the options describe. Raise ConfigError where they contradict each other."""
+        from longmem.runtime.scheduler import Limits
+        from pipelines.job.executors import default_in_flight
+        from pipelines.job.service import ServiceChoice
+        from pipelines.perplexity.job import PerplexityJob
+
+        retention = self._retention()
+        if self.service is not None:
+            reason = f"service {self.service!r} decides that, for all its jobs; leave it out"
+            self.refuse_given(DECIDED_BY_SERVICE, reason)
+        workers = None if self.address == "none" else self.encoders + self.readers
+        source = self.source(
+            console, on_gpu=self.reader_gpus > 0, encoders_on_gpu=self.encoder_gpus > 0, inputs=self.inputs or ()
+        )
+        service = None
+        if self.service is not None:
+            service = ServiceChoice(
+                name=self.service,
+                address=self.address,
+                offered=source if self.model else None,
+                limits_given=self.max_in_flight_segments is not None,
+            )
+        cluster = None
+        if self.address != "none":
+            cluster = self.shape(timeouts=Timeouts(max_tries=self.max_tries, task_s=self.task_deadline_s))
+        return from_options(
+            PerplexityJob,
+            self,
+            inputs=tuple(self.inputs or ()),
+            out=self.folder,
+            model=source,
+            service=service,
+            cluster=cluster,
+            threads=self.worker_threads(workers or 1),
+            threads_given=self.threads is not None,
+            limits=Limits(self.max_in_flight_segments or default_in_flight(workers), self.max_in_flight_bytes),
+            retention=retention,
+            keep_tokens=self.tokens,
+            write_memory=retention == "forever" or not self.no_memory,
+            command=command_text(),
+        )
+
+    def _retention(self) -> Retention:
+        if self.keep_memory and self.retention not in (None, "forever"):
+            raise ConfigError(f"--keep-memory and --retention {self.retention} contradict each other; give one of them")
+        return "forever" if self.keep_memory else self.retention or "document"
+
+
+perplexity = command(PerplexitySpec)

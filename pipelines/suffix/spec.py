@@ -1,0 +1,59 @@
+"""`longmem suffix`: options become one checked job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.command.command_line import command_text, num_cores, parse_numbers, say_if_finished
+from pipelines.command.console import open_console
+from pipelines.command.fields import REQUIRED, from_options, path_argument_field, text_field, whole_field
+from pipelines.command.options import MemoryModelOptions, OutputOptions, ProcessThreads
+from pipelines.command.spec import CommandSpec, command
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuffixSpec(ProcessThreads, MemoryModelOptions, OutputOptions, CommandSpec):
+    """Which of several texts follows a long context? Accuracy by context length, with memory and without.
+
+    **Example:** `longmem suffix chapterbreak_ctx_8192.json --split pg19 --out runs/suffix`
+    """
+
+    file: Path = path_argument_field(
+        REQUIRED,
+        ".jsonl (`prefix`, `candidates`, `label`, or `ctx`, `pos`, `negs`), or a ChapterBreak .json; also "
+        "compressed as .gz, .zst, .bz2 or .xz.",
+        "FILE",
+    )
+    split: str | None = text_field(None, "Part of a ChapterBreak file: pg19 or ao3.", shown=False)
+    context_tokens: str = text_field(
+        "512,1024,2048,4096,8192", "Lengths of context, ascending; of a longer context the last tokens are read."
+    )
+    suffix_tokens: int = whole_field(128, "Of a longer candidate the first tokens are scored.")
+    limit_examples: int | None = whole_field(
+        None, "Score only the first N examples.", names=("--limit-examples", "--limit"), shown=False
+    )
+
+    def run(self, console: Console) -> None:
+        from pipelines.suffix.job import SuffixJob, run_suffix
+        from pipelines.suffix.report import print_suffix_result
+        from pipelines.suffix.scoring import SuffixLengths
+
+        self.check_resume()
+        lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
+        job = from_options(
+            SuffixJob,
+            self,
+            input=self.file,
+            out=self.folder,
+            model=self.source(console),
+            lengths=SuffixLengths(context_tokens=lengths, suffix_tokens=self.suffix_tokens),
+            threads=self.threads or num_cores(),
+            command=command_text(),
+        )
+        summary = run_suffix(job, console)
+        if not say_if_finished(summary, job.out):
+            print_suffix_result(open_console(), summary, job.out)
+
+
+suffix = command(SuffixSpec)
