@@ -35,8 +35,8 @@ class ListExecutor(AbstractExecutor):
     def slots(self, _stage: Stage) -> int:
         return 2 - len(self.submitted)
 
-    def set_backlog(self, unscored_segments: int, num_left: int | None) -> None:
-        self.backlogs.append((unscored_segments, num_left))
+    def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
+        self.backlogs.append((unscored_segments, unsubmitted_segments))
 
     def submit(self, stage: Stage, segment: Segment) -> None:
         self.submitted.append((stage, segment))
@@ -65,7 +65,7 @@ class ListExecutor(AbstractExecutor):
     def trim(self, key: DocumentKey, first_segment: int) -> None:
         raise AssertionError(f"a loop removes nothing: {key} below {first_segment}")
 
-    def forget(self, key: DocumentKey) -> None:
+    def delete(self, key: DocumentKey) -> None:
         raise AssertionError(f"a loop removes nothing: {key}")
 
     def close(self) -> None:
