@@ -70,7 +70,7 @@ class IclJob:
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"expected tasks with different names, got {', '.join(names) or 'none'}")
         if self.cluster is not None and self.store == IN_MEMORY:
-            raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
+            raise ConfigError(f"--store {IN_MEMORY} exists in one process only: use --address none, or a store on disk")
 
     @property
     def store_uri(self) -> str:

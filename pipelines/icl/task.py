@@ -80,8 +80,8 @@ class IclTask:
             )
         if not self.around_target[0].strip():
             raise ConfigError(
-                f"task {self.name}: the template must have something before {{{self.target}}}, from which it can be "
-                f"told, got {self.template!r}"
+                f"task {self.name}: the template must have something before {{{self.target}}} to predict it from, "
+                f"got {self.template!r}"
             )
         if self.max_new_tokens < 0 or bool(self.max_new_tokens) != bool(self.until):
             raise ConfigError(
@@ -244,4 +244,4 @@ def _squad_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     answers = [answer["text"] for answer in question["answers"]]
                     yield str(question["id"]), {**question, "context": paragraph["context"], "answers": answers}
     except (KeyError, TypeError) as error:
-        raise DocumentError(f"{path}: expected the layout of SQuAD 1.1, {error} is not as it has it") from error
+        raise DocumentError(f"{path}: expected the layout of SQuAD 1.1, which differs at {error}") from error

@@ -19,14 +19,14 @@ Tell = Callable[[str], None]
 """Callback that prints one line for the operator."""
 
 
-class Worker(Protocol):
-    """Compute backend of a job that begins with a model: an executor, or the processes of a training."""
+class ComputeBackend(Protocol):
+    """Executor, or processes of a training, of a job that begins with a model."""
 
     def describe(self) -> ModelDescription: ...
 
 
 W = TypeVar("W")
-"""Type of a job's compute backend: a Worker, or any type if the job overrides `describe`."""
+"""Type of a job's compute backend: a ComputeBackend, or any type if the job overrides `describe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class AbstractJob(ABC, Generic[W]):
 
     def describe(self, worker: W) -> ModelDescription | None:
         """Return the description of the model before any work; None for a job that creates the model."""
-        return cast(Worker, worker).describe()
+        return cast(ComputeBackend, worker).describe()
 
     def identity(self, model: ModelDescription | None) -> dict[str, Any]:
         """Return everything that decides the results. Place of execution and number of workers are not part of it."""

@@ -85,7 +85,7 @@ class PerplexityJob:
         if self.keep_memory and self.store == IN_MEMORY:
             raise ConfigError(f"--retention forever needs a store on disk, {IN_MEMORY} ends with the process")
         if self.cluster is not None and self.store == IN_MEMORY:
-            raise ConfigError(f"--store {IN_MEMORY} lives in one process: use --address none, or a store on disk")
+            raise ConfigError(f"--store {IN_MEMORY} exists in one process only: use --address none, or a store on disk")
         if self.cluster is not None and self.cluster.readers < 1:
             raise ConfigError(f"readers must be at least 1, got {self.cluster.readers}: they score the segments")
         if self.namespace is not None and not self.keep_memory:

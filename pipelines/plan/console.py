@@ -119,11 +119,11 @@ def print_comparison(console: Console, comparison: PlanComparison) -> None:
     if comparison.drift:
         drifts = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in comparison.drift.items())
         console.print(f"  The machine, measured again after the run: {drifts}.", style="dim")
-    console.print(f"  Other programs kept {comparison.foreign_cores:.2g} cores busy during the run.", style="dim")
+    console.print(f"  Other programs used {comparison.foreign_cores:.2g} cores during the run.", style="dim")
     verdict = "[green]within[/]" if comparison.passed else "[bold red]off by more than[/]"
     console.print(f"  Throughput is {verdict} {comparison.tolerance:.0%}.")
     if not comparison.passed and comparison.passed_on_left_cores:
-        console.print("  On the cores that others left it would be within: repeat the check on a quiet machine.")
+        console.print("  It would be within on the cores that others left: repeat the check on an idle machine.")
 
 
 def as_json(plan: Plan, best: Plan, costs: UnitCosts, comparison: PlanComparison | None) -> dict[str, Any]:

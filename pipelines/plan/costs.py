@@ -156,7 +156,7 @@ def load_costs(path: Path, identity: dict[str, Any], *, with_ray: bool) -> UnitC
     except OSError as error:
         raise ConfigError(f"cannot read --costs {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"--costs {path} is no file of `longmem plan --save-costs` ({error})") from error
+        raise ConfigError(f"--costs {path} was not written by `longmem plan --save-costs` ({error})") from error
     if not isinstance(values, dict) or values.pop("version", None) != VERSION:
         raise ConfigError(f"--costs {path} was not written by this version's `longmem plan --save-costs`")
     try:
@@ -170,7 +170,7 @@ def load_costs(path: Path, identity: dict[str, Any], *, with_ray: bool) -> UnitC
         )
     if with_ray and costs.ray is None:
         raise ConfigError(
-            f"--costs {path} was measured with --address none and knows nothing of Ray: measure again with "
+            f"--costs {path} was measured with --address none and holds no costs of Ray: measure again with "
             "--address local, or plan for --address none"
         )
     return costs

@@ -101,7 +101,7 @@ def test_costs_of_other_settings_are_refused(saved: Path, model: Path) -> None:
 def test_costs_without_ray_are_refused_for_a_cluster(saved: Path, model: Path) -> None:
     result = plan("--tokens", 3200, "--model", model, "--costs", saved, "--address", "local", "--nodes", 3)
     assert result.exit_code == 2
-    assert "knows nothing of Ray" in result.stderr
+    assert "holds no costs of Ray" in result.stderr
 
 
 def test_measuring_and_checking_in_one_command(model: Path, book: Path, tmp_path: Path) -> None:

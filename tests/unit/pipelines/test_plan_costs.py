@@ -57,14 +57,14 @@ def test_another_model_is_refused_with_both_sides(tmp_path: Path) -> None:
 
 def test_costs_without_ray_are_refused_for_pools(tmp_path: Path) -> None:
     save_costs(costs(None), tmp_path / "costs.json")
-    with pytest.raises(ConfigError, match="knows nothing of Ray"):
+    with pytest.raises(ConfigError, match="holds no costs of Ray"):
         load_costs(tmp_path / "costs.json", IDENTITY, with_ray=True)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", "is no file of"),
+        ("not json", "was not written by"),
         ("[]", "not written by this version"),
         ('{"version": 99}', "not written by this version"),
         ('{"version": 3, "encode": {}}', "damaged"),
