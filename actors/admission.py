@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks before `ray.init` that a Ray cluster exists and admits this process.
 
 Ray's own attempt takes 20 to 30 s, cannot be interrupted, and gives the same advice for every cause.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks whether a cluster has free resources for a job, and reports while it waits for them."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An asyncio client of a service: write, score, generate.
 
     async with connect("auto", service="longmem") as client:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joins or starts a Ray cluster; holds the only calls of `ray.init` in the project."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detects the loss of the cluster of this process, which Ray does not report to the driver.
 
 When the GCS is lost, calls block, and after 60 s Ray's own code ends the process with exit code 1 and without advice.

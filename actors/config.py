@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Size of a cluster job. Does not import Ray, so that a command line is checked without loading it."""
 
 from dataclasses import dataclass, field

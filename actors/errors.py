@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Translates Ray's exceptions into LongMemError; errors that a worker returned pass unchanged."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Envelope of a worker's answer: a result or an expected error, and the compute time."""
 
 from collections.abc import Callable

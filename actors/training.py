@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data-parallel training: each worker reads its own rows, and all apply the sum of their gradients (gloo)."""
 
 from collections.abc import Callable, Iterator, Sequence

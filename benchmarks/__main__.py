@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks [NAME]`: run a benchmark and write benchmarks/results/NAME.json."""
 
 import json

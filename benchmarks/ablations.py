@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ablations: one trained model with other reading settings, and untrained models in every form of reading.
 
 Sizes (chunk, memory, top-k, stored format) are settings of reading, so one trained model serves all of them. Forms have

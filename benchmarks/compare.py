@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Comparison of every baseline and LongMem on one backbone and equal token sequences, as one table.
 
 perplexity     exp of nats per token over all books, 95% bootstrap over segments

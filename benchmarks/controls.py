@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Controls of the memory's effect: LongMem with its own memory, without, with another book's, and with shuffled values.
 
 A gain that another book's memory also gives is not memory of the book. A gain that persists with shuffled values does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Machine and software versions of a measurement, stored with it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a document cost more the longer it gets? One very long document through the main job, in one process.
 
 Two claims are checked, both against the second 100,000 tokens, when the window is full. Memory: the process never

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Books as token sequences, cut to one length for all readers."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of a comparison: every baseline on one backbone, and the LongMem folders that share this backbone."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongMem over one document, with optional changes to the views of its segments: the only place that calls the
 model."""
 

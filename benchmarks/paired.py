@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of scored documents, paired by segment, with the intervals of `longmem.scoring.metrics`."""
 
 import math

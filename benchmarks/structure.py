@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures how much of the source one segment passes: `python -m benchmarks.structure [ROOT]`, in any checkout.
 
 Runs one small perplexity job in this process and counts, by a profiling hook, the product's files and functions that it

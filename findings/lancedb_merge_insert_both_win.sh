@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # lancedb 0.40.0 (Lance 13.0.0), pyarrow 26.0.1.
 #
 # Expected: two processes that `merge_insert("key").when_not_matched_insert_all()` the same new key at the same moment

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # transformers 5.23.0, peft 0.21.2, torch 2.13.0.
 #
 # A folder holds a whole model and, beside it, the files of an adapter (adapter_config.json, adapter_model.safetensors).

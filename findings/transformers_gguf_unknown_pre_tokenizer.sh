@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # transformers 5.23.0, gguf 0.19.0: a GGUF file names its pre-tokenizer, and one that transformers does not know is
 # replaced by GPT-2's without a word, so the ids differ from those the model was trained with.
 #

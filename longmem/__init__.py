@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongMem: a frozen backbone writes keys and values to a memory, a SideNet reads them back.
 
     from longmem import LongMem, MemoryStore

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of one LongMem model, stored as `config.json` with its weights."""
 
 import math

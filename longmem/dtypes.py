@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion between tensors and the arrays that are sent between processes and stored on disk.
 
 NumPy has no bfloat16: its bits are stored as uint16.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All errors for users, as one tree.
 
 LongMemError (a ValueError: the user can fix it)

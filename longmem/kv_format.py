@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Storage formats of keys and values: a floating-point type, or int8 with a scale per token and head.
 
     int8   │ q₁ … q_d │ scale, 4 bytes of float32 │      x ≈ scale · q       scale = max |x| / 127

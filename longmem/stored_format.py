@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Format of stored keys and values without torch: element type, width, bytes and validity.
 
 `longmem.kv_format` converts tensors to and from this format. The module is separate because the import of torch

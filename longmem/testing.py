@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models for tests and examples: every supported architecture, randomly initialised, with a byte tokenizer.
 
 Users can test their code against LongMem without downloading a model. The models are no mocks, but small instances of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data types that pass between the stages.
 
     text → Document → Segment → EncodedSegment(KVBlock, state) → [store] → MemoryView → SegmentScore

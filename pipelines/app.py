@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `longmem` application: a table of commands, which are imported when they are used.
 
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.

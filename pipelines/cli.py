@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The entry point of the `longmem` script: takes over Ctrl-C before anything that takes time is imported.
 
 The application itself is `pipelines.app`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registry of all kinds of jobs, by the name that job.json and status.json hold.
 
 `tests/contract/test_jobs.py` checks every registered kind: status, log, summary, resume, redaction and progress.

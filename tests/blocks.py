@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small blocks for store tests, different for every seed and segment."""
 
 import numpy as np

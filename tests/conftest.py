@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared test set-up: one thread, no network, derandomised Hypothesis, small real backbones, and a naive memory."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content of an output folder, to check that a command changes nothing in it."""
 
 from pathlib import Path

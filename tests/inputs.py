@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two reading forms that tests compare, and inputs of a SideNet."""
 
 from typing import Any

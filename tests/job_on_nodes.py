@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Driver for tests of several nodes: a job in a process of its own, which records the routing of its tasks.
 
 `python -m tests.job_on_nodes OUT SHAPE` with the fields of a ClusterShape as JSON; books are in OUT/../books, the model

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The smallest job of every kind, on small real models: what contract tests run in process, on Ray and on a service."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that fail on a certain character: one ends its process, like a bug in a native library; one gives NaN."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes and threads that run one operation on one store at the same moment.
 
 Processes are spawned once for many races, because starting one costs seconds.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One Ray cluster for every test of a session that requests it: `pytest_plugins = ["tests.ray_cluster"]`."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heads of Ray clusters as processes of their own, started like an operator does: `ray start --head`."""
 
 import os

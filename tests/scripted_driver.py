@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Executor on scripted actors, with a record of its output, for tests of the driver's side."""
 
 from collections import Counter

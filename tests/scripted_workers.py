@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real Ray actors without a model, which follow a script for each segment: for tests of the driver's side.
 
 They have only the methods that the pools call. Their results have realistic sizes, so that they are stored in Ray's

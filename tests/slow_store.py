@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Store actor on a slow disk: each write is delayed, everything else is the real actor."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text that a small model can learn from: words with partly predictable order, and characters of every width."""
 
 import numpy as np

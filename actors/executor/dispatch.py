@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Executor on pools of actors: sends tasks to workers and retries tasks of lost workers.
 
 A task is *waiting* (no usable actor has a free slot), *running*, or *parked* (its block was lost with a node, and is

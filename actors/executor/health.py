@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Health of the workers: liveness checks, events for lost and stalled workers, and kills of workers that hang.
 
 starting ──ready──► usable ──lost (its calls fail)──► starting, restarted by Ray

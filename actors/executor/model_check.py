@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks that all workers hold the same model, and that this model wrote the store."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decides whether encoders or readers run the SideNet layers that need no memory.
 
 Readers run them, until encoders are so far ahead that they would soon wait for readers. The threshold exceeds one batch

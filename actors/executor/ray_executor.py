@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The executor on Ray: encoder, store and reader actors.
 
     driver ──segment──► EncoderActor ──block──► StoreActor ◄──blocks── ReaderActor ◄──segment── driver

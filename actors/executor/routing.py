@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locality-aware routing: sends a task to a worker near its data.
 
 Encoded segments are held on the encoder's node, and windows in readers. A document is therefore encoded on the nodes of

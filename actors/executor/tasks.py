@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks of the pools (one stage of a segment, or a request) and their state in the driver."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timeouts and retry count of a job's workers. Does not import Ray."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batching of writes: a commit costs the same for one block or eight.
 
 A store that commits every segment separately takes CPU time from the models. While readers have a backlog, delaying a

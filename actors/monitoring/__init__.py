@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status and metrics of running jobs on a cluster."""

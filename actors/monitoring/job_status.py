@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status of a running job: the message from the job to its monitor, and the content of status.json.
 
 Does not import Ray, so that a command reads it without loading Ray. Sums grow monotonically within one process; a

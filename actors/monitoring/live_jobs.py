@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status of the jobs that run on a cluster, for `longmem status`."""
 
 from collections.abc import Callable

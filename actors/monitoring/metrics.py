@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All metrics that LongMem exports, and their values in a snapshot.
 
 Sums are counters, including seconds: Ray rebuilds the sum of a histogram from bucket midpoints, so a mean must be

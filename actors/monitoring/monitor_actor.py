@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Actor that exports a job's metrics and answers `longmem status`, and the job's connection to it.
 
 Metrics need an actor, because the driver of a `ray://` address is not a Ray worker and cannot export any.

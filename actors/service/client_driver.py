@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Driver thread of a client: runs an executor for other threads. Each request is a future, and cancelling it cancels
 the request's tasks.
 

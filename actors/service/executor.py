@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Executor on the pools of a running service."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Long-lived services: detached pools that many jobs and clients share, and one actor that describes them.
 
     longmem-service-<name>              description of the service; created last, so it implies the workers

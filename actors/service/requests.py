@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that one worker answers: the score of a text that follows a document, and generated text.
 
 The request's own tokens stay in that worker, as in `LongMem.score` and `LongMem.generate`; nothing is written.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Common parts of all pool actors: Ray options, process information, liveness, and killing one process."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoder actors: they hold a model and run all computation that needs no memory, without state between segments.
 
 They also answer requests that need the whole model, and tokenise texts for the clients of a service.

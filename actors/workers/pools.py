@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pool of identical actors with a bounded number of tasks each.
 
 Replaces `ray.util.ActorPool`, which loses the task and the actor when an actor dies. It also keeps one task per actor,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader actors: they hold a SideNet and memory windows of documents, and score segments."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts the three pools and decides the placement of their actors."""
 
 from dataclasses import dataclass

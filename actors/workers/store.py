@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory store actors: each is the single writer of the documents of one shard, and serves their blocks to readers."""
 
 from contextlib import suppress

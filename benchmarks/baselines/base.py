@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract of all baselines: give each token of one document its log-probability, once."""
 
 from abc import ABC, abstractmethod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backbone on LongMem's own segments, without SideNet and memory: the reference of every reported change."""
 
 import numpy as np

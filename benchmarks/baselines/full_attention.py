@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Full causal attention over the longest window that the backbone's positions allow."""
 
 import numpy as np

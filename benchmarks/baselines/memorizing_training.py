@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training of a MemorizingTransformer on a stream of books; the memory keeps keys in the form of their training step.
 
 Each row of the batch reads its own book, segment after segment. Stored keys and values are not recomputed. So in a long

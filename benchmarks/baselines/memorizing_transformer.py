@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kNN memory inside one layer of the backbone, which is trained with it, so that stored keys become stale.
 
 Wu et al. 2022, "Memorizing Transformers" (arXiv 2203.08913), section 3: per head, the nearest keys of the document's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training-free neural cache over the memory that LongMem stores: similar keys point to the tokens that followed
 them.
 

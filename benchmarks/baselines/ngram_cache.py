@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Book-level n-gram cache: predicts the tokens that followed the last tokens earlier in this book.
 
 Kuhn and De Mori 1990, "A cache-based natural language model for speech recognition" (IEEE TPAMI 12, 570-583); with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Overlapping windows: every token is predicted with at least half a window of context.
 
 Baevski and Auli 2019, "Adaptive Input Representations for Neural Language Modeling" (arXiv 1809.10853), section 4.3,

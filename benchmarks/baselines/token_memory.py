@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory of a Memorizing Transformer: keys and values of one document, read by exact search per head."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Segment-level recurrence: every layer also reads its own keys and values of the previous segment.
 
 Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context" (arXiv 1901.02860), section

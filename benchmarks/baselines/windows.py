@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backbone forward over windows of a document, shared by the windowed baselines."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Approximate search in a long memory of real text: time saved, chunks missed, and the effect on perplexity.
 
 The memory is filled once. Then the next segments of the text are scored with every engine, each after the previous one

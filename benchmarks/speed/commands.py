@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command line of the speed benchmarks: each writes NAME.json, NAME.md and NAME.png, and prints its tables."""
 
 from pathlib import Path

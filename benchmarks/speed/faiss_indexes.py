@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FAISS's own approximate indexes over the chunk keys of a long memory, as a search engine of the model.
 
 An index is filled with the first view and grows with the next ones. Removal is not supported by every index type, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading of retrieved tokens: products of queries with keys, and mixtures of values, for one segment.
 
 The C version reads rows in place. Torch copies them first: a tile of tokens at a time, or all at once as in the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cost of memory and of the peers on one large GPU, at the shapes of well-known models.
 
 Keys and values of the window are in GPU memory; search and fusion are torch's (`search=torch`). Times are wall-clock

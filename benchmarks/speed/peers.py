@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other methods to read a long text, at the reference model's width and depth.
 
 They are memorizing-transformers-pytorch with a full memory of equal size, full attention over the whole context, and an

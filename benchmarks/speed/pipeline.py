@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cost of memory relative to the models: one segment with a full window against the floor, and whole jobs.
 
 The floor is one forward of the backbone and one of the SideNet without memory. Memory adds the write to the store and

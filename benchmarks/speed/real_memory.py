@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Full window of real text, with the queries of the segment that reads it: the input of every speed benchmark."""
 
 from collections.abc import Iterable, Iterator

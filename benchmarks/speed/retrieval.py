@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact search: this project's engines, FAISS and the matrix product alone, and the loss of approximate indexes.
 
 The benchmark has two shapes. One has sixteen heads of 64 with Gaussian keys, where no pruning is possible. The other

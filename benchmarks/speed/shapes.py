@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes of well-known models, for speeds that do not depend on trained weights."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start-up of the command line: seconds from a new process to its end, for commands that have little to do."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Store against plain files: writing blocks one by one, and opening and reading a full window."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stored result of one benchmark: JSON, a Markdown table, and a bar chart."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Comparable times: the cases take turns, so that other load on the machine affects all of them equally."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PEFT adapters: merged into the backbone on request, and never ignored silently.
 
 `peft` is optional (`pip install 'longmem[adapter]'`) and imported only here. It reports unused adapter weights in a

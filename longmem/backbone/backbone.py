@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frozen backbone: one forward pass of a segment gives keys and values, taps, and its log-probabilities."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Module names of blocks, projections and norm of each Hugging Face family; the only model names in the project.
 
 To add a family, add one entry to `FAMILIES`. `tests/unit/backbone/test_families.py` checks it on a small randomly

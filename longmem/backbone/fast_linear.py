@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """float32 linear layers by oneDNN, on processors where torch's own product reaches half of the speed.
 
 Torch multiplies float32 matrices with MKL, which uses AVX-512 only on Intel processors. oneDNN,

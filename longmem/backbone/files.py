@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a model folder or hub model: the weight files, and the tensors in their headers."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks on a running transformer: hidden states, projections, and the input of the output projection.
 
 Hooks exist only within one `with` block, so a model is never left changed, and copying a layer never copies a hook.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads Hugging Face causal language models from a folder or a hub id, safetensors only, frozen.
 
 Every exception of transformers becomes a CheckpointError: a damaged or hostile model folder can fail anywhere in the

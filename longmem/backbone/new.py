@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """New backbones for pretraining: a Llama of a given shape, its tokenizer files, and its saved folder."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small, randomly initialised models of each supported architecture, saved as Hugging Face folders."""
 
 from pathlib import Path

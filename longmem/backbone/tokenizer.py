@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encodes text as token ids with the backbone's tokenizer."""
 
 import json

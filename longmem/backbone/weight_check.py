@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks before loading that a model uses every weight of its files.
 
 transformers reports unused weights in a log line, omits some by pattern, and continues. Biases in a file that

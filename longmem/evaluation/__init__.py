@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongMem in the LM Evaluation Harness (extra `eval`): importing this package registers the model `longmem`.
 
     import lm_eval

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model `longmem` of the LM Evaluation Harness: its three request types, answered with memory or without.
 
 Start and end tokens follow the harness's own Hugging Face model. So with `memory=off` the numbers are those of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Harness tasks of this project on local JSONL files: no download, no network."""
 
 from pathlib import Path

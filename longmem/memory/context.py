@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory of one text: its segments read it, and their own blocks join it. `SlidingWindow` computes the positions.
 
 StoredMemory    the text is a stored document: its blocks are written to the store and read back from it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Key form in which a reader searches and attends to stored keys. The stored keys never depend on it.
 
 raw      k                      as stored (the paper)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rule of what a segment may read. Readers, the scheduler and training compute it here and nowhere else.
 
     document   ├── 0 ──┼── 1 ──┼── 2 ──┼── 3 ──┼── 4 ──┼── 5 ──┤   segments

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory view of one segment: an immutable, position-bounded piece of one document's memory."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader's copy of the recent past of one document, laid out so that every view is a slice without a copy.
 
     dropped            kept by the buffer                     free

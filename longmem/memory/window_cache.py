@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hot tier of a reader: windows of the documents it is reading, filled from the store as they are needed."""
 
 from collections import OrderedDict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A LongMem checkpoint on disk: `config.json`, `sidenet.safetensors`, and a `backbone/` folder. Never pickle.
 
 All digests in `config.json` are checked at load: safetensors itself does not detect a flipped bit.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forward passes of a LongMem over segments: backbone, lower SideNet layers, SideNet with memory.
 
     tokens ─► backbone ─► taps ─► SideNet below the memory layer ─► state ┐

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongMem: a frozen backbone and a SideNet, opened from a folder or hub id, that score and generate texts."""
 
 from dataclasses import replace

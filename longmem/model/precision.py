@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selection of the compute dtype: bfloat16 where this machine is measurably faster and perplexity is unchanged.
 
 Both are measured, because neither follows from the processor's feature flags: some processors emulate bfloat16, and

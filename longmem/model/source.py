@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Location of a model and options to open it: small enough to send to every worker, which then opens its own copy."""
 
 from dataclasses import dataclass, field, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of pretraining: all that determine its curve, except the model's shape."""
 
 import math

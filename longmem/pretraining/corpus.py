@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenised text on disk, written once and read through a memory map.
 
 train.bin     start token, document, start token, document, …    uint16, or uint32 for a vocabulary beyond 65,536

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model sizes of `longmem pretrain`: one for a CPU, one for a GPU."""
 
 from dataclasses import dataclass

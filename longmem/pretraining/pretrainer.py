@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Next-token training of a model (float32 weights, bfloat16 autocast, AdamW) and its validation."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Byte-level BPE tokenizer trained on a corpus: encodes any UTF-8 text without loss.
 
 Texts are split into pieces before a line break that follows a visible character. The word pattern of byte-level BPE

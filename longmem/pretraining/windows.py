@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training windows of the corpus by number, as a function of seed and number only.
 
     corpus     |  w0  |  w1  |  w2  |  w3  | rest       window w predicts tokens w·n + 1 … (w + 1)·n: each token once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Search engines for chunk keys, created by name."""
 
 from longmem.errors import ConfigError

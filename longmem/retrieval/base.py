@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interface of the search engines. An engine knows numbers only, not documents or stores."""
 
 from abc import ABC, abstractmethod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact search in one pass over the keys, in C (`native/top_k.c`).
 
 Brute force computes every score and discards nearly all of them. On real keys the product and the selection cost about

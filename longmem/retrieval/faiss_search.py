@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact search with FAISS, as a reference, and k-means clustering for approximate search."""
 
 import faiss

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gather of retrieved rows: inner products with queries, and weighted sums."""
 
 from abc import ABC, abstractmethod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inverted-file (IVF) index: k-means cells of keys, built for fixed stretches of a document.
 
     start of the view                                                        end of the view

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Approximate search: exact among the chunks of the cells whose means have the largest products with the query.
 
 The choice of cells decides what can be found, so this is the only engine that changes results. docs/performance.md has

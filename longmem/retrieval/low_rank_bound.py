@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short sketches of keys and queries, whose inner product is an upper bound of that of key and query.
 
 For any invertible T, q · k = (T⁻ᵀq) · (Tk). Split both into `width - 1` leading coordinates and a residual. By the

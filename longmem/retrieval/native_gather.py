@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gather of retrieved rows in C (`native/gather.c`), for scoring on the CPU without gradients."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token positions of retrieved chunks.
 
 A view stores chunks of `chunk` slots; a short chunk fills only some of them. The position of a token counts the real

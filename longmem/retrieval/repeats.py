@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact repeats: positions in a memory where the last tokens before a reading token occur again.
 
     memory   … the old mill stood … the old man …       reader   … the old ▸

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact search with one matrix product and one top-k per head, on the device of the queries."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Executor protocol that runs stages: in this process (here), or on a cluster (`actors.executor.ray_executor`).
 
 A segment passes three stages. `encode` does all work that needs no memory, `put` writes the block, `score` reads the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that one worker with the whole model answers at once: it reads stored documents and writes nothing."""
 
 from abc import ABC, abstractmethod

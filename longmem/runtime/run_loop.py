@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop that drives a scheduler and an executor, for jobs, in-context tasks and clients of a service.
 
     submit   scheduler ──► tasks that may start now ──► executor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Segment scheduler: decides which stage of which segment may start. The whole concurrency logic, without I/O or clock.
 
 Life of one segment:

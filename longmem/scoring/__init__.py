@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log-probabilities and continuations of texts."""

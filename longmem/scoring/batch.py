@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batched scores of short texts that follow a memory: test items after demonstrations, endings after a book.
 
     memory (read, never written)        item

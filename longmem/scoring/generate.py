@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation of text with memory, one token at a time: each step reads only the new token.
 
 A prompt is read exactly as `score` reads a text: segment by segment, each reading the memory before it. When a

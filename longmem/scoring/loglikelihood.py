@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log-probability of token sequences that follow a context of any length.
 
     memory (the document, then the context segment by segment)      item

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity per token, word and byte with bootstrap intervals, from the summed nats of every segment.
 
 Nats are negative natural-log probabilities. Perplexity is `exp(nats / units)`; for words and bytes only the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores of one text in this process: the plain loop that every faster way of running must agree with."""
 
 from collections.abc import Iterator, Sequence

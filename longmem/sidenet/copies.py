@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Candidates for copying from a memory, their weights, and the mixture with the model's own distribution."""
 
 from dataclasses import dataclass

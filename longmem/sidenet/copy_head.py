@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy head: mixes the tokens that followed places of the memory into the next-token distribution.
 
     p(y) = (1 − λ_t) · softmax(logits)_y + λ_t · Σ_k a_tk [token after place k = y]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over retrieved chunks, and its fusion with local attention (paper, section 3.3).
 
     mem_h   = softmax(scale_h · q_h · K̃_h) Ṽ_h      its own softmax over the K retrieved tokens, no position term

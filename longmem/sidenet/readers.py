@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory reader: computes queries, searches, and weighs the results for fusion and the copy head.
 
     query      side        the SideNet's own queries                          key_space   W · key of the reading token

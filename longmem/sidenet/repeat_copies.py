@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies from places where the last tokens repeat, in addition to those that keys retrieve.
 
     r_t  = softmax_k( n[run_tk] − δ[run_tk] · ln distance_tk )            over the repeats of `retrieval.repeats`

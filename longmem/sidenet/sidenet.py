@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SideNet: L/r decoder layers of the backbone's own class, fed by the backbone's hidden states (paper §3.2-3.3).
 
     x[0]   = H[0]

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Durable memory: the store contract and its implementations."""

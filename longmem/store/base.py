@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract of every memory store; `tests/contract/test_store.py` runs on all of them.
 
 A store handles blocks, documents and namespaces, and no models, queries or attention. A reader fetches blocks with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens a store by name. LanceDB is imported only for a durable store."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read-only handle of one document's memory; `longmem.store.base` adds the writing methods."""
 
 from dataclasses import dataclass, replace

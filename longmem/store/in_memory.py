@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference store: a dictionary and a lock, without durability. All contract tests also run on it."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Single objects of a bucket in addition to the tables of a store, and a check of conditional writes.
 
 Two writers of one table agree on its next version by creating the same object *unless it exists*. A server that ignores

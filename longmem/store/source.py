@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read access in a store's contract: all that readers and texts after a document need."""
 
 from abc import ABC, abstractmethod

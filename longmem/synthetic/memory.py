@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memories of synthetic tests, built in this process: a long filler with a few replaced tokens, and packed examples.
 
 Segments are encoded independently of each other, so two shortcuts are exact. Equal segments are encoded once. A needle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pairs: many short lines `key value` in memory, some of which are queried.
 
 lookup   a dictionary: two words → two words, every value different (after the dictionary task of Focused Transformer,

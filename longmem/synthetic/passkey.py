@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pass keys: one sentence with a key, hidden at some depth in a long text; the question is the sentence's beginning.
 
 The test follows Mohtashami and Jaggi (2023, arXiv 2305.16300). The key is a few random words, or five digits.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents that teach a SideNet to retrieve: every answer was stated once, much earlier.
 
 Half of the documents hide pass keys in shuffled sentences of a real text and query them later. The other half list

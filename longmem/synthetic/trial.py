@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One question to a memory: its scores and their evaluation.
 
 greedy   every token of the answer is the most probable one: greedy decoding would produce the answer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words and sentences of a real text, the material of synthetic tests."""
 
 import re

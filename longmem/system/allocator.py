@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Allocates long-lived arrays with `mmap`, and returns free heap pages to the system.
 
 The glibc heap holds tensors that live for one operation. A long-lived array takes part of the free block of a larger

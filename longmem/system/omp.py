@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spin count of OpenMP threads between torch's operations; must be set before torch is imported."""
 
 import os

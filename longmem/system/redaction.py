@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redaction of secrets in URIs and settings, for terminals, logs, status files and results.
 
 It hides the user and password of every URI, query parameters and fragments with the name of a secret, and settings such

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input texts: finding, reading and naming documents, and cutting them into segments."""

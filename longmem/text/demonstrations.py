@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Demonstrations as a document: whole examples packed into segments, encoded once and read by many items.
 
     segment 0                      segment 1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads documents from files, one at a time, so that a folder of any size needs the memory of one document.
 
     .txt               one document per file

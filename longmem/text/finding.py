@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds the files of the inputs: walks folders recursively, and counts all files that are not read.
 
 In a folder, files and folders whose name begins with a dot, and `__MACOSX`, are never documents. Linked folders are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the documents of one file by format. Unreadable ones are yielded as UnreadableDocument."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader of JSON lines for documents, in-context examples and suffix examples.
 
 Any line may begin with a byte order mark, because files with one may be concatenated. Blank lines are skipped.

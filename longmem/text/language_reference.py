@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Python language reference that ships with CPython: a real long document on every machine."""
 
 from pydoc_data.topics import topics

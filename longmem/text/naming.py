@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids of documents: given ids, and unique ids of files.
 
 A file's id is its name without suffix, or its path relative to the input folder. If two files would have the same id,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens input files as bytes: regular files only, decompressed by suffix, with limits on the bytes in memory.
 
 Decompression is streamed, so that a compressed file of any size needs the memory of one document.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cuts a document's sequence into segments, so that every token is predicted exactly once."""
 
 import numpy as np

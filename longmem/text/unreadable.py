@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Placeholder for a document that cannot be read."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration of each head's mean key on training text: the origin of centred and unit keys."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of SideNet training: the run's state (see `run_state`) and the positions of the rows.
 
 checkpoints/step-00000200/   sidenet.safetensors · optimiser.safetensors · state.json

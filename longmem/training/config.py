@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of a training run that determine its learning curve, apart from the model's own configuration."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fits the copy head alone, on memory readings that are computed once.
 
 Retrieval does not depend on the copy head. So with the rest of the model fixed, every document is read once and its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assignment of documents to rows, and each row's progress: a function of seed, row and count alone.
 
     row 0    doc a: s0 s1 s2 … | doc e: s0 s1 …        documents in the seed's order, assigned round-robin;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training run on disk: weights and optimiser in safetensors, the rest in JSON. A checkpoint is written atomically.
 
 checkpoints/step-00000200/   <weights>.safetensors · optimiser.safetensors · state.json

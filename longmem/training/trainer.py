@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory-augmented adaptation training (paper, section 3.4): rows stream documents, the SideNet learns to read.
 
 One step reads one segment of every row. A row's memory holds exactly the segments of the same document before it

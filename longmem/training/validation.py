@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation loss with memory, without memory, and of the backbone alone."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One training worker: model, documents and trainer, opened from a serialisable description."""
 
 from collections.abc import Callable, Sequence

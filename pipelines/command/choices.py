@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that options of several commands choose from."""
 
 from typing import Literal

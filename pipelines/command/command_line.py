@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared parts of all commands: exit codes, errors that end a command, and values of options.
 
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.

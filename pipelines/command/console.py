@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redacted terminal output: the only module that writes to a terminal.
 
 Text is redacted before lines are wrapped, because a URI that is cut in two is no longer recognised. It is redacted

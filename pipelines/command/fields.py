@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields of command specs: each call gives an option its default, its help text, its kind and its marks.
 
 A spec class lists the options of one command or of a group: `top_k: int = whole_field(64, "Retrieved tokens.")`. Each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signal handling: SIGINT (Ctrl-C), SIGTERM (batch systems) and SIGHUP (a closed terminal) end a command.
 
 Outside `tidying` the process ends at once: one line, exit code 130. Within `tidying` the first signal raises

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that are imported when they are used: `longmem --help` shows the table, and loads none of them."""
 
 from collections.abc import Iterator, Mapping, MutableMapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parsers of option values: each refuses, before anything starts, a value that its option cannot take.
 
 A parser takes the text of an option and returns its value; a default, which is a value already, passes. The functions

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of options that several commands share: base classes of their specs, which combine by inheritance.
 
 A command with another help text or default for an option of a group declares the field again.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands made from dataclasses: each option is one field (`pipelines.command.fields`).
 
 A spec class lists the options of one command, inherits groups of them (`pipelines.command.options`) and carries the

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of a machine and of a backbone (`longmem doctor`)."""

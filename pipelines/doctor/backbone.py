@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check behind `longmem doctor --model`: suitability of a backbone for memory, and the layer to store."""
 
 from pathlib import Path

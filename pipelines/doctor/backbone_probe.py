@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probe of a backbone without training: suitability for memory, and the best layer to store.
 
 repeat loss        nats per token on random tokens at first and second reading: a backbone that can copy from its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of installation and machine behind `longmem doctor`.
 
 Every check returns findings and never raises, because it must also report a broken installation. Ray is confined to

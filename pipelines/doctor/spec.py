@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem doctor`: options choose between an examination of this machine and one of a backbone."""
 
 from dataclasses import dataclass

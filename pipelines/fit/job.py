@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy-head fitting: read documents once, fit, validate, write the model.
 
 out/job.json · fit.json · model/

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTML pages: templates, styles and charts."""

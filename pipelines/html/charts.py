@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts of a job as inline SVG, drawn with matplotlib's object API and coloured by the enclosing page.
 
 Colours are placeholders that are replaced by the page's CSS variables, so a chart follows light and dark mode. Text

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports as single HTML files: Jinja templates with autoescaping, because names of documents are foreign text."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts of score by demonstrations in memory, with one line per number of demonstrations in context."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Job of many-shot in-context learning, from its options to its output folder."""
 
 import shutil

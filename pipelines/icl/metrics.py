@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of predictions: accuracy, macro-F1, exact match and F1 of SQuAD 1.1, paired bootstrap.
 
 SQuAD's measures are defined by its official evaluation script (Rajpurkar et al. 2016): answers are compared in lower

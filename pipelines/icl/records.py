@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of an in-context-learning job: the lines of its journal."""
 
 from dataclasses import asdict, dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTML report of an in-context-learning job: one file without scripts or network requests."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion of a grid point's items to executor requests, and of answers to results."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables and comparisons from a journal: rows per item and grid point, rows per grid point, paired differences."""
 
 from collections import Counter

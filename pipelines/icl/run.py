@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run of an in-context-learning job: write memories, then answer items.
 
 memories ─► scheduler ─► encode, put        (once each; stored segments are reused)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task definition: examples, their form as text, and the target. Each task is one small TOML file.
 
     name = "sst2"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenised task: demonstrations and items, and their assignment to grid points.
 
 Each seed gives another order of the demonstrations. The first ones are put in context, the next ones in memory.

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Skeleton of all jobs: folder, lock, resume, status, log, progress, summary."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bounded dispatch of requests to an executor's workers."""
 
 from collections.abc import Callable, Iterable

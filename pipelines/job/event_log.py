@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Event log of a job: `log.jsonl`, one JSON object per line, for `jq` and log collectors.
 
     {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "event": "worker_retry", "job": "3f…", "document": "moby",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start of executors: this process, workers on Ray, or a service."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Output folder of a job, which is also its checkpoint.
 
 job.json           identity: inputs, model and settings that decide the results; a resumed job must have the same

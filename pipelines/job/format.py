@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers as text for terminals and reports: one function for each form.
 
 Functions that accept None return `NOTHING` for it. All of them take plain SI values: shares in [0, 1], seconds, bytes.

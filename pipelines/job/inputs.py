@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input discovery for every command that reads documents."""
 
 from collections.abc import Sequence

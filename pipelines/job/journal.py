@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Journal of a job: an append-only file of results, so that a killed job loses no finished result.
 
 One record per line, `<xxh3-64 of the JSON> <JSON>`. A process that dies during a write leaves at most one torn line at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observer interface of a running job: display, log, status file and metrics implement it."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redacted output files: the only module that writes into output folders.
 
 Every string is redacted (`longmem.system.redaction`), except fields that quote an input. Files are written atomically.

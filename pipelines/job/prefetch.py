@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prefetch of documents: a thread reads and tokenises them ahead of the job."""
 
 from collections.abc import Callable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress display of a running job: a live bar on a terminal, periodic lines in a log file.
 
 The display is updated in the caller's thread with every event, so it needs no lock and never disagrees with the

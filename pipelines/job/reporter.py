@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publication of a live job: `status.json`, `log.jsonl`, and on a cluster its monitor actor.
 
 Everything is published in the job's thread, so a job that hangs stops updating its status.

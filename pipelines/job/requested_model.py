@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requested model of a command, before it is loaded: enough to recognise a finished job."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runner of all jobs: lock, resume, identity, status, log, metrics, progress and the order of writes.
 
 lock folder ─► finished? ─► open workers ─► claim identity ─► finished? ─► run ─► results file (last)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on a service, which provides model, store and worker pools."""
 
 from collections.abc import Callable

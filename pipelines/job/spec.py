@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract between a kind of job and the shared runner (`pipelines.job.runner`)."""
 
 from abc import ABC, abstractmethod

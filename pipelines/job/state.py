@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counters of a running job and snapshots of its progress."""
 
 import os

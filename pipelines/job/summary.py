@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Common header of `summary.json`: everything needed to cite, check or repeat a result."""
 
 from dataclasses import asdict

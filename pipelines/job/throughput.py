@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token throughput over a sliding window."""
 
 from collections import deque

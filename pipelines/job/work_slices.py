@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slices of a job: one for each process that worked on it. The seconds of a resumed job are the sum over all.
 
 `slices.json` holds one entry per process. It is rewritten every few seconds, so that a slice that ends by SIGKILL or a

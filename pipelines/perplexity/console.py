@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terminal output of a finished perplexity job."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity job, from its options to its output folder."""
 
 import shutil

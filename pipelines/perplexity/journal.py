@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Journal of a perplexity job: one record per document and per scored segment."""
 
 from pathlib import Path

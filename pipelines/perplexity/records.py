@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of documents and segments: lines of the journal and rows of the parquet files."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTML report of a perplexity job: one file without scripts or network requests."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run of a perplexity job: read documents, write their memory, score them with it, and record every result.
 
 feed ─► admit ─► scheduler ─► executor ─► journal ─► tables, summary, report

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem perplexity`: options become one checked job."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Summary of a finished perplexity job: the content of summary.json."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrow tables of a job's records: columns, types and row order of the parquet files."""
 
 from collections.abc import Sequence

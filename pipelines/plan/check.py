@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation of a plan: run the same job and compare every measured figure with its prediction."""
 
 from collections.abc import Sequence

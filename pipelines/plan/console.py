@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terminal output of `longmem plan`: the plan, its bottleneck and advice, and the comparison with a run."""
 
 from dataclasses import asdict

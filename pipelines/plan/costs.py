@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unit costs of one segment on one machine: inputs of a plan, measured once and stored in a file."""
 
 import json

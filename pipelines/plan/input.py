@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lengths of a job's documents in tokens."""
 
 from itertools import islice

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurement of unit costs in this process, with the real model and a real store in a temporary folder."""
 
 import os

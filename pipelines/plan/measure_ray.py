@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurement of Ray's overhead: one encoder, one reader and one store, one segment at a time."""
 
 from dataclasses import replace

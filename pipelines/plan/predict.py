@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prediction of a job's time, memory, disk and network on N nodes, computed from unit costs.
 
 This is a pure calculation. Stages run concurrently and buffer only a few segments, so a segment takes as long as its

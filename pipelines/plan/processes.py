@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resource use of this process and its descendants: CPU seconds and resident memory, by role."""
 
 from collections import defaultdict

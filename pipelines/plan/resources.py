@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predicted resources of a running job: memory, object store, disk, and network between nodes."""
 
 from math import ceil

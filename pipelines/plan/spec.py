@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem plan`: options become a workload and a cluster; costs are measured or read; the plan is printed."""
 
 from dataclasses import dataclass, replace

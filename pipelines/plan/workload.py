@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input of a plan: lengths of documents, nodes and workers."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options and identity of a pretraining job."""
 
 from dataclasses import asdict, dataclass

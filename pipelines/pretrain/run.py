@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pretraining job, from its options to its output folder, in one or several time slices.
 
 out/job.json · tokenizer/ · corpus/ · curve.csv · validation.csv · curves.png · checkpoints/ · model/ · training.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem pretrain`: options become one checked job."""
 
 import os

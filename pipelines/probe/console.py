@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terminal output of synthetic tests."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic-test job: one request per memory, then statistics over all answers.
 
 summary.json     model, settings, and shares of correct answers with 95% intervals by subject and condition

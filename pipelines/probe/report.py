@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTML report of synthetic tests: plots of the shares, and a table of all conditions."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem probe`: options become one checked set of synthetic tests."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem service up|status|down`: pools that outlive a command, and that many jobs and clients share."""
 
 from collections.abc import Callable, Iterator

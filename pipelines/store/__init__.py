@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Administration of stored documents: list, verify, repair and delete (`longmem memory`)."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem memory …`: look into a memory store, check it, tidy it. Names of documents are foreign text: they are shown
 without Rich markup and without control characters, and `--json` escapes them."""
 

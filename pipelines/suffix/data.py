@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Examples of suffix identification: a context and candidate texts, in three file layouts.
 
 .jsonl   {"prefix": …, "candidates": […], "label": 3}    one example per line; optional `id` and `book`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of suffix identification by context length, with intervals."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suffix job, from its options to its output folder.
 
 file ─► examples ─► scores at every context length ─► journal ─► items.parquet, summary, report

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terminal output and HTML report of a suffix job: accuracy by context length, with memory and without."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores of one example at every context length: nats of its candidates with memory, without it, and of the backbone.
 
 memory (context_tokens − local)    local context          candidate

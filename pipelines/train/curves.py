@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training curves: two append-only CSV files and their plot."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training job, from its options to its output folder: steps, curves, checkpoints, the trained model.
 
 out/job.json · curve.csv · validation.csv · curves.png · checkpoints/ · model/ · training.json

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status of jobs and export of dashboards (`longmem status`, `longmem monitoring`)."""

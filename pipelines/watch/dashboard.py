@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Grafana dashboard built from a list of panels, which shows every metric of `actors.monitoring.metrics`.
 
 Series are always summed over workers, because each monitor process creates new ones (label WorkerId).

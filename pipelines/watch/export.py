@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Export of dashboard, alert rules and scrape configuration into a user's folder."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem monitoring`: what Prometheus and Grafana need to watch LongMem."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status of live jobs, from an output folder or a cluster, and its terminal output."""
 
 import fcntl

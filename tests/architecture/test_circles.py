@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No circle between modules: not at import time, not under TYPE_CHECKING, not by an import inside a function.
 
 Modules in a circle can only be understood, moved and tested together. An import inside a function is allowed where it

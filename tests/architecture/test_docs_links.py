@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links and paths in the documents resolve inside the repository, and the scan can fail."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Licence of every source file: its first line says it, for tools that collect licences."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Guards of the project's language and of the size of its folders, each with a planted violation.
 
 `python tests/architecture/test_language.py` lists all violations as `file:line: what is wrong`.

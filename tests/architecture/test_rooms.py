@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One folder per library and one direction of imports, with proof that each rule can be broken."""
 
 import ast

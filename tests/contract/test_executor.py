@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract of AbstractExecutor on every executor: in this process, on one Ray worker of each kind, on two."""
 
 from collections import Counter, deque

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The suite of every kind of job: what all of them leave in their folder, and what `--resume` makes of it.
 
 A new kind of job adds a function to `tests.jobs.SPECS`, and its name to `pipelines.registry`.

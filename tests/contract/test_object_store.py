@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract of the durable store in a bucket: a real S3-compatible server on loopback."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several writers that put, fork or conflict at one moment: exactly one wins, and each gets the right answer."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract of AbstractMemoryStore on every store. Tests that need a disk run on the LanceDB store alone."""
 
 import multiprocessing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs shared by several end-to-end tests."""
 
 from collections.abc import Callable

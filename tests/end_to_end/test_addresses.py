@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on existing clusters: through Ray's client, as a submitted job, and two at once; access to a job's own
 cluster."""
 

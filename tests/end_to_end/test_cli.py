@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `longmem` command from a user's point of view: real models, stores and files; valid and invalid input.
 
 Tests that need a process (kill, Ctrl-C, exit code of the shell) run the installed script. All others run the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem fit` from a user's point of view: output lines, a model that loads and scores, invalid input."""
 
 import json

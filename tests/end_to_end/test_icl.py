@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem icl` from a user's point of view: a small real model, a real store, a user-defined task."""
 
 import json

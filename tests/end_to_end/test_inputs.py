@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Realistic inputs: mixed folders, colliding names, special tokens spelled in a text."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ctrl-C, a batch system's kill and a closed terminal, from the first executed line of the command on."""
 
 import os

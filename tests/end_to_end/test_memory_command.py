@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem memory …` from a user's point of view."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real run in Ray's metrics endpoint, a real Prometheus, `longmem status` and the Ray dashboard."""
 
 import json

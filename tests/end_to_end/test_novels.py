@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main job on complete novels: equal numbers in this process, on Ray, and from plain transformers.
 
 The test is slow (some minutes) and needs the data folder: `pytest -m slow tests/end_to_end/test_novels.py`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem plan` on a small real model: it measures, plans, saves and checks its prediction against a run."""
 
 import json

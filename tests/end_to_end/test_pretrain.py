@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem pretrain` on a tiny preset: it learns, survives every kind of interruption, and saves a usable backbone."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem probe` from a user's point of view, on a small random model."""
 
 import json

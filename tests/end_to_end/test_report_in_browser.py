@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report rendered by a browser; skipped where no Chromium is installed."""
 
 import re

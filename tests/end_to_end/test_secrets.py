@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets in the URIs of any option never reach a terminal or a file, whether the command succeeds or fails."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem suffix` from a user's point of view: a small real model, a file of examples; valid and invalid input."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clusters with and without Ray's token authentication, joined by address with the user's token, or an explained
 error."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem train` from a user's point of view: curves, checkpoints, a usable model, resume after a kill, invalid
 input."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel and the source archive: what they hold, and that the wheel runs a job without the repository."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPU code on a simulated device (`tests.on_a_gpu.pretended`).
 
 The tests run in a process of their own, because torch registers a device permanently, and its autograd engine only

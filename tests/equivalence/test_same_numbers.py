@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results do not depend on where and in which order a job runs, and every token is scored exactly once."""
 
 import random

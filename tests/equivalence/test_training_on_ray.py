@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two data-parallel workers train to the result of one worker with all rows."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Effect of a slow worker on the others: encoders wait, no buffer exceeds its limit, no result is lost."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of a job's cluster that die or stop, one by one.
 
 The job ends with identical bytes, or with one sentence and exit code 2, and continues with --resume. The default run

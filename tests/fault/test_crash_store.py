@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Store under writers that are killed and stopped, on a full disk, with damaged files (`tests/fault/crash/`)."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damage of every kind: reads and `verify` raise CorruptionError, never return numbers and never an empty store.
 
 `recover` restores the store to its last good state and reports its steps; lost blocks can be written again.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reaction of the driver to workers that die, hang or stop: on real actors without a model."""
 
 import os

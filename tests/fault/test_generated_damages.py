@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damage of every kind to every kind of file of a store.
 
 A store that `verify` accepts can be read, written and compacted. A store that `recover` reports as repaired is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole jobs whose workers or driver die or stop: identical bytes, and every deviation is reported."""
 
 import json

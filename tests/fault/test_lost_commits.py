@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Catalogue that goes back to an older state: newest manifests deleted, an older copy restored, a foreign table.
 
 Acknowledged blocks are found again, or every entry point of the store reports the loss. Legal states are never an

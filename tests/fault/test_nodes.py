@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several nodes on one machine: one is lost with workers and blocks, one joins, and segments stay on their node."""
 
 import json

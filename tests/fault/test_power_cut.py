@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated power cut of a store: only fsynced bytes and names survive.
 
 A fsynced file has the bytes of that moment. A file that was not fsynced is full of zeros, or missing where its folder

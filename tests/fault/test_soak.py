@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make soak` in a few minutes: it runs, strikes, compares, and leaves its results."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workers that are killed, clusters that are too small or absent, models that workers cannot open."""
 
 import json

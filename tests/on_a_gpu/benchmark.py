@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPU benchmark on a simulated device, where no tensor may stay on the CPU."""
 
 import gc

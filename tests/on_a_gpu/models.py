@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Placement of tensors on a GPU: all reading and training code keeps them on the device and gives the CPU's results.
 
 The GPU is simulated, so only devices are tested: see `tests.on_a_gpu.pretended`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated GPU: tensors that report a GPU device, and are stored and computed on the CPU.
 
 Operations that a real one rejects are rejected: those on tensors of several devices, and access to their memory by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A token's score depends on no token at or after it, and on no token before its window."""
 
 from collections.abc import Callable

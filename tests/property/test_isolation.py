@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No data of one document or namespace is ever read while scoring another one."""
 
 from collections.abc import Callable, Iterator

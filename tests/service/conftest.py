@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One service for all tests here, because its workers take seconds to start; each test uses its own documents."""
 
 from collections.abc import AsyncIterator, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The asyncio client of a service: LongMem's numbers under concurrent load; limits, timeouts, cancellation."""
 
 import asyncio

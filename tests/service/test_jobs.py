@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on a service: the numbers of a job alone, of concurrent jobs, and with blocks that others have written."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs of requests, on a service and on workers of their own: the tables that one process gives."""
 
 from collections.abc import Iterator

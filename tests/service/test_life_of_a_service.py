@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service from `up` to `down`: any process finds it by name, a half-started one is detected, `down` leaves
 nothing."""
 

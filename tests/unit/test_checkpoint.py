@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A LongMem on disk: equal numbers after saving and loading, an error for every deviation from the saved files."""
 
 import json

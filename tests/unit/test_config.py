@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Valid settings, invalid settings, and the choice of the memory layer."""
 
 from dataclasses import FrozenInstanceError, fields, replace

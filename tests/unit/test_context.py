@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory of a context against its definition: every length encoded from scratch, and no token before the memory."""
 
 from collections.abc import Callable

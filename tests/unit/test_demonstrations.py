@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Demonstrations are packed whole, in order, and named by their content."""
 
 from itertools import pairwise

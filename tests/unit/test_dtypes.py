@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion to arrays and back keeps every bit, and arrays of readers are immutable."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts in the executor of one process: they wait for the disk, nothing else does."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation token by token against the definition: every step recomputed from all tokens so far."""
 
 from collections.abc import Callable

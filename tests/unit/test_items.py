@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Items in batches against naive methods: `score` of one text, decoding step by step, and plain transformers."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Formats of stored keys and values: the decoded numbers are within the documented error."""
 
 from typing import get_args

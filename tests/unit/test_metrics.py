@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexities against sums by hand, and invariants of any segments."""
 
 import math

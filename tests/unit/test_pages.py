@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays in their own memory mappings: their content, and when the memory returns to the system."""
 
 from collections.abc import Callable

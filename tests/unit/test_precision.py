@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choice of a job's compute dtype."""
 
 from collections.abc import Callable

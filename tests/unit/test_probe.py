@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurements of `longmem doctor --model` against their definitions."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The display on a terminal and in a log, under a fake clock."""
 
 import io

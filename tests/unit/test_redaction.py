@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redaction: every spelling of a secret is hidden, and all other text is unchanged."""
 
 import json

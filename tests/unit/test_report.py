@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report of a synthetic job: its content, and its resistance to a hostile document id."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests return the results of the plain functions, and fetch a document once."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RunLoop on an executor that only keeps a list: what is submitted, reported and released, and in which order."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The concurrency logic of a job, driven without workers: tasks finish in any order, and some fail.
 
 `Driver` is a tiny executor. Hypothesis chooses which of the running tasks ends next, and the driver checks the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spin count of torch's threads is set before torch is loaded, in processes of their own."""
 
 import os

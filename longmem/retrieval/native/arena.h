@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Memory of one search, freed all together. */
 
 #ifndef LONGMEM_ARENA_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Upper bounds of inner products from int8 products.
 
    For a query a and a key b, quantised as scale · (values + residual) each (`quantise.h`), with values A and B,

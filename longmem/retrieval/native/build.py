@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles the C code once for each machine and compiler, and keeps it in the user's cache folder.
 
 The name of the compiled file contains a digest of all C files and of the compiler's predefined macros. The macros

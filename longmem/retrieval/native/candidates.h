@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The k best keys of one query, found in two steps. Float32 products select candidates; double-precision products rank
    them, equal ones by age: the older key first. */
 

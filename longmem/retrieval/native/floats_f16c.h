@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Float32 vectors on x86 processors that convert float16 (F16C, which includes AVX). See `instruction_set.h`. */
 
 #include <immintrin.h>

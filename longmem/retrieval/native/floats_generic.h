@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Float32 vectors on any processor. See `instruction_set.h`. */
 
 #include "widen_float16.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Products with retrieved rows, and weighted sums of them, read where they are stored. Torch makes three passes (copy
    the rows, widen them, multiply); here it is one, and no array of tokens × heads × retrieved × dim is allocated. */
 

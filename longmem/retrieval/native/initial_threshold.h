@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Estimates of the threshold that queries start with.
 
    A query has no threshold until it has k candidates, and the thresholds of the first keys are low. So a sample of the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The only place that asks what the processor can do. It includes one file of each kind below.
 
    A file `floats_*.h` defines:

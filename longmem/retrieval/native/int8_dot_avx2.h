@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Int8 inner products with AVX2: 32 products an instruction, sums of 16 bits. See `instruction_set.h`. */
 
 #include <immintrin.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Int8 inner products on any processor, with sums of 16 bits. See `instruction_set.h`. */
 
 #include "int8_sums16.h"

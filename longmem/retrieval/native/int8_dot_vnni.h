@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Int8 inner products with AVX-512 VNNI: 64 products an instruction, sums of 32 bits. See `instruction_set.h`.
 
    A sum of 2^16 products of two bytes fits into 32 bits, so a block has 2^16 columns and quantised values may have

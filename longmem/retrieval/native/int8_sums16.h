@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What the instruction sets with sums of 16 bits share. See `instruction_set.h`.
 
    A block has BLOCK columns. Its quantised values have a norm of at most RADIUS and what rounding adds to it, which is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Where the compiler put the fields of the structs of `params.h`, for the check that Python makes at load. */
 
 #include <stddef.h>

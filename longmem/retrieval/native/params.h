@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The interface between C and Python: structs of arguments, and the exported functions.
 
    `params.py` declares the same structs with the same field names. Python compares sizes and offsets with those of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python declarations of the C interface: the structs and functions of `params.h`.
 
 The structs have the same names and fields as in C. `declare_functions` compares their layout with that of the compiled

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Inner products of queries and rows, in float32 and in double precision. */
 
 #ifndef LONGMEM_PRODUCTS_H

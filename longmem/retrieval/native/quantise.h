@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Int8 quantisation of vectors, with the norm of what it loses.
 
    A vector is written as x = scale · (values + residual), where the values are integers and the residual is what

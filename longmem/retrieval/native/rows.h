@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Rows of numbers, stored in float32, float16 or bfloat16 and read as float32. */
 
 #ifndef LONGMEM_ROWS_H

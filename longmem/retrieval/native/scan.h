@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Queries against keys, panel by panel: which keys can be among the best, and their float32 products.
 
    Upper bounds of all inner products are made for PANEL_KEYS keys at a time (a panel, which stays in the first-level

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split of independent rows over torch's number of threads. Results do not depend on that number."""
 
 from collections.abc import Callable

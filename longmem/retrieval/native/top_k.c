@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Exact top-k by inner product, with upper bounds that spare most of the work. `exact_native.py` explains the method.
 
    Bounds and float32 products decide which keys are candidates (`scan.h`), with a threshold that is estimated at first

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Vectors of numbers, which the compiler maps to registers of any width. */
 
 #ifndef LONGMEM_VECTORS_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* One float16 number as float32. */
 
 #ifndef LONGMEM_WIDEN_FLOAT16_H

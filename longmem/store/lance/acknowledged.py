@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record of the catalogue's newest acknowledged commit, kept outside the catalogue, to detect lost commits.
 
     acknowledged/18446744073709551573-8c2f0e7d1a5b9c34      (2^64 - 1 - version)-(digest of that version)

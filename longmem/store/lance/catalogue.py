@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Catalogue of the durable store: columns, hashes of names, and checks of rows.
 
 Users' texts are never part of a table name or of a condition: column `place` is the hash of (namespace, document), and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State of one version of a local catalogue in addition to its rows: its manifest and its deletion files.
 
 Lance has no checksum for a deletion file: it accepts another valid one of the same length, and the wrong rows count as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KV blocks as Arrow tables and back: one row per chunk, numbers as bit patterns.
 
     write | chunk | tokens int32[chunk] | keys uint[chunk · kv_heads · width] | values uint[…]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Durability against power cuts: LanceDB writes and renames its files, but never calls fsync.
 
 `TableSync` syncs every file of a table that it has not synced yet, then their folders. This includes files of other

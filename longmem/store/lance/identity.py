@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Storage of a store's fingerprint: one row with its JSON, one with the checksum."""
 
 import json

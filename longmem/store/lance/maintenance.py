@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removes files of dead writers: temporary files, which Lance never removes, payload tables without a catalogue row,
 and half-deleted tables. Without it, a job whose workers die for weeks fills the disk.
 

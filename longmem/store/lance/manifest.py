@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the names of a version's deletion files from its Lance manifest; lancedb has no call for it.
 
 A manifest ends with the offset of its message (8 bytes), two version numbers (2 bytes each) and `LANC`. The message is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limit on the payload bytes of a store, counted from its catalogue.
 
 A separate counter would drift (other writers, deletes, crashes). The catalogue is therefore counted again whenever the

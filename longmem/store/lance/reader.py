@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read access to the durable store, with checks of every row and block."""
 
 from collections import OrderedDict

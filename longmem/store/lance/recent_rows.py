@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cache of the rows that this process wrote last, so that readers close behind the writer need no disk access."""
 
 from collections import OrderedDict

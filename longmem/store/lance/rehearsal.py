@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests on a copy that a catalogue can be written, compacted and cleaned, not only read.
 
 A writer opens more files than a reader: cleaning opens the manifest of every version. The exact files depend on the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Restores a damaged store to its last good state, and reports what was lost.
 
 Damaged manifests and tables are moved into the folder `damaged/` of the store, never deleted. Blocks without payload

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The durable store: LanceDB tables on disk (or in a bucket).
 
     identity        the fingerprint of the first block

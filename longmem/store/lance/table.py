@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter of LanceDB with the operations that the store needs; the only module that imports lancedb.
 
 LanceDB's exceptions, whose types are unspecific, become StoreError if the storage cannot be used, and CorruptionError

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write access to the durable store: puts, compaction and sweeps."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic blocks that carry their origin in every row, so that foreign or torn bytes are detected."""
 
 from dataclasses import dataclass

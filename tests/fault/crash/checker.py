@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check of a quiet store against the expected-state file."""
 
 from dataclasses import dataclass

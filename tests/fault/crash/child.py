@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writer process: reads one JSON operation per line, writes one JSON answer per line.
 
 python -m tests.fault.crash.child URI [--die-at STEP --nth N] [--compact-every N]

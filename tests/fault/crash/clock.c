@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Preloaded into a job: its wall clock is off by the seconds that a file of eight bytes holds, which another process
  * changes while the job runs. Monotonic clocks, and times that the kernel gives to files, stay as they are. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damages one file of a store's copy and checks that the damage is reported or has no effect.
 
 python -m tests.fault.crash.damage EXPECTED STORE...     one verdict per store, as JSON lines

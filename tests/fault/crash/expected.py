@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Expected state of a store, kept in a file outside it: one JSON line before each operation, one after.
 
 An operation without an answer may or may not have happened. So each document has a set of *possible* contents; an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk that fills up under a writer, and is freed again."""
 
 import subprocess

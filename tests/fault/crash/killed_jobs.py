@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a whole job as a process, and kills it or its workers at random moments of its progress."""
 
 import os

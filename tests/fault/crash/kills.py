@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kills, stops and hangs up whole jobs at random moments, and compares their output with an uninterrupted run.
 
     python -m tests.fault.crash.kills --kills 200 [--ray-share 0.5] [--seed N] [--out DIR]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selection of the fault that ends each life of a writer, and delivery of its signals."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity jobs on a cluster, as processes of their own, and their expected tables.
 
 python -m tests.fault.crash.ray_job ADDRESS FOLDER OUT [--resume]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kills and stops the workers of a cluster's jobs at random until it is stopped.
 
 It waits for progress between two strikes, but only for a limited time. Workers that never make progress would test only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader process that reads while writers write and die, and compares with the expected-state file.
 
     python -m tests.fault.crash.reader URI EXPECTED SEED

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rounds of writers that die, with a concurrent reader, and a check of the quiet store after each.
 
 python -m tests.fault.crash.rounds --seed 1 --rounds 5 [--folder DIR]

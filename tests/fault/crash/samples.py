@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resources of a long run, sampled over time: memory, file descriptors, disk, object store."""
 
 import json

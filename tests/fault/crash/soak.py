@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hours of store rounds and of Ray jobs with killed workers and drivers, on one cluster, with sampled resources.
 
     python -m tests.fault.crash.soak --minutes 120 [--seed N] [--out DIR] [--pause-s S]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parent side of one writer: the lives of its processes, one after the other, each ended by a fault."""
 
 import json

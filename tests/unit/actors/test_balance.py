@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assignment of the layers without memory to workers that would otherwise be idle. Needs no Ray."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A known Ray head that does not respond: reported at once, where Ray itself retries for minutes."""
 
 import socket

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batching of puts, depending on the backlog of the other pools. Needs no running Ray.
 
 Tests with real processes are in tests/fault/test_dispatch.py.

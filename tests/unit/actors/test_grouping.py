@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unit tests of the write batching with a fake clock. Needs no running Ray."""
 
 from collections import deque

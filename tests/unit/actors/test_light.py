@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cost of watching a job: neither a monitor's process nor a status command imports torch."""
 
 import json

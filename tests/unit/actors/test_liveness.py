@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Health checks of a cluster: daemons that respond, hang, refuse connections, or end as children of this process."""
 
 from collections.abc import Callable, Iterator

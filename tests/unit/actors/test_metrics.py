@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of metrics, and totals that are exported as increments."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locality-aware routing of tasks. Needs no running Ray."""
 
 from actors.executor.routing import MAX_TRACKED_DOCUMENTS, Router

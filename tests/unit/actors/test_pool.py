@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choice of an actor by ActorPool. Needs no running Ray."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ClusterShape refuses sizes that cannot work, and sums up the resources requested from Ray."""
 
 import subprocess

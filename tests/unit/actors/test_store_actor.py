@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Representation of a store actor in Ray's dashboard."""
 
 from actors.workers.store import StoreActor

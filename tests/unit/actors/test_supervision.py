@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deadlines of the supervisor under a fake clock. Needs no running Ray.
 
 Tests with real processes that die or stop are in tests/fault/test_dispatch.py.

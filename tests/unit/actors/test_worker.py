@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Allocator settings of workers in the C library, in a process of its own."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters give the numbers of peft and transformers, or are refused; no part is ignored."""
 
 import builtins

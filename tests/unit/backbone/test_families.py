@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every family against plain transformers: equal predictions, position-free keys, the right taps, no side effects."""
 
 import json

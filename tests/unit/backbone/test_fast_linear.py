@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Matrix products by oneDNN against torch's own, independent of this machine's default."""
 
 import copy

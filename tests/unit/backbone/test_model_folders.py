@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real-world model folders give the numbers of plain transformers, or one sentence and exit code 2."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts to sequences: the start token first, nothing lost, nothing added; and a digest of all settings that matter."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backbone with a vocabulary so small that all tokens can be tried at one position, and contexts recur."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ablations: one row per size and form, each equal to the validation result for that setting."""
 
 from collections.abc import Callable

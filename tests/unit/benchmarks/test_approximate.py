@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmark of approximate search: exact search is the reference, and more probed cells come closer to it."""
 
 from pathlib import Path

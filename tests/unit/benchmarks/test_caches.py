@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both caches against their definition in a naive implementation."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks`: invalid arguments give one line."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table and the command: equal tokens for all, paired intervals, missing rows with a reason."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The controls change only the content read; the tables count every target once."""
 
 import json

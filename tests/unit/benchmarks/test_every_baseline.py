@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract of `AbstractBaseline` for each of them: every target once, probabilities that sum to one, causality."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmark of reading: all its cases give equal results on a real memory."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verdict on one very long document: relative to its second 100,000 tokens, ignoring earlier ones."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trained memory: exact reading, gradients, the staleness caused by training, and files."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of timed cases: CPU columns only where CPU time was measured."""
 
 from benchmarks.speed.table import BenchmarkRow, SpeedTable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windowed baselines against one plain forward of transformers under the defining mask."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The harness model against the harness's own Hugging Face model, against `score`, and against single requests."""
 
 import json

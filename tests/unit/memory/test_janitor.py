@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leftovers of dead writers are removed when they are old; nothing else is removed."""
 
 import os

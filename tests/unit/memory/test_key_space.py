@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Key forms against NumPy in float64, and the layouts that are searched."""
 
 from typing import Any

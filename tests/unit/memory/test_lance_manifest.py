@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of deletion files parsed from manifests equal those of the files that Lance has written."""
 
 from pathlib import Path

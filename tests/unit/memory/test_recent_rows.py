@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recently written blocks are read without the disk; only the catalogue decides whether they exist."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rule of what may be read, against its definition: positions counted one by one."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows of a document's past against the definition: every whole chunk in the interval, and nothing else."""
 
 from collections.abc import Callable, Sequence

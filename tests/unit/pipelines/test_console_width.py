@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Result tables fit 80 columns, without truncation or wrapped cells, for the largest figures that jobs have."""
 
 from collections.abc import Callable

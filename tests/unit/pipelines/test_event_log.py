@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lines of log.jsonl, and content that they must never have."""
 
 import json

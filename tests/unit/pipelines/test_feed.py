@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prefetching: input order, bad documents in their place, and an end that never hangs."""
 
 import threading

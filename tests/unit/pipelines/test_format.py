@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forms of numbers in `pipelines.job.format`; those of reports are in `tests/unit/test_report.py`."""
 
 from collections.abc import Callable

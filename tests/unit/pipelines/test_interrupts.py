@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interruption at any moment: one line and exit code 130, after cleanup where needed."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ownership of an output folder, and atomic files in it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times at which the status file is written, and its final content."""
 
 import json

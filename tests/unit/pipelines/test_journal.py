@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The journal: no added record is lost, a torn end is cut off, damage is never read as a result."""
 
 import dataclasses

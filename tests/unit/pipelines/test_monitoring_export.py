@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files for Prometheus and Grafana: they use existing metrics, alerts fire, no foreign file is overwritten."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every option of every command refuses invalid values: one sentence with its name, before any work."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backlog hints that a job gives its executor."""
 
 from collections import Counter

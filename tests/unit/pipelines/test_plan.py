@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prediction against invariants of any plan, and against an example computed by hand."""
 
 from dataclasses import replace

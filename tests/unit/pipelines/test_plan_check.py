@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verdict of a check: by raw throughput; the load of other processes only explains it."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Costs in a file: they round-trip, and are refused for any setting other than the measured one."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Captions of the report of synthetic tests."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resource usage of processes, measured on real ones."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command from a dataclass: adding an option takes one field and the code that reads it."""
 
 from dataclasses import dataclass, fields
@@ -30,7 +31,7 @@ from pipelines.command.fields import (
     text_field,
     whole_field,
 )
-from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, TrainingDataOptions
+from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, TrainingDataOptions, refuse_given
 from pipelines.command.spec import CommandSpec, command
 from pipelines.fit.spec import FitSpec
 from pipelines.icl.spec import IclSpec
@@ -69,7 +70,7 @@ class CountSpec(TinyGroup, CommandSpec):
 
     def run(self, console: Console) -> int | None:
         if self.quiet:
-            self.refuse_given(LOUD, "this is quiet")
+            refuse_given(self, LOUD, "this is quiet")
         RAN.append(self)
         return 1 if self.limit_words == 7 else None
 
@@ -213,11 +214,11 @@ def test_an_option_of_the_preset_is_a_field_of_its_config() -> None:
 def test_options_that_a_service_decides_are_refused_by_their_flags() -> None:
     spec = PerplexitySpec(given=frozenset({"encoders", "kv_dtype", "model", "out"}), encoders=2, kv_dtype="int8")
     with pytest.raises(ConfigError, match=r"^--kv-dtype, --encoders: leave it out$"):
-        spec.refuse_given(DECIDED_BY_SERVICE, "leave it out")
+        refuse_given(spec, DECIDED_BY_SERVICE, "leave it out")
     free = {each.name for each in fields(PerplexitySpec)} - set(marked_fields(PerplexitySpec, DECIDED_BY_SERVICE))
     assert free == {
         *("given", "inputs", "model", "adapter", "out", "resume", "address", "service", "max_tries", "task_deadline_s"),
-        *("retention", "keep_memory", "namespace", "limit_documents", "tokens"),
+        *("retention", "keep_memory", "namespace", "limit_documents", "tokens", "json"),
         *("max_in_flight_segments", "max_in_flight_bytes"),
     }
 
@@ -252,4 +253,4 @@ def test_a_folder_that_is_not_named_stays_the_same_during_the_command() -> None:
     spec = PerplexitySpec()
     assert spec.folder is spec.folder
     assert spec.resumable_folder == spec.folder
-    assert ProbeSpec().resumable_folder is None
+    assert CountSpec(title="T").resumable_folder is None

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start-up of the command line: commands are imported when they are used, and short ones load no heavy library."""
 
 import json

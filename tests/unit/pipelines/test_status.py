@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longmem status` on job folders, other folders and missing ones."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suffix identification: files, figures by hand, and scores against plain transformers and the naive view."""
 
 import gzip

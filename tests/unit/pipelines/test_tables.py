@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Equal results give equal bytes, in the documented columns."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of pretraining: refused values, number of steps for a corpus, and the learning-rate schedule."""
 
 import math

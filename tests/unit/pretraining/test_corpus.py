@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens on disk: all documents in order with the start token between them, written atomically."""
 
 from collections.abc import Iterator

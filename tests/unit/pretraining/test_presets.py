@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Presets have the named sizes, and the small one is the backbone that ships."""
 
 import json

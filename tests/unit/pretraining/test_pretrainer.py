@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step against its definition, accumulation, weight decay, and checkpoints."""
 
 import copy

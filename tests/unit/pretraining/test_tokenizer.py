@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new tokenizer: deterministic, lossless, and equal tokens for pieces and for the whole text."""
 
 from pathlib import Path

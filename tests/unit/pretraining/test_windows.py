@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows: each token once per pass, orders and repeats from seed and number alone, periods that grow."""
 
 from dataclasses import replace

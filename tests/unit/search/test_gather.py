@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading rows in C against torch, which is differentiable and portable, and both against float64."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Approximate search: cells that depend on the text alone, and the exact top-k of the probed cells."""
 
 from dataclasses import replace

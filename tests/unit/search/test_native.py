@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests of the native engine: valid bounds, results unchanged by sketches, struct layouts, failures of the build."""
 
 import ctypes

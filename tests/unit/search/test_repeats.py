@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact repeats against loops over the text, and cases that the loops miss: short texts, steps, collisions."""
 
 from itertools import chain, pairwise, product

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both engines against brute force in float64: the best chunks of each head, and no invalid one."""
 
 import pytest

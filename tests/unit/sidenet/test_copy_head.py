@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The copy head against a dictionary of copy candidates, one token at a time, in float64."""
 
 import copy

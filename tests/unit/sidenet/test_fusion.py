@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over retrieved chunks against loops in float64, alone and inside the SideNet of every family."""
 
 import math

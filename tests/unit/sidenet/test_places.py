@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Places of retrieved tokens against loops over the real tokens of a view."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every form of reading against loops in float64: queries, retrieved chunks, attention."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SideNet's recurrence against transformers' own blocks called one by one; gradients; step-by-step decoding."""
 
 from collections.abc import Callable

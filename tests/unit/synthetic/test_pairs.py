@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pairs: every line is in memory whole and once, and the queried one is not in the local context."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pass keys: their position, their uniqueness, and exact results when only a few segments are encoded again."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents that teach retrieval: each fact stated once, queried later, and no content of a probe."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading documents: every format, every defect of a file, and no bad document hides another."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders: every file is read or reported, links are followed once, and no two files share an id."""
 
 import bz2

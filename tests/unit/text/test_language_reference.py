@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The document that exists on every machine."""
 
 from pydoc_data.topics import topics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cutting into segments: every token but the first is predicted exactly once."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fit of the copy head on cached readings: the numbers of fresh readings, and a fit that learns."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows share out the documents, read each whole and in order, and can resume at any position."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training: trained and frozen weights, one worker or many, and learned use of the memory."""
 
 from collections.abc import Callable

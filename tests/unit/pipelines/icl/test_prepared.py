@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Demonstrations and items of a grid point, as tokens."""
 
 import json

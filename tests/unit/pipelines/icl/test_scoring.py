@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics against their definitions: SQuAD 1.1's by hand, F1 from precision and recall, bootstrap by its properties."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task files and their data: the rendered examples, and the errors of invalid files."""
 
 import gzip
