@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import typer
 from typer.models import ParameterInfo
 
+from longmem.errors import ConfigError
 from pipelines.command.option_types import LARGEST, LONGEST_S, parse_path, parse_text, real_parser, whole_parser
 
 T = TypeVar("T")
@@ -145,3 +146,10 @@ def from_options(kind: Callable[..., Made], options: Any, **values: Any) -> Made
 def marked_fields(spec: type, mark: OptionMark) -> list[str]:
     """Return the names of the fields that carry `mark`."""
     return [name for name, found in option_fields(spec).items() if mark in found.marks]
+
+
+def refuse_given(spec: Any, mark: OptionMark, reason: str) -> None:
+    """Raise ConfigError when the user gave any option that carries `mark`."""
+    refused = [f"--{name.replace('_', '-')}" for name in marked_fields(type(spec), mark) if name in spec.given]
+    if refused:
+        raise ConfigError(f"{', '.join(refused)}: {reason}")

@@ -28,13 +28,13 @@ from pipelines.command.fields import (
     REQUIRED,
     WORKERS,
     HelpPanel,
-    OptionMark,
     choice_field,
     flag_field,
     from_options,
     marked_fields,
     path_field,
     real_field,
+    refuse_given,
     text_field,
     whole_field,
 )
@@ -394,10 +394,3 @@ def without_memory(no_memory: bool, memory_tokens: int | None) -> dict[str, int]
     if no_memory and memory_tokens:
         raise ConfigError("--no-memory and --memory-tokens contradict each other; give one of them")
     return {"memory_tokens": 0} if no_memory else {}
-
-
-def refuse_given(spec: Any, mark: OptionMark, reason: str) -> None:
-    """Raise ConfigError when the user gave any option that carries `mark`."""
-    refused = [f"--{name.replace('_', '-')}" for name in marked_fields(type(spec), mark) if name in spec.given]
-    if refused:
-        raise ConfigError(f"{', '.join(refused)}: {reason}")

@@ -27,11 +27,12 @@ from pipelines.command.fields import (
     flag_field,
     from_options,
     marked_fields,
+    refuse_given,
     text_argument_field,
     text_field,
     whole_field,
 )
-from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, TrainingDataOptions, refuse_given
+from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, TrainingDataOptions
 from pipelines.command.spec import CommandSpec, command
 from pipelines.fit.spec import FitSpec
 from pipelines.icl.spec import IclSpec
