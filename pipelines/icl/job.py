@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Job of many-shot in-context learning, from its options to its output folder."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,14 +25,12 @@ from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
 from pipelines.icl.run import IclRun
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
-from pipelines.job.executors import MEMORY_FOLDER, default_in_flight, open_workers
-from pipelines.job.requested_model import describe_request
+from pipelines.job.ask import JOURNAL, RequestJob
+from pipelines.job.executors import MEMORY_FOLDER, default_in_flight
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
-from pipelines.job.spec import AbstractJob, JobContext, Tell
+from pipelines.job.spec import JobContext
 from pipelines.job.summary import about
-
-JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,19 +137,14 @@ def _settings(source: ModelSource) -> LongMemConfig:
     return LongMemConfig.from_dict({**stored, **source.settings})
 
 
-class Icl(AbstractJob[AbstractExecutor]):
+class Icl(RequestJob[IclJob]):
     """Many-shot in-context learning: demonstrations in context, in memory, and both."""
 
     name = "icl"
 
     def __init__(self, spec: IclJob, tasks: dict[str, PreparedTask]) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self._tasks = tasks
-        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
-        self.on_cluster = spec.cluster is not None
-
-    def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         spec = self._spec
@@ -166,17 +158,12 @@ class Icl(AbstractJob[AbstractExecutor]):
             "search": spec.model.search,
         }
 
-    def open(self, tell: Tell) -> AbstractExecutor:
-        spec = self._spec
-        store = StoreSettings(spec.store_uri)
-        return open_workers(spec.model, store, spec.cluster, spec.service, spec.threads, tell)
-
-    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
-        return context.folder.has_results_in(JOURNAL)
+    def store(self) -> StoreSettings:
+        return StoreSettings(self._spec.store_uri)
 
     def clean_up(self) -> None:
         if self._spec.store is None:
-            shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)
+            super().clean_up()
 
     def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
         slices = context.slices

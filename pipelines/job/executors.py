@@ -2,7 +2,6 @@
 """Start of executors: this process, workers on Ray, or a service."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from actors.config import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import PUT_SEGMENTS, AbstractExecutor, InlineExecutor
-from longmem.store.config import IN_MEMORY, StoreSettings
+from longmem.store.config import StoreSettings
 from pipelines.command.command_line import num_cores
 from pipelines.job.service import ServiceChoice, attach_to
 
@@ -68,11 +67,6 @@ def open_workers(
     if service is not None:
         return attach_to(service, cluster, tell)
     return start_executor(model, store, cluster, threads, tell)
-
-
-def unused_store(out: Path, cluster: ClusterShape | None) -> StoreSettings:
-    """Return a store for a job that keeps no blocks: in memory, or a folder if workers are other processes."""
-    return StoreSettings(IN_MEMORY if cluster is None else str(out.absolute() / MEMORY_FOLDER))
 
 
 def where(cluster: ClusterShape | None, threads: int | None) -> dict[str, Any]:

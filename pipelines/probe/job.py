@@ -6,7 +6,6 @@ trials.parquet   every question (`longmem.synthetic.trial.Trial`)
 report.html      summary with plots
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,17 +30,13 @@ from longmem.text.documents import InputFile, UnreadableDocument
 from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
-from pipelines.command.command_line import num_cores
-from pipelines.job.ask import ask_all
-from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store
+from pipelines.job.ask import JOURNAL, RequestJob, ask_all, on_service
 from pipelines.job.journal import AbstractJournal
-from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
-from pipelines.job.service import ServiceChoice, find_parts
-from pipelines.job.spec import AbstractJob, JobContext, Tell
+from pipelines.job.service import ServiceChoice
+from pipelines.job.spec import JobContext
 from pipelines.probe.report import write_probe_report
 
-JOURNAL = "journal.jsonl"
 PART_S = 86_400.0
 """Timeout of one request (all questions about one memory) on a cluster, in seconds."""
 Plan = PasskeyPlan | PairPlan
@@ -114,25 +109,18 @@ class ProbeJournal(AbstractJournal[PartRecord]):
 
 def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
     """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
-    if job.service is not None:
-        parts = find_parts(job.service)
-        job = replace(job, model=parts.model, cluster=parts.cluster, threads=parts.cluster.threads)
+    job = on_service(job)
     return run_to_end(Probe(job, _read(job.filler)), console)
 
 
-class Probe(AbstractJob[AbstractExecutor]):
+class Probe(RequestJob[ProbeJob]):
     """Synthetic tests whose answers are found only in memory."""
 
     name = "probe"
 
     def __init__(self, spec: ProbeJob, text: str) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self._text = text
-        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
-        self.on_cluster = spec.cluster is not None
-
-    def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         return {
@@ -143,19 +131,12 @@ class Probe(AbstractJob[AbstractExecutor]):
             "threads": self._spec.threads,
         }
 
-    def open(self, tell: Tell) -> AbstractExecutor:
-        spec, cluster = self._spec, self._spec.cluster
-        if cluster is not None and spec.service is None:
-            # one part of a plan, with a memory of up to a million tokens, is one task
-            cluster = replace(cluster, timeouts=replace(cluster.timeouts, task_s=PART_S))
-        threads = spec.threads or num_cores()
-        return open_workers(spec.model, unused_store(self.out, cluster), cluster, spec.service, threads, tell)
-
-    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
-        return context.folder.has_results_in(JOURNAL)
-
-    def clean_up(self) -> None:
-        shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)
+    def cluster(self) -> ClusterShape | None:
+        cluster = super().cluster()
+        if cluster is None or self._spec.service is not None:
+            return cluster
+        # one part of a plan, with a memory of up to a million tokens, is one task
+        return replace(cluster, timeouts=replace(cluster.timeouts, task_s=PART_S))
 
     def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
         spec, slices, start = self._spec, context.slices, time.perf_counter()

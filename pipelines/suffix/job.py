@@ -4,9 +4,8 @@
 file ─► examples ─► scores at every context length ─► journal ─► items.parquet, summary, report
 """
 
-import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,17 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import Request
-from pipelines.job.ask import ask_all
-from pipelines.job.executors import MEMORY_FOLDER, open_workers, unused_store, where
+from pipelines.job.ask import JOURNAL, RequestJob, ask_all, on_service
+from pipelines.job.executors import where
 from pipelines.job.journal import AbstractJournal
-from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
-from pipelines.job.service import ServiceChoice, find_parts
-from pipelines.job.spec import AbstractJob, JobContext, Tell
+from pipelines.job.service import ServiceChoice
+from pipelines.job.spec import JobContext
 from pipelines.job.summary import about
 from pipelines.suffix.data import SuffixExample, read_examples
 from pipelines.suffix.figures import WAYS, chance, figures_by_length, is_correct
 from pipelines.suffix.report import write_suffix_report
 from pipelines.suffix.scoring import SuffixLengths, SuffixScore, score_example
-
-JOURNAL = "journal.jsonl"
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -112,25 +108,18 @@ class SuffixRequest(Request):
 
 def run_suffix(job: SuffixJob, console: Console) -> dict[str, Any]:
     """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
-    if job.service is not None:
-        parts = find_parts(job.service)
-        job = replace(job, model=parts.model, cluster=parts.cluster, threads=parts.cluster.threads)
+    job = on_service(job)
     return run_to_end(Suffix(job, read_examples(job.input, job.split)[: job.limit_examples]), console)
 
 
-class Suffix(AbstractJob[AbstractExecutor]):
+class Suffix(RequestJob[SuffixJob]):
     """Suffix identification by context length, with memory and without."""
 
     name = "suffix"
 
     def __init__(self, spec: SuffixJob, examples: list[SuffixExample]) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self._examples = examples
-        self.out, self.resume, self.command = spec.out, spec.resume, spec.command
-        self.on_cluster = spec.cluster is not None
-
-    def requested_model(self) -> dict[str, Any] | None:
-        return None if self._spec.service else describe_request(self._spec.model)
 
     def given(self) -> dict[str, Any]:
         return {
@@ -140,17 +129,6 @@ class Suffix(AbstractJob[AbstractExecutor]):
             "search": self._spec.model.search,
             "threads": self._spec.threads,
         }
-
-    def open(self, tell: Tell) -> AbstractExecutor:
-        spec = self._spec
-        store = unused_store(self.out, spec.cluster)
-        return open_workers(spec.model, store, spec.cluster, spec.service, spec.threads, tell)
-
-    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
-        return context.folder.has_results_in(JOURNAL)
-
-    def clean_up(self) -> None:
-        shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)
 
     def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
         spec, slices, start = self._spec, context.slices, time.perf_counter()
