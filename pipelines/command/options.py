@@ -55,7 +55,7 @@ WHERE_TO_RUN = (
 class SummaryOption:
     """Form of the result on standard output."""
 
-    json: bool = flag_field("Print the summary as JSON, instead of a table.")
+    as_json: bool = flag_field("Print the summary as JSON, instead of a table.", names=("--json",))
 
 
 @dataclass(frozen=True, kw_only=True)

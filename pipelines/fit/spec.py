@@ -71,7 +71,7 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
         )
         result = f"fitted model: {self.out / MODEL_FOLDER}"
         summary = run_fit(job, console)
-        show_summary(summary, self.out, self.json, lambda console: console.print(result, soft_wrap=True))
+        show_summary(summary, self.out, self.as_json, lambda console: console.print(result, soft_wrap=True))
 
 
 fit = command(FitSpec)

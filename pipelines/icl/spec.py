@@ -88,7 +88,7 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
             command=command_text(),
         )
         summary = run_icl(job, console)
-        show_summary(summary, job.out, self.json, lambda console: print_result(console, summary, job.out))
+        show_summary(summary, job.out, self.as_json, lambda console: print_result(console, summary, job.out))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

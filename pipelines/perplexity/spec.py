@@ -93,7 +93,7 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
 
         job = self.job(console)
         summary = run_job(job, console)
-        show_summary(summary, job.out, self.json, lambda console: print_result(console, summary, job.out))
+        show_summary(summary, job.out, self.as_json, lambda console: print_result(console, summary, job.out))
         return EXIT_FAILED_DOCUMENTS if summary["counts"]["failed_documents"] else 0
 
     def job(self, console: Console) -> "PerplexityJob":

@@ -88,7 +88,7 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
             console.print("[yellow]slice over.[/] Continue with the same command and --resume")
             return
         result = f"trained backbone: {self.out / 'model'}"
-        show_summary(summary, self.out, self.json, lambda console: console.print(result, soft_wrap=True))
+        show_summary(summary, self.out, self.as_json, lambda console: console.print(result, soft_wrap=True))
 
     def _preset(self) -> "Preset":
         from longmem.pretraining.presets import preset_of

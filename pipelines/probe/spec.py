@@ -76,7 +76,7 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
             command=command_text(),
         )
         summary = run_probe(job, console)
-        show_summary(summary, job.out, self.json, lambda console: print_trials(console, summary, job.out))
+        show_summary(summary, job.out, self.as_json, lambda console: print_trials(console, summary, job.out))
 
     def _plan(self, subject: Subject) -> "Plan":
         from longmem.synthetic.pairs import PairPlan

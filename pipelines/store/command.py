@@ -66,7 +66,8 @@ class ListSpec(JsonOption, StoreCommandOptions, CommandSpec):
             return
         table = Table(box=None, header_style="dim", padding=(0, 2))
         for title, side in (("namespace", "left"), ("document", "left"), ("segments", "right"), ("tokens", "right")):
-            table.add_column(title, justify=side)  # type: ignore[arg-type]
+            # names are folded, not cut: they are what the other commands take
+            table.add_column(title, justify=side, overflow="fold")  # type: ignore[arg-type]
         table.add_column("bytes", justify="right")
         for key, infos in found:
             described = _described(key, infos)

@@ -56,7 +56,7 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
             command=command_text(),
         )
         summary = run_suffix(job, console)
-        show_summary(summary, job.out, self.json, lambda console: print_suffix_result(console, summary, job.out))
+        show_summary(summary, job.out, self.as_json, lambda console: print_suffix_result(console, summary, job.out))
 
 
 suffix = command(SuffixSpec)

@@ -122,7 +122,7 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
         job = from_options(TrainingJob, self, task=task, command=command_text())
         result = f"trained model: {self.out / 'model'}"
         summary = run_training(job, console)
-        show_summary(summary, self.out, self.json, lambda console: console.print(result, soft_wrap=True))
+        show_summary(summary, self.out, self.as_json, lambda console: console.print(result, soft_wrap=True))
 
 
 train = command(TrainSpec)

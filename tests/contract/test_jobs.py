@@ -176,3 +176,16 @@ def test_new_kind_of_job_gets_everything_from_the_runner(tmp_path: Path) -> None
     assert events == ["job_started", "job_failed", "job_resumed", "job_finished"]
     assert SECRET not in (out / "log.jsonl").read_text()
     assert (out / "counted.txt").read_text() == "1 2 3 4 "
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_json_is_the_summary_and_nothing_else(inputs: Inputs, tmp_path: Path, resumed: bool) -> None:
+    """Standard output of a job with `--json`, finished now or before, parses as its results file."""
+    options = ["suffix", str(inputs.examples), "--model", inputs.small.source, "--out", str(tmp_path / "out")]
+    options += ["--context-tokens", "16,64", "--suffix-tokens", "8", "--threads", "1", "--json"]
+    runner = CliRunner(env={"COLUMNS": "80"})
+    for more in ([], ["--resume"])[: 1 + resumed]:
+        result = runner.invoke(app, [*options, *more], prog_name="longmem")
+        assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert ("nothing was changed" in result.stderr) == resumed
