@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Memory of a segment: windows over the past, views, and the form of keys."""

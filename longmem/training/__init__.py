@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Training of a SideNet, and of a copy head alone."""

@@ -144,7 +144,7 @@ def test_an_old_version_that_is_damaged_is_told_and_repaired(folder: Path) -> No
         store.verify()
     report = recover(str(folder))
     assert (report.num_blocks, report.num_dropped) == (NUM_BLOCKS + 1, 0)
-    assert any("written anew" in action for action in report.actions)
+    assert any("rewritten" in action for action in report.actions)
     # the state left by a repair that dies before its last step
     (folder / "catalogue.lance").rename(folder / "rebuilt.lance")
     assert recover(str(folder)).num_blocks == NUM_BLOCKS + 1
