@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "pretrain": LazyCommand(
         "pipelines.pretrain.spec:pretrain",
-        "Train a small backbone and its tokenizer from nothing, in slices if need be.",
+        "Train a small backbone and its tokenizer from scratch, in several time slices if needed.",
     ),
     "status": LazyCommand(
         "pipelines.watch.status_command:status",
@@ -52,7 +52,7 @@ COMMANDS = {
     "doctor": LazyCommand(
         "pipelines.doctor.spec:doctor",
         "Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with "
-        "`--model`, what a backbone's layers are worth as memory.",
+        "`--model`, how well each layer of a backbone works as memory.",
     ),
     "memory": LazyCommand(
         "pipelines.store.command:memory",

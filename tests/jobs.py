@@ -166,3 +166,5 @@ def pretrain(inputs: Inputs, out: Path) -> Spec:
 SPECS: dict[str, Callable[[Inputs, Path], Spec]] = {
     each.__name__: each for each in (perplexity, icl, suffix, probe, train, fit, pretrain)
 }
+UNITS = {"perplexity": 2, "icl": 12, "suffix": 2, "probe": 6, "train": 3, "fit": 2, "pretrain": 3}
+"""Units of work of each example: documents, items, examples, questions, steps or passes."""

@@ -137,7 +137,7 @@ def family_of(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise UnknownFamilyError(
             f"backbone family {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "
-            "A new family is one entry in longmem/backbone/families.py"
+            "docs/architecture.md says how to add one"
         )
     return FAMILIES[model_type]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import cached_file
@@ -56,8 +57,16 @@ def find_file(source: str | Path, name: str) -> Path | None:
         path = Path(source) / name
         return path if path.is_file() else None
     try:
-        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        # a model has its configuration: without it the hub is unreachable, of which transformers says nothing otherwise
+        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=name == CONFIG_FILE)
     except Exception as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"cannot reach the Hugging Face hub, and {source} is not in its cache; check the network, or give a "
+                "local folder"
+            ) from error
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
         raise CheckpointError(
             f"no model folder {source}, and no such model on the hub: {one_line(error)}; check the name"
         ) from error

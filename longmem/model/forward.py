@@ -5,8 +5,8 @@
                      └──► keys, rounded as the store rounds them ─────────┤
                                                    what may be read ──────┴─► SideNetInput ─► SideNet ─► scores
 
-Every caller builds what the SideNet is given with `SegmentModel.sidenet_input`, so that a score cannot depend on who
-asked for it. Texts, stores and documents are not known here: `longmem.scoring` and `longmem.memory` are above.
+Every caller builds what the SideNet is given with `SegmentModel.sidenet_input`, so that a score cannot depend on its
+caller. This module knows no texts, stores or documents: `longmem.scoring` and `longmem.memory.context` are above it.
 """
 
 from collections.abc import Sequence

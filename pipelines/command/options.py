@@ -100,8 +100,8 @@ class BackboneOptions:
     )
     special_tokens: SpecialTokens | None = choice_field(
         None,
-        "What a special token is that a text spells, such as <|endoftext|>: parse (the token, as Hugging Face has it) "
-        "or text (its characters).",
+        "How to read the name of a special token in a text, such as <|endoftext|>: parse (the token, as Hugging Face "
+        "does) or text (its characters).",
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
         shown="the model's, else parse",
@@ -130,7 +130,7 @@ class ModelOptions(BackboneOptions):
         None, "LongMem folder, or a Hugging Face backbone (folder or hub id).", shown="reference model"
     )
     segment_tokens: int | None = whole_field(
-        None, "Local context.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
+        None, "Tokens of one segment, the local context.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
     )
     top_k: int | None = whole_field(
         None, "Tokens retrieved per token and head.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
@@ -223,7 +223,7 @@ class StoredModelOptions(MemoryModelOptions):
 class OptionalMemoryOptions(StoredModelOptions):
     """Model of a job that can do without memory."""
 
-    no_memory: bool = flag_field("Local context only.", DECIDED_BY_SERVICE)
+    no_memory: bool = flag_field("Do not read memory: local context only.", DECIDED_BY_SERVICE)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | without_memory(self.no_memory, self.memory_tokens)

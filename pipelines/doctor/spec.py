@@ -17,7 +17,7 @@ from pipelines.command.spec import CommandSpec, command
 @dataclass(frozen=True, kw_only=True)
 class DoctorSpec(BackboneOptions, CommandSpec):
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
-    what a backbone's layers are worth as memory.
+    how well each layer of a backbone works as memory.
 
     **Example:** `longmem doctor`, or `longmem doctor --model gpt2 --text book.txt`
     """

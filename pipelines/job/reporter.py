@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from actors.monitoring.job_status import State
 from longmem.errors import LostClusterError, OutputError
 from longmem.runtime.executor import Completion, Stage
-from pipelines.job.event_log import LOG_FILE, EventLog
+from pipelines.job.event_log import LOG_FILE, EventLog, Level
 from pipelines.job.folder import STATUS_FILE, JobFolder
 from pipelines.job.observer import Observers
 from pipelines.job.state import JobState
@@ -86,7 +86,9 @@ class JobReporter(Observers):
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
             done = "out of time" if self._ended_early else "done"
-            self.log.event(f"job_{state}", str(error or done), "info" if error is None else "error")
+            levels: dict[State, Level] = {"failed": "error", "interrupted": "warning"}
+            message = done if error is None else str(error) or state
+            self.log.event(f"job_{state}", message, levels.get(state, "info"))
             self._publish(state)
         except OutputError as unwritten:
             if error is None:

@@ -79,7 +79,7 @@ class AbstractJob(ABC, Generic[W]):
 
     @abstractmethod
     def requested_model(self) -> dict[str, Any] | None:
-        """Return the requested model as described without loading it; None if only the cluster knows it."""
+        """Return the requested model as described without loading it; None for none, or one on a cluster."""
 
     def describe(self, worker: W) -> ModelDescription | None:
         """Return the description of the model before any work; None for a job that creates the model."""

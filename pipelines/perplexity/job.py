@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from longmem.store.lance.fsync import Durability
 from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
+from pipelines.command.choices import Retention
 from pipelines.command.console import printable
 from pipelines.job.executors import MEMORY_FOLDER, open_workers
 from pipelines.job.folder import JobFolder
@@ -40,8 +41,6 @@ from pipelines.perplexity.tables import documents_table, segments_table, tokens_
 JOURNAL = "journal.jsonl"
 RESULTS = "summary.json"
 
-Retention = Literal["window", "document", "forever"]
-"""Retention of blocks: while a window may reach them, while their document is scored, or beyond the job."""
 
 TRIM_EVERY = 16
 """Segments removed at a time with retention `window`; each removal costs one commit of the catalogue."""

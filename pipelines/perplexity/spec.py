@@ -83,7 +83,7 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
     max_in_flight_segments: int | None = whole_field(
         None, "Encoded segments that may wait for readers.", WORKERS, shown="8 per worker, 16 in process"
     )
-    max_in_flight_bytes: int = whole_field(2**30, "Bytes of them.", WORKERS)
+    max_in_flight_bytes: int = whole_field(2**30, "Maximum bytes of encoded segments that wait for readers.", WORKERS)
 
     def run(self, console: Console) -> int:
         self.check_resume()

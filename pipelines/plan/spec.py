@@ -55,7 +55,8 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
     readers: int | None = whole_field(None, "SideNet actors.", shown="the best number", most=MOST_WORKERS)
     stores: int | None = whole_field(None, "Store actors.", shown="the best number", most=MOST_WORKERS)
     retention: Retention = choice_field(
-        "document", "What stays in the store: a document's window, it until it is scored, or all."
+        "document",
+        "What stays in the store: the window of each document, each document until it is scored, or everything.",
     )
     address: str = text_field("local", "local (pools on Ray) or none (one process).")
     threads: int | None = whole_field(

@@ -35,26 +35,28 @@ OF_THE_PRESET = OptionMark("A field of PretrainingConfig with the same name; Non
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSpec(TrainingRunOptions, CommandSpec):
-    """Train a small backbone and its tokenizer from nothing, in slices if need be.
+    """Train a small backbone and its tokenizer from scratch, in several time slices if needed.
 
     **Example:** `longmem pretrain --size 8m --data books/train --valid books/valid --out runs/backbone`
     """
 
     out: Path = path_field(REQUIRED, "Output folder: tokenizer, corpus, curves, checkpoints, the backbone.")
     size: str = text_field(REQUIRED, "8m (the reference model's shape, for a CPU) or 100m (for a GPU).")
-    valid_tokens: int = whole_field(4096, "Of each of them, from its start.")
-    resume: bool = flag_field("Go on with the job in --out, or begin it where --out is empty.")
+    valid_tokens: int = whole_field(4096, "Tokens that are read of each validation document, from its start.")
+    resume: bool = flag_field("Continue the job in --out, or begin it where --out is empty.")
     max_minutes: float | None = real_field(
         None, "End this slice after so long, with a checkpoint; --resume goes on.", shown="no end", above=True
     )
     steps: int | None = whole_field(
         None, "Optimiser steps.", OF_THE_PRESET, shown="one pass over the data; four for 100m"
     )
-    batch_tokens: int | None = whole_field(None, "Of a step.", OF_THE_PRESET, shown="the size's")
+    batch_tokens: int | None = whole_field(None, "Tokens of one step.", OF_THE_PRESET, shown="the size's")
     micro_rows: int | None = whole_field(
         None, "Windows of one forward and backward.", OF_THE_PRESET, shown="the size's"
     )
-    learning_rate: float | None = real_field(None, "Peak.", OF_THE_PRESET, shown="the size's", above=True, most=100)
+    learning_rate: float | None = real_field(
+        None, "Peak learning rate.", OF_THE_PRESET, shown="the size's", above=True, most=100
+    )
     repeat_share: float | None = real_field(
         None, "Windows that repeat their beginning, to learn copying.", OF_THE_PRESET, shown="0.1", most=1
     )

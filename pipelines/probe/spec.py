@@ -49,12 +49,12 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
     filler: Path | None = path_field(
         None, "UTF-8 text to hide keys in and take words from.", shown="the language reference"
     )
-    lengths: str = text_field("4096,16384,65536,262144,1048576", "passkey: tokens of memory, by commas.")
-    depths: str = text_field("0,0.25,0.5,0.75,1", "passkey: 0 (oldest) to 1 (newest), by commas.")
+    lengths: str = text_field("4096,16384,65536,262144,1048576", "passkey: tokens of memory, separated by commas.")
+    depths: str = text_field("0,0.25,0.5,0.75,1", "passkey: 0 (oldest) to 1 (newest), separated by commas.")
     trials: int = whole_field(10, "passkey: for each length and depth.")
     key: Literal["words", "digits"] = choice_field("words", "passkey: a key of four words or five digits.")
-    examples: str = text_field("20,200,2000", "lookup, labels: lines in memory, by commas.")
-    shots: str = text_field("0,16", "lookup, labels: other lines in the local context, by commas.")
+    examples: str = text_field("20,200,2000", "lookup, labels: lines in memory, separated by commas.")
+    shots: str = text_field("0,16", "lookup, labels: other lines in the local context, separated by commas.")
     questions: int = whole_field(50, "lookup, labels: for each number of lines and shots.")
     choices: int = whole_field(10, "Answers offered for each question; the number of labels.", least=2)
     seed: int = whole_field(0, "Decides texts, keys, places and questions.", least=0)
@@ -84,14 +84,14 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
 
         if subject == Subject.PASSKEY:
             lengths = _numbers("--lengths", self.lengths)
-            depths = parse_numbers(self.depths, float, "--depths needs numbers by commas,")
+            depths = parse_numbers(self.depths, float, "--depths needs numbers separated by commas,")
             return from_options(PasskeyPlan, self, lengths=lengths, depths=depths)
         examples, shots = _numbers("--examples", self.examples), _numbers("--shots", self.shots)
         return from_options(PairPlan, self, subject=subject.value, examples=examples, shots=shots)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    return parse_numbers(text, int, f"{option} needs whole numbers by commas,")
+    return parse_numbers(text, int, f"{option} needs whole numbers separated by commas,")
 
 
 probe = command(ProbeSpec)

@@ -30,7 +30,7 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
     context_tokens: str = text_field(
         "512,1024,2048,4096,8192", "Lengths of context, ascending; of a longer context the last tokens are read."
     )
-    suffix_tokens: int = whole_field(128, "Of a longer candidate the first tokens are scored.")
+    suffix_tokens: int = whole_field(128, "Maximum tokens of a candidate that are scored.")
     limit_examples: int | None = whole_field(
         None, "Score only the first N examples.", names=("--limit-examples", "--limit"), shown=False
     )

@@ -36,7 +36,7 @@ class TrainedModelOptions(BackboneOptions):
 
     backbone: str | None = text_field(
         None,
-        "Frozen backbone (Hugging Face folder or hub id), or a LongMem folder whose SideNet learns on.",
+        "Frozen backbone (Hugging Face folder or hub id), or a LongMem folder whose SideNet is trained further.",
         names=("--backbone", "--model"),
         shown="the reference model's",
     )
@@ -86,15 +86,15 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
     """
 
     out: Path = path_field(REQUIRED, "Output folder: curves, checkpoints, and the trained model.")
-    valid_tokens: int = whole_field(16_384, "Of each of them, from its start.")
-    resume: bool = flag_field("Go on from the last checkpoint in --out.")
+    valid_tokens: int = whole_field(16_384, "Tokens that are read of each validation document, from its start.")
+    resume: bool = flag_field("Continue from the last checkpoint in --out.")
     steps: int = whole_field(2000, "Optimiser steps.")
     rows: int = whole_field(8, "Documents read side by side; a step is one segment of each.")
     micro_rows: int = whole_field(4, "Rows of one forward and backward.")
     learning_rate: float = real_field(1e-3, "Peak learning rate.", above=True, most=100)
     warmup_steps: int = whole_field(50, "Steps of linear warm-up.", least=0)
     weight_decay: float = real_field(0.01, "On the copied layers' matrices.", most=100)
-    clip_norm: float = real_field(1.0, "Longest gradient applied as it is.", above=True)
+    clip_norm: float = real_field(1.0, "Maximum gradient norm; longer gradients are scaled down to it.", above=True)
     seed: int = whole_field(0, "Order of the documents.", least=0)
     frozen_layers: bool = flag_field("Train only scale, gate, reader and copy head.")
     address: str = text_field("none", "none (this process), or Ray: local, auto, or a cluster's address.", WORKERS)

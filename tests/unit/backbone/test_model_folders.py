@@ -513,3 +513,13 @@ def test_digest_of_weights_is_of_the_values_alone(folder: Callable[[str], Folder
     before = Backbone.load(model.path).digest()
     model.shard()
     assert Backbone.load(model.path).digest() == before
+
+
+def test_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """transformers itself reports it as a file that does not exist."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match="cannot reach the Hugging Face hub, and nobody/a-model is not in its cache"
+    ):
+        load_config("nobody/a-model")

@@ -53,7 +53,8 @@ def test_the_last_status_says_how_the_job_ended(tmp_path: Path, error: BaseExcep
         raise error
     assert status(tmp_path)["state"] == state
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
-    assert (last["event"], last["level"]) == (f"job_{state}", "error")
+    assert (last["event"], last["level"]) == (f"job_{state}", "warning" if state == "interrupted" else "error")
+    assert last["message"]
 
 
 def end_without_status(folder: JobFolder, error: Exception | None) -> None:

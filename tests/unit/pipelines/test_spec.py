@@ -217,6 +217,7 @@ def test_options_that_a_service_decides_are_refused_by_their_flags() -> None:
     with pytest.raises(ConfigError, match=r"^--kv-dtype, --encoders: leave it out$"):
         refuse_given(spec, DECIDED_BY_SERVICE, "leave it out")
     free = {each.name for each in fields(PerplexitySpec)} - set(marked_fields(PerplexitySpec, DECIDED_BY_SERVICE))
+    # a new option is in this set, or carries DECIDED_BY_SERVICE
     assert free == {
         *("given", "inputs", "model", "adapter", "out", "resume", "address", "service", "max_tries", "task_deadline_s"),
         *("retention", "keep_memory", "namespace", "limit_documents", "tokens", "as_json"),
