@@ -190,10 +190,10 @@ def _refuses(head: Head, method: str, token: str | None) -> bool:
             if head.is_client and error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                other = f"HOST:PORT of its GCS, not {CLIENT}" if head.is_client else f"{CLIENT}HOST:PORT"
+                expected = "client server" if head.is_client else "GCS"
+                other = "the GCS, write HOST:PORT" if head.is_client else f"a client server, write {CLIENT}HOST:PORT"
                 raise ClusterError(
-                    f"the server at {head.address!r} is not a Ray head of this kind; for the other port of a head use "
-                    f"{other}, {OR_ELSE}"
+                    f"the server at {head.address!r} is not the {expected} of a Ray head; for {other}, {OR_ELSE}"
                 ) from error
             raise ClusterError(
                 f"the server at {head.address!r} does not answer as a Ray head ({error.code().name}: "
