@@ -91,6 +91,10 @@ class JobSnapshot:
     def from_json(cls, values: dict[str, Any]) -> "JobSnapshot":
         """Return the status that `to_json` wrote. Raises OutputError for the status of another version."""
         try:
+            if "units_done" not in values:
+                # written before jobs had units: its only kind counted documents
+                ended = values["scored_documents"] + values["failed_documents"]
+                values = {**values, "units_done": ended, "units_total": values["total_documents"]}
             stages = {stage: StageSnapshot(**values["stages"][stage]) for stage in STAGES}
             snapshot = cls(**{**values, "stages": stages, "recent_failures": tuple(values["recent_failures"])})
         except (KeyError, TypeError) as error:

@@ -55,6 +55,7 @@ def ask_all(
             answered(tag, answer.result, answer.busy_s)
         for event in executor.events():
             observer.worker_event(event)
+        observer.turned()
         turned()
 
 

@@ -44,6 +44,9 @@ class JobObserver:
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         """Receive queue depths, bytes in flight and reader lag, several times a second."""
 
+    def turned(self) -> None:
+        """Called several times a second by a job of requests, which has no levels to report."""
+
     def worker_event(self, event: "ExecutorEvent") -> None:
         """Handle a worker event after which the job continues: a retry, a stall, a loss."""
 
@@ -93,3 +96,7 @@ class Observers(JobObserver):
     def worker_event(self, event: "ExecutorEvent") -> None:
         for observer in self._observers:
             observer.worker_event(event)
+
+    def turned(self) -> None:
+        for observer in self._observers:
+            observer.turned()

@@ -97,6 +97,8 @@ class JobProgress(JobObserver):
         self._in_flight_bytes = 0
         self._num_failed = 0
         self._last_document = self._detail = ""
+        self._last_line = ""
+        """Last line in a log; none before the work is planned."""
         self._bar = _Bar(self, console) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -110,7 +112,7 @@ class JobProgress(JobObserver):
         if self._bar:
             self._bar.refresh()
             self._bar.stop()
-        else:
+        elif self._last_line:
             self._print_line()
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
@@ -152,6 +154,9 @@ class JobProgress(JobObserver):
         self._in_flight_bytes = in_flight_bytes
         self._show()
 
+    def turned(self) -> None:
+        self._show()
+
     def worker_event(self, event: "ExecutorEvent") -> None:
         self.note(event.message)
 
@@ -170,7 +175,9 @@ class JobProgress(JobObserver):
             self._print_line()
 
     def _print_line(self) -> None:
-        self._console.print(Text(self._line()), soft_wrap=True)
+        if (line := self._line()) != self._last_line:
+            self._last_line = line
+            self._console.print(Text(line), soft_wrap=True)
 
     def _line(self) -> str:
         busy = ", ".join(f"{stage} {self._depths[stage]}" for stage in STAGES if self._depths[stage])

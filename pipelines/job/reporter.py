@@ -57,8 +57,16 @@ class JobReporter(Observers):
         super().levels(queue_depths, in_flight_bytes, lag_segments)
         self._publish_if_due()
 
+    def planned(self, unit: str, total: int | None, done: int = 0) -> None:
+        super().planned(unit, total, done)
+        self._publish("running")
+
     def advanced(self, count: int = 1) -> None:
         super().advanced(count)
+        self._publish_if_due()
+
+    def turned(self) -> None:
+        super().turned()
         self._publish_if_due()
 
     def stopped_early(self) -> None:

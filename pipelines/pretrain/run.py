@@ -43,7 +43,11 @@ def run_pretraining(job: PretrainingJob, console: Console) -> dict[str, Any] | N
 
     Ctrl-C leaves a checkpoint. Raises CheckpointError and the errors of `pipelines.job.runner.run`.
     """
-    return run(Pretrain(job, find_inputs((*job.data, *job.valid), console)), console)
+    pretraining = Pretrain(job)
+    if not job.resume:
+        # before a folder is made for it
+        pretraining.check_inputs(console)
+    return run(pretraining, console)
 
 
 class Pretrain(AbstractJob[None]):
@@ -53,9 +57,9 @@ class Pretrain(AbstractJob[None]):
     results = RESULTS
     on_cluster = False
 
-    def __init__(self, spec: PretrainingJob, found: FoundFiles) -> None:
+    def __init__(self, spec: PretrainingJob) -> None:
         self._spec = spec
-        self._found = found
+        self._found: FoundFiles | None = None
         self._start = perf_counter()
         self.out, self.resume, self.command = spec.out, spec.resume, spec.command
 
@@ -67,6 +71,10 @@ class Pretrain(AbstractJob[None]):
 
     def given(self) -> dict[str, Any]:
         return identity(self._spec)
+
+    def check_inputs(self, console: Console) -> None:
+        if self._found is None:
+            self._found = find_inputs((*self._spec.data, *self._spec.valid), console)
 
     def open(self, tell: Tell) -> AbstractContextManager[None]:  # noqa: ARG002
         use_threads(self._spec.threads)
@@ -92,6 +100,7 @@ class Pretrain(AbstractJob[None]):
         if pretrainer.step_count < config.num_steps:
             return None
         save_backbone(model, self.out / TOKENIZER_FOLDER, self.out / MODEL_FOLDER)
+        assert self._found is not None, "inputs are checked before the work begins"
         return {
             "longmem_version": longmem.__version__,
             "command": spec.command,

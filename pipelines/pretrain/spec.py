@@ -72,7 +72,8 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
         threads = self.threads or num_cores()
         # read once, when the tokenizer library starts its threads
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
-        self.check_data()
+        if not self.resume:
+            self.check_data()
         from pipelines.pretrain.job import PretrainingJob
         from pipelines.pretrain.run import run_pretraining
 

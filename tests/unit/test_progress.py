@@ -50,7 +50,25 @@ def test_log_first_and_last_line_are_printed() -> None:
     console, file = log_console()
     with JobProgress(console, clock=Clock()) as progress:
         progress.planned("documents", 2)
-    assert file.getvalue().splitlines() == ["0:00:00 · documents 0 of 2 (0%)"] * 2
+        progress.advanced()
+    assert file.getvalue().splitlines() == [
+        "0:00:00 · documents 0 of 2 (0%)",
+        "0:00:00 · documents 1 of 2 (50%) · 0:00:00 left",
+    ]
+
+
+def test_log_of_a_job_that_ends_before_its_work_is_planned_is_empty() -> None:
+    console, file = log_console()
+    with JobProgress(console, clock=Clock()):
+        pass
+    assert file.getvalue() == ""
+
+
+def test_log_repeats_no_line() -> None:
+    console, file = log_console()
+    with JobProgress(console, clock=Clock()) as progress:
+        progress.planned("examples", 3, 1)
+    assert file.getvalue() == "0:00:00 · examples 1 of 3 (33%)\n"
 
 
 def test_log_is_limited_to_one_line_in_five_seconds() -> None:

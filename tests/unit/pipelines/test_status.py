@@ -101,3 +101,17 @@ def test_options_that_contradict_each_other(options: list[str]) -> None:
     result = CliRunner().invoke(app, ["status", *options])
     assert result.exit_code == 2
     assert "give one of them" in result.stderr
+
+
+def test_status_written_before_jobs_had_units_counts_documents(running: JobReporter, tmp_path: Path) -> None:
+    values = json.loads((tmp_path / "status.json").read_text())
+    for name in ("kind", "unit", "units_done", "units_total"):
+        del values[name]
+    values |= {"admitted_documents": 6, "scored_documents": 5, "failed_documents": 1}
+    (tmp_path / "status.json").write_text(json.dumps(values))
+    assert "perplexity: documents 6 done, 6 begun, 5 scored, 1 failed" in shown(tmp_path, 3)
+
+
+def test_status_says_what_is_planned_before_the_first_unit_ends(running: JobReporter, tmp_path: Path) -> None:
+    running.planned("examples", 60, 2)
+    assert "examples 2 of 60 done" in shown(tmp_path, 3)
