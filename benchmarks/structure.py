@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how much of the source one segment passes: `python -m benchmarks.structure [ROOT]`, in any checkout.
+"""Measures how much of the source one segment passes: `python benchmarks/structure.py [CHECKOUT]`, by default this one.
 
 Runs one small perplexity job in this process and counts, by a profiling hook, the product's files and functions that it
 enters. Sizes of the source are counted from the files that git tracks.

@@ -6,6 +6,7 @@ command out in `run`. Its docstring is the help. Adding an option takes one fiel
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -22,7 +23,7 @@ from pipelines.command.fields import HelpPanel, OptionField
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandSpec:
+class CommandSpec(ABC):
     """Options and arguments of one command, as the user gave them."""
 
     given: frozenset[str] = field(default=frozenset(), repr=False)
@@ -33,12 +34,12 @@ class CommandSpec:
         """Folder of a job that continues after an interruption, named in the message; None for other commands."""
         return None
 
+    @abstractmethod
     def run(self, console: Console) -> int | None:
         """Carry out the command; `console` takes messages and progress. Return the exit code, None for 0.
 
         Modules that load torch, Ray or LanceDB are imported here, because `--help` must not wait for them.
         """
-        raise NotImplementedError
 
 
 def command(spec: type[CommandSpec]) -> Callable[..., None]:

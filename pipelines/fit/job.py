@@ -32,6 +32,7 @@ from longmem.training.copy_head_fit import (
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from pipelines.job.executors import use_threads
+from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
@@ -121,7 +122,7 @@ class Fit(AbstractJob[FitWorker]):
         copy_head_of(model)
         return nullcontext(FitWorker(model, texts, judges))
 
-    def is_resumed(self, context: JobContext[FitWorker]) -> bool:  # noqa: ARG002 - it begins from the start
+    def is_resumed(self, folder: JobFolder) -> bool:  # noqa: ARG002 - it begins from the start
         return False
 
     def run(self, context: JobContext[FitWorker]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
 from pipelines.icl.run import IclRun
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
-from pipelines.job.ask import JOURNAL, RequestJob
+from pipelines.job.ask import RequestJob
 from pipelines.job.executors import MEMORY_FOLDER, default_in_flight
+from pipelines.job.journal import JOURNAL
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import JobContext

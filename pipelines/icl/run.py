@@ -13,6 +13,7 @@ from typing import Any
 from longmem.runtime.executor import AbstractExecutor, Completion
 from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
+from longmem.stages import STAGES
 from longmem.types import DocumentKey, SegmentInfo
 from pipelines.icl.records import BatchRecord, IclJournal
 from pipelines.icl.requests import request_for, results_of
@@ -80,6 +81,11 @@ class IclRun:
         )
         while scheduler.active:
             loop.turn(WAIT_S)
+            self.observer.levels(
+                {stage: scheduler.queue_depth(stage) for stage in STAGES},
+                scheduler.in_flight_bytes,
+                scheduler.lag_segments,
+            )
             self.written.wall_s = perf_counter() - start
             self._record()
         return {key: self.executor.stored(key)[-1] for key in needed}

@@ -14,12 +14,12 @@ from longmem.runtime.requests import Request
 from longmem.store.config import IN_MEMORY, StoreSettings
 from pipelines.command.command_line import num_cores
 from pipelines.job.executors import MEMORY_FOLDER, open_workers
+from pipelines.job.folder import JobFolder
+from pipelines.job.journal import JOURNAL
 from pipelines.job.observer import JobObserver
 from pipelines.job.requested_model import describe_request
 from pipelines.job.service import ServiceChoice, find_parts
-from pipelines.job.spec import AbstractJob, JobContext, Tell
-
-JOURNAL = "journal.jsonl"
+from pipelines.job.spec import AbstractJob, Tell
 
 WAIT_S = 0.2
 """Longest wait for the workers, in seconds; Ctrl-C is checked between waits."""
@@ -116,8 +116,8 @@ class RequestJob(AbstractJob[AbstractExecutor], Generic[S]):
         threads = spec.threads or num_cores()
         return open_workers(spec.model, self.store(), self.cluster(), spec.service, threads, tell)
 
-    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
-        return context.folder.has_results_in(JOURNAL)
+    def is_resumed(self, folder: JobFolder) -> bool:
+        return folder.has_results_in(JOURNAL)
 
     def clean_up(self) -> None:
         shutil.rmtree(self.out / MEMORY_FOLDER, ignore_errors=True)

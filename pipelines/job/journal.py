@@ -16,6 +16,9 @@ import xxhash
 from longmem.errors import OutputError
 from pipelines.job.output import GrowingFile, encoded
 
+JOURNAL = "journal.jsonl"
+"""Name of the journal in the folder of a job."""
+
 R = TypeVar("R")
 
 

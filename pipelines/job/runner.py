@@ -70,12 +70,10 @@ def run(job: AbstractJob[W], console: Console) -> dict[str, Any] | None:
                     worker=worker,
                     described=model,
                     observer=Observers([progress, reporter]),
-                    reporter=reporter,
                     slices=Slices(job.out),
-                    console=console,
                     tell=progress.note,
                 )
-                reporter.log.started(job.command, job.is_resumed(context))
+                reporter.log.started(job.command, job.is_resumed(folder))
                 summary = job.run(context)
                 if summary is None:
                     reporter.stopped_early()

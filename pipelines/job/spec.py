@@ -13,7 +13,6 @@ from rich.console import Console
 from longmem.model.source import ModelDescription
 from pipelines.job.folder import JobFolder
 from pipelines.job.observer import JobObserver
-from pipelines.job.reporter import JobReporter
 from pipelines.job.work_slices import Slices
 
 Tell = Callable[[str], None]
@@ -40,10 +39,8 @@ class JobContext(Generic[W]):
     described: ModelDescription | None
     observer: JobObserver
     """Receiver of the job's events for display, log, status and metrics."""
-    reporter: JobReporter
     slices: Slices
     """Work record of earlier runs and this one."""
-    console: Console
     tell: Tell
 
     @property
@@ -103,7 +100,7 @@ class AbstractJob(ABC, Generic[W]):
         """Open the compute backend: this process, workers on Ray, or a service."""
 
     @abstractmethod
-    def is_resumed(self, context: JobContext[W]) -> bool:
+    def is_resumed(self, folder: JobFolder) -> bool:
         """Return whether an earlier run has left results."""
 
     @abstractmethod

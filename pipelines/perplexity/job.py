@@ -27,6 +27,7 @@ from pipelines.command.console import printable
 from pipelines.job.executors import MEMORY_FOLDER, open_workers
 from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
+from pipelines.job.journal import JOURNAL
 from pipelines.job.prefetch import DocumentFeed
 from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
@@ -37,10 +38,6 @@ from pipelines.perplexity.report import write_report
 from pipelines.perplexity.run import PerplexityRun, RunTotals, StageTotals
 from pipelines.perplexity.summary import summarise
 from pipelines.perplexity.tables import documents_table, segments_table, tokens_table
-
-JOURNAL = "journal.jsonl"
-RESULTS = "summary.json"
-
 
 TRIM_EVERY = 16
 """Segments removed at a time with retention `window`; each removal costs one commit of the catalogue."""
@@ -160,8 +157,8 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def open(self, tell: Tell) -> AbstractExecutor:
         return open_executor(self._spec, tell)
 
-    def is_resumed(self, context: JobContext[AbstractExecutor]) -> bool:
-        return context.folder.has_results_in(JOURNAL)
+    def is_resumed(self, folder: JobFolder) -> bool:
+        return folder.has_results_in(JOURNAL)
 
     def check_unchanged(self, folder: JobFolder) -> None:
         with Journal(folder.path / JOURNAL) as journal:

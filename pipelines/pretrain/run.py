@@ -25,6 +25,7 @@ from longmem.text.documents import FoundFiles
 from longmem.training.run_state import checkpoints
 from pipelines.command.interrupts import held_interrupts
 from pipelines.job.executors import use_threads
+from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.runner import run
 from pipelines.job.spec import AbstractJob, JobContext, Tell
@@ -80,7 +81,7 @@ class Pretrain(AbstractJob[None]):
         use_threads(self._spec.threads)
         return nullcontext()
 
-    def is_resumed(self, context: JobContext[None]) -> bool:  # noqa: ARG002
+    def is_resumed(self, folder: JobFolder) -> bool:  # noqa: ARG002
         return (self.out / TOKENIZER_FOLDER).exists()
 
     def is_over(self) -> bool:

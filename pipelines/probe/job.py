@@ -30,8 +30,8 @@ from longmem.text.documents import InputFile, UnreadableDocument
 from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
-from pipelines.job.ask import JOURNAL, RequestJob, ask_all, on_service
-from pipelines.job.journal import AbstractJournal
+from pipelines.job.ask import RequestJob, ask_all, on_service
+from pipelines.job.journal import JOURNAL, AbstractJournal
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext

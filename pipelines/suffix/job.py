@@ -20,9 +20,9 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import Request
-from pipelines.job.ask import JOURNAL, RequestJob, ask_all, on_service
+from pipelines.job.ask import RequestJob, ask_all, on_service
 from pipelines.job.executors import where
-from pipelines.job.journal import AbstractJournal
+from pipelines.job.journal import JOURNAL, AbstractJournal
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext

@@ -25,6 +25,7 @@ from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
 from pipelines.command.command_line import check_device
 from pipelines.command.interrupts import held_interrupts
+from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.observer import JobObserver
 from pipelines.job.requested_model import describe_request
@@ -128,7 +129,7 @@ class Train(AbstractJob[Training]):
     def open(self, tell: Tell) -> AbstractContextManager[Training]:
         return open_training(self._spec, tell)
 
-    def is_resumed(self, context: JobContext[Training]) -> bool:  # noqa: ARG002
+    def is_resumed(self, folder: JobFolder) -> bool:  # noqa: ARG002
         return bool(checkpoints(self.out / CHECKPOINT_FOLDER))
 
     def run(self, context: JobContext[Training]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from longmem.errors import ConfigError, LongMemError
 from pipelines.cli import app
-from pipelines.job.folder import FinishedSummary
+from pipelines.job.folder import FinishedSummary, JobFolder
+from pipelines.job.reporter import JobReporter
 from pipelines.job.runner import run
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.registry import JOBS, job_class
@@ -97,7 +98,9 @@ def test_job_finished_is_left_as_it_is_by_resume(finished: Any) -> None:
     before = snapshot(spec.out)
     again = run_it(replace(spec, resume=True), Console(file=StringIO()))
     assert isinstance(again, FinishedSummary)
-    assert again["command"] == json.loads(json.dumps(summary))["command"] or SECRET not in again["command"]
+    # as it was written: without the secret of the command
+    assert again == json.loads(json.dumps(summary)) | {"command": again["command"]}
+    assert SECRET not in again["command"]
     assert snapshot(spec.out) == before
 
 
@@ -112,9 +115,8 @@ def test_job_finished_is_shown_by_status(finished: Any) -> None:
     result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["status", "--out", str(spec.out)], prog_name="longmem")
     assert result.exit_code == 0, result.output
     assert ": finished, as of " in result.output
-    assert job_class(name).name == name
     assert f"{UNITS[name]} of {UNITS[name]} done" in result.output
-    assert max(map(len, result.output.splitlines())) <= 80 or "--out" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80, result.output
 
 
 class Counting(AbstractJob[list[int]]):
@@ -140,8 +142,8 @@ class Counting(AbstractJob[list[int]]):
         tell("counting")
         return nullcontext([1, 2, 3, 4])
 
-    def is_resumed(self, context: JobContext[list[int]]) -> bool:
-        return context.folder.has_results_in("counted.txt")
+    def is_resumed(self, folder: JobFolder) -> bool:
+        return folder.has_results_in("counted.txt")
 
     def run(self, context: JobContext[list[int]]) -> dict[str, Any]:
         counted = self.out / "counted.txt"
@@ -186,3 +188,23 @@ def test_json_is_the_summary_and_nothing_else(inputs: Inputs, tmp_path: Path, re
         assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert ("nothing was changed" in result.stderr) == resumed
+
+
+def test_icl_status_follows_memories_while_they_are_written(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing thousands of demonstrations takes hours, before the first item is answered."""
+    seen: list[dict[str, Any]] = []
+    publish = JobReporter._publish
+
+    def watch(reporter: JobReporter, state: Any) -> None:
+        publish(reporter, state)
+        seen.append(json.loads((tmp_path / "out" / "status.json").read_text()))
+
+    monkeypatch.setattr("pipelines.job.reporter.STATUS_S", 0.0)
+    monkeypatch.setattr(JobReporter, "_publish", watch)
+    run_it, spec = SPECS["icl"](inputs, tmp_path / "out")
+    run_it(spec, Console(file=StringIO()))
+    writing = [status for status in seen if status["units_done"] == 0]
+    assert any(status["stages"]["encode"]["segments"] for status in writing)
+    assert any(status["stages"]["put"]["segments"] for status in writing)
