@@ -79,6 +79,24 @@ def fork_into_one(num_targets: int, store: AbstractMemoryStore, racer: int, meet
     return outcomes
 
 
+def create_stores(num_stores: int, store: AbstractMemoryStore, racer: int, meeting: Meeting) -> list[str]:
+    """Let racer 0 put the first block of each store while the others open that store. Return their errors."""
+    errors = []
+    for number in range(num_stores):
+        uri = f"{store._database.uri}/{number}"  # type: ignore[attr-defined]
+        meeting.wait(START_S)
+        for _ in range(1 if racer == 0 else 6):
+            try:
+                with MemoryStore.open(uri) as opened:
+                    if racer == 0:
+                        opened.put(make_block())
+                    else:
+                        opened.fingerprint()
+            except LongMemError as error:
+                errors.append(f"{type(error).__name__}: {error}")
+    return errors
+
+
 def contested(found: list[list[PutReceipt]], num_rounds: int) -> int:
     """Return the number of keys that every racer put in one round; the receipts of one racer are in rounds of equal
     size."""
@@ -112,8 +130,10 @@ class Racers:
     def race(self, uri: str, race: Race) -> list[Any]:
         """Run a race and return each racer's result. Each racer opens the store.
 
-        `race` must be a function of a module, or a partial of one.
+        `race` must be a function of a module, or a partial of one. Raises the error of the first racer that failed.
         """
+        # every racer waits for its next race here: one that failed has broken the barrier for the others
+        self._barrier.reset()
         for pipe in self._pipes:
             pipe.send((uri, race))
         found = [pipe.recv() for pipe in self._pipes]

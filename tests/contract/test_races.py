@@ -15,12 +15,13 @@ from longmem.store.lance.catalogue import CATALOGUE, CATALOGUE_SCHEMA
 from longmem.store.lance.identity import IDENTITY, IDENTITY_SCHEMA
 from longmem.store.lance.repair import recover
 from longmem.store.lance.store import LanceMemoryStore
-from longmem.types import DocumentKey
+from longmem.types import DocumentKey, Fingerprint
 from tests.blocks import KEY, assert_same, make_block
 from tests.racing import (
     Racers,
     check_receipts,
     contested,
+    create_stores,
     fork_into_one,
     put_each_alone,
     put_groups,
@@ -33,6 +34,7 @@ SEGMENTS = 24
 GROUPS, SIZE = 40, 6
 """Number and size of the groups. Both processes put all but one key of a group in one round."""
 CONTESTED = 200
+CREATED = 40
 CONFLICTS = 10
 FORKS = 8
 GROUPED = DocumentKey("default", "groups")
@@ -114,6 +116,48 @@ def test_put_by_threads_at_once_has_one_winner(store: AbstractMemoryStore) -> No
     for outcomes in zip(*race_in_threads(store, partial(fork_into_one, 5)), strict=True):
         assert sorted(outcomes) == ["20", "ConflictError", "ConflictError"]
     assert store.num_bytes() == (20 + len(store.segments(GROUPED)) + 5) * make_block().num_bytes
+
+
+def test_a_store_that_another_process_creates_is_empty_or_complete(tmp_path: Path, processes: Racers) -> None:
+    assert processes.race(str(tmp_path), partial(create_stores, CREATED)) == [[], []]
+
+
+@pytest.mark.parametrize("table", [CATALOGUE, IDENTITY])
+def test_a_table_without_a_version_is_absent_and_the_next_put_creates_it(tmp_path: Path, table: str) -> None:
+    # the state between two system calls of a creation, and after a writer that died there
+    (tmp_path / f"{table}.lance" / "_versions").mkdir(parents=True)
+    with LanceMemoryStore(str(tmp_path)) as store:
+        assert store.fingerprint() is None
+        assert store.documents() == []
+        store.put(make_block())
+    with LanceMemoryStore(str(tmp_path)) as store:
+        assert store.verify() == 1
+
+
+def test_a_first_put_between_reading_fingerprint_and_catalogue_is_no_damage(tmp_path: Path) -> None:
+    with LanceMemoryStore(str(tmp_path)) as writer:
+        writer._database.create_if_absent(CATALOGUE, CATALOGUE_SCHEMA)
+        writer._database.create_if_absent(IDENTITY, IDENTITY_SCHEMA)
+
+        class Slow(LanceMemoryStore):
+            def _identity_rows(self) -> Fingerprint | None:
+                found = super()._identity_rows()
+                if found is None:
+                    writer.put(make_block())
+                return found
+
+        with Slow(str(tmp_path)) as reader:
+            assert reader.fingerprint() == make_block().fingerprint
+
+
+@pytest.mark.parametrize("table", [CATALOGUE, IDENTITY])
+def test_a_table_that_lost_its_versions_beside_blocks_is_damage(tmp_path: Path, table: str) -> None:
+    with LanceMemoryStore(str(tmp_path)) as store:
+        store.put(make_block())
+    for manifest in (tmp_path / f"{table}.lance" / "_versions").iterdir():
+        manifest.unlink()
+    with pytest.raises(CorruptionError):
+        LanceMemoryStore(str(tmp_path))
 
 
 def test_fork_concurrent_with_put_into_target_keeps_only_the_put(tmp_path: Path) -> None:

@@ -114,13 +114,16 @@ class LanceReader(AbstractMemoryStore):
         return self._known_identity
 
     def _stored_identity(self) -> Fingerprint | None:
-        rows = self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist()
-        found = from_identity_rows(rows, self._database.uri)
-        if found is None and self._catalogue(columns=["segment"]).num_rows:
+        found = self._identity_rows()
+        # another process may have put its first block since: the fingerprint is stored before any block
+        if found is None and self._catalogue(columns=["segment"]).num_rows and (found := self._identity_rows()) is None:
             raise CorruptionError(f"{self._database.uri} has blocks and has lost its fingerprint; {REPAIR}")
         if found is not None:
             self._check_models(found)
         return found
+
+    def _identity_rows(self) -> Fingerprint | None:
+        return from_identity_rows(self._database.select(IDENTITY, IDENTITY_SCHEMA).to_pylist(), self._database.uri)
 
     def _check_stored_identity(self) -> None:
         """Raise CorruptionError if the stored fingerprint differs from the one at opening."""
@@ -235,14 +238,13 @@ class LanceReader(AbstractMemoryStore):
     def _is_there(self) -> bool:
         """Return True if a put was ever made. Opening a store creates nothing; its first put creates the tables."""
         if not self._exists:
-            names = self._database.table_names()
-            self._exists = CATALOGUE in names and IDENTITY in names
-            if not self._exists and any(is_payload(name) for name in names):
+            # payload first: another process may create the store meanwhile, and creates payload last
+            has_payload = any(map(is_payload, self._database.table_names()))
+            self._exists = all(map(self._database.is_created, (CATALOGUE, IDENTITY)))
+            if not self._exists and has_payload:
                 raise CorruptionError(f"{self._database.uri} holds blocks but no complete catalogue; {REPAIR}")
             if self._exists or self._acknowledged.is_cheap:
-                self._acknowledged.check(
-                    lambda: self._database.version(CATALOGUE, CATALOGUE_SCHEMA) if CATALOGUE in names else 0
-                )
+                self._acknowledged.check(lambda: self._database.version(CATALOGUE, CATALOGUE_SCHEMA))
                 self._acknowledged.check_hint()
         return self._exists
 

@@ -175,6 +175,16 @@ class LanceDatabase:
         """Return True if a table exists. Costs one `stat` in a folder, a listing in an object store."""
         return name in self.table_names() if self.folder is None else (self.folder / f"{name}.lance").is_dir()
 
+    def is_created(self, name: str) -> bool:
+        """Return True if a table has a version, so that it can be opened.
+
+        In a folder, `create_if_absent` of another process makes the table's folder before its first manifest. The
+        folder is in `table_names` then, and stays there if that process dies.
+        """
+        if self.folder is None:
+            return name in self.table_names()
+        return any((self.folder / f"{name}.lance" / "_versions").glob("[!.]*.manifest"))
+
     def drop(self, name: str, is_needed: Callable[[], bool]) -> None:
         """Remove a table and its files.
 

@@ -197,10 +197,10 @@ class LanceWriter(LanceReader):
             self._sync(IDENTITY)
 
     def _create(self, fingerprint: Fingerprint) -> None:
-        there = self._database.table_names()
+        # readers rely on the order: where a block exists, both tables exist, and the second holds the fingerprint
         for name, schema in ((CATALOGUE, CATALOGUE_SCHEMA), (IDENTITY, IDENTITY_SCHEMA)):
             # a table that a dying writer of an earlier version left has another schema, and gets its key later
-            if name not in there:
+            if not self._database.is_created(name):
                 self._database.create_if_absent(name, schema)
         self._database.insert_missing(IDENTITY, identity_rows(fingerprint), "name")
         self._sync(IDENTITY)
