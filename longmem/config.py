@@ -14,6 +14,7 @@ KeyForm = Literal["raw", "centred", "unit"]
 ValueForm = Literal["same", "next"]
 Retrieval = Literal["per_head", "joint"]
 SpecialTokens = Literal["parse", "text"]
+MemoryLayers = Literal["one", "all"]
 
 REPEAT_MEMORY_TOKENS = 2**24 - 1
 """Largest memory whose repeats can be found: token indices share 64 bits with hashes."""
@@ -25,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "values": get_args(ValueForm),
     "retrieval": get_args(Retrieval),
     "special_tokens": get_args(SpecialTokens),
+    "memory_layers": get_args(MemoryLayers),
 }
 """Allowed values of the fields that name a variant."""
 
@@ -46,8 +48,12 @@ class LongMemConfig:
     Raises ConfigError for an invalid value; the message names the field and the expected values.
     """
 
+    memory_layers: MemoryLayers = "one"
+    """Layers whose keys and values are stored. With `one`, the SideNet reads them (paper). With `all`, the frozen
+    backbone reads the memory at every layer as its KV cache (`longmem.sidenet.cache_reader`), and needs no training."""
     memory_layer: int | None = None
-    """Backbone layer (0-based) whose keys and values are stored. None: at 3/4 of the depth, see `resolve_layer`."""
+    """Backbone layer (0-based) whose keys are searched, and the only one stored where `memory_layers` is `one`. None:
+    at 3/4 of the depth, or at 5/6 where all layers are stored, see `resolve_layer`."""
     layer_reduction: int = 2
     """Number r of backbone layers per SideNet layer."""
     segment_tokens: int = 1024
@@ -84,6 +90,15 @@ class LongMemConfig:
     special_tokens: SpecialTokens = "parse"
     """Treatment of special tokens in a text (`<|endoftext|>`): `parse` them, as Hugging Face's tokenizers do, or treat
     their characters as `text`."""
+    near_tokens: int = 2048
+    """Newest memory tokens that every layer reads, where `memory_layers` is `all`."""
+    read_blocks: int = 16
+    """Number of older blocks of `block_tokens` that every layer reads too, chosen by `longmem.sidenet.block_choice`."""
+    block_tokens: int = 64
+    """Tokens of one such block."""
+    sink: bool | None = None
+    """True to put the start token in front of every segment that does not begin with it, as an attention sink. None:
+    where `memory_layers` is `all`."""
     scale_start: float = 0.0
     """Initial scale a_i. With 0 the untrained SideNet equals its backbone; the paper uses a constant 1."""
     gate_start: float = 0.0
@@ -92,9 +107,16 @@ class LongMemConfig:
     """Number of optimiser steps of the SideNet. With 0 and scale_start 0, its layers equal the backbone."""
 
     def __post_init__(self) -> None:
-        for name in ("layer_reduction", "segment_tokens", "chunk_tokens", "top_k"):
+        for name in ("layer_reduction", "segment_tokens", "chunk_tokens", "top_k", "block_tokens"):
             _require_int(name, getattr(self, name), minimum=1)
-        for name in ("memory_tokens", "trained_steps", "copy_match_tokens", "copy_repeats"):
+        for name in (
+            "memory_tokens",
+            "trained_steps",
+            "copy_match_tokens",
+            "copy_repeats",
+            "near_tokens",
+            "read_blocks",
+        ):
             _require_int(name, getattr(self, name), minimum=0)
         if self.memory_layer is not None:
             _require_int("memory_layer", self.memory_layer, minimum=0)
@@ -104,6 +126,8 @@ class LongMemConfig:
         for name in ("copy_head", "fusion"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}")
+        if self.sink not in (None, True, False):
+            raise ConfigError(f"sink must be true, false or null, got {self.sink!r}")
         for name in ("scale_start", "gate_start"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
@@ -117,6 +141,11 @@ class LongMemConfig:
             raise ConfigError(
                 "query=key_space needs keys=centred or keys=unit, got keys=raw: raw keys share a large common "
                 "direction, so every key would find the same few positions"
+            )
+        if self.reads_all_layers and (self.query != "key_space" or self.chunk_tokens != 1):
+            raise ConfigError(
+                "memory_layers=all needs query=key_space and chunk_tokens=1, got "
+                f"query={self.query} and chunk_tokens={self.chunk_tokens}"
             )
         for name in ("segment_tokens", "memory_tokens", "top_k"):
             value = getattr(self, name)
@@ -132,12 +161,28 @@ class LongMemConfig:
         """Number of chunks retrieved per token and head."""
         return self.top_k // self.chunk_tokens
 
+    @property
+    def reads_all_layers(self) -> bool:
+        """True where the backbone reads the memory at every layer; False where a SideNet reads it."""
+        return self.memory_layers == "all"
+
+    @property
+    def has_sink(self) -> bool:
+        """True where every segment begins with the start token."""
+        return self.reads_all_layers if self.sink is None else self.sink
+
     def resolve_layer(self, num_layers: int) -> int:
         """Return the memory layer of a backbone of `num_layers` layers.
 
         By default it is 0.75·L, rounded down to a layer m that the SideNet copies (`m % r == r - 1`), as in the paper
-        (24 layers → 17). Raises ConfigError when r does not divide the layers, or for another memory layer.
+        (24 layers → 17). Raises ConfigError when r does not divide the layers, or for another memory layer. Without a
+        SideNet any layer will do; the default is 5/6·L.
         """
+        if self.reads_all_layers:
+            layer = num_layers * 5 // 6 if self.memory_layer is None else self.memory_layer
+            if layer >= num_layers:
+                raise ConfigError(f"memory_layer must be below the backbone's {num_layers} layers, got {layer}")
+            return layer
         r = self.layer_reduction
         if num_layers % r:
             raise ConfigError(f"layer_reduction={r} must divide the backbone's {num_layers} layers; choose a divisor")

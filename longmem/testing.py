@@ -14,6 +14,7 @@ from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
 from longmem.config import PAPER_FORM
 from longmem.model.longmem import LongMem
+from longmem.sidenet.sidenet import SideNet
 
 __all__ = ["FAMILIES", "SMALL_CONFIGS", "save_small_backbone", "small_longmem", "unsettle"]
 
@@ -37,6 +38,7 @@ def small_longmem(
 
 def unsettle(model: LongMem, seed: int = 0) -> LongMem:
     """Set scale and gate to random values away from their initial ones, and return the model."""
+    assert isinstance(model.sidenet, SideNet), "a cache reader has neither scales nor gates"
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (model.sidenet.scale, model.sidenet.gate):

@@ -10,6 +10,7 @@ Axis names, used in every shape of the project:
     chunk       positions inside one chunk (`chunk_tokens` of them)
     heads       query heads of the backbone's attention
     kv_heads    key/value heads (fewer than heads in grouped-query attention)
+    stored_heads  key/value heads of all stored layers, by layer: kv_heads where one layer is stored
     head_dim    width of one head
     slots       retrieved chunks per token and head (`top_k / chunk_tokens`)
     hidden      width of the residual stream
@@ -30,7 +31,7 @@ from longmem.config import KvDtype
 
 DEFAULT_NAMESPACE = "default"
 
-KVArray = Shaped[np.ndarray, "tokens kv_heads width"]
+KVArray = Shaped[np.ndarray, "tokens stored_heads width"]
 """Stored keys or values (`longmem.kv_format`): float16, float32, bfloat16 as uint16 bits, or int8, whose rows are
 wider than `head_dim` by their scale."""
 
@@ -114,6 +115,15 @@ class Fingerprint:
     """Length of the local context, on which keys depend."""
     compute_dtype: str
     kv_dtype: KvDtype
+    num_layers: int = 1
+    """Number of stored layers: the memory layer alone, or all layers of the backbone."""
+    sink: bool = False
+    """True where the start token was put in front of every segment."""
+
+    @property
+    def stored_heads(self) -> int:
+        """Heads of one stored token: those of all stored layers, by layer."""
+        return self.num_layers * self.kv_heads
 
     def differences(self, other: "Fingerprint") -> str:
         """Return the fields that differ, as `name: ours != theirs; ...` (empty if none)."""
@@ -126,7 +136,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class KVBlock:
-    """Keys and values of one segment at the memory layer, before position encoding, with their token ids."""
+    """Keys and values of one segment at the stored layers, before position encoding, with their token ids."""
 
     key: DocumentKey
     segment: int

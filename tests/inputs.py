@@ -9,7 +9,7 @@ from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.kv_format import rounded
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
-from longmem.sidenet.sidenet import SideNetCache, SideNetInput, start_state
+from longmem.sidenet.sidenet import ReadingInput, SideNetCache, start_state
 
 DEFAULT_FORM: dict[str, Any] = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}
 """Default form of a model; small models of tests have the paper's form."""
@@ -22,7 +22,7 @@ def sidenet_input(
     views: list[MemoryView | None],
     caches: tuple[Any, SideNetCache | None] = (None, None),
     before: Tensor | None = None,
-) -> SideNetInput:
+) -> ReadingInput:
     """Build the input from one backbone forward, like `encode` and `score_segment`.
 
     `caches` (of backbone and SideNet) and `before` (the segment's earlier tokens) are for step-by-step decoding.
@@ -30,4 +30,4 @@ def sidenet_input(
     of_backbone, of_sidenet = caches
     output = model.backbone.forward(tokens, model.sidenet.memory_layer, model.config.layer_reduction, of_backbone)
     state = model.sidenet.prepare(tokens, start_state(output.taps), of_sidenet)
-    return SideNetInput(tokens, state, rounded(output.keys, model.config.kv_dtype), views, before)
+    return ReadingInput(tokens, state, rounded(output.keys, model.config.kv_dtype), views, before)

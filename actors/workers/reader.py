@@ -40,7 +40,8 @@ class ReaderActor:
         if self._opened is None:
             model = self._source.open()
             fingerprint = model.fingerprint
-            model.backbone.drop_layers()
+            if not model.sidenet.runs_backbone:
+                model.backbone.drop_layers()
             self._opened = model, windows_of(model, self._store, self._window_bytes), fingerprint
         return self._opened
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen backbone: one forward pass of a segment gives keys and values, taps, and its log-probabilities."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ LOGIT_ROWS = 256
 class BackboneOutput:
     """Output of one forward pass over a batch of segments of equal length."""
 
-    keys: Float[Tensor, "batch tokens kv_heads head_dim"]
-    values: Float[Tensor, "batch tokens kv_heads head_dim"]
+    keys: Float[Tensor, "batch tokens stored_heads head_dim"]
+    values: Float[Tensor, "batch tokens stored_heads head_dim"]
     taps: Float[Tensor, "taps batch tokens hidden"]
+    """Inputs of every `tap_every`-th block and the output of the last; `taps` is 0 where none were wanted."""
     hidden: Float[Tensor, "batch tokens head_input"]
     """Input of the language-model head, after the final norm. As wide as the residual stream, unless the model projects
     it first (small OPT models)."""
@@ -123,16 +126,33 @@ class Backbone:
 
     @torch.no_grad()
     def forward(
-        self, tokens: Int[Tensor, "batch tokens"], memory_layer: int, tap_every: int, cache: Any = None
+        self, tokens: Int[Tensor, "batch tokens"], layers: int | Sequence[int], tap_every: int | None, cache: Any = None
     ) -> BackboneOutput:
-        """Run one forward pass. `cache` is a transformers cache for incremental decoding, or None."""
-        attention = self.family.attention_of(self.layers[memory_layer])
-        with tapped(self.layers, tap_every) as taps, projected(self.family, attention, self.shape) as latest:
-            output = self.stack(
-                input_ids=tokens.to(self.device, torch.long), past_key_values=cache, use_cache=cache is not None
-            )
-        _, keys, values = latest()
-        return BackboneOutput(keys=keys, values=values, taps=torch.stack(taps), hidden=output.last_hidden_state)
+        """Run one forward pass, and keep keys and values of one layer or several.
+
+        Args:
+            tap_every: distance in blocks between two taps; None for no taps.
+            cache: a transformers cache for incremental decoding, or None.
+        """
+        with ExitStack() as hooks:
+            taps = hooks.enter_context(tapped(self.layers, tap_every)) if tap_every else []
+            latest = [
+                hooks.enter_context(projected(self.family, self.family.attention_of(self.layers[layer]), self.shape))
+                for layer in ([layers] if isinstance(layers, int) else layers)
+            ]
+            hidden = self.run(tokens, cache)
+            projections = [of_layer() for of_layer in latest]
+        keys, values = (torch.cat([found[part] for found in projections], dim=2) for part in (1, 2))
+        no_taps = hidden.new_empty((0, *hidden.shape[:2], self.hidden_size))
+        return BackboneOutput(keys=keys, values=values, taps=torch.stack(taps) if taps else no_taps, hidden=hidden)
+
+    def run(self, tokens: Int[Tensor, "batch tokens"], cache: Any = None) -> Float[Tensor, "batch tokens head_input"]:
+        """Run embeddings, blocks and final norm. A cache is read, and extended by these tokens."""
+        output = self.stack(
+            input_ids=tokens.to(self.device, torch.long), past_key_values=cache, use_cache=cache is not None
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def logits(self, hidden: Float[Tensor, "tokens head_input"]) -> Float32[Tensor, "tokens vocabulary"]:
         logits: Tensor = self.model.get_output_embeddings()(hidden)

@@ -69,6 +69,10 @@ class Family:
     output: str = "o_proj"
     scale: str = "scaling"
     """Attribute of the attention module that multiplies query·key."""
+    rotary: str | None = "rotary_emb"
+    """Submodule of the stack that makes the tables of rotary positions; None for other kinds of positions."""
+    keys_have_positions: bool = False
+    """True where positions are added to the embeddings: keys and values then cannot be moved to other positions."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Prefixes of weight names in files of earlier transformers versions, with their present form."""
 
@@ -105,6 +109,7 @@ FAMILIES: dict[str, Family] = {
         split=_interleaved,
         output="dense",
         scale="inv_norm_factor",
+        rotary=None,
     ),
     "gpt2": Family(
         stack="transformer",
@@ -114,6 +119,8 @@ FAMILIES: dict[str, Family] = {
         projections=("c_attn",),
         split=_concatenated,
         output="c_proj",
+        rotary=None,
+        keys_have_positions=True,
     ),
     "gpt_neox": Family(
         stack="gpt_neox",
@@ -126,7 +133,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
-    "opt": Family(stack="model.decoder", norm="final_layer_norm", output="out_proj"),
+    "opt": Family(
+        stack="model.decoder", norm="final_layer_norm", output="out_proj", rotary=None, keys_have_positions=True
+    ),
     "qwen2": _LLAMA_LIKE,
     "qwen3": Family(stack="model", projections=("q_norm", "k_norm", "v_proj")),
 }

@@ -27,6 +27,8 @@ class KeySpace:
     """Query matrix W: a token with key k searches with W k. None where queries are computed otherwise."""
     sketched: bool = False
     """True if views include sketches of their chunk keys, for a search that reads them."""
+    layer: int | None = None
+    """Index of the searched layer among several stored ones, all of which views include; None for one layer."""
     celled: bool = False
     """True if views include cells of their chunk keys, for an approximate search."""
 

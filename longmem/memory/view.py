@@ -41,6 +41,10 @@ class MemoryView:
     """Cells (IVF clusters) of the chunk keys, where the search is approximate."""
     end_token: int
     """Document position of the reading segment's first token: all chunks lie before it."""
+    layer_keys: Shaped[Tensor, "chunks stored_heads head_dim"] | None = None
+    """Keys of all layers as stored, in a memory of several layers (whose chunks are single tokens)."""
+    layer_values: Shaped[Tensor, "chunks stored_heads head_dim"] | None = None
+    """Values of all layers; `values` are those of the searched one."""
 
     @property
     def num_chunks(self) -> int:

@@ -97,8 +97,11 @@ class WindowBuffer:
         sketch = None if self._basis is None or rows is None else KeySketch(self._basis, rows)
         cells = self._cells_in(start_token, end_token, first) if self._key_space.celled else None
         parts["chunk_keys"] = self._chunk_keys(parts)
+        if self._key_space.layer is not None:
+            parts["values"] = _of_layer(parts["layer_values"], self._key_space.layer, parts["keys"].shape[2])[:, None]
         parts |= {name: parts[name].permute(2, 0, 1, 3) for name in ("keys", "values")}
-        return MemoryView(**parts, sketch=sketch, cells=cells, end_token=end_token)
+        layers = {name: parts.pop(name) for name in ("layer_keys", "layer_values") if name in parts}
+        return MemoryView(**parts, **layers, sketch=sketch, cells=cells, end_token=end_token)
 
     def _chunk_keys(self, arrays: dict[str, Tensor]) -> Tensor:
         """Return the chunk keys of arrays, or of parts of them. Where a chunk is one token they are its keys, stored
@@ -183,6 +186,12 @@ def _zeros(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 _CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 0, "values": 0, "tokens": 0, "starts": 0, "lengths": 0}
+_CHUNK_AXIS |= {"layer_keys": 0, "layer_values": 0}
+
+
+def _of_layer(heads: Tensor, layer: int, kv_heads: int) -> Tensor:
+    """Return the heads [tokens, kv_heads, head_dim] of one of several stored layers."""
+    return heads.narrow(1, layer * kv_heads, kv_heads)
 
 
 def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:
@@ -202,15 +211,21 @@ def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) 
         rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
         return rows
 
-    keys = by_chunk(key_space.transform(unpack(block.keys, kv_dtype)))
+    stored_keys, values = unpack(block.keys, kv_dtype), unpack(block.values, kv_dtype)
+    layer = key_space.layer
+    own = stored_keys if layer is None else _of_layer(stored_keys, layer, block.fingerprint.kv_heads)
+    keys = by_chunk(key_space.transform(own))
     tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
     parts = {
         "keys": keys,
-        "values": by_chunk(unpack(block.values, kv_dtype)),
         "tokens": tokens,
         "starts": starts,
         "lengths": lengths,
     }
+    if layer is None:
+        parts["values"] = by_chunk(values)
+    else:
+        parts |= {"layer_keys": stored_keys, "layer_values": values}
     if chunk > 1:
         means = keys.float().sum(dim=1) / lengths[:, None, None]
         parts["chunk_keys"] = key_space.searched(means.transpose(0, 1))

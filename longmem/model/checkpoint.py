@@ -25,6 +25,8 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES
 from longmem.errors import CheckpointError
+from longmem.sidenet.cache_reader import CacheReader
+from longmem.sidenet.reading_model import ReadingModel
 from longmem.sidenet.sidenet import SideNet
 from longmem.version import __version__
 
@@ -57,7 +59,16 @@ def backbone_name(source: str | Path) -> str | None:
     return None
 
 
-def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig) -> None:
+def new_reading_model(backbone: Backbone, tokenizer: Tokenizer, config: LongMemConfig) -> ReadingModel:
+    """Return an untrained reading model of the kind that the config names. Raises ConfigError."""
+    if config.reads_all_layers:
+        return CacheReader(backbone, config, tokenizer.start_token)
+    return SideNet(backbone, config)
+
+
+def save_parts(
+    folder: Path, backbone: Backbone, sidenet: ReadingModel, tokenizer: Tokenizer, config: LongMemConfig
+) -> None:
     """Write all parts; config.json last, so that a folder with a config.json is complete."""
     if (folder / CONFIG_FILE).exists() and not is_checkpoint(folder):
         raise CheckpointError(f"{folder} holds another model (its config.json is not LongMem's); choose another folder")
@@ -79,7 +90,7 @@ def save_parts(folder: Path, backbone: Backbone, sidenet: SideNet, tokenizer: To
 
 def load_parts(
     source: str | Path, dtype: Dtype, device: str, settings: dict[str, Any]
-) -> tuple[Backbone, SideNet, Tokenizer, LongMemConfig]:
+) -> tuple[Backbone, ReadingModel, Tokenizer, LongMemConfig]:
     """Open a folder or hub id. Raises CheckpointError naming the missing or damaged file, ConfigError."""
     folder = _local_folder(source)
     description = read_config(folder)
@@ -97,7 +108,7 @@ def load_parts(
     tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size, config.special_tokens)
     _check_digest(folder / BACKBONE_FOLDER / "tokenizer.json", tokenizer.digest(), description["tokenizer_digest"])
     backbone.model.to(device)
-    sidenet = SideNet(backbone, replace(config, copy_repeats=saved_settings["copy_repeats"]))
+    sidenet = new_reading_model(backbone, tokenizer, replace(config, copy_repeats=saved_settings["copy_repeats"]))
     _load_sidenet(folder / SIDENET_FILE, sidenet)
     # float32 represents every saved dtype exactly, so rounding it back restores the digested bytes
     if dtype in ("float32", description["dtype"]):
@@ -107,19 +118,21 @@ def load_parts(
         )
         _check_digest(folder / SIDENET_FILE, hash_weights(sidenet), description["sidenet_digest"])
     if sidenet.config != config:
-        sidenet = _with_or_without_repeats(sidenet, backbone, config)
+        sidenet = _with_or_without_repeats(sidenet, backbone, tokenizer, config)
     return backbone, sidenet, tokenizer, config
 
 
-def _with_or_without_repeats(saved: SideNet, backbone: Backbone, config: LongMemConfig) -> SideNet:
+def _with_or_without_repeats(
+    saved: ReadingModel, backbone: Backbone, tokenizer: Tokenizer, config: LongMemConfig
+) -> ReadingModel:
     """Add initial weights of repeats to the saved SideNet, or remove them; every other weight is unchanged."""
-    sidenet = SideNet(backbone, config)
+    sidenet = new_reading_model(backbone, tokenizer, config)
     own = sidenet.state_dict()
     sidenet.load_state_dict(own | {name: weight for name, weight in saved.state_dict().items() if name in own})
     return sidenet
 
 
-def _load_sidenet(path: Path, sidenet: SideNet) -> None:
+def _load_sidenet(path: Path, sidenet: ReadingModel) -> None:
     if not path.is_file():
         raise CheckpointError(f"missing {path}: expected {CONFIG_FILE}, {SIDENET_FILE} and {BACKBONE_FOLDER}/")
     try:

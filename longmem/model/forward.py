@@ -3,7 +3,7 @@
 
     tokens ─► backbone ─► taps ─► SideNet below the memory layer ─► state ┐
                      └──► keys, rounded as the store rounds them ─────────┤
-                                                   what may be read ──────┴─► SideNetInput ─► SideNet ─► scores
+                                                   what may be read ──────┴─► ReadingInput ─► SideNet ─► scores
 
 Every caller builds what the SideNet is given with `SegmentModel.sidenet_input`, so that a score cannot depend on its
 caller. This module knows no texts, stores or documents: `longmem.scoring` and `longmem.memory.context` are above it.
@@ -23,26 +23,37 @@ from longmem.backbone.backbone import Backbone, BackboneOutput
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import LongMemConfig
 from longmem.dtypes import to_array, to_tensor
-from longmem.errors import NumericError
+from longmem.errors import ConfigError, NumericError
 from longmem.kv_format import pack, rounded, unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
-from longmem.sidenet.sidenet import SideNet, SideNetCache, SideNetInput, SideNetOutput, start_state
+from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
+from longmem.sidenet.sidenet import start_state
 from longmem.stored_format import num_not_finite
 from longmem.types import EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
 
 
 class SegmentModel:
-    """A frozen backbone and its SideNet: encodes segments and scores them. Not thread-safe: one per worker."""
+    """A frozen backbone and the model that reads its memory. Not thread-safe: one per worker."""
 
     def __init__(
-        self, backbone: Backbone, sidenet: SideNet, tokenizer: Tokenizer, config: LongMemConfig, search: str = "auto"
+        self,
+        backbone: Backbone,
+        sidenet: ReadingModel,
+        tokenizer: Tokenizer,
+        config: LongMemConfig,
+        search: str = "auto",
     ) -> None:
         """Move the SideNet to the backbone's device. Raises ConfigError where a segment is longer than the backbone's
         positions."""
-        backbone.check_segment_tokens(config.segment_tokens)
+        backbone.check_segment_tokens(config.segment_tokens + config.has_sink)
+        if config.has_sink and tokenizer.start_token is None:
+            raise ConfigError(
+                f"sink=True needs a start token, and the tokenizer of {backbone.name} has neither a beginning- nor an "
+                "end-of-text token; use sink=False"
+            )
         self.backbone = backbone
         self.sidenet = sidenet.eval().to(backbone.device)
         self.tokenizer = tokenizer
@@ -63,19 +74,55 @@ class SegmentModel:
             segment_tokens=self.config.segment_tokens,
             compute_dtype=str(self.backbone.dtype).removeprefix("torch."),
             kv_dtype=self.config.kv_dtype,
+            num_layers=len(self.stored_layers),
+            sink=self.config.has_sink,
         )
+
+    @property
+    def stored_layers(self) -> Sequence[int]:
+        """Layers whose keys and values are stored."""
+        return range(self.backbone.num_layers) if self.config.reads_all_layers else [self.sidenet.memory_layer]
 
     @property
     def key_space(self) -> KeySpace:
         """Form of keys that this model's views must have."""
         return replace(
-            self.sidenet.reader.key_space, sketched=self.search.reads_sketches, celled=self.search.reads_cells
+            self.sidenet.reader.key_space,
+            sketched=self.search.reads_sketches,
+            celled=self.search.reads_cells,
+            layer=self.sidenet.memory_layer if self.config.reads_all_layers else None,
         )
 
     def run_backbone(self, tokens: Int[Tensor, "batch tokens"], cache: Any = None) -> BackboneOutput:
-        """Run the backbone once, without gradients, keeping what the SideNet needs of it. `cache` (of
-        `backbone.new_cache()`) decodes step by step."""
-        return self.backbone.forward(tokens, self.sidenet.memory_layer, self.config.layer_reduction, cache)
+        """Run the backbone once, without gradients, keeping what is stored or read of it.
+
+        Rows that do not begin with the sink get it in front, where the model has one; the output leaves it out.
+        `cache` (of `backbone.new_cache()`) decodes step by step.
+        """
+        if not self.config.has_sink or (cache is not None and cache.get_seq_length()):
+            return self._run(tokens, cache)
+        start = self.tokenizer.start_token
+        assert start is not None, "checked when the model was made"
+        begins = tokens[:, 0].eq(start)
+        if begins.all():
+            return self._run(tokens, cache)
+        if begins.any():
+            assert cache is None, "rows that are decoded begin alike"
+            return _merged(begins, self._run(tokens[begins], None), self.run_backbone(tokens[~begins]))
+        sink = torch.full_like(tokens[:, :1], start)
+        output = self._run(torch.cat([sink, tokens], dim=1), cache)
+        return BackboneOutput(output.keys[:, 1:], output.values[:, 1:], output.taps[:, :, 1:], output.hidden[:, 1:])
+
+    def _run(self, tokens: Int[Tensor, "batch tokens"], cache: Any) -> BackboneOutput:
+        tap_every = self.config.layer_reduction if self.sidenet.num_parts else None
+        return self.backbone.forward(tokens, self.stored_layers, tap_every, cache)
+
+    def searched(self, keys: Shaped[Any, "*batch tokens stored_heads width"]) -> Any:
+        """Return those of the memory layer among stored keys, a tensor or an array."""
+        if not self.config.reads_all_layers:
+            return keys
+        first = self.sidenet.memory_layer * self.backbone.shape.kv_heads
+        return keys[..., first : first + self.backbone.shape.kv_heads, :]
 
     def sidenet_input(
         self,
@@ -83,10 +130,10 @@ class SegmentModel:
         output: BackboneOutput,
         views: Sequence[MemoryView | None],
         *,
-        keys: Float[Tensor, "batch tokens kv_heads head_dim"] | None = None,
-        cache: SideNetCache | None = None,
+        keys: Float[Tensor, "batch tokens stored_heads head_dim"] | None = None,
+        cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
-    ) -> SideNetInput:
+    ) -> ReadingInput:
         """Return what the SideNet is given after `run_backbone(tokens)`; row b reads `views[b]`.
 
         Runs the SideNet's layers below the memory layer. Gradients reach them where they are enabled.
@@ -96,7 +143,7 @@ class SegmentModel:
             cache: Of `sidenet.new_cache()`, to decode step by step.
             before: Tokens of the segment that earlier steps have read.
         """
-        given = rounded(output.keys, self.config.kv_dtype) if keys is None else keys
+        given = rounded(self.searched(output.keys), self.config.kv_dtype) if keys is None else self.searched(keys)
         return self._input(tokens, start_state(output.taps), given, views, cache, before)
 
     def _input(
@@ -105,10 +152,10 @@ class SegmentModel:
         state: Float[Tensor, "parts batch tokens hidden"],
         keys: Shaped[Tensor, "batch tokens kv_heads head_dim"],
         views: Sequence[MemoryView | None],
-        cache: SideNetCache | None = None,
+        cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
-    ) -> SideNetInput:
-        return SideNetInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before)
+    ) -> ReadingInput:
+        return ReadingInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before)
 
     @torch.no_grad()
     def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:
@@ -138,7 +185,8 @@ class SegmentModel:
         """
         stored = []
         for name, tensor in (("keys", keys), ("values", values)):
-            where = f"{segment.key} segment {segment.index}: {name} of layer {self.sidenet.memory_layer}"
+            layers = "all layers" if self.config.reads_all_layers else f"layer {self.sidenet.memory_layer}"
+            where = f"{segment.key} segment {segment.index}: {name} of {layers}"
             require_finite(tensor, where, "check the backbone's weights")
             packed = pack(tensor, self.config.kv_dtype)
             if count := num_not_finite(packed, self.config.kv_dtype):
@@ -174,9 +222,8 @@ class SegmentModel:
         )
         device = self.backbone.device
         tokens = torch.from_numpy(np.array(segment.tokens))[None]
-        given = self._input(
-            tokens, to_tensor(state, device)[:, None], unpack(keys, self.config.kv_dtype, device)[None], [view]
-        )
+        own = unpack(np.ascontiguousarray(self.searched(keys)), self.config.kv_dtype, device)
+        given = self._input(tokens, to_tensor(state, device)[:, None], own[None], [view])
         output = self.sidenet(given, self.search)
         logprobs = self.target_logprobs(output, 0, torch.from_numpy(np.array(segment.targets)))
         require_finite(
@@ -190,19 +237,31 @@ class SegmentModel:
             retrieval=retrieval_stats(
                 output.readings[0],
                 view,
-                self.sidenet.gate.sigmoid(),
+                self.sidenet.gate_mean(),
                 None if copies is None else copies.share,
                 segment.start_token,
             ),
         )
 
     def target_logprobs(
-        self, output: SideNetOutput, row: int, targets: Int[Tensor, " targets"]
+        self, output: ReadingOutput, row: int, targets: Int[Tensor, " targets"]
     ) -> Float32[Tensor, " targets"]:
         """Return the natural-log probability of target i after position i of a row, copies mixed in."""
         logprobs = self.backbone.target_logprobs(output.hidden[row], targets)
         copies = output.copies[row]
         return logprobs if copies is None else copies.mix_targets(logprobs, targets)
+
+
+def _merged(first: Tensor, chosen: BackboneOutput, others: BackboneOutput) -> BackboneOutput:
+    """Return one batch of the rows of `chosen`, where `first` is true, and of `others`."""
+    order = torch.cat([first.nonzero(), (~first).nonzero()]).flatten().argsort()
+    parts = {
+        name: torch.cat([part, getattr(others, name)], dim=(axis := int(name == "taps"))).index_select(
+            axis, order.to(part.device)
+        )
+        for name, part in vars(chosen).items()
+    }
+    return BackboneOutput(**parts)
 
 
 def require_finite(tensor: Tensor, what: str, advice: str) -> None:

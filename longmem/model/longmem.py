@@ -11,11 +11,10 @@ import torch
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
-from longmem.model.checkpoint import backbone_name, load_parts, save_parts
+from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
 from longmem.model.forward import SegmentModel
 from longmem.scoring.generate import Sampling, generate
 from longmem.scoring.text import TextScores, score_text
-from longmem.sidenet.sidenet import SideNet
 from longmem.store.document import DocumentMemory
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
@@ -49,7 +48,7 @@ class LongMem(SegmentModel):
         backbone.check_segment_tokens(config.segment_tokens)
         tokenizer = Tokenizer(source, backbone.vocab_size, config.special_tokens)
         backbone.model.to(device)
-        model = cls(backbone, SideNet(backbone, config), tokenizer, config, search)
+        model = cls(backbone, new_reading_model(backbone, tokenizer, config), tokenizer, config, search)
         if config.keys != "raw":
             model.calibrate(language_reference().text[:CALIBRATION_CHARACTERS])
         return model
@@ -86,7 +85,7 @@ class LongMem(SegmentModel):
 
         Training starts with every scale at 0. The layers cannot differ then, and only a copy head changes results.
         """
-        return bool(self.sidenet.scale.detach().any())
+        return self.sidenet.changes_backbone
 
     @torch.no_grad()
     def calibrate(self, text: str) -> None:
@@ -95,7 +94,7 @@ class LongMem(SegmentModel):
         keys = []
         for segment in cut_segments(DocumentKey("", ""), sequence, self.config.segment_tokens):
             tokens = torch.from_numpy(np.array(segment.tokens))[None]
-            keys.append(self.run_backbone(tokens).keys[0])
+            keys.append(self.searched(self.run_backbone(tokens).keys[0]))
         self.sidenet.reader.calibrate(torch.cat(keys))
 
     def score(self, text: str, memory: DocumentMemory | None = None) -> TextScores:

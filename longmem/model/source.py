@@ -99,10 +99,9 @@ def refuse_adapter(source: str, adapter: str | None) -> None:
 def describe(model: LongMem) -> ModelDescription:
     """Return the description of a loaded model."""
     config, shape = model.config, model.backbone.shape
-    num_parts = len(model.sidenet.layers) + 1
     compute_bytes = model.backbone.dtype.itemsize
-    stored_bytes = token_bytes(shape.kv_heads, shape.head_dim, config.kv_dtype)
-    per_token = num_parts * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
+    stored_bytes = token_bytes(model.fingerprint.stored_heads, shape.head_dim, config.kv_dtype)
+    per_token = model.sidenet.num_parts * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
     own = sum(parameter.numel() for parameter in model.sidenet.parameters())
     return ModelDescription(
         name=model.backbone.name,

@@ -70,9 +70,15 @@ class MemoryReader(nn.Module):
     attention, one per query head.
     """
 
-    def __init__(self, shape: AttentionShape, config: LongMemConfig, scale: float) -> None:
-        """Initialise W as the identity. `scale` is the backbone's own factor on query · key."""
+    def __init__(self, shape: AttentionShape, config: LongMemConfig, scale: float, fusion: bool | None = None) -> None:
+        """Initialise W as the identity.
+
+        Args:
+            scale: the backbone's own factor on query · key.
+            fusion: whether values are attended to; by default what the config says.
+        """
         super().__init__()
+        self._fusion = config.fusion if fusion is None else fusion
         self._shape, self._config, self._scale = shape, config, scale
         self._continued = config.values == "next"
         if config.keys != "raw":
@@ -130,7 +136,7 @@ class MemoryReader(nn.Module):
         products = memory_products(queries, hits.ids, view, search.gather)
         places = places_of(hits.ids, view, self._continued)
         attended = None
-        if self._config.fusion:
+        if self._fusion:
             attended = self._attend(products, places, view, side_queries, search.gather)
         return RetrievedMemory(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
 
@@ -164,7 +170,7 @@ class MemoryReader(nn.Module):
 def retrieval_stats(
     reading: RetrievedMemory | None,
     view: MemoryView | None,
-    gate: Float[Tensor, " heads"],
+    gate_mean: float,
     copy_share: Float[Tensor, " tokens"] | None,
     first_position: int,
 ) -> RetrievalStats:
@@ -180,7 +186,7 @@ def retrieval_stats(
     bins = distances.clamp(min=1).double().log2().floor().long().clamp(max=DISTANCE_BINS - 1)
     return RetrievalStats(
         memory_tokens=view.num_tokens,
-        gate_mean=float(gate.float().mean()) if reading.attended is not None else 0.0,
+        gate_mean=gate_mean if reading.attended is not None else 0.0,
         copy_mean=0.0 if copy_share is None else float(copy_share.double().mean()),
         distance_mean=float(distances.double().mean()),
         empty_slots=int((~filled).sum()),

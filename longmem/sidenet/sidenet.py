@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Int64, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -32,37 +32,16 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced, projected
 from longmem.config import LongMemConfig
-from longmem.memory.view import MemoryView
 from longmem.retrieval import AbstractChunkSearch
-from longmem.sidenet.copies import Copies
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.memory_attention import fuse
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory
+from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
 
 
 def start_state(taps: Float[Tensor, "taps batch tokens hidden"]) -> Float[Tensor, "taps batch tokens hidden"]:
-    """Return the initial state of a segment, before any layer has run."""
+    """Return the initial state of a segment, before any layer has run; no parts for no taps."""
     return torch.cat([taps[:1], taps.diff(dim=0)])
-
-
-@dataclass(frozen=True)
-class SideNetInput:
-    """Batch of segments, or of pieces of segments when decoding step by step."""
-
-    tokens: Int[Tensor, "batch tokens"]
-    state: Float[Tensor, "parts batch tokens hidden"]
-    """State that `SideNet.prepare` returned, or the initial one."""
-    keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
-    """Backbone keys of these tokens at the memory layer, in their stored form."""
-    views: list[MemoryView | None]
-    """View that row b may read (None: no memory, local attention only)."""
-    before: Int[Tensor, "batch earlier"] | None = None
-    """Tokens of the segment that earlier decoding steps have read."""
-
-    def rows(self, index: Int64[Tensor, " rows"], views: list[MemoryView | None]) -> "SideNetInput":
-        """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
-        tokens = self.tokens[index.to(self.tokens.device)]
-        return SideNetInput(tokens, self.state[:, index], self.keys[index], views)
 
 
 @dataclass(frozen=True)
@@ -74,16 +53,7 @@ class SideNetCache:
     reading: Any
 
 
-@dataclass(frozen=True)
-class SideNetOutput:
-    """Hidden states for the language-model head, and the memory reading of each row (None: nothing read)."""
-
-    hidden: Float[Tensor, "batch tokens head_input"]
-    readings: list[RetrievedMemory | None]
-    copies: list[Copies | None]
-
-
-class SideNet(nn.Module):
+class SideNet(ReadingModel):
     """Trainable half of LongMem, initialised from the backbone's blocks: `prepare`, then `forward`.
 
     Parameters beyond the copied ones: `scale` (a_i, one per layer), `gate` (b_h, one per query head of the memory
@@ -125,6 +95,20 @@ class SideNet(nn.Module):
             _shallow_stack(backbone, self.layers[first:], self.norm, sources[first:]),
         ]
 
+    runs_backbone = False
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.layers) + 1
+
+    @property
+    def changes_backbone(self) -> bool:
+        """False for scales of 0, with which training starts: only a copy head changes results then."""
+        return bool(self.scale.detach().any())
+
+    def gate_mean(self) -> float:
+        return float(self.gate.sigmoid().float().mean())
+
     @property
     def memory_index(self) -> int:
         """Index of the SideNet layer that reads the memory: the copy of the layer whose keys are stored."""
@@ -158,8 +142,8 @@ class SideNet(nn.Module):
         return torch.cat([moved[-1][None], steps[first:]])
 
     def forward(
-        self, given: SideNetInput, search: AbstractChunkSearch, cache: SideNetCache | None = None
-    ) -> SideNetOutput:
+        self, given: ReadingInput, search: AbstractChunkSearch, cache: SideNetCache | None = None
+    ) -> ReadingOutput:
         """Run the memory layer and those above it. Row b reads `views[b]` and nothing else."""
         attention = self._memory_attention
         hidden, *steps = given.state
@@ -180,7 +164,7 @@ class SideNet(nn.Module):
             hooks.enter_context(output_replaced(self._family, attention, self._shape, read_and_fuse))
             hooks.enter_context(self._moved(range(self.memory_index, len(self.layers)), hidden, steps))
             read: Tensor = self._run(self._stacks[1], given.tokens, hidden.device, cache and cache.reading)
-        return SideNetOutput(read, readings, self._copies(given, read, readings))
+        return ReadingOutput(read, readings, self._copies(given, read, readings))
 
     def _run(self, stack: nn.Module, tokens: Tensor, device: torch.device, cache: Any) -> Tensor:
         output = stack(input_ids=tokens.to(device, torch.long), past_key_values=cache, use_cache=cache is not None)
@@ -216,37 +200,6 @@ class SideNet(nn.Module):
             first = self.layers[indices.start]
             hooks.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
             yield moved
-
-    def _read(
-        self, queries: Float[Tensor, "batch tokens heads head_dim"], given: SideNetInput, search: AbstractChunkSearch
-    ) -> list[RetrievedMemory | None]:
-        """Return the reading of each row. Rows of one view share a search: a token's reading depends on no other
-        token."""
-        rows_of: dict[int, list[int]] = {}
-        for row, view in enumerate(given.views):
-            if view is not None and view.num_chunks:
-                rows_of.setdefault(id(view), []).append(row)
-        readings: list[RetrievedMemory | None] = [None] * len(given.views)
-        for rows in rows_of.values():
-            view = given.views[rows[0]]
-            assert view is not None, "only rows with a view were collected"
-            own = given.keys[rows].to(queries.device).flatten(0, 1)
-            joined = self.reader.read(queries[rows].flatten(0, 1), own, view, search)
-            if joined is not None:
-                for row, reading in zip(rows, joined.split(queries.shape[1]), strict=True):
-                    readings[row] = reading
-        return readings
-
-    def _copies(
-        self, given: SideNetInput, hidden: Tensor, readings: list[RetrievedMemory | None]
-    ) -> list[Copies | None]:
-        if self.copy_head is None:
-            return [None] * len(readings)
-        context = given.tokens if given.before is None else torch.cat([given.before, given.tokens], dim=1)
-        return [
-            None if reading is None or view is None else self.copy_head(reading, view, hidden[row], context[row])
-            for row, (reading, view) in enumerate(zip(readings, given.views, strict=True))
-        ]
 
 
 def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | None, sources: range) -> nn.Module:

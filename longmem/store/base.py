@@ -153,7 +153,7 @@ def check_block(block: KVBlock) -> None:
     except UnicodeEncodeError as error:
         raise StoreError(f"namespace and document must be valid Unicode, got {str(block.key)!r}: {error}") from error
     identity = block.fingerprint
-    shape = (block.num_tokens, identity.kv_heads, stored_width(identity.head_dim, identity.kv_dtype))
+    shape = (block.num_tokens, identity.stored_heads, stored_width(identity.head_dim, identity.kv_dtype))
     dtype = np.dtype(STORED_TYPES[identity.kv_dtype])
     for name, array in (("keys", block.keys), ("values", block.values)):
         where = f"{block.key} segment {block.segment}: {name}"

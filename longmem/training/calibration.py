@@ -23,5 +23,5 @@ def calibrate_on(model: LongMem, documents: Sequences) -> None:
     keys = []
     for index in range(0, len(documents), max(1, len(documents) // SAMPLED_DOCUMENTS)):
         for segment in cut_segments(key, documents[index](), model.config.segment_tokens)[:SAMPLED_SEGMENTS]:
-            keys.append(encode_rows(model, [segment]).keys[0])
+            keys.append(model.searched(encode_rows(model, [segment]).keys[0]))
     model.sidenet.reader.calibrate(torch.cat(keys))

@@ -38,6 +38,7 @@ from pipelines.command.fields import (
     text_field,
     whole_field,
 )
+from pipelines.command.layer_options import LayerOptions
 from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class BackboneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(BackboneOptions):
+class ModelOptions(LayerOptions, BackboneOptions):
     """Model of a job, and what it reads with."""
 
     model: str | None = text_field(

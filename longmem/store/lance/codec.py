@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """KV blocks as Arrow tables and back: one row per chunk, numbers as bit patterns.
 
-    write | chunk | tokens int32[chunk] | keys uint[chunk · kv_heads · width] | values uint[…]
+    write | chunk | tokens int32[chunk] | keys uint[chunk · stored_heads · width] | values uint[…]
 
 Lance appends fixed-size lists of unsigned integers fastest, and they hold every number format (a float column would be
 treated as vectors and validated). The last chunk of a block is padded with zeros; the catalogue holds the number of
@@ -23,7 +23,7 @@ PAYLOAD_COLUMNS = ["write", "chunk", "tokens", "keys", "values"]
 def payload_schema(identity: Fingerprint) -> pa.Schema:
     """Return the schema of a payload table. `write` is the id of the put that wrote the row."""
     bits = BITS[np.dtype(STORED_TYPES[identity.kv_dtype]).itemsize]
-    width = identity.chunk_tokens * identity.kv_heads * stored_width(identity.head_dim, identity.kv_dtype)
+    width = identity.chunk_tokens * identity.stored_heads * stored_width(identity.head_dim, identity.kv_dtype)
     return pa.schema(
         [
             pa.field("write", pa.int64(), nullable=False),
@@ -62,7 +62,7 @@ def from_rows(
     Arrays are read-only and share Arrow's memory if the rows are in order.
     """
     chunk, kv_type = identity.chunk_tokens, STORED_TYPES[identity.kv_dtype]
-    row = (chunk, identity.kv_heads, stored_width(identity.head_dim, identity.kv_dtype))
+    row = (chunk, identity.stored_heads, stored_width(identity.head_dim, identity.kv_dtype))
     writes, chunks = (rows.column(name).to_numpy() for name in ("write", "chunk"))
     order = np.lexsort((chunks, writes))
     columns = {

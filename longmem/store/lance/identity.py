@@ -2,7 +2,7 @@
 """Storage of a store's fingerprint: one row with its JSON, one with the checksum."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pyarrow as pa
@@ -43,8 +43,15 @@ def from_identity_rows(rows: list[dict[str, Any]], uri: str) -> Fingerprint | No
 
 
 def to_text(fingerprint: Fingerprint) -> str:
-    """Return the fingerprint as JSON."""
-    return json.dumps(asdict(fingerprint))
+    """Return the fingerprint as JSON.
+
+    Fields that have a default are newer than the format; a store that does not need them is written as before them.
+    """
+    values = asdict(fingerprint)
+    for field in fields(fingerprint):
+        if values[field.name] == field.default:
+            del values[field.name]
+    return json.dumps(values)
 
 
 def from_text(text: str) -> Fingerprint:

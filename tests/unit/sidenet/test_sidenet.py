@@ -17,7 +17,7 @@ from longmem.config import PAPER_FORM
 from longmem.dtypes import to_tensor
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
-from longmem.sidenet.sidenet import SideNetOutput
+from longmem.sidenet.sidenet import ReadingOutput
 from longmem.testing import save_small_backbone
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
@@ -386,7 +386,7 @@ def test_rows_of_a_batch_read_their_own_memory_only(
     assert (together.hidden[0] - run(model, tokens[:1], [None])[0]).abs().max() > 0.01
 
 
-def pieces(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> list[SideNetOutput]:
+def pieces(model: LongMem, tokens: Tensor, view: MemoryView | None, lengths: list[int]) -> list[ReadingOutput]:
     """Return the outputs of a segment that is given in pieces."""
     caches = model.backbone.new_cache(), model.sidenet.new_cache()
     outputs, start = [], 0

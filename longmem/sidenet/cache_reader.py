@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CacheReader: the frozen backbone reads the memory at every layer, as a KV cache that is put together for a segment.
+
+    positions   0     1 …                                      n                n + 1 …
+              │ sink │ older blocks, chosen │ near past        │ the segment's own tokens │
+                └──────────── from memory, rotated ────────────┘
+
+Each layer attends to all of it in one softmax, as to a context that the backbone has read. Stored keys have no position
+and are rotated to consecutive ones. Nothing is trained; the copy head mixes copies into the result, as for a SideNet.
+
+Relatives: InfLLM (Xiao et al. 2024, arXiv 2402.04617) and EM-LLM (Fountas et al. 2024, arXiv 2407.09450) read blocks at
+every layer too, but of a context that one pass has read from its start. Here a block depends on its own segment alone,
+so that segments are encoded in parallel (as in Dynamic Block-Sparse Attention, arXiv 2503.08640).
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from longmem.backbone.backbone import Backbone
+from longmem.backbone.cache_assembly import CacheAssembly
+from longmem.config import LongMemConfig
+from longmem.errors import ConfigError
+from longmem.memory.view import MemoryView
+from longmem.retrieval import AbstractChunkSearch
+from longmem.sidenet.block_choice import tokens_to_read
+from longmem.sidenet.copy_head import CopyHead
+from longmem.sidenet.readers import MemoryReader
+from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
+
+
+@dataclass
+class DecodingCache:
+    """KV cache of one segment that is decoded step by step."""
+
+    held: Any = field(default=None)
+    """A transformers cache that begins with the memory; None before the first step."""
+
+
+class CacheReader(ReadingModel):
+    """Backbone with memory at every layer. Its parameters are those of the memory reader and the copy head."""
+
+    runs_backbone = True
+
+    def __init__(self, backbone: Backbone, config: LongMemConfig, start_token: int | None) -> None:
+        """`start_token` is the attention sink. Raises ConfigError for a backbone that cannot read so."""
+        super().__init__()
+        self.config = config
+        self.memory_layer = config.resolve_layer(backbone.num_layers)
+        self._assembly = CacheAssembly(backbone)
+        self._start_token = start_token if config.has_sink else None
+        # a list keeps the shared backbone unregistered: it is neither saved nor trained
+        self._shared = [backbone]
+        self._check_positions()
+        scale = backbone.family.scale_of(backbone.family.attention_of(backbone.layers[self.memory_layer]))
+        self.reader = MemoryReader(backbone.shape, config, scale, fusion=False)
+        head_input = int(backbone.model.get_output_embeddings().weight.shape[1])
+        self.copy_head = CopyHead(head_input, config, backbone.shape.kv_heads, scale) if config.copy_head else None
+
+    @property
+    def _backbone(self) -> Backbone:
+        return self._shared[0]
+
+    def _check_positions(self) -> None:
+        config, limit = self.config, self._backbone.max_tokens
+        needed = 1 + config.near_tokens + config.read_blocks * config.block_tokens + config.segment_tokens
+        if limit is not None and needed > limit:
+            raise ConfigError(
+                f"a segment with its memory must fit the {limit} positions of backbone {self._backbone.name}, got "
+                f"{needed} = 1 + near_tokens + read_blocks * block_tokens + segment_tokens; lower one of them"
+            )
+
+    @property
+    def num_parts(self) -> int:
+        return 0
+
+    @property
+    def changes_backbone(self) -> bool:
+        return False
+
+    def gate_mean(self) -> float:
+        return 0.0
+
+    def new_cache(self) -> DecodingCache:
+        return DecodingCache()
+
+    def prepare(self, tokens: Tensor, state: Tensor, cache: Any = None) -> Tensor:
+        del tokens, cache
+        return state
+
+    @torch.no_grad()
+    def forward(
+        self, given: ReadingInput, search: AbstractChunkSearch, cache: DecodingCache | None = None
+    ) -> ReadingOutput:
+        hidden = self._decoded(given, cache) if cache is not None else self._hidden(given)
+        readings = [None] * len(given.views) if self.copy_head is None else self._read(None, given, search)
+        return ReadingOutput(hidden, list(readings), self._copies(given, hidden, list(readings)))
+
+    def _hidden(self, given: ReadingInput) -> Float[Tensor, "batch tokens head_input"]:
+        """Run rows of one view together."""
+        rows_of: dict[tuple[int, bool], list[int]] = {}
+        starts = self._starts(given.tokens)
+        for row, view in enumerate(given.views):
+            rows_of.setdefault((id(view), starts[row]), []).append(row)
+        parts: list[Tensor | None] = [None] * len(given.views)
+        for (_, begins), rows in rows_of.items():
+            read, _ = self._run(given.tokens[rows], given.views[rows[0]], begins)
+            for row, hidden in zip(rows, read, strict=True):
+                parts[row] = hidden
+        return torch.stack([part for part in parts if part is not None])
+
+    def _decoded(self, given: ReadingInput, cache: DecodingCache) -> Float[Tensor, "batch tokens head_input"]:
+        if cache.held is not None:
+            return self._backbone.run(given.tokens, cache.held)
+        hidden, cache.held = self._run(given.tokens, given.views[0], self._starts(given.tokens)[0])
+        return hidden
+
+    def _starts(self, tokens: Int[Tensor, "batch tokens"]) -> list[bool]:
+        """Return for each row whether it begins with the sink itself."""
+        return [token == self._start_token for token in tokens[:, 0].tolist()]
+
+    def _run(
+        self, tokens: Int[Tensor, "rows tokens"], view: MemoryView | None, begins: bool
+    ) -> tuple[Float[Tensor, "rows tokens head_input"], Any]:
+        """Return hidden states, and the cache behind them.
+
+        Where the rows begin with the sink itself, the memory lies between it and the other tokens. The sink then
+        predicts without memory, as in the backbone.
+        """
+        index = None if view is None else tokens_to_read(view, self.config)
+        if begins and index is None:
+            cache = self._backbone.new_cache()
+            return self._backbone.run(tokens, cache), cache
+        cache = self._cache(view, index, len(tokens))
+        if not begins:
+            return self._backbone.run(tokens, cache), cache
+        first = self._sink[2].expand(len(tokens), -1, -1)
+        if tokens.shape[1] == 1:
+            return first, cache
+        return torch.cat([first, self._backbone.run(tokens[:, 1:], cache)], dim=1), cache
+
+    def _cache(self, view: MemoryView | None, index: Int64[Tensor, " read"] | None, batch: int) -> Any:
+        keys, values = [], []
+        if self._start_token is not None:
+            keys.append(self._sink[0])
+            values.append(self._sink[1])
+        if view is not None and index is not None:
+            assert view.layer_keys is not None, "a view of one layer"
+            assert view.layer_values is not None, "a view of one layer"
+            dtype = self._backbone.dtype
+            keys.append(view.layer_keys.index_select(0, index).to(dtype))
+            values.append(view.layer_values.index_select(0, index).to(dtype))
+        if not keys:
+            return self._backbone.new_cache()
+        return self._assembly.assemble(torch.cat(keys), torch.cat(values), batch)
+
+    @cached_property
+    def _sink(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [1, stored_heads, head_dim] of the start token at every layer, and its hidden state."""
+        output = self._backbone.forward(
+            torch.tensor([[self._start_token]]), range(self._backbone.num_layers), tap_every=None
+        )
+        return output.keys[0], output.values[0], output.hidden

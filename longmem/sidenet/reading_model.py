@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interface of the two models that read a memory, and what they share: the search, and the copies.
+
+SideNet        trained layers next to the backbone; one of them attends to what a search finds (paper)
+CacheReader    the backbone itself, which reads the memory at every layer as its KV cache
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Int64, Shaped
+from torch import Tensor, nn
+
+from longmem.config import LongMemConfig
+from longmem.memory.view import MemoryView
+from longmem.retrieval import AbstractChunkSearch
+from longmem.sidenet.copies import Copies
+from longmem.sidenet.copy_head import CopyHead
+from longmem.sidenet.readers import MemoryReader, RetrievedMemory
+
+
+@dataclass(frozen=True)
+class ReadingInput:
+    """Batch of segments, or of pieces of segments when decoding step by step."""
+
+    tokens: Int[Tensor, "batch tokens"]
+    state: Float[Tensor, "parts batch tokens hidden"]
+    """State that `prepare` returned, or the initial one; no parts where the model needs none."""
+    keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
+    """Backbone keys of these tokens at the memory layer, in their stored form."""
+    views: list[MemoryView | None]
+    """View that row b may read (None: no memory, local attention only)."""
+    before: Int[Tensor, "batch earlier"] | None = None
+    """Tokens of the segment that earlier decoding steps have read."""
+
+    def rows(self, index: Int64[Tensor, " rows"], views: list[MemoryView | None]) -> "ReadingInput":
+        """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
+        tokens = self.tokens[index.to(self.tokens.device)]
+        return ReadingInput(tokens, self.state[:, index], self.keys[index], views)
+
+
+@dataclass(frozen=True)
+class ReadingOutput:
+    """Hidden states for the language-model head, and the memory reading of each row (None: nothing read)."""
+
+    hidden: Float[Tensor, "batch tokens head_input"]
+    readings: list[RetrievedMemory | None]
+    copies: list[Copies | None]
+
+
+class ReadingModel(nn.Module, ABC):
+    """Model that predicts tokens with a memory: `prepare`, then `forward`."""
+
+    config: LongMemConfig
+    memory_layer: int
+    """Layer whose keys are searched."""
+    reader: MemoryReader
+    copy_head: CopyHead | None
+    runs_backbone: bool
+    """True where `forward` runs the backbone's blocks, so that a worker must keep them."""
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """Return an empty cache for `prepare` and `forward`, to decode step by step."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        state: Float[Tensor, "parts batch tokens hidden"],
+        cache: Any = None,
+    ) -> Float[Tensor, "fewer batch tokens hidden"]:
+        """Return the state after all layers that need no memory."""
+
+    @abstractmethod
+    def forward(self, given: ReadingInput, search: AbstractChunkSearch, cache: Any = None) -> ReadingOutput:
+        """Predict. Row b reads `views[b]` and nothing else."""
+
+    @property
+    @abstractmethod
+    def num_parts(self) -> int:
+        """Return the number of parts of the state that `encode` passes on; 0 where the model needs none."""
+
+    @property
+    @abstractmethod
+    def changes_backbone(self) -> bool:
+        """True where hidden states can differ from the backbone's by what was trained."""
+
+    @abstractmethod
+    def gate_mean(self) -> float:
+        """Return the mean share of the memory in the fusion; 0 without one."""
+
+    def _read(
+        self,
+        queries: Float[Tensor, "batch tokens heads head_dim"] | None,
+        given: ReadingInput,
+        search: AbstractChunkSearch,
+    ) -> list[RetrievedMemory | None]:
+        """Return the reading of each row. Rows of one view share a search: a token's reading depends on no other
+        token.
+
+        `queries` are those of a SideNet; None where the keys themselves ask.
+        """
+        rows_of: dict[int, list[int]] = {}
+        for row, view in enumerate(given.views):
+            if view is not None and view.num_chunks:
+                rows_of.setdefault(id(view), []).append(row)
+        readings: list[RetrievedMemory | None] = [None] * len(given.views)
+        for rows in rows_of.values():
+            view = given.views[rows[0]]
+            assert view is not None, "only rows with a view were collected"
+            own = given.keys[rows].to(view.keys.device).flatten(0, 1)
+            asked = own if queries is None else queries[rows].flatten(0, 1)
+            joined = self.reader.read(asked, own, view, search)
+            if joined is not None:
+                for row, reading in zip(rows, joined.split(given.tokens.shape[1]), strict=True):
+                    readings[row] = reading
+        return readings
+
+    def _copies(
+        self, given: ReadingInput, hidden: Tensor, readings: list[RetrievedMemory | None]
+    ) -> list[Copies | None]:
+        if self.copy_head is None:
+            return [None] * len(readings)
+        context = given.tokens if given.before is None else torch.cat([given.before, given.tokens], dim=1)
+        return [
+            None if reading is None or view is None else self.copy_head(reading, view, hidden[row], context[row])
+            for row, (reading, view) in enumerate(zip(readings, given.views, strict=True))
+        ]
