@@ -46,6 +46,7 @@ class Backbone:
         self.folder = folder
         self.family: Family = family_of(model.config.model_type)
         config = model.config
+        self._logits_divisor = self.family.logits_divisor_of(config)
         heads = config.num_attention_heads
         self.shape = AttentionShape(
             heads=heads,
@@ -136,7 +137,8 @@ class Backbone:
 
     def logits(self, hidden: Float[Tensor, "tokens head_input"]) -> Float32[Tensor, "tokens vocabulary"]:
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits.float()
+        # before the conversion to float32, as in transformers
+        return logits.float() if self._logits_divisor == 1 else (logits / self._logits_divisor).float()
 
     def target_logprobs(
         self, hidden: Float[Tensor, "tokens head_input"], targets: Int[Tensor, " targets"]

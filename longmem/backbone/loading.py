@@ -53,7 +53,7 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
         config: PretrainedConfig = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"cannot read a model configuration from {source}: {one_line(error)}") from error
-    family_of(config.model_type)
+    family_of(config.model_type).check_config(config)
     return config
 
 
