@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
+from longmem.backbone.converted import model_folder
 from longmem.backbone.families import AttentionShape, Family, family_of
 from longmem.backbone.hooks import projected, tapped
 from longmem.backbone.loading import hash_weights, load_causal_lm
@@ -62,13 +63,14 @@ class Backbone:
         name: str | None = None,
         adapter: str | Path | None = None,
     ) -> "Backbone":
-        """Load a folder or hub id, and merge the PEFT adapter of a folder if given.
+        """Load a folder, GGUF file or hub id, and merge the PEFT adapter of a folder if given.
 
         `name` is used in reports; by default, it is the last part of the source (and of the adapter).
         """
+        called = name or Path(source).name
+        source = model_folder(source)
         # with an adapter, the folder does not hold the merged weights
         folder = Path(source).absolute() if adapter is None and Path(source).is_dir() else None
-        called = name or Path(source).name
         return cls(
             load_causal_lm(source, dtype, adapter),
             called if adapter is None else f"{called}+{Path(adapter).name}",
