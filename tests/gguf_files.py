@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files of small models, written with the `gguf` package as llama.cpp's converter writes them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,17 @@ def trained_bpe() -> tuple[list[str], list[str]]:
     It is trained without cutting at digits or contractions, so that every rule of cutting gives other ids.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, spelled])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "merged_with_next"), spelled])
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=[START], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator([TEXT, "''s 11 12 3 45 100 2024 I'm"], trainer)
     vocabulary = tokenizer.get_vocab()
-    merges = [" ".join(pair) for pair in models_merges(tokenizer)]
+    merges = [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     # what is left of the embedding is filled up, as by the converter
     return tokens + [f"[PAD{index}]" for index in range(len(tokens), VOCABULARY)], merges
-
-
-def models_merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 def tokenizer_metadata(pre: str | None = "gpt-2", **changes: Any) -> dict[str, Any]:
@@ -81,7 +75,7 @@ def write_gguf(
 ) -> None:
     """Write a small model to `folder`, and the same as a GGUF file.
 
-    `settings` replace those of the architecture (None removes one) or, with a dot in front, add to the file's own.
+    `settings` replace those of the architecture (None removes one); with a dot in front, they are the file's own.
     """
     import gguf
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model folders made from GGUF files, once for each file, in the user's cache folder.
 
-The name of a folder contains the digest of the file. A folder is written beside its place and renamed, by one process
+The name of a folder contains the digest of the file. A folder is written under another name and then renamed, by one process
 at a time. Its manifest has the digest of every file, and each process compares them before its first use of the folder.
 """
 

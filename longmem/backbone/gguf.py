@@ -113,7 +113,7 @@ def _check_architecture(file: Path, metadata: Mapping[str, Any]) -> None:
 
 def _load(file: Path) -> PreTrainedModel:
     hf_logging.disable_progress_bar()
-    # in a folder of its own, because transformers also looks at the files beside it, such as those of an adapter
+    # in a folder of its own, because transformers also reads other files of the folder, such as those of an adapter
     with TemporaryDirectory() as folder:
         (Path(folder) / "model.gguf").symlink_to(file.absolute())
         try:
