@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model folders made from GGUF files, once for each file, in the user's cache folder.
 
-The name of a folder contains the digest of the file. A folder is written under another name and then renamed, by one process
-at a time. Its manifest has the digest of every file, and each process compares them before its first use of the folder.
+The name of a folder contains the digest of the file. One process at a time writes a folder under another
+name and renames it. Its manifest has the digest of every file, and each process compares them before its first use.
 """
 
 import fcntl
