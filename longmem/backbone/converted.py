@@ -49,7 +49,7 @@ _verified: dict[tuple[str, int, int], Path] = {}
 
 
 def gguf_file(source: str | Path) -> Path | None:
-    """Return the GGUF file that a source stands for; None for model folders and hub ids.
+    """Return the GGUF file that a source means; None for model folders and hub ids.
 
     The source is a `.gguf` file, a folder with one and without config.json, or a name of `PACKAGED_MODELS`.
 

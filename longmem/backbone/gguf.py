@@ -36,8 +36,8 @@ OFF: dict[str, Any] = {"rope.scaling.type": "none", "expert_count": 0, "expert_u
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write the model of a GGUF file to an existing folder: configuration, weights and tokenizer.
 
-    Weights keep every bit: a tensor is stored in half precision only where that loses nothing. Takes memory for the
-    weights in float32.
+    Weights keep every bit: a tensor is stored in half precision only where that loses nothing. Needs memory for
+    all weights in float32.
 
     Raises:
         ConfigError: The extra is not installed.
