@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
+from longmem.backbone.converted import model_folder
 from longmem.backbone.families import AttentionShape, Family, family_of
 from longmem.backbone.hooks import projected, tapped
 from longmem.backbone.loading import hash_weights, load_causal_lm
@@ -49,6 +50,7 @@ class Backbone:
         self.folder = folder
         self.family: Family = family_of(model.config.model_type)
         config = model.config
+        self._logits_divisor = self.family.logits_divisor_of(config)
         heads = config.num_attention_heads
         self.shape = AttentionShape(
             heads=heads,
@@ -64,13 +66,14 @@ class Backbone:
         name: str | None = None,
         adapter: str | Path | None = None,
     ) -> "Backbone":
-        """Load a folder or hub id, and merge the PEFT adapter of a folder if given.
+        """Load a folder, GGUF file or hub id, and merge the PEFT adapter of a folder if given.
 
         `name` is used in reports; by default, it is the last part of the source (and of the adapter).
         """
+        called = name or Path(source).name
+        source = model_folder(source)
         # with an adapter, the folder does not hold the merged weights
         folder = Path(source).absolute() if adapter is None and Path(source).is_dir() else None
-        called = name or Path(source).name
         return cls(
             load_causal_lm(source, dtype, adapter),
             called if adapter is None else f"{called}+{Path(adapter).name}",
@@ -156,7 +159,8 @@ class Backbone:
 
     def logits(self, hidden: Float[Tensor, "tokens head_input"]) -> Float32[Tensor, "tokens vocabulary"]:
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits.float()
+        # before the conversion to float32, as in transformers
+        return logits.float() if self._logits_divisor == 1 else (logits / self._logits_divisor).float()
 
     def target_logprobs(
         self, hidden: Float[Tensor, "tokens head_input"], targets: Int[Tensor, " targets"]

@@ -12,6 +12,7 @@ projection. This also supports families without transformers' attention-function
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ def _interleaved(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, K
     return query, key, value
 
 
+def _fused(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, KeyOrValue, KeyOrValue]:
+    widths = [shape.head_dim * heads for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    return _separate(list(outputs[0].split(widths, dim=-1)), shape)
+
+
+def _normed_by_head(outputs: list[Tensor], shape: AttentionShape) -> tuple[Query, KeyOrValue, KeyOrValue]:
+    query, key, value = outputs  # the norms run after the axes of heads and tokens are swapped
+    return _separate([query.transpose(1, 2), key.transpose(1, 2), value], shape)
+
+
 @dataclass(frozen=True)
 class Family:
     """Module names of one architecture, as attribute paths.
@@ -75,6 +86,10 @@ class Family:
     """True where positions are added to the embeddings: keys and values then cannot be moved to other positions."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Prefixes of weight names in files of earlier transformers versions, with their present form."""
+    logits_divisor: str | None = None
+    """Field of the configuration that divides the logits."""
+    unset: tuple[str, ...] = ()
+    """Fields of the configuration that must be empty, because what they switch on is not implemented."""
 
     def stack_of(self, causal_lm: nn.Module) -> nn.Module:
         return _module(causal_lm, self.stack)
@@ -96,6 +111,18 @@ class Family:
     def scale_of(self, attention: nn.Module) -> float:
         return float(getattr(attention, self.scale))
 
+    def logits_divisor_of(self, config: Any) -> float:
+        return 1.0 if self.logits_divisor is None else float(getattr(config, self.logits_divisor))
+
+    def check_config(self, config: Any) -> None:
+        """Raise UnknownFamilyError where the configuration switches on what is not implemented."""
+        for name in self.unset:
+            if value := getattr(config, name, None):
+                raise UnknownFamilyError(
+                    f"backbone family {config.model_type!r} is supported without {name}, got {name}={value!r}; give "
+                    "a model without it"
+                )
+
 
 _LLAMA_LIKE = Family(stack="model")
 
@@ -110,6 +137,13 @@ FAMILIES: dict[str, Family] = {
         output="dense",
         scale="inv_norm_factor",
         rotary=None,
+    ),
+    # logit caps are Gemma 2's: no published Gemma 3 has them, nor a mask that looks ahead, except embedding models
+    "gemma3_text": Family(
+        stack="model",
+        projections=("q_norm", "k_norm", "v_proj"),
+        split=_normed_by_head,
+        unset=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
     ),
     "gpt2": Family(
         stack="transformer",
@@ -131,11 +165,14 @@ FAMILIES: dict[str, Family] = {
         output="dense",
         renamed=(("embed_out.", "lm_head."),),
     ),
+    "granite": Family(stack="model", logits_divisor="logits_scaling"),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
+    "olmo2": Family(stack="model", projections=("q_norm", "k_norm", "v_proj")),
     "opt": Family(
         stack="model.decoder", norm="final_layer_norm", output="out_proj", rotary=None, keys_have_positions=True
     ),
+    "phi3": Family(stack="model", projections=("qkv_proj",), split=_fused),
     "qwen2": _LLAMA_LIKE,
     "qwen3": Family(stack="model", projections=("q_norm", "k_norm", "v_proj")),
 }

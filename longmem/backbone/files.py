@@ -103,7 +103,7 @@ def weight_files(source: str | Path, named: object = None) -> list[Path]:
     if single is None and index is None:
         raise CheckpointError(
             f"no weights in {source}: expected {WEIGHTS_FILE}, or {INDEX_FILE} and the files it names; "
-            "other formats (*.bin, *.gguf) are not read, save the model again with safetensors"
+            "other formats (*.bin) are not read, save the model again with safetensors; of *.gguf, give the file itself"
         )
     names = {WEIGHTS_FILE} if index is None else set(_weight_map(index).values())
     if single is not None and names != {WEIGHTS_FILE}:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as hf_logging
 
 from longmem.backbone.adapter import merge_adapter, refuse_adapter_files
+from longmem.backbone.converted import model_folder
 from longmem.backbone.families import FAMILIES, family_of
 from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.files import CONFIG_FILE, find_file, is_local, one_line, read_headers, read_json, weight_files
@@ -31,6 +32,7 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
 
     Raises CheckpointError (not a model, quantised, an adapter that was not requested, custom code), UnknownFamilyError.
     """
+    source = model_folder(source)
     if is_local(source) and not Path(source).is_dir():
         raise CheckpointError(f"model folder not found: {source} (expected config.json and *.safetensors)")
     refuse_adapter_files(source, adapter)
@@ -53,7 +55,7 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
         config: PretrainedConfig = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"cannot read a model configuration from {source}: {one_line(error)}") from error
-    family_of(config.model_type)
+    family_of(config.model_type).check_config(config)
     return config
 
 
@@ -65,6 +67,7 @@ def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None 
     """
     if dtype == "float16":
         raise ConfigError("compute dtype must be float32 or bfloat16: float16 overflows in attention on a CPU")
+    source = model_folder(source)
     config = load_config(source, adapter)
     files = weight_files(source, getattr(config, "transformers_weights", None))
     check_weights(source, config, read_headers(source, files))

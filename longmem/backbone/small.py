@@ -23,6 +23,13 @@ _MODERN = {
 
 SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 4},
+    "gemma3_text": {
+        **_MODERN,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
     "gpt_neox": {
         "hidden_size": 32,
@@ -31,8 +38,16 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": 128,
     },
+    "granite": {
+        **_MODERN,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+    },
     "llama": _MODERN,
     "mistral": {**_MODERN, "sliding_window": 24},
+    "olmo2": _MODERN,
     "opt": {
         "hidden_size": 32,
         "ffn_dim": 48,
@@ -41,6 +56,7 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 128,
         "word_embed_proj_dim": 16,
     },
+    "phi3": {**_MODERN, "sliding_window": 24},
     "qwen2": {**_MODERN, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
     "qwen3": {**_MODERN, "head_dim": 16},
 }

@@ -9,6 +9,7 @@ import xxhash
 from jaxtyping import Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from longmem.backbone.converted import model_folder
 from longmem.backbone.files import find_file, one_line, read_json
 from longmem.backbone.loading import refuse_code
 from longmem.config import SpecialTokens
@@ -142,6 +143,7 @@ class Tokenizer:
 
 def _load(source: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or hub id, without truncation and padding. Raises CheckpointError."""
+    source = model_folder(source)
     settings = find_file(source, TOKENIZER_CONFIG)
     if settings is not None:
         refuse_code(source, TOKENIZER_CONFIG, read_json(settings))

@@ -130,8 +130,8 @@ def num_cores() -> int:
 
 
 def local_or_hub(model: str) -> str:
-    """A local folder as an absolute path, because workers have other working directories; else a hub id."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
+    """A local folder or file as an absolute path, because workers have other working directories; else the name."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
 
 
 def local_inputs(inputs: list[str]) -> tuple[str, ...]:

@@ -128,7 +128,9 @@ class ModelOptions(LayerOptions, BackboneOptions):
     """Model of a job, and what it reads with."""
 
     model: str | None = text_field(
-        None, "LongMem folder, or a Hugging Face backbone (folder or hub id).", shown="reference model"
+        None,
+        "LongMem folder, or a backbone: Hugging Face folder, hub id, GGUF file or smollm2-135m.",
+        shown="reference model",
     )
     segment_tokens: int | None = whole_field(
         None, "Tokens of one segment, the local context.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"

@@ -36,7 +36,9 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
 
     out: Path = path_field(REQUIRED, "Output folder: fit.json and the fitted model.")
     model: str | None = text_field(
-        None, "LongMem folder, or a Hugging Face backbone (folder or hub id).", shown="reference model"
+        None,
+        "LongMem folder, or a backbone: Hugging Face folder, hub id, GGUF file or smollm2-135m.",
+        shown="reference model",
     )
     document_tokens: int = whole_field(20_480, "Of each document, from its start; 4 KiB of memory a token.")
     epochs: int = whole_field(3, "Times that every token is learned from.")

@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+from longmem.backbone.converted import gguf_file
 from longmem.model.source import ModelSource
 
 
@@ -26,9 +27,13 @@ def describe_request(source: ModelSource) -> dict[str, Any]:
 
 
 def _files(folder: str | None) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of each file of a local folder; empty for a hub id."""
-    if folder is None or not Path(folder).is_dir():
+    """Return name, size and modification time of each file of a local folder, or of a GGUF file; empty for a hub id."""
+    if folder is None:
         return []
+    if (file := gguf_file(folder)) is not None:
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns)]
     root = Path(folder)
+    if not root.is_dir():
+        return []
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*")) if path.is_file()]
     return [(name, status.st_size, status.st_mtime_ns) for name, status in found]

@@ -36,7 +36,8 @@ class TrainedModelOptions(BackboneOptions):
 
     backbone: str | None = text_field(
         None,
-        "Frozen backbone (Hugging Face folder or hub id), or a LongMem folder whose SideNet is trained further.",
+        "Frozen backbone (Hugging Face folder, hub id, GGUF file or smollm2-135m), or a LongMem folder whose SideNet "
+        "is trained further.",
         names=("--backbone", "--model"),
         shown="the reference model's",
     )

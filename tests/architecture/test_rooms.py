@@ -24,6 +24,7 @@ ROOMS = {
     "obstore": ("longmem/store/object_files.py",),
     "lm_eval": ("longmem/evaluation/",),
     "faiss": ("longmem/retrieval/faiss_search.py",),
+    "gguf": ("longmem/backbone/gguf.py",),
     "peft": ("longmem/backbone/adapter.py",),
     "transformers": ("longmem/backbone/", "longmem/sidenet/"),
 }
@@ -205,6 +206,11 @@ VIOLATIONS = {
     "faiss lives in longmem.retrieval.faiss_search": [
         ("longmem/retrieval", "import faiss"),
         ("actors", "def f():\n    import faiss"),
+    ],
+    "gguf lives in longmem.backbone.gguf": [
+        ("longmem", "import gguf"),
+        ("longmem/backbone", "def f():\n    from gguf import GGUFReader"),
+        ("pipelines", "import gguf"),
     ],
     "peft lives in longmem.backbone.adapter": [
         ("longmem", "import peft"),

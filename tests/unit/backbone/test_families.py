@@ -25,26 +25,34 @@ from longmem.testing import save_small_backbone
 # duplicated on purpose: a wrong path in the family's entry must not confirm itself
 LAYERS = {
     "bloom": "transformer.h",
+    "gemma3_text": "model.layers",
     "gpt2": "transformer.h",
     "gpt_neox": "gpt_neox.layers",
+    "granite": "model.layers",
     "llama": "model.layers",
     "mistral": "model.layers",
+    "olmo2": "model.layers",
     "opt": "model.decoder.layers",
+    "phi3": "model.layers",
     "qwen2": "model.layers",
     "qwen3": "model.layers",
 }
 NORMS = {
     "bloom": "transformer.ln_f",
+    "gemma3_text": "model.norm",
     "gpt2": "transformer.ln_f",
     "gpt_neox": "gpt_neox.final_layer_norm",
+    "granite": "model.norm",
     "llama": "model.norm",
     "mistral": "model.norm",
+    "olmo2": "model.norm",
     "opt": "model.decoder.final_layer_norm",
+    "phi3": "model.norm",
     "qwen2": "model.norm",
     "qwen3": "model.norm",
 }
 LEARNED_POSITIONS = ("gpt2", "opt")
-ROTARY = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+ROTARY = ("gemma3_text", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 MEMORY_LAYER = 3
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -62,9 +70,11 @@ def num_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def rotated(keys: Tensor, model: PreTrainedModel) -> Tensor:
+def rotated(keys: Tensor, model: PreTrainedModel, layer: int) -> Tensor:
     """Return rotary-embedded keys [tokens, heads, head_dim] at positions 0, 1, ..., from the formula, in float64."""
     parameters = model.config.rope_parameters
+    if "rope_theta" not in parameters:  # Gemma 3 has one entry for each kind of layer
+        parameters = parameters[model.config.layer_types[layer]]
     width = int(keys.shape[-1] * parameters.get("partial_rotary_factor", 1.0))
     frequencies = parameters["rope_theta"] ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(len(keys), dtype=torch.float64)[:, None, None] * frequencies
@@ -77,6 +87,7 @@ def rotated(keys: Tensor, model: PreTrainedModel) -> Tensor:
 def test_every_family_has_a_small_model_here() -> None:
     assert sorted(FAMILIES) == sorted(SMALL_CONFIGS) == sorted(LAYERS) == sorted(NORMS)
     assert {"gpt2", "opt", "bloom", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"} <= set(FAMILIES)
+    assert {"gemma3_text", "phi3", "olmo2", "granite"} <= set(FAMILIES)
 
 
 @every_family
@@ -118,7 +129,9 @@ def test_keys_and_values_are_the_attention_s_own_before_any_rotation(
         torch.testing.assert_close(output.values, values, rtol=0, atol=1e-6)
         if family in ROTARY:
             for row in range(2):
-                torch.testing.assert_close(rotated(output.keys[row], model), keys[row].double(), rtol=0, atol=2e-5)
+                torch.testing.assert_close(
+                    rotated(output.keys[row], model, layer), keys[row].double(), rtol=0, atol=2e-5
+                )
             assert (output.keys - keys).abs().max() > 0.1, "the cache's keys must be rotated, or this compares nothing"
         else:
             torch.testing.assert_close(output.keys, keys, rtol=0, atol=1e-6)
@@ -332,6 +345,34 @@ def test_weights_that_are_not_numbers(damaged: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     refused(damaged, "NaN", "model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"bloom"}))
+def test_segment_beyond_the_positions_is_refused(family: str, small_backbone: Callable[[str], Path]) -> None:
+    assert LongMem.from_backbone(small_backbone(family), segment_tokens=128).backbone.max_tokens == 128
+    with pytest.raises(ConfigError, match="segment_tokens must be at most 128"):
+        LongMem.from_backbone(small_backbone(family), segment_tokens=129)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0), ("use_bidirectional_attention", True)],
+)
+def test_gemma_with_what_is_not_implemented_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    save_small_backbone(tmp_path / "capped", "gemma3_text", **{name: value})
+    with pytest.raises(UnknownFamilyError, match=name):
+        Backbone.load(tmp_path / "capped")
+
+
+def test_the_small_granite_has_multipliers_that_matter(small_backbone: Callable[[str], Path], tmp_path: Path) -> None:
+    """Check that equal log-probabilities prove something: without any of the multipliers they differ."""
+    tokens = tokens_of(1, 24)
+    expected = plain(small_backbone("granite"))(tokens).logits.log_softmax(dim=-1)
+    for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"):
+        folder = Path(shutil.copytree(small_backbone("granite"), tmp_path / name))
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {name: 1.0}))
+        assert (plain(folder)(tokens).logits.log_softmax(dim=-1) - expected).abs().max() > 0.01
 
 
 def test_settings_that_the_backbone_cannot_take(small_backbone: Callable[[str], Path]) -> None:

@@ -333,6 +333,8 @@ class Recording(AbstractChunkSearch):
 
 ATTENTION = {"bloom": "self_attention", "gpt2": "attn", "gpt_neox": "attention"}
 OUTPUT = {"bloom": "dense", "gpt2": "c_proj", "gpt_neox": "dense", "opt": "out_proj"}
+SCALE = {"gemma3_text": 20**-0.5, "granite": 0.2}
+"""Scales of the small models that are not those of the head width."""
 
 
 def own_queries(family: str, attention: Any, hidden: Tensor, heads: int, head_dim: int) -> Tensor:
@@ -341,8 +343,12 @@ def own_queries(family: str, attention: Any, hidden: Tensor, heads: int, head_di
         return attention.c_attn(hidden)[:, : heads * head_dim].reshape(-1, heads, head_dim)
     if family in ("bloom", "gpt_neox"):
         return attention.query_key_value(hidden).reshape(-1, heads, 3 * head_dim)[:, :, :head_dim]
+    if family == "phi3":
+        return attention.qkv_proj(hidden)[:, : heads * head_dim].reshape(-1, heads, head_dim)
+    if family == "olmo2":  # one norm over all heads
+        return attention.q_norm(attention.q_proj(hidden)).reshape(-1, heads, head_dim)
     queries = attention.q_proj(hidden).reshape(-1, heads, head_dim)
-    return attention.q_norm(queries) if family == "qwen3" else queries
+    return attention.q_norm(queries) if family in ("gemma3_text", "qwen3") else queries
 
 
 def run_and_watch(
@@ -404,7 +410,7 @@ def test_the_memory_layer_of_the_sidenet_fuses_by_the_formula(
             best = (keys @ queries[token, head].double()).topk(6)
             assert set(ids[token, head].tolist()) == set(best.indices.tolist())
 
-    memory = naive_attention(queries, ids, view, 1 / math.sqrt(shape.head_dim))
+    memory = naive_attention(queries, ids, view, SCALE.get(family, 1 / math.sqrt(shape.head_dim)))
     gate = sidenet.gate.detach().double().sigmoid()[:, None]
     fused = (1 - gate) * local.reshape(29, shape.heads, shape.head_dim).double() + gate * memory
     assert error(given.reshape(29, shape.heads, shape.head_dim), fused) < 1e-5

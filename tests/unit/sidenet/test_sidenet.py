@@ -128,6 +128,34 @@ VARIANTS = {
         "qwen3",
         {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
+    "gemma3, windows only are copied": (
+        "gemma3_text",
+        {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 9},
+    ),
+    "phi3, whole context": ("phi3", {"sliding_window": None}),
+    "phi3, partly rotated": (
+        "phi3",
+        {
+            "hidden_size": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "phi3, long positions": (
+        "phi3",
+        {
+            "sliding_window": None,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 3.0, 4.0, 5.0],
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "granite, biased": ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "olmo2, one head for all": ("olmo2", {"num_key_value_heads": 1}),
     "tied": ("qwen2", {"tie_word_embeddings": True}),
 }
 
@@ -168,12 +196,16 @@ def block_of_gpt2(model: PreTrainedModel, blocks: nn.ModuleList, length: int) ->
 
 
 def block_of_rotary(model: PreTrainedModel, blocks: nn.ModuleList, length: int) -> Block:
-    angles = model.base_model.rotary_emb(torch.zeros((1, length, 1)), torch.arange(length)[None])
-    everywhere = ["sliding_attention" if model.config.model_type == "mistral" else "full_attention"] * len(blocks)
-    kinds = getattr(model.config, "layer_types", None) or everywhere
+    everywhere = "sliding_attention" if model.config.model_type in ("mistral", "phi3") else "full_attention"
+    kinds = getattr(model.config, "layer_types", None) or [everywhere] * len(blocks)
+    # Gemma 3 rotates by another base in sliding layers
+    by_kind = model.config.model_type == "gemma3_text"
+    inputs = torch.zeros((1, length, 1)), torch.arange(length)[None]
+    angles_of = {kind: model.base_model.rotary_emb(*inputs, *([kind] if by_kind else [])) for kind in set(kinds)}
 
     def block(index: int, x: Tensor) -> Tensor:
         window = model.config.sliding_window if kinds[index] == "sliding_attention" else None
+        angles = angles_of[kinds[index]]
         return blocks[index](x, attention_mask=causal_mask(length, window), position_embeddings=angles)
 
     return block
@@ -188,11 +220,15 @@ def block_of_bloom(model: PreTrainedModel, blocks: nn.ModuleList, length: int) -
 
 NAIVE_BLOCKS = {
     "bloom": block_of_bloom,
+    "gemma3_text": block_of_rotary,
     "gpt2": block_of_gpt2,
     "gpt_neox": block_of_rotary,
+    "granite": block_of_rotary,
     "llama": block_of_rotary,
     "mistral": block_of_rotary,
+    "olmo2": block_of_rotary,
     "opt": block_of_gpt2,
+    "phi3": block_of_rotary,
     "qwen2": block_of_rotary,
     "qwen3": block_of_rotary,
 }
@@ -237,7 +273,8 @@ def test_recurrence_written_out_with_transformers_own_blocks(
     logits = reference(tokens).logits
     project = reference.model.decoder.project_out if family == "opt" else nn.Identity()
     head = reference.get_output_embeddings()
-    torch.testing.assert_close(head(project(norm(hidden[-1]))), logits, rtol=0, atol=1e-4)
+    divisor = getattr(reference.config, "logits_scaling", 1.0)  # Granite's
+    torch.testing.assert_close(head(project(norm(hidden[-1]))) / divisor, logits, rtol=0, atol=1e-4)
 
     x = hidden[0]
     for index in range(2):
