@@ -16,7 +16,7 @@ from rich.console import Console
 
 import pipelines.perplexity.job
 from actors.config import ClusterShape
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, DocumentError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor, Answer, InlineExecutor
 from longmem.runtime.scheduler import Limits
@@ -143,7 +143,7 @@ def test_job_shows_the_windows_in_terminal_and_report(inline: Any) -> None:
     print_result(console, summary, out)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     header = next(line for line in shown.splitlines() if "with memory" in line)
-    assert header.split("  ")[0].strip() == "perplexity"
+    assert header.strip().startswith("perplexity")
     assert header.index("with memory") < header.index("window 48, stride 20") < header.index("without memory")
     assert f"{summary['window']['perplexity']['token']['value']:.4g}"[:4] in shown
     assert "with memory, compared with the windows: " in shown
@@ -262,11 +262,11 @@ def test_a_document_without_its_windows_fails_alone(source: ModelSource, tmp_pat
             segment_tokens=size,
             keep_tokens=False,
         )
-        error = ConfigError("cannot be read")
+        error = DocumentError("cannot be read")
         later = [
             documents[0],
             replace(documents[1], text=documents[1].text + "!"),
-            UnreadableDocument("gone", "gone.txt", error),  # type: ignore[arg-type]
+            UnreadableDocument("gone", "gone.txt", error),
             documents[3],
         ]
         again = DocumentFeed(iter(later), model.tokenizer, size, "", run.needs_work)
