@@ -13,6 +13,7 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
 from longmem.model.forward import SegmentModel
+from longmem.scoring.evaluation_window import WindowScores, score_windows
 from longmem.scoring.generate import Sampling, generate
 from longmem.scoring.text import TextScores, score_text
 from longmem.store.document import DocumentMemory
@@ -100,6 +101,13 @@ class LongMem(SegmentModel):
     def score(self, text: str, memory: DocumentMemory | None = None) -> TextScores:
         """Return the log-probability of every token of a text; see `longmem.scoring.text.score_text`."""
         return score_text(self, text, memory)
+
+    def score_windows(self, text: str, window: int, stride: int) -> WindowScores:
+        """Return the backbone's log-probability of every token in overlapping windows, as published work evaluates it.
+
+        See `longmem.scoring.evaluation_window.score_windows`.
+        """
+        return score_windows(self, text, window, stride)
 
     def generate(
         self,

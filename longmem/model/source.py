@@ -40,6 +40,8 @@ class ModelDescription:
     """Bytes of taps and block of one full segment, held by an encoded segment until it is scored and stored."""
     settings: dict[str, Any]
     """Fields of the resolved LongMemConfig."""
+    max_tokens: int | None
+    """Longest context of the backbone in tokens; None without a limit."""
 
 
 @dataclass(frozen=True)
@@ -112,4 +114,5 @@ def describe(model: LongMem) -> ModelDescription:
         sidenet=hash_weights(model.sidenet),
         segment_bytes=per_token * config.segment_tokens,
         settings=vars(config) | {"memory_layer": model.sidenet.memory_layer},
+        max_tokens=model.backbone.max_tokens,
     )

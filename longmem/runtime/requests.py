@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.scoring.batch import Item, ItemScore, score_items
+from longmem.scoring.evaluation_window import EvaluationWindow, score_window
 from longmem.scoring.generate import complete
 from longmem.types import SegmentInfo
 
@@ -59,3 +60,18 @@ class CompletionsRequest(Request):
 
     def __str__(self) -> str:
         return f"{len(self.prompts)} completions after {self.memory.key if self.memory else 'nothing'}"
+
+
+@dataclass(frozen=True)
+class WindowRequest(Request):
+    """Score one evaluation window of a document under the backbone alone."""
+
+    document: str
+    window: EvaluationWindow
+
+    def answer(self, model: LongMem, windows: WindowCache) -> Float32[np.ndarray, " targets"]:  # noqa: ARG002
+        """Raise what `score_window` raises."""
+        return score_window(model, self.window, self.document)
+
+    def __str__(self) -> str:
+        return f"score of {self.document} evaluation window {self.window.index}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from actors.config import ClusterShape
+from longmem.errors import LongMemError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import Request
@@ -27,17 +28,22 @@ WAIT_S = 0.2
 T = TypeVar("T")
 
 
+def _raise(_tag: Any, error: LongMemError) -> None:
+    raise error
+
+
 def ask_all(
     executor: AbstractExecutor,
     requests: Iterable[tuple[T, Request]],
     observer: JobObserver,
     answered: Callable[[T, Any, float], None],
     turned: Callable[[], None] = lambda: None,
+    failed: Callable[[T, LongMemError], None] = _raise,
 ) -> None:
     """Send every request and pass its tag, result and compute seconds to `answered`, in order of completion.
 
     `requests` is consumed lazily, as workers become free: all requests together may be as large as the text of the job.
-    `turned` is called several times a second. Raises the first error of a request.
+    `turned` is called several times a second. `failed` takes the error of a request; by default the first is raised.
     """
     left = iter(requests)
     following = next(left, None)
@@ -51,8 +57,9 @@ def ask_all(
         for answer in executor.answers():
             tag = running.pop(answer.number)
             if answer.error is not None:
-                raise answer.error
-            answered(tag, answer.result, answer.busy_s)
+                failed(tag, answer.error)
+            else:
+                answered(tag, answer.result, answer.busy_s)
         for event in executor.events():
             observer.worker_event(event)
         observer.turned()

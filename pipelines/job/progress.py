@@ -32,7 +32,7 @@ LINE_S = 5.0
 class WorkDone:
     """Finished share of a job, from whole units of work and, inside open documents, from their tokens.
 
-    The share never falls, although documents are counted only when they are read.
+    The share of one unit never falls, although documents are counted only when they are read.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,8 @@ class WorkDone:
 
     def plan(self, unit: str, total: int | None, done: int) -> None:
         """Set the unit, the total and the units that earlier runs have done, which do not count for this run's pace."""
+        if unit != self.unit:
+            self._share = 0.0
         self.unit, self.total, self.done = unit, total, done
         self._first_share = done / total if total else 0.0
 

@@ -13,24 +13,37 @@ from pipelines.command.console import printable
 from pipelines.job.format import fine_figure, fine_interval, fine_percent, with_interval
 from pipelines.job.summary import copies
 
-SIDES = ("longmem", "backbone")
-
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Print the table of perplexities, failures, and the path of the report."""
-    counts, perplexity = summary["counts"], summary["perplexity"]
+    counts, perplexity, window = summary["counts"], summary["perplexity"], summary.get("window")
     if perplexity:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
-        for name in ("perplexity", "with memory", "without memory"):
-            table.add_column(name, justify="left" if name == "perplexity" else "right")
+        columns = {"with memory": "longmem", "without memory": "backbone"}
+        if window:
+            shown = f"window {window['window']:,}, stride {window['stride']:,}"
+            columns = {"with memory": "longmem", shown: "window", "without memory": "backbone"}
+            perplexity = {unit: {**sides, "window": window["perplexity"][unit]} for unit, sides in perplexity.items()}
+        table.add_column("perplexity")
+        for name in columns:
+            table.add_column(name, justify="right")
         for unit in ("token", "word", "byte"):
-            table.add_row(f"per {unit}", *(fine_figure(perplexity[unit][side]["value"]) for side in SIDES))
+            sides = [perplexity[unit][side] for side in columns.values()]
+            table.add_row(f"per {unit}", *(fine_figure(side["value"]) for side in sides))
             if unit == "token":
-                table.add_row("  95% interval", *(fine_interval(perplexity[unit][side]) for side in SIDES), style="dim")
+                table.add_row("  95% interval", *(fine_interval(side) for side in sides), style="dim")
         console.print(table)
         console.print(
             f"  change in token perplexity: {with_interval(summary['change'], fine_percent, '95% interval ')}"
         )
+        if window:
+            change = with_interval(window["change_to_memory"], fine_percent, "95% interval ")
+            console.print(f"  with memory, compared with the windows: {change}")
+            console.print(
+                f"  computing: memory {window['memory_busy_s']:.1f} s, "
+                f"{window['windows']:,} window{'s' if window['windows'] != 1 else ''} {window['busy_s']:.1f} s "
+                f"({window['tokens_read']:,} tokens read)"
+            )
         if not summary["model"]["trained"]:
             console.print(
                 "  The SideNet is untrained: the change comes from its untrained copy head alone."

@@ -4,7 +4,7 @@
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,10 @@ from rich.console import Console
 
 from actors.config import ClusterShape
 from longmem.errors import ConfigError, OutputError
-from longmem.model.source import ModelSource
+from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import STAGES, AbstractExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.scoring.evaluation_window import check_window, check_window_fits
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.store.lance.fsync import Durability
 from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
@@ -33,14 +34,19 @@ from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
+from pipelines.job.work_slices import Slices
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.report import write_report
 from pipelines.perplexity.run import PerplexityRun, RunTotals, StageTotals
 from pipelines.perplexity.summary import summarise
 from pipelines.perplexity.tables import documents_table, segments_table, tokens_table
+from pipelines.perplexity.windows import WindowRun, WindowShape, WindowTotals, collect_windows
 
 TRIM_EVERY = 16
 """Segments removed at a time with retention `window`; each removal costs one commit of the catalogue."""
+
+DEFAULT_STRIDE = 512
+"""Distance of evaluation windows in tokens, as in the guide of transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,10 @@ class PerplexityJob:
     store_quota_bytes: int | None = None
     keep_tokens: bool = False
     write_memory: bool = True
+    window: int | None = None
+    """Tokens of an evaluation window of the backbone alone, a baseline beside memory; None for no such baseline."""
+    stride: int | None = None
+    """Distance of evaluation windows in tokens; None for `DEFAULT_STRIDE`, or the window if that is shorter."""
     limit_documents: int | None = None
     resume: bool = False
     command: str = ""
@@ -89,6 +99,17 @@ class PerplexityJob:
             raise ConfigError("--namespace names documents that are kept; add --keep-memory")
         if self.store_quota_bytes is not None and self.store_quota_bytes < 1:
             raise ConfigError(f"--store-quota-bytes must be at least 1, got {self.store_quota_bytes}")
+        if self.window is None and self.stride is not None:
+            raise ConfigError(f"--stride {self.stride} needs --window: give the length of the windows as well")
+        if (shape := self.window_shape) is not None:
+            check_window(shape.window, shape.stride)
+
+    @property
+    def window_shape(self) -> WindowShape | None:
+        """Windows of the baseline; None without one."""
+        if self.window is None:
+            return None
+        return WindowShape(self.window, min(DEFAULT_STRIDE, self.window) if self.stride is None else self.stride)
 
     @property
     def keep_memory(self) -> bool:
@@ -152,7 +173,15 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             "write_memory": spec.write_memory,
             "keep_tokens": spec.keep_tokens,
             "threads": spec.threads,
+            **(asdict(spec.window_shape) if spec.window_shape else {}),
         }
+
+    def describe(self, worker: AbstractExecutor) -> ModelDescription | None:
+        """Raise ConfigError for windows that the backbone cannot read, before the folder is claimed."""
+        described = worker.describe()
+        if self._spec.window is not None:
+            check_window_fits(self._spec.window, described.max_tokens, described.name)
+        return described
 
     def open(self, tell: Tell) -> AbstractExecutor:
         return open_executor(self._spec, tell)
@@ -182,10 +211,19 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
         with Journal(self.out / JOURNAL) as journal:
             resumed = bool(journal.documents)
-            totals = self._score(context, journal)
+            totals = RunTotals()
+            with _recorded(context.slices, totals):
+                self._score(context, journal, totals)
+                self._score_windows(context, journal, totals)
+            total = context.slices.total(totals.work())
+            totals = RunTotals(
+                {stage: StageTotals(**total["stages"][stage]) for stage in STAGES},
+                total["wall_s"],
+                None if totals.window is None else WindowTotals(**total["window"]),
+            )
             return self._write_results(context, journal, totals, resumed)
 
-    def _score(self, context: JobContext[AbstractExecutor], journal: Journal) -> RunTotals:
+    def _score(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
         spec, settings, slices = self._spec, context.model.settings, context.slices
         tokenizer = spec.model.open_tokenizer()
         # a job that keeps no blocks must not find documents that other jobs put into the same store
@@ -208,7 +246,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
         def record(totals: RunTotals) -> None:
             if slices.is_due:
-                slices.record(asdict(totals))
+                slices.record(totals.work())
 
         context.observer.planned("documents", self._num_documents())
         run = PerplexityRun(
@@ -222,19 +260,39 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             admit_below=2 * (spec.cluster.encoders if spec.cluster else 1),
             trim_every=TRIM_EVERY if spec.retention == "window" and spec.write_memory else None,
             record=record,
+            totals=totals,
         )
-        try:
+        with closing(feed):
             run.run(feed)
-        except BaseException:
-            # keep the error that ended the run: it may be the cause of a failed write
-            with suppress(OutputError):
-                slices.record(asdict(run.totals))
-            raise
-        finally:
-            feed.close()
-        slices.record(asdict(run.totals))
-        total = slices.total(asdict(run.totals))
-        return RunTotals({stage: StageTotals(**total["stages"][stage]) for stage in STAGES}, total["wall_s"])
+
+    def _score_windows(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
+        """Score the documents that memory has scored in overlapping windows, if the job has that baseline."""
+        spec, shape, slices = self._spec, self._spec.window_shape, context.slices
+        if shape is None:
+            return
+
+        def record() -> None:
+            if slices.is_due:
+                slices.record(totals.work())
+
+        totals.window = WindowTotals()
+        segment_tokens = context.model.settings["segment_tokens"]
+        run = WindowRun(
+            context.worker,
+            journal,
+            context.observer,
+            shape,
+            totals.window,
+            segment_tokens=segment_tokens,
+            keep_tokens=spec.keep_tokens,
+            record=record,
+        )
+        context.tell(f"backbone alone in windows of {shape.window:,} tokens, stride {shape.stride:,}")
+        feed = DocumentFeed(
+            self._documents(), spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
+        )
+        with closing(feed):
+            run.run(feed)
 
     def _documents(self) -> Iterator[Document | UnreadableDocument]:
         documents = read_documents(self._files) if self._files else iter([language_reference()])
@@ -253,6 +311,8 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         documents = sorted(journal.documents.values(), key=lambda record: record.order)
         scored = [record for record in documents if record.status == "scored"]
         segments = [segment for record in scored for segment in journal.scored(record.document)]
+        shape = spec.window_shape
+        windows = None if shape is None else collect_windows(journal, scored, shape)
         summary = summarise(
             command=spec.command,
             model=context.model,
@@ -270,10 +330,14 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             documents=documents,
             segments=segments,
             left_out=self._files.left_out.as_dict(),
+            windows=windows,
         )
-        tables = {"documents": documents_table(journal, documents), "segments": segments_table(segments)}
+        tables = {
+            "documents": documents_table(journal, documents, windows),
+            "segments": segments_table(segments, windows),
+        }
         if spec.keep_tokens:
-            tables["tokens"] = tokens_table(segments)
+            tables["tokens"] = tokens_table(segments, windows)
         for name, table in tables.items():
             context.folder.write_table(f"{name}.parquet", table)
         write_report(self.out, summary, tables["documents"], tables["segments"])
@@ -302,3 +366,16 @@ def on_service(job: PerplexityJob, choice: ServiceChoice) -> PerplexityJob:
 def _is_scored(journal: Journal, document: Document) -> bool:
     record = journal.documents.get(document.id)
     return record is not None and record.status == "scored"
+
+
+@contextmanager
+def _recorded(slices: Slices, totals: RunTotals) -> Iterator[None]:
+    """Record the work of this process at the end, however it ends."""
+    try:
+        yield
+    except BaseException:
+        # keep the error that ended the run: it may be the cause of a failed write
+        with suppress(OutputError):
+            slices.record(totals.work())
+        raise
+    slices.record(totals.work())

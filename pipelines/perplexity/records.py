@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from longmem.scoring.evaluation_window import EvaluationWindow
 from longmem.types import Document, Segment, SegmentScore
 
 Status = Literal["started", "scored", "failed"]
@@ -68,7 +69,25 @@ class SegmentRecord:
     tokens: TokenScores | None = None
 
 
-Record = DocumentRecord | SegmentRecord
+@dataclass(frozen=True, kw_only=True)
+class WindowRecord:
+    """Result of one evaluation window of the backbone alone; a function of text, model and settings."""
+
+    document: str
+    window: int
+    first_target: int
+    """Position of the first scored target in the document's sequence."""
+    num_tokens: int
+    """Number of scored targets."""
+    segment: int
+    """Segment that the first scored target belongs to."""
+    nll: list[float]
+    """Negative log-probabilities in nats, added in float64 for each segment from `segment` on."""
+    logprobs: np.ndarray | None = None
+    """Log-probability of every scored target; kept only on request."""
+
+
+Record = DocumentRecord | SegmentRecord | WindowRecord
 
 
 def start_record(document: Document, order: int, segments: list[Segment], num_unscored_tokens: int) -> DocumentRecord:
@@ -111,16 +130,35 @@ def score_record(
     )
 
 
+def window_record(
+    document: str, window: EvaluationWindow, logprobs: np.ndarray, segment_tokens: int, keep_tokens: bool
+) -> WindowRecord:
+    """Return the record of a scored window."""
+    # segment k predicts the positions from k * segment_tokens + 1 to (k + 1) * segment_tokens
+    segments = (window.first_target - 1 + np.arange(len(logprobs))) // segment_tokens
+    parts = np.split(logprobs, np.flatnonzero(np.diff(segments)) + 1)
+    return WindowRecord(
+        document=document,
+        window=window.index,
+        first_target=window.first_target,
+        num_tokens=len(logprobs),
+        segment=int(segments[0]),
+        nll=[-float(np.sum(part, dtype=np.float64)) for part in parts],
+        logprobs=logprobs if keep_tokens else None,
+    )
+
+
 def encode(record: Record) -> dict[str, Any]:
     """Return a record as JSON values."""
     values = asdict(record)
     if isinstance(record, DocumentRecord):
         return {"kind": "document", **values}
+    if isinstance(record, WindowRecord):
+        if record.logprobs is not None:
+            values["logprobs"] = _text_of(record.logprobs)
+        return {"kind": "window", **values}
     if record.tokens is not None:
-        values["tokens"] = {
-            name: base64.b64encode(np.ascontiguousarray(array).data).decode("ascii")
-            for name, array in vars(record.tokens).items()
-        }
+        values["tokens"] = {name: _text_of(array) for name, array in vars(record.tokens).items()}
     return {"kind": "segment", **values}
 
 
@@ -130,13 +168,25 @@ def decode(values: dict[str, Any]) -> Record:
     kind = fields.pop("kind")
     if kind == "document":
         return DocumentRecord(**fields)
+    if kind == "window":
+        if fields["logprobs"] is not None:
+            fields["logprobs"] = _array_of(fields["logprobs"], np.float32)
+        return WindowRecord(**fields)
     if kind != "segment":
         raise ValueError(f"unknown kind of record {kind!r}")
     if fields["tokens"] is not None:
         fields["tokens"] = TokenScores(
             **{
-                name: np.frombuffer(base64.b64decode(text), dtype=np.int32 if name == "targets" else np.float32)
+                name: _array_of(text, np.int32 if name == "targets" else np.float32)
                 for name, text in fields["tokens"].items()
             }
         )
     return SegmentRecord(**fields)
+
+
+def _text_of(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).data).decode("ascii")
+
+
+def _array_of(text: str, dtype: type[np.int32 | np.float32]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)

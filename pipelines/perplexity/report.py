@@ -31,6 +31,8 @@ class DocumentRow:
     longmem: float | None
     backbone: float | None
     change: float | None
+    window: float | None
+    """Perplexity of the backbone in overlapping windows; None without that baseline."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
             longmem=per_token(math.exp, row, lambda row: row["nll_longmem"]),
             backbone=per_token(math.exp, row, lambda row: row["nll_backbone"]),
             change=per_token(math.expm1, row, lambda row: row["nll_longmem"] - row["nll_backbone"]),
+            window=per_token(math.exp, row, lambda row: row["nll_window"]) if "nll_window" in row else None,
         )
         for row in documents.sort_by("document").to_pylist()
     ]

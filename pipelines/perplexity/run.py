@@ -6,8 +6,9 @@ feed ─► admit ─► scheduler ─► executor ─► journal ─► tables,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed, Prepared
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, score_record, start_record
+from pipelines.perplexity.windows import WindowTotals, changed_since
 
 WAIT_S = 0.2
 """Longest wait for a completion, in seconds; display and Ctrl-C are checked between waits."""
@@ -47,6 +49,13 @@ class RunTotals:
 
     stages: dict[Stage, StageTotals] = field(default_factory=lambda: {stage: StageTotals() for stage in STAGES})
     wall_s: float = 0.0
+    window: WindowTotals | None = None
+    """Work of the baseline in overlapping windows; None without it."""
+
+    def work(self) -> dict[str, Any]:
+        """Return the additive work of this run."""
+        values = asdict(self)
+        return values if self.window is not None else {name: values[name] for name in ("stages", "wall_s")}
 
 
 class PerplexityRun:
@@ -68,6 +77,7 @@ class PerplexityRun:
         num_unscored_tokens: int,
         admit_below: int,
         trim_every: int | None = None,
+        totals: RunTotals | None = None,
         record: Callable[[RunTotals], None] = lambda _totals: None,
     ) -> None:
         """Prepare a run.
@@ -75,6 +85,8 @@ class PerplexityRun:
         `admit_below`: a document is admitted while fewer segments than this wait for an encoder.
 
         `trim_every`: number of unneeded blocks at which they are removed; None keeps them until the document is done.
+
+        `totals` receives the work of the run; by default a new one.
 
         `record` is called after each iteration, several times a second, with the totals so far.
         """
@@ -91,7 +103,7 @@ class PerplexityRun:
         self._trimmed: dict[DocumentKey, int] = {}
         self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
         self._errors: dict[DocumentKey, LongMemError] = {}
-        self.totals = RunTotals()
+        self.totals = totals or RunTotals()
 
     def run(self, feed: DocumentFeed) -> None:
         """Score until the feed has ended and every admitted document is scored or failed."""
@@ -130,13 +142,9 @@ class PerplexityRun:
             self._record_failure(known or failed, document.error)
             return
         if known is not None and known.text_digest not in (None, document.digest):
-            error = ConflictError(
-                f"{document.source} has changed since the job began: its text is another one; restore it, or begin a "
-                "new job in another folder"
-            )
             # keep the record with the old digest, or the next attempt would mistake the new text for the old one
             self._observer.admitted(document.id, 0, 0)
-            self._record_failure(known, error)
+            self._record_failure(known, changed_since(document.source))
             return
         if not prepared.segments:
             assert known is not None, f"{document.id}: neither cut into segments nor done before"

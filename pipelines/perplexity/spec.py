@@ -80,6 +80,17 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
         None, "Score only the first N documents.", names=("--limit-documents", "--limit"), shown=False
     )
     tokens: bool = flag_field("Also write tokens.parquet: every token's log-probabilities.")
+    window: int | None = whole_field(
+        None,
+        "Also evaluate the backbone alone in overlapping windows of N tokens, as published work does, for comparison "
+        "with memory. `longmem plan` does not count it.",
+        shown=False,
+    )
+    stride: int | None = whole_field(
+        None,
+        "With --window: distance of windows in tokens; each scores that many new ones.",
+        shown="512, or the window if that is shorter",
+    )
     max_in_flight_segments: int | None = whole_field(
         None, "Encoded segments that may wait for readers.", WORKERS, shown="8 per worker, 16 in process"
     )

@@ -11,6 +11,7 @@ from longmem.scoring.metrics import SegmentNats, compute_perplexities
 from pipelines.job.summary import about
 from pipelines.perplexity.records import DocumentRecord, SegmentRecord
 from pipelines.perplexity.run import RunTotals
+from pipelines.perplexity.windows import WindowResults
 
 
 def summarise(
@@ -23,12 +24,14 @@ def summarise(
     documents: Sequence[DocumentRecord],
     segments: Sequence[SegmentRecord],
     left_out: dict[str, Any] | None = None,
+    windows: WindowResults | None = None,
 ) -> dict[str, Any]:
     """Return all figures of a finished job.
 
     Results cover the scored documents; `failures` lists the others. `left_out` counts skipped inputs
-    (`longmem.text.finding.LeftOut`). Seconds, and segments and tokens of stages, are sums over all runs of the job
-    (`work_slices.py`): a segment that was encoded again because its run was killed counts each time.
+    (`longmem.text.finding.LeftOut`). `window` is present only with the baseline in overlapping windows. Seconds, and
+    segments and tokens of stages, are sums over all runs of the job (`work_slices.py`): a segment that was encoded
+    again because its run was killed counts each time.
     """
     scored = [record for record in documents if record.status == "scored"]
     num_words = sum(record.num_words or 0 for record in scored)
@@ -36,6 +39,7 @@ def summarise(
     nats = [SegmentNats(record.nll_longmem, record.nll_backbone, record.num_tokens) for record in segments]
     num_tokens = sum(record.num_tokens for record in segments)
     figures = asdict(compute_perplexities(nats, num_words, num_bytes)) if num_tokens else None
+    baseline = None if windows is None else _window_figures(windows, totals, segments, num_words, num_bytes)
     return {
         **about(command, model, executor, resumed),
         "counts": {
@@ -51,6 +55,7 @@ def summarise(
         "perplexity": figures and {name: figures[name] for name in ("token", "word", "byte")},
         "bits_per_byte": figures and figures["bits_per_byte"],
         "change": figures and figures["change"],
+        **({"window": baseline} if baseline else {}),
         "wall_s": totals.wall_s,
         "stages": {stage: asdict(stage_totals) for stage, stage_totals in totals.stages.items()},
         "left_out": left_out or {},
@@ -59,4 +64,33 @@ def summarise(
             for record in documents
             if record.status != "scored"
         ],
+    }
+
+
+def _window_figures(
+    windows: WindowResults, totals: RunTotals, segments: Sequence[SegmentRecord], num_words: int, num_bytes: int
+) -> dict[str, Any]:
+    """Return the figures of the backbone in overlapping windows, and the change from them to memory.
+
+    The same segments are resampled as for the other figures, so the change is paired.
+    """
+    assert totals.window is not None, "windows were scored without being counted"
+    nats = [
+        SegmentNats(record.nll_longmem, windows.nats[record.document, record.segment], record.num_tokens)
+        for record in segments
+        if record.num_tokens
+    ]
+    figures = asdict(compute_perplexities(nats, num_words, num_bytes)) if nats else None
+    return {
+        **asdict(windows.shape),
+        "windows": windows.num_windows,
+        "nats": fsum(segment.backbone for segment in nats),
+        "perplexity": figures and {name: figures[name]["backbone"] for name in ("token", "word", "byte")},
+        "bits_per_byte": figures and figures["bits_per_byte"]["backbone"],
+        "change_to_memory": figures and figures["change"],
+        "tokens_read": totals.window.tokens,
+        "busy_s": totals.window.busy_s,
+        "wall_s": totals.window.wall_s,
+        "memory_busy_s": sum(stage.busy_s for stage in totals.stages.values()),
+        "memory_wall_s": totals.wall_s,
     }

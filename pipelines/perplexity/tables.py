@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, SegmentRecord
+from pipelines.perplexity.windows import WindowResults
 
 DOCUMENT_SCHEMA = pa.schema(
     [
@@ -58,7 +59,15 @@ TOKEN_SCHEMA = pa.schema(
 """Columns of tokens.parquet. `position` counts from the start of the document's sequence; a start token is at 0."""
 
 
-def documents_table(journal: Journal, documents: Sequence[DocumentRecord]) -> pa.Table:
+NLL_WINDOW = pa.field("nll_window", pa.float64())
+"""Last column of documents.parquet and segments.parquet, only with `--window`."""
+LOGPROB_WINDOW = pa.field("logprob_window", pa.float32())
+"""Last column of tokens.parquet, only with `--window`."""
+
+
+def documents_table(
+    journal: Journal, documents: Sequence[DocumentRecord], windows: WindowResults | None = None
+) -> pa.Table:
     """Return one row per document, in input order; sums are null unless every segment was scored."""
     rows = []
     for record in documents:
@@ -67,18 +76,35 @@ def documents_table(journal: Journal, documents: Sequence[DocumentRecord]) -> pa
             segments = journal.scored(record.document)
             row["nll_longmem"] = float(np.sum([segment.nll_longmem for segment in segments]))
             row["nll_backbone"] = float(np.sum([segment.nll_backbone for segment in segments]))
+            if windows is not None:
+                row[NLL_WINDOW.name] = float(np.sum([_window_nats(windows, segment) for segment in segments]))
         rows.append(row)
-    return pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=_with(DOCUMENT_SCHEMA, NLL_WINDOW, windows))
 
 
-def segments_table(segments: Sequence[SegmentRecord]) -> pa.Table:
+def segments_table(segments: Sequence[SegmentRecord], windows: WindowResults | None = None) -> pa.Table:
     """Return one row per scored segment."""
-    rows = [{name: getattr(record, name) for name in SEGMENT_SCHEMA.names} for record in segments]
-    return pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA)
+    rows = []
+    for record in segments:
+        row = {name: getattr(record, name) for name in SEGMENT_SCHEMA.names}
+        if windows is not None:
+            row[NLL_WINDOW.name] = _window_nats(windows, record)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=_with(SEGMENT_SCHEMA, NLL_WINDOW, windows))
 
 
-def tokens_table(segments: Sequence[SegmentRecord]) -> pa.Table:
+def _window_nats(windows: WindowResults, record: SegmentRecord) -> float:
+    # the last segment of a document may have no target
+    return windows.nats[record.document, record.segment] if record.num_tokens else 0.0
+
+
+def _with(schema: pa.Schema, field: pa.Field, windows: WindowResults | None) -> pa.Schema:
+    return schema if windows is None else schema.append(field)
+
+
+def tokens_table(segments: Sequence[SegmentRecord], windows: WindowResults | None = None) -> pa.Table:
     """Return one row per predicted token."""
+    schema = _with(TOKEN_SCHEMA, LOGPROB_WINDOW, windows)
     tables = []
     for record in segments:
         assert record.tokens is not None, f"{record.document} segment {record.segment}: tokens were not kept"
@@ -90,5 +116,8 @@ def tokens_table(segments: Sequence[SegmentRecord]) -> pa.Table:
             "logprob_longmem": record.tokens.logprobs_longmem,
             "logprob_backbone": record.tokens.logprobs_backbone,
         }
-        tables.append(pa.table(columns, schema=TOKEN_SCHEMA))
-    return pa.concat_tables(tables) if tables else TOKEN_SCHEMA.empty_table()
+        if windows is not None:
+            logprobs = windows.logprobs.get(record.document, np.empty(0, np.float32))
+            columns[LOGPROB_WINDOW.name] = logprobs[record.start_token : record.start_token + record.num_tokens]
+        tables.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
