@@ -100,8 +100,7 @@ def score_window(model: SegmentModel, window: EvaluationWindow, name: str) -> Fl
     `name` is that of the document, for messages. Raises NumericError.
     """
     backbone = model.backbone
-    tokens = torch.from_numpy(np.array(window.tokens))[None].to(backbone.device, torch.long)
-    hidden = backbone.stack(input_ids=tokens, use_cache=False).last_hidden_state[0, -len(window.targets) :]
+    hidden = backbone.run(torch.from_numpy(np.array(window.tokens))[None])[0, -len(window.targets) :]
     logprobs = backbone.target_logprobs(hidden, torch.from_numpy(np.array(window.targets)))
     where = f"{name} evaluation window {window.index}: the backbone's log-probabilities"
     require_finite(logprobs, where, "check the backbone's weights")

@@ -137,7 +137,10 @@ class WindowRun:
         self._observer.advanced()
 
     def _fail_window(self, tag: tuple[str, EvaluationWindow], error: LongMemError) -> None:
-        self._fail(self._journal.documents[tag[0]], error)
+        record = self._journal.documents[tag[0]]
+        # the first error stays: later windows of the document may have been sent before it was known
+        if record.status == "scored":
+            self._fail(record, error)
 
     def _fail(self, record: DocumentRecord, error: LongMemError) -> None:
         self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))
