@@ -148,9 +148,12 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(model: Path, books: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """Return the outcome and folder of a job run as a process. Read-only: copy the folder before changing it."""
+    """Return the outcome and folder of a finished job. Read-only: copy the folder before changing it.
+
+    `test_wheel.py` runs one as a process.
+    """
     out = tmp_path_factory.mktemp("finished") / "out"
-    return run_process(*arguments(books, model, out, "--tokens")), out
+    return invoke(*arguments(books, model, out, "--tokens")), out
 
 
 @pytest.fixture
