@@ -104,15 +104,6 @@ def table_bytes(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in TABLES if (out / name).exists()}
 
 
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Restore SIGTERM and the number of threads, which the command sets for its process."""
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return `trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""

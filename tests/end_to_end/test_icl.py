@@ -17,17 +17,11 @@ from longmem.testing import small_longmem
 from pipelines.cli import app
 from tests.folders import snapshot
 from tests.inputs import DEFAULT_FORM
+from tests.jobs import TASK
 
 pytest_plugins = ["tests.ray_cluster"]
 
 TABLES = ("items.parquet", "grid.parquet")
-TASK = """
-name = "colours"
-train = "train.jsonl"
-test = "test.jsonl"
-template = "Thing: {thing} Colour: {colour}. "
-target = "colour"
-"""
 QUESTIONS = """
 name = "answers"
 train = "train.jsonl"
