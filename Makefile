@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MINUTES ?= 120
 # files side by side, but not those with a Ray cluster: it takes all cores. Only they are imported for its tests.
-ON_RAY = $(shell grep -rlF mark.ray tests --include='test_*.py')
+ON_RAY = $(sort $(shell grep -rlF mark.ray tests --include='test_*.py'))
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
