@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINUTES ?= 120
-# files side by side, but not those with a Ray cluster: it takes all cores
+# files side by side, but not those with a Ray cluster: it takes all cores. Only they are imported for its tests.
+ON_RAY = $(sort $(shell grep -rlF mark.ray tests --include='test_*.py'))
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ demo: install ## Score the Python language reference with memory and without, an
 
 test: install ## Run the default tests
 	$(BIN)/python -m pytest -m "not ray and not slow" --durations=20 $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m "ray and not slow" --durations=20
+	$(BIN)/python -m pytest -m "ray and not slow" --durations=20 $(ON_RAY)
 
 lint: install ## Check style and the arrows between folders
 	$(BIN)/ruff check .

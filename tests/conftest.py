@@ -4,6 +4,8 @@
 import os
 import signal
 
+import tests.type_checks  # noqa: F401 - named by --jaxtyping-packages, which imports no further than `tests`
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract of AbstractExecutor on every executor: in this process, on one Ray worker of each kind, on two."""
+"""Contract of AbstractExecutor on every executor: in this process, and on Ray with pools of one worker and of two."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -38,8 +38,8 @@ from tests.poison import POISON, NanSource
 
 pytest_plugins = ["tests.ray_cluster"]
 
-SHAPES = {"ray-1+1": (1, 1), "ray-2+2": (2, 2)}
-"""A byte whose embedding is NaN in this module's checkpoint: exactly the segments that hold it fail."""
+RAY = "ray-2+1"
+"""Two encoders on two stores, and one reader: starting workers is most of the time of these tests."""
 
 TEXTS = {
     "long": "Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 3,
@@ -74,7 +74,7 @@ def expected(model: LongMem) -> dict[str, TextScores]:
         return {name: score_text(model, text, store.document(name)) for name, text in TEXTS.items()}
 
 
-@pytest.fixture(scope="module", params=["inline", *(pytest.param(name, marks=pytest.mark.ray) for name in SHAPES)])
+@pytest.fixture(scope="module", params=["inline", pytest.param(RAY, marks=pytest.mark.ray)])
 def opened(request: pytest.FixtureRequest) -> Callable[[ModelSource, str], AbstractExecutor]:
     """Return a factory `opened(source, store_uri)` that starts an executor of the kind under test."""
     if request.param == "inline":
@@ -83,8 +83,7 @@ def opened(request: pytest.FixtureRequest) -> Callable[[ModelSource, str], Abstr
     from actors.config import ClusterShape
     from actors.executor.ray_executor import RayExecutor
 
-    encoders, readers = SHAPES[request.param]
-    shape = ClusterShape(address="local", encoders=encoders, readers=readers, stores=encoders)
+    shape = ClusterShape(address="local", encoders=2, readers=1, stores=2)
     return lambda source, uri: RayExecutor(source, uri, shape)
 
 
@@ -431,7 +430,6 @@ def test_a_past_that_is_not_stored_is_missing(
     drive(executor, model, [segments]).assert_equals(key, expected["long"])
 
 
-@pytest.mark.parametrize("opened", ["inline", pytest.param("ray-1+1", marks=pytest.mark.ray)], indirect=True)
 def test_another_models_store_is_refused_at_the_start(
     opened: Callable[[ModelSource, str], AbstractExecutor], source: ModelSource, model: LongMem, tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs shared by several end-to-end tests."""
+"""Set-up and jobs shared by several end-to-end tests."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from longmem.model.longmem import LongMem
@@ -14,6 +16,15 @@ from longmem.runtime.scheduler import Limits
 from pipelines.perplexity.job import PerplexityJob, run_job
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    """Restore SIGTERM and the number of threads, which the command sets for its process."""
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -104,15 +104,6 @@ def table_bytes(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in TABLES if (out / name).exists()}
 
 
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Restore SIGTERM and the number of threads, which the command sets for its process."""
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return `trained` (memory moves its results), `untrained` (equals its backbone), and their `backbone`."""
@@ -148,9 +139,12 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(model: Path, books: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """Return the outcome and folder of a job run as a process. Read-only: copy the folder before changing it."""
+    """Return the outcome and folder of a finished job. Read-only: copy the folder before changing it.
+
+    `test_wheel.py` runs one as a process.
+    """
     out = tmp_path_factory.mktemp("finished") / "out"
-    return run_process(*arguments(books, model, out, "--tokens")), out
+    return invoke(*arguments(books, model, out, "--tokens")), out
 
 
 @pytest.fixture

@@ -5,20 +5,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from longmem import LongMem
-from tests.end_to_end.test_train import invoke
+from tests.end_to_end.test_train import books, invoke
 from tests.folders import snapshot
 
-
-@pytest.fixture
-def books(tmp_path: Path) -> Path:
-    folder = tmp_path / "books"
-    folder.mkdir()
-    for index, word in enumerate(("whale", "pond", "road")):
-        (folder / f"{word}.txt").write_text(f"The {word} was as large as it was old, said chapter {index}. " * 12)
-    return folder
+__all__ = ["books"]
 
 
 SMALL = [f"--set={name}" for name in ("segment_tokens=32", "memory_tokens=128", "top_k=8")]

@@ -3,29 +3,18 @@
 
 import gzip
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from pipelines.cli import app
 
 TEXT = "The whale was as large as it was old, said the captain. " * 4
 START = "<|endoftext|>"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Restore SIGTERM and the number of threads, which the command sets for its process."""
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 def invoke(*args: object) -> Result:

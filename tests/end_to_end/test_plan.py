@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., L
 
 @pytest.fixture(scope="module")
 def costs(model: Path) -> UnitCosts:
-    return measure_costs(ModelSource(str(model)), 1, 1.0)
+    return measure_costs(ModelSource(str(model)), 1, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_costs_without_ray_are_refused_for_a_cluster(saved: Path, model: Path) -
 
 def test_measuring_and_checking_in_one_command(model: Path, book: Path, tmp_path: Path) -> None:
     out = tmp_path / "costs.json"
-    result = plan(book, "--model", model, "--seconds", 1, "--save-costs", out, "--check", "--json")
+    result = plan(book, "--model", model, "--seconds", 0.3, "--save-costs", out, "--check", "--json")
     # a run this short may deviate; the test checks that both sides are reported
     assert result.exit_code in (0, 1), result.output
     check = json.loads(result.stdout)["check"]

@@ -2,14 +2,12 @@
 """`longmem suffix` from a user's point of view: a small real model, a file of examples; valid and invalid input."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from longmem.model.longmem import LongMem
@@ -18,15 +16,6 @@ from tests.folders import snapshot
 from tests.texts import prose
 
 OPTIONS = ("--threads", "1", "--context-tokens", "16,64,128", "--suffix-tokens", "8")
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Restore SIGTERM and the number of threads, which the command sets for its process."""
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -86,19 +86,24 @@ def heads(home: Path, dies: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield heads
 
 
-def joined(home: Path, cases: list[tuple[str, str, str | None]], **more: str) -> dict[str, dict[str, Any]]:
-    """Join each case (name, address, token in the environment) in one process and return the outcomes."""
+def records_of(script: str, argument: object, **variables: str) -> tuple[list[dict[str, Any]], str]:
+    """Run a script in a process of its own; return the JSON objects that it printed, and its stderr."""
     process = subprocess.run(
-        [sys.executable, "-c", JOIN, json.dumps(cases)],
-        env=environment(HOME=str(home), **more),
+        [sys.executable, "-c", script, json.dumps(argument)],
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    records = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-    assert "gcs_client.cc" not in process.stderr, "Ray was left to find out that it is refused"
+    return [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")], process.stderr
+
+
+def joined(home: Path, cases: list[tuple[str, str, str | None]], **more: str) -> dict[str, dict[str, Any]]:
+    """Join each case (name, address, token in the environment) in one process and return the outcomes."""
+    records, stderr = records_of(JOIN, cases, HOME=str(home), **more)
+    assert "gcs_client.cc" not in stderr, "Ray was left to find out that it is refused"
     return {record["case"]: record for record in records}
 
 
@@ -183,16 +188,7 @@ for each in json.loads(sys.argv[1]):
 def said_of(head: Head, home: Path, commands: list[list[str]]) -> list[dict[str, Any]]:
     """Run commands in one process, each with the head's address; return exit codes and output."""
     address = ["--address", f"127.0.0.1:{head.gcs}"]
-    process = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps([[*each, *address] for each in commands])],
-        env=environment(HOME=str(home)),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    records = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    records, _ = records_of(COMMANDS, [[*each, *address] for each in commands], HOME=str(home))
     for record in records:
         assert record["said"].startswith(f"joined the Ray cluster at 127.0.0.1:{head.gcs}; "), record
     return records

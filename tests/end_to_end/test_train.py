@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from longmem import LongMem
@@ -22,11 +21,7 @@ STEPS = 6
 
 
 def invoke(*args: object) -> tuple[int, str]:
-    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(arg) for arg in args], prog_name="longmem")
-    # the command sets both for its process, which is the test's process here
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, handler)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout + result.stderr

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPU code on a simulated device (`tests.on_a_gpu.pretended`).
 
-The tests run in a process of their own, because torch registers a device permanently, and its autograd engine only
+The tests run in one process of their own, because torch registers a device permanently, and its autograd engine only
 before the first device exists.
 """
 
@@ -9,14 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CHECKS = Path(__file__).parents[1] / "on_a_gpu"
 
 
-@pytest.mark.parametrize("checks", ["models.py", "benchmark.py"])
-def test_on_a_gpu(checks: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS / checks)]
+def test_on_a_gpu() -> None:
+    checks = [str(CHECKS / name) for name in ("models.py", "benchmark.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *checks]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-10_000:]
     assert " passed" in done.stdout

@@ -39,11 +39,14 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=FORMS)
-def folder(request: pytest.FixtureRequest, small_model: Callable[..., LongMem], tmp_path: Path) -> Path:
+@pytest.fixture(params=FORMS, scope="module")
+def folder(
+    request: pytest.FixtureRequest, small_model: Callable[..., LongMem], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     form = {**FORMS[request.param], "segment_tokens": SEGMENT, "memory_tokens": 4 * SEGMENT}
-    small_model("llama", unsettled=True, **form).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    path = tmp_path_factory.mktemp("model") / "model"
+    small_model("llama", unsettled=True, **form).save_pretrained(path)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -32,9 +32,11 @@ def driver(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
         family = descendants(process.pid)
         process.kill()
         process.wait()
-        # Ray's own processes end when they detect it
-        for each in psutil.wait_procs(family, timeout=20)[1]:
-            each.kill()
+        # Ray's own processes would end when they detect it, which takes seconds
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(family, timeout=20)
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -68,16 +70,20 @@ def kill_gcs(pid: int) -> None:
     gcs.kill()
 
 
-def run_and_kill(arguments: list[str], out: Path, seed: int, kills: list[str]) -> list[str]:
+def run_and_kill(
+    arguments: list[str], out: Path, seed: int, kills: list[str], at_last: Sequence[str] = ()
+) -> list[str]:
     """Run a job to its end, with `kills` at random moments of its progress; return those that were sent.
 
-    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A dead driver is restarted with --resume.
+    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A dead driver is restarted with --resume,
+    and, once no kill is left, with the options `at_last`.
     """
     choose = random.Random(seed)
     journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []
     resumed = False
     while True:
-        with driver([*arguments, *(["--resume"] if resumed else [])], log) as process:
+        more = (*(["--resume"] if resumed else []), *(() if left else at_last))
+        with driver([*arguments, *more], log) as process:
             goal = lines_of(journal) + choose.randint(2, 6)
             deadline = time.monotonic() + LIMIT_S
             while process.poll() is None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 from click import Command, Context
+from typer.testing import CliRunner
 
 from benchmarks import __main__ as main
 from benchmarks.speed import commands as speed_commands
@@ -25,20 +26,9 @@ def test_an_error_is_a_line_not_a_traceback() -> None:
 
 
 def test_an_unknown_shape_is_told_before_minutes_of_a_known_one() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks",
-        "gpu",
-        "--device",
-        "cpu",
-        "--shape",
-        "gpt2-medium",
-        "--shape",
-        "gpt9",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
+    shapes = ["--shape", "gpt2-medium", "--shape", "gpt9"]
+    done = CliRunner().invoke(main.app, ["gpu", "--device", "cpu", *shapes])
+    assert done.exit_code == 2
     assert "gpt9" in done.stderr
 
 
