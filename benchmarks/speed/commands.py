@@ -2,7 +2,7 @@
 """Command line of the speed benchmarks: each writes NAME.json, NAME.md and NAME.png, and prints its tables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -59,6 +59,30 @@ def fusion(
     memory = real_memory(ModelSource(str(model)), inputs or [])
     tables = [benchmark.fusion(memory, memory.model.backbone.name, repeats)]
     _finish(out / "fusion", [*tables, benchmark.fusion(random_memory(GPT2_MEDIUM), GPT2_MEDIUM.name, repeats)])
+
+
+@app.command()
+def every_layer(
+    inputs: Inputs = None,
+    model: Annotated[str, typer.Option(help="Backbone, or a fitted LongMem.")] = "smollm2-135m",
+    segments: Annotated[int, typer.Option(help="Segments of the text; the last one is timed.", min=2)] = 12,
+    window: Annotated[int, typer.Option(help="Window of the published evaluation.")] = 8192,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "bfloat16",
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Compare reading at every layer with plain transformers behind a KV cache, and with the published evaluation."""
+    from benchmarks.growth import long_document
+    from benchmarks.speed import every_layer as benchmark
+
+    torch.set_num_threads(threads)
+    source = ModelSource(model, dtype=cast(Dtype, dtype), settings={"memory_layers": "all"})
+    opened = source.open()
+    needed = max(segments * opened.config.segment_tokens, window + benchmark.STRIDE)
+    text = long_document(needed, inputs or [], source).text
+    table = benchmark.every_layer(opened, text, segments, window, repeats)
+    _finish(out / "every-layer", [table])
 
 
 @app.command()

@@ -143,6 +143,10 @@ class CacheReader(ReadingModel):
             return first, cache
         return torch.cat([first, self._backbone.run(tokens[:, 1:], cache)], dim=1), cache
 
+    def assembled(self, view: MemoryView) -> Any:
+        """Return the transformers cache behind which a segment reads this view."""
+        return self._cache(view, tokens_to_read(view, self.config), batch=1)
+
     def _cache(self, view: MemoryView | None, index: Int64[Tensor, " read"] | None, batch: int) -> Any:
         keys, values = [], []
         if self._start_token is not None:

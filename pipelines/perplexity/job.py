@@ -76,7 +76,7 @@ class PerplexityJob:
     keep_tokens: bool = False
     write_memory: bool = True
     window: int | None = None
-    """Tokens of an evaluation window of the backbone alone, a baseline beside memory; None for no such baseline."""
+    """Tokens of an evaluation window of the backbone alone, a baseline next to memory; None for no such baseline."""
     stride: int | None = None
     """Distance of evaluation windows in tokens; None for `DEFAULT_STRIDE`, or the window if that is shorter."""
     limit_documents: int | None = None
