@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A LongMem checkpoint on disk: `config.json`, `sidenet.safetensors`, and a `backbone/` folder. Never pickle.
 
+A checkpoint without a `backbone/` names its backbone in `config.json`. This package holds one (`FITTED_MODELS`).
+
 All digests in `config.json` are checked at load: safetensors itself does not detect a flipped bit.
 """
 
@@ -44,10 +46,27 @@ DESCRIPTION_FIELDS = {
 """Required keys of config.json, in addition to `model_type` and the version that wrote it."""
 
 
+FITTED_MODELS = {"longmem-smollm2-135m": Path(__file__).parents[1] / "fitted" / "smollm2-135m"}
+"""Checkpoints of this package by the name that `--model` takes, on backbones of the package index. A local folder of
+this name comes first."""
+
+
+def checkpoint_folder(source: str | Path) -> Path:
+    """Return the folder that a source means, if it is a local one or a name of `FITTED_MODELS`."""
+    return Path(source) if Path(source).exists() else FITTED_MODELS.get(str(source), Path(source))
+
+
 def is_checkpoint(source: str | Path) -> bool:
     """Return True if a local folder holds a saved LongMem (not, for example, a plain backbone)."""
-    path = Path(source) / CONFIG_FILE
-    return path.is_file() and read_config(Path(source)).get("model_type") == MODEL_TYPE
+    folder = checkpoint_folder(source)
+    return (folder / CONFIG_FILE).is_file() and read_config(folder).get("model_type") == MODEL_TYPE
+
+
+def backbone_of(source: str | Path) -> str | Path:
+    """Return the backbone of a local checkpoint: its folder, or the name that it gives."""
+    folder = checkpoint_folder(source)
+    named: str | None = read_config(folder).get("backbone")
+    return folder / BACKBONE_FOLDER if named is None else named
 
 
 def backbone_name(source: str | Path) -> str | None:
@@ -104,18 +123,17 @@ def load_parts(
     # a model saved before repeats existed has no weights for them
     saved_settings = {"copy_repeats": 0, **description["longmem"]}
     config = LongMemConfig.from_dict({**saved_settings, **settings})
-    backbone = Backbone.load(folder / BACKBONE_FOLDER, dtype, name=description["name"])
-    tokenizer = Tokenizer(folder / BACKBONE_FOLDER, backbone.vocab_size, config.special_tokens)
-    _check_digest(folder / BACKBONE_FOLDER / "tokenizer.json", tokenizer.digest(), description["tokenizer_digest"])
+    own = backbone_of(folder)
+    backbone = Backbone.load(own, dtype, name=description["name"])
+    tokenizer = Tokenizer(own, backbone.vocab_size, config.special_tokens)
+    _check_digest(Path(own) / "tokenizer.json", tokenizer.digest(), description["tokenizer_digest"])
     backbone.model.to(device)
     sidenet = new_reading_model(backbone, tokenizer, replace(config, copy_repeats=saved_settings["copy_repeats"]))
     _load_sidenet(folder / SIDENET_FILE, sidenet)
     # float32 represents every saved dtype exactly, so rounding it back restores the digested bytes
     if dtype in ("float32", description["dtype"]):
         saved = TORCH_DTYPES[description["dtype"]]
-        _check_digest(
-            folder / BACKBONE_FOLDER, hash_weights(backbone.model, rounded_to=saved), description["backbone_digest"]
-        )
+        _check_digest(Path(own), hash_weights(backbone.model, rounded_to=saved), description["backbone_digest"])
         _check_digest(folder / SIDENET_FILE, hash_weights(sidenet), description["sidenet_digest"])
     if sidenet.config != config:
         sidenet = _with_or_without_repeats(sidenet, backbone, tokenizer, config)
@@ -184,8 +202,8 @@ def _check_description(path: Path, description: dict[str, Any]) -> None:
 
 
 def _local_folder(source: str | Path) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
+    if (folder := checkpoint_folder(source)).is_dir():
+        return folder
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

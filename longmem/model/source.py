@@ -9,7 +9,7 @@ from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.errors import ConfigError
-from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint, read_config
+from longmem.model.checkpoint import backbone_of, checkpoint_folder, is_checkpoint, read_config
 from longmem.model.longmem import LongMem
 from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
@@ -81,8 +81,8 @@ class ModelSource:
     def open_tokenizer(self) -> Tokenizer:
         """Open only the tokenizer, so that a driver can cut documents into segments without loading weights."""
         checkpoint = is_checkpoint(self.source)
-        folder = Path(self.source) / BACKBONE_FOLDER if checkpoint else self.source
-        saved = read_config(Path(self.source))["longmem"] if checkpoint else {}
+        folder = backbone_of(self.source) if checkpoint else self.source
+        saved = read_config(checkpoint_folder(self.source))["longmem"] if checkpoint else {}
         rule = ("special_tokens", LongMemConfig.special_tokens)
         special_tokens = self.settings.get(rule[0], saved.get(*rule))
         return Tokenizer(folder, load_config(folder, self.adapter).vocab_size, special_tokens)
@@ -91,7 +91,7 @@ class ModelSource:
 def refuse_adapter(source: str, adapter: str | None) -> None:
     """Raise ConfigError for an adapter to a LongMem folder, whose SideNet was trained on the backbone without it."""
     if adapter is not None:
-        backbone = Path(source) / BACKBONE_FOLDER
+        backbone = backbone_of(source)
         raise ConfigError(
             f"an adapter changes the backbone that the SideNet of {source} was trained on; give --model {backbone} "
             f"with --adapter {adapter}, and train or fit a SideNet on both"

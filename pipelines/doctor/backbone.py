@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check behind `longmem doctor --model`: suitability of a backbone for memory, and the layer to store."""
 
-from pathlib import Path
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +9,7 @@ from rich.table import Table
 from longmem.backbone.backbone import Backbone
 from longmem.config import LongMemConfig, SpecialTokens
 from longmem.errors import DocumentError
-from longmem.model.checkpoint import BACKBONE_FOLDER, is_checkpoint
+from longmem.model.checkpoint import backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
@@ -34,7 +32,7 @@ def examine_model(
 
     `model` may be a LongMem folder, whose backbone is then probed. Raises ConfigError, ModelError, DocumentError.
     """
-    folder = Path(model) / BACKBONE_FOLDER if is_checkpoint(model) else model
+    folder = backbone_of(model) if is_checkpoint(model) else model
     backbone = Backbone.load(folder, adapter=adapter)
     settings = {} if special_tokens is None else {"special_tokens": special_tokens}
     tokenizer = ModelSource(model, settings=settings, adapter=adapter).open_tokenizer()
