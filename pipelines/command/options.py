@@ -129,7 +129,7 @@ class ModelOptions(LayerOptions, BackboneOptions):
 
     model: str | None = text_field(
         None,
-        "LongMem folder or longmem-smollm2-135m, or a backbone: Hugging Face folder, hub id, GGUF file or smollm2-135m.",
+        "LongMem folder or longmem-smollm2-135m, or a backbone: Hugging Face folder, hub id, GGUF file, smollm2-135m.",
         shown="reference model",
     )
     segment_tokens: int | None = whole_field(

@@ -37,7 +37,7 @@ class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOption
     out: Path = path_field(REQUIRED, "Output folder: fit.json and the fitted model.")
     model: str | None = text_field(
         None,
-        "LongMem folder or longmem-smollm2-135m, or a backbone: Hugging Face folder, hub id, GGUF file or smollm2-135m.",
+        "LongMem folder or longmem-smollm2-135m, or a backbone: Hugging Face folder, hub id, GGUF file, smollm2-135m.",
         shown="reference model",
     )
     document_tokens: int = whole_field(20_480, "Of each document, from its start; 4 KiB of memory a token.")
