@@ -14,6 +14,21 @@ from longmem.sidenet.sidenet import ReadingInput, SideNetCache, start_state
 DEFAULT_FORM: dict[str, Any] = {name: getattr(LongMemConfig(), name) for name in PAPER_FORM}
 """Default form of a model; small models of tests have the paper's form."""
 FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": DEFAULT_FORM}
+"""Forms that a SideNet reads."""
+ALL_LAYERS: dict[str, Any] = {
+    **DEFAULT_FORM,
+    "memory_layers": "all",
+    "near_tokens": 24,
+    "read_blocks": 3,
+    "block_tokens": 4,
+}
+EVERY_FORM = {**FORMS, "all layers": ALL_LAYERS}
+
+
+def form_of_size(form: str, **sizes: Any) -> dict[str, Any]:
+    """Return the settings of a form with other sizes. Layers of a cache are read token by token."""
+    whole = {"chunk_tokens": 1} if form == "all layers" else {}
+    return {**EVERY_FORM[form], **sizes, **whole}
 
 
 def sidenet_input(

@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from torch import Tensor, nn
 
 from longmem.backbone.backbone import BackboneOutput
-from longmem.errors import NumericError
+from longmem.errors import ConfigError, NumericError
 from longmem.memory.context import LocalMemory
 from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
@@ -88,10 +88,17 @@ class Trainer:
     ) -> None:
         """Turn the SideNet's weights into float32 master weights, whatever the backbone computes in.
 
+        Raises ConfigError for a model without a SideNet.
+
         Args:
             rows: This worker's share of `config.rows`; all of them by default.
             reduce: Sums a tensor over all workers in place, so that every worker applies the same gradient.
         """
+        if model.config.reads_all_layers:
+            raise ConfigError(
+                "a model with memory_layers=all has no SideNet to train: fit its copy head with `longmem fit`, or "
+                "train with memory_layers=one"
+            )
         self.model = model
         self.config = config
         self.step_count = 0

@@ -17,6 +17,7 @@ from pipelines.command.fields import (
     text_field,
     whole_field,
 )
+from pipelines.command.layer_options import LayerOptions
 from pipelines.command.options import (
     BackboneOptions,
     ProcessThreads,
@@ -28,7 +29,7 @@ from pipelines.command.spec import CommandSpec, command
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSpec(ProcessThreads, RestartOption, BackboneOptions, TrainingDataOptions, CommandSpec):
+class FitSpec(ProcessThreads, RestartOption, LayerOptions, BackboneOptions, TrainingDataOptions, CommandSpec):
     """Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.
 
     **Example:** `longmem fit --model my-backbone --data books/train --valid books/valid --out runs/fit`

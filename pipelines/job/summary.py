@@ -34,10 +34,23 @@ def about(command: str, model: ModelDescription, executor: dict[str, Any], resum
     }
 
 
-def copies(summary: dict[str, Any]) -> bool:
-    """Return whether the model's copy head had a memory to copy from.
-
-    Without one, an untrained SideNet equals its backbone.
-    """
+def reads_memory(summary: dict[str, Any]) -> bool:
+    """Return whether a model without trained layers read a memory: by its copy head, or at every layer."""
     settings = summary["settings"]
-    return bool(settings["copy_head"] and settings["memory_tokens"])
+    return bool(settings["memory_tokens"] and (settings["copy_head"] or _reads_all_layers(settings)))
+
+
+def cause_of_change(summary: dict[str, Any]) -> str:
+    """Return where the change of perplexity comes from, for a model without trained layers that read a memory."""
+    settings = summary["settings"]
+    fitted = "fitted" if settings["trained_steps"] else "untrained"
+    if not _reads_all_layers(settings):
+        return f"The SideNet is untrained: the change comes from its {fitted} copy head alone."
+    if not settings["copy_head"]:
+        return "Nothing is trained: the frozen backbone reads the memory at every layer."
+    return f"The frozen backbone reads the memory at every layer, and its {fitted} copy head copies from it."
+
+
+def _reads_all_layers(settings: dict[str, Any]) -> bool:
+    # the summary of an earlier version has no such setting
+    return settings.get("memory_layers") == "all"

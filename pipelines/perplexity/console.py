@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipelines.command.console import printable
 from pipelines.job.format import fine_figure, fine_interval, fine_percent, with_interval
-from pipelines.job.summary import copies
+from pipelines.job.summary import cause_of_change, reads_memory
 
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
@@ -46,9 +46,10 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             )
         if not summary["model"]["trained"]:
             console.print(
-                "  The SideNet is untrained: the change comes from its untrained copy head alone."
-                if copies(summary)
-                else "  The SideNet is untrained: it equals its backbone, so no change is expected."
+                f"  {cause_of_change(summary)}"
+                if reads_memory(summary)
+                else "  The SideNet is untrained: it equals its backbone, so no change is expected.",
+                soft_wrap=True,
             )
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
     console.print(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.job.format import FILTERS, percent_digits, signed_percent
-from pipelines.job.summary import copies
+from pipelines.job.summary import cause_of_change, reads_memory
 
 MAX_CHARTS = 12
 MAX_ROWS = 1000
@@ -82,12 +82,12 @@ def verdict(summary: dict[str, Any]) -> str:
     if value is None:
         return "The two perplexities are too far apart to compare: see the nats at the end of this page."
     if not summary["model"]["trained"]:
-        if not copies(summary):
+        if not reads_memory(summary):
             return (
                 "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
                 f"and the measured change is {signed_percent(value)}."
             )
-        return f"{_effect(summary)} The SideNet is untrained: the change comes from its untrained copy head alone."
+        return f"{_effect(summary)} {cause_of_change(summary)}"
     return _effect(summary)
 
 

@@ -31,7 +31,7 @@ from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.perplexity.job import PerplexityJob, run_job
-from tests.inputs import FORMS
+from tests.inputs import EVERY_FORM, form_of_size
 
 pytest_plugins = ["tests.ray_cluster"]
 
@@ -44,9 +44,9 @@ LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Save a model folder for each form."""
     folder = tmp_path_factory.mktemp("models")
-    for name, form in FORMS.items():
+    for name, form in EVERY_FORM.items():
         small_longmem(folder, **form).save_pretrained(folder / name)
-    return {name: folder / name for name in FORMS}
+    return {name: folder / name for name in EVERY_FORM}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def tables(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def inline(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     """Return, for each form, the results of one sequential process without interruptions."""
-    return {form: run(job(tmp_path_factory.mktemp("inline") / "out", form=form)) for form in FORMS}
+    return {form: run(job(tmp_path_factory.mktemp("inline") / "out", form=form)) for form in EVERY_FORM}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def expected(inline: dict[str, dict[str, bytes]]) -> dict[str, bytes]:
 # --- whole jobs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_the_job_says_what_the_plain_loop_says(
     form: str, inline: dict[str, dict[str, bytes]], checkpoints: dict[str, Path], books: Path, tmp_path: Path
 ) -> None:
@@ -361,7 +361,7 @@ def model_of(small_model: Callable[..., LongMem]) -> Iterator[Callable[..., Long
     sizes=st.sampled_from([(8, 4, 24), (8, 2, 8), (16, 4, 40), (16, 8, 4096), (32, 4, 0), (8, 8, 48)]),
     slots=st.tuples(*[st.integers(1, 4)] * 3),
     in_flight=st.integers(1, 9),
-    form=st.sampled_from(sorted(FORMS)),
+    form=st.sampled_from(sorted(EVERY_FORM)),
     probes=st.sampled_from([None, 1]),
 )
 def test_no_schedule_changes_a_number(
@@ -377,7 +377,7 @@ def test_no_schedule_changes_a_number(
     """Compare results. `sizes` are the tokens of a segment, of a chunk and of the window."""
     segment_tokens, chunk_tokens, memory_tokens = sizes
     windows = {"segment_tokens": segment_tokens, "chunk_tokens": chunk_tokens, "memory_tokens": memory_tokens}
-    model = model_of(probes, **{**FORMS[form], **windows})
+    model = model_of(probes, **form_of_size(form, **windows))
     texts = {DocumentKey("n", str(number)): random_text(length, number) for number, length in enumerate(lengths)}
     documents = {key: cut_segments(key, model.tokenizer.sequence(text), segment_tokens) for key, text in texts.items()}
     with Workers(model, dict(zip(STAGES, slots, strict=True)), choices) as workers:

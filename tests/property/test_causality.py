@@ -13,7 +13,7 @@ from longmem.model.longmem import LongMem
 from longmem.scoring.text import TextScores
 from longmem.store.config import MemoryStore
 from longmem.store.document import DocumentMemory
-from tests.inputs import FORMS
+from tests.inputs import EVERY_FORM, form_of_size
 
 Shape = tuple[int, int, int, int]
 Models = Callable[[Shape, str], LongMem]
@@ -22,7 +22,7 @@ Models = Callable[[Shape, str], LongMem]
 SHAPES = [(16, 4, 64, 8), (16, 1, 16, 3), (12, 3, 21, 6), (8, 8, 24, 8), (16, 4, 0, 8)]
 MAX_CHARACTERS = 70
 
-forms = st.sampled_from(sorted(FORMS))
+forms = st.sampled_from(sorted(EVERY_FORM))
 texts = st.text("abcdefgh ", min_size=20, max_size=MAX_CHARACTERS)  # few letters: chunks resemble one another
 
 
@@ -32,7 +32,7 @@ def models(small_model: Callable[..., LongMem]) -> Models:
     def model(shape: Shape, form: str) -> LongMem:
         segment, chunk, memory, top_k = shape
         sizes = {"segment_tokens": segment, "chunk_tokens": chunk, "memory_tokens": memory, "top_k": top_k}
-        return small_model("llama", **{**FORMS[form], **sizes, "kv_dtype": "float32"})
+        return small_model("llama", **form_of_size(form, **sizes, kv_dtype="float32"))
 
     return model
 
@@ -118,7 +118,7 @@ LONG = "the cat sat on the mat and the dog sat on the log and the cat ate the ra
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_the_window_is_exactly_as_long_as_configured(models: Models, shape: Shape, form: str) -> None:
     """Check both sides of the window: a change before it has no effect, a change inside has one.
 

@@ -17,7 +17,7 @@ from longmem.store.config import MemoryStore
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
-from tests.inputs import FORMS
+from tests.inputs import EVERY_FORM, form_of_size
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log and the cat ate",
@@ -37,10 +37,10 @@ keys = st.builds(DocumentKey, names, names)
 alike_keys = st.builds(DocumentKey, st.sampled_from("ab"), st.sampled_from("ab"))  # of three, two share a name
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=EVERY_FORM)
 def model(request: pytest.FixtureRequest, small_model: Callable[..., LongMem]) -> LongMem:
     sizes = {"segment_tokens": 16, "memory_tokens": 32, "top_k": 8}
-    return small_model("llama", **{**FORMS[request.param], **sizes})
+    return small_model("llama", **form_of_size(request.param, **sizes))
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +185,12 @@ def test_one_reader_of_many_documents_in_any_order(
             assert score.retrieval.chunks_digest == expected.retrieval.chunks_digest
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_a_forgotten_document_is_not_read_by_the_next_one_of_its_name(
     form: str, small_model: Callable[..., LongMem]
 ) -> None:
     # the whole past, so that no chunk leaves the window
-    model = small_model("llama", **{**FORMS[form], "segment_tokens": 16, "memory_tokens": 96})
+    model = small_model("llama", **form_of_size(form, segment_tokens=16, memory_tokens=96))
     key = DocumentKey("default", "book")
     with InlineExecutor(model, MemoryStore.open("memory://")) as executor:
         for number in (0, 2):
