@@ -53,6 +53,22 @@ def test_gives_a_model_that_scores_better(tmp_path: Path, books: Path, small_bac
     assert fitted.score(road).perplexity < untouched.score(road).perplexity
 
 
+def test_fits_the_copies_of_a_model_that_reads_every_layer(
+    tmp_path: Path, books: Path, small_backbone: Callable[[str], Path]
+) -> None:
+    out = tmp_path / "out"
+    layers = ("--memory-layers", "all", "--near-tokens", 32, "--read-blocks", 2, "--block-tokens", 8)
+    given = ("--model", small_backbone("llama"), "--out", out, "--data", books, "--batch-tokens", 128, "--threads", 1)
+    code, text = invoke("fit", *given, *layers, *SMALL)
+    assert code == 0, text
+    first, *_, last = json.loads((out / "fit.json").read_text())["perplexity"]
+    assert last["training"] < first["training"]
+    fitted = LongMem.from_pretrained(out / "model")
+    assert (fitted.config.memory_layers, fitted.config.near_tokens, fitted.config.block_tokens) == ("all", 32, 8)
+    scores = fitted.score((books / "road.txt").read_text())
+    assert scores.perplexity < scores.backbone_perplexity
+
+
 def test_bad_input_is_a_sentence(tmp_path: Path, books: Path, small_backbone: Callable[[str], Path]) -> None:
     given = ("--model", small_backbone("llama"), "--out", tmp_path / "out")
     for options, expected in [

@@ -129,11 +129,12 @@ def test_the_job_says_what_the_plain_loop_says(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("form", "readers"), [("default", 3), ("all layers", 2)])
 def test_ray_workers_give_the_same_bytes(
-    ray_cluster: None, expected: dict[str, bytes], job: Job, tmp_path: Path
+    ray_cluster: None, inline: dict[str, dict[str, bytes]], job: Job, tmp_path: Path, form: str, readers: int
 ) -> None:
-    """Compare the default form; `tests/fault/test_workers_die.py` compares the paper's, on one worker of each kind."""
-    assert run(job(tmp_path / "out", encoders=2, readers=3, stores=2)) == expected
+    """`tests/fault/test_workers_die.py` compares the paper's form, on one worker of each kind."""
+    assert run(job(tmp_path / "out", form=form, encoders=2, readers=readers, stores=2)) == inline[form]
 
 
 class Interrupted(InlineExecutor):

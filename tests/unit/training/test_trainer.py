@@ -18,6 +18,7 @@ from longmem.training.config import TrainingConfig
 from longmem.training.row_stream import Sequences
 from longmem.training.trainer import Trainer, parameter_groups
 from longmem.training.validation import validate
+from tests.inputs import ALL_LAYERS
 
 SEGMENT = 32
 BEST_FORM = {
@@ -186,6 +187,12 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_applied(small_model:
     with pytest.raises(NumericError, match="step 1: expected a finite loss"):
         Trainer(model, texts(2, 3), TrainingConfig(steps=2, rows=1)).step()
     assert torch.equal(model.sidenet.gate, before)
+
+
+def test_a_model_without_a_sidenet_is_refused(small_model: Callable[..., LongMem]) -> None:
+    model = small_model(**ALL_LAYERS)
+    with pytest.raises(ConfigError, match="longmem fit"):
+        Trainer(model, [], TrainingConfig())
 
 
 def test_only_copied_matrices_decay(model: LongMem) -> None:
