@@ -13,6 +13,7 @@ from longmem.model.source import ModelSource, describe
 from pipelines.cli import app
 from pipelines.plan.costs import UnitCosts, load_costs, save_costs
 from pipelines.plan.measure import identity_of, measure_costs
+from pipelines.plan.processes import folder_bytes
 
 SEGMENT_TOKENS, MEMORY_TOKENS = 32, 96
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
@@ -140,3 +141,19 @@ def test_bad_input_is_told(args: list[object], message: str) -> None:
     result = plan(*args)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_disk_of_a_memory_at_every_layer(small_backbone: Callable[[str], Path], book: Path, tmp_path: Path) -> None:
+    """Compare the predicted bytes on disk with a store that keeps the document."""
+    sizes = ("--segment-tokens", 32, "--memory-tokens", 96, "--top-k", 8, "--near-tokens", 12, "--read-blocks", 2)
+    options = ("--model", small_backbone("llama"), "--memory-layers", "all", *sizes, "--block-tokens", 4)
+    result = plan(book, *options, "--retention", "forever", "--seconds", 0.3, "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    # keys and values of four layers with two heads of 8 float16 numbers, and the token's id
+    assert values["costs"]["block_bytes"] == 32 * (2 * 4 * 2 * 8 * 2 + 4)
+    job = ("perplexity", book, *options, "--address", "none", "--threads", 1, "--out", tmp_path / "out")
+    store = ("--store", tmp_path / "memory.lance", "--retention", "forever")
+    ran = CliRunner().invoke(app, [str(each) for each in (*job, *store)], prog_name="longmem")
+    assert ran.exit_code == 0, ran.output
+    assert values["plan"]["disk_bytes"] == pytest.approx(folder_bytes(tmp_path / "memory.lance"), rel=0.5)
