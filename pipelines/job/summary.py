@@ -40,10 +40,17 @@ def reads_memory(summary: dict[str, Any]) -> bool:
     return bool(settings["memory_tokens"] and (settings["copy_head"] or _reads_all_layers(settings)))
 
 
+def why_no_change(summary: dict[str, Any]) -> str:
+    """Return why a model without trained layers, which read no memory, should equal its backbone."""
+    if _reads_all_layers(summary["settings"]):
+        return "Without memory, the model is its backbone"
+    return "The SideNet is untrained, and an untrained SideNet equals its backbone"
+
+
 def cause_of_change(summary: dict[str, Any]) -> str:
     """Return where the change of perplexity comes from, for a model without trained layers that read a memory."""
     settings = summary["settings"]
-    fitted = "fitted" if settings["trained_steps"] else "untrained"
+    fitted = "fitted" if settings.get("trained_steps") else "untrained"
     if not _reads_all_layers(settings):
         return f"The SideNet is untrained: the change comes from its {fitted} copy head alone."
     if not settings["copy_head"]:

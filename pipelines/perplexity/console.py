@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipelines.command.console import printable
 from pipelines.job.format import fine_figure, fine_interval, fine_percent, with_interval
-from pipelines.job.summary import cause_of_change, reads_memory
+from pipelines.job.summary import cause_of_change, reads_memory, why_no_change
 
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
@@ -48,7 +48,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             console.print(
                 f"  {cause_of_change(summary)}"
                 if reads_memory(summary)
-                else "  The SideNet is untrained: it equals its backbone, so no change is expected.",
+                else f"  {why_no_change(summary)}: no change is expected.",
                 soft_wrap=True,
             )
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0

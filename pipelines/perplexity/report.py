@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.job.format import FILTERS, percent_digits, signed_percent
-from pipelines.job.summary import cause_of_change, reads_memory
+from pipelines.job.summary import cause_of_change, reads_memory, why_no_change
 
 MAX_CHARTS = 12
 MAX_ROWS = 1000
@@ -83,10 +83,8 @@ def verdict(summary: dict[str, Any]) -> str:
         return "The two perplexities are too far apart to compare: see the nats at the end of this page."
     if not summary["model"]["trained"]:
         if not reads_memory(summary):
-            return (
-                "The SideNet is untrained, and an untrained SideNet equals its backbone: no difference is expected, "
-                f"and the measured change is {signed_percent(value)}."
-            )
+            change = signed_percent(value)
+            return f"{why_no_change(summary)}: no difference is expected, and the measured change is {change}."
         return f"{_effect(summary)} {cause_of_change(summary)}"
     return _effect(summary)
 

@@ -262,7 +262,7 @@ def test_the_baseline_is_the_backbone_in_plain_transformers(
 def test_an_untrained_model_without_a_copy_head_is_its_backbone(models: Path, text: Path, tmp_path: Path) -> None:
     outcome = invoke(*arguments(text, models / "untrained", tmp_path / "out", "--store", "memory://"))
     assert outcome.code == 0
-    assert "The SideNet is untrained: it equals its backbone" in outcome.stdout
+    assert "an untrained SideNet equals its backbone" in outcome.stdout
     token = summary_of(tmp_path / "out")["perplexity"]["token"]
     assert token["longmem"]["value"] == pytest.approx(token["backbone"]["value"], rel=1e-6)
     segments = rows(tmp_path / "out", "segments")

@@ -412,3 +412,15 @@ def test_formats() -> None:
     assert [duration(s) for s in (0.04, 59.96, 245, 11_240)] == ["0.0 s", "1 min 00 s", "4 min 05 s", "3 h 07 min"]
     assert [short_count(v) for v in (900, 20_000, 1_500_000)] == ["900", "20k", "1.5M"]
     assert short_count(65_536, 1024) == "64k"
+
+
+def test_a_model_that_reads_every_layer_says_where_its_change_comes_from() -> None:
+    summary = make_summary(-0.1, -0.2)
+    summary["model"]["trained"] = False
+    summary["settings"] |= {"memory_layers": "all", "trained_steps": 216}
+    every_layer = "The frozen backbone reads the memory at every layer"
+    assert verdict(summary).endswith(f"{every_layer}, and its fitted copy head copies from it.")
+    summary["settings"]["copy_head"] = False
+    assert verdict(summary).endswith("Nothing is trained: the frozen backbone reads the memory at every layer.")
+    summary["settings"]["memory_tokens"] = 0
+    assert verdict(summary).startswith("Without memory, the model is its backbone: no difference is expected")
