@@ -48,8 +48,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             console.print(
                 f"  {cause_of_change(summary)}"
                 if reads_memory(summary)
-                else f"  {why_no_change(summary)}: no change is expected.",
-                soft_wrap=True,
+                else f"  {why_no_change(summary)}: no change is expected."
             )
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
     console.print(
