@@ -107,7 +107,7 @@ class SegmentModel:
         if begins.all():
             return self._run(tokens, cache)
         if begins.any():
-            assert cache is None, "rows that are decoded begin alike"
+            assert cache is None, "decoding takes one kind of row: all begin with the sink, or none"
             return _merged(begins, self._run(tokens[begins], None), self.run_backbone(tokens[~begins]))
         sink = torch.full_like(tokens[:, :1], start)
         output = self._run(torch.cat([sink, tokens], dim=1), cache)

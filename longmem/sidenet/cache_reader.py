@@ -29,7 +29,7 @@ from longmem.memory.view import MemoryView
 from longmem.retrieval import AbstractChunkSearch
 from longmem.sidenet.block_choice import tokens_to_read
 from longmem.sidenet.copy_head import CopyHead
-from longmem.sidenet.readers import MemoryReader
+from longmem.sidenet.readers import MemoryReader, RetrievedMemory
 from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
 
 
@@ -97,8 +97,10 @@ class CacheReader(ReadingModel):
         self, given: ReadingInput, search: AbstractChunkSearch, cache: DecodingCache | None = None
     ) -> ReadingOutput:
         hidden = self._decoded(given, cache) if cache is not None else self._hidden(given)
-        readings = [None] * len(given.views) if self.copy_head is None else self._read(None, given, search)
-        return ReadingOutput(hidden, list(readings), self._copies(given, hidden, list(readings)))
+        readings: list[RetrievedMemory | None] = [None] * len(given.views)
+        if self.copy_head is not None:
+            readings = self._read(None, given, search)
+        return ReadingOutput(hidden, readings, self._copies(given, hidden, readings))
 
     def _hidden(self, given: ReadingInput) -> Float[Tensor, "batch tokens head_input"]:
         """Run rows of one view together."""

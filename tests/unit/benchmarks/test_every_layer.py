@@ -8,7 +8,7 @@ from longmem import LongMem
 from longmem.backbone.small import save_small_backbone
 
 
-def test_every_case_runs_and_the_reading_is_longer_than_its_floor(tmp_path: Path) -> None:
+def test_every_case_runs_and_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     save_small_backbone(tmp_path / "llama", "llama", max_position_embeddings=1024)
     sizes = {"segment_tokens": 64, "memory_tokens": 512, "near_tokens": 64, "read_blocks": 2, "block_tokens": 16}
     model = LongMem.from_backbone(tmp_path / "llama", memory_layers="all", top_k=8, **sizes)
