@@ -25,7 +25,7 @@ LINE = "interrupted."
 SAME_S = 0.5
 """Seconds within which signals count as one: a closed terminal and a batch system send several in a row."""
 AGAIN_S = 0.02
-"""Interval, in seconds, of retries while a module is imported or a process is started."""
+"""Interval, in seconds, of retries while an interruption has to wait: see `_raise_where_it_can_be`."""
 
 
 class _State:
@@ -41,6 +41,8 @@ class _State:
         self.told = False
         self.tidying = 0
         """Depth of `tidying` blocks."""
+        self.undivided = 0
+        """Depth of `undivided` blocks."""
 
 
 _STATE = _State()
@@ -68,6 +70,19 @@ def tidying() -> Iterator[None]:
         yield
     finally:
         _STATE.tidying -= 1
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Delay the KeyboardInterrupt of an interruption within the block until after it.
+
+    For a few statements that belong together, such as a record in a journal and the totals that count it.
+    """
+    _STATE.undivided += 1
+    try:
+        yield
+    finally:
+        _STATE.undivided -= 1
 
 
 def is_interrupted() -> bool:
@@ -137,11 +152,14 @@ def _try_again(_number: int, frame: FrameType | None) -> None:
 
 
 def _raise_where_it_can_be(frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; within an import or the start of a process, schedule a retry instead.
+    """Raise KeyboardInterrupt; within `undivided`, an import or the start of a process, schedule a retry instead.
 
     A half-imported extension module raises ImportError or swallows the interruption. Libraries hold locks between their
     callbacks before and after a fork.
     """
+    if _STATE.undivided:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        return
     while frame is not None:
         code = frame.f_code
         # compared by name: importing `subprocess` takes too long here

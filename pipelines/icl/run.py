@@ -15,6 +15,7 @@ from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.stages import STAGES
 from longmem.types import DocumentKey, SegmentInfo
+from pipelines.command.interrupts import undivided
 from pipelines.icl.records import BatchRecord, IclJournal
 from pipelines.icl.requests import request_for, results_of
 from pipelines.icl.task_data import GridPoint, Memory, PreparedTask, Prompt
@@ -112,8 +113,9 @@ class IclRun:
         def answered(batch: tuple[GridPoint, list[Prompt]], result: Any, busy_s: float) -> None:
             point, prompts = batch
             results = results_of(points[point][0], prompts, result)
-            self.journal.add(BatchRecord(point, results, busy_s))
-            self.asked.items += len(results)
+            with undivided():
+                self.journal.add(BatchRecord(point, results, busy_s))
+                self.asked.items += len(results)
             self.observer.advanced(len(results))
 
         def turned() -> None:

@@ -24,6 +24,7 @@ from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.text.documents import UnreadableDocument
 from longmem.types import DocumentKey, Segment, SegmentScore
+from pipelines.command.interrupts import undivided
 from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed, Prepared
 from pipelines.perplexity.journal import Journal
@@ -178,11 +179,12 @@ class PerplexityRun:
             self._raise_if_fatal(completion.error)
             self._errors.setdefault(segment.key, completion.error)
             return
-        self._take(completion)
-        totals = self.totals.stages[stage]
-        totals.segments += 1
-        totals.tokens += segment.num_tokens
-        totals.busy_s += completion.busy_s
+        with undivided():
+            self._take(completion)
+            totals = self.totals.stages[stage]
+            totals.segments += 1
+            totals.tokens += segment.num_tokens
+            totals.busy_s += completion.busy_s
         self._observer.task_ended(completion)
         if stage == "score" and self._trim_every is not None:
             self._trim(segment.key, self._trim_every)

@@ -17,6 +17,7 @@ from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import WindowRequest
 from longmem.scoring.evaluation_window import EvaluationWindow, cut_windows, num_windows
 from longmem.types import Document
+from pipelines.command.interrupts import undivided
 from pipelines.job.ask import ask_all
 from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed
@@ -130,10 +131,12 @@ class WindowRun:
 
     def _take(self, tag: tuple[str, EvaluationWindow], logprobs: np.ndarray, busy_s: float) -> None:
         document, window = tag
-        self._journal.add(window_record(document, window, logprobs, self._segment_tokens, self._keep_tokens))
-        self._totals.windows += 1
-        self._totals.tokens += len(window.tokens)
-        self._totals.busy_s += busy_s
+        record = window_record(document, window, logprobs, self._segment_tokens, self._keep_tokens)
+        with undivided():
+            self._journal.add(record)
+            self._totals.windows += 1
+            self._totals.tokens += len(window.tokens)
+            self._totals.busy_s += busy_s
         self._observer.advanced()
 
     def _fail_window(self, tag: tuple[str, EvaluationWindow], error: LongMemError) -> None:

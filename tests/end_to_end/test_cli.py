@@ -778,6 +778,47 @@ def test_an_interrupted_job_says_how_to_go_on_and_does(
     assert summary["stages"]["score"]["segments"] == summary["counts"]["segments"], "each was scored once"
 
 
+INTERRUPTED_AT_A_RECORD = """
+import signal, sys
+from pipelines.cli import main
+from pipelines.job.journal import AbstractJournal
+
+name, wanted, left = sys.argv.pop(1), AbstractJournal.add, [3]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def add(self, record):
+    wanted(self, record)
+    left[0] -= type(record).__name__ == name
+    if left[0] == 0:
+        signal.raise_signal(signal.SIGINT)
+
+AbstractJournal.add = add
+main()
+"""
+
+
+@pytest.mark.parametrize(("record", "counted"), [("SegmentRecord", "segments"), ("WindowRecord", "windows")])
+def test_what_is_in_the_journal_of_an_interrupted_job_is_counted(
+    model: Path, long_books: Path, tmp_path: Path, record: str, counted: str
+) -> None:
+    """Interrupt between a record and the totals that count it."""
+    out = tmp_path / "out"
+    args = arguments(long_books, model, out, "--window", 64, "--stride", 32)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_A_RECORD, record, *args], env=ENVIRONMENT, capture_output=True, timeout=120
+    )
+    assert done.returncode == 130, done.stderr
+    assert not (out / "summary.json").exists()
+    assert invoke(*args, "--resume").code == 0
+    summary = summary_of(out)
+    slices = json.loads((out / "slices.json").read_text())["slices"]
+    assert len(slices) == 2
+    if counted == "segments":
+        assert summary["stages"]["score"]["segments"] == summary["counts"]["segments"]
+    else:
+        assert sum(each["window"]["windows"] for each in slices if each.get("window")) == summary["window"]["windows"]
+
+
 def test_resume_of_a_finished_job_changes_nothing(
     copied: Path, model: Path, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,22 @@ def test_a_signal_within_tidying_is_a_keyboard_interrupt(number: signal.Signals,
     assert run(code, tmp_path) == (0, f"tidied\n{LINE} Go on with --resume\n", "")
 
 
+def test_an_interruption_of_undivided_statements_comes_after_them(tmp_path: Path) -> None:
+    code = """
+    done = []
+    try:
+        with interrupts.tidying():
+            with interrupts.undivided():
+                interrupt()
+                done.append("both")
+            time.sleep(20)
+            done.append("went on")
+    except KeyboardInterrupt:
+        print(*done)
+    """
+    assert run(code, tmp_path) == (0, "both\n", "")
+
+
 @pytest.mark.parametrize("dropped", ["Dropped()", "os.fork() or os._exit(0)"])
 def test_interruption_where_python_drops_exceptions_comes_again(dropped: str, tmp_path: Path) -> None:
     """Check destructors and callbacks around `fork`, where Python drops exceptions and a command ignored Ctrl-C."""
