@@ -805,7 +805,10 @@ def test_what_is_in_the_journal_of_an_interrupted_job_is_counted(
     out = tmp_path / "out"
     args = arguments(long_books, model, out, "--window", 64, "--stride", 32)
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_AT_A_RECORD, record, *args], env=ENVIRONMENT, capture_output=True, timeout=120
+        [sys.executable, "-c", INTERRUPTED_AT_A_RECORD, record, *args],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=120,
     )
     assert done.returncode == 130, done.stderr
     assert not (out / "summary.json").exists()
