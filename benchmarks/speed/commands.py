@@ -12,6 +12,7 @@ from benchmarks.speed.shapes import GPT2_MEDIUM, SHAPES
 from benchmarks.speed.table import SpeedTable, write_tables
 from benchmarks.speed.timing import REPEATS
 from longmem.config import Dtype
+from longmem.errors import ConfigError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
 from pipelines.command.command_line import check_device
 
@@ -83,6 +84,28 @@ def every_layer(
     text = long_document(needed, inputs or [], source).text
     table = benchmark.every_layer(opened, text, segments, window, repeats)
     _finish(out / "every-layer", [table])
+
+
+@app.command()
+def attention(
+    tokens: Annotated[int, typer.Option(help="Queries: tokens of a segment.")] = 2048,
+    cached: Annotated[int, typer.Option(help="Keys in front of them: tokens read from memory.")] = 4096,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 9,
+    kv_heads: Annotated[int, typer.Option(help="KV heads.")] = 3,
+    dim: Annotated[int, typer.Option(help="Width of a head.")] = 64,
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Compare one layer's bfloat16 attention in C with torch's, with and without a KV cache (default: SmolLM2-135M)."""
+    from benchmarks.speed import attention as benchmark
+    from longmem.backbone.fast_attention import is_available
+
+    if not is_available():
+        raise ConfigError("attention in C needs a C compiler and a processor with AVX-512 BF16; this machine lacks one")
+    torch.set_num_threads(threads)
+    tables = [benchmark.attention(tokens, count, heads, kv_heads, dim, repeats) for count in (cached, 0)]
+    _finish(out / "attention", tables)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from transformers.utils import logging as hf_logging
 from longmem.backbone.adapter import merge_adapter, refuse_adapter_files
 from longmem.backbone.converted import model_folder
 from longmem.backbone.families import FAMILIES, family_of
+from longmem.backbone.fast_attention import use_fast_attention
 from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.files import CONFIG_FILE, find_file, is_local, one_line, read_headers, read_json, weight_files
 from longmem.backbone.weight_check import check_weights, first_not_finite
@@ -79,6 +80,7 @@ def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None 
     _check_finite(source if adapter is None else adapter, model)
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     use_fast_linear(frozen)
+    use_fast_attention(frozen)
     return frozen
 
 

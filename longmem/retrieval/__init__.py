@@ -2,8 +2,8 @@
 """Search engines for chunk keys, created by name."""
 
 from longmem.errors import ConfigError
+from longmem.native.build import find_compiler
 from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
-from longmem.retrieval.native.build import find_compiler
 
 SEARCH_ENGINES = ("native", "torch", "faiss", "ivf")
 

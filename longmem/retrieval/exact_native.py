@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact search in one pass over the keys, in C (`native/top_k.c`).
+"""Exact search in one pass over the keys, in C (`longmem/native/top_k.c`).
 
 Brute force computes every score and discards nearly all of them. On real keys the product and the selection cost about
 the same. This engine computes an upper bound of every score from sketches a fifth as long (`low_rank_bound.py`), in
-int8 (`native/bounds.h`). Only keys whose bound reaches the current k-th best score get a full product. The result is
-exact: a key that a bound rejects cannot be in the top k, and double-precision products rank the top k.
+int8 (`longmem/native/bounds.h`). Only keys whose bound reaches the current k-th best score get a full product. The
+result is exact: a key that a bound rejects cannot be in the top k, and double-precision products rank the top k.
 
 Without a sketch the bounds are made of the whole keys. The gain is then that of int8, and of a selection that reads no
 score from memory.
@@ -19,12 +19,12 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from longmem.errors import ConfigError
+from longmem.native.build import native_library
+from longmem.native.params import KeyPanels, PanelBounds, QuantiseParams, TopkParams, row_matrix
+from longmem.native.threads import run_threads
 from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
-from longmem.retrieval.native.build import native_library
-from longmem.retrieval.native.params import KeyPanels, PanelBounds, QuantiseParams, TopkParams, row_matrix
-from longmem.retrieval.native.threads import run_threads
 from longmem.retrieval.native_gather import NativeGather
 
 UNIT_ROUNDOFF = 2.0**-24

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from longmem.native.params import InvertedLists
 from longmem.retrieval.base import ChunkHits
 from longmem.retrieval.exact_native import NativeSearch, bound_inputs, run_rows
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
-from longmem.retrieval.native.params import InvertedLists
 
 PROBES = 64
 """Default number of cells that a query searches, in addition to the chunks outside of cells."""

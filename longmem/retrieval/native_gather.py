@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gather of retrieved rows in C (`native/gather.c`), for scoring on the CPU without gradients."""
+"""Gather of retrieved rows in C (`longmem/native/gather.c`), for scoring on the CPU without gradients."""
 
 import ctypes
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
+from longmem.native.build import native_library
+from longmem.native.params import DTYPES, GatherParams, row_matrix
+from longmem.native.threads import run_threads
 from longmem.retrieval.gather import TORCH_GATHER, AbstractGather
-from longmem.retrieval.native.build import native_library
-from longmem.retrieval.native.params import DTYPES, GatherParams, row_matrix
-from longmem.retrieval.native.threads import run_threads
 
 
 class NativeGather(AbstractGather):

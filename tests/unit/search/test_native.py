@@ -22,9 +22,9 @@ from torch import Tensor
 from longmem.errors import ConfigError
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.window import SKETCHED_CHUNKS, WindowBuffer
+from longmem.native import build, params
 from longmem.retrieval import choose_engine, create_search
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
-from longmem.retrieval.native import build, params
 from tests.blocks import IDENTITY, make_block
 
 

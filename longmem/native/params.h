@@ -74,6 +74,20 @@ typedef struct {
     float *output; /* products [num_tokens, num_heads, num_ids], or sums [num_tokens, num_heads, dim] */
 } gather_params;
 
+/* Causal attention in bfloat16. Query i of `tokens` sees the first `count - tokens + i + 1` keys. Strides count numbers;
+   the numbers of one head of one token are contiguous. `dim` is a multiple of 16 and at most 256. */
+typedef struct {
+    const uint16_t *queries; /* [heads, tokens, dim] */
+    const uint16_t *keys;    /* [kv_heads, count, dim] */
+    const uint16_t *values;  /* [kv_heads, count, dim] */
+    int64_t query_head, query_token, key_head, key_token, value_head, value_token; /* strides */
+    int64_t heads, kv_heads, tokens, count, dim;
+    float scale;             /* factor of an inner product, times log2(e) */
+    uint16_t *packed_keys;   /* longmem_attention_packed_bytes each, filled by longmem_attention_pack */
+    uint16_t *packed_values;
+    uint16_t *output;        /* [tokens, heads, dim], contiguous */
+} attention_params;
+
 /* Keys of a panel, and bytes of its quantised values for sketches of a width. */
 int64_t longmem_panel_keys(void);
 int64_t longmem_panel_bytes(int64_t sketch_width);
@@ -85,6 +99,15 @@ int longmem_ivf_top_k(const topk_params *params, const inverted_lists *lists);
 
 void longmem_products(const gather_params *params);
 void longmem_mixtures(const gather_params *params);
+
+/* Bytes of the memory that each thread passes to `longmem_attention_read`; 0 if this processor has no AVX-512 BF16. */
+int64_t longmem_attention_scratch_bytes(void);
+int64_t longmem_attention_packed_bytes(const attention_params *params);
+
+/* Work of one thread: blocks first, first + step, … of keys and values to pack, then of rows to read. All blocks are
+   packed before any is read. */
+void longmem_attention_pack(const attention_params *params, int64_t first, int64_t step);
+void longmem_attention_read(const attention_params *params, int64_t first, int64_t step, void *scratch);
 
 /* Number of fields of a struct. Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where
    there is no such field. */

@@ -17,9 +17,9 @@ import platformdirs
 import xxhash
 
 from longmem.errors import ConfigError
-from longmem.retrieval.native.params import declare_functions
+from longmem.native.params import declare_functions
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("top_k.c", "gather.c", "layout.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("top_k.c", "gather.c", "attention.c", "layout.c"))
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")

@@ -117,6 +117,31 @@ class GatherParams(NativeStruct):
     )
 
 
+class AttentionParams(NativeStruct):
+    """Arguments of the functions `longmem_attention_…`."""
+
+    _fields_ = (
+        ("queries", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("query_head", ctypes.c_int64),
+        ("query_token", ctypes.c_int64),
+        ("key_head", ctypes.c_int64),
+        ("key_token", ctypes.c_int64),
+        ("value_head", ctypes.c_int64),
+        ("value_token", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("packed_keys", ctypes.c_void_p),
+        ("packed_values", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+    )
+
+
 STRUCTS: tuple[type[NativeStruct], ...] = (
     RowMatrix,
     PanelBounds,
@@ -125,6 +150,7 @@ STRUCTS: tuple[type[NativeStruct], ...] = (
     TopkParams,
     InvertedLists,
     GatherParams,
+    AttentionParams,
 )
 
 
@@ -148,6 +174,10 @@ def declare_functions(library: ctypes.CDLL) -> None:
         "longmem_ivf_top_k": (ctypes.c_int, [ctypes.POINTER(TopkParams), ctypes.POINTER(InvertedLists)]),
         "longmem_products": (None, [ctypes.POINTER(GatherParams)]),
         "longmem_mixtures": (None, [ctypes.POINTER(GatherParams)]),
+        "longmem_attention_scratch_bytes": (number, []),
+        "longmem_attention_packed_bytes": (number, [ctypes.POINTER(AttentionParams)]),
+        "longmem_attention_pack": (None, [ctypes.POINTER(AttentionParams), number, number]),
+        "longmem_attention_read": (None, [ctypes.POINTER(AttentionParams), number, number, ctypes.c_void_p]),
     }
     for function, (result, arguments) in signatures.items():
         getattr(library, function).restype = result
