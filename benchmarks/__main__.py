@@ -19,6 +19,7 @@ from benchmarks import ablations as ablations_benchmark
 from benchmarks import compare as compare_benchmark
 from benchmarks import controls as controls_benchmark
 from benchmarks import growth as growth_benchmark
+from benchmarks import parts as parts_benchmark
 from benchmarks.baselines import memorizing_training, neural_cache, ngram_cache
 from benchmarks.baselines.base import Sequence
 from benchmarks.baselines.frozen import FrozenBackbone
@@ -31,6 +32,7 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype
 from longmem.errors import LongMemError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
+from longmem.scoring.evaluation_window import check_window
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
 from longmem.text.language_reference import language_reference
@@ -145,6 +147,43 @@ def controls(
     table = controls_benchmark.markdown(figures)
     _write(out, {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents), **figures}, table)
     Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command()
+def parts(
+    books: Books,
+    model: Annotated[str, typer.Option(help="LongMem or backbone, by name or folder.")] = "longmem-smollm2-135m",
+    windows: Annotated[
+        list[str] | None, typer.Option("--window", help="Backbone alone: WINDOW:STRIDE; several for several rows.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a part; several for several rows.")] = None,
+    segment_tokens: Annotated[int | None, typer.Option(help="Tokens of a segment; default: the model's.")] = None,
+    limit_tokens: LimitTokens = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "parts.json",
+) -> None:
+    """Read each part of a memory of all layers alone, and controls; against the backbone in segments and windows."""
+    torch.set_num_threads(threads)
+    shapes = [_window(each) for each in windows or []]
+    settings: dict[str, Any] = {"memory_layers": "all"}
+    if segment_tokens is not None:
+        settings["segment_tokens"] = segment_tokens
+    opened = ModelSource(model, _dtype(dtype), settings=settings).open()
+    documents = read_sequences(books, opened.tokenizer, limit_tokens)
+    rows = parts_benchmark.run(opened, documents, shapes, only or [])
+    table = parts_benchmark.markdown(rows)
+    settings |= {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents)}
+    _write(out, settings | parts_benchmark.figures(rows), table)
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+def _window(given: str) -> tuple[int, int]:
+    window, _, stride = given.partition(":")
+    if not (window.isdecimal() and stride.isdecimal()):
+        raise typer.BadParameter(f"expected WINDOW:STRIDE, such as 8192:4096, got {given!r}", param_hint="--window")
+    check_window(int(window), int(stride))
+    return int(window), int(stride)
 
 
 @app.command()

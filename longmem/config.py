@@ -15,6 +15,7 @@ ValueForm = Literal["same", "next"]
 Retrieval = Literal["per_head", "joint"]
 SpecialTokens = Literal["parse", "text"]
 MemoryLayers = Literal["one", "all"]
+BlockChoice = Literal["keys", "overlap", "both", "random"]
 
 REPEAT_MEMORY_TOKENS = 2**24 - 1
 """Largest memory whose repeats can be found: token indices share 64 bits with hashes."""
@@ -27,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "retrieval": get_args(Retrieval),
     "special_tokens": get_args(SpecialTokens),
     "memory_layers": get_args(MemoryLayers),
+    "block_choice": get_args(BlockChoice),
 }
 """Allowed values of the fields that name a variant."""
 
@@ -96,6 +98,9 @@ class LongMemConfig:
     """Number of older blocks of `block_tokens` that every layer reads too, chosen by `longmem.sidenet.block_choice`."""
     block_tokens: int = 64
     """Tokens of one such block."""
+    block_choice: BlockChoice = "keys"
+    """Choice of blocks: by similar `keys` of the memory layer, by `overlap` of tokens weighted by their idf, by `both`,
+    or at `random` (a control)."""
     sink: bool | None = None
     """True to put the start token in front of every segment that does not begin with it, as an attention sink. None:
     where `memory_layers` is `all`."""

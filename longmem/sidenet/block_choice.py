@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choice of the memory tokens that every layer reads: the near past, and older blocks that resemble it.
 
-The newest `segment_tokens` of the memory ask with their keys of the memory layer. No token of the reading segment takes
-part, so that no prediction depends on a token after it.
+The newest `segment_tokens` of the memory ask for blocks, with their keys of the memory layer or with their token ids.
+No token of the reading segment takes part, so that no prediction depends on a token after it.
 """
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from longmem.config import LongMemConfig
@@ -39,13 +39,56 @@ def chosen_blocks(view: MemoryView, config: LongMemConfig, num_older: int) -> In
     if not num_blocks or not config.read_blocks:
         return None
     first = num_older - num_blocks * config.block_tokens
-    wanted = min(config.read_blocks, num_blocks)
+    scores = _SCORES[config.block_choice](view, config, first, num_blocks)
+    order = scores.topk(min(config.read_blocks, num_blocks)).indices.sort().values
+    return first + order * config.block_tokens
+
+
+def score_by_keys(view: MemoryView, config: LongMemConfig, first: int, num_blocks: int) -> Float64[Tensor, " blocks"]:
+    """Return the votes of the asking tokens: each votes for the blocks that hold the most similar keys."""
     keys = view.keys[:, :, 0].transpose(0, 1).flatten(1)
     asking = keys[-config.segment_tokens :].float()
-    similarity = asking @ keys[first:num_older].float().T
+    older = keys[first : first + num_blocks * config.block_tokens].float()
+    similarity = asking @ older.T
     best = similarity.unflatten(1, (num_blocks, config.block_tokens)).amax(dim=2).topk(min(BEST_BLOCKS, num_blocks))
     votes = torch.zeros(num_blocks, dtype=torch.float64, device=keys.device)
     # float64: the sum does not depend on its order beyond what a comparison can see
     votes.scatter_add_(0, best.indices.flatten(), best.values.double().clamp(min=0).pow(VOTE_POWER).flatten())
-    order = votes.topk(wanted).indices.sort().values
-    return first + order * config.block_tokens
+    return votes
+
+
+def score_by_overlap(
+    view: MemoryView, config: LongMemConfig, first: int, num_blocks: int
+) -> Float64[Tensor, " blocks"]:
+    """Return the cosine of tf-idf vectors of asking tokens and blocks; idf counts the blocks that hold a token."""
+    asking = view.text[-config.segment_tokens :]
+    blocks = view.text[first : first + num_blocks * config.block_tokens].view(num_blocks, config.block_tokens)
+    found: tuple[Tensor, Tensor] = torch.cat([blocks.flatten(), asking]).unique(return_inverse=True)
+    distinct, ids = found
+    block_of = torch.arange(num_blocks, device=ids.device).repeat_interleave(config.block_tokens)
+    counts = torch.zeros(num_blocks, len(distinct), dtype=torch.float64, device=ids.device)
+    counts.index_put_((block_of, ids[: blocks.numel()]), torch.ones((), dtype=torch.float64), accumulate=True)
+    wanted = ids[blocks.numel() :].bincount(minlength=len(distinct)).double()
+    idf = ((1 + num_blocks) / (1 + counts.gt(0).sum(dim=0).double())).log()
+    weighted, asked = counts.log1p() * idf, wanted.log1p() * idf
+    lengths = weighted.norm(dim=1) * asked.norm()
+    cosines: Tensor = weighted @ asked / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+    return cosines
+
+
+def score_by_both(view: MemoryView, config: LongMemConfig, first: int, num_blocks: int) -> Float64[Tensor, " blocks"]:
+    """Return the mean of both scores, each divided by its maximum."""
+    parts = [score(view, config, first, num_blocks) for score in (score_by_keys, score_by_overlap)]
+    tiny = torch.finfo(torch.float64).tiny
+    return torch.stack([part / part.max().clamp(min=tiny) for part in parts]).mean(dim=0)
+
+
+def score_at_random(
+    view: MemoryView, _config: LongMemConfig, _first: int, num_blocks: int
+) -> Float64[Tensor, " blocks"]:
+    """Return random scores; one position of a document has the same on every worker."""
+    random = torch.Generator().manual_seed(view.end_token)
+    return torch.rand(num_blocks, dtype=torch.float64, generator=random).to(view.keys.device)
+
+
+_SCORES = {"keys": score_by_keys, "overlap": score_by_overlap, "both": score_by_both, "random": score_at_random}

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from longmem.config import MemoryLayers
+from longmem.config import BlockChoice, MemoryLayers
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MODEL,
@@ -59,4 +59,12 @@ class LayerOptions:
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
         shown="the model's, else 64",
+    )
+    block_choice: BlockChoice | None = choice_field(
+        None,
+        "How blocks are chosen: similar keys of the memory layer, overlap of tokens (weighted by idf), both, or random "
+        "(a control).",
+        MODEL_SETTING,
+        DECIDED_BY_SERVICE,
+        shown="the model's, else keys",
     )

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading at every layer: against plain transformers, whose cache holds the same tokens at the same positions."""
 
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from longmem import LongMem, MemoryStore
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
+from longmem.config import BlockChoice
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
-from longmem.sidenet.block_choice import chosen_blocks, tokens_to_read
+from longmem.sidenet.block_choice import chosen_blocks, score_by_both, score_by_overlap, tokens_to_read
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
 
@@ -187,6 +191,52 @@ def test_blocks_have_the_most_votes_of_the_last_segment(tmp_path: Path) -> None:
     first = chosen_blocks(view, model.config, 64)
     assert first is not None
     assert first.tolist() == sorted(4 * np.argsort(votes)[-5:])
+
+
+def test_overlap_weighs_tokens_by_how_few_blocks_hold_them(tmp_path: Path) -> None:
+    model = open_model(tmp_path)
+    view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
+    assert view is not None
+    found = score_by_overlap(view, model.config, 0, 16)
+    text = view.text.tolist()
+    blocks = [Counter(text[start : start + 4]) for start in range(0, 64, 4)]
+    held = Counter(token for block in blocks for token in block)
+    idf = {token: math.log(17 / (1 + held[token])) for token in text}
+
+    def vector(counts: Counter) -> dict[int, float]:
+        return {token: math.log1p(count) * idf[token] for token, count in counts.items()}
+
+    asked = vector(Counter(text[64:80]))
+    for block, score in zip(blocks, found.tolist(), strict=True):
+        ours = vector(block)
+        product = sum(weight * asked.get(token, 0.0) for token, weight in ours.items())
+        lengths = math.hypot(*ours.values()) * math.hypot(*asked.values())
+        assert score == pytest.approx(product / lengths, abs=1e-12)
+
+
+@pytest.mark.parametrize("choice", get_args(BlockChoice))
+def test_every_choice_of_blocks_reads_blocks_and_no_later_token(tmp_path: Path, choice: str) -> None:
+    model = open_model(tmp_path, block_choice=choice)
+    before = sequence_of(model)
+    after = before.copy()
+    after[70:] = (after[70:] + 1) % 200
+    segments, changed = (cut_segments(KEY, each, 16) for each in (before, after))
+    view, other = _memory(model, segments)[4], _memory(model, changed)[4]
+    assert view is not None
+    assert other is not None
+    first = chosen_blocks(view, model.config, 48)
+    assert first is not None
+    assert len(set(first.tolist())) == 3
+    assert torch.equal(first, chosen_blocks(other, model.config, 48))
+
+
+def test_blocks_of_equal_tokens_are_all_alike(tmp_path: Path) -> None:
+    """A text of one token has no rare ones: every block has score 0, none is NaN."""
+    model = open_model(tmp_path)
+    view = _memory(model, cut_segments(KEY, np.full(81, 7, np.int32), 16))[5]
+    assert view is not None
+    assert score_by_overlap(view, model.config, 0, 16).tolist() == [0.0] * 16
+    assert bool(score_by_both(view, model.config, 0, 16).isfinite().all())
 
 
 def test_a_store_gives_the_scores_of_a_private_memory(tmp_path: Path) -> None:
