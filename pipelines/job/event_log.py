@@ -72,7 +72,10 @@ class EventLog(JobObserver):
         if error is None:
             self.event("document_scored", "every segment is scored", document=document)
         else:
-            self.event("document_failed", str(error), "error", document=document)
+            self.scored_document_failed(document, error)
+
+    def scored_document_failed(self, document: str, error: LongMemError) -> None:
+        self.event("document_failed", str(error), "error", document=document)
 
     def worker_event(self, event: ExecutorEvent) -> None:
         segment = event.segment

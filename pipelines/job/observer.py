@@ -35,6 +35,9 @@ class JobObserver:
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
         """Handle the end of a document: scored, or failed with `error`. `kept` means that its blocks stay stored."""
 
+    def scored_document_failed(self, document: str, error: LongMemError) -> None:
+        """Handle the failure of a document that has ended as scored before, in a later part of the job."""
+
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
         """Receive the unit of work, the total (None while unknown) and the units that earlier runs have done."""
 
@@ -76,6 +79,10 @@ class Observers(JobObserver):
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
         for observer in self._observers:
             observer.document_ended(document, error, kept)
+
+    def scored_document_failed(self, document: str, error: LongMemError) -> None:
+        for observer in self._observers:
+            observer.scored_document_failed(document, error)
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
         for observer in self._observers:

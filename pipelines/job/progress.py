@@ -146,10 +146,13 @@ class JobProgress(JobObserver):
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:  # noqa: ARG002
         self._work.end(document)
         self._last_document = printable(document)
-        self._num_failed += error is not None
         if error is not None:
-            self.note(f"{document} failed: {error}")
+            self.scored_document_failed(document, error)
         self._show()
+
+    def scored_document_failed(self, document: str, error: LongMemError) -> None:
+        self._num_failed += 1
+        self.note(f"{document} failed: {error}")
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
         self._depths.update(queue_depths)

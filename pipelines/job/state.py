@@ -111,8 +111,16 @@ class JobState(JobObserver):
         if not kept:
             self._stored_bytes -= sum(segments.values())
         if error is not None:
-            self._counts["checksum_failures"] += isinstance(error, CorruptionError)
-            self._failures.append(redacted(f"{document}: {error}"))
+            self._note_failure(document, error)
+
+    def scored_document_failed(self, document: str, error: LongMemError) -> None:
+        self._documents["scored"] -= 1
+        self._documents["failed"] += 1
+        self._note_failure(document, error)
+
+    def _note_failure(self, document: str, error: LongMemError) -> None:
+        self._counts["checksum_failures"] += isinstance(error, CorruptionError)
+        self._failures.append(redacted(f"{document}: {error}"))
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
         self._work.plan(unit, total, done)

@@ -147,6 +147,7 @@ class WindowRun:
 
     def _fail(self, record: DocumentRecord, error: LongMemError) -> None:
         self._journal.add(DocumentRecord(**{**vars(record), "status": "failed", "error": str(error)}))
+        self._observer.scored_document_failed(record.document, error)
 
 
 def changed_since(source: str) -> ConflictError:

@@ -26,8 +26,8 @@ from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem
 from longmem.text.documents import UnreadableDocument
 from longmem.types import Document
-from pipelines.job.observer import JobObserver
 from pipelines.job.prefetch import DocumentFeed
+from pipelines.job.state import JobState
 from pipelines.perplexity.console import print_result
 from pipelines.perplexity.job import PerplexityJob, run_job
 from pipelines.perplexity.journal import Journal
@@ -247,16 +247,18 @@ def test_a_document_without_its_windows_fails_alone(source: ModelSource, tmp_pat
         model.backbone.model.transformer.wpe.weight[20] = torch.nan
     size = model.config.segment_tokens
     totals = WindowTotals()
+    state = JobState("1", "perplexity", tmp_path)
     with Journal(tmp_path / "journal.jsonl") as journal, InlineExecutor(model, InMemoryStore()) as executor:
         feed = DocumentFeed(iter(documents), model.tokenizer, size, "", lambda _: True)
         while (prepared := feed.next()) is not None:
             record = start_record(prepared.document, prepared.order, prepared.segments, 0)  # type: ignore[arg-type]
             journal.add(replace(record, status="scored"))
+            state.document_ended(record.document, None, kept=False)
         feed.close()
         run = WindowRun(
             executor,
             journal,
-            JobObserver(),
+            state,
             WindowShape(32, 8),
             totals,
             segment_tokens=size,
@@ -277,3 +279,6 @@ def test_a_document_without_its_windows_fails_alone(source: ModelSource, tmp_pat
         assert "new.txt has changed since the job began" in str(journal.documents["new"].error)
         assert "broken evaluation window 0" in str(journal.documents["broken"].error)
         assert totals.windows == len(journal.windows_of("good")) == num_windows(15, 32, 8)
+    snapshot = state.snapshot("running")
+    assert (snapshot.scored_documents, snapshot.failed_documents) == (1, 3)
+    assert sorted(failure.split(":")[0] for failure in snapshot.recent_failures) == ["broken", "gone", "new"]
