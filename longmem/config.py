@@ -58,6 +58,9 @@ class LongMemConfig:
     at 3/4 of the depth, or at 5/6 where all layers are stored, see `resolve_layer`."""
     layer_reduction: int = 2
     """Number r of backbone layers per SideNet layer."""
+    delta_rank: int = 0
+    """Rank of the trained change of each matrix of the SideNet's layers (LoRA). With 0, whole matrices are trained and
+    saved (paper)."""
     segment_tokens: int = 1024
     """Tokens of the local context, which one backbone forward processes together."""
     chunk_tokens: int = 1
@@ -116,6 +119,7 @@ class LongMemConfig:
             _require_int(name, getattr(self, name), minimum=1)
         for name in (
             "memory_tokens",
+            "delta_rank",
             "trained_steps",
             "copy_match_tokens",
             "copy_repeats",

@@ -34,6 +34,7 @@ from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced,
 from longmem.config import LongMemConfig
 from longmem.retrieval import AbstractChunkSearch
 from longmem.sidenet.copy_head import CopyHead
+from longmem.sidenet.low_rank import use_low_rank
 from longmem.sidenet.memory_attention import fuse
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory
 from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
@@ -88,6 +89,8 @@ class SideNet(ReadingModel):
             CopyHead(head_input, config, self._shape.kv_heads, attention_scale) if config.copy_head else None
         )
         use_fast_linear(self)
+        if config.delta_rank:
+            use_low_rank(self.layers, config.delta_rank)
         first = self.memory_index
         # a list keeps the shared modules unregistered: they are neither saved nor trained
         self._stacks = [

@@ -50,6 +50,13 @@ class TrainedModelOptions(BackboneOptions):
         None, "Backbone layer whose keys are stored.", MODEL_SETTING, shown="three quarters up", least=0
     )
     layer_reduction: int | None = whole_field(None, "Backbone layers for each SideNet layer.", MODEL_SETTING, shown="2")
+    delta_rank: int | None = whole_field(
+        None,
+        "Train low-rank changes of the SideNet's matrices (LoRA) instead of whole ones; 0 for whole ones.",
+        MODEL_SETTING,
+        shown="0",
+        least=0,
+    )
     gate_start: float | None = real_field(
         None, "Fusion gate's first logit.", MODEL_SETTING, shown="0", least=-1e6, most=1e6
     )
