@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank changes of copied layers (LoRA: Hu et al. 2022, arXiv 2106.09685): W + up · down, with the W of the backbone.
+"""Low-rank changes of copied layers (LoRA: Hu et al. 2022, arXiv 2106.09685): W + up · down, with the backbone's W.
 
 W is no parameter and not saved, so that a trained SideNet is a few MB instead of half of its backbone. Norms and biases
 are trained and saved whole.

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from longmem.backbone.small import save_small_backbone
 from longmem.model.longmem import LongMem
 from pipelines.cli import app
 from pipelines.probe.job import share
 from tests.folders import snapshot
+from tests.inputs import ALL_LAYERS
 
 SMALL = ["--lengths", "256,512", "--depths", "0,0.5", "--trials", "2", "--choices", "4", "--examples", "20,40"]
 SMALL += ["--shots", "0,1", "--questions", "3", "--threads", "1"]
@@ -25,7 +27,20 @@ def model(small_model: Callable[..., LongMem], tmp_path_factory: pytest.TempPath
     return folder
 
 
-def test_all_subjects_leave_a_folder_that_agrees_with_itself(model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def model_of_all_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe")
+    save_small_backbone(folder / "llama", "llama", max_position_embeddings=512)
+    sizes = {"segment_tokens": 128, "memory_tokens": 512, "top_k": 16}
+    LongMem.from_backbone(folder / "llama", **ALL_LAYERS, **sizes).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("fixture", ["model", "model_of_all_layers"])
+def test_all_subjects_leave_a_folder_that_agrees_with_itself(
+    fixture: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(fixture)
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["probe", "--model", str(model), "--out", str(out), *SMALL])
     assert result.exit_code == 0, result.output

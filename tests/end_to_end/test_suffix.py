@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from longmem.model.longmem import LongMem
 from pipelines.cli import app
 from tests.folders import snapshot
+from tests.inputs import ALL_LAYERS
 from tests.texts import prose
 
 OPTIONS = ("--threads", "1", "--context-tokens", "16,64,128", "--suffix-tokens", "8")
@@ -22,6 +23,13 @@ OPTIONS = ("--threads", "1", "--context-tokens", "16,64,128", "--suffix-tokens",
 def model(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., LongMem]) -> Path:
     folder = tmp_path_factory.mktemp("suffix") / "model"
     small_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_of_all_layers(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., LongMem]) -> Path:
+    folder = tmp_path_factory.mktemp("suffix") / "all-layers"
+    small_model(**ALL_LAYERS).save_pretrained(folder)
     return folder
 
 
@@ -47,9 +55,10 @@ def summary_of(out: Path) -> dict[str, Any]:
     return summary
 
 
-def test_a_job_and_its_folder(model: Path, file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fixture", ["model", "model_of_all_layers"])
+def test_a_job_and_its_folder(fixture: str, file: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     out = tmp_path / "out"
-    result = invoke(file, "--model", model, "--out", out, *OPTIONS)
+    result = invoke(file, "--model", request.getfixturevalue(fixture), "--out", out, *OPTIONS)
     assert result.exit_code == 0, result.stderr
     assert "6 examples" in result.stdout
     rows = pq.read_table(out / "items.parquet").to_pylist()
