@@ -20,6 +20,9 @@ BlockChoice = Literal["keys", "overlap", "both", "random"]
 REPEAT_MEMORY_TOKENS = 2**24 - 1
 """Largest memory whose repeats can be found: token indices share 64 bits with hashes."""
 
+LONGEST_SEGMENT = 4096
+"""Longest segment that is a default, in tokens: longer ones cost more per token and more memory in flight."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "kv_dtype": get_args(KvDtype),
     "query": get_args(QuerySource),
@@ -212,6 +215,28 @@ class LongMemConfig:
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown settings {unknown}; known are {sorted(known)}")
         return cls(**values)
+
+
+def with_fitting_sizes(settings: dict[str, Any], max_tokens: int | None) -> dict[str, Any]:
+    """Return settings with sizes that fit a backbone of `max_tokens` positions (None: no limit), where none are given.
+
+    Where every layer reads the memory, a segment gets half of the positions, at most 4,096 tokens. Two thirds of the
+    others are for the near past, the rest for older blocks, both at most their usual size: more context is worth more
+    than anything read from far away (docs/results.md). Where one layer reads it, a segment is never longer than the
+    positions.
+    """
+    defaults = LongMemConfig()
+    if max_tokens is None:
+        return settings
+    if settings.get("memory_layers", defaults.memory_layers) != "all":
+        segment_tokens = min(defaults.segment_tokens, max_tokens)
+        return {"segment_tokens": segment_tokens - segment_tokens % settings.get("chunk_tokens", 1)} | settings
+    sized = {"segment_tokens": max(1, min(LONGEST_SEGMENT, max_tokens // 2))} | settings
+    left = max(0, max_tokens - 1 - sized["segment_tokens"])
+    sized = {"near_tokens": min(defaults.near_tokens, left * 2 // 3)} | sized
+    left = max(0, left - sized["near_tokens"])
+    block_tokens = sized.get("block_tokens", defaults.block_tokens)
+    return {"read_blocks": min(defaults.read_blocks, left // max(1, block_tokens))} | sized
 
 
 def _require_int(name: str, value: object, minimum: int) -> None:

@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from longmem.backbone.converted import model_folder
 from longmem.backbone.families import AttentionShape, Family, family_of
 from longmem.backbone.hooks import projected, tapped
-from longmem.backbone.loading import hash_weights, load_causal_lm
+from longmem.backbone.loading import hash_weights, load_causal_lm, max_tokens_of
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 
@@ -112,8 +112,7 @@ class Backbone:
     @property
     def max_tokens(self) -> int | None:
         """Longest context of the position encoding in tokens; None without a limit (ALiBi)."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        return None if limit is None or self.model.config.model_type == "bloom" else int(limit)
+        return max_tokens_of(self.model.config)
 
     def check_segment_tokens(self, segment_tokens: int) -> None:
         """Raise ConfigError if a segment is longer than the backbone's context."""

@@ -60,6 +60,12 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
     return config
 
 
+def max_tokens_of(config: PretrainedConfig) -> int | None:
+    """Return the longest context of a model's position encoding in tokens; None without a limit (ALiBi)."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None or config.model_type == "bloom" else int(limit)
+
+
 def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None = None) -> PreTrainedModel:
     """Return the model in eval mode without gradients; an adapter is merged in float32, then rounded to `dtype`.
 

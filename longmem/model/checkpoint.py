@@ -120,8 +120,7 @@ def load_parts(
         )
     _check_description(folder / CONFIG_FILE, description)
     refuse_adapter_files(folder, None)
-    # a model saved before repeats existed has no weights for them
-    saved_settings = {"copy_repeats": 0, **description["longmem"]}
+    saved_settings = settings_of(description)
     config = LongMemConfig.from_dict({**saved_settings, **settings})
     own = backbone_of(folder)
     backbone = Backbone.load(own, dtype, name=description["name"])
@@ -185,6 +184,12 @@ def _save_backbone(folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> No
 def _check_digest(path: Path, found: str, expected: str) -> None:
     if found != expected:
         raise CheckpointError(f"{path} is not what was saved: expected digest {expected}, got {found}; copy it again")
+
+
+def settings_of(description: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved fields of LongMemConfig."""
+    # a model saved before repeats existed has no weights for them
+    return {"copy_repeats": 0, **description["longmem"]}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.config import Dtype, LongMemConfig
+from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
 from longmem.model.forward import SegmentModel
 from longmem.scoring.evaluation_window import WindowScores, score_windows
@@ -42,10 +42,13 @@ class LongMem(SegmentModel):
         """Return a new, untrained SideNet on a frozen Hugging Face causal LM (folder or hub id).
 
         `adapter` is the folder of a PEFT adapter, which is merged into it (needs the extra `adapter`). `settings` are
-        fields of LongMemConfig. Raises ModelError and its kinds, ConfigError.
+        fields of LongMemConfig; sizes that are not given fit the backbone (`with_fitting_sizes`). Raises ModelError and
+        its kinds, ConfigError.
         """
-        config = LongMemConfig.from_dict(settings)
+        # a wrong setting is told before the weights are loaded
+        LongMemConfig.from_dict(settings)
         backbone = Backbone.load(source, dtype, backbone_name(source), adapter)
+        config = LongMemConfig.from_dict(with_fitting_sizes(settings, backbone.max_tokens))
         backbone.check_segment_tokens(config.segment_tokens)
         tokenizer = Tokenizer(source, backbone.vocab_size, config.special_tokens)
         backbone.model.to(device)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longmem.backbone.loading import hash_weights, load_config
+from longmem.backbone.loading import hash_weights, load_config, max_tokens_of
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.config import Dtype, LongMemConfig
+from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.errors import ConfigError
-from longmem.model.checkpoint import backbone_of, checkpoint_folder, is_checkpoint, read_config
+from longmem.model.checkpoint import backbone_of, checkpoint_folder, is_checkpoint, read_config, settings_of
 from longmem.model.longmem import LongMem
 from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
@@ -77,6 +77,18 @@ class ModelSource:
         return LongMem.from_pretrained(
             self.source, dtype=self.dtype, device=self.device, search=self.search, **self.settings
         )
+
+    def config(self) -> LongMemConfig:
+        """Return the configuration that the model will have, without loading its weights.
+
+        Raises CheckpointError, ConfigError.
+        """
+        if is_checkpoint(self.source):
+            saved = settings_of(read_config(checkpoint_folder(self.source)))
+            return LongMemConfig.from_dict(saved | self.settings)
+        LongMemConfig.from_dict(self.settings)
+        positions = max_tokens_of(load_config(self.source, self.adapter))
+        return LongMemConfig.from_dict(with_fitting_sizes(self.settings, positions))
 
     def open_tokenizer(self) -> Tokenizer:
         """Open only the tokenizer, so that a driver can cut documents into segments without loading weights."""

@@ -10,9 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.config import ClusterShape
-from longmem.config import LongMemConfig
 from longmem.errors import ConfigError, OutputError
-from longmem.model.checkpoint import is_checkpoint, read_config
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
@@ -109,7 +107,7 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
     Unless the user gives --memory-tokens or a service (whose model is fixed), `memory_tokens` becomes as large as the
     demonstrations need. Raises ConfigError and DocumentError for unusable data.
     """
-    config = _settings(job.model)
+    config = job.model.config()
     tokenizer = job.model.open_tokenizer()
     tasks = {
         task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots))
@@ -130,12 +128,6 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
     if job.service is not None:
         return job, tasks
     return replace(job, model=replace(job.model, settings=job.model.settings | {"memory_tokens": needed})), tasks
-
-
-def _settings(source: ModelSource) -> LongMemConfig:
-    """Return the configuration that the model will have, without loading its weights."""
-    stored = read_config(Path(source.source))["longmem"] if is_checkpoint(source.source) else {}
-    return LongMemConfig.from_dict({**stored, **source.settings})
 
 
 class Icl(RequestJob[IclJob]):

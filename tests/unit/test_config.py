@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longmem.config import CHOICES, PAPER_FORM, LongMemConfig
+from longmem.config import CHOICES, PAPER_FORM, LongMemConfig, with_fitting_sizes
 from longmem.errors import ConfigError
 
 
@@ -175,3 +175,28 @@ def test_memory_layer_as_configured() -> None:
             LongMemConfig(memory_layer=wrong).resolve_layer(24)
     with pytest.raises(ConfigError, match=r"layer_reduction=5.*24"):
         LongMemConfig(layer_reduction=5).resolve_layer(24)
+
+
+@pytest.mark.parametrize("positions", [1, 5, 64, 512, 1024, 2048, 4096, 8192, 131_072])
+def test_default_sizes_fit_the_positions(positions: int) -> None:
+    sizes = with_fitting_sizes({"memory_layers": "all"}, positions)
+    config = LongMemConfig.from_dict(sizes)
+    assert config.segment_tokens == max(1, min(4096, positions // 2))
+    needed = 1 + config.near_tokens + config.read_blocks * config.block_tokens + config.segment_tokens
+    assert needed <= max(positions, 2)
+    assert config.near_tokens <= LongMemConfig().near_tokens
+    assert config.read_blocks <= LongMemConfig().read_blocks
+    one = LongMemConfig.from_dict(with_fitting_sizes({"chunk_tokens": 1}, positions))
+    assert one.segment_tokens == min(1024, positions)
+
+
+def test_given_sizes_stay_and_the_others_fit_what_is_left() -> None:
+    given = {"memory_layers": "all", "segment_tokens": 6000, "near_tokens": 100}
+    sizes = with_fitting_sizes(given, 8192)
+    assert {name: sizes[name] for name in given} == given
+    assert sizes["read_blocks"] == LongMemConfig().read_blocks
+    # too long in any case: the reader says so
+    assert with_fitting_sizes({"memory_layers": "all", "segment_tokens": 9000}, 8192)["near_tokens"] == 0
+    assert with_fitting_sizes({"segment_tokens": 9000}, 8192) == {"segment_tokens": 9000}
+    assert with_fitting_sizes({"memory_layers": "all"}, None) == {"memory_layers": "all"}
+    assert with_fitting_sizes({"chunk_tokens": 4}, 130)["segment_tokens"] == 128

@@ -305,3 +305,15 @@ def test_fingerprints_of_one_layer_all_layers_and_sinks_differ(tmp_path: Path) -
     one = open_model(tmp_path, memory_layers="one").fingerprint
     assert replace(every, num_layers=1, sink=False, memory_layer=one.memory_layer) == one
     assert open_model(tmp_path, sink=False).fingerprint != every
+
+
+def test_default_sizes_fit_a_backbone_of_few_positions(tmp_path: Path) -> None:
+    """Without sizes, a backbone of 128 positions reads its memory; a source tells them without loading weights."""
+    save_small_backbone(tmp_path / "llama", "llama")
+    source = ModelSource(str(tmp_path / "llama"), settings={"memory_layers": "all"})
+    model = source.open()
+    assert model.config == source.config()
+    assert model.config.segment_tokens == 64
+    model.save_pretrained(tmp_path / "saved")
+    assert ModelSource(str(tmp_path / "saved"), settings={"top_k": 8}).config() == replace(model.config, top_k=8)
+    assert np.isfinite(model.score("the cat sat on the mat, " * 20).logprobs).all()
