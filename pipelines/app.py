@@ -41,6 +41,10 @@ COMMANDS = {
         "pipelines.watch.status_command:status",
         "Documents, tokens per second, lag, time left and failures of live jobs.",
     ),
+    "compare": LazyCommand(
+        "pipelines.compare.spec:compare",
+        "Paired differences between finished runs of one kind, perplexity or icl; the first run is the baseline.",
+    ),
     "plan": LazyCommand(
         "pipelines.plan.spec:plan",
         "Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.",
