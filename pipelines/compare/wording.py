@@ -33,7 +33,7 @@ def _text_verdict(compared: Row, index: int, names: list[str]) -> str:
             f"{names[index]}: {unit} {size} {_direction(change)} than {names[0]}, measured on a single "
             f"{compared['paired'][:-1]}: too little for an interval."
         )
-    bounds = f"95% interval {change_text(change['low'], unit)} to {change_text(change['high'], unit)}"
+    bounds = f"95% interval {bounds_text(change, unit)}"
     if change["low"] <= 0 <= change["high"]:
         value = change_text(change["value"], unit)
         return f"{names[index]}: no measurable difference in {unit} to {names[0]} ({value}, {bounds})."
