@@ -41,6 +41,10 @@ COMMANDS = {
         "pipelines.watch.status_command:status",
         "Documents, tokens per second, lag, time left and failures of live jobs.",
     ),
+    "resume": LazyCommand(
+        "pipelines.resume.command:resume",
+        "Continue an interrupted job, with the inputs and options that it began with; nothing is retyped.",
+    ),
     "compare": LazyCommand(
         "pipelines.compare.spec:compare",
         "Paired differences between finished runs of one kind, perplexity or icl; the first run is the baseline.",

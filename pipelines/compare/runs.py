@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pyarrow as pa
@@ -103,11 +104,12 @@ def _open(folder: Path, name: str) -> FinishedRun:
     except FileNotFoundError as error:
         raise OutputError(
             f"{folder} holds a job that is not finished ({_progress(folder)}); continue it with: "
-            f"longmem resume {folder}"
+            f"longmem resume {quote(str(folder))}"
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise OutputError(
-            f"cannot read {folder / SUMMARY_FILE}: {error}; remove it and write it anew with: longmem resume {folder}"
+            f"cannot read {folder / SUMMARY_FILE}: {error}; remove it and write it anew with: "
+            f"longmem resume {quote(str(folder))}"
         ) from error
     return FinishedRun(name, folder, kind, identity, summary)
 

@@ -49,10 +49,10 @@ class EventLog(JobObserver):
         self._file.add(encoded(line) + b"\n")
 
     def started(self, command: str, resumed: bool) -> None:
-        """Log the start or the resumption of the job, with library versions."""
+        """Log the start or the resumption of the job, with its working directory and library versions."""
         versions = {"longmem": longmem.__version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in _LIBRARIES}
-        self.event("job_resumed" if resumed else "job_started", command, versions=versions)
+        self.event("job_resumed" if resumed else "job_started", command, folder=str(Path.cwd()), versions=versions)
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
         self.event("document_admitted", f"{num_segments} segments, {num_tokens} tokens to be scored", document=document)
