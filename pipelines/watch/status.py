@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -155,12 +154,7 @@ def _ends(job: JobStatus) -> list[RenderableType]:
         Text(f"failed: {printable(failure)}", style="red") for failure in job.snapshot.recent_failures
     ]
     if job.verdict == "killed":
-        parts.append(
-            Text(
-                f"Its process is gone. Continue with: longmem resume {printable(quote(job.snapshot.out))}",
-                style="yellow",
-            )
-        )
+        parts.append(Text("Its process is gone. Continue with: longmem resume FOLDER", style="yellow"))
     elif job.verdict == "silent":
         parts.append(Text("Its process is alive but silent: it hangs, or one task takes long.", style="yellow"))
     return parts
