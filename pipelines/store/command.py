@@ -166,7 +166,7 @@ class CompactSpec(JsonOption, StoreCommandOptions, CommandSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForkSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
+class ForkSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
     """A second document with the same memory. Nothing is copied, and neither sees what the other writes later.
 
     **Example:** `longmem memory fork moby-dick moby-dick-2 --store memory.lance`
@@ -181,11 +181,14 @@ class ForkSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
         copy = DocumentKey(self.to_namespace or self.namespace, self.target)
         with _opened(self.store) as opened:
             num_blocks = opened.fork(source, copy)
+        if self.as_json:
+            say_json({"source": vars(source), "target": vars(copy), "blocks": num_blocks})
+            return
         say(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoveSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
+class RemoveSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
     """Forget documents. Forks of them stay.
 
     **Example:** `longmem memory rm moby-dick --store memory.lance --yes`
@@ -207,6 +210,9 @@ class RemoveSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
                 typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True)
             for key in keys:
                 opened.delete(key)
+        if self.as_json:
+            say_json({"documents": [vars(key) for key in keys], "blocks": num_blocks})
+            return
         say(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
 
 
