@@ -86,7 +86,6 @@ class Root(LazyGroup):
 
 app = typer.Typer(
     cls=Root,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=MARKUP,

@@ -22,8 +22,6 @@ from longmem.runtime.executor import Completion, ExecutorEvent
 from pipelines.job.observer import JobObserver
 from pipelines.job.output import GrowingFile, encoded
 
-LOG_FILE = "log.jsonl"
-
 Level = Literal["info", "warning", "error"]
 
 _LIBRARIES = ("torch", "transformers", "ray", "lancedb")

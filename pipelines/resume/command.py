@@ -23,8 +23,7 @@ from longmem.system.redaction import HIDDEN, redacted
 from pipelines.command.console import printable
 from pipelines.command.fields import REQUIRED, flag_field, path_argument_field
 from pipelines.command.spec import CommandSpec, command
-from pipelines.job.event_log import LOG_FILE
-from pipelines.job.folder import JOB_FILE
+from pipelines.job.folder import JOB_FILE, LOG_FILE
 from pipelines.registry import JOBS
 
 BEGINNINGS = ("job_started", "job_resumed")
