@@ -41,6 +41,10 @@ COMMANDS = {
         "pipelines.watch.status_command:status",
         "Documents, tokens per second, lag, time left and failures of live jobs.",
     ),
+    "generate": LazyCommand(
+        "pipelines.generate.command:generate",
+        "Continue a prompt, reading the memory of a stored document, of a file, or of the prompt alone.",
+    ),
     "resume": LazyCommand(
         "pipelines.resume.command:resume",
         "Continue an interrupted job, with the inputs and options that it began with; nothing is retyped.",

@@ -55,6 +55,12 @@ def say(text: str) -> None:
     typer.echo(redacted(text))
 
 
+def say_piece(text: str) -> None:
+    """Write a piece of foreign text on stdout at once, without a newline; control characters become U+FFFD."""
+    typer.echo(redacted("".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)), nl=False)
+    sys.stdout.flush()
+
+
 def say_json(values: Any, *, indent: int | None = None) -> None:
     """Print redacted values on stdout as JSON."""
     typer.echo(json.dumps(redacted_values(values), indent=indent))
