@@ -19,7 +19,8 @@ Cell = tuple[str, int, int]
 
 
 COLUMNS = ("task", "seed", "shots", "memory_shots", "item", "gold", "exact_match", "f1")
-LABELS = {"normalised": "longmem", "greedy": "longmem_greedy"}
+LABELS = {"normalised": "longmem", "greedy": "longmem_greedy", "calibrated": "longmem_calibrated"}
+"""Columns of predicted labels by scoring; a scoring that a run does not have is left out."""
 ANSWERS = ("exact_match", "f1")
 
 
@@ -80,7 +81,8 @@ def _selection(run: FinishedRun) -> tuple[Any, ...]:
 def _items(run: FinishedRun) -> dict[Cell, list[Row]]:
     """Return the rows of items.parquet by cell."""
     cells: dict[Cell, list[Row]] = {}
-    for row in run.table("items", (*COLUMNS, *LABELS.values(), "backbone", "backbone_greedy")).to_pylist():
+    held = run.columns("items")
+    for row in run.table("items", (*COLUMNS, *(each for each in LABELS.values() if each in held))).to_pylist():
         cells.setdefault((row["task"], row["shots"], row["memory_shots"]), []).append(row)
     return cells
 
@@ -98,7 +100,8 @@ def _cell_rows(cell: Cell, items: Sequence[list[Row]]) -> list[Row]:
     for grid in grids[1:]:
         _check_golds(task, grids[0], grid)
     rows = []
-    for scoring in LABELS if items[0][0]["exact_match"] is None else ANSWERS:
+    chosen = items[0][0]["exact_match"] is None
+    for scoring in [each for each in LABELS if _is_scored(grids, each)] if chosen else ANSWERS:
         scores = [_matrix(grid, LABELS.get(scoring, scoring)) for grid in grids]
         rows.append(
             {
@@ -118,6 +121,15 @@ def _cell_rows(cell: Cell, items: Sequence[list[Row]]) -> list[Row]:
             }
         )
     return rows
+
+
+def _is_scored(grids: Sequence[list[list[Row]]], scoring: str) -> bool:
+    """Return whether all runs have a scoring; a calibrated label is missing where there is nothing to calibrate on."""
+    column = LABELS[scoring]
+    rows = [row for grid in grids for seed_rows in grid for row in seed_rows]
+    return all(column in row for row in rows) and (
+        scoring != "calibrated" or all(row[column] is not None for row in rows)
+    )
 
 
 def _check_golds(task: str, ours: list[list[Row]], theirs: list[list[Row]]) -> None:

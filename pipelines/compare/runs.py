@@ -2,7 +2,8 @@
 """Finished runs as a comparison reads them: their folders, what differs between them, and why some are refused."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -40,9 +41,19 @@ class FinishedRun:
 
     def table(self, name: str, columns: Sequence[str], texts: Sequence[str] = ()) -> pa.Table:
         """Return columns of a parquet table; `texts` are read as dictionaries. Raises OutputError."""
+        with self._reading(name) as path:
+            return pq.read_table(path, columns=list(columns), read_dictionary=list(texts))
+
+    def columns(self, name: str) -> list[str]:
+        """Return the names of a table's columns. Raises OutputError."""
+        with self._reading(name) as path:
+            return list(pq.read_schema(path).names)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
         path = self.folder / f"{name}.parquet"
         try:
-            return pq.read_table(path, columns=list(columns), read_dictionary=list(texts))
+            yield path
         except (OSError, pa.ArrowException) as error:
             raise OutputError(
                 f"cannot read {path}: {error}; restore it from a copy, or run the job again in another folder"
