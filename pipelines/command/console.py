@@ -20,7 +20,7 @@ from rich.text import Text
 from longmem.system.redaction import redacted, redacted_values
 
 Detail = Literal["quiet", "normal", "verbose"]
-"""What a command prints besides its result and errors: nothing, messages and progress, or every event too."""
+"""Amount of text besides result and errors: none, messages and progress, or every event too."""
 
 
 class RedactingConsole(Console):

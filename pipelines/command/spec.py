@@ -36,7 +36,7 @@ class CommandSpec(ABC):
 
     @property
     def detail(self) -> Detail:
-        """What the console takes of messages and progress."""
+        """Amount of messages and progress that the command prints."""
         return "normal"
 
     @abstractmethod

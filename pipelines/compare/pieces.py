@@ -31,7 +31,7 @@ class Pieces:
     """Pieces of the documents that all runs have scored, in the order of the first run."""
 
     unit: str
-    """What is counted: tokens, or bytes where tokenizers differ."""
+    """Unit of `count`: tokens, or bytes where tokenizers differ."""
     documents: list[str]
     document: Int64[np.ndarray, " pieces"]
     """Index of each piece's document."""
@@ -46,7 +46,7 @@ class Pieces:
     are_segments: bool
     """True if every piece is one segment of every run."""
     notes: list[str]
-    """What was left out, and what to know about the pairing."""
+    """Sentences on documents that were left out, and on the pairing."""
 
     @property
     def ends(self) -> Int64[np.ndarray, " pieces"]:

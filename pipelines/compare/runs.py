@@ -64,7 +64,7 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferingProperty:
     """Property that is not the same in all runs, with its value in each."""
 
     name: str
@@ -140,11 +140,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
     raise AssertionError(f"different paths have equal parts: {folders}")
 
 
-def differences(runs: Sequence[FinishedRun]) -> list[Difference]:
+def differences(runs: Sequence[FinishedRun]) -> list[DifferingProperty]:
     """Return the model, settings, versions and place of work that are not the same in all runs, in this order."""
     described = [_described(run) for run in runs]
     names = list(dict.fromkeys(name for each in described for name in each))
-    found = [Difference(name, [each.get(name) for each in described]) for name in names]
+    found = [DifferingProperty(name, [each.get(name) for each in described]) for name in names]
     return [each for each in found if any(value != each.values[0] for value in each.values[1:])]
 
 

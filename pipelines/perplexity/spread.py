@@ -23,7 +23,7 @@ LEAST_DOCUMENTS = 3
 DOMINANT_SHARE = 0.1
 """Relative change of a pooled perplexity without one document from which the document counts as dominant."""
 DOMINANT_CHANGE = 0.25
-"""The same for a pooled change between two models, relative to the change itself."""
+"""Difference of a pooled change without one document, relative to the change, from which the document is dominant."""
 LEAST_CHANGE = 0.01
 """Difference of changes below which no document counts as dominant: rounding would name one."""
 MAX_NATS = 700.0

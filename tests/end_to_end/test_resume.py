@@ -128,7 +128,7 @@ def test_the_newest_command_counts_and_a_torn_line_does_not(tmp_path: Path) -> N
 
 
 def test_a_secret_is_asked_for(tmp_path: Path) -> None:
-    """Without a terminal the command is printed; on one, the argument is typed and compared with what is stored."""
+    """The command is printed where there is no terminal; on one, the argument is typed and compared."""
     # a local input that is missing ends the command before it asks the bucket
     out = planted(tmp_path / "out", "longmem perplexity gone.txt s3://***@bucket/books -- x", folder=str(tmp_path))
     said = refusal(out)
