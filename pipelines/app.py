@@ -41,6 +41,18 @@ COMMANDS = {
         "pipelines.watch.status_command:status",
         "Documents, tokens per second, lag, time left and failures of live jobs.",
     ),
+    "generate": LazyCommand(
+        "pipelines.generate.command:generate",
+        "Continue a prompt, reading the memory of a stored document, of a file, or of the prompt alone.",
+    ),
+    "resume": LazyCommand(
+        "pipelines.resume.command:resume",
+        "Continue an interrupted job, with the inputs and options that it began with; nothing is retyped.",
+    ),
+    "compare": LazyCommand(
+        "pipelines.compare.spec:compare",
+        "Paired differences between finished runs of one kind, perplexity or icl; the first run is the baseline.",
+    ),
     "plan": LazyCommand(
         "pipelines.plan.spec:plan",
         "Time, memory, disk and network of a job before it starts, from what one segment costs on this machine.",
@@ -78,7 +90,6 @@ class Root(LazyGroup):
 
 app = typer.Typer(
     cls=Root,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=MARKUP,

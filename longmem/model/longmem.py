@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LongMem: a frozen backbone and a SideNet, opened from a folder or hub id, that score and generate texts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,10 @@ class LongMem(SegmentModel):
         *,
         max_new_tokens: int = 50,
         sampling: Sampling | None = None,
+        written: Callable[[str], None] = lambda _: None,
     ) -> str:
-        """Continue a prompt with memory; returns the new text. See `longmem.scoring.generate.generate`."""
-        return generate(self, prompt, memory, max_new_tokens=max_new_tokens, sampling=sampling)
+        """Continue a prompt with memory; returns the new text, and passes its pieces to `written` as they come.
+
+        See `longmem.scoring.generate.generate`.
+        """
+        return generate(self, prompt, memory, max_new_tokens=max_new_tokens, sampling=sampling, written=written)

@@ -120,16 +120,19 @@ def generate(
     *,
     max_new_tokens: int = 50,
     sampling: Sampling | None = None,
+    written: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return the text that follows the prompt, reading `memory` (which is not written) and the prompt's own past.
 
-    Stops after `max_new_tokens`, or before that at the tokenizer's end token. Raises ConfigError, DocumentError (an
-    empty prompt), FingerprintError (a store of another model).
+    `written` receives the text piece by piece, each as soon as later tokens cannot change it. The text ends after
+    `max_new_tokens`, or before that at the tokenizer's end token. Raises ConfigError, DocumentError (an empty prompt),
+    FingerprintError (a store of another model).
     """
     if memory is not None:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
     tokens = model.tokenizer.sequence(prompt).tolist()
-    return decode(Decoder(model, memory).feed, tokens, model.tokenizer, max_new_tokens, sampling or Sampling())
+    feed = Decoder(model, memory).feed
+    return decode(feed, tokens, model.tokenizer, max_new_tokens, sampling or Sampling(), written=written)
 
 
 def decode(
@@ -139,17 +142,19 @@ def decode(
     max_new_tokens: int,
     sampling: Sampling,
     until: Sequence[str] = (),
+    written: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Feed a decoder tokens, then what it chooses; return the new text.
+    """Feed a decoder tokens, then what it chooses; return the new text, and pass its pieces to `written`.
 
-    The text ends before the first of the `until` strings in it, before the end token, or after `max_new_tokens`. Raises
-    ConfigError.
+    The text ends before the first of the `until` strings in it, before the end token, or after `max_new_tokens`. With
+    `until`, the pieces may end with the beginning of such a string. Raises ConfigError.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     random = torch.Generator().manual_seed(sampling.seed)
     new: list[int] = []
     text = ""
+    num_written = 0
     while len(new) < max_new_tokens:
         token = choose(feed(tokens), sampling, random)
         if token == tokenizer.end_token:
@@ -160,6 +165,13 @@ def decode(
         text = tokenizer.decode(new)
         if ends := [place for stop in until if (place := text.find(stop)) >= 0]:
             return text[: min(ends)]
+        # the bytes of an unfinished character are decoded as U+FFFD
+        whole = text.rstrip("\ufffd")
+        if len(whole) > num_written:
+            written(whole[num_written:])
+            num_written = len(whole)
+    if len(text) > num_written:
+        written(text[num_written:])
     return text
 
 

@@ -46,7 +46,7 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt) or (error is not None and is_interrupted()):
-            again = f"What was done is kept. Continue with the same command and --resume --out {self._out}"
+            again = f"What was done is kept. Continue with: longmem resume {shlex.quote(str(self._out))}"
             _say_interrupted(self._console, again if self._out else "")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,17 +19,30 @@ from rich.text import Text
 
 from longmem.system.redaction import redacted, redacted_values
 
+Detail = Literal["quiet", "normal", "verbose"]
+"""Amount of text besides result and errors: none, messages and progress, or every event too."""
+
 
 class RedactingConsole(Console):
     """Console that redacts every text that it lays out, including tables and progress bars."""
+
+    verbose = False
+    """True where a job prints each of its events, too."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         return super().render(_hidden(renderable), options)
 
 
-def open_console(*, stderr: bool = False) -> Console:
-    """Return a console for results, or with `stderr` for errors, messages and progress."""
-    return RedactingConsole(stderr=stderr)
+def open_console(*, stderr: bool = False, detail: Detail = "normal") -> Console:
+    """Return a console for results, or with `stderr` for errors, messages and progress; a quiet one prints nothing."""
+    console = RedactingConsole(stderr=stderr, quiet=detail == "quiet")
+    console.verbose = detail == "verbose"
+    return console
+
+
+def is_verbose(console: Console) -> bool:
+    """Return whether a job prints each of its events on this console."""
+    return isinstance(console, RedactingConsole) and console.verbose
 
 
 def printable(text: str) -> str:
@@ -40,6 +53,12 @@ def printable(text: str) -> str:
 def say(text: str) -> None:
     """Print one redacted text on stdout."""
     typer.echo(redacted(text))
+
+
+def say_piece(text: str) -> None:
+    """Write a piece of foreign text on stdout at once, without a newline; control characters become U+FFFD."""
+    typer.echo(redacted("".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)), nl=False)
+    sys.stdout.flush()
 
 
 def say_json(values: Any, *, indent: int | None = None) -> None:

@@ -97,9 +97,19 @@ class LazyGroup(LongMemGroup):
         self.commands = self._lazy
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        super(LazyGroup, self._listing()).format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        # a shell completes names only: a command is imported when its options are completed
+        listed = copy(ctx)
+        listed.command = self._listing()
+        return super().shell_complete(listed, incomplete)
+
+    def _listing(self) -> "LazyGroup":
+        """Return a copy whose commands have a name and a help text only."""
         listing = copy(self)
         listing.commands = self._lazy.placeholders()
-        super(LazyGroup, listing).format_help(ctx, formatter)
+        return listing
 
 
 def _nothing() -> None:

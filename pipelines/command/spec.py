@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.models import OptionInfo, ParameterInfo
 
 from pipelines.command.command_line import exit_codes
-from pipelines.command.console import open_console
+from pipelines.command.console import Detail, open_console
 from pipelines.command.fields import HelpPanel, OptionField
 
 
@@ -33,6 +33,11 @@ class CommandSpec(ABC):
     def resumable_folder(self) -> Path | None:
         """Folder of a job that continues after an interruption, named in the message; None for other commands."""
         return None
+
+    @property
+    def detail(self) -> Detail:
+        """Amount of messages and progress that the command prints."""
+        return "normal"
 
     @abstractmethod
     def run(self, console: Console) -> int | None:
@@ -52,9 +57,9 @@ def command(spec: type[CommandSpec]) -> Callable[..., None]:
         sources = {name: context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
         made = spec(given=given, **values)
-        console = open_console(stderr=True)
-        with exit_codes(console, made.resumable_folder):
-            code = made.run(console)
+        # errors are printed by a quiet command too
+        with exit_codes(open_console(stderr=True), made.resumable_folder):
+            code = made.run(open_console(stderr=True, detail=made.detail))
         if code:
             raise typer.Exit(code)
 

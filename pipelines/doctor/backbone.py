@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check behind `longmem doctor --model`: suitability of a backbone for memory, and the layer to store."""
 
+from dataclasses import asdict
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -13,7 +16,7 @@ from longmem.model.checkpoint import backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
-from pipelines.doctor.backbone_probe import BackboneProbe, probe_backbone
+from pipelines.doctor.backbone_probe import BackboneProbe, LayerProbe, probe_backbone
 from pipelines.job.inputs import find_inputs
 
 SEGMENT_TOKENS = 512
@@ -47,7 +50,7 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=f"{escape(model)}: layers as memory", title_justify="left")
     for column in ("layer", "cache gain", "continuations found", "induction"):
         table.add_column(column, justify="right")
-    best = min((layer for layer in probe.layers if layer.layer in storable), key=lambda layer: layer.cache_gain)
+    best = _best(probe)
     for layer in probe.layers:
         mark = " ←" if layer is best else ""
         table.add_row(
@@ -70,12 +73,28 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
             else "it does not copy from its context (no induction heads), so the copy head has to."
         )
     )
-    default = LongMemConfig().resolve_layer(num_layers) if num_layers % 2 == 0 else None
-    console.print(f"  store keys of layer {best.layer}: --memory-layer {best.layer} (default: {default})")
+    default = LongMemConfig().resolve_layer(num_layers) if num_layers % LongMemConfig().layer_reduction == 0 else None
+    console.print(
+        f"  store keys of layer {best.layer}: --memory-layer {best.layer}"
+        + ("" if default is None else ", which is the default" if default == best.layer else f" (default: {default})")
+    )
+    if probe.reads_all_layers:
+        console.print("  or let the backbone read its own memory at every layer, untrained: --memory-layers all")
     if best.cache_gain > -0.01:
         console.print(
             "  [yellow]A cache over these keys gains almost nothing on this text: expect little of memory.[/]"
         )
+
+
+def probe_as_json(probe: BackboneProbe) -> dict[str, Any]:
+    """Return the measurements and the layer to store as JSON values."""
+    return {**asdict(probe), "copies": probe.copies, "memory_layer": _best(probe).layer}
+
+
+def _best(probe: BackboneProbe) -> LayerProbe:
+    """Return the layer with the largest cache gain among those that a SideNet can store."""
+    storable = _storable(len(probe.layers))
+    return min((layer for layer in probe.layers if layer.layer in storable), key=lambda layer: layer.cache_gain)
 
 
 def _storable(num_layers: int) -> range:

@@ -58,6 +58,8 @@ class BackboneProbe:
     perplexity: float
     num_tokens: int
     layers: list[LayerProbe]
+    reads_all_layers: bool
+    """True if the backbone can read a memory at every layer: it adds no positions to its embeddings."""
 
     @property
     def best(self) -> LayerProbe:
@@ -94,6 +96,7 @@ def probe_backbone(
         perplexity=math.exp(-float(logprobs.mean())),
         num_tokens=len(logprobs),
         layers=layers,
+        reads_all_layers=not backbone.family.keys_have_positions,
     )
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.command.command_line import num_cores
 from pipelines.job.format import GIB, gibibytes
 
 Severity = Literal["ok", "warning", "error"]
@@ -52,6 +53,8 @@ class Finding:
     problem: str | None = None
     severity: Severity = "ok"
     """Effect on a job: `warning` if it runs slower or with less than it could, `error` if it cannot run."""
+    advice: str | None = None
+    """Option that a job gains from here; None if there is none."""
 
 
 def diagnose(out: Path, *, find_cluster: Callable[[], str | None] | None = None) -> list[Finding]:
@@ -79,6 +82,8 @@ def render(findings: list[Finding], console: Console) -> None:
         value = Text(finding.value)
         if finding.problem:
             value.append(f"\n{finding.problem}", style=style)
+        if finding.advice:
+            value.append(f"\n{finding.advice}", style="cyan")
         table.add_row(Text(sign, style=style), Text(finding.name, style="bold"), value)
     console.print(table)
     errors = sum(finding.severity == "error" for finding in findings)
@@ -130,29 +135,29 @@ def _torch() -> Iterator[Finding]:
     except (ImportError, OSError) as error:  # OSError: a shared library of the wheel does not load here
         yield Finding("torch import", "failed", f"{error}: reinstall torch", "error")
         return
-    from longmem.model.precision import bfloat16_speedup
+    from longmem.model.precision import MIN_SPEEDUP, bfloat16_speedup
 
-    cores, threads = usable_cores(), torch.get_num_threads()
+    # a job sets its threads itself, whatever OMP_NUM_THREADS says
+    cores, threads = usable_cores(), num_cores()
     problem = None
-    if threads > cores:
+    if threads > max(1, cores):
         problem = (
-            f"{threads} threads share {cores:g} cores and wait for each other: set OMP_NUM_THREADS={max(1, int(cores))}"
+            f"jobs start {threads} threads, which would share {cores:g} cores and wait for each other: give them "
+            f"--threads {max(1, int(cores))}"
         )
-    elif threads < int(cores):
-        problem = f"{int(cores) - threads} cores stay idle in this process: set OMP_NUM_THREADS={int(cores)}"
     yield Finding(
         "CPU",
-        f"{cores:g} cores usable of {os.cpu_count()}, {threads} torch threads",
+        f"{cores:g} cores usable of {os.cpu_count()}, jobs use {threads} threads together",
         problem,
         "warning" if problem else "ok",
     )
     speedup = bfloat16_speedup()
-    slow = speedup < 0.8
     yield Finding(
         "bfloat16",
         f"{speedup:.1f}× the speed of float32 (512×512 matrix product)",
-        "this CPU emulates bfloat16: compute in float32" if slow else None,
-        "warning" if slow else "ok",
+        advice="give jobs --dtype auto: it measures the model, and takes bfloat16 where perplexity stays"
+        if speedup >= MIN_SPEEDUP
+        else None,
     )
     yield _search()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from pipelines.command.command_line import EXIT_BAD_INPUT, local_or_hub
-from pipelines.command.console import open_console
-from pipelines.command.fields import path_field, text_field
+from pipelines.command.console import open_console, say_json
+from pipelines.command.fields import flag_field, path_field, text_field
 from pipelines.command.options import BackboneOptions
 from pipelines.command.spec import CommandSpec, command
 
@@ -26,14 +26,19 @@ class DoctorSpec(BackboneOptions, CommandSpec):
     model: str | None = text_field(None, "Instead: can this backbone feed a memory, and which layer should be stored?")
     text: str | None = text_field(None, "With --model: document to measure on.", shown="the language reference")
 
+    as_json: bool = flag_field("Print the findings as JSON, instead of a table.", names=("--json",))
+
     def run(self, console: Console) -> int | None:
         if self.model is None:
             return self._examine_machine()
-        from pipelines.doctor.backbone import examine_model, render_probe
+        from pipelines.doctor.backbone import examine_model, probe_as_json, render_probe
 
         adapter = self.adapter_folder(self.model)
         examined = examine_model(local_or_hub(self.model), self.text, self.special_tokens, console, adapter)
-        render_probe(examined, self.model, open_console())
+        if self.as_json:
+            say_json({"model": self.model, **probe_as_json(examined)}, indent=2)
+        else:
+            render_probe(examined, self.model, open_console())
         return None
 
     def _examine_machine(self) -> int | None:
@@ -44,7 +49,10 @@ class DoctorSpec(BackboneOptions, CommandSpec):
         from pipelines.doctor.machine import diagnose, render
 
         findings = diagnose(self.out, find_cluster=find_cluster)
-        render(findings, open_console())
+        if self.as_json:
+            say_json({"findings": [vars(finding) for finding in findings]}, indent=2)
+        else:
+            render(findings, open_console())
         return EXIT_BAD_INPUT if any(finding.severity == "error" for finding in findings) else None
 
 

@@ -9,7 +9,7 @@ name can neither end a line nor send control characters to a terminal.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import longmem
 from longmem.errors import LongMemError
+from longmem.model.source import ModelDescription
 from longmem.runtime.executor import Completion, ExecutorEvent
 from pipelines.job.observer import JobObserver
 from pipelines.job.output import GrowingFile, encoded
-
-LOG_FILE = "log.jsonl"
 
 Level = Literal["info", "warning", "error"]
 
@@ -49,10 +48,10 @@ class EventLog(JobObserver):
         self._file.add(encoded(line) + b"\n")
 
     def started(self, command: str, resumed: bool) -> None:
-        """Log the start or the resumption of the job, with library versions."""
+        """Log the start or the resumption of the job, with its working directory and library versions."""
         versions = {"longmem": longmem.__version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in _LIBRARIES}
-        self.event("job_resumed" if resumed else "job_started", command, versions=versions)
+        self.event("job_resumed" if resumed else "job_started", command, folder=str(Path.cwd()), versions=versions)
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
         self.event("document_admitted", f"{num_segments} segments, {num_tokens} tokens to be scored", document=document)
@@ -91,3 +90,41 @@ class EventLog(JobObserver):
 
     def close(self) -> None:
         self._file.close()
+
+
+class EventNotes(JobObserver):
+    """Observer that prints the events of a job through `tell`, without those that the progress display prints."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def started(self, job_id: str, command: str, model: ModelDescription | None) -> None:
+        """Print what is run, and with which model and settings."""
+        self._tell(f"job {job_id}: {command}")
+        if model is not None:
+            settings = ", ".join(f"{name}={value}" for name, value in model.settings.items())
+            self._tell(f"model: {model.name}, {model.num_parameters:,} parameters, {settings}")
+        versions = {"longmem": longmem.__version__, **{name: version(name) for name in _LIBRARIES}}
+        self._tell("versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+
+    def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
+        self._tell(f"{document}: {num_segments:,} segments, {num_tokens:,} tokens to be scored")
+
+    def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
+        if segment_bytes:
+            self._tell(f"{document}: {len(segment_bytes):,} segments are stored already")
+
+    def trimmed(self, document: str, first_segment: int) -> None:
+        self._tell(f"{document}: segments before {first_segment:,} are removed from the store")
+
+    def task_ended(self, completion: Completion) -> None:
+        key = completion.segment.key.document
+        outcome = f"failed: {completion.error}" if completion.error is not None else f"{completion.busy_s:.3f} s"
+        self._tell(f"{key}: segment {completion.segment.index:,} {completion.stage} {outcome}")
+
+    def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
+        if error is None:
+            self._tell(f"{document}: every segment is scored{', its memory is kept' if kept else ''}")
+
+    def planned(self, unit: str, total: int | None, done: int = 0) -> None:
+        self._tell(f"{unit}: {'an unknown number' if total is None else f'{total:,}'}, of which {done:,} are done")

@@ -29,6 +29,7 @@ from pipelines.job.output import PART, write_json, write_table
 JOB_FILE = "job.json"
 LOCK_FILE = "job.lock"
 STATUS_FILE = "status.json"
+LOG_FILE = "log.jsonl"
 ADDED_SETTINGS = {"special_tokens": "parse"}
 """Default values of settings that jobs of earlier versions do not record, so that they can be resumed."""
 

@@ -7,6 +7,7 @@ the end, which is truncated at the next start. A bad line anywhere else is damag
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -71,16 +72,7 @@ class AbstractJournal(ABC, Generic[R]):
     def _load(self, data: bytes) -> int:
         """Load all records and return the number of bytes of complete lines."""
         position = 0
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
-            end = position + len(line)
-            digest, _, text = line.rstrip(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or digest.decode("ascii", "replace") != xxhash.xxh3_64_hexdigest(text):
-                if end == len(data):
-                    break
-                raise OutputError(
-                    f"{self._path} line {number} is damaged (its checksum does not match); restore the folder from a "
-                    "copy or begin a new job in another folder"
-                )
+        for number, (end, text) in enumerate(_lines(self._path, data), start=1):
             try:
                 self._accept(self._decode(json.loads(text)))
             except (KeyError, TypeError, ValueError) as error:
@@ -90,3 +82,32 @@ class AbstractJournal(ABC, Generic[R]):
                 ) from error
             position = end
         return position
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the JSON text of each record of a journal, which is not changed.
+
+    Raises OutputError if it cannot be read, or is damaged before its last line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}") from error
+    for _, text in _lines(path, data):
+        yield text
+
+
+def _lines(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the end of each complete line, in bytes, and its JSON text. Raises OutputError for damage."""
+    position = 0
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        position += len(line)
+        digest, _, text = line.rstrip(b"\n").partition(b" ")
+        if not line.endswith(b"\n") or digest.decode("ascii", "replace") != xxhash.xxh3_64_hexdigest(text):
+            if position == len(data):
+                return
+            raise OutputError(
+                f"{path} line {number} is damaged (its checksum does not match); restore the folder from a copy or "
+                "begin a new job in another folder"
+            )
+        yield position, text

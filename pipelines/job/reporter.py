@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 from actors.monitoring.job_status import State
 from longmem.errors import LostClusterError, OutputError
 from longmem.runtime.executor import Completion, Stage
-from pipelines.job.event_log import LOG_FILE, EventLog, Level
-from pipelines.job.folder import STATUS_FILE, JobFolder
+from pipelines.job.event_log import EventLog, Level
+from pipelines.job.folder import LOG_FILE, STATUS_FILE, JobFolder
 from pipelines.job.observer import Observers
 from pipelines.job.state import JobState
 

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
+from pipelines.command.console import is_verbose
+from pipelines.job.event_log import EventNotes
 from pipelines.job.folder import FinishedSummary, JobFolder
-from pipelines.job.observer import Observers
+from pipelines.job.observer import JobObserver, Observers
 from pipelines.job.progress import JobProgress
 from pipelines.job.reporter import JobReporter
 from pipelines.job.spec import AbstractJob, JobContext
@@ -64,12 +66,17 @@ def run(job: AbstractJob[W], console: Console) -> dict[str, Any] | None:
                     )
                 )
                 progress = stack.enter_context(JobProgress(console))
+                observers: list[JobObserver] = [progress, reporter]
+                if is_verbose(console):
+                    notes = EventNotes(progress.note)
+                    notes.started(job_id, job.command, model)
+                    observers.append(notes)
                 context = JobContext(
                     folder=folder,
                     job_id=job_id,
                     worker=worker,
                     described=model,
-                    observer=Observers([progress, reporter]),
+                    observer=Observers(observers),
                     slices=Slices(job.out),
                     tell=progress.note,
                 )

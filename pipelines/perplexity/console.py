@@ -12,6 +12,7 @@ from rich.table import Table
 from pipelines.command.console import printable
 from pipelines.job.format import fine_figure, fine_interval, fine_percent, with_interval
 from pipelines.job.summary import cause_of_change, reads_memory, why_no_change
+from pipelines.perplexity.spread import spread_remarks
 
 
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
@@ -36,6 +37,8 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
         console.print(
             f"  change in token perplexity: {with_interval(summary['change'], fine_percent, '95% interval ')}"
         )
+        for line in spread_remarks(summary):
+            console.print(f"  {escape(line)}", soft_wrap=True)
         if window:
             change = with_interval(window["change_to_memory"], fine_percent, "95% interval ")
             console.print(f"  with memory, compared with the windows: {change}")

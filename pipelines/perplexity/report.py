@@ -14,6 +14,7 @@ from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.job.format import FILTERS, percent_digits, signed_percent
 from pipelines.job.summary import cause_of_change, reads_memory, why_no_change
+from pipelines.perplexity.spread import spread_remarks
 
 MAX_CHARTS = 12
 MAX_ROWS = 1000
@@ -63,6 +64,7 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
         FILTERS,
         summary=summary,
         verdict=verdict(summary),
+        remarks=spread_remarks(summary),
         charts=document_charts(scored[:MAX_CHARTS], segments),
         num_scored=len(scored),
         longest=max((n for _, n in _pairs(segments, "document", "segment")), default=0) + 1,

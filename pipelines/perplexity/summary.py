@@ -11,6 +11,7 @@ from longmem.scoring.metrics import SegmentNats, compute_perplexities
 from pipelines.job.summary import about
 from pipelines.perplexity.records import DocumentRecord, SegmentRecord
 from pipelines.perplexity.run import RunTotals
+from pipelines.perplexity.spread import spread_of
 from pipelines.perplexity.windows import WindowResults
 
 
@@ -55,6 +56,7 @@ def summarise(
         "perplexity": figures and {name: figures[name] for name in ("token", "word", "byte")},
         "bits_per_byte": figures and figures["bits_per_byte"],
         "change": figures and figures["change"],
+        "spread": spread_of(segments),
         **({"window": baseline} if baseline else {}),
         "wall_s": totals.wall_s,
         "stages": {stage: asdict(stage_totals) for stage, stage_totals in totals.stages.items()},

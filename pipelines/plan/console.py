@@ -19,17 +19,12 @@ NOISY = 0.2
 MB = 1e6
 GIGABIT_MB_PER_S = 117
 
-ADVICE = {
-    "encode": "more --encoders (or threads, or --dtype bfloat16 where the CPU has it)",
-    "put": "a faster disk for --store; more --stores help only where documents are short",
-    "score": "more --readers; or a smaller --memory-tokens, because scoring grows with the window",
-    "driver": "larger --segment-tokens: one driver plans all segments",
-    "cores": "more nodes or cores: the workers already keep all of them busy",
-}
 
+def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts, bfloat16_helps: bool) -> None:
+    """Print a plan. `best` is the plan with the suggested numbers of workers.
 
-def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> None:
-    """Print a plan. `best` is the plan with the suggested numbers of workers."""
+    With `bfloat16_helps`, the planned dtype is float32 and this machine multiplies faster in bfloat16.
+    """
     cluster, workload = plan.cluster, plan.workload
     where = "in this process" if cluster.in_process else _shape(cluster)
     console.print(
@@ -76,7 +71,9 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> No
         else "none: one node",
     )
     console.print(facts)
-    console.print(f"\n  Limited by {plan.bottleneck}. What helps: {ADVICE[plan.bottleneck]}.")
+    console.print(
+        f"\n  Limited by {plan.bottleneck}. What helps: {'; '.join(advice(plan, best, costs, bfloat16_helps))}."
+    )
     if plan.network_mb_per_s > GIGABIT_MB_PER_S / 2:
         console.print(
             "  [yellow]The network matters:[/] more than half of what gigabit Ethernet carries; this plan does not "
@@ -88,6 +85,32 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts) -> No
             f"--stores {best.cluster.stores}: {best.tokens_per_s:,.0f} tokens/s, {rough_duration(best.wall_s)}."
         )
     print_noise(console, costs)
+
+
+def advice(plan: Plan, best: Plan, costs: UnitCosts, bfloat16_helps: bool) -> list[str]:
+    """Return what would make this job faster: options that it can still take, on machines like those of the plan."""
+    cluster, bottleneck = plan.cluster, plan.bottleneck
+    found = []
+    if cluster.in_process:
+        if cluster.cores_per_node >= 2:
+            found.append("--address local, whose workers run the stages side by side")
+    elif bottleneck in ("encode", "score") and best.cluster != cluster:
+        found.append(f"more {'--encoders' if bottleneck == 'encode' else '--readers'} on these cores")
+    elif bottleneck in ("encode", "score", "cores"):
+        found.append("more nodes or cores: the workers keep all of these busy")
+    if bottleneck in ("encode", "score", "cores") and bfloat16_helps:
+        found.append("--dtype auto, because this CPU is faster in bfloat16")
+    longest = max(plan.workload.document_tokens)
+    if bottleneck in ("score", "cores") and min(costs.memory_tokens, longest) > costs.segment_tokens:
+        reached = min(costs.memory_tokens, longest)
+        found.append(f"--memory-tokens below the {reached:,} that are read, because scoring grows with the window")
+    if bottleneck == "put":
+        found.append("a faster disk for --store")
+        if not cluster.in_process and len(plan.workload.document_tokens) > cluster.stores:
+            found.append("more --stores, if documents are short")
+    if bottleneck == "driver":
+        found.append("larger --segment-tokens: one driver plans all segments")
+    return found or ["a faster machine: no option is left"]
 
 
 def print_noise(console: Console, costs: UnitCosts) -> None:

@@ -92,7 +92,7 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
         planned = predict(unit_costs, workload, suggest(unit_costs, workload, cluster, **pools))
         suggested = predict(unit_costs, workload, suggest(unit_costs, workload, cluster))
         if not self.as_json:
-            plan_view.print_plan(open_console(), planned, suggested, unit_costs)
+            plan_view.print_plan(open_console(), planned, suggested, unit_costs, self._bfloat16_helps(source))
         comparison = None
         if self.check:
             from pipelines.plan.check import check_plan
@@ -113,6 +113,13 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
             figures = plan_view.as_json(planned, suggested, unit_costs, comparison) | {"left_out": left_out}
             say_json(figures, indent=2)
         return EXIT_OFF if comparison is not None and not comparison.passed else 0
+
+    def _bfloat16_helps(self, source: "ModelSource") -> bool:
+        """Return whether the planned dtype is float32, and this machine is faster in bfloat16."""
+        from longmem.model.precision import MIN_SPEEDUP, bfloat16_speedup
+
+        # costs of a file may be those of another machine
+        return source.dtype == "float32" and self.costs is None and bfloat16_speedup() >= MIN_SPEEDUP
 
     def _refuse_contradictions(self) -> None:
         if self.address not in ("none", "local"):

@@ -4,9 +4,11 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import command_text, num_cores, show_summary
@@ -88,7 +90,9 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
         )
         summary = run_pretraining(job, console)
         if summary is None:
-            console.print("[yellow]slice over.[/] Continue with the same command and --resume")
+            console.print(
+                f"[yellow]slice over.[/] Continue with: longmem resume {escape(quote(str(self.out)))}", soft_wrap=True
+            )
             return
         result = f"trained backbone: {self.out / 'model'}"
         show_summary(summary, self.out, self.as_json, lambda console: console.print(result, soft_wrap=True))

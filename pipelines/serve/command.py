@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -14,14 +14,14 @@ from rich.markup import escape
 
 from longmem.errors import ConfigError
 from longmem.system.redaction import redacted
-from pipelines.command.console import open_console
-from pipelines.command.fields import MEMORY_STORE, text_field
+from pipelines.command.console import open_console, say_json
+from pipelines.command.fields import MEMORY_STORE, flag_field, text_field
 from pipelines.command.interrupts import tidying
 from pipelines.command.options import ClusterOptions, StoredModelOptions, StoreOptions
 from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
-    from actors.service.registry import ServiceState
+    from actors.service.registry import Service, ServiceState
 
 STORE = "longmem-memory.lance"
 
@@ -37,6 +37,7 @@ class ServiceOptions:
     """Cluster of a service."""
 
     address: str = text_field("auto", "A running Ray cluster: auto (the one on this machine), or its address.")
+    as_json: bool = flag_field("Print one JSON object.", names=("--json",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,9 @@ class UpSpec(StoreOptions, ClusterOptions, StoredModelOptions, NamedServiceOptio
         )
         with _joined(self.address, console):
             running, started = start_service(service, _teller(console))
+        if self.as_json:
+            say_json({"started": started, **_as_json(running)})
+            return
         state = "is up" if started else f"runs already with these settings, since {_moment(running.since_s)}"
         model, memory = service.source.source, redacted(service.store.uri)
         open_console().print(f"service {self.name} {state}: {model}, memory in {memory}", soft_wrap=True)
@@ -88,6 +92,9 @@ class ServiceStatusSpec(ServiceOptions, CommandSpec):
 
         with _joined(self.address, console):
             states = list_services() if self.name is None else [service_state(self.name)]
+        if self.as_json:
+            say_json({"services": [_state_as_json(state) for state in states]}, indent=2)
+            return
         if not states:
             open_console().print("no service runs on this cluster; start one with `longmem service up`")
         for state in states:
@@ -106,6 +113,9 @@ class DownSpec(NamedServiceOptions, CommandSpec):
 
         with _joined(self.address, console):
             ended = stop_service(self.name)
+        if self.as_json:
+            say_json({"name": self.name, "ended": [str(each) for each in ended]})
+            return
         open_console().print(f"service {self.name} is down; {len(ended)} actors have ended", soft_wrap=True)
 
 
@@ -152,6 +162,27 @@ def _described(state: "ServiceState") -> str:
         ]
     lines += [f"{each}: {'silent' if each in state.unresponsive else 'alive'}" for each in state.workers]
     return "\n  ".join([f"service {state.name}", *lines])
+
+
+def _as_json(service: "Service") -> dict[str, Any]:
+    shape = service.shape
+    return {
+        "name": service.name,
+        "since": _moment(service.since_s),
+        "model": service.source.source,
+        "dtype": service.source.dtype,
+        "store": service.store.uri,
+        "encoders": shape.encoders,
+        "stores": shape.stores,
+        "readers": shape.readers,
+        "threads": shape.threads,
+    }
+
+
+def _state_as_json(state: "ServiceState") -> dict[str, Any]:
+    described = {"name": state.name} if state.service is None else _as_json(state.service)
+    workers = [{"name": each, "alive": each not in state.unresponsive} for each in state.workers]
+    return {**described, "complete": state.service is not None, "workers": workers}
 
 
 def _moment(seconds: float) -> str:

@@ -58,7 +58,7 @@ class ListSpec(JsonOption, StoreCommandOptions, CommandSpec):
     namespace: str | None = text_field(None, "Only this namespace.", shown="all")
 
     def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
-        with _opened(self.store) as opened:
+        with opened_store(self.store) as opened:
             found = [(key, opened.segments(key)) for key in opened.documents(self.namespace)]
             total = opened.num_bytes()
         if self.as_json:
@@ -89,10 +89,10 @@ class ShowSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
 
     def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
         key = DocumentKey(self.namespace, self.document)
-        with _opened(self.store) as opened:
+        with opened_store(self.store) as opened:
             infos = opened.segments(key)
             if not infos:
-                raise _unknown(key, self.store)
+                raise unknown_document(key, self.store)
             fingerprint = opened.fingerprint()
         assert fingerprint is not None, "a store with blocks has a fingerprint"
         described = {**_described(key, infos), "gaps": _gaps(infos), "fingerprint": vars(fingerprint)}
@@ -123,7 +123,7 @@ class VerifySpec(JsonOption, StoreCommandOptions, CommandSpec):
 
     def run(self, console: Console) -> int:  # noqa: ARG002 - prints results only
         if not self.repair:
-            with _opened(self.store) as opened:
+            with opened_store(self.store) as opened:
                 num_blocks, num_dropped, actions = opened.verify(), 0, []
         else:
             from longmem.store.lance.repair import recover
@@ -166,7 +166,7 @@ class CompactSpec(JsonOption, StoreCommandOptions, CommandSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForkSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
+class ForkSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
     """A second document with the same memory. Nothing is copied, and neither sees what the other writes later.
 
     **Example:** `longmem memory fork moby-dick moby-dick-2 --store memory.lance`
@@ -179,13 +179,16 @@ class ForkSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
     def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
         source = DocumentKey(self.namespace, self.document)
         copy = DocumentKey(self.to_namespace or self.namespace, self.target)
-        with _opened(self.store) as opened:
+        with opened_store(self.store) as opened:
             num_blocks = opened.fork(source, copy)
+        if self.as_json:
+            say_json({"source": vars(source), "target": vars(copy), "blocks": num_blocks})
+            return
         say(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoveSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
+class RemoveSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
     """Forget documents. Forks of them stay.
 
     **Example:** `longmem memory rm moby-dick --store memory.lance --yes`
@@ -196,17 +199,20 @@ class RemoveSpec(NamespaceOption, StoreCommandOptions, CommandSpec):
 
     def run(self, console: Console) -> None:  # noqa: ARG002 - prints results only
         keys = [DocumentKey(self.namespace, name) for name in self.documents]
-        with _opened(self.store) as opened:
+        with opened_store(self.store) as opened:
             held = {key: opened.segments(key) for key in keys}
             for key, infos in held.items():
                 if not infos:
-                    raise _unknown(key, self.store)
+                    raise unknown_document(key, self.store)
             num_blocks = sum(len(infos) for infos in held.values())
             if not self.yes:
                 names = ", ".join(printable(str(key)) for key in keys)
                 typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True)
             for key in keys:
                 opened.delete(key)
+        if self.as_json:
+            say_json({"documents": [vars(key) for key in keys], "blocks": num_blocks})
+            return
         say(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
 
 
@@ -219,7 +225,8 @@ memory.command("rm")(command(RemoveSpec))
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[AbstractMemoryStore]:
+def opened_store(uri: str) -> Iterator[AbstractMemoryStore]:
+    """Open an existing store. Raises ConfigError for a folder that does not exist."""
     with MemoryStore.open(_checked(uri)) as store:
         yield store
 
@@ -253,5 +260,6 @@ def _gaps(infos: list[SegmentInfo]) -> list[tuple[int, int]]:
     return gaps
 
 
-def _unknown(key: DocumentKey, uri: str) -> MissingBlockError:
+def unknown_document(key: DocumentKey, uri: str) -> MissingBlockError:
+    """Return the error of a document that a store does not hold."""
     return MissingBlockError(f"{uri} holds no document {key.document!r} in namespace {key.namespace!r}; see `ls`")

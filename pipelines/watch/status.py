@@ -154,7 +154,7 @@ def _ends(job: JobStatus) -> list[RenderableType]:
         Text(f"failed: {printable(failure)}", style="red") for failure in job.snapshot.recent_failures
     ]
     if job.verdict == "killed":
-        parts.append(Text("Its process is gone. Continue with the same command and --resume.", style="yellow"))
+        parts.append(Text("Its process is gone. Continue with: longmem resume FOLDER", style="yellow"))
     elif job.verdict == "silent":
         parts.append(Text("Its process is alive but silent: it hangs, or one task takes long.", style="yellow"))
     return parts

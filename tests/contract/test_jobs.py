@@ -190,6 +190,22 @@ def test_json_is_the_summary_and_nothing_else(inputs: Inputs, tmp_path: Path, re
     assert ("nothing was changed" in result.stderr) == resumed
 
 
+@pytest.mark.parametrize("level", ["--quiet", "-v", ""])
+def test_quiet_prints_the_result_only_and_verbose_every_event(inputs: Inputs, tmp_path: Path, level: str) -> None:
+    options = ["perplexity", str(inputs.books), "--model", inputs.small.source, "--out", str(tmp_path / "out")]
+    options += ["--address", "none", "--threads", "1", *([level] if level else [])]
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, options, prog_name="longmem")
+    assert result.exit_code == 0, result.output
+    assert "per token" in result.stdout
+    assert (result.stderr == "") == (level == "--quiet")
+    for words in ("versions: longmem ", "memory_tokens=", "0: segment 0 encode ", "1: every segment is scored"):
+        assert (words in result.stderr) == (level == "-v"), words
+    failed = CliRunner().invoke(app, [*options, "--quiet"], prog_name="longmem")
+    assert (failed.exit_code, failed.stdout) == (2, "")
+    assert "error: " in failed.stderr, "a quiet command prints its errors"
+    assert ("contradict each other" in failed.stderr) == (level == "-v")
+
+
 def test_icl_status_follows_memories_while_they_are_written(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -763,7 +763,7 @@ def test_an_interrupted_job_says_how_to_go_on_and_does(
         assert outcome.code == 130
         assert "Traceback" not in outcome.stderr
         assert outcome.stderr.count("interrupted.") == 1
-        assert "--resume" in outcome.stderr
+        assert "longmem resume" in outcome.stderr
         assert str(out) in outcome.stderr.replace("\n", "")
     assert invoke(*args, "--resume").code == 0
     assert table_bytes(out) == uninterrupted

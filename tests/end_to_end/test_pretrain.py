@@ -144,7 +144,7 @@ def test_a_run_in_pieces_is_the_same_run(
     for made in ("tokenizer", "corpus", "checkpoints/step-00000001", "checkpoints/step-00000002"):
         code, stdout, stderr = pretrain(books, out, *slice_of)
         assert (code, stdout) == (0, "")
-        assert stderr.endswith("slice over. Continue with the same command and --resume\n")
+        assert stderr.endswith(f"slice over. Continue with: longmem resume {out}\n")
         assert (out / made).is_dir(), f"a slice did not get to {made}"
     assert not (out / "model").exists()
 
@@ -169,7 +169,7 @@ def test_a_run_in_pieces_is_the_same_run(
     code, _, stderr = pretrain(books, out, "--resume")
     assert code == 130
     assert "steps 16 to 30" in stderr
-    assert "--resume" in stderr
+    assert "longmem resume" in stderr
     assert (out / "checkpoints" / "step-00000022").is_dir()
 
     monkeypatch.setattr(Pretrainer, "step", step)

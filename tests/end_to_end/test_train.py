@@ -111,7 +111,7 @@ def test_ctrl_c_waits_for_the_step_and_leaves_a_checkpoint(
     out = tmp_path / "interrupted"
     code, output = train(out)
     assert code == 130
-    assert "--resume" in output
+    assert "longmem resume" in output
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.setattr(Trainer, "step", step)
     assert train(out, "--resume")[0] == 0

@@ -106,14 +106,24 @@ def test_torch_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert named(diagnose(tmp_path), "torch import").severity == "error"
 
 
-@pytest.mark.parametrize(("cores", "advice"), [(64.0, "OMP_NUM_THREADS=64"), (0.5, "OMP_NUM_THREADS=1")])
-def test_threads_that_do_not_fit_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: float, advice: str
+@pytest.mark.parametrize(("cores", "threads", "advice"), [(4.0, 16, "--threads 4"), (0.5, 2, "--threads 1")])
+def test_more_threads_than_a_container_has_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: float, threads: int, advice: str
 ) -> None:
     monkeypatch.setattr(doctor, "usable_cores", lambda: cores)
+    monkeypatch.setattr(doctor, "num_cores", lambda: threads)
     finding = named(diagnose(tmp_path), "CPU")
     assert finding.severity == "warning"
-    assert advice in str(finding.problem)
+    assert str(finding.problem).endswith(advice)
+
+
+def test_threads_of_the_environment_are_no_problem_because_jobs_set_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 8.0)
+    monkeypatch.setattr(doctor, "num_cores", lambda: 8)
+    assert named(diagnose(tmp_path), "CPU").severity == "ok"
 
 
 def test_container_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +134,14 @@ def test_container_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
-def test_emulated_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.1)
-    assert "float32" in str(named(diagnose(tmp_path), "bfloat16").problem)
+@pytest.mark.parametrize(("speedup", "advised"), [(0.1, False), (1.2, False), (4.8, True)])
+def test_bfloat16_is_advised_where_it_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speedup: float, advised: bool
+) -> None:
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: speedup)
+    finding = named(diagnose(tmp_path), "bfloat16")
+    assert finding.severity == "ok", "jobs compute in float32 unless they are told otherwise"
+    assert ("--dtype auto" in str(finding.advice)) == advised
 
 
 def test_cluster_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,13 +164,14 @@ def test_a_cluster_that_does_not_answer_is_a_warning(tmp_path: Path) -> None:
 def test_render() -> None:
     console = Console(file=io.StringIO(), width=80)
     findings = [
-        Finding("RAM", "8 GiB"),
+        Finding("RAM", "8 GiB", advice="use it"),
         Finding("CPU", "2 cores", "too many threads", "warning"),
         Finding("out", "[red]x[/]", "no space", "error"),
     ]
     render(findings, console)
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert "✓ ok" in output
+    assert "use it" in output
     assert "! slow" in output
     assert "✗ bad" in output
     assert "[red]x[/]" in output

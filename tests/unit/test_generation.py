@@ -348,3 +348,25 @@ def test_a_hole_before_the_window_does_no_harm(small_model: Callable[..., LongMe
         store.put(replace(block, key=late.key))
     tokens = model.tokenizer.sequence(PROMPT).tolist()
     assert torch.equal(Decoder(model, late).feed(tokens), Decoder(model, whole).feed(tokens))
+
+
+def test_pieces_are_the_text_and_split_no_character(small_model: Callable[..., LongMem]) -> None:
+    """A byte tokenizer needs several tokens for one character: no piece may hold a part of it."""
+    model = small_model("llama")
+    wanted = model.tokenizer.tokens("a — 静か 🐋!").tolist()
+    chosen = iter(wanted)
+
+    def feed(tokens: list[int]) -> Tensor:
+        logits = torch.zeros(model.backbone.vocab_size)
+        logits[next(chosen)] = 1.0
+        return logits
+
+    pieces: list[str] = []
+    text = generation.decode(feed, [0], model.tokenizer, len(wanted), Sampling(), written=pieces.append)
+    assert text == "a — 静か 🐋!"
+    assert pieces == list(text)
+
+    # the text ends inside a character: what is there is written at the end
+    chosen, cut = iter(wanted), []
+    text = generation.decode(feed, [0], model.tokenizer, 3, Sampling(), written=cut.append)
+    assert "".join(cut) == text == "a \ufffd"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.errors import ConfigError
+from pipelines.plan.console import advice
 from pipelines.plan.costs import Cost, CostLine, RayCost, ScoreCost, UnitCosts, without_waiting
 from pipelines.plan.predict import Plan, predict, suggest
 from pipelines.plan.workload import Cluster, Workload
@@ -337,3 +338,41 @@ def test_a_plan_needs_tokens(wrong: tuple[int, ...]) -> None:
 def test_a_cluster_that_cannot_be(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Cluster(**wrong)  # type: ignore[arg-type]
+
+
+# --- advice -----------------------------------------------------------------------------------------------------
+
+
+def advised(unit_costs: UnitCosts, workload: Workload, cluster: Cluster, bfloat16_helps: bool = False) -> str:
+    plan = predict(unit_costs, workload, cluster)
+    best = predict(unit_costs, workload, suggest(unit_costs, workload, cluster))
+    return "; ".join(advice(plan, best, unit_costs, bfloat16_helps))
+
+
+def test_advice_names_only_options_that_the_job_can_take() -> None:
+    long, short = Workload((5500,)), Workload((90,) * 8)
+    slow_reading, slow_encoding = costs(score=0.5), costs(encode=5.0, score=0.01, slope=0.0)
+
+    alone = advised(slow_reading, long, Cluster(in_process=True, cores_per_node=1))
+    assert alone == "--memory-tokens below the 300 that are read, because scoring grows with the window"
+    assert "--address local" in advised(slow_reading, long, Cluster(in_process=True, cores_per_node=8))
+    assert "--readers" not in advised(slow_reading, long, Cluster(in_process=True, cores_per_node=8))
+
+    assert "more --readers on these cores" in advised(slow_reading, long, on_ray(1, 1, cores=64))
+    best = suggest(slow_reading, long, on_ray(1, 1, cores=2))
+    assert "more nodes or cores" in advised(slow_reading, long, best)
+    assert "--readers" not in advised(slow_reading, long, best)
+
+    encoding = advised(slow_encoding, long, on_ray(1, 1))
+    assert encoding == "more --encoders on these cores"
+    assert "--dtype auto" in advised(slow_encoding, long, on_ray(1, 1), bfloat16_helps=True)
+
+    # documents within one segment have no window that could be smaller
+    assert "--memory-tokens" not in advised(slow_reading, short, Cluster(in_process=True))
+    assert advised(slow_reading, short, Cluster(in_process=True, cores_per_node=1)) == (
+        "a faster machine: no option is left"
+    )
+    slow_store = costs(put=9.0)
+    assert advised(slow_store, long, on_ray(1, 1)) == "a faster disk for --store"
+    assert "more --stores" in advised(slow_store, short, on_ray(1, 1))
+    assert "--segment-tokens" in advised(costs(driver=9.0), long, on_ray(1, 1))

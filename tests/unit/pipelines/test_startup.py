@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,9 @@ def test_short_commands_load_no_heavy_library(tmp_path: Path) -> None:
         ("plan", missing): (2, "input not found"),
         ("train", "--data", missing, "--out", str(tmp_path / "out")): (2, "input not found"),
         ("memory", "ls", "--store", missing): (2, "there is no such folder"),
+        ("resume", missing): (2, "it holds no job.json"),
+        ("compare", missing, str(tmp_path)): (2, "it holds no job.json"),
+        ("generate", "--prompt", "a", "--memory-file", missing): (2, "input not found"),
     }
     listing = ("memory", "ls", "--store", str(tmp_path / "memory.lance"))
     *light, last = run_in_one_process([list(command) for command in (*expected, listing)], str(ROOT))
@@ -122,3 +126,64 @@ def test_a_command_is_loaded_once_and_more_come_after_the_table() -> None:
     assert list(loaded) == list(loaded.placeholders()) == ["status", "fail"]
     assert loaded["status"] is loaded.get("status")
     assert loaded.get("stats") is None
+
+
+COMPLETE = """
+import os, sys
+# what bash sets for each press of the Tab key
+os.environ["_LONGMEM_COMPLETE"] = "complete_bash"
+os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = sys.argv[1], sys.argv[2]
+sys.argv[1:] = []
+from pipelines.cli import main
+try:
+    main()
+finally:
+    print([name for name in %r if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "index", "expected"),
+    [
+        ("longmem per", 1, ["perplexity"]),
+        ("longmem memory v", 2, ["verify"]),
+        ("longmem compare --j", 2, ["--json"]),
+        ("longmem perplexity --search fa", 3, ["faiss"]),
+    ],
+)
+def test_a_shell_completes_without_a_heavy_library(words: str, index: int, expected: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", COMPLETE % (HEAVY,), words, str(index)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.stdout.splitlines() == [*expected, "[]"], ended.stderr
+
+
+def test_a_list_of_commands_to_complete_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LazyCommand, "load", lambda *_: pytest.fail("a command was imported"))
+    root: Any = typer.main.get_command(app)
+    context = root.make_context("longmem", [], resilient_parsing=True)
+    assert [item.value for item in root.shell_complete(context, "")] == list(COMMANDS)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_completion_is_installed_for_bash(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "longmem"
+    if not script.exists():
+        pytest.skip("longmem is not installed in this environment")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "SHELL": "/bin/bash"}
+    subprocess.run(
+        [str(script), "--install-completion", "bash"], env=environment, timeout=120, check=True, capture_output=True
+    )
+    press_tab = (
+        f"source {tmp_path}/.bashrc; PATH={script.parent}:$PATH; COMP_WORDS=(longmem perplexity --memory-t); "
+        'COMP_CWORD=2; _longmem_completion longmem; echo "${COMPREPLY[@]}"'
+    )
+    shown = subprocess.run(
+        ["bash", "--norc", "-c", press_tab], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert shown.stdout == "--memory-tokens\n"

@@ -54,7 +54,7 @@ def test_a_job_that_hangs_is_told_from_one_that_is_gone(tmp_path: Path) -> None:
     assert "finished" in shown(tmp_path, 9999)
     (tmp_path / STATUS_FILE).write_bytes(alive)  # the state after kill -9
     assert read_status(tmp_path).verdict == "killed"
-    assert "--resume" in shown(tmp_path)
+    assert "longmem resume FOLDER" in shown(tmp_path)
 
 
 def test_looking_does_not_take_the_folder(running: JobReporter, tmp_path: Path) -> None:
