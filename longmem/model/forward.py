@@ -31,8 +31,9 @@ from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
 from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
 from longmem.sidenet.sidenet import start_state
+from longmem.sidenet.token_readings import token_readings
 from longmem.stored_format import num_not_finite
-from longmem.types import EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
+from longmem.types import EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore, TokenReadings
 
 
 class SegmentModel:
@@ -241,7 +242,12 @@ class SegmentModel:
                 None if copies is None else copies.share,
                 segment.start_token,
             ),
+            readings=self._token_readings(output, view, segment) if segment.keep_readings else None,
         )
+
+    def _token_readings(self, output: ReadingOutput, view: MemoryView | None, segment: Segment) -> TokenReadings:
+        tokens, targets = (torch.from_numpy(np.array(part)) for part in (segment.tokens, segment.targets))
+        return token_readings(self.sidenet.places_read(output, 0), output.layers_read[0], view, tokens, targets)
 
     def target_logprobs(
         self, output: ReadingOutput, row: int, targets: Int[Tensor, " targets"]
