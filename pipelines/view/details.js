@@ -28,14 +28,14 @@ function verdict(token, run) {
 function placeItem(doc, token, place, at) {
   const same = place.text === token.text;
   const distance = `${number(token.position - place.position)} tokens back`;
-  const run = place.run ? `after ${place.run === 16 ? "16 or more" : place.run} equal token${place.run === 1 ? "" : "s"}` : "";
+  const run = place.run ? `${place.run === 16 ? "16 or more" : place.run} equal before it` : "";
   const quote = element(
     "span", { class: "quote", dir: "auto" },
     `…${inOneLine(place.before)}`, element("mark", same ? {} : { class: "other" }, withBreaks(place.text).trimEnd() || "␣"), `${inOneLine(place.after)}…`,
   );
   const about = element(
     "span", { class: "about" },
-    element("b", {}, `${at + 1}. ${percent(place.weight)}`), element("span", {}, same ? "this token" : "another token"), element("span", {}, run), element("span", {}, distance),
+    element("b", {}, `${at + 1}. ${percent(place.weight)}`), element("span", {}, same ? "✓ this token" : "✗ another token"), element("span", {}, run), element("span", {}, distance),
   );
   if (!source.has(doc, place.position)) return element("li", { class: "place" }, about, bar(place.weight), quote);
   const link = element("a", { href: address(doc, place.position), "data-place": at + 1 }, about, bar(place.weight), quote);
@@ -43,7 +43,7 @@ function placeItem(doc, token, place, at) {
 }
 
 function blockItem(doc, block) {
-  const about = element("span", { class: "about" }, element("span", {}, `positions ${number(block.first)} to ${number(block.end - 1)}`), element("span", {}, `${number(block.end - block.first)} tokens`));
+  const about = element("span", { class: "about" }, element("b", {}, `positions ${number(block.first)} to ${number(block.end - 1)}`), element("span", {}, `${number(block.end - block.first)} tokens`));
   const quote = element("span", { class: "quote", dir: "auto" }, `${inOneLine(block.text)}…`);
   // position 0 is the start token, which is not predicted
   const first = Math.max(block.first, 1);

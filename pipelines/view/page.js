@@ -168,7 +168,8 @@ addEventListener("hashchange", () => {
 async function begin() {
   state.run = await source.run();
   const { model, change, documents } = state.run;
-  const changed = change === null ? "" : ` · perplexity ${(100 * change).toFixed(1)}% with memory`;
+  const size = `${(100 * Math.abs(change)).toFixed(1)}% ${change < 0 ? "lower" : "higher"}`;
+  const changed = change === null ? "" : ` · perplexity ${size} with memory`;
   byId("facts").textContent = shownText(`${model}${changed}`);
   byId("document").replaceChildren(...documents.map((each, at) => element("option", { value: at }, shownText(each.name))));
   if (!source.whole) byId("document").disabled = true;

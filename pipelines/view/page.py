@@ -33,7 +33,7 @@ def render(title: str, data: dict[str, Any] | None = None) -> str:
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = (
         f"default-src 'none'; style-src '{_hash_of(style)}'; script-src '{_hash_of(script)}'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template("page.html.j2").render(
         title=title, version=__version__, policy=policy, style=Markup(style), script=Markup(script), data=data

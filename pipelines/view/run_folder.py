@@ -239,8 +239,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
         summary = dict(json.loads((path / SUMMARY).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} holds no {SUMMARY}: the job has not finished, or this is not the folder of a job; continue it with "
-            f"`longmem perplexity … --tokens --resume --out {path}`"
+            f"{path} holds no {SUMMARY}: the job has not finished, or this is not the folder of a job; continue a job "
+            f"with `longmem perplexity … --tokens --resume --out {path}`"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"cannot read {path / SUMMARY}: {error}; run the job again with --resume") from error

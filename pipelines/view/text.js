@@ -3,7 +3,7 @@
 // writing become visible names.
 
 const STEERING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
-const LEVELS = [0.1, 0.5, 1.5, 3]; // nats from which a gain has the next colour: factors of 1.1, 1.6, 4.5 and 20
+const LEVELS = [0.25, 1, 2, 4]; // nats from which a gain has the next colour: factors of 1.3, 2.7, 7 and 55
 
 function shownText(text) {
   return text
