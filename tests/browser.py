@@ -30,6 +30,12 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+MIDDLE = """
+const found = document.querySelectorAll(arguments[0])[arguments[1]];
+found.scrollIntoView({block: "center"});
+const box = found.getClientRects()[0];
+return [box.x + box.width / 2, box.y + box.height / 2];
+"""
 KEYS = {"left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "enter": "\ue007", "tab": "\ue004"}
 
 
@@ -57,9 +63,9 @@ class Browser:
         """Run an expression until it is true in the page, and return its value."""
         end = monotonic() + LIMIT_S
         while not (found := self.run(f"return {condition}", *arguments)):
-            assert monotonic() < end, (
-                f"{condition} {arguments}: never true; the page says {self.run('return document.body.innerText')[:2000]}"
-            )
+            if monotonic() > end:
+                said = self.run("return document.body.innerText")
+                raise AssertionError(f"{condition} {arguments}: never true; the page says {said[:2000]}")
             sleep(0.05)
         return found
 
@@ -70,8 +76,7 @@ class Browser:
 
     def click(self, selector: str, at: int = 0) -> None:
         """Click the middle of an element, as a mouse does: what covers it gets the click."""
-        script = "const found = document.querySelectorAll(arguments[0])[arguments[1]]; found.scrollIntoView({block: 'center'}); const box = found.getClientRects()[0]; return [box.x + box.width / 2, box.y + box.height / 2]"
-        x, y = self.run(script, selector, at)
+        x, y = self.run(MIDDLE, selector, at)
         moves = [
             {"type": "pointerMove", "x": int(x), "y": int(y), "duration": 0},
             {"type": "pointerDown", "button": 0},

@@ -4,6 +4,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def test_blocks_are_what_every_layer_reads(small_model: SmallModel) -> None:
         assert blocks[-1][0] <= segment.start_token - near
         assert blocks[-1][1] == segment.start_token
         # intervals that touch are one
-        assert all(first[1] < second[0] for first, second in zip(blocks, blocks[1:], strict=False))
+        assert all(first[1] < second[0] for first, second in pairwise(blocks))
         some_are_chosen |= len(blocks) > 1
     assert some_are_chosen
 
