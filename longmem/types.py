@@ -233,6 +233,8 @@ class TokenReadings:
 
     copy_share: Float32[np.ndarray, " targets"]
     """Share λ of the copy head in the output; 0 without memory or copy head."""
+    uncopied: Float32[np.ndarray, " targets"]
+    """Natural-log probability of each target before copies are mixed in."""
     copied: Float32[np.ndarray, " targets"]
     """Summed weight of all places that hold the target: its probability under the copy distribution."""
     places: Int32[np.ndarray, "targets places"]

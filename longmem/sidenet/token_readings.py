@@ -37,10 +37,12 @@ def token_readings(
     view: MemoryView | None,
     tokens: Int[Tensor, " tokens"],
     targets: Int[Tensor, " targets"],
+    uncopied: Float32[Tensor, " targets"],
 ) -> TokenReadings:
     """Return the readings of a segment's targets. The first `len(targets)` of its `tokens` predict them.
 
-    `layers_read` are the places that every layer read, ascending.
+    `layers_read` are the places that every layer read, ascending; `uncopied` are log-probabilities before copies are
+    mixed in.
     """
     count = len(targets)
     blocks = torch.empty((0, 2), dtype=torch.int32)
@@ -49,7 +51,7 @@ def token_readings(
     if read is None or view is None:
         zeros = torch.zeros(count)
         nothing = torch.full((count, PLACES), -1, dtype=torch.int32)
-        return _as_arrays(zeros, zeros, nothing, nothing.float().clamp(min=0), nothing.clamp(min=0), blocks)
+        return _as_arrays(zeros, uncopied, zeros, nothing, nothing.float().clamp(min=0), nothing.clamp(min=0), blocks)
     device = view.starts.device
     # the memory, followed by the segment: the token after the newest stored one is the segment's first
     sequence = torch.cat([view.text, tokens.long().to(device)])
@@ -62,6 +64,7 @@ def token_readings(
     found = heaviest > 0
     return _as_arrays(
         read.share[:count],
+        uncopied,
         (weights * hits).sum(dim=1),
         positions[places + int(read.continued)].where(found, -1),
         heaviest,
@@ -102,10 +105,11 @@ def _intervals(positions: Int64[Tensor, " read"]) -> Int[Tensor, "blocks 2"]:
 
 
 def _as_arrays(
-    share: Tensor, copied: Tensor, places: Tensor, weights: Tensor, runs: Tensor, blocks: Tensor
+    share: Tensor, uncopied: Tensor, copied: Tensor, places: Tensor, weights: Tensor, runs: Tensor, blocks: Tensor
 ) -> TokenReadings:
     return TokenReadings(
         copy_share=to_array(share.float()),
+        uncopied=to_array(uncopied.float()),
         copied=to_array(copied.float()),
         places=to_array(places.int()),
         weights=to_array(weights.float()),

@@ -18,6 +18,7 @@ COLUMNS: dict[str, tuple[Dtype, int]] = {
     "logprobs_longmem": (np.float32, 1),
     "logprobs_backbone": (np.float32, 1),
     "copy_share": (np.float32, 1),
+    "uncopied": (np.float32, 1),
     "copied": (np.float32, 1),
     "places": (np.int32, PLACES),
     "weights": (np.float32, PLACES),

@@ -88,6 +88,7 @@ class Answers:
             "with": _short(token["logprob_longmem"]),
             "without": _short(token["logprob_backbone"]),
             "window": _short(token["logprob_window"]) if "logprob_window" in token else None,
+            "uncopied": _short(token["logprob_uncopied"]),
             "share": _short(token["copy_share"]),
             "copied": _short(token["copied"]),
             "places": [

@@ -20,7 +20,7 @@ function verdict(token, run) {
   const held = percent(token.copied);
   if (!run.copies) return `${held} of the attention went to places that hold this token.`;
   const share = percent(token.share);
-  if (token.share < 0.05) return `Memory was hardly trusted: copies had ${share} of the prediction. ${held} of what they offered was this token.`;
+  if (token.share < 0.05) return `Copies were hardly trusted, with ${share} of the prediction; ${held} of what they offered was this token.`;
   const right = token.copied >= 0.5 ? "That was right" : token.copied >= 0.05 ? "That was partly right" : "That was wrong";
   return `Copies from memory had ${share} of the prediction. ${right}: ${held} of what they offered was this token.`;
 }
@@ -54,6 +54,7 @@ function blockItem(doc, block) {
 function tokenPanel(doc, token, run, blocks) {
   const gain = token.with - token.without;
   const rows = [row("with memory", token.with), row("without memory", token.without)];
+  if (run.copies && token.places.length) rows.splice(1, 0, row("with memory, before copies", token.uncopied));
   if (token.window !== null) rows.push(row("backbone in windows", token.window));
   const characters = token.length === 1 ? `character ${number(token.start)}` : `characters ${number(token.start)} to ${number(token.start + token.length - 1)}`;
   const parts = [

@@ -23,7 +23,7 @@ from longmem.errors import ConfigError
 SUMMARY = "summary.json"
 TABLES = ("segments", "tokens", "readings", "passages")
 SCORES = ("logprob_longmem", "logprob_backbone", "logprob_window")
-READINGS = ("start", "length", "copy_share", "copied", "places", "weights", "runs")
+READINGS = ("start", "length", "copy_share", "logprob_uncopied", "copied", "places", "weights", "runs")
 PASSAGES = ("start", "passage", "block_starts", "block_ends")
 KEPT_GROUPS = 4
 """Row groups of each table that stay in memory: at most 12 bytes for each of a million tokens, and a few megabytes."""

@@ -44,7 +44,7 @@ def readings_of(case: Case, targets: torch.Tensor) -> TokenReadings:
     if copies.repeated is not None:
         index = torch.cat([index, copies.repeated.index], dim=1)
     read = PlacesRead(index, copies.weights, copies.share, continued=True)
-    return token_readings(read, None, case.view, case.context, targets)
+    return token_readings(read, None, case.view, case.context, targets, torch.zeros(len(targets)))
 
 
 def naive_positions(view: MemoryView) -> list[int]:
@@ -97,7 +97,7 @@ def test_places_and_weights_are_those_of_the_dictionary(
 def test_fewer_places_than_are_kept_are_marked(random_view: RandomView) -> None:
     view = random_view(2, 8, chunk=1, lengths=[1] * 6)
     read = PlacesRead(torch.tensor([[3, 0, 3, 0]]), torch.tensor([[0.5, 0.25, 0.25, 0.0]]), torch.ones(1), True)
-    readings = token_readings(read, None, view, torch.tensor([1]), torch.tensor([2]))
+    readings = token_readings(read, None, view, torch.tensor([1]), torch.tensor([2]), torch.zeros(1))
     starts = view.starts.tolist()
     assert readings.places.tolist() == [[starts[4], starts[1], -1, -1]]
     assert readings.weights.tolist() == [[0.75, 0.25, 0, 0]]
@@ -135,6 +135,7 @@ def test_share_and_copies_explain_the_probability(form: str, small_model: SmallM
         with torch.no_grad():
             hidden = output_of(model, segment, view).hidden[0]
             own = model.backbone.target_logprobs(hidden, targets).double().exp().numpy()
+        np.testing.assert_allclose(np.exp(read.uncopied.astype(np.float64)), own, atol=1e-6)
         share = read.copy_share.astype(np.float64)
         mixed = (1 - share) * own + (share * read.copied if model.config.copy_head else 0.0)
         np.testing.assert_allclose(np.exp(score.logprobs.astype(np.float64)), mixed, atol=1e-6)
