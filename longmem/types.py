@@ -256,7 +256,7 @@ class SegmentScore:
     logprobs: Float32[np.ndarray, " targets"]
     retrieval: RetrievalStats
     readings: TokenReadings | None = None
-    """What each target read; None unless the segment asks for it (`Segment.keep_readings`)."""
+    """Readings of the targets; None unless the segment asks for it (`Segment.keep_readings`)."""
 
 
 @dataclass(frozen=True)

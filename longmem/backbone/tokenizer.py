@@ -85,7 +85,7 @@ class Tokenizer:
         return self._begun(self.tokens(text))
 
     def sequence_with_spans(self, text: str) -> tuple[Int32[np.ndarray, " tokens"], Int32[np.ndarray, "tokens 2"]]:
-        """Return `sequence(text)` and the half-open interval of characters that each token stands for.
+        """Return `sequence(text)` and the half-open interval of characters of each token.
 
         The interval of a start token that was put in front is empty. Bytes of one character share its interval.
 

@@ -61,7 +61,7 @@ class TokenScores:
     logprobs_longmem: np.ndarray
     logprobs_backbone: np.ndarray
     readings: TokenReadings | None = None
-    """What each token read. This and `passage` are None only in records of earlier versions."""
+    """Readings of the tokens. This and `passage` are None only in records of earlier versions."""
     passage: Passage | None = None
 
 

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from longmem.errors import ConfigError, LongMemError
 from pipelines.view.answers import Answers, BadRequestError
@@ -64,18 +64,17 @@ class ViewRequest(BaseHTTPRequestHandler):
     """Seconds until an idle connection is closed."""
 
     def do_GET(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in NAMES:
+        if self.headers.get("Host", "").partition(":")[0] not in NAMES:
             self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"this server answers to its own machine only\n")
             return
-        url = urlsplit(self.path)
-        key, _, name = url.path.removeprefix("/").partition("/")
+        path, _, query = self.path.partition("?")
+        key, _, name = path.removeprefix("/").partition("/")
         if not secrets.compare_digest(key.encode(), self.server.key.encode()):
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"use the whole address that longmem view printed\n")
         elif name == "":
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
         else:
-            self._answer(name, parse_qs(url.query))
+            self._answer(name, parse_qs(query))
 
     def do_HEAD(self) -> None:
         self.do_GET()

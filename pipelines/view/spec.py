@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec(CommandSpec):
-    """What each token read from memory, how far it was trusted, and whether that was right: a page in the browser.
+    """A page in the browser: what each token read from memory, how far it was trusted, whether that was right.
 
     The folder is that of a finished `longmem perplexity --tokens`. The page is served to this machine until Ctrl-C.
 

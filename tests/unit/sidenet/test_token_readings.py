@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each token read: against dictionaries of places, and against the probability that it explains."""
+"""Readings of tokens: against dictionaries of places, and against the probability that it explains."""
 
 from collections import defaultdict
 from collections.abc import Callable

@@ -13,12 +13,11 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import pytest
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="no Chromium and chromedriver here")
 LIMIT_S = 20.0
+"""Seconds that a condition may take to become true."""
+
 
 FLAGS = [
     "--headless=new",
