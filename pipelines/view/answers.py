@@ -18,6 +18,8 @@ EXTREMES = 200
 """Tokens listed as gained most, and as lost most."""
 AROUND = 24
 """Tokens shown before and after a place that was read."""
+BEFORE = 6
+"""Tokens shown before one that is listed."""
 BLOCK_TOKENS = 16
 """Tokens shown of the beginning of a block that was read at every layer."""
 
@@ -112,9 +114,9 @@ class Answers:
         found = self._document(document)
         listed = []
         for position in self._folder.extremes(found, EXTREMES, sign):
-            token = self._folder.tokens(found, position, position + 1)
-            [gain], [text] = self._folder.gains(found.row(position), found.row(position) + 1), token["texts"]
-            before = self._folder.text(found, position - 6, position)
+            [gain] = self._folder.gains(found.row(position), found.row(position) + 1)
+            [gap], [text] = self._folder.pieces(found, position, position + 1)
+            before = self._folder.text(found, position - BEFORE, position) + gap
             listed.append({"position": position, "gain": _short(float(gain)), "before": before, "text": text})
         return listed
 
@@ -136,9 +138,11 @@ class Answers:
 
     def _around(self, document: ViewedDocument, place: int) -> dict[str, str]:
         text = self._folder.text
+        gaps, tokens = self._folder.pieces(document, place, place + 1)
         return {
-            "before": text(document, place - AROUND, place),
-            "text": text(document, place, place + 1),
+            "before": text(document, place - AROUND, place) + "".join(gaps),
+            # the start token, which is not predicted, has no text
+            "text": "".join(tokens),
             "after": text(document, place + 1, place + 1 + AROUND),
         }
 

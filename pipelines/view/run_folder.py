@@ -179,12 +179,12 @@ class RunFolder:
         rows = document.row(first), document.row(last - 1) + 1
         with self._lock:
             columns = {**self._tokens.rows(*rows).to_pydict(), **self._readings.rows(*rows).to_pydict()}
-        gaps, texts = self._pieces(document, first, last)
+        gaps, texts = self.pieces(document, first, last)
         return {**columns, "gaps": gaps, "texts": texts}
 
     def text(self, document: ViewedDocument, first: int, last: int) -> str:
         """Return the text of the predicted tokens among positions `first` to `last`."""
-        gaps, texts = self._pieces(document, max(first, document.first_position), min(last, document.end_position))
+        gaps, texts = self.pieces(document, first, last)
         return "".join(part for pair in zip(gaps, texts, strict=True) for part in pair)
 
     def rest(self, document: ViewedDocument) -> str:
@@ -204,7 +204,9 @@ class RunFolder:
             [found] = self._passages.rows(row, row + 1).to_pylist()
         return list(zip(found["block_starts"], found["block_ends"], strict=True))
 
-    def _pieces(self, document: ViewedDocument, first: int, last: int) -> tuple[list[str], list[str]]:
+    def pieces(self, document: ViewedDocument, first: int, last: int) -> tuple[list[str], list[str]]:
+        """Return gaps and texts (`SegmentText`) of the predicted tokens among positions `first` to `last`."""
+        first, last = max(first, document.first_position), min(last, document.end_position)
         gaps, texts = list[str](), list[str]()
         while first < last:
             segment = self.segment_of(document, first)
