@@ -54,7 +54,7 @@ function blockItem(doc, block) {
 function tokenPanel(doc, token, run, blocks) {
   const gain = token.with - token.without;
   const rows = [row("with memory", token.with), row("without memory", token.without)];
-  if (run.copies && token.places.length) rows.splice(1, 0, row("with memory, before copies", token.uncopied));
+  if (run.copies && token.places.length) rows.splice(1, 0, row("before copies", token.uncopied));
   if (token.window !== null) rows.push(row("backbone in windows", token.window));
   const characters = token.length === 1 ? `character ${number(token.start)}` : `characters ${number(token.start)} to ${number(token.start + token.length - 1)}`;
   const parts = [
