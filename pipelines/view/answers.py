@@ -112,13 +112,16 @@ class Answers:
     def extremes(self, document: int, sign: int) -> list[dict[str, Any]]:
         """Return the tokens of a document that gained most, or with sign -1 lost most, with their predecessors."""
         found = self._document(document)
-        listed = []
-        for position in self._folder.extremes(found, EXTREMES, sign):
-            [gain] = self._folder.gains(found.row(position), found.row(position) + 1)
-            [gap], [text] = self._folder.pieces(found, position, position + 1)
-            before = self._folder.text(found, position - BEFORE, position) + gap
-            listed.append({"position": position, "gain": _short(float(gain)), "before": before, "text": text})
-        return listed
+        positions = self._folder.extremes(found, EXTREMES, sign)
+        # in the order of the text, so that each row group is read once
+        listed = {position: self._listed(found, position) for position in sorted(positions)}
+        return [listed[position] for position in positions]
+
+    def _listed(self, document: ViewedDocument, position: int) -> dict[str, Any]:
+        [gain] = self._folder.gains(document.row(position), document.row(position) + 1)
+        [gap], [text] = self._folder.pieces(document, position, position + 1)
+        before = self._folder.text(document, position - BEFORE, position) + gap
+        return {"position": position, "gain": _short(float(gain)), "before": before, "text": text}
 
     def number_of(self, name: str | None) -> int:
         """Return the number of a named document, or of the only one for None. Raises ConfigError."""

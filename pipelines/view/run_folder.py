@@ -165,7 +165,7 @@ class RunFolder:
         end = document.first_row + document.num_tokens
         for first in range(document.first_row, end, SCAN_ROWS):
             gains = sign * self.gains(first, min(first + SCAN_ROWS, end))
-            best = np.argsort(-gains, kind="stable")[:count]
+            best = np.argpartition(-gains, min(count, len(gains) - 1))[:count]
             found_rows.append(first + best)
             found_gains.append(gains[best])
         rows, gains = np.concatenate(found_rows), np.concatenate(found_gains)
