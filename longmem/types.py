@@ -25,11 +25,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import xxhash
-from jaxtyping import Float32, Int32, Int64, Shaped
+from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 
 from longmem.config import KvDtype
 
 DEFAULT_NAMESPACE = "default"
+PLACES = 4
+"""Places kept of what one token read, the heaviest ones."""
 
 KVArray = Shaped[np.ndarray, "tokens stored_heads width"]
 """Stored keys or values (`longmem.kv_format`): float16, float32, bfloat16 as uint16 bits, or int8, whose rows are
@@ -85,6 +87,8 @@ class Segment:
     start_token: int
     tokens: Int32[np.ndarray, " tokens"]
     targets: Int32[np.ndarray, " targets"]
+    keep_readings: bool = False
+    """True where the score also tells what each target read (`SegmentScore.readings`)."""
 
     @property
     def num_tokens(self) -> int:
@@ -219,6 +223,31 @@ class RetrievalStats:
 
 
 @dataclass(frozen=True)
+class TokenReadings:
+    """Places in memory that the prediction of each target of a segment read, heaviest first, and how far they were
+    trusted.
+
+    A place is the position of a token whose content was taken: the copied token, or without a copy head the one whose
+    value was attended to. A place that several heads found is one place with the sum of their weights.
+    """
+
+    copy_share: Float32[np.ndarray, " targets"]
+    """Share λ of the copy head in the output; 0 without memory or copy head."""
+    uncopied: Float32[np.ndarray, " targets"]
+    """Natural-log probability of each target before copies are mixed in."""
+    copied: Float32[np.ndarray, " targets"]
+    """Summed weight of all places that hold the target: its probability under the copy distribution."""
+    places: Int32[np.ndarray, "targets places"]
+    """Positions in the document; -1 where fewer places were read."""
+    weights: Float32[np.ndarray, "targets places"]
+    """Weights in the copy distribution, or mean attention weights over heads; all places together weigh 1."""
+    runs: UInt8[np.ndarray, "targets places"]
+    """Number of equal tokens before the place and before the target, counted up to 16."""
+    blocks: Int32[np.ndarray, "blocks 2"]
+    """Half-open intervals of positions that the segment read at every layer; empty for a SideNet."""
+
+
+@dataclass(frozen=True)
 class SegmentScore:
     """Per-token log-probabilities of one segment with memory, and its retrieval statistics."""
 
@@ -226,6 +255,8 @@ class SegmentScore:
     segment: int
     logprobs: Float32[np.ndarray, " targets"]
     retrieval: RetrievalStats
+    readings: TokenReadings | None = None
+    """Readings of the targets; None unless the segment asks for it (`Segment.keep_readings`)."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,10 @@ COMMANDS = {
         "pipelines.pretrain.spec:pretrain",
         "Train a small backbone and its tokenizer from scratch, in several time slices if needed.",
     ),
+    "view": LazyCommand(
+        "pipelines.view.spec:view",
+        "A page in the browser: what each token read from memory, how far it was trusted, whether that was right.",
+    ),
     "status": LazyCommand(
         "pipelines.watch.status_command:status",
         "Documents, tokens per second, lag, time left and failures of live jobs.",

@@ -256,5 +256,17 @@ def startup(repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
     _finish(out / "startup", [benchmark.startup(repeats)])
 
 
+@app.command()
+def view(
+    tokens: Annotated[int, typer.Option(help="Tokens of the job.", min=10_000)] = 1_000_000,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Seconds until the page of `longmem view` shows something, and bytes that it loads; two minutes."""
+    from benchmarks.speed import view as benchmark
+
+    _finish(out / "view", [benchmark.view(tokens, repeats)])
+
+
 def _finish(out: Path, tables: list[SpeedTable]) -> None:
     Console().print(write_tables(out, tables), markup=False, soft_wrap=True)

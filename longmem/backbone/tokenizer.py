@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -60,14 +61,19 @@ class Tokenizer:
 
     def tokens(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Return the tokens of a text without a start token. Raises DocumentError if there are none."""
-        ids = self._ids(text)
-        if not ids:
+        return self._tokens(text, with_spans=False)[0]
+
+    def _tokens(self, text: str, with_spans: bool) -> tuple[Int32[np.ndarray, " tokens"], Int32[np.ndarray, "spans 2"]]:
+        """Return tokens and their character spans, or no spans."""
+        encoded = self._encoded(text, return_offsets_mapping=with_spans)
+        if not encoded["input_ids"]:
             raise DocumentError("the text gives no tokens: expected at least one; remove the document or check it")
-        tokens = np.asarray(ids, dtype=np.int32)
-        del ids
+        tokens = np.asarray(encoded["input_ids"], dtype=np.int32)
+        spans = np.asarray(encoded.get("offset_mapping", []), dtype=np.int32).reshape(-1, 2)
+        del encoded
         if len(tokens) >= LONG_TOKENS:
             trim_heap()
-        return tokens
+        return tokens, spans
 
     def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Return `[start] + tokens of the text`, or only the tokens if the tokenizer has no start token.
@@ -76,7 +82,28 @@ class Tokenizer:
         and counts as unscored. A text that begins with the start token gets no second one. Raises DocumentError if the
         text has no other token.
         """
-        tokens = self.tokens(text)
+        return self._begun(self.tokens(text))
+
+    def sequence_with_spans(self, text: str) -> tuple[Int32[np.ndarray, " tokens"], Int32[np.ndarray, "tokens 2"]]:
+        """Return `sequence(text)` and the half-open interval of characters of each token.
+
+        The interval of a start token that was put in front is empty. Bytes of one character share its interval.
+
+        Raises DocumentError as `sequence` does. Needs `gives_spans`.
+        """
+        assert self.gives_spans, "this tokenizer gives no character offsets"
+        tokens, spans = self._tokens(text, with_spans=True)
+        sequence = self._begun(tokens)
+        if len(sequence) > len(tokens):
+            spans = np.concatenate([np.zeros((1, 2), np.int32), spans])
+        return sequence, spans
+
+    @property
+    def gives_spans(self) -> bool:
+        """True for tokenizers of the `tokenizers` library; those written in Python give no character offsets."""
+        return bool(self._tokenizer.is_fast)
+
+    def _begun(self, tokens: Int32[np.ndarray, " tokens"]) -> Int32[np.ndarray, " all"]:
         if tokens.tolist() == [self.start_token]:
             raise DocumentError("the text gives no tokens but the start token: expected at least one; remove it")
         return self.begin(tokens)
@@ -118,13 +145,20 @@ class Tokenizer:
         return beginning.endswith(spelled) and self._ids(beginning)[:1] == [self.start_token]
 
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        ids: list[int] = self._encoded(text, add_special_tokens)["input_ids"]
+        return ids
+
+    def _encoded(self, text: str, add_special_tokens: bool = False, return_offsets_mapping: bool = False) -> Any:
         # verbose=False: documents exceed `model_max_length` by design, and the warning would mislead
         encoded = self._tokenizer(
-            text, add_special_tokens=add_special_tokens, split_special_tokens=not self._parses, verbose=False
+            text,
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=not self._parses,
+            return_offsets_mapping=return_offsets_mapping,
+            verbose=False,
         )
-        ids: list[int] = encoded["input_ids"]
-        self._check_embedded(ids)
-        return ids
+        self._check_embedded(encoded["input_ids"])
+        return encoded
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

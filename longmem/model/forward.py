@@ -31,6 +31,7 @@ from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
 from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
 from longmem.sidenet.sidenet import start_state
+from longmem.sidenet.token_readings import token_readings
 from longmem.stored_format import num_not_finite
 from longmem.types import EncodedSegment, Fingerprint, KVArray, KVBlock, Segment, SegmentScore
 
@@ -225,11 +226,17 @@ class SegmentModel:
         own = unpack(np.ascontiguousarray(self.searched(keys)), self.config.kv_dtype, device)
         given = self._input(tokens, to_tensor(state, device)[:, None], own[None], [view])
         output = self.sidenet(given, self.search)
-        logprobs = self.target_logprobs(output, 0, torch.from_numpy(np.array(segment.targets)))
+        targets = torch.from_numpy(np.array(segment.targets))
+        uncopied = self.backbone.target_logprobs(output.hidden[0], targets)
+        copies = output.copies[0]
+        logprobs = uncopied if copies is None else copies.mix_targets(uncopied, targets)
         require_finite(
             logprobs, f"{segment.key} segment {segment.index}: the SideNet's log-probabilities", "check its weights"
         )
-        copies = output.copies[0]
+        readings = None
+        if segment.keep_readings:
+            read, layers_read = self.sidenet.places_read(output, 0), output.layers_read[0]
+            readings = token_readings(read, layers_read, view, tokens[0], targets, uncopied)
         return SegmentScore(
             key=segment.key,
             segment=segment.index,
@@ -241,6 +248,7 @@ class SegmentModel:
                 None if copies is None else copies.share,
                 segment.start_token,
             ),
+            readings=readings,
         )
 
     def target_logprobs(

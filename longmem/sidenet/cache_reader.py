@@ -96,44 +96,56 @@ class CacheReader(ReadingModel):
     def forward(
         self, given: ReadingInput, search: AbstractChunkSearch, cache: DecodingCache | None = None
     ) -> ReadingOutput:
-        hidden = self._decoded(given, cache) if cache is not None else self._hidden(given)
+        layers_read: list[Int64[Tensor, " read"] | None] = [None] * len(given.views)
+        hidden = self._decoded(given, cache) if cache is not None else self._hidden(given, layers_read)
         readings: list[RetrievedMemory | None] = [None] * len(given.views)
         if self.copy_head is not None:
             readings = self._read(None, given, search)
-        return ReadingOutput(hidden, readings, self._copies(given, hidden, readings))
+        return ReadingOutput(hidden, readings, self._copies(given, hidden, readings), layers_read)
 
-    def _hidden(self, given: ReadingInput) -> Float[Tensor, "batch tokens head_input"]:
-        """Run rows of one view together."""
+    def _hidden(
+        self, given: ReadingInput, layers_read: list[Int64[Tensor, " read"] | None]
+    ) -> Float[Tensor, "batch tokens head_input"]:
+        """Run rows of one view together, and note the places that they read."""
         rows_of: dict[tuple[int, bool], list[int]] = {}
         starts = self._starts(given.tokens)
         for row, view in enumerate(given.views):
             rows_of.setdefault((id(view), starts[row]), []).append(row)
         parts: list[Tensor | None] = [None] * len(given.views)
         for (_, begins), rows in rows_of.items():
-            read, _ = self._run(given.tokens[rows], given.views[rows[0]], begins)
+            view = given.views[rows[0]]
+            index = self._chosen(view)
+            read, _ = self._run(given.tokens[rows], view, index, begins)
             for row, hidden in zip(rows, read, strict=True):
-                parts[row] = hidden
+                parts[row], layers_read[row] = hidden, index
         return torch.stack([part for part in parts if part is not None])
 
     def _decoded(self, given: ReadingInput, cache: DecodingCache) -> Float[Tensor, "batch tokens head_input"]:
         if cache.held is not None:
             return self._backbone.run(given.tokens, cache.held)
-        hidden, cache.held = self._run(given.tokens, given.views[0], self._starts(given.tokens)[0])
+        view = given.views[0]
+        hidden, cache.held = self._run(given.tokens, view, self._chosen(view), self._starts(given.tokens)[0])
         return hidden
+
+    def _chosen(self, view: MemoryView | None) -> Int64[Tensor, " read"] | None:
+        return None if view is None else tokens_to_read(view, self.config)
 
     def _starts(self, tokens: Int[Tensor, "batch tokens"]) -> list[bool]:
         """Return for each row whether it begins with the sink itself."""
         return [token == self._start_token for token in tokens[:, 0].tolist()]
 
     def _run(
-        self, tokens: Int[Tensor, "rows tokens"], view: MemoryView | None, begins: bool
+        self,
+        tokens: Int[Tensor, "rows tokens"],
+        view: MemoryView | None,
+        index: Int64[Tensor, " read"] | None,
+        begins: bool,
     ) -> tuple[Float[Tensor, "rows tokens head_input"], Any]:
-        """Return hidden states, and the cache behind them.
+        """Return hidden states, and the cache behind them, which holds the places `index` of the view.
 
         Where the rows begin with the sink itself, the memory lies between it and the other tokens. The sink then
         predicts without memory, as in the backbone.
         """
-        index = None if view is None else tokens_to_read(view, self.config)
         if begins and index is None:
             cache = self._backbone.new_cache()
             return self._backbone.run(tokens, cache), cache
@@ -147,7 +159,7 @@ class CacheReader(ReadingModel):
 
     def assembled(self, view: MemoryView) -> Any:
         """Return the transformers cache behind which a segment reads this view."""
-        return self._cache(view, tokens_to_read(view, self.config), batch=1)
+        return self._cache(view, self._chosen(view), batch=1)
 
     def _cache(self, view: MemoryView | None, index: Int64[Tensor, " read"] | None, batch: int) -> Any:
         keys, values = [], []

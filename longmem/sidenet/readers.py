@@ -160,11 +160,24 @@ class MemoryReader(nn.Module):
         side_queries: Tensor,
         gather: AbstractGather,
     ) -> Float[Tensor, "tokens heads head_dim"]:
-        heads = self._shape.heads
-        group = heads // products.shape[1]
-        by_head = products.repeat_interleave(group, dim=1)
+        return attend(self._logits(products), places, view, side_queries.dtype, self._continued, gather)
+
+    def _logits(
+        self, products: Float32[Tensor, "tokens index_heads retrieved"]
+    ) -> Float32[Tensor, "tokens heads retrieved"]:
+        group = self._shape.heads // products.shape[1]
         scale = self._scale if self._config.keys == "raw" else self.log_scale.exp()[:, None]
-        return attend(by_head * scale, places, view, side_queries.dtype, self._continued, gather)
+        logits: Tensor = products.repeat_interleave(group, dim=1) * scale
+        return logits
+
+    @torch.no_grad()
+    def attention_weights(self, reading: RetrievedMemory) -> Float32[Tensor, "tokens read"]:
+        """Return the weight of each retrieved place in attention, a mean over all query heads; rows sum to one."""
+        valid, heads = reading.places.valid, reading.products.shape[1]
+        group = self._shape.heads // heads
+        logits = self._logits(reading.products).masked_fill(~valid.repeat_interleave(group, dim=1), -torch.inf)
+        weights: Tensor = logits.softmax(dim=2).unflatten(1, (heads, group)).mean(dim=2)
+        return weights.flatten(1) / heads
 
 
 def retrieval_stats(

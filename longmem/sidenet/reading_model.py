@@ -19,6 +19,7 @@ from longmem.retrieval import AbstractChunkSearch
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory
+from longmem.sidenet.token_readings import PlacesRead
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ReadingOutput:
     hidden: Float[Tensor, "batch tokens head_input"]
     readings: list[RetrievedMemory | None]
     copies: list[Copies | None]
+    layers_read: list[Int64[Tensor, " read"] | None]
+    """Places that every layer of a row read, ascending; None where the layers read none."""
 
 
 class ReadingModel(nn.Module, ABC):
@@ -91,6 +94,22 @@ class ReadingModel(nn.Module, ABC):
     @abstractmethod
     def gate_mean(self) -> float:
         """Return the mean share of the memory in the fusion; 0 without one."""
+
+    def places_read(self, output: ReadingOutput, row: int) -> PlacesRead | None:
+        """Return the places that each token of a row copies from, or attends to where nothing is copied; None where
+        nothing was read."""
+        reading, copies = output.readings[row], output.copies[row]
+        if reading is None:
+            return None
+        index = reading.places.index.flatten(1)
+        if copies is not None:
+            if copies.repeated is not None:
+                index = torch.cat([index, copies.repeated.index], dim=1)
+            return PlacesRead(index, copies.weights, copies.share, continued=True)
+        if reading.attended is None:
+            return None
+        weights = self.reader.attention_weights(reading)
+        return PlacesRead(index, weights, torch.zeros(len(index)), continued=self.config.values == "next")
 
     def _read(
         self,

@@ -167,7 +167,7 @@ class SideNet(ReadingModel):
             hooks.enter_context(output_replaced(self._family, attention, self._shape, read_and_fuse))
             hooks.enter_context(self._moved(range(self.memory_index, len(self.layers)), hidden, steps))
             read: Tensor = self._run(self._stacks[1], given.tokens, hidden.device, cache and cache.reading)
-        return ReadingOutput(read, readings, self._copies(given, read, readings))
+        return ReadingOutput(read, readings, self._copies(given, read, readings), [None] * len(given.views))
 
     def _run(self, stack: nn.Module, tokens: Tensor, device: torch.device, cache: Any) -> Tensor:
         output = stack(input_ids=tokens.to(device, torch.long), past_key_values=cache, use_cache=cache is not None)

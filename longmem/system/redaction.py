@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-DATA_FIELDS = frozenset({"document", "example", "work", "answer", "cell", "tokens"})
+DATA_FIELDS = frozenset({"document", "example", "work", "answer", "cell", "tokens", "passage"})
 """Fields with data of the inputs, by which results are looked up and computed; they are not redacted."""
 
 # a colon, a slash, a question mark, ... plain, or percent-encoded one or more times

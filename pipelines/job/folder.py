@@ -8,7 +8,8 @@ status.json        progress, written every 2 s
 log.jsonl          events
 slices.json        work of each process that ran the job
 memory.lance/      the memory store, unless another one was named
-summary.json  documents.parquet  segments.parquet  tokens.parquet  report.html
+summary.json  documents.parquet  segments.parquet  report.html
+tokens.parquet  readings.parquet  passages.parquet       with --tokens
 """
 
 import fcntl
@@ -141,9 +142,12 @@ class JobFolder:
         """Write a JSON file atomically. Raises OutputError."""
         write_json(self.path / name, values)
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a parquet file atomically; equal rows give equal bytes. Raises OutputError."""
-        write_table(self.path / name, table)
+    def write_table(self, name: str, table: pa.Table, group_rows: int | None = None) -> None:
+        """Write a parquet file atomically, in row groups of `group_rows`; equal rows give equal bytes.
+
+        Raises OutputError.
+        """
+        write_table(self.path / name, table, group_rows)
 
     def close(self) -> None:
         """Release the folder."""

@@ -43,11 +43,12 @@ def write_bytes(path: Path, data: bytes, *, advice: str = AGAIN) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}; {advice}") from error
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file atomically; equal rows give equal bytes. Raises OutputError."""
+def write_table(path: Path, table: pa.Table, group_rows: int | None = None) -> None:
+    """Write a parquet file atomically, in row groups of `group_rows` (by default about a million); equal rows give
+    equal bytes. Raises OutputError."""
     temporary = path.with_name(f".{path.name}{PART}")
     try:
-        pq.write_table(_redacted_table(table), temporary, compression="zstd")
+        pq.write_table(_redacted_table(table), temporary, row_group_size=group_rows, compression="zstd")
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}; then run again with --resume") from error

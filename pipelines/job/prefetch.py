@@ -9,7 +9,7 @@ from threading import Event, Thread
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import DocumentError
 from longmem.text.documents import UnreadableDocument
-from longmem.text.segments import cut_segments
+from longmem.text.segments import Passage, cut_passages, cut_segments
 from longmem.types import Document, DocumentKey, Segment
 
 AHEAD = 2
@@ -23,6 +23,8 @@ class Prepared:
     order: int
     document: Document | UnreadableDocument
     segments: list[Segment]
+    passages: list[Passage] | None = None
+    """Text of each segment's targets; None unless readings are kept."""
 
 
 class DocumentFeed:
@@ -35,12 +37,16 @@ class DocumentFeed:
         segment_tokens: int,
         namespace: str,
         needs_work: Callable[[Document], bool],
+        *,
+        keep_readings: bool = False,
     ) -> None:
+        """Start to read. With `keep_readings`, scores of the segments tell what their tokens read."""
         self._documents = documents
         self._tokenizer = tokenizer
         self._segment_tokens = segment_tokens
         self._namespace = namespace
         self._needs_work = needs_work
+        self._keep_readings = keep_readings
         self._queue: Queue[Prepared | BaseException | None] = Queue(AHEAD)
         self._stop = Event()
         self._thread = Thread(target=self._produce, name="document-feed", daemon=True)
@@ -79,12 +85,16 @@ class DocumentFeed:
     def _prepare(self, order: int, document: Document | UnreadableDocument) -> Prepared:
         if isinstance(document, UnreadableDocument) or not self._needs_work(document):
             return Prepared(order, document, [])
+        key = DocumentKey(self._namespace, document.id)
         try:
-            sequence = self._tokenizer.sequence(document.text)
+            if not self._keep_readings:
+                sequence = self._tokenizer.sequence(document.text)
+                return Prepared(order, document, cut_segments(key, sequence, self._segment_tokens))
+            sequence, spans = self._tokenizer.sequence_with_spans(document.text)
         except DocumentError as error:
             return Prepared(order, UnreadableDocument(document.id, document.source, error), [])
-        key = DocumentKey(self._namespace, document.id)
-        return Prepared(order, document, cut_segments(key, sequence, self._segment_tokens))
+        segments = cut_segments(key, sequence, self._segment_tokens, keep_readings=True)
+        return Prepared(order, document, segments, cut_passages(document.text, spans, segments))
 
     def _put(self, item: Prepared | BaseException | None) -> bool:
         while not self._stop.is_set():

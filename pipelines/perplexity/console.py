@@ -64,3 +64,5 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             soft_wrap=True,
         )
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+    if (out / "readings.parquet").exists():
+        console.print(f"  tokens: longmem view {escape(str(out))}", soft_wrap=True)

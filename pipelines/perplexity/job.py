@@ -39,7 +39,7 @@ from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.report import write_report
 from pipelines.perplexity.run import PerplexityRun, RunTotals, StageTotals
 from pipelines.perplexity.summary import summarise
-from pipelines.perplexity.tables import documents_table, segments_table, tokens_table
+from pipelines.perplexity.tables import GROUP_ROWS, documents_table, segments_table, tables_of_tokens
 from pipelines.perplexity.windows import WindowRun, WindowShape, WindowTotals, collect_windows
 
 TRIM_EVERY = 16
@@ -226,6 +226,11 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def _score(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
         spec, settings, slices = self._spec, context.model.settings, context.slices
         tokenizer = spec.model.open_tokenizer()
+        if spec.keep_tokens and not tokenizer.gives_spans:
+            raise ConfigError(
+                f"--tokens needs a tokenizer that gives character offsets, and that of {context.model.name} is written "
+                "in Python; add a tokenizer.json to the model, or leave out --tokens"
+            )
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
         scheduler = SegmentScheduler(
@@ -242,6 +247,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             settings["segment_tokens"],
             namespace,
             needs_work=lambda document: not _is_scored(journal, document),
+            keep_readings=spec.keep_tokens,
         )
 
         def record(totals: RunTotals) -> None:
@@ -337,9 +343,9 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             "segments": segments_table(segments, windows),
         }
         if spec.keep_tokens:
-            tables["tokens"] = tokens_table(segments, windows)
+            tables |= tables_of_tokens(segments, windows, context.tell)
         for name, table in tables.items():
-            context.folder.write_table(f"{name}.parquet", table)
+            context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS.get(name))
         write_report(self.out, summary, tables["documents"], tables["segments"])
         return summary
 

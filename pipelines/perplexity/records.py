@@ -8,7 +8,26 @@ from typing import Any, Literal
 import numpy as np
 
 from longmem.scoring.evaluation_window import EvaluationWindow
-from longmem.types import Document, Segment, SegmentScore
+from longmem.text.segments import Passage
+from longmem.types import PLACES, Document, Segment, SegmentScore, TokenReadings
+
+Dtype = type[np.int32 | np.float32 | np.uint8]
+
+COLUMNS: dict[str, tuple[Dtype, int]] = {
+    "targets": (np.int32, 1),
+    "logprobs_longmem": (np.float32, 1),
+    "logprobs_backbone": (np.float32, 1),
+    "copy_share": (np.float32, 1),
+    "uncopied": (np.float32, 1),
+    "copied": (np.float32, 1),
+    "places": (np.int32, PLACES),
+    "weights": (np.float32, PLACES),
+    "runs": (np.uint8, PLACES),
+    "blocks": (np.int32, 2),
+    "starts": (np.int32, 1),
+    "lengths": (np.int32, 1),
+}
+"""Type and width of the arrays of `TokenScores`, which the journal holds as bytes."""
 
 Status = Literal["started", "scored", "failed"]
 
@@ -41,6 +60,9 @@ class TokenScores:
     targets: np.ndarray
     logprobs_longmem: np.ndarray
     logprobs_backbone: np.ndarray
+    readings: TokenReadings | None = None
+    """Readings of the tokens. This and `passage` are None only in records of earlier versions."""
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +129,20 @@ def start_record(document: Document, order: int, segments: list[Segment], num_un
 
 
 def score_record(
-    segment: Segment, score: SegmentScore, backbone_logprobs: np.ndarray, keep_tokens: bool
+    segment: Segment, score: SegmentScore, backbone_logprobs: np.ndarray, passage: Passage | None
 ) -> SegmentRecord:
-    """Return the record of a scored segment."""
+    """Return the record of a scored segment; with the `passage` of its targets it keeps every token's scores."""
     read = score.retrieval
-    kept = TokenScores(targets=segment.targets, logprobs_longmem=score.logprobs, logprobs_backbone=backbone_logprobs)
+    kept = None
+    if passage is not None:
+        assert score.readings is not None, f"{segment.key} segment {segment.index}: readings were not asked for"
+        kept = TokenScores(
+            targets=segment.targets,
+            logprobs_longmem=score.logprobs,
+            logprobs_backbone=backbone_logprobs,
+            readings=score.readings,
+            passage=passage,
+        )
     return SegmentRecord(
         document=segment.key.document,
         segment=segment.index,
@@ -126,7 +157,7 @@ def score_record(
         empty_slots=read.empty_slots,
         distance_histogram=read.distance_histogram.tolist(),
         chunks_digest=read.chunks_digest,
-        tokens=kept if keep_tokens else None,
+        tokens=kept,
     )
 
 
@@ -158,7 +189,7 @@ def encode(record: Record) -> dict[str, Any]:
             values["logprobs"] = _text_of(record.logprobs)
         return {"kind": "window", **values}
     if record.tokens is not None:
-        values["tokens"] = {name: _text_of(array) for name, array in vars(record.tokens).items()}
+        values["tokens"] = _packed(record.tokens)
     return {"kind": "segment", **values}
 
 
@@ -175,18 +206,41 @@ def decode(values: dict[str, Any]) -> Record:
     if kind != "segment":
         raise ValueError(f"unknown kind of record {kind!r}")
     if fields["tokens"] is not None:
-        fields["tokens"] = TokenScores(
-            **{
-                name: _array_of(text, np.int32 if name == "targets" else np.float32)
-                for name, text in fields["tokens"].items()
-            }
-        )
+        kept = _unpacked(fields["tokens"])
+        for name, part in (("readings", TokenReadings), ("passage", Passage)):
+            if kept.get(name) is not None:
+                kept[name] = part(**kept[name])
+        fields["tokens"] = TokenScores(**kept)
     return SegmentRecord(**fields)
+
+
+def _packed(part: object) -> dict[str, Any]:
+    """Return a dataclass of arrays, texts and numbers as JSON values."""
+    packed: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        if isinstance(value, np.ndarray):
+            packed[name] = _text_of(value)
+        else:
+            packed[name] = value if value is None or isinstance(value, str | int) else _packed(value)
+    return packed
+
+
+def _unpacked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that `_packed` was given, those of inner dataclasses as dictionaries."""
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in COLUMNS:
+            dtype, width = COLUMNS[name]
+            array = _array_of(value, dtype)
+            fields[name] = array if width == 1 else array.reshape(-1, width)
+        else:
+            fields[name] = _unpacked(value) if isinstance(value, dict) else value
+    return fields
 
 
 def _text_of(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).data).decode("ascii")
 
 
-def _array_of(text: str, dtype: type[np.int32 | np.float32]) -> np.ndarray:
+def _array_of(text: str, dtype: Dtype) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype=dtype)

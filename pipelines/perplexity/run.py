@@ -23,6 +23,7 @@ from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, Encod
 from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.text.documents import UnreadableDocument
+from longmem.text.segments import Passage
 from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.command.interrupts import undivided
 from pipelines.job.observer import JobObserver
@@ -103,6 +104,7 @@ class PerplexityRun:
         self._record = record
         self._trimmed: dict[DocumentKey, int] = {}
         self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
+        self._passages: dict[DocumentKey, list[Passage]] = {}
         self._errors: dict[DocumentKey, LongMemError] = {}
         self.totals = totals or RunTotals()
 
@@ -169,6 +171,8 @@ class PerplexityRun:
             self._record_failure(record, error)
             return
         self._observer.found_stored(document.id, {info.segment: info.num_bytes for info in infos})
+        if prepared.passages is not None:
+            self._passages[key] = prepared.passages
         if not self._scheduler.add_document(prepared.segments, scored, stored):
             self._finish(key, failed=False)
 
@@ -205,10 +209,12 @@ class PerplexityRun:
             self._backbone_logprobs[segment.key, segment.index] = result.backbone_logprobs
         elif isinstance(result, SegmentScore):
             backbone = self._backbone_logprobs[segment.key, segment.index]
-            self._journal.add(score_record(segment, result, backbone, self._keep_tokens))
+            passage = self._passages[segment.key][segment.index] if self._keep_tokens else None
+            self._journal.add(score_record(segment, result, backbone, passage))
 
     def _finish(self, key: DocumentKey, failed: bool) -> None:
         self._trimmed.pop(key, None)
+        self._passages.pop(key, None)
         record = self._journal.documents[key.document]
         if failed:
             self._record_failure(record, self._errors.pop(key))

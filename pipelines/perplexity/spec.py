@@ -79,7 +79,10 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
     limit_documents: int | None = whole_field(
         None, "Score only the first N documents.", names=("--limit-documents", "--limit"), shown=False
     )
-    tokens: bool = flag_field("Also write tokens.parquet: every token's log-probabilities.")
+    tokens: bool = flag_field(
+        "Also write every token's log-probabilities and what it read from memory, for `longmem view`: tokens.parquet, "
+        "readings.parquet and passages.parquet, which holds the text."
+    )
     window: int | None = whole_field(
         None,
         "Also evaluate the backbone alone in overlapping windows of N tokens, as published work does, for comparison "

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrow tables of a job's records: columns, types and row order of the parquet files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from longmem.text.segments import Passage
+from longmem.types import TokenReadings
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, SegmentRecord
 from pipelines.perplexity.windows import WindowResults
@@ -59,10 +62,115 @@ TOKEN_SCHEMA = pa.schema(
 """Columns of tokens.parquet. `position` counts from the start of the document's sequence; a start token is at 0."""
 
 
+READING_SCHEMA = pa.schema(
+    [
+        ("document", pa.string()),
+        ("segment", pa.int64()),
+        ("position", pa.int64()),
+        ("start", pa.int32()),
+        ("length", pa.int32()),
+        ("copy_share", pa.float32()),
+        ("logprob_uncopied", pa.float32()),
+        ("copied", pa.float32()),
+        ("places", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
+        ("runs", pa.list_(pa.uint8())),
+    ]
+)
+"""Columns of readings.parquet, whose rows are those of tokens.parquet. `start` and `length` are characters of the
+document's text; the others are explained at `longmem.types.TokenReadings`."""
+
+PASSAGE_SCHEMA = pa.schema(
+    [
+        ("document", pa.string()),
+        ("segment", pa.int64()),
+        ("start", pa.int64()),
+        ("passage", pa.string()),
+        ("block_starts", pa.list_(pa.int32())),
+        ("block_ends", pa.list_(pa.int32())),
+    ]
+)
+"""Columns of passages.parquet, whose rows are those of segments.parquet. `passage` is the text of the segment's
+targets, which begins at character `start`; blocks are positions that the segment read at every layer."""
+
+GROUP_ROWS = {"readings": 65_536, "passages": 256}
+"""Rows of a row group, as much as is read at once of these tables: about 3 and 1 MB."""
+
 NLL_WINDOW = pa.field("nll_window", pa.float64())
 """Last column of documents.parquet and segments.parquet, only with `--window`."""
 LOGPROB_WINDOW = pa.field("logprob_window", pa.float32())
 """Last column of tokens.parquet, only with `--window`."""
+
+
+def tables_of_tokens(
+    segments: Sequence[SegmentRecord], windows: WindowResults | None, tell: Callable[[str], None]
+) -> dict[str, pa.Table]:
+    """Return the tables of a job that keeps tokens, by name; those of readings only if every segment has kept them."""
+    tables = {"tokens": tokens_table(segments, windows)}
+    if any(record.tokens is not None and record.tokens.readings is None for record in segments):
+        tell("no readings are written: an earlier version of longmem, which kept none, has scored a part of the job")
+        return tables
+    return {**tables, "readings": readings_table(segments), "passages": passages_table(segments)}
+
+
+def readings_table(segments: Sequence[SegmentRecord]) -> pa.Table:
+    """Return one row per predicted token; every segment has kept readings."""
+    tables = []
+    for record in segments:
+        readings, passage = _kept(record)
+        found = readings.places >= 0
+        bounds = np.concatenate([[0], found.sum(axis=1).cumsum()]).astype(np.int32)
+
+        def lists(part: np.ndarray, found: np.ndarray = found, bounds: np.ndarray = bounds) -> pa.Array:
+            return pa.ListArray.from_arrays(bounds, part[found])
+
+        columns = {
+            **_token_columns(record),
+            "start": passage.starts,
+            "length": passage.lengths,
+            "copy_share": readings.copy_share,
+            "logprob_uncopied": readings.uncopied,
+            "copied": readings.copied,
+            "places": lists(readings.places),
+            "weights": lists(readings.weights),
+            "runs": lists(readings.runs),
+        }
+        tables.append(pa.table(columns, schema=READING_SCHEMA))
+    return pa.concat_tables(tables) if tables else READING_SCHEMA.empty_table()
+
+
+def passages_table(segments: Sequence[SegmentRecord]) -> pa.Table:
+    """Return one row per scored segment; every segment has kept readings."""
+    rows = []
+    for record in segments:
+        readings, passage = _kept(record)
+        rows.append(
+            {
+                "document": record.document,
+                "segment": record.segment,
+                "start": passage.start,
+                "passage": passage.text,
+                "block_starts": readings.blocks[:, 0].tolist(),
+                "block_ends": readings.blocks[:, 1].tolist(),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=PASSAGE_SCHEMA)
+
+
+def _kept(record: SegmentRecord) -> tuple[TokenReadings, Passage]:
+    kept = record.tokens
+    assert kept is not None, f"{record.document} segment {record.segment}: tokens were not kept"
+    assert kept.readings is not None, f"{record.document} segment {record.segment}: readings were not kept"
+    assert kept.passage is not None, f"{record.document} segment {record.segment}: the text was not kept"
+    return kept.readings, kept.passage
+
+
+def _token_columns(record: SegmentRecord) -> dict[str, Any]:
+    return {
+        "document": pa.repeat(record.document, record.num_tokens),
+        "segment": pa.repeat(record.segment, record.num_tokens),
+        "position": record.start_token + 1 + np.arange(record.num_tokens),
+    }
 
 
 def documents_table(
@@ -109,9 +217,7 @@ def tokens_table(segments: Sequence[SegmentRecord], windows: WindowResults | Non
     for record in segments:
         assert record.tokens is not None, f"{record.document} segment {record.segment}: tokens were not kept"
         columns = {
-            "document": pa.repeat(record.document, record.num_tokens),
-            "segment": pa.repeat(record.segment, record.num_tokens),
-            "position": record.start_token + 1 + np.arange(record.num_tokens),
+            **_token_columns(record),
             "token": record.tokens.targets,
             "logprob_longmem": record.tokens.logprobs_longmem,
             "logprob_backbone": record.tokens.logprobs_backbone,

@@ -349,7 +349,7 @@ def _record(last: tuple[Segment, SegmentScore, EncodedSegment], path: Path) -> t
         before = path.stat().st_size
         for index in range(MAX_REPETITIONS):
             with timer.timed():
-                record = score_record(replace(segment, index=index), score, encoded.backbone_logprobs, False)
+                record = score_record(replace(segment, index=index), score, encoded.backbone_logprobs, None)
                 journal.add(record)
         return timer.cost(), (path.stat().st_size - before) // MAX_REPETITIONS
 

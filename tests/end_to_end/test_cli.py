@@ -171,6 +171,8 @@ def test_a_job_ends_well_and_leaves_its_results(finished: tuple[Outcome, Path], 
         "job.lock",
         "journal.jsonl",
         "log.jsonl",
+        "passages.parquet",
+        "readings.parquet",
         "report.html",
         "segments.parquet",
         "slices.json",
@@ -178,7 +180,7 @@ def test_a_job_ends_well_and_leaves_its_results(finished: tuple[Outcome, Path], 
         "summary.json",
         "tokens.parquet",
     ], "and no memory, which was not to be kept"
-    for words in ("per token", "per word", "per byte", "with memory", "without memory", "report.html"):
+    for words in ("per token", "per word", "per byte", "with memory", "without memory", "report.html", "longmem view"):
         assert words in outcome.stdout
     assert "documents 6" in outcome.stderr
     assert "<html" in (out / "report.html").read_text("utf-8")
@@ -222,6 +224,26 @@ def test_every_token_is_scored_once_and_counted_once(finished: tuple[Outcome, Pa
             total = -math.fsum(row[f"logprob_{side}"] for row in mine)
             assert segment[f"nll_{side}"] == pytest.approx(total, rel=1e-9, abs=1e-9)
         assert segment["memory_tokens"] == min(96, segment["start_token"])
+
+
+def test_readings_say_where_each_token_is_and_what_it_read(finished: tuple[Outcome, Path], books: Path) -> None:
+    _, out = finished
+    tokens, readings, passages = rows(out, "tokens"), rows(out, "readings"), rows(out, "passages")
+    names = ("document", "segment", "position")
+    assert [[row[name] for name in names] for row in readings] == [[row[name] for name in names] for row in tokens]
+    texts = {path.stem: path.read_text("utf-8") for path in books.iterdir()}
+    for name, text in texts.items():
+        assert "".join(row["passage"] for row in passages if row["document"] == name) == text
+    memory = {(row["document"], row["segment"]): row["memory_tokens"] for row in rows(out, "segments")}
+    # the byte tokenizer: position n is byte n - 1, which belongs to one character
+    characters = {
+        name: [at for at, character in enumerate(text) for _ in character.encode()] for name, text in texts.items()
+    }
+    for row in readings:
+        assert (row["start"], row["length"]) == (characters[row["document"]][row["position"] - 1], 1)
+        assert len(row["places"]) == len(row["weights"]) == len(row["runs"])
+        assert bool(row["places"]) == bool(memory[row["document"], row["segment"]])
+        assert all(0 <= place < row["position"] for place in row["places"])
 
 
 def test_perplexities_are_those_of_the_tokens(finished: tuple[Outcome, Path]) -> None:

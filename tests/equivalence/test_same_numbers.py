@@ -35,7 +35,7 @@ from tests.inputs import EVERY_FORM, form_of_size
 
 pytest_plugins = ["tests.ray_cluster"]
 
-TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
 """Text lengths in tokens; segments have 32, and the start token makes each sequence one longer."""
 

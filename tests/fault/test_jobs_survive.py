@@ -26,7 +26,7 @@ from tests.poison import POISON, PoisonedSource
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
 
-TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 SENTENCES = ("Call me Ishmael. ", "Some years ago, never mind how long precisely. ", "Having little or no money. ")
 
 

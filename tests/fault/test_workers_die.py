@@ -30,7 +30,7 @@ from pipelines.perplexity.job import PerplexityJob, run_job
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
 
-TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 NO_CLUSTER_S = 15.0
 """Longest time until a user gets the error that no process listens at an address; most of it is importing Ray."""
 

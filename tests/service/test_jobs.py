@@ -28,7 +28,7 @@ from tests.texts import prose
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
 
-TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
+TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 Job = Callable[..., PerplexityJob]
 
 

@@ -59,6 +59,31 @@ def test_any_text_is_start_and_bytes_and_comes_back(small: Tokenizer, text: str)
     assert small.decode(sequence.tolist()) == text
 
 
+@given(text=st.text(min_size=1, max_size=50))
+def test_spans_are_the_characters_of_each_byte(small: Tokenizer, text: str) -> None:
+    sequence, spans = small.sequence_with_spans(text)
+    assert sequence.tolist() == small.sequence(text).tolist()
+    expected = [(0, 0)]
+    for place, character in enumerate(text):
+        expected += [(place, place + 1)] * len(character.encode("utf-8"))
+    assert list(map(tuple, spans.tolist())) == expected
+
+
+def test_spans_of_a_text_that_spells_its_start(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save(tmp_path, bos_token="<s>", eos_token="</s>"), 300)
+    sequence, spans = tokenizer.sequence_with_spans("<s>ab")
+    assert sequence.tolist() == tokenizer.sequence("<s>ab").tolist()
+    assert spans.tolist() == [[0, 3], [3, 4], [4, 5]]
+    with pytest.raises(DocumentError, match="no tokens but the start token"):
+        tokenizer.sequence_with_spans("<s>")
+
+
+def test_spans_without_a_start_token_begin_with_the_text(tmp_path: Path) -> None:
+    sequence, spans = Tokenizer(save(tmp_path), 300).sequence_with_spans("ab")
+    assert len(sequence) == 2
+    assert spans.tolist() == [[0, 1], [1, 2]]
+
+
 def test_special_tokens_of_the_tokenizer_are_not_added_twice(tmp_path: Path) -> None:
     tokenizer = Tokenizer(save(tmp_path, bos_token="<s>", eos_token="</s>"), 300)
     sequence = tokenizer.sequence("ab").tolist()

@@ -178,3 +178,22 @@ def test_closing_after_the_end_is_harmless(tokenizer: Tokenizer) -> None:
     assert feed.next() is None
     feed.close()
     assert not any(thread.name == "document-feed" for thread in threading.enumerate())
+
+
+def test_passages_come_only_where_readings_are_kept(tokenizer: Tokenizer) -> None:
+    documents = [document("a", "naïve words"), document("b", ""), document("done", "c")]
+    needed = lambda each: each.id != "done"  # noqa: E731
+    kept = DocumentFeed(iter(documents), tokenizer, 4, "library", needed, keep_readings=True)
+    first, empty, done = drain(kept)
+    assert first.passages is not None
+    assert "".join(passage.text for passage in first.passages) == "naïve words"
+    assert len(first.passages) == len(first.segments)
+    assert all(segment.keep_readings for segment in first.segments)
+    assert isinstance(empty.document, UnreadableDocument)
+    assert (done.segments, done.passages) == ([], None)
+    kept.close()
+    plain = DocumentFeed(iter(documents[:1]), tokenizer, 4, "library", always)
+    [first] = drain(plain)
+    assert first.passages is None
+    assert not any(segment.keep_readings for segment in first.segments)
+    plain.close()

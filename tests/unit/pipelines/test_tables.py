@@ -10,15 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longmem.text.segments import Passage
+from longmem.types import PLACES, TokenReadings
 from pipelines.job.folder import JobFolder
 from pipelines.perplexity.journal import Journal
-from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, TokenScores
+from pipelines.perplexity.records import DocumentRecord, Record, SegmentRecord, TokenScores, decode, encode
 from pipelines.perplexity.tables import (
     DOCUMENT_SCHEMA,
+    GROUP_ROWS,
+    PASSAGE_SCHEMA,
+    READING_SCHEMA,
     SEGMENT_SCHEMA,
     TOKEN_SCHEMA,
     documents_table,
     segments_table,
+    tables_of_tokens,
     tokens_table,
 )
 
@@ -28,6 +34,7 @@ LENGTHS = {"a": [4, 4, 3], "b": [2], "ünï": [4, 0]}
 def segment(document: str, index: int) -> SegmentRecord:
     n = LENGTHS[document][index]
     start = sum(LENGTHS[document][:index])
+    found = np.arange(n)[:, None] > np.arange(PLACES)
     random = np.random.default_rng([len(document), index])
     logprobs = -random.random((2, n)).astype(np.float32)
     return SegmentRecord(
@@ -48,6 +55,21 @@ def segment(document: str, index: int) -> SegmentRecord:
             targets=np.arange(start, start + n, dtype=np.int32),
             logprobs_longmem=logprobs[0],
             logprobs_backbone=logprobs[1],
+            readings=TokenReadings(
+                copy_share=logprobs[0] * -0.5,
+                uncopied=logprobs[0],
+                copied=logprobs[1] * -0.25,
+                places=np.where(found, np.arange(PLACES, dtype=np.int32), np.int32(-1)),
+                weights=np.where(found, np.float32(0.25), np.float32(0)),
+                runs=np.where(found, np.uint8(3), np.uint8(0)),
+                blocks=np.array([[0, 2], [3, 5]][:index], np.int32).reshape(-1, 2),
+            ),
+            passage=Passage(
+                start=2 * start,
+                text="<ü" * n,
+                starts=np.arange(2 * start, 2 * (start + n), 2, dtype=np.int32),
+                lengths=np.full(n, 2, np.int32),
+            ),
         ),
     )
 
@@ -80,13 +102,15 @@ def write_all(folder: Path, records: list[Record]) -> dict[str, bytes]:
         segments = [each for record in documents for each in journal.scored(record.document)]
         job.write_table("documents.parquet", documents_table(journal, documents))
         job.write_table("segments.parquet", segments_table(segments))
-        job.write_table("tokens.parquet", tokens_table(segments))
+        for name, table in tables_of_tokens(segments, None, pytest.fail).items():
+            job.write_table(f"{name}.parquet", table, GROUP_ROWS.get(name))
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
 def test_the_order_in_which_results_came_does_not_matter(tmp_path: Path) -> None:
     expected = write_all(tmp_path / "0", [*DOCUMENTS, FAILED, *SEGMENTS])
-    assert set(expected) == {"documents.parquet", "segments.parquet", "tokens.parquet"}
+    names = ("documents", "segments", "tokens", "readings", "passages")
+    assert set(expected) == {f"{name}.parquet" for name in names}
     for seed in range(1, 4):
         records: list[Record] = [*DOCUMENTS, FAILED, *SEGMENTS]
         Random(seed).shuffle(records)
@@ -117,6 +141,50 @@ def test_columns_and_rows(tmp_path: Path) -> None:
             assert row[f"nll_{side}"] == pytest.approx(total, rel=1e-12)
 
 
+def test_readings_and_passages_are_those_of_the_journal(tmp_path: Path) -> None:
+    """Read what a process wrote that had opened the journal again."""
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for record in [*DOCUMENTS, *SEGMENTS]:
+            journal.add(record)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        segments = [each for record in DOCUMENTS for each in journal.scored(record.document)]
+    tables = tables_of_tokens(segments, None, pytest.fail)
+    assert tables["readings"].schema.equals(READING_SCHEMA)
+    assert tables["passages"].schema.equals(PASSAGE_SCHEMA)
+    names = ["document", "segment", "position"]
+    assert tables["readings"].select(names).equals(tables["tokens"].select(names))
+    readings, passages = tables["readings"].to_pylist(), tables["passages"].to_pylist()
+    assert [(row["document"], row["segment"], row["passage"]) for row in passages] == [
+        (each.document, each.segment, "<ü" * each.num_tokens) for each in SEGMENTS
+    ]
+    assert (passages[2]["block_starts"], passages[2]["block_ends"]) == ([0, 3], [2, 5])
+    assert [row["start"] for row in readings if row["document"] == "a"] == list(range(0, 22, 2))
+    first, second = readings[0], readings[2]
+    assert (first["places"], first["weights"], first["runs"]) == ([], [], [])
+    assert (second["places"], second["weights"], second["runs"]) == ([0, 1], [0.25, 0.25], [3, 3])
+    kept = SEGMENTS[0].tokens
+    assert kept is not None
+    assert kept.readings is not None
+    assert second["copied"] == kept.readings.copied[2]
+    assert second["logprob_uncopied"] == kept.readings.uncopied[2]
+    assert second["copy_share"] == kept.readings.copy_share[2]
+
+
+def test_a_journal_of_an_earlier_version_gives_no_readings_and_says_so(tmp_path: Path) -> None:
+    record = SEGMENTS[0]
+    assert record.tokens is not None
+    values = encode(record)
+    for name in ("readings", "passage"):
+        del values["tokens"][name]
+    earlier = decode(values)
+    assert isinstance(earlier, SegmentRecord)
+    told = list[str]()
+    tables = tables_of_tokens([earlier, *SEGMENTS[1:]], None, told.append)
+    assert set(tables) == {"tokens"}
+    assert tables["tokens"].equals(tokens_table(SEGMENTS))
+    assert "an earlier version" in told[0]
+
+
 def test_a_document_that_failed_half_way_has_no_sum(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl") as journal:
         failed = dataclasses.replace(DOCUMENTS[0], status="failed", error="NaN")
@@ -131,3 +199,5 @@ def test_tables_of_nothing_have_their_columns(tmp_path: Path) -> None:
         assert documents_table(journal, []).schema.equals(DOCUMENT_SCHEMA)
     assert segments_table([]).schema.equals(SEGMENT_SCHEMA)
     assert tokens_table([]).schema.equals(TOKEN_SCHEMA)
+    assert tables_of_tokens([], None, pytest.fail)["readings"].schema.equals(READING_SCHEMA)
+    assert tables_of_tokens([], None, pytest.fail)["passages"].schema.equals(PASSAGE_SCHEMA)

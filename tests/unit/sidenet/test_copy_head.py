@@ -139,8 +139,16 @@ def naive_certainty(distribution: dict[int, float]) -> list[float]:
     return [max(distribution.values()), sum(weight * math.log(weight) for weight in distribution.values())]
 
 
+def by_word(places: dict[int, float], text: list[int]) -> dict[int, float]:
+    """Return the probability of every token that followed a place."""
+    words: dict[int, float] = defaultdict(float)
+    for place, weight in places.items():
+        words[text[place + 1]] += weight
+    return words
+
+
 def naive_retrieved(case: Case, head: CopyHead, text: list[int], token: int) -> tuple[dict[int, float], list[float]]:
-    """Return the probability of every token that followed a retrieved place, and the features."""
+    """Return the probability of every retrieved place, and the features."""
     longest, reader = len(head.run_bias) - 1, len(text) - len(case.hidden) + token
     distribution: dict[int, float] = defaultdict(float)
     products, runs = [], []
@@ -158,13 +166,13 @@ def naive_retrieved(case: Case, head: CopyHead, text: list[int], token: int) -> 
                 bias, age = float(head.run_bias[run]), float(head.age) * math.log(reader - place)
                 scores[place] = math.exp(float(head.log_scale.exp()) * similarity + bias - age)
         for place, score in scores.items():
-            distribution[text[place + 1]] += score / sum(scores.values()) / heads
+            distribution[place] += score / sum(scores.values()) / heads
     if case.config.keys != "unit":
         # unbounded products are squashed
         scale = SCALE * (SHAPE.kv_heads if case.config.retrieval == "joint" else 1)
         products = [math.tanh(each * scale / COPY_SCALE) for each in products]
     similarities = [max(products), sum(products) / len(products)]
-    return distribution, [*similarities, *naive_certainty(distribution), max(runs) / max(longest, 1)]
+    return distribution, [*similarities, *naive_certainty(by_word(distribution, text)), max(runs) / max(longest, 1)]
 
 
 def naive_repeated(
@@ -178,12 +186,19 @@ def naive_repeated(
     ]
     distribution: dict[int, float] = defaultdict(float)
     for (place, _), score in zip(found, scores, strict=True):
-        distribution[text[place + 1]] += score / sum(scores)
-    return distribution, [*naive_certainty(distribution), max(run for _, run in found) / LONGEST]
+        distribution[place] += score / sum(scores)
+    return distribution, [*naive_certainty(by_word(distribution, text)), max(run for _, run in found) / LONGEST]
 
 
 def naive_copies(case: Case) -> tuple[list[dict[int, float]], list[float]]:
     """Return, for each reading token, the probability of every copied token, and the logit of their share."""
+    places, logits = naive_places(case)
+    text = text_of(case.view) + case.context.tolist()
+    return [by_word(each, text) for each in places], logits
+
+
+def naive_places(case: Case) -> tuple[list[dict[int, float]], list[float]]:
+    """Return, for each reading token, the probability of every place, and the logit of their share."""
     head = copy.deepcopy(case.head).double().requires_grad_(False)
     past, segment = text_of(case.view), case.context.tolist()
     slots = naive_slots(past, segment, len(case.hidden), case.config.copy_repeats)
@@ -204,8 +219,8 @@ def naive_copies(case: Case) -> tuple[list[dict[int, float]], list[float]]:
             odds = [math.exp(logit + dot(repeats.retrieved_weights, own)), math.exp(second)]
         distributions.append(
             {
-                word: (odds[0] * retrieved.get(word, 0.0) + odds[1] * repeated.get(word, 0.0)) / sum(odds)
-                for word in retrieved.keys() | repeated.keys()
+                place: (odds[0] * retrieved.get(place, 0.0) + odds[1] * repeated.get(place, 0.0)) / sum(odds)
+                for place in retrieved.keys() | repeated.keys()
             }
         )
         logits.append(math.log(sum(odds)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longmem.text.segments import cut_segments
+from longmem.text.segments import cut_passages, cut_segments
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 
 KEY = DocumentKey("default", "moby-dick")
@@ -30,6 +30,39 @@ def test_every_token_but_the_first_is_a_target_once_and_in_order(num_tokens: int
     assert len(segments[-1].targets) == segments[-1].num_tokens - 1
     assert segments[-1].end_token == num_tokens
     assert all(segment.key == KEY for segment in segments)
+
+
+@given(
+    text=st.text(alphabet="ab é中😀\n", min_size=1, max_size=60),
+    segment_tokens=st.integers(1, 16),
+    gap=st.integers(0, 3),
+    start=st.booleans(),
+)
+def test_passages_join_to_the_text_and_hold_their_tokens(text: str, segment_tokens: int, gap: int, start: bool) -> None:
+    """Spans as tokenizers give them: bytes of one character share its span, and some characters belong to none."""
+    spans = [(0, 0)] if start else []
+    for place in range(0, len(text), 1 + gap):
+        spans += [(place, place + 1)] * len(text[place].encode())
+    sequence = np.zeros(len(spans), np.int32)
+    segments = cut_segments(KEY, sequence, segment_tokens)
+    passages = cut_passages(text, np.array(spans, np.int32), segments)
+    assert "".join(passage.text for passage in passages) == text
+    begin = 0
+    for segment, passage in zip(segments, passages, strict=True):
+        assert passage.start == begin
+        begin += len(passage.text)
+        first = segment.start_token + 1
+        expected = spans[first : first + len(segment.targets)]
+        found = zip(passage.starts.tolist(), passage.lengths.tolist(), strict=True)
+        assert [(place, place + length) for place, length in found] == expected
+        # a character is in the passage where its last byte, or its only token, is first predicted
+        assert all(end <= begin for _, end in expected)
+
+
+def test_segments_ask_for_readings_only_where_they_are_kept() -> None:
+    sequence = np.arange(9, dtype=np.int32)
+    assert not any(segment.keep_readings for segment in cut_segments(KEY, sequence, 4))
+    assert all(segment.keep_readings for segment in cut_segments(KEY, sequence, 4, keep_readings=True))
 
 
 def test_a_border_is_predicted_by_the_segment_before_it() -> None:

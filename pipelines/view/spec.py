@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`longmem view`: a local page of what each token of a finished job read, or a passage of it as one file."""
+
+import os
+import sys
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from longmem.errors import ConfigError
+from pipelines.command.console import say
+from pipelines.command.fields import REQUIRED, flag_field, path_argument_field, path_field, text_field, whole_field
+from pipelines.command.interrupts import tidying
+from pipelines.command.spec import CommandSpec, command
+
+if TYPE_CHECKING:
+    # loads pyarrow
+    from pipelines.view.answers import Answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec(CommandSpec):
+    """A page in the browser: what each token read from memory, how far it was trusted, whether that was right.
+
+    The folder is that of a finished `longmem perplexity --tokens`. The page is served to this machine until Ctrl-C.
+
+    **Example:** `longmem view runs/moby`
+    """
+
+    out: Path = path_argument_field(REQUIRED, "Output folder of a finished `longmem perplexity --tokens`.", "OUT")
+    port: int = whole_field(0, "Port of the page on 127.0.0.1.", least=0, most=65_535, shown="a free one")
+    no_open: bool = flag_field("Print the address and open no browser.")
+    export: Path | None = path_field(
+        None, "Write one passage as a page of its own to this file, and end.", shown="none"
+    )
+    document: str | None = text_field(None, "Document of the exported passage.", shown="the only one")
+    from_token: int | None = whole_field(
+        None, "First token of the exported passage.", names=("--from",), least=0, shown="the first"
+    )
+    to_token: int | None = whole_field(
+        None, "Token after the last one of the exported passage.", names=("--to",), shown="2,000 tokens later"
+    )
+
+    def run(self, console: Console) -> None:
+        given = {"document": "--document", "from_token": "--from", "to_token": "--to"}
+        if self.export is None and (named := [flag for name, flag in given.items() if name in self.given]):
+            raise ConfigError(f"{', '.join(named)} choose the passage of --export FILE; add it, or leave them out")
+        from pipelines.view.answers import Answers
+        from pipelines.view.run_folder import RunFolder
+
+        answers = Answers(RunFolder(self.out))
+        if self.export is not None:
+            self._export(answers, self.export)
+        else:
+            self._serve(answers, console)
+
+    def _export(self, answers: "Answers", path: Path) -> None:
+        from pipelines.job.output import write_bytes
+        from pipelines.view.answers import MOST_TOKENS, PAGE_TOKENS
+        from pipelines.view.page import passage, render
+
+        document = answers.number_of(self.document)
+        first = self.from_token or 0
+        count = (first + PAGE_TOKENS if self.to_token is None else self.to_token) - first
+        if not 0 < count <= MOST_TOKENS:
+            raise ConfigError(f"--from to --to must be 1 to {MOST_TOKENS:,} tokens, got {count:,}")
+        data = passage(answers, document, first, count)
+        if not (num_tokens := len(data["page"]["texts"])):
+            end = data["run"]["documents"][document]["end"]
+            raise ConfigError(f"--from {first} is after the last token of the document, {end - 1:,}")
+        # a text may look like a secret; the page quotes it as the document has it
+        write_bytes(
+            path, render(data["run"]["model"], data).encode("utf-8", "replace"), advice="choose another --export"
+        )
+        say(f"{num_tokens:,} tokens are in {path}")
+
+    def _serve(self, answers: "Answers", console: Console) -> None:
+        from pipelines.view.page import render
+        from pipelines.view.server import ViewServer
+
+        with ViewServer(answers, render(str(answers.run()["model"])), self.port) as server:
+            say(server.url)
+            console.print(f"{escape(str(self.out))} is shown there until Ctrl-C, to this machine only", soft_wrap=True)
+            if not self.no_open and _has_screen():
+                webbrowser.open(server.url)
+            try:
+                with tidying():
+                    server.serve_forever()
+            except KeyboardInterrupt:
+                return
+
+
+def _has_screen() -> bool:
+    """Return whether a browser can open a window: one of a terminal would take the terminal over."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+view = command(ViewSpec)
