@@ -20,7 +20,6 @@ from longmem.errors import ConfigError
 from longmem.store.lance.fsync import Durability
 from pipelines.command.choices import JobDtype, SearchEngine
 from pipelines.command.command_line import check_inputs, local_inputs, local_or_hub, num_cores
-from pipelines.command.console import Detail
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
@@ -41,6 +40,7 @@ from pipelines.command.fields import (
 )
 from pipelines.command.layer_options import LayerOptions
 from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
+from pipelines.command.summary_option import SummaryOption
 
 if TYPE_CHECKING:
     # loads torch
@@ -51,21 +51,6 @@ WHERE_TO_RUN = (
     "Where to run: none (this process), local (start Ray here), auto (join a running cluster, else start one), or a "
     "cluster address."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SummaryOption:
-    """Form of the result on standard output, and what goes to standard error."""
-
-    as_json: bool = flag_field("Print the summary as JSON, instead of a table.", names=("--json",))
-    quiet: bool = flag_field("Print the result and errors only.", names=("--quiet", "-q"))
-    verbose: bool = flag_field("Also print every event of the job as it happens.", names=("--verbose", "-v"))
-
-    @property
-    def detail(self) -> Detail:
-        if self.quiet and self.verbose:
-            raise ConfigError("--quiet and --verbose contradict each other; give one of them")
-        return "quiet" if self.quiet else "verbose" if self.verbose else "normal"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ class ResumeSpec(CommandSpec):
 
     def run(self, console: Console) -> None:
         begun = read_command(self.out)
-        arguments = self._arguments(begun)
+        arguments = self._arguments(begun, console)
         console.print(f"continuing: {escape(shlex.join(['longmem', *map(redacted, arguments)]))}", soft_wrap=True)
         if begun.folder is not None:
             _enter(begun.folder)
@@ -52,7 +52,7 @@ class ResumeSpec(CommandSpec):
 
         app(arguments, prog_name="longmem")
 
-    def _arguments(self, begun: "BegunCommand") -> list[str]:
+    def _arguments(self, begun: "BegunCommand", console: Console) -> list[str]:
         """Return the arguments of the command that continues the job; of an option given twice, the last one counts."""
         added = ["--resume", "--out", str(self.out.absolute()), *(["--json"] if self.as_json else [])]
         place = begun.arguments.index("--") if "--" in begun.arguments else len(begun.arguments)
@@ -64,7 +64,7 @@ class ResumeSpec(CommandSpec):
                 f"them and run: {shlex.join(['longmem', *complete])}"
             )
         for index in hidden:
-            complete[index] = _ask(complete[index])
+            complete[index] = _ask(complete[index], console)
         return complete
 
 
@@ -129,13 +129,13 @@ def _enter(folder: Path) -> None:
         ) from error
 
 
-def _ask(argument: str) -> str:
+def _ask(argument: str, console: Console) -> str:
     """Return an argument with its secret, typed by the user without an echo."""
     while True:
         typed = str(typer.prompt(f"{argument} (with its secret, not shown)", hide_input=True, err=True))
         if redacted(typed) == argument:
             return typed
-        typer.echo(f"expected {argument} with something in the place of {HIDDEN}", err=True)
+        console.print(f"expected {escape(argument)} with something in the place of {HIDDEN}", soft_wrap=True)
 
 
 resume = command(ResumeSpec)
