@@ -7,14 +7,17 @@ The job is synthetic: random text, log-probabilities and places, in the tables t
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGINT
+from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from urllib.request import urlopen
 
 import numpy as np
+from psutil import Process
 
 from benchmarks.browser import CHROMIUM, DRIVER, Browser, opened_browser
 from benchmarks.speed.startup import PROGRAM, ROOT
@@ -35,6 +38,18 @@ return entries.reduce((sum, each) => sum + each.encodedBodySize, 0);
 """
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One wait of a person."""
+
+    case: str
+    wall_s: float
+    server_cpu_s: float
+    """CPU seconds of the server meanwhile."""
+    num_bytes: int = 0
+    """Bytes that the page got, or those of the answer."""
+
+
 def view(num_tokens: int, repeats: int) -> SpeedTable:
     """Time what a person waits for; the ratio is to the start of the server.
 
@@ -44,63 +59,68 @@ def view(num_tokens: int, repeats: int) -> SpeedTable:
         folder = Path(name)
         write_run(folder, num_tokens)
         stored = {path.name: path.stat().st_size for path in folder.iterdir()}
-        seconds: dict[str, list[float]] = {}
-        sent: dict[str, int] = {}
+        measured: dict[str, list[Measured]] = {}
         for turn in range(repeats + 1):
-            for case, took_s, num_bytes in _round(folder, num_tokens):
+            for each in _round(folder, num_tokens):
                 if turn:
-                    seconds.setdefault(case, []).append(took_s)
-                    sent[case] = num_bytes
-    lines = [BenchmarkRow(case, Timing(tuple(took)), _note(sent[case])) for case, took in seconds.items()]
+                    measured.setdefault(each.case, []).append(each)
+    lines = [
+        BenchmarkRow(case, Timing(tuple(each.wall_s for each in rounds)), _notes(rounds))
+        for case, rounds in measured.items()
+    ]
     not_run = {} if CHROMIUM and DRIVER else {"in the browser": "no Chromium and chromedriver here"}
     settings = {"tokens": num_tokens, "repeats": repeats, "stored_bytes": stored}
     return SpeedTable(f"longmem view over {num_tokens:,} tokens", lines, settings, not_run)
 
 
-def _note(num_bytes: int) -> dict[str, str]:
-    return {"kB sent": f"{num_bytes / 1000:,.0f}" if num_bytes else ""}
+def _notes(rounds: list[Measured]) -> dict[str, str]:
+    sent = rounds[-1].num_bytes
+    cpu_ms = 1000 * median(each.server_cpu_s for each in rounds)
+    return {"server CPU ms": f"{cpu_ms:,.0f}", "kB sent": f"{sent / 1000:,.0f}" if sent else ""}
 
 
-def _round(folder: Path, num_tokens: int) -> Iterator[tuple[str, float, int]]:
-    """Yield name, seconds and bytes of each case."""
+def _round(folder: Path, num_tokens: int) -> Iterator[Measured]:
+    """Yield the cases in the order in which a person meets them."""
     began = perf_counter()
-    with _served(folder) as url:
-        yield "server, from its start to its address", perf_counter() - began, 0
+    with _served(folder) as (url, server):
+        yield Measured("server, from its start to its address", perf_counter() - began, _cpu_s(server))
         middle = num_tokens // 2
         for case, query in {
             "answer: page of 2,000 tokens": f"page?document=0&first={middle}&count=2000",
             "answer: one token": f"token?document=0&position={middle + 999}",
             "answer: tokens that gained most": "extremes?document=0&sign=1",
         }.items():
-            began = perf_counter()
+            before, began = _cpu_s(server), perf_counter()
             with urlopen(url + query) as reply:
                 num_bytes = len(reply.read())
-            yield case, perf_counter() - began, num_bytes
+            yield Measured(case, perf_counter() - began, _cpu_s(server) - before, num_bytes)
     if CHROMIUM is None or DRIVER is None:
         return
-    with _served(folder) as url, opened_browser() as browser:
+    with _served(folder) as (url, server), opened_browser() as browser:
         browser.look(1280, 860)
-        yield "browser: first paint", *_seen(browser, lambda: browser.open(url), "performance.now() > 0", first_paint)
-        browser.open("about:blank")
-        yield "browser: text of the first page", *_seen(browser, lambda: browser.open(url), SHOWN)
+
+        def seen(case: str, act: Callable[[], object], condition: str) -> Measured:
+            """Measure from an action until a condition holds in the page, and the bytes that it has got by then."""
+            bytes_before, cpu_before, began = int(browser.run(SENT)), _cpu_s(server), perf_counter()
+            act()
+            browser.wait(condition)
+            wall_s, bytes_after = perf_counter() - began, int(browser.run(SENT))
+            num_bytes = bytes_after - bytes_before if bytes_after >= bytes_before else bytes_after
+            return Measured(case, wall_s, _cpu_s(server) - cpu_before, num_bytes)
+
+        first = seen("browser: text of the first page", lambda: browser.open(url), SHOWN)
+        yield replace(first, case="browser: first paint", wall_s=first_paint(browser))
+        yield first
         jump = f"location.hash = '#d=0&t={middle + 999}'"
         there = "document.querySelector('#text .chosen') && document.querySelector('#panel .where')"
-        yield "browser: jump to the middle", *_seen(browser, lambda: browser.run(jump), there)
+        yield seen("browser: jump to the middle", lambda: browser.run(jump), there)
         lost = "document.querySelectorAll('#panel li').length === 200"
-        yield "browser: tokens that lost most", *_seen(browser, lambda: browser.click("#tab-lost"), lost)
+        yield seen("browser: tokens that lost most", lambda: browser.click("#tab-lost"), lost)
 
 
-def _seen(
-    browser: Browser, act: Callable[[], object], condition: str, own: Callable[[Browser], float] | None = None
-) -> tuple[float, int]:
-    """Return the seconds from an action until a condition holds in the page, and the bytes that it has got by then."""
-    before = int(browser.run(SENT))
-    began = perf_counter()
-    act()
-    browser.wait(condition)
-    took_s = perf_counter() - began if own is None else own(browser)
-    after = int(browser.run(SENT))
-    return took_s, after - before if after >= before else after
+def _cpu_s(server: Process) -> float:
+    used = server.cpu_times()
+    return float(used.user + used.system)
 
 
 def first_paint(browser: Browser) -> float:
@@ -110,14 +130,14 @@ def first_paint(browser: Browser) -> float:
 
 
 @contextmanager
-def _served(folder: Path) -> Iterator[str]:
-    """Run `longmem view` and yield its address."""
+def _served(folder: Path) -> Iterator[tuple[str, Process]]:
+    """Run `longmem view` and yield its address and process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [*PROGRAM, "view", str(folder), "--no-open"]
     with Popen(command, stdout=PIPE, stderr=DEVNULL, text=True, env=environment) as server:
         assert server.stdout is not None
         try:
-            yield server.stdout.readline().strip()
+            yield server.stdout.readline().strip(), Process(server.pid)
         finally:
             server.send_signal(SIGINT)
 

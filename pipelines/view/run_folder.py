@@ -80,6 +80,11 @@ class GroupedTable:
         self._group: Callable[[int], pa.Table] = lru_cache(KEPT_GROUPS)(self._read)
 
     @property
+    def columns(self) -> list[str]:
+        """Return those of the columns asked for that the file has."""
+        return self._columns
+
+    @property
     def num_rows(self) -> int:
         return int(self._file.metadata.num_rows)
 
@@ -120,6 +125,11 @@ class RunFolder:
             self._passages = GroupedTable(path / "passages.parquet", PASSAGES)
         except (OSError, pa.ArrowInvalid) as error:
             raise ConfigError(f"cannot read the tables in {path}: {error}; run the job again with --resume") from error
+        if lacking := sorted({*READINGS, *PASSAGES} - {*self._readings.columns, *self._passages.columns}):
+            raise ConfigError(
+                f"the tables in {path} lack {', '.join(lacking)}: another version of longmem wrote them; score the "
+                "documents again with `longmem perplexity … --tokens` and another --out"
+            )
         self._num_tokens = self._segments["num_tokens"].to_numpy()
         self._first_rows = np.concatenate([[0], self._num_tokens.cumsum()])
         num_rows = int(self._first_rows[-1])
