@@ -27,8 +27,8 @@ class ReadingInput:
 
     tokens: Int[Tensor, "batch tokens"]
     state: Float[Tensor, "parts batch tokens hidden"]
-    """State that `prepare` returned, or the initial one; no parts where the model needs none. One part where no layer is
-    left to run: the backbone's hidden states, as the language-model head reads them."""
+    """State that `prepare` returned, or the initial one; no parts where the model needs none. One part where no layer
+    is left to run: the backbone's hidden states, as the language-model head reads them."""
     keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
     """Backbone keys of these tokens at the memory layer, in their stored form."""
     views: list[MemoryView | None]

@@ -46,8 +46,8 @@ LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Save a folder for each model."""
     folder = tmp_path_factory.mktemp("models")
-    for name, settings in MODELS.items():
-        small_longmem(folder, **settings).save_pretrained(folder / name)
+    for name, of_model in MODELS.items():
+        small_longmem(folder, **of_model).save_pretrained(folder / name)
     return {name: folder / name for name in MODELS}
 
 
@@ -131,7 +131,7 @@ def test_the_job_says_what_the_plain_loop_says(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("form", "readers"), [("default", 3), ("all layers", 2)])
+@pytest.mark.parametrize(("form", "readers"), [("default", 3), ("all layers", 2), ("untrained", 2)])
 def test_ray_workers_give_the_same_bytes(
     ray_cluster: None, inline: dict[str, dict[str, bytes]], job: Job, tmp_path: Path, form: str, readers: int
 ) -> None:
