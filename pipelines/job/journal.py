@@ -7,6 +7,7 @@ the end, which is truncated at the next start. A bad line anywhere else is damag
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -30,11 +31,14 @@ class AbstractJournal(ABC, Generic[R]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._offset = 0
+        """Place in the file, in bytes, of the record that `_accept` gets."""
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = self._load(data)
         except OSError as error:
             raise OutputError(f"cannot open {path}: {error.strerror}") from error
+        self._num_bytes = whole
         self._file = GrowingFile(path)
         if whole < len(data):
             self._file.cut(whole)
@@ -54,8 +58,29 @@ class AbstractJournal(ABC, Generic[R]):
     def add(self, record: R) -> None:
         """Append one record. Once this returns, the record survives the death of the process."""
         text = encoded(self._encode(record), compact=True)
-        self._file.add(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
+        line = f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n"
+        self._file.add(line)
+        self._offset, self._num_bytes = self._num_bytes, self._num_bytes + len(line)
         self._accept(record)
+
+    def _read(self, offsets: Iterable[int]) -> Iterator[R]:
+        """Yield the records at these places of the file. Raises OutputError for a damaged one."""
+        try:
+            with self._path.open("rb") as file:
+                for offset in offsets:
+                    file.seek(offset)
+                    text = _text_of(file.readline())
+                    if text is None:
+                        raise self._damaged(f"byte {offset:,}")
+                    yield self._decode(json.loads(text))
+        except OSError as error:
+            raise OutputError(f"cannot read {self._path}: {error.strerror}") from error
+
+    def _damaged(self, where: str) -> OutputError:
+        return OutputError(
+            f"{self._path} {where} is damaged (its checksum does not match); restore the folder from a "
+            "copy or begin a new job in another folder"
+        )
 
     def close(self) -> None:
         self._file.close()
@@ -73,14 +98,12 @@ class AbstractJournal(ABC, Generic[R]):
         position = 0
         for number, line in enumerate(data.splitlines(keepends=True), start=1):
             end = position + len(line)
-            digest, _, text = line.rstrip(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or digest.decode("ascii", "replace") != xxhash.xxh3_64_hexdigest(text):
+            text = _text_of(line)
+            if text is None:
                 if end == len(data):
                     break
-                raise OutputError(
-                    f"{self._path} line {number} is damaged (its checksum does not match); restore the folder from a "
-                    "copy or begin a new job in another folder"
-                )
+                raise self._damaged(f"line {number}")
+            self._offset = position
             try:
                 self._accept(self._decode(json.loads(text)))
             except (KeyError, TypeError, ValueError) as error:
@@ -90,3 +113,10 @@ class AbstractJournal(ABC, Generic[R]):
                 ) from error
             position = end
         return position
+
+
+def _text_of(line: bytes) -> bytes | None:
+    """Return the JSON of a line; None for one that is torn or damaged."""
+    digest, _, text = line.rstrip(b"\n").partition(b" ")
+    whole = line.endswith(b"\n") and digest.decode("ascii", "replace") == xxhash.xxh3_64_hexdigest(text)
+    return text if whole else None
