@@ -2,6 +2,7 @@
 """Compute type of a job: the one that was given, that of the job to resume, or the choice of this machine."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def with_compute_type(
-    source: "ModelSource", asked: JobDtype, console: Console, *, on_gpu: bool, resumed: Path | None
+    source: "ModelSource",
+    asked: JobDtype,
+    console: Console,
+    *,
+    on_gpu: bool,
+    resumed: Path | None,
+    inputs: Sequence[str] = (),
 ) -> "ModelSource":
     """Return the model in the type that a job computes in; print a choice of this machine.
 
@@ -28,8 +35,10 @@ def with_compute_type(
         console: Place to print what was chosen.
         on_gpu: True if a worker uses a GPU, which is not measured.
         resumed: Folder of a job to resume, which keeps its type.
+        inputs: Documents of the job; one that is not there is told before minutes of measurement.
 
     Raises:
+        ConfigError: An input is not there.
         ModelError: The model cannot be opened to measure.
     """
     if asked != "auto":
@@ -44,7 +53,9 @@ def with_compute_type(
         say("computing in float32: this machine's CPU does not speak for GPUs, give --dtype bfloat16 to use it there")
         return replace(source, dtype="float32")
     from longmem.model.remembered_dtype import settled_dtype
+    from longmem.text.documents import find_files
 
+    find_files(inputs)
     choice = settled_dtype(
         source,
         on_measure=lambda: say(

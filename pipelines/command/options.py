@@ -4,6 +4,7 @@
 A command with another help text or default for an option of a group declares the field again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -170,6 +171,7 @@ class ModelOptions(LayerOptions, BackboneOptions):
         encoders_on_gpu: bool = False,
         resumed: Path | None = None,
         on_service: bool = False,
+        inputs: Sequence[str] = (),
     ) -> "ModelSource":
         """Return the model that the options name, in its compute type (see `with_compute_type`).
 
@@ -178,6 +180,7 @@ class ModelOptions(LayerOptions, BackboneOptions):
             encoders_on_gpu: Encoders use a GPU.
             resumed: Folder of a job to resume.
             on_service: A service has decided the type already.
+            inputs: Documents of the job, which are looked for before a measurement.
 
         Raises:
             ConfigError: The options contradict each other, or an input is not there.
@@ -194,7 +197,7 @@ class ModelOptions(LayerOptions, BackboneOptions):
         if on_service:
             return source
         gpus = on_gpu or encoders_on_gpu
-        return with_compute_type(source, self.dtype, console, on_gpu=gpus, resumed=resumed)
+        return with_compute_type(source, self.dtype, console, on_gpu=gpus, resumed=resumed, inputs=inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,7 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
             encoders_on_gpu=self.encoder_gpus > 0,
             resumed=self.resumed_folder,
             on_service=self.service is not None,
+            inputs=self.inputs or (),
         )
         service = self.service_choice(source if self.model else None, self.max_in_flight_segments is not None)
         cluster = None
