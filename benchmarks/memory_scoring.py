@@ -45,9 +45,9 @@ def score_readings(model: LongMem, sequence: Sequence, readings: Mapping[str, Re
         encoded = model.encode(segment)
         view = past.view(segment.index)
         for name, change in readings.items():
-            scores[name].append(
-                model.score_segment(segment, encoded.block.keys, encoded.state, change(segment, view)).logprobs
-            )
+            read, alone = change(segment, view), encoded.backbone_logprobs
+            score = model.score_segment(segment, encoded.block.keys, encoded.state, read, alone)
+            scores[name].append(score.logprobs)
         past.accept(encoded.block)
     return {name: np.concatenate(parts) for name, parts in scores.items()}
 

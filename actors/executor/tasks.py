@@ -20,6 +20,7 @@ class Encoded:
 
     block: Any
     state: Any
+    """State, and the backbone's log-probabilities."""
     node_id: str
 
 

@@ -73,13 +73,14 @@ class EncoderActor:
         """Return if the process runs."""
 
     def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
-        """Return receipt, block and SideNet state as three objects: only the receipt is sent to the driver."""
+        """Return receipt, block, and state with the backbone's log-probabilities, as three objects: only the receipt is
+        sent to the driver."""
         outcome = run_task(lambda: self._loaded().encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
-        return TaskResult(receipt, None, outcome.busy_s), encoded.block, encoded.state
+        return TaskResult(receipt, None, outcome.busy_s), encoded.block, (encoded.state, encoded.backbone_logprobs)
 
     def answer(self, request: Request) -> TaskResult:
         return run_task(lambda: self._answer(request))

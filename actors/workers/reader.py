@@ -54,7 +54,7 @@ class ReaderActor:
     def alive(self) -> None:
         """Return if the process runs."""
 
-    def score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> TaskResult:
+    def score(self, segment: Segment, block: KVBlock, state: tuple[np.ndarray, np.ndarray]) -> TaskResult:
         return run_task(lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)
@@ -63,6 +63,7 @@ class ReaderActor:
         if self._opened is not None:
             self._opened[1].evict(key)
 
-    def _score(self, segment: Segment, block: KVBlock, state: np.ndarray) -> SegmentScore:
+    def _score(self, segment: Segment, block: KVBlock, state: tuple[np.ndarray, np.ndarray]) -> SegmentScore:
         model, windows, _ = self._loaded()
-        return model.score_segment(segment, block.keys, state, windows.view(segment.key, segment.index))
+        view = windows.view(segment.key, segment.index)
+        return model.score_segment(segment, block.keys, state[0], view, backbone_logprobs=state[1])

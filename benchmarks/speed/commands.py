@@ -109,6 +109,27 @@ def attention(
 
 
 @app.command()
+def unchanged_layers(
+    inputs: Inputs = None,
+    model: Annotated[str, typer.Option(help="Backbone, or a copy-fitted LongMem.")] = "smollm2-135m",
+    tokens: Annotated[int, typer.Option(help="Tokens of the job.", min=1)] = 4096,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "float32",
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Compare whole jobs of a SideNet that is the backbone, with its layers left out and run."""
+    from benchmarks.growth import long_document
+    from benchmarks.speed import unchanged_layers as benchmark
+
+    torch.set_num_threads(threads)
+    source = ModelSource(model, dtype=cast(Dtype, dtype))
+    opened = source.open()
+    sequence = opened.tokenizer.sequence(long_document(tokens, inputs or [], source).text)[: tokens + 1]
+    _finish(out / "unchanged-layers", [benchmark.unchanged_layers(opened, sequence, repeats)])
+
+
+@app.command()
 def approximate(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,

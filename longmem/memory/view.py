@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
-from longmem.retrieval.repeats import RepeatIndex
+from longmem.retrieval.repeats import GrowingRepeats, RepeatIndex
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class MemoryView:
     """Keys of all layers as stored, in a memory of several layers (whose chunks are single tokens)."""
     layer_values: Shaped[Tensor, "chunks stored_heads head_dim"] | None = None
     """Values of all layers; `values` are those of the searched one."""
+    growing_repeats: GrowingRepeats | None = None
+    """Index of repeats of the window that this view is a part of; None to index the view alone."""
+    first_place: int = 0
+    """Number of tokens that the window took before the first one of this view."""
 
     @property
     def num_chunks(self) -> int:
@@ -62,16 +66,21 @@ class MemoryView:
     @cached_property
     def slots_in_order(self) -> Int64[Tensor, " places"]:
         """Storage slot of each place (`longmem.retrieval.positions`): an index into the concatenated chunks."""
+        if self.chunk_size == 1:
+            return torch.arange(self.num_chunks, device=self.lengths.device)
         offsets = torch.arange(self.chunk_size, device=self.lengths.device)
         return (offsets < self.lengths[:, None]).flatten().nonzero().squeeze(1)
 
     @cached_property
     def text(self) -> Int64[Tensor, " places"]:
         """Token of each place: the whole memory, oldest first."""
-        return self.tokens.flatten()[self.slots_in_order].long()
+        tokens = self.tokens.flatten()
+        return (tokens if self.chunk_size == 1 else tokens[self.slots_in_order]).long()
 
     @cached_property
     def repeats(self) -> RepeatIndex:
-        """Index of the places where every run of tokens ends; built on first use and shared by all readers of this
+        """Index of the places where every run of tokens ends; made on first use and shared by all readers of this
         view."""
-        return RepeatIndex(self.text)
+        if self.growing_repeats is None:
+            return RepeatIndex(self.text)
+        return self.growing_repeats.index(self.text, self.first_place)

@@ -20,6 +20,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval.ivf_index import Cells, KeyCells, cover
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
+from longmem.retrieval.repeats import GrowingRepeats
 from longmem.system.allocator import zeros_in_pages
 from longmem.types import KVBlock
 
@@ -48,6 +49,9 @@ class WindowBuffer:
         self._basis: SketchBasis | None = None
         self._cells: dict[tuple[int, int], Cells] = {}
         """Cells of each stretch, by its first token and length."""
+        self._repeats = GrowingRepeats()
+        self._dropped_places = 0
+        """Number of tokens that are no longer kept."""
         self._num_chunks = 0
         self.start_token: int | None = None
         """Position of the oldest token kept; None while empty."""
@@ -59,7 +63,8 @@ class WindowBuffer:
     @property
     def num_bytes(self) -> int:
         arrays = sum(array.nbytes for array in self._arrays.values())
-        return arrays + sum(cells.num_bytes for cells in self._cells.values())
+        cells = sum(cells.num_bytes for cells in self._cells.values())
+        return arrays + cells + self._repeats.num_bytes
 
     def append(self, block: KVBlock) -> None:
         """Add the block of the next segment.
@@ -101,7 +106,19 @@ class WindowBuffer:
             parts["values"] = _of_layer(parts["layer_values"], self._key_space.layer, parts["keys"].shape[2])[:, None]
         parts |= {name: parts[name].permute(2, 0, 1, 3) for name in ("keys", "values")}
         layers = {name: parts.pop(name) for name in ("layer_keys", "layer_values") if name in parts}
-        return MemoryView(**parts, **layers, sketch=sketch, cells=cells, end_token=end_token)
+        return MemoryView(
+            **parts,
+            **layers,
+            sketch=sketch,
+            cells=cells,
+            end_token=end_token,
+            growing_repeats=self._repeats,
+            first_place=self._dropped_places + self._num_places(first),
+        )
+
+    def _num_places(self, num_chunks: int) -> int:
+        """Return the number of tokens in the oldest chunks."""
+        return int(self._arrays["lengths"][:num_chunks].sum())
 
     def _chunk_keys(self, arrays: dict[str, Tensor]) -> Tensor:
         """Return the chunk keys of arrays, or of parts of them. Where a chunk is one token they are its keys, stored
@@ -148,6 +165,7 @@ class WindowBuffer:
         if self._arrays:
             starts = self._arrays["starts"][: self._num_chunks]
             kept_from = int(torch.searchsorted(starts, max(end_token - self._retain_tokens, 0)))
+            self._dropped_places += self._num_places(kept_from)
         kept = self._num_chunks - kept_from
         capacity = int((kept + added) * GROWTH) + 1
         fresh = {}

@@ -115,7 +115,10 @@ class SegmentModel:
         return BackboneOutput(output.keys[:, 1:], output.values[:, 1:], output.taps[:, :, 1:], output.hidden[:, 1:])
 
     def _run(self, tokens: Int[Tensor, "batch tokens"], cache: Any) -> BackboneOutput:
-        tap_every = self.config.layer_reduction if self.sidenet.num_parts else None
+        parts = self.sidenet.num_parts
+        # gradients need the layers, even where these change nothing yet
+        runs_layers = parts > 1 or (parts == 1 and torch.is_grad_enabled())
+        tap_every = self.config.layer_reduction if runs_layers else None
         return self.backbone.forward(tokens, self.stored_layers, tap_every, cache)
 
     def searched(self, keys: Shaped[Any, "*batch tokens stored_heads width"]) -> Any:
@@ -145,7 +148,13 @@ class SegmentModel:
             before: Tokens of the segment that earlier steps have read.
         """
         given = rounded(self.searched(output.keys), self.config.kv_dtype) if keys is None else self.searched(keys)
-        return self._input(tokens, start_state(output.taps), given, views, cache, before)
+        return self._input(tokens, self._start(output), given, views, cache, before)
+
+    def _start(self, output: BackboneOutput) -> Float[Tensor, "parts batch tokens hidden"]:
+        """Return the state that a reading begins with: of what the backbone kept, what the model needs."""
+        if len(output.taps):
+            return start_state(output.taps)
+        return output.hidden[None][: self.sidenet.num_parts]
 
     def _input(
         self,
@@ -169,7 +178,7 @@ class SegmentModel:
         output = self.run_backbone(tokens)
         logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
         where = f"{segment.key} segment {segment.index}"
-        state = start_state(output.taps)
+        state = self._start(output)
         if prepare:
             state = self.sidenet.prepare(tokens, state)
         require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
@@ -213,10 +222,12 @@ class SegmentModel:
         keys: KVArray,
         state: Shaped[np.ndarray, "parts tokens hidden"],
         view: MemoryView | None,
+        backbone_logprobs: Float32[np.ndarray, " targets"] | None = None,
     ) -> SegmentScore:
         """Return log-probabilities of the segment's targets, which read `view` and no other memory.
 
-        `keys` are those of the segment's own block, `state` is that of its EncodedSegment. Raises NumericError.
+        `keys` are those of the segment's own block, `state` and `backbone_logprobs` those of its EncodedSegment. Where
+        the hidden states are the backbone's own, the latter are not computed again. Raises NumericError.
         """
         assert view is None or view.end_token == segment.start_token, (
             f"segment {segment.index} starts at {segment.start_token}, its view ends at {view and view.end_token}"
@@ -227,7 +238,8 @@ class SegmentModel:
         given = self._input(tokens, to_tensor(state, device)[:, None], own[None], [view])
         output = self.sidenet(given, self.search)
         targets = torch.from_numpy(np.array(segment.targets))
-        uncopied = self.backbone.target_logprobs(output.hidden[0], targets)
+        known = None if backbone_logprobs is None or len(state) != 1 else to_tensor(backbone_logprobs, device)
+        uncopied = self.backbone.target_logprobs(output.hidden[0], targets) if known is None else known
         copies = output.copies[0]
         logprobs = uncopied if copies is None else copies.mix_targets(uncopied, targets)
         require_finite(

@@ -26,7 +26,7 @@ MIN_GAIN = 1.1
 """Smallest speed-up of reading. Below it a job gains almost nothing and its numbers change."""
 MAX_CHANGE = 0.001
 """Largest relative change of perplexity with memory."""
-SAMPLE_TOKENS = (4096, 32_768)
+SAMPLE_TOKENS = (4096, 16_384)
 """First and largest number of text tokens of the comparison. The number doubles until the change is known precisely
 enough. A text similar to the training data needs the first number, which takes seconds for a small model."""
 PRODUCT_ROWS = 512

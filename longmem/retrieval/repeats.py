@@ -11,9 +11,13 @@ Similar keys find similar text. Equal tokens find literal repeats, at any distan
 The index is one sorted list for each of `LENGTHS`. The upper bits of an entry are the hash of that many tokens, the
 lower bits the position where they end. One sort orders by both, and bisection finds the newest position of a hash.
 Positions found are compared token by token, so a hash collision can only cost a slot.
+
+A memory that grows keeps its lists as a few sorted parts of growing size (`GrowingRepeats`), as a log-structured merge
+tree does: a segment adds a short part, and short parts are merged into longer ones. The parts hold positions in
+ascending order, so that the newest part is asked first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +31,8 @@ LENGTHS = (1, 2, 4, 8)
 """Numbers of equal tokens, including the reading token. The hashes need each length to be twice the previous one."""
 LONGEST = 16
 """Largest run length that is counted."""
+GROWTH = 8
+"""Ratio of the lengths of neighbouring parts. Less means more parts to ask, more means longer merges."""
 _POSITION_MASK = np.uint64(REPEAT_MEMORY_TOKENS)
 """Bits of the position: 24 bits, which leave 40 for the hash."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -44,19 +50,27 @@ class Repeats:
     """Number of equal tokens that end at the position and at the reader, at most LONGEST; 0 where `valid` is false."""
 
 
+SortedPart = list[UInt64[np.ndarray, " _"]]
+"""Sorted entries of consecutive positions, one list for each of `LENGTHS`."""
+
+
 class RepeatIndex:
     """Index of all runs of tokens of one memory. Costs one sort of 8 bytes per token for each length."""
 
-    def __init__(self, text: Int64[Tensor, " memory"]) -> None:
-        """Build the index.
+    def __init__(
+        self, text: Int64[Tensor, " memory"], parts: Sequence[SortedPart] | None = None, first: int = 0
+    ) -> None:
+        """Build the index, unless its sorted parts are given.
 
         Args:
             text: All tokens of the memory, oldest first.
+            parts: Parts, the newest first, which may hold older and newer positions too.
+            first: Position in the parts of the memory's first token.
         """
         assert len(text) <= REPEAT_MEMORY_TOKENS, f"{len(text)} tokens, at most {REPEAT_MEMORY_TOKENS} have a position"
         self._text = text
-        positions = np.arange(len(text), dtype=np.uint64)
-        self._entries = [np.sort(hashes | positions) for hashes in _hashes(text)]
+        self._parts = [_sorted_part(text, 0, 0)] if parts is None else parts
+        self._first = first
 
     def find(self, context: Int64[Tensor, " context"], num_reading: int, slots: int) -> Repeats:
         """Find at most `slots` positions for each length: those where the run has this length but not the next one.
@@ -68,7 +82,12 @@ class RepeatIndex:
         text = torch.cat([self._text, context])
         num_tail = min(len(text), num_reading + LENGTHS[-1])
         asked = [hashes[-num_reading:] for hashes in _hashes(text[-num_tail:])]
-        found = np.concatenate([_newest(*pair, slots) for pair in zip(self._entries, asked, strict=True)], axis=1)
+        end = self._first + len(self._text)
+        newest = [
+            _newest([part[which] for part in self._parts], hashes, slots, self._first, end)
+            for which, hashes in enumerate(asked)
+        ]
+        found = np.concatenate(newest, axis=1)
         index = torch.from_numpy(found).to(text.device)
         readers = torch.arange(len(text) - num_reading, len(text), device=text.device)
         runs = run_lengths(text, index.clamp(min=0), readers, LONGEST)
@@ -76,6 +95,69 @@ class RepeatIndex:
         next_length = torch.tensor([*LENGTHS[1:], LONGEST + 1], device=text.device).repeat_interleave(slots)
         valid = (index >= 0) & (runs >= least) & (runs < next_length)
         return Repeats(index.where(valid, 0), valid, runs.where(valid, 0))
+
+
+class GrowingRepeats:
+    """Index of a memory that grows at its end, and forgets its start. Its places are counted from the first one ever.
+
+    Gives the same repeats as an index that is built anew for each view. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[SortedPart] = []
+        """Parts of consecutive places, the oldest first. Each is replaced as a whole, so that indexes keep theirs."""
+        self._base = 0
+        """Place of position 0 in the parts."""
+        self._end = 0
+        """Place after the newest position."""
+        self._tail = torch.zeros(0, dtype=torch.int64)
+        """Newest tokens, as many as the hash of a run reaches back."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entries.nbytes for part in self._parts for entries in part)
+
+    def index(self, text: Int64[Tensor, " memory"], first: int) -> RepeatIndex:
+        """Return the index of a memory whose first token is at place `first`. Takes the tokens it has not seen yet.
+
+        Views in ascending order are the fast ones. One that begins before what is kept gets an index of its own.
+        """
+        end = first + len(text)
+        if first < self._base:
+            return RepeatIndex(text)
+        if first > self._end:
+            self._parts, self._base, self._end, self._tail = [], first, first, self._tail[:0]
+        garbage = first - self._base
+        if garbage > end - first or end - self._base > REPEAT_MEMORY_TOKENS:
+            self._forget(garbage)
+        if end > self._end:
+            self._append(text[self._end - first :].cpu())
+        return RepeatIndex(text, self._parts[::-1], first - self._base)
+
+    def _append(self, tokens: Int64[Tensor, " added"]) -> None:
+        reached = torch.cat([self._tail, tokens])
+        self._parts.append(_sorted_part(reached, len(self._tail), self._end - self._base))
+        self._end += len(tokens)
+        self._tail = reached[-(LENGTHS[-1] - 1) :].clone()
+        while len(self._parts) > 1 and len(self._parts[-2][0]) < GROWTH * len(self._parts[-1][0]):
+            newer, older = self._parts.pop(), self._parts.pop()
+            # stable: the sort that merges two sorted lists in one pass
+            self._parts.append(
+                [np.sort(np.concatenate(pair), kind="stable") for pair in zip(older, newer, strict=True)]
+            )
+
+    def _forget(self, positions: int) -> None:
+        """Drop the oldest positions. Each place is copied about once for each time its number of places is dropped."""
+        dropped = np.uint64(positions)
+        kept = [[entries[(entries & _POSITION_MASK) >= dropped] - dropped for entries in part] for part in self._parts]
+        self._parts = [part for part in kept if len(part[0])]
+        self._base += positions
+
+
+def _sorted_part(text: Int64[Tensor, " text"], skipped: int, position: int) -> SortedPart:
+    """Return the entries of a text, without those of its first `skipped` tokens; the next one is at `position`."""
+    positions = np.arange(position, position + len(text) - skipped, dtype=np.uint64)
+    return [np.sort(hashes[skipped:] | positions) for hashes in _hashes(text)]
 
 
 def run_lengths(
@@ -110,12 +192,21 @@ def _hashes(text: Int64[Tensor, " text"]) -> Iterator[UInt64[np.ndarray, " text"
 
 
 def _newest(
-    entries: UInt64[np.ndarray, " memory"], asked: UInt64[np.ndarray, " tokens"], slots: int
+    parts: Sequence[UInt64[np.ndarray, " _"]], asked: UInt64[np.ndarray, " tokens"], slots: int, first: int, end: int
 ) -> Int64[np.ndarray, "tokens slots"]:
-    """Return the newest positions of each hash, or -1 where there are no more."""
-    if not len(entries):
-        return np.full((len(asked), slots), -1)
-    at = np.searchsorted(entries, asked | _POSITION_MASK, side="right")[:, None] - 1 - np.arange(slots)
-    there = entries[at.clip(min=0)]
-    same = (at >= 0) & (there & ~_POSITION_MASK == asked[:, None])
-    return np.where(same, (there & _POSITION_MASK).astype(np.int64), -1)
+    """Return the newest positions of each hash in [first, end), counted from `first`; -1 where there are no more.
+
+    `parts` are sorted lists, the newest first.
+    """
+    found = np.full((len(asked), slots), -1)
+    for entries in parts:
+        if not len(entries) or end == first:
+            continue
+        at = np.searchsorted(entries, asked | np.uint64(end - 1), side="right")[:, None] - 1 - np.arange(slots)
+        there = entries[at.clip(min=0)]
+        same = (at >= 0) & (there & ~_POSITION_MASK == asked[:, None])
+        positions = np.where(same, (there & _POSITION_MASK).astype(np.int64) - first, -1).clip(min=-1)
+        # behind those of newer parts
+        both = np.concatenate([found, positions], axis=1)
+        found = np.take_along_axis(both, np.argsort(both < 0, axis=1, kind="stable")[:, :slots], axis=1)
+    return found

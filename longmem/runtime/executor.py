@@ -270,7 +270,9 @@ class InlineExecutor(AbstractExecutor):
                 assert stage == "score", f"{stage} is not of a model"
                 encoded = self._encoded[segment.key, segment.index]
                 view = self._windows.view(segment.key, segment.index)
-                result = self._model.score_segment(segment, encoded.block.keys, encoded.state, view)
+                result = self._model.score_segment(
+                    segment, encoded.block.keys, encoded.state, view, encoded.backbone_logprobs
+                )
         except LongMemError as caught:
             error = caught
         return Completion(stage, segment, result, error, perf_counter() - start)

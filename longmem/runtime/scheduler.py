@@ -35,7 +35,8 @@ class _DocumentState:
     segments: list[Segment]
     to_score: set[int]
     """Segments not scored yet."""
-    stored: set[int]
+    stored: bytearray
+    """1 for each stored segment, else 0. Unlike a set of them it does not grow."""
     to_encode: deque[int]
     running: set[tuple[Stage, int]] = field(default_factory=set)
     encoded: set[int] = field(default_factory=set)
@@ -87,7 +88,8 @@ class SegmentScheduler:
         to_encode = deque(index for index in range(len(segments)) if index in to_score or index in to_store)
         if not to_encode:
             return False
-        self._documents[key] = _DocumentState(segments, to_score, set(stored), to_encode)
+        is_stored = bytearray(index in stored for index in range(len(segments)))
+        self._documents[key] = _DocumentState(segments, to_score, is_stored, to_encode)
         return True
 
     def first_needed(self, key: DocumentKey) -> int:
@@ -149,7 +151,8 @@ class SegmentScheduler:
         if stage == "put":
             return document.put_queue.popleft() if document.put_queue else None
         for index in document.score_queue:
-            if all(past in document.stored for past in self._window.segments_before(index)):
+            past = self._window.segments_before(index)
+            if all(document.stored[past.start : past.stop]):
                 document.score_queue.remove(index)
                 return index
         return None
@@ -169,12 +172,12 @@ class SegmentScheduler:
         if stage == "encode":
             document.encoded.add(segment.index)
             if not document.failed:
-                if self._write and segment.index not in document.stored:
+                if self._write and not document.stored[segment.index]:
                     document.put_queue.append(segment.index)
                 if segment.index in document.to_score:
                     document.score_queue.append(segment.index)
         elif stage == "put":
-            document.stored.add(segment.index)
+            document.stored[segment.index] = 1
         else:
             document.to_score.remove(segment.index)
         return self._released(document)

@@ -89,7 +89,9 @@ def _score_segments(
         encoded = model.encode(segment)
         placed = replace(segment, start_token=memory.offset + segment.start_token)
         yield (
-            model.score_segment(placed, encoded.block.keys, encoded.state, memory.view(segment.index)),
+            model.score_segment(
+                placed, encoded.block.keys, encoded.state, memory.view(segment.index), encoded.backbone_logprobs
+            ),
             encoded.backbone_logprobs,
         )
         memory.accept(encoded.block)

@@ -113,10 +113,13 @@ class MemoryReader(nn.Module):
         own_keys: Float[Tensor, "tokens kv_heads head_dim"],
         view: MemoryView,
         search: AbstractChunkSearch,
+        *,
+        attends: bool = True,
     ) -> RetrievedMemory | None:
         """Search and attend. Return None when the view holds no token that can be read.
 
-        `own_keys` are the backbone's keys of the reading tokens at the memory layer, in their stored form.
+        `own_keys` are the backbone's keys of the reading tokens at the memory layer, in their stored form. Without
+        `attends`, values are not read.
         """
         searchable = num_searchable(view, self._continued)
         if searchable == 0:
@@ -136,7 +139,7 @@ class MemoryReader(nn.Module):
         products = memory_products(queries, hits.ids, view, search.gather)
         places = places_of(hits.ids, view, self._continued)
         attended = None
-        if self._fusion:
+        if self._fusion and attends:
             attended = self._attend(products, places, view, side_queries, search.gather)
         return RetrievedMemory(hits.ids, places, products.mean(dim=1, keepdim=True) if joint else products, attended)
 
@@ -199,7 +202,7 @@ def retrieval_stats(
     bins = distances.clamp(min=1).double().log2().floor().long().clamp(max=DISTANCE_BINS - 1)
     return RetrievalStats(
         memory_tokens=view.num_tokens,
-        gate_mean=gate_mean if reading.attended is not None else 0.0,
+        gate_mean=gate_mean,
         copy_mean=0.0 if copy_share is None else float(copy_share.double().mean()),
         distance_mean=float(distances.double().mean()),
         empty_slots=int((~filled).sum()),

@@ -28,7 +28,8 @@ class ReadingInput:
 
     tokens: Int[Tensor, "batch tokens"]
     state: Float[Tensor, "parts batch tokens hidden"]
-    """State that `prepare` returned, or the initial one; no parts where the model needs none."""
+    """State that `prepare` returned, or the initial one; no parts where the model needs none. One part where no layer
+    is left to run: the backbone's hidden states, as the language-model head reads them."""
     keys: Shaped[Tensor, "batch tokens kv_heads head_dim"]
     """Backbone keys of these tokens at the memory layer, in their stored form."""
     views: list[MemoryView | None]
@@ -84,7 +85,8 @@ class ReadingModel(nn.Module, ABC):
     @property
     @abstractmethod
     def num_parts(self) -> int:
-        """Return the number of parts of the state that `encode` passes on; 0 where the model needs none."""
+        """Return the number of parts of the state that `encode` passes on; 0 where the model needs none, 1 for the
+        backbone's hidden states."""
 
     @property
     @abstractmethod
@@ -116,11 +118,13 @@ class ReadingModel(nn.Module, ABC):
         queries: Float[Tensor, "batch tokens heads head_dim"] | None,
         given: ReadingInput,
         search: AbstractChunkSearch,
+        *,
+        attends: bool = True,
     ) -> list[RetrievedMemory | None]:
         """Return the reading of each row. Rows of one view share a search: a token's reading depends on no other
         token.
 
-        `queries` are those of a SideNet; None where the keys themselves ask.
+        `queries` are those of a SideNet; None where the keys themselves ask. Without `attends`, no values are read.
         """
         rows_of: dict[int, list[int]] = {}
         for row, view in enumerate(given.views):
@@ -132,7 +136,7 @@ class ReadingModel(nn.Module, ABC):
             assert view is not None, "only rows with a view were collected"
             own = given.keys[rows].to(view.keys.device).flatten(0, 1)
             asked = own if queries is None else queries[rows].flatten(0, 1)
-            joined = self.reader.read(asked, own, view, search)
+            joined = self.reader.read(asked, own, view, search, attends=attends)
             if joined is not None:
                 for row, reading in zip(rows, joined.split(given.tokens.shape[1]), strict=True):
                     readings[row] = reading

@@ -13,6 +13,9 @@ run on any worker; `forward` runs the memory layer and those above it. The parts
 H[r(j+1)] − H[r·j] of the layers j ≥ i that are still to run. `len(state)` encodes the progress: once the first i layers
 have run, it is `num_layers + 1 - i`.
 
+A SideNet that is the backbone (all a_i are 0) runs no layer, except for gradients. Its state is one part, what the
+backbone gives its own language-model head, and only copies are left to do.
+
 Each part runs inside a shallow copy of the backbone's own stack, so position scheme, causal mask and cache are the
 family's own code. Embeddings, position tables and the language-model head are shared with the backbone and frozen.
 """
@@ -92,7 +95,10 @@ class SideNet(ReadingModel):
         if config.delta_rank:
             use_low_rank(self.layers, config.delta_rank)
         first = self.memory_index
-        # a list keeps the shared modules unregistered: they are neither saved nor trained
+        self.always_runs_layers = False
+        """True to run layers that change nothing; tests and benchmarks compare both ways."""
+        # lists keep the shared modules unregistered: they are neither saved nor trained
+        self._backbone_norm = [norm]
         self._stacks = [
             _shallow_stack(backbone, self.layers[:first], nn.Identity(), sources[:first]),
             _shallow_stack(backbone, self.layers[first:], self.norm, sources[first:]),
@@ -102,7 +108,20 @@ class SideNet(ReadingModel):
 
     @property
     def num_parts(self) -> int:
-        return len(self.layers) + 1
+        return 1 if self.is_backbone else len(self.layers) + 1
+
+    @property
+    def is_backbone(self) -> bool:
+        """True where hidden states are the backbone's own, whatever the layers compute, and no query comes from them.
+
+        Weights can change between two calls, so that each call looks at them: at most some thousand numbers.
+        """
+        return (
+            not self.always_runs_layers
+            and self.config.query == "key_space"
+            and not self.changes_backbone
+            and _is_equal(self.norm, self._backbone_norm[0])
+        )
 
     @property
     def changes_backbone(self) -> bool:
@@ -110,7 +129,7 @@ class SideNet(ReadingModel):
         return bool(self.scale.detach().any())
 
     def gate_mean(self) -> float:
-        return float(self.gate.sigmoid().float().mean())
+        return float(self.gate.sigmoid().float().mean()) if self.config.fusion else 0.0
 
     @property
     def memory_index(self) -> int:
@@ -136,8 +155,8 @@ class SideNet(ReadingModel):
     ) -> Float[Tensor, "fewer batch tokens hidden"]:
         """Return the state before the memory layer. A state that has already reached it is returned unchanged."""
         first, done = self.memory_index, len(self.layers) + 1 - len(state)
-        assert done in (0, first), f"layers run from 0 to {first}, or are done; {done} were"
-        if done == first:
+        assert done in (0, first, len(self.layers)), f"layers run from 0 to {first}, or are done; {done} were"
+        if done >= first:
             return state
         hidden, steps = state[0], state[1:]
         with self._moved(range(first), hidden, steps[:first]) as moved:
@@ -148,6 +167,11 @@ class SideNet(ReadingModel):
         self, given: ReadingInput, search: AbstractChunkSearch, cache: SideNetCache | None = None
     ) -> ReadingOutput:
         """Run the memory layer and those above it. Row b reads `views[b]` and nothing else."""
+        if len(given.state) == 1:
+            # the keys ask, in the type in which a layer would have asked
+            found = self._read(given.keys.to(given.state.dtype), given, search, attends=False)
+            copies = self._copies(given, given.state[0], found)
+            return ReadingOutput(given.state[0], found, copies, [None] * len(given.views))
         attention = self._memory_attention
         hidden, *steps = given.state
         readings: list[RetrievedMemory | None] = []
@@ -203,6 +227,16 @@ class SideNet(ReadingModel):
             first = self.layers[indices.start]
             hooks.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
             yield moved
+
+
+def _is_equal(one: nn.Module | None, other: nn.Module | None) -> bool:
+    """Return True if two modules of one class hold equal numbers, in whatever type."""
+    if one is None or other is None:
+        return one is other
+    return all(
+        torch.equal(mine.float(), theirs.float())
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True)
+    )
 
 
 def _shallow_stack(backbone: Backbone, layers: nn.ModuleList, norm: nn.Module | None, sources: range) -> nn.Module:

@@ -26,7 +26,6 @@ __all__ = [
     "LeftOut",
     "UnreadableDocument",
     "find_files",
-    "first_document",
     "read_documents",
 ]
 
@@ -43,11 +42,6 @@ def read_documents(files: Sequence[InputFile]) -> Iterator[Document | Unreadable
                 document = _duplicate(document, seen)
             seen[document.id] = document.source
             yield document
-
-
-def first_document(inputs: Sequence[str]) -> Document | None:
-    """Return the first readable document, or None. Raises ConfigError like `find_files`."""
-    return next((document for document in read_documents(find_files(inputs)) if isinstance(document, Document)), None)
 
 
 def _duplicate(document: Document | UnreadableDocument, seen: Mapping[str, str]) -> UnreadableDocument:

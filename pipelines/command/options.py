@@ -5,14 +5,13 @@ A command with another help text or default for an option of a group declares th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
-from rich.markup import escape
 
 from actors.config import ClusterShape, Placement
 from longmem.config import KvDtype, SpecialTokens
@@ -20,6 +19,7 @@ from longmem.errors import ConfigError
 from longmem.store.lance.fsync import Durability
 from pipelines.command.choices import JobDtype, SearchEngine
 from pipelines.command.command_line import check_inputs, local_inputs, local_or_hub, num_cores
+from pipelines.command.compute_type import with_compute_type
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
@@ -68,6 +68,11 @@ class OutputOptions(SummaryOption):
     @property
     def resumable_folder(self) -> Path | None:
         return self.folder
+
+    @property
+    def resumed_folder(self) -> Path | None:
+        """Folder of the job to resume; None for a new job."""
+        return self.folder if self.resume else None
 
     def check_resume(self) -> None:
         """Raise ConfigError for a job to resume that is not named."""
@@ -136,9 +141,9 @@ class ModelOptions(LayerOptions, BackboneOptions):
         None, "Tokens that are found and read together.", MODEL_SETTING, DECIDED_BY_SERVICE, shown="the model's"
     )
     dtype: JobDtype = choice_field(
-        "float32",
+        "auto",
         "Compute type. auto: bfloat16 where this machine reads at least 1.1 times as fast with it and "
-        "perplexity changes by less than 0.1%, else float32; it measures both and says what it chose.",
+        "perplexity changes by less than 0.1%, else float32; measured once for each model above 64 MiB.",
         DECIDED_BY_SERVICE,
     )
     search: SearchEngine = choice_field(
@@ -158,40 +163,35 @@ class ModelOptions(LayerOptions, BackboneOptions):
         *,
         on_gpu: bool = False,
         encoders_on_gpu: bool = False,
+        resumed: Path | None = None,
+        on_service: bool = False,
         inputs: Sequence[str] = (),
     ) -> "ModelSource":
-        """Return the model that the options name.
-
-        With `--dtype auto`, measure the compute types on the first document of `inputs` and print which one was chosen.
+        """Return the model that the options name, in its compute type (see `with_compute_type`).
 
         Args:
             on_gpu: Readers use a GPU.
             encoders_on_gpu: Encoders use a GPU.
+            resumed: Folder of a job to resume.
+            on_service: A service has decided the type already.
+            inputs: Documents of the job, which are looked for before a measurement.
 
         Raises:
             ConfigError: The options contradict each other, or an input is not there.
         """
-        from longmem.model.precision import choose_dtype
         from longmem.model.source import REFERENCE_MODEL, ModelSource
         from longmem.retrieval import choose_engine
-        from longmem.text.documents import first_document
 
         source = ModelSource(
             local_or_hub(self.model or str(REFERENCE_MODEL)),
-            dtype="float32" if self.dtype == "auto" else self.dtype,
             search=choose_engine(self.search, "cuda" if on_gpu else "cpu"),
             settings=self.settings(),
             adapter=self.adapter_folder(self.model),
         )
-        if self.dtype != "auto":
+        if on_service:
             return source
-        if on_gpu or encoders_on_gpu:
-            raise ConfigError(
-                "--dtype auto measures this machine's CPU, workers are to use GPUs: give --dtype float32 or bfloat16"
-            )
-        choice = choose_dtype(replace(source, search="auto"), first_document(inputs))
-        console.print(escape(str(choice)), soft_wrap=True)
-        return replace(source, dtype=choice.dtype)
+        gpus = on_gpu or encoders_on_gpu
+        return with_compute_type(source, self.dtype, console, on_gpu=gpus, resumed=resumed, inputs=inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

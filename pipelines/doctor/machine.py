@@ -159,9 +159,18 @@ def _torch() -> Iterator[Finding]:
         if speedup >= MIN_SPEEDUP
         else None,
     )
+    yield _compute_types()
     yield _search()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("GPU", ", ".join(gpus) or "none, jobs run on the CPU")
+
+
+def _compute_types() -> Finding:
+    from longmem.model.remembered_dtype import SMALL_BYTES, remembered_choices
+
+    chosen = "; ".join(f"{choice.model} {choice.dtype}" for choice in remembered_choices())
+    small = f"float32 for models below {SMALL_BYTES // 2**20} MiB"
+    return Finding("compute types", f"{small}; {chosen or 'no larger one was measured here'}")
 
 
 def _search() -> Finding:

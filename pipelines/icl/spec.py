@@ -73,7 +73,9 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         from pipelines.icl.task import load_task
 
         self.check_resume()
-        source = self.source(console, on_gpu=self.gpus > 0)
+        source = self.source(
+            console, on_gpu=self.gpus > 0, resumed=self.resumed_folder, on_service=self.service is not None
+        )
         job = from_options(
             IclJob,
             self,

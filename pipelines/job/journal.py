@@ -7,7 +7,7 @@ the end, which is truncated at the next start. A bad line anywhere else is damag
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -31,11 +31,14 @@ class AbstractJournal(ABC, Generic[R]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._offset = 0
+        """Place in the file, in bytes, of the record that `_accept` gets."""
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = self._load(data)
         except OSError as error:
             raise OutputError(f"cannot open {path}: {error.strerror}") from error
+        self._num_bytes = whole
         self._file = GrowingFile(path)
         if whole < len(data):
             self._file.cut(whole)
@@ -55,8 +58,23 @@ class AbstractJournal(ABC, Generic[R]):
     def add(self, record: R) -> None:
         """Append one record. Once this returns, the record survives the death of the process."""
         text = encoded(self._encode(record), compact=True)
-        self._file.add(f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n")
+        line = f"{xxhash.xxh3_64_hexdigest(text)} ".encode() + text + b"\n"
+        self._file.add(line)
+        self._offset, self._num_bytes = self._num_bytes, self._num_bytes + len(line)
         self._accept(record)
+
+    def _read(self, offsets: Iterable[int]) -> Iterator[R]:
+        """Yield the records at these places of the file. Raises OutputError for a damaged one."""
+        try:
+            with self._path.open("rb") as file:
+                for offset in offsets:
+                    file.seek(offset)
+                    text = _text_of(file.readline())
+                    if text is None:
+                        raise _damaged(self._path, f"byte {offset:,}")
+                    yield self._decode(json.loads(text))
+        except OSError as error:
+            raise OutputError(f"cannot read {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         self._file.close()
@@ -73,6 +91,7 @@ class AbstractJournal(ABC, Generic[R]):
         """Load all records and return the number of bytes of complete lines."""
         position = 0
         for number, (end, text) in enumerate(_lines(self._path, data), start=1):
+            self._offset = position
             try:
                 self._accept(self._decode(json.loads(text)))
             except (KeyError, TypeError, ValueError) as error:
@@ -102,12 +121,23 @@ def _lines(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
     position = 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         position += len(line)
-        digest, _, text = line.rstrip(b"\n").partition(b" ")
-        if not line.endswith(b"\n") or digest.decode("ascii", "replace") != xxhash.xxh3_64_hexdigest(text):
+        text = _text_of(line)
+        if text is None:
             if position == len(data):
                 return
-            raise OutputError(
-                f"{path} line {number} is damaged (its checksum does not match); restore the folder from a copy or "
-                "begin a new job in another folder"
-            )
+            raise _damaged(path, f"line {number}")
         yield position, text
+
+
+def _text_of(line: bytes) -> bytes | None:
+    """Return the JSON of a line; None for one that is torn or damaged."""
+    digest, _, text = line.rstrip(b"\n").partition(b" ")
+    whole = line.endswith(b"\n") and digest.decode("ascii", "replace") == xxhash.xxh3_64_hexdigest(text)
+    return text if whole else None
+
+
+def _damaged(path: Path, where: str) -> OutputError:
+    return OutputError(
+        f"{path} {where} is damaged (its checksum does not match); restore the folder from a copy or begin a new job "
+        "in another folder"
+    )

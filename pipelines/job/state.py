@@ -4,6 +4,7 @@
 import os
 import socket
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -56,7 +57,8 @@ class JobState(JobObserver):
         self._rates = {stage: TokenRate(clock) for stage in STAGES}
         self._documents: Counter[str] = Counter()
         self._work = WorkDone()
-        self._stored: dict[str, dict[int, int]] = {}
+        self._stored: dict[str, array[int]] = {}
+        """Bytes of each stored segment, by document."""
         self._stored_bytes = 0
         self._counts: Counter[str] = Counter()
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_SEGMENTS)
@@ -74,9 +76,10 @@ class JobState(JobObserver):
             self._keep(document, segment, num_bytes)
 
     def trimmed(self, document: str, first_segment: int) -> None:
-        segments = self._stored.get(document, {})
-        for segment in [index for index in segments if index < first_segment]:
-            self._stored_bytes -= segments.pop(segment)
+        segments = self._stored.get(document, array("q"))
+        removed = segments[:first_segment]
+        self._stored_bytes -= sum(removed)
+        segments[:first_segment] = array("q", bytes(removed.itemsize * len(removed)))
 
     def task_ended(self, completion: Completion) -> None:
         stage, segment, result = completion.stage, completion.segment, completion.result
@@ -107,9 +110,9 @@ class JobState(JobObserver):
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:
         self._documents["scored" if error is None else "failed"] += 1
         self._work.end(document)
-        segments = self._stored.pop(document, {})
+        segments = self._stored.pop(document, array("q"))
         if not kept:
-            self._stored_bytes -= sum(segments.values())
+            self._stored_bytes -= sum(segments)
         if error is not None:
             self._note_failure(document, error)
 
@@ -141,8 +144,9 @@ class JobState(JobObserver):
             self._stages[event.stage] = replace(stage, **{counted: getattr(stage, counted) + 1})
 
     def _keep(self, document: str, segment: int, num_bytes: int) -> None:
-        segments = self._stored.setdefault(document, {})
-        self._stored_bytes += num_bytes - segments.get(segment, 0)
+        segments = self._stored.setdefault(document, array("q"))
+        segments.extend([0] * (segment + 1 - len(segments)))
+        self._stored_bytes += num_bytes - segments[segment]
         segments[segment] = num_bytes
 
     def snapshot(self, state: State) -> JobSnapshot:

@@ -157,7 +157,7 @@ class PerplexityRun:
         record = start_record(document, prepared.order, prepared.segments, self._num_unscored_tokens)
         self._journal.add(record)
         key = prepared.segments[0].key
-        scored = {each.segment for each in self._journal.scored(document.id)}
+        scored = set(self._journal.scored_segments(document.id))
         left = [segment for segment in prepared.segments if segment.index not in scored]
         self._observer.admitted(document.id, sum(len(segment.targets) for segment in left), len(left))
         try:
@@ -219,7 +219,7 @@ class PerplexityRun:
         if failed:
             self._record_failure(record, self._errors.pop(key))
         else:
-            found = len(self._journal.scored(key.document))
+            found = len(self._journal.scored_segments(key.document))
             assert found == record.num_segments, f"{key}: {found} of {record.num_segments} segments were scored"
             self._journal.add(DocumentRecord(**{**vars(record), "status": "scored"}))
             self._observer.document_ended(key.document, None, self._keep_memory)

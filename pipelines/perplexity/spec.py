@@ -119,7 +119,12 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
         retention = self._retention()
         workers = None if self.address == "none" else self.encoders + self.readers
         source = self.source(
-            console, on_gpu=self.reader_gpus > 0, encoders_on_gpu=self.encoder_gpus > 0, inputs=self.inputs or ()
+            console,
+            on_gpu=self.reader_gpus > 0,
+            encoders_on_gpu=self.encoder_gpus > 0,
+            resumed=self.resumed_folder,
+            on_service=self.service is not None,
+            inputs=self.inputs or (),
         )
         service = self.service_choice(source if self.model else None, self.max_in_flight_segments is not None)
         cluster = None

@@ -324,7 +324,9 @@ class _Scores:
         for number, encoded in enumerate(islice(cycle(self._encoded), repetitions + 1)):
             segment = replace(self._segments[number % len(self._encoded)], index=index, start_token=start)
             with timer.timed():
-                score = self._model.score_segment(segment, encoded.block.keys, encoded.state, view)
+                score = self._model.score_segment(
+                    segment, encoded.block.keys, encoded.state, view, encoded.backbone_logprobs
+                )
             self.last = segment, score, encoded
         # the first repetition of a level allocates
         timer.wall_s.pop(0)

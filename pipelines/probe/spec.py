@@ -64,7 +64,9 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
         from pipelines.probe.job import ProbeJob, run_probe
 
         self.check_resume()
-        source = self.source(console, on_gpu=self.gpus > 0)
+        source = self.source(
+            console, on_gpu=self.gpus > 0, resumed=self.resumed_folder, on_service=self.service is not None
+        )
         job = from_options(
             ProbeJob,
             self,

@@ -42,7 +42,9 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
 
         self.check_resume()
         lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
-        source = self.source(console, on_gpu=self.gpus > 0)
+        source = self.source(
+            console, on_gpu=self.gpus > 0, resumed=self.resumed_folder, on_service=self.service is not None
+        )
         job = from_options(
             SuffixJob,
             self,

@@ -31,10 +31,12 @@ from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.perplexity.job import PerplexityJob, run_job
-from tests.inputs import EVERY_FORM, form_of_size
+from tests.inputs import DEFAULT_FORM, EVERY_FORM, form_of_size
 
 pytest_plugins = ["tests.ray_cluster"]
 
+MODELS: dict[str, dict[str, Any]] = {**EVERY_FORM, "untrained": {**DEFAULT_FORM, "unsettled": False}}
+"""Settings of each model: every form, and a SideNet that is the backbone, whose layers do not run."""
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
 """Text lengths in tokens; segments have 32, and the start token makes each sequence one longer."""
@@ -42,11 +44,11 @@ LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Save a model folder for each form."""
+    """Save a folder for each model."""
     folder = tmp_path_factory.mktemp("models")
-    for name, form in EVERY_FORM.items():
-        small_longmem(folder, **form).save_pretrained(folder / name)
-    return {name: folder / name for name in EVERY_FORM}
+    for name, of_model in MODELS.items():
+        small_longmem(folder, **of_model).save_pretrained(folder / name)
+    return {name: folder / name for name in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def tables(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def inline(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """Return, for each form, the results of one sequential process without interruptions."""
-    return {form: run(job(tmp_path_factory.mktemp("inline") / "out", form=form)) for form in EVERY_FORM}
+    """Return, for each model, the results of one sequential process without interruptions."""
+    return {form: run(job(tmp_path_factory.mktemp("inline") / "out", form=form)) for form in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_the_job_says_what_the_plain_loop_says(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("form", "readers"), [("default", 3), ("all layers", 2)])
+@pytest.mark.parametrize(("form", "readers"), [("default", 3), ("all layers", 2), ("untrained", 2)])
 def test_ray_workers_give_the_same_bytes(
     ray_cluster: None, inline: dict[str, dict[str, bytes]], job: Job, tmp_path: Path, form: str, readers: int
 ) -> None:

@@ -4,19 +4,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
-from longmem.errors import ConfigError
 from longmem.model import precision
 from longmem.model.precision import DtypeComparison, bfloat16_speedup, choose_dtype, compare_reading
 from longmem.model.source import ModelSource
 from longmem.scoring.text import score_text
 from longmem.types import Document
-from pipelines.command.choices import JobDtype
-from pipelines.command.options import MemoryModelOptions
 
 
 @pytest.fixture
@@ -94,44 +89,3 @@ def test_a_fast_machine_asks_for_perplexity_and_gain(
         f"tokens of moby-dick {gain:.2f} times (at least 1.1 are wanted); their perplexity changes by {relative:+.3%} "
         "± 0.020% (at most 0.1% is allowed)"
     )
-
-
-def chosen(source: ModelSource, dtype: JobDtype, console: Console, **more: Any) -> ModelSource:
-    """Return the source that results from the options of a command."""
-    settings = {name: source.settings.get(name) for name in ("segment_tokens", "memory_tokens", "top_k")}
-    options = MemoryModelOptions(model=source.source, dtype=dtype, search="torch", **settings)
-    return options.source(console, **more)
-
-
-def test_commands_say_what_was_chosen(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 2.0)
-    monkeypatch.setattr(precision, "MAX_CHANGE", 1.0)
-    monkeypatch.setattr(precision, "MIN_GAIN", 0.0)
-    monkeypatch.setattr(precision, "SAMPLE_TOKENS", (128, 256))
-    console = Console(record=True, width=300)
-    with console.capture() as said:
-        assert chosen(source, "auto", console).dtype == "bfloat16"
-    assert said.get().startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here, ")
-    assert ", reading the first 128 tokens of python-language-reference " in said.get()
-    with console.capture() as said:
-        assert chosen(source, "float32", console).dtype == "float32"
-        assert chosen(source, "bfloat16", console).dtype == "bfloat16"
-    assert said.get() == ""
-
-
-def test_the_sample_is_the_first_document_that_can_be_read(
-    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 2.0)
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe not text")
-    (tmp_path / "b.txt").write_text("a text of one's own")
-    console = Console(record=True, width=300)
-    with console.capture() as said:
-        chosen(source, "auto", console, inputs=[str(tmp_path)])
-    assert " tokens of b " in said.get()
-
-
-@pytest.mark.parametrize("workers", ["on_gpu", "encoders_on_gpu"])
-def test_the_cpu_here_does_not_speak_for_gpus_elsewhere(workers: str, source: ModelSource) -> None:
-    with pytest.raises(ConfigError, match="workers are to use GPUs: give --dtype float32 or bfloat16"):
-        chosen(source, "auto", Console(), **{workers: True})

@@ -17,6 +17,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
+from longmem.retrieval.repeats import RepeatIndex
 from longmem.store.base import missing_blocks, with_more
 from longmem.store.source import AbstractBlockSource
 from longmem.stored_format import STORED_TYPES
@@ -517,3 +518,32 @@ def test_a_forgotten_document_is_read_anew(naive_view: NaiveView) -> None:
     source.blocks = {(block.key, block.segment): block for block in changed}
     same(cache.view(KEY, 3), naive_view(changed, 0, 24))
     assert identical(held, before)
+
+
+# ---- the index of repeats
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_views_share_an_index_of_repeats_that_grows(chunk: int) -> None:
+    """Check the repeats of every view against an index of that view alone, while the buffer drops what is old."""
+    retain, length = 100, 22
+    buffer = WindowBuffer(retain)
+    context = torch.tensor([1, 2, 3, 1, 2, 3, 1, 2])
+    views = []
+    for index in range(40):
+        block = block_at(index * length, length, chunk)
+        tokens = np.random.default_rng(index).integers(1, 4, length).astype(np.int32)
+        buffer.append(replace(block, tokens=tokens))
+        end = (index + 1) * length
+        assert buffer.start_token is not None
+        views.append(buffer.view(max(buffer.start_token, end - retain), end))
+        if index % 3:  # some views are never asked
+            _ = views[-1].repeats
+    assert views[-1].first_place > 0
+    for view in views:
+        found, expected = (index.find(context, 8, 4) for index in (view.repeats, RepeatIndex(view.text)))
+        assert found.valid.any()
+        for name in ("index", "valid", "runs"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+    # most views were indexed by the buffer's own parts, not anew
+    assert buffer._repeats.num_bytes > 0

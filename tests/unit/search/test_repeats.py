@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from longmem.retrieval import repeats
-from longmem.retrieval.repeats import LENGTHS, LONGEST, RepeatIndex, Repeats, run_lengths
+from longmem.retrieval.repeats import LENGTHS, LONGEST, GrowingRepeats, RepeatIndex, Repeats, run_lengths
 
 Text = list[int]
 Case = tuple[Text, Text]
@@ -191,3 +192,63 @@ def test_a_run_goes_back_from_the_segment_into_the_memory() -> None:
 def test_a_repeat_is_found_from_the_memory_into_the_segment() -> None:
     """Check a run across the border: two of the reader's three tokens are the memory's last."""
     assert slots_of(find([1, 2, 3, 8, 1, 2], [3], 1, 1)) == [[[None], [(2, 3)], [None], [None]]]
+
+
+# ---- an index that grows
+
+
+@st.composite
+def walks(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return a text, and views of it: most move on by a little, some jump ahead or go back."""
+    length = draw(st.integers(1, 300))
+    text = draw(st.lists(st.integers(0, 3), min_size=length, max_size=length))
+    views = []
+    first = end = 0
+    for _ in range(draw(st.integers(1, 20))):
+        if draw(st.integers(0, 5)):
+            end = min(length, end + draw(st.integers(0, 40)))
+            first = min(end, first + draw(st.integers(0, 30)))
+        else:
+            first, end = sorted((draw(st.integers(0, length)), draw(st.integers(0, length))))
+        views.append((first, end))
+    return text, views
+
+
+@given(walk=walks(), slots=st.integers(1, 5), num_reading=st.integers(1, 12), limited=st.booleans())
+def test_a_grown_index_finds_what_a_new_one_finds(
+    walk: tuple[list[int], list[tuple[int, int]]], slots: int, num_reading: int, limited: bool
+) -> None:
+    text, views = torch.tensor(walk[0]), walk[1]
+    context = torch.tensor([0, 1, 2, 3, 1, 1, 0, 2, 2, 1, 0, 1])
+    growing = GrowingRepeats()
+    kept: list[tuple[RepeatIndex, int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if limited:  # positions are as few as the longest view needs
+            patch.setattr(repeats, "REPEAT_MEMORY_TOKENS", max(end - first for first, end in views))
+        for first, end in views:
+            kept.append((growing.index(text[first:end], first), first, end))
+        for index, first, end in kept:  # also after the index has grown and forgotten
+            found = index.find(context, num_reading, slots)
+            expected = RepeatIndex(text[first:end]).find(context, num_reading, slots)
+            for name in ("index", "valid", "runs"):
+                assert torch.equal(getattr(found, name), getattr(expected, name)), (name, first, end)
+
+
+def test_a_grown_index_has_few_parts_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a step takes what is new, and that memory is bounded by the view's length."""
+    taken: list[int] = []
+    whole = repeats._sorted_part
+
+    def counted(text: Tensor, skipped: int, position: int) -> list[np.ndarray]:
+        taken.append(len(text))
+        return whole(text, skipped, position)
+
+    monkeypatch.setattr(repeats, "_sorted_part", counted)
+    text = torch.from_numpy(np.random.default_rng(0).integers(0, 9, 60_000))
+    growing, view = GrowingRepeats(), 4096
+    for end in range(64, len(text), 64):
+        first = max(0, end - view)
+        growing.index(text[first:end], first)
+        assert len(growing._parts) <= 4
+        assert growing.num_bytes <= 2 * (view + 64) * 8 * len(LENGTHS)
+    assert max(taken) == 64 + LENGTHS[-1] - 1

@@ -298,7 +298,7 @@ def test_statistics_are_those_of_the_loop(form: tuple[str, ...], fusion: bool, r
     assert stats.distance_histogram.sum() == len(distances)
     for power, count in enumerate(stats.distance_histogram.tolist()):
         assert count == sum(power == int(math.log2(distance)) for distance in distances)
-    assert stats.gate_mean == (0.35 if fusion else 0.0)
+    assert stats.gate_mean == 0.35
     assert stats.copy_mean == pytest.approx(0.3)
     assert stats.chunks_digest == xxhash.xxh3_64_hexdigest(torch.tensor(places).numpy().tobytes())
     assert retrieval_stats(reading, case.view, gate, None, position).copy_mean == 0.0
