@@ -207,7 +207,7 @@ class RemoveSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
             num_blocks = sum(len(infos) for infos in held.values())
             if not self.yes:
                 names = ", ".join(printable(str(key)) for key in keys)
-                typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True)
+                typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True, err=self.as_json)
             for key in keys:
                 opened.delete(key)
         if self.as_json:

@@ -122,3 +122,19 @@ def test_a_mistyped_store_is_not_created(tmp_path: Path, command: str, name: str
     assert result.exit_code == 2
     assert "--store" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_fork_and_rm_print_json(store: Path) -> None:
+    forked = invoke("fork", KEY.document, "copy", "--store", store, "--json")
+    assert json.loads(forked.stdout) == {
+        "source": {"namespace": "default", "document": KEY.document},
+        "target": {"namespace": "default", "document": "copy"},
+        "blocks": 3,
+    }
+    removed = invoke("rm", "copy", "--store", store, "--json", answer="y\n")
+    # the runner echoes the answer before the result
+    assert json.loads(removed.stdout.splitlines()[-1]) == {
+        "documents": [{"namespace": "default", "document": "copy"}],
+        "blocks": 3,
+    }
+    assert "Forget 3 blocks" in removed.stderr, "the question is no part of the result"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements of `longmem doctor --model` against their definitions."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -110,5 +111,10 @@ def test_the_command_prints_a_table_and_names_a_layer(tmp_path: Path, small_back
     assert result.exit_code == 0, result.output
     assert "cache gain" in result.output
     assert "--memory-layer" in result.output
+    assert "--memory-layers all" in result.output
+    options = ["doctor", "--text", str(text), "--json", "--model"]
+    read = json.loads(CliRunner().invoke(app, [*options, str(small_backbone("gpt2"))]).stdout)
+    assert (read["reads_all_layers"], len(read["layers"])) == (False, 4), "gpt2 adds positions to its embeddings"
+    assert read["memory_layer"] in range(4)
     refused = CliRunner().invoke(app, ["doctor", "--text", str(text)])
     assert refused.exit_code == 2

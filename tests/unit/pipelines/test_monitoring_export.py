@@ -174,3 +174,10 @@ def test_the_right_alert_fires(exported: Path, alert: str) -> None:
         [str(PROMTOOL), "test", "rules", "tests.yml"], cwd=exported, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_export_prints_paths_as_json(tmp_path: Path) -> None:
+    folder = tmp_path / "monitoring"
+    result = CliRunner().invoke(app, ["monitoring", "export", str(folder), "--json"], prog_name="longmem")
+    assert result.exit_code == 0, result.output
+    assert [Path(name).is_file() for name in json.loads(result.stdout)["written"]] == [True] * 4
