@@ -83,7 +83,7 @@ class LabelledScore:
     backbone: CandidateScores
     read: Int32[np.ndarray, " read"] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     """Demonstrations that were read, the nearest last."""
-    nearest: dict[str, Nearest] = field(default_factory=dict)
+    nearest: dict[Similarity, Nearest] = field(default_factory=dict)
     """Nearest demonstrations by each similarity of `COMPARED`; empty without memory."""
 
 

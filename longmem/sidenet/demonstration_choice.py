@@ -97,10 +97,11 @@ class DemonstrationIndex:
 
     def __init__(self, view: MemoryView, plan: DemonstrationPlan, segment_tokens: int, num_layers: int) -> None:
         self._view, self.plan, self._num_layers = view, plan, num_layers
-        starts = torch.from_numpy(plan.demonstrations.starts)
+        # a copy, because arrays from another process are read-only
+        starts = torch.from_numpy(np.array(plan.demonstrations.starts))
         self._segments = plan.demonstrations.starts // segment_tokens
         # places, because a segment that is not full leaves positions free
-        self._places: np.ndarray = to_array(torch.searchsorted(view.starts.cpu(), starts))
+        self._places: np.ndarray = to_array(torch.searchsorted(view.starts.cpu(), starts)).copy()
         assert view.starts.cpu()[torch.from_numpy(self._places)].equal(starts), "a demonstration outside the memory"
 
     def similarity(self, by: Similarity, question: Question) -> Float32[np.ndarray, " demonstrations"]:

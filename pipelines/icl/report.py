@@ -60,6 +60,8 @@ def verdict(task: dict[str, Any]) -> str:
         if comparison["ours"].endswith("in memory") and comparison["metric"] == scoring
         if not comparison["theirs"].endswith("alone") or comparison["theirs"] == "idf votes alone"
     ]
+    # of several numbers of shots in context, the fewest: memory alone
+    with_memory = [each for each in with_memory if each["ours"] == with_memory[0]["ours"]]
     if not with_memory:
         return "The grid has no cell with memory to compare with one without."
     said = [
