@@ -12,7 +12,7 @@ item.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,9 @@ class LabelledScore:
     """Nearest demonstrations by each similarity of `COMPARED`; empty without memory."""
 
 
-COMPARED: tuple[Similarity, ...] = ("idf", "target")
-"""Similarities whose nearest demonstrations an answer names: shared words, and the state that predicts the target."""
+COMPARED: tuple[Similarity, ...] = ("idf", "values", "target")
+"""Similarities whose nearest demonstrations an answer names: shared words, meaning, and the state that predicts the
+target."""
 
 
 @torch.no_grad()
@@ -163,11 +164,11 @@ def _score(
     alone, output = _run(model.backbone, prompt, context.cache())
     if view is None or index is None:
         return LabelledScore(prompt.name, alone, alone)
-    question = Question(prompt.own, output.keys[0], output.values[0], prompt.left_out)
+    question = Question(prompt.own, output.keys[0], output.values[0], output.values[0, -1], prompt.left_out)
     limit = model.backbone.max_tokens
     chosen = index.choose(question, None if limit is None else limit - 1 - prompt.num_read - prompt.longest)
     longmem, output = _run(model.backbone, prompt, _behind(model.backbone, context, view, chosen.places))
-    answered = Question(prompt.own, output.keys[0], output.values[0], prompt.left_out)
+    answered = replace(question, target=output.values[0, -1])
     nearest = {by: index.nearest(by, answered, index.plan.num_compared) for by in COMPARED}
     return LabelledScore(prompt.name, longmem, alone, chosen.index, nearest)
 

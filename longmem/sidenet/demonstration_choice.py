@@ -65,6 +65,9 @@ class Question:
     keys: Float[Tensor, "tokens some_heads head_dim"]
     """Keys of the upper layers, before position encoding."""
     values: Float[Tensor, "tokens some_heads head_dim"]
+    """Values of the upper layers."""
+    target: Float[Tensor, "some_heads head_dim"]
+    """Values of the upper layers at the place that predicts the target."""
     left_out: int | None = None
     """Index of the demonstration that the item is itself."""
 
@@ -112,7 +115,7 @@ class DemonstrationIndex:
             # seeded by the tokens: the same draw in every batch and process
             found = np.random.default_rng(question.tokens.astype(np.uint32)).random(len(self._places))
         elif by == "target":
-            found = self._at_targets.similarity(question.values[-1:])
+            found = self._at_targets.similarity(question.target[None])
         else:
             found = self._means(by).similarity(getattr(question, by))
         found = found.astype(np.float32)

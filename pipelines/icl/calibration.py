@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrated predictions: each model's mixture, fitted to the demonstrations of a memory that were left out.
 
-longmem        what the model has read, and both votes
+longmem        what the model has read, and all votes
 reading        what the model has read
-idf votes      labels of the demonstrations that share words: no model takes part
-target votes   labels of the demonstrations whose place of the target has similar values
+votes          all votes: labels of nearest demonstrations
+idf votes      labels of the demonstrations that share words; no model takes part
 backbone       the backbone alone, with the same demonstrations in context
 """
 
@@ -19,10 +19,10 @@ from pipelines.icl.mixture import READING, Mixture, fit_mixture, log_vote
 from pipelines.icl.records import ItemResult, LabelScores
 
 PARTS = {
-    "longmem": (READING, "idf", "target"),
+    "longmem": (READING, "idf", "values", "target"),
     "reading": (READING,),
+    "votes": ("idf", "values", "target"),
     "idf_votes": ("idf",),
-    "target_votes": ("target",),
     "backbone": ("backbone",),
 }
 """Parts of each calibrated model."""

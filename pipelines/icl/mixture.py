@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch.nn.functional import log_softmax
 
-VOTE_POWER = {"idf": 2, "target": 8}
+VOTE_POWER = {"idf": 2, "values": 8, "target": 8}
 """Exponent of a similarity in a vote, by similarity: cosines of states are all large (docs/log.md)."""
 SMOOTHING = 0.05
 """Part of a vote that is shared equally by all labels, so that a label without a vote keeps a probability."""

@@ -89,7 +89,9 @@ def _whole_result(
     if demonstrations is not None:
         labels = [task.labels.index(label) for label in demonstrations.labels]
         votes = {
-            by: vote([labels[index] for index in found.index], found.similarity.tolist(), len(task.labels), by).tolist()
+            str(by): vote(
+                [labels[index] for index in found.index], found.similarity.tolist(), len(task.labels), by
+            ).tolist()
             for by, found in score.nearest.items()
         }
     # tokens of the context are read once for all items

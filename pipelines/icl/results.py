@@ -19,6 +19,7 @@ from pipelines.icl.metrics import (
     macro_f1,
     paired_bootstrap,
 )
+from pipelines.icl.mixture import VOTE_POWER
 from pipelines.icl.records import IclJournal, ItemResult, LabelScores
 from pipelines.icl.task_data import GridPoint, PreparedTask
 
@@ -55,8 +56,7 @@ WHOLE_SCHEMA = pa.schema(
         *ITEM_SCHEMA,
         *((f"{model}_calibrated", pa.string()) for model in PARTS),
         ("demonstrations_read", pa.list_(pa.int64())),
-        ("idf_votes", pa.list_(pa.float64())),
-        ("target_votes", pa.list_(pa.float64())),
+        *((f"{by}_votes", pa.list_(pa.float64())) for by in VOTE_POWER),
     ]
 )
 """Columns of items.parquet where whole demonstrations were read. Calibrated labels (`pipelines.icl.calibration`) are
