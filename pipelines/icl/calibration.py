@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrated predictions: each model's mixture, fitted to the demonstrations of a memory that were left out.
 
-longmem        what the model has read, and all votes
+longmem        what the model says with the memory and without, and all votes
 reading        what the model has read
 votes          all votes: labels of nearest demonstrations
 idf votes      labels of the demonstrations that share words; no model takes part
@@ -19,7 +19,7 @@ from pipelines.icl.mixture import READING, Mixture, fit_mixture, log_vote
 from pipelines.icl.records import ItemResult, LabelScores
 
 PARTS = {
-    "longmem": (READING, "idf", "values", "target"),
+    "longmem": (READING, "backbone", "idf", "values", "target"),
     "reading": (READING,),
     "votes": ("idf", "values", "target"),
     "idf_votes": ("idf",),
