@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32, Int64, Shaped
@@ -75,3 +76,8 @@ class MemoryView:
         """Index of the places where every run of tokens ends; built on first use and shared by all readers of this
         view."""
         return RepeatIndex(self.text)
+
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What readers derived from this view, by their own keys; kept as long as the view is."""
+        return {}

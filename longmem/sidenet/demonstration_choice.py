@@ -12,9 +12,10 @@ weighted equally. Only tokens before the target take part, so that no label deci
 to calibrate, sees none of its own segment: those after it have read it when they were encoded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from longmem.memory.view import MemoryView
 
 Similarity = Literal["idf", "keys", "values", "target", "random"]
 
+
+T = TypeVar("T")
 
 ROWS_AT_ONCE = 4096
 """Stored tokens that are averaged at a time: half the layers of SmolLM2-135M's are 47 MB in float32."""
@@ -110,14 +113,16 @@ class DemonstrationIndex:
     def similarity(self, by: Similarity, question: Question) -> Float32[np.ndarray, " demonstrations"]:
         """Return the similarity of every demonstration; −∞ for those that the question must not see."""
         if by == "idf":
-            found = self._overlap.similarity(question.tokens)
+            found = self._kept(by, self._overlap).similarity(question.tokens)
         elif by == "random":
             # seeded by the tokens: the same draw in every batch and process
             found = np.random.default_rng(question.tokens.astype(np.uint32)).random(len(self._places))
         elif by == "target":
-            found = self._at_targets.similarity(question.target[None])
+            found = self._kept(by, self._at_targets).similarity(question.target[None])
         else:
-            found = self._means(by).similarity(getattr(question, by))
+            stored = self._view.layer_keys if by == "keys" else self._view.layer_values
+            means = self._kept(by, lambda: self._space(stored, *self._rows))
+            found = means.similarity(question.keys if by == "keys" else question.values)
         found = found.astype(np.float32)
         if question.left_out is not None:
             found[self._segments == self._segments[question.left_out]] = -np.inf
@@ -152,24 +157,20 @@ class DemonstrationIndex:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(prompts) - prompts, prompts)
         return self._places[owner] + within, owner
 
-    @cached_property
+    def _kept(self, name: Similarity, make: Callable[[], T]) -> T:
+        """Return what `make` returns; it is kept with the view, because most requests ask for the same one."""
+        units, derived = self.plan.demonstrations, self._view.derived
+        key = (name, units.starts.tobytes(), units.prompts.tobytes())
+        if key not in derived:
+            derived[key] = make()
+        kept: T = derived[key]
+        return kept
+
     def _overlap(self) -> "TokenOverlap":
         places, owner = self._rows
         tokens: np.ndarray = to_array(self._view.text)
         return TokenOverlap(tokens[places], owner, len(self._places))
 
-    def _means(self, by: Literal["keys", "values"]) -> "StateSpace":
-        return self._mean_keys if by == "keys" else self._mean_values
-
-    @cached_property
-    def _mean_keys(self) -> "StateSpace":
-        return self._space(self._view.layer_keys, *self._rows)
-
-    @cached_property
-    def _mean_values(self) -> "StateSpace":
-        return self._space(self._view.layer_values, *self._rows)
-
-    @cached_property
     def _at_targets(self) -> "StateSpace":
         places = self._places + self.plan.demonstrations.prompts - 1
         return self._space(self._view.layer_values, places, np.arange(len(places)))
