@@ -168,7 +168,8 @@ def _score(
     limit = model.backbone.max_tokens
     chosen = index.choose(question, None if limit is None else limit - 1 - prompt.num_read - prompt.longest)
     longmem, output = _run(model.backbone, prompt, _behind(model.backbone, context, view, chosen.places))
-    answered = replace(question, target=output.values[0, -1])
+    # after reading, the item's states resemble those of stored demonstrations, which have read others too
+    answered = replace(question, keys=output.keys[0], values=output.values[0], target=output.values[0, -1])
     nearest = {by: index.nearest(by, answered, index.plan.num_compared) for by in COMPARED}
     return LabelledScore(prompt.name, longmem, alone, chosen.index, nearest)
 
