@@ -79,5 +79,5 @@ class MemoryView:
 
     @cached_property
     def derived(self) -> dict[Any, Any]:
-        """What readers derived from this view, by their own keys; kept as long as the view is."""
+        """Structures that readers derived from this view, by their own keys; kept as long as the view is."""
         return {}

@@ -53,7 +53,7 @@ class LabelsRequest(Request):
     """The last block of the document that is read; None for no memory."""
     prompts: tuple[LabelPrompt, ...]
     plan: DemonstrationPlan | None = None
-    """Which demonstrations are read; None without memory."""
+    """Plan of the demonstrations that are read; None without memory."""
 
     def answer(self, model: LongMem, windows: WindowCache) -> list[LabelledScore]:
         """Raise what `score_labels` and `WindowCache.whole` raise."""

@@ -29,8 +29,8 @@ from longmem.model.forward import SegmentModel, require_finite
 from longmem.sidenet.demonstration_choice import (
     DemonstrationIndex,
     DemonstrationPlan,
+    DemonstrationQuery,
     Nearest,
-    Question,
     Similarity,
     upper_layers,
 )
@@ -164,7 +164,7 @@ def _score(
     alone, output = _run(model.backbone, prompt, context.cache())
     if view is None or index is None:
         return LabelledScore(prompt.name, alone, alone)
-    question = Question(prompt.own, output.keys[0], output.values[0], output.values[0, -1], prompt.left_out)
+    question = DemonstrationQuery(prompt.own, output.keys[0], output.values[0], output.values[0, -1], prompt.left_out)
     limit = model.backbone.max_tokens
     chosen = index.choose(question, None if limit is None else limit - 1 - prompt.num_read - prompt.longest)
     longmem, output = _run(model.backbone, prompt, _behind(model.backbone, context, view, chosen.places))

@@ -50,7 +50,7 @@ class Demonstrations:
 
 @dataclass(frozen=True)
 class DemonstrationPlan:
-    """Which demonstrations items read, and how many they are compared with."""
+    """Plan of the demonstrations that items read, and of those that they are compared with."""
 
     demonstrations: Demonstrations
     choice: DemonstrationChoice
@@ -61,7 +61,7 @@ class DemonstrationPlan:
 
 
 @dataclass(frozen=True)
-class Question:
+class DemonstrationQuery:
     """Part of an item that asks for demonstrations, and a demonstration that it is not to read."""
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -110,7 +110,7 @@ class DemonstrationIndex:
         self._places: np.ndarray = to_array(torch.searchsorted(view.starts.cpu(), starts)).copy()
         assert view.starts.cpu()[torch.from_numpy(self._places)].equal(starts), "a demonstration outside the memory"
 
-    def similarity(self, by: Similarity, question: Question) -> Float32[np.ndarray, " demonstrations"]:
+    def similarity(self, by: Similarity, question: DemonstrationQuery) -> Float32[np.ndarray, " demonstrations"]:
         """Return the similarity of every demonstration; −∞ for those that the question must not see."""
         if by == "idf":
             found = self._kept(by, self._overlap).similarity(question.tokens)
@@ -128,14 +128,14 @@ class DemonstrationIndex:
             found[self._segments == self._segments[question.left_out]] = -np.inf
         return found
 
-    def nearest(self, by: Similarity, question: Question, number: int) -> Nearest:
+    def nearest(self, by: Similarity, question: DemonstrationQuery, number: int) -> Nearest:
         """Return at most `number` demonstrations; of equal ones the earliest first."""
         similarity = self.similarity(by, question)
         order = np.argsort(-similarity, kind="stable")[:number]
         order = order[similarity[order] > -np.inf]
         return Nearest(order.astype(np.int32), similarity[order])
 
-    def choose(self, question: Question, room: int | None) -> ChosenDemonstrations:
+    def choose(self, question: DemonstrationQuery, room: int | None) -> ChosenDemonstrations:
         """Return what the question reads: the nearest demonstrations that fit into `room` tokens (None: all fit)."""
         lengths, chosen = self.plan.demonstrations.lengths, []
         for index in self.nearest(self.plan.choice, question, self.plan.num_read).index.tolist():

@@ -51,7 +51,7 @@ class IclJob:
     limit_items: int | None = None
     batch_items: int = 32
     demonstrations: Literal["tokens", "whole"] | None = None
-    """What items read of a memory; None for whole demonstrations where the model stores all layers."""
+    """Unit that items read of a memory; None for whole demonstrations where the model stores all layers."""
     read_demonstrations: int = 16
     choose: DemonstrationChoice = "idf"
     left_out: int = 128

@@ -20,7 +20,7 @@ from pipelines.icl.task_data import Memory, PreparedTask, Prompt
 
 @dataclass(frozen=True)
 class WholeReading:
-    """How items read whole demonstrations, and how a job calibrates what their labels say."""
+    """Options of reading whole demonstrations, and of calibrating what their labels say."""
 
     num_read: int
     choice: DemonstrationChoice

@@ -60,7 +60,7 @@ class OpenPoint:
     """The last block of its memory; None without memory."""
     memory: Memory | None
     whole: WholeReading | None
-    """How its items read whole demonstrations; None where a search finds tokens."""
+    """Options of reading whole demonstrations; None where a search finds tokens."""
 
     @property
     def num_left_out(self) -> int:

@@ -23,8 +23,8 @@ from longmem.scoring.labels import LabelPrompt, score_labels
 from longmem.sidenet.demonstration_choice import (
     DemonstrationIndex,
     DemonstrationPlan,
+    DemonstrationQuery,
     Demonstrations,
-    Question,
     Similarity,
     upper_layers,
 )
@@ -190,11 +190,11 @@ def test_a_demonstration_that_is_left_out_sees_nothing_of_its_segment(tmp_path: 
         assert choice != "idf" or seen.read[-1] == index
 
 
-def question_of(case: Case, tokens: np.ndarray) -> Question:
+def question_of(case: Case, tokens: np.ndarray) -> DemonstrationQuery:
     output = case.model.run_backbone(torch.tensor(tokens.astype(np.int64))[None])
     heads = 2 * len(upper_layers(4))
     values = output.values[0, :, -heads:]
-    return Question(tokens, output.keys[0, :, -heads:], values, values[-1])
+    return DemonstrationQuery(tokens, output.keys[0, :, -heads:], values, values[-1])
 
 
 def test_shared_words_are_weighed_by_their_rarity(tmp_path: Path) -> None:
