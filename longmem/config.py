@@ -16,6 +16,8 @@ Retrieval = Literal["per_head", "joint"]
 SpecialTokens = Literal["parse", "text"]
 MemoryLayers = Literal["one", "all"]
 BlockChoice = Literal["keys", "overlap", "both", "random"]
+DemonstrationChoice = Literal["idf", "keys", "values", "random"]
+"""Similarity by which whole demonstrations are chosen (`longmem.sidenet.demonstration_choice`)."""
 
 REPEAT_MEMORY_TOKENS = 2**24 - 1
 """Largest memory whose repeats can be found: token indices share 64 bits with hashes."""

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32, Int64, Shaped
@@ -84,3 +85,8 @@ class MemoryView:
         if self.growing_repeats is None:
             return RepeatIndex(self.text)
         return self.growing_repeats.index(self.text, self.first_place)
+
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """Structures that readers derived from this view, by their own keys; kept as long as the view is."""
+        return {}

@@ -46,6 +46,8 @@ class WindowCache:
         self._buffers: OrderedDict[DocumentKey, WindowBuffer] = OrderedDict()
         self._last_checksums: dict[DocumentKey, str] = {}
         """Checksum of the last block of documents that were read as a whole."""
+        self._whole: dict[DocumentKey, MemoryView] = {}
+        """Views of those documents, which keep what readers derived from them."""
 
     @property
     def num_bytes(self) -> int:
@@ -55,6 +57,7 @@ class WindowCache:
     def evict(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
         self._buffers.pop(key, None)
+        self._whole.pop(key, None)
         self._last_checksums.pop(key, None)
 
     def view(self, key: DocumentKey, segment: int) -> MemoryView | None:
@@ -78,7 +81,8 @@ class WindowCache:
         """Return the newest `memory_tokens` positions of the document that ends with this block; None for none.
 
         Meant for texts that come after the document. It must have ended: later blocks are not seen. A document that was
-        deleted and written again since it was read is fetched again. Raises as `view` does.
+        deleted and written again since it was read is fetched again. The view is the same object until the window is
+        evicted. Raises as `view` does.
         """
         positions = self._window.before(0 if last is None else last.end_token)
         if last is None or not positions:
@@ -91,9 +95,10 @@ class WindowCache:
             buffer = self._buffer()
             self._fill(key, buffer, self._window.segments(positions), ahead=False)
         self._buffers.move_to_end(key)
-        view = buffer.view(positions.start, positions.stop)
+        if key not in self._whole:
+            self._whole[key] = buffer.view(positions.start, positions.stop)
         self._last_checksums[key] = last.checksum
-        return view
+        return self._whole[key]
 
     def _buffer(self) -> WindowBuffer:
         retained = self._window.memory_tokens + READ_SEGMENTS * self._window.segment_tokens
@@ -102,13 +107,15 @@ class WindowCache:
     def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range, ahead: bool = True) -> None:
         # out of the cache while it grows: a failed read must not leave a half-filled window behind
         self._buffers.pop(key, None)
+        self._whole.pop(key, None)
         for first in range(segments.start, segments.stop, READ_SEGMENTS):
             stop = min(first + READ_SEGMENTS, segments.stop)
             for block in self._read(key, first, stop, first + READ_SEGMENTS - stop if ahead else 0):
                 buffer.append(block)
         self._buffers[key] = buffer
         while self.num_bytes > self._max_bytes and len(self._buffers) > 1:
-            self._buffers.popitem(last=False)
+            evicted, _ = self._buffers.popitem(last=False)
+            self._whole.pop(evicted, None)
 
     def _read(self, key: DocumentKey, first: int, stop: int, ahead: int) -> list[KVBlock]:
         if ahead:

@@ -13,6 +13,8 @@ from longmem.model.longmem import LongMem
 from longmem.scoring.batch import Item, ItemScore, score_items
 from longmem.scoring.evaluation_window import EvaluationWindow, score_window
 from longmem.scoring.generate import complete
+from longmem.scoring.labels import LabelledScore, LabelPrompt, score_labels
+from longmem.sidenet.demonstration_choice import DemonstrationPlan
 from longmem.types import SegmentInfo
 
 
@@ -41,6 +43,25 @@ class ItemsRequest(Request):
 
     def __str__(self) -> str:
         return f"scores of {len(self.items)} items after {self.memory.key if self.memory else 'nothing'}"
+
+
+@dataclass(frozen=True)
+class LabelsRequest(Request):
+    """Score labels of items that read whole demonstrations of the same memory."""
+
+    memory: SegmentInfo | None
+    """The last block of the document that is read; None for no memory."""
+    prompts: tuple[LabelPrompt, ...]
+    plan: DemonstrationPlan | None = None
+    """Plan of the demonstrations that are read; None without memory."""
+
+    def answer(self, model: LongMem, windows: WindowCache) -> list[LabelledScore]:
+        """Raise what `score_labels` and `WindowCache.whole` raise."""
+        return score_labels(model, self.prompts, windows.whole(self.memory), self.plan)
+
+    def __str__(self) -> str:
+        where = f"demonstrations of {self.memory.key}" if self.memory else "nothing"
+        return f"labels of {len(self.prompts)} items after {where}"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ Lines = dict[int, list[tuple[int, float, float]]]
 """Mapping from demonstrations in context to (demonstrations in memory, mean, standard deviation over seeds)."""
 
 
-def shots_chart(number: int, name: str, task: dict[str, Any], metric: str, scoring: str) -> Chart:
-    """Return the chart of a task of summary.json.
+def shots_chart(number: int, name: str, task: dict[str, Any], metric: str, rows: list[dict[str, Any]]) -> Chart:
+    """Return the chart of a task of summary.json. `rows` are those of its grid to show.
 
     `number` is the task's position on the page; element ids use it because the name is foreign text.
     """
-    rows = [row for row in task["grid"] if row["metric"] == metric and row["scoring"] == scoring]
     longmem, backbone = (lines_of(rows, side) for side in ("longmem", "backbone"))
     baselines = task["baselines"]
     floor = baselines and baselines["majority_accuracy"]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.command.console import printable
-from pipelines.icl.report import headline, verdict
+from pipelines.icl.report import headline, headline_rows, verdict
 from pipelines.job.format import NOTHING, percent
 
 
@@ -18,11 +18,10 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Print one table per task, the cost of the demonstrations, and the path of the report."""
     memory_shots = summary["grid"]["memory_shots"]
     for name, task in summary["tasks"].items():
-        metric, scoring = headline(task)
+        metric, _ = headline(task)
         scores = {
             (row["model"], row["shots"], row["memory_shots"]): f"{percent(row['mean'])} ± {percent(row['std'])}"
-            for row in task["grid"]
-            if (row["metric"], row["scoring"]) == (metric, scoring)
+            for row in headline_rows(task)
         }
         title = f"{printable(name)}: {metric.replace('_', ' ')} of {task['items']:,} items"
         table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
@@ -39,6 +38,11 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             label, share = printable(baselines["majority_label"]), percent(baselines["majority_accuracy"])
             console.print(escape(f"  always {label}: {share}; any label: {percent(baselines['random_accuracy'])}"))
         console.print(escape(f"  {verdict(task)}"), soft_wrap=True)
+        for model, label in (("reading", "model reading alone"), ("idf_votes", "votes of shared words alone")):
+            for row in task["grid"]:
+                if (row["model"], row["metric"]) == (model, "accuracy"):
+                    where = f"{row['shots']:,} in context, {row['memory_shots']:,} in memory"
+                    console.print(f"  {label}, {where}: {percent(row['mean'])} ± {percent(row['std'])}")
     written, answered = summary["demonstrations"], summary["asked"]
     console.print(
         f"  {written['tokens_encoded']:,} demonstration tokens encoded, {written['tokens_found']:,} found in the store"

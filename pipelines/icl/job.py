@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Job of many-shot in-context learning, from its options to its output folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from actors.config import ClusterShape
+from longmem.config import DemonstrationChoice, LongMemConfig
 from longmem.errors import ConfigError, OutputError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.text.demonstrations import check_fits
-from longmem.types import SegmentInfo
+from pipelines.icl.calibration import Calibration
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
-from pipelines.icl.results import TaskResults, grid_table, item_rows, item_table
-from pipelines.icl.run import IclRun
+from pipelines.icl.requests import WholeReading
+from pipelines.icl.results import TaskResults, calibrations, grid_table, item_rows, item_table
+from pipelines.icl.run import IclRun, OpenPoint
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.ask import RequestJob
@@ -47,6 +49,11 @@ class IclJob:
     seeds: int
     limit_items: int | None = None
     batch_items: int = 32
+    demonstrations: Literal["tokens", "whole"] | None = None
+    """Unit that items read of a memory; None for whole demonstrations where the model stores all layers."""
+    read_demonstrations: int = 16
+    choose: DemonstrationChoice = "idf"
+    left_out: int = 128
     store: str | None = None
     """Store that keeps demonstrations for later jobs; None for a folder inside `out`, removed after the job."""
     service: ServiceChoice | None = None
@@ -60,9 +67,11 @@ class IclJob:
             option = f"--{name.replace('_', '-')}"
             if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
                 raise ConfigError(f"{option} needs different numbers of at least 0, got {','.join(map(str, numbers))}")
-        for name in ("seeds", "limit_items", "batch_items"):
+        for name in ("seeds", "limit_items", "batch_items", "read_demonstrations"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.left_out < 0:
+            raise ConfigError(f"--left-out must be at least 0, got {self.left_out}")
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"expected tasks with different names, got {', '.join(names) or 'none'}")
@@ -108,6 +117,7 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
     demonstrations need. Raises ConfigError and DocumentError for unusable data.
     """
     config = job.model.config()
+    job = replace(job, demonstrations=_unit(job, config))
     tokenizer = job.model.open_tokenizer()
     tasks = {
         task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots))
@@ -130,6 +140,24 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
     return replace(job, model=replace(job.model, settings=job.model.settings | {"memory_tokens": needed})), tasks
 
 
+def _unit(job: IclJob, config: LongMemConfig) -> Literal["tokens", "whole"]:
+    """Return what items read of a memory. Raises ConfigError where the model or a task cannot read so."""
+    if job.demonstrations == "tokens" or not config.reads_all_layers:
+        if job.demonstrations == "whole":
+            raise ConfigError(
+                "--demonstrations whole reads keys and values of all layers, but the memory holds one: use "
+                "--memory-layers all with a backbone of rotary or ALiBi positions, or --demonstrations tokens"
+            )
+        return "tokens"
+    generated = [task.name for task in job.tasks if task.generates]
+    if generated and job.demonstrations == "whole":
+        raise ConfigError(
+            f"--demonstrations whole chooses among labels, but answers of {', '.join(generated)} are generated: leave "
+            "these tasks out, or use --demonstrations tokens"
+        )
+    return "tokens" if len(generated) == len(job.tasks) else "whole"
+
+
 class Icl(RequestJob[IclJob]):
     """Many-shot in-context learning: demonstrations in context, in memory, and both."""
 
@@ -149,7 +177,16 @@ class Icl(RequestJob[IclJob]):
             "seeds": spec.seeds,
             "limit_items": spec.limit_items,
             "search": spec.model.search,
+            # not named where no task reads so: earlier jobs stay resumable
+            **({"whole": asdict(whole)} if (whole := self._whole) else {}),
         }
+
+    @property
+    def _whole(self) -> WholeReading | None:
+        spec = self._spec
+        if spec.demonstrations != "whole":
+            return None
+        return WholeReading(spec.read_demonstrations, spec.choose, spec.left_out)
 
     def store(self) -> StoreSettings:
         return StoreSettings(self._spec.store_uri)
@@ -176,9 +213,16 @@ class Icl(RequestJob[IclJob]):
     def _run(self, context: JobContext[AbstractExecutor], run: IclRun) -> None:
         """Write the memories, then answer the items of all grid points with missing results."""
         spec, settings, results = self._spec, context.model.settings, run.journal.results
-        sizes = {point: len(self._tasks[point.task].items) for point in spec.grid_points}
-        context.observer.planned("items", sum(sizes.values()), sum(len(results.get(point, {})) for point in sizes))
-        open_points = [point for point, size in sizes.items() if len(results.get(point, {})) < size]
+        whole = {name: None if task.task.generates else self._whole for name, task in self._tasks.items()}
+        sizes, held = {}, {}
+        for point in spec.grid_points:
+            task, reading = self._tasks[point.task], whole[point.task]
+            calibrated = reading is not None and point.memory_shots
+            left_out = len(task.left_out(point, spec.left_out)) if calibrated else 0
+            sizes[point] = len(task.items) + left_out
+            held[point] = len(results.get(point, {})) + len(run.journal.left_out.get(point, {}))
+        context.observer.planned("items", sum(sizes.values()), sum(held.values()))
+        open_points = [point for point, size in sizes.items() if held[point] < size]
         memories = {
             point: self._tasks[point.task].memory(point.seed, point.memory_shots)
             for point in open_points
@@ -192,17 +236,19 @@ class Icl(RequestJob[IclJob]):
             write=True,
         )
         last = run.write([memory for memory in memories.values() if memory is not None], scheduler)
-        unanswered: dict[GridPoint, tuple[PreparedTask, SegmentInfo | None]] = {}
+        unanswered = {}
         for point in open_points:
             memory = memories.get(point)
-            unanswered[point] = self._tasks[point.task], None if memory is None else last[memory.key]
+            block = None if memory is None else last[memory.key]
+            unanswered[point] = OpenPoint(self._tasks[point.task], block, memory, whole[point.task])
         run.ask(unanswered, spec.batch_items)
 
     def _write_results(
         self, context: JobContext[AbstractExecutor], run: IclRun, resumed: bool, total: dict[str, Any]
     ) -> dict[str, Any]:
         spec, tasks, cluster = self._spec, self._tasks, self._spec.cluster
-        rows = {name: item_rows(task, run.journal, spec.grid_points) for name, task in tasks.items()}
+        fitted = {name: calibrations(task, run.journal, spec.grid_points) for name, task in tasks.items()}
+        rows = {name: item_rows(task, run.journal, spec.grid_points, fitted[name]) for name, task in tasks.items()}
         results = {name: TaskResults(task, rows[name]) for name, task in tasks.items()}
         grids = {name: result.grid() for name, result in results.items()}
         where = {
@@ -218,14 +264,19 @@ class Icl(RequestJob[IclJob]):
                 "memory_shots": sorted(spec.memory_shots),
                 "seeds": spec.seeds,
                 "limit_items": spec.limit_items,
+                **({"whole": asdict(whole)} if (whole := self._whole) else {}),
             },
             "demonstrations": {**asdict(run.written), **total["written"]},
             "asked": total["asked"],
             "wall_s": total["written"]["wall_s"] + total["asked"]["wall_s"],
-            "tasks": {name: _task_summary(spec, tasks[name], results[name], grids[name], run) for name in tasks},
+            "tasks": {
+                name: _task_summary(spec, tasks[name], results[name], grids[name], run)
+                | ({"calibration": _calibration_summary(fitted[name], run)} if fitted[name] else {})
+                for name in tasks
+            },
         }
         items = [row for task_rows in rows.values() for row in task_rows]
-        context.folder.write_table("items.parquet", item_table(items))
+        context.folder.write_table("items.parquet", item_table(items, self._whole is not None))
         context.folder.write_table("grid.parquet", grid_table([row for grid in grids.values() for row in grid]))
         write_report(self.out, summary)
         return summary
@@ -247,6 +298,20 @@ def _task_summary(
         "predicted": results.predicted(),
         "costs": list(_costs(job, task, run)),
     }
+
+
+def _calibration_summary(fitted: Mapping[GridPoint, Calibration], run: IclRun) -> list[dict[str, Any]]:
+    """Return weights and biases of each grid point, and the compute seconds of its left-out demonstrations."""
+    return [
+        {
+            "seed": point.seed,
+            "shots": point.shots,
+            "memory_shots": point.memory_shots,
+            "busy_s": run.journal.left_out_busy_s[point],
+            "models": calibration.coefficients(),
+        }
+        for point, calibration in fitted.items()
+    ]
 
 
 def _costs(job: IclJob, task: PreparedTask, run: IclRun) -> Iterator[dict[str, Any]]:

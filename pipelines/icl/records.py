@@ -34,6 +34,10 @@ class ItemResult:
     longmem: LabelScores | None = None
     backbone: LabelScores | None = None
     answer: str | None = None
+    read: list[int] | None = None
+    """Demonstrations of the memory that were read whole, the nearest last."""
+    votes: dict[str, list[float]] | None = None
+    """Label shares of the nearest demonstrations, by similarity."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class BatchRecord:
     results: list[ItemResult]
     busy_s: float
     """Compute seconds of the worker."""
+    left_out: bool = False
+    """True where the items are demonstrations in memory that were left out of their own retrieval, to calibrate."""
 
 
 class IclJournal(AbstractJournal[BatchRecord]):
@@ -51,31 +57,37 @@ class IclJournal(AbstractJournal[BatchRecord]):
 
     results: dict[GridPoint, dict[int, ItemResult]]
     busy_s: dict[GridPoint, float]
+    left_out: dict[GridPoint, dict[int, ItemResult]]
+    """Results of left-out demonstrations, by their index in memory."""
+    left_out_busy_s: dict[GridPoint, float]
 
     def __init__(self, path: Any) -> None:
-        self.results = {}
-        self.busy_s = {}
+        self.results, self.left_out = {}, {}
+        self.busy_s, self.left_out_busy_s = {}, {}
         super().__init__(path)
 
     def _encode(self, record: BatchRecord) -> dict[str, Any]:
         values = asdict(record)
-        return {"kind": "batch", "cell": values.pop("point"), **values}
+        kind = "left_out" if values.pop("left_out") else "batch"
+        return {"kind": kind, "cell": values.pop("point"), **values}
 
     def _decode(self, values: dict[str, Any]) -> BatchRecord:
-        if values["kind"] != "batch":
+        if values["kind"] not in ("batch", "left_out"):
             raise ValueError(f"unknown kind of record {values['kind']!r}")
         results = [
             ItemResult(**{**result, "longmem": _scores(result["longmem"]), "backbone": _scores(result["backbone"])})
             for result in values["results"]
         ]
-        return BatchRecord(GridPoint(**values["cell"]), results, float(values["busy_s"]))
+        point = GridPoint(**values["cell"])
+        return BatchRecord(point, results, float(values["busy_s"]), left_out=values["kind"] == "left_out")
 
     def _accept(self, record: BatchRecord) -> None:
-        known = self.results.setdefault(record.point, {})
+        known = (self.left_out if record.left_out else self.results).setdefault(record.point, {})
         for result in record.results:
             # exactly once: an item that was answered twice has equal values
             known.setdefault(result.item, result)
-        self.busy_s[record.point] = self.busy_s.get(record.point, 0.0) + record.busy_s
+        busy_s = self.left_out_busy_s if record.left_out else self.busy_s
+        busy_s[record.point] = busy_s.get(record.point, 0.0) + record.busy_s
 
 
 def _scores(values: dict[str, Any] | None) -> LabelScores | None:

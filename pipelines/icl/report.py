@@ -18,7 +18,7 @@ def write_report(folder: Path, summary: dict[str, Any]) -> Path:
         summary=summary,
         verdicts={name: verdict(task) for name, task in summary["tasks"].items()},
         charts={
-            name: shots_chart(number, name, task, *headline(task))
+            name: shots_chart(number, name, task, headline(task)[0], headline_rows(task))
             for number, (name, task) in enumerate(summary["tasks"].items())
         },
         headlines={name: headline(task) for name, task in summary["tasks"].items()},
@@ -27,17 +27,41 @@ def write_report(folder: Path, summary: dict[str, Any]) -> Path:
 
 def headline(task: dict[str, Any]) -> tuple[str, str]:
     """Return the main metric and scoring of a task."""
-    return ("accuracy", "normalised") if task["baselines"] else ("exact_match", "generated")
+    if not task["baselines"]:
+        return "exact_match", "generated"
+    calibrated = any(row["scoring"] == "calibrated" for row in task["grid"])
+    return "accuracy", "calibrated" if calibrated else "normalised"
+
+
+def headline_rows(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the grid with the main metric and scoring, by model, shots in context and in memory.
+
+    The backbone, and cells without memory, have no calibrated result; theirs is the one by mean log-probability.
+    """
+    metric, scoring = headline(task)
+    best = {}
+    for row in task["grid"]:
+        if row["metric"] != metric or row["scoring"] not in (scoring, "normalised"):
+            continue
+        if row["scoring"] == "calibrated" and row["model"] != "longmem":
+            continue
+        # calibrated rows come after the others of their cell
+        best[row["model"], row["shots"], row["memory_shots"]] = row
+    return list(best.values())
 
 
 def verdict(task: dict[str, Any]) -> str:
     """Return one sentence that compares results with memory to those without."""
-    scoring = "normalised" if task["baselines"] else "exact_match"
+    metric, scoring = headline(task)
+    scoring = scoring if metric == "accuracy" else metric
     with_memory = [
         comparison
         for comparison in task["comparisons"]
         if comparison["ours"].endswith("in memory") and comparison["metric"] == scoring
+        if not comparison["theirs"].endswith("alone") or comparison["theirs"] == "idf votes alone"
     ]
+    # of several numbers of shots in context, the fewest: memory alone
+    with_memory = [each for each in with_memory if each["ours"] == with_memory[0]["ours"]]
     if not with_memory:
         return "The grid has no cell with memory to compare with one without."
     said = [

@@ -2,27 +2,61 @@
 """Conversion of a grid point's items to executor requests, and of answers to results."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from longmem.runtime.requests import CompletionsRequest, ItemsRequest, Request
+from longmem.config import DemonstrationChoice
+from longmem.runtime.requests import CompletionsRequest, ItemsRequest, LabelsRequest, Request
 from longmem.scoring.batch import Item, ItemScore
+from longmem.scoring.labels import LabelledScore, LabelPrompt
+from longmem.sidenet.demonstration_choice import DemonstrationPlan
 from longmem.types import SegmentInfo
+from pipelines.icl.mixture import vote
 from pipelines.icl.records import ItemResult, LabelScores
-from pipelines.icl.task_data import PreparedTask, Prompt
+from pipelines.icl.task_data import Memory, PreparedTask, Prompt
 
 
-def request_for(task: PreparedTask, prompts: Sequence[Prompt], memory: SegmentInfo | None) -> Request:
-    """Return one request for a batch of items that read the same memory."""
+@dataclass(frozen=True)
+class WholeReading:
+    """Options of reading whole demonstrations, and of calibrating what their labels say."""
+
+    num_read: int
+    choice: DemonstrationChoice
+    num_left_out: int
+    """Demonstrations of each memory that are left out of their own retrieval, to calibrate."""
+
+
+def request_for(
+    task: PreparedTask,
+    prompts: Sequence[Prompt],
+    memory: SegmentInfo | None,
+    whole: WholeReading | None = None,
+    demonstrations: Memory | None = None,
+    left_out: bool = False,
+) -> Request:
+    """Return one request for a batch of items that read the same memory, its `demonstrations` as `whole` says.
+
+    With `left_out`, the items are demonstrations of the memory, by their index.
+    """
+    if whole is not None:
+        plan = None
+        if demonstrations is not None:
+            plan = DemonstrationPlan(demonstrations.units, whole.choice, whole.num_read)
+        return LabelsRequest(memory, tuple(_label_prompt(prompt, left_out) for prompt in prompts), plan)
     if task.task.generates:
         tokens = tuple(prompt.tokens for prompt in prompts)
         return CompletionsRequest(memory, tokens, task.task.max_new_tokens, task.task.until)
     return ItemsRequest(memory, tuple(row for prompt in prompts for row in _rows(prompt)))
 
 
-def results_of(task: PreparedTask, prompts: Sequence[Prompt], answer: list[Any]) -> list[ItemResult]:
-    """Return the result of each item from the answer to `request_for`."""
+def results_of(
+    task: PreparedTask, prompts: Sequence[Prompt], answer: list[Any], demonstrations: Memory | None = None
+) -> list[ItemResult]:
+    """Return the result of each item from the answer to `request_for`; `demonstrations` are those of its memory."""
+    if answer and isinstance(answer[0], LabelledScore):
+        return [_whole_result(task, *each, demonstrations) for each in zip(prompts, answer, strict=True)]
     if task.task.generates:
         return [
             ItemResult(prompt.index, prompt.shots, len(prompt.tokens), answer=text.strip())
@@ -36,6 +70,34 @@ def results_of(task: PreparedTask, prompts: Sequence[Prompt], answer: list[Any])
         num_tokens = sum(row.num_read for row in _rows(prompt))
         results.append(ItemResult(prompt.index, prompt.shots, num_tokens, longmem, backbone))
     return results
+
+
+def _label_prompt(prompt: Prompt, left_out: bool) -> LabelPrompt:
+    context, own = np.split(prompt.tokens, [len(prompt.tokens) - prompt.num_own])
+    name = f"{'demonstration ' if left_out else ''}{prompt.index}"
+    return LabelPrompt(name, context, own, tuple(prompt.targets.values()), prompt.index if left_out else None)
+
+
+def _whole_result(
+    task: PreparedTask, prompt: Prompt, score: LabelledScore, demonstrations: Memory | None
+) -> ItemResult:
+    longmem, backbone = (
+        LabelScores(each.logprobs.astype(np.float64).tolist(), each.first_choice)
+        for each in (score.longmem, score.backbone)
+    )
+    votes = None
+    if demonstrations is not None:
+        labels = [task.labels.index(label) for label in demonstrations.labels]
+        votes = {
+            str(by): vote(
+                [labels[index] for index in found.index], found.similarity.tolist(), len(task.labels), by
+            ).tolist()
+            for by, found in score.nearest.items()
+        }
+    # tokens of the context are read once for all items
+    return ItemResult(
+        prompt.index, prompt.shots, prompt.num_own, longmem, backbone, None, score.read.tolist() or None, votes
+    )
 
 
 def _rows(prompt: Prompt) -> list[Item]:

@@ -2,7 +2,7 @@
 """Tables and comparisons from a journal: rows per item and grid point, rows per grid point, paired differences."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.icl.calibration import PARTS, Calibration
 from pipelines.icl.metrics import (
     accuracy,
     answer_f1,
@@ -18,6 +19,7 @@ from pipelines.icl.metrics import (
     macro_f1,
     paired_bootstrap,
 )
+from pipelines.icl.mixture import VOTE_POWER
 from pipelines.icl.records import IclJournal, ItemResult, LabelScores
 from pipelines.icl.task_data import GridPoint, PreparedTask
 
@@ -49,6 +51,18 @@ Labels are predicted by mean log-probability of a label's tokens (`longmem`), an
 labels. The last three columns describe generated answers.
 """
 
+WHOLE_SCHEMA = pa.schema(
+    [
+        *ITEM_SCHEMA,
+        *((f"{model}_calibrated", pa.string()) for model in PARTS),
+        ("demonstrations_read", pa.list_(pa.int64())),
+        *((f"{by}_votes", pa.list_(pa.float64())) for by in VOTE_POWER),
+    ]
+)
+"""Columns of items.parquet where whole demonstrations were read. Calibrated labels (`pipelines.icl.calibration`) are
+null without memory. Demonstrations are named by their index in memory, the nearest last; votes are label shares of the
+nearest ones."""
+
 GRID_SCHEMA = pa.schema(
     [
         ("task", pa.string()),
@@ -71,21 +85,50 @@ between the distributions of predictions and golds."""
 
 SIDES = ("longmem", "backbone")
 SCORINGS = ("normalised", "greedy")
+CALIBRATED = "calibrated"
+"""Scoring by a mixture that is fitted to left-out demonstrations; there is none without memory."""
 
 
-def item_rows(task: PreparedTask, journal: IclJournal, grid_points: Sequence[GridPoint]) -> list[dict[str, Any]]:
+def _column(model: str, scoring: str) -> str:
+    """Return the column of items.parquet that holds a model's predictions."""
+    return model if scoring == "normalised" else f"{model}_{scoring}"
+
+
+def calibrations(
+    task: PreparedTask, journal: IclJournal, grid_points: Sequence[GridPoint]
+) -> dict[GridPoint, Calibration]:
+    """Return the calibration of each grid point whose memory has left-out demonstrations."""
+    found = {}
+    for point in grid_points:
+        known = journal.left_out.get(point)
+        memory = task.memory(point.seed, point.memory_shots) if known and point.task == task.task.name else None
+        if known and memory is not None:
+            # in order of the memory: a sum does not depend on which batch was answered first
+            golds = [memory.labels[index] for index in sorted(known)]
+            found[point] = Calibration([known[index] for index in sorted(known)], golds, task.labels)
+    return found
+
+
+def item_rows(
+    task: PreparedTask,
+    journal: IclJournal,
+    grid_points: Sequence[GridPoint],
+    calibrated: Mapping[GridPoint, Calibration],
+) -> list[dict[str, Any]]:
     """Return the rows of items.parquet by grid point, with items in the order of the task."""
     return [
-        _item_row(task, point, journal.results[point][index])
+        _item_row(task, point, journal.results[point][index], calibrated.get(point))
         for point in grid_points
         if point.task == task.task.name
         for index in range(len(task.items))
     ]
 
 
-def _item_row(task: PreparedTask, point: GridPoint, result: ItemResult) -> dict[str, Any]:
+def _item_row(
+    task: PreparedTask, point: GridPoint, result: ItemResult, calibration: Calibration | None
+) -> dict[str, Any]:
     item = task.items[result.item]
-    row: dict[str, Any] = dict.fromkeys(ITEM_SCHEMA.names)
+    row: dict[str, Any] = dict.fromkeys(WHOLE_SCHEMA.names)
     row |= asdict(point) | {
         "item": item.example.name,
         "shots_in_context": result.shots,
@@ -101,6 +144,10 @@ def _item_row(task: PreparedTask, point: GridPoint, result: ItemResult) -> dict[
         if scores is not None:
             row[side], row[f"{side}_greedy"] = predict(task, result.item, scores)
             row[f"{side}_logprobs"] = scores.logprobs
+    row["demonstrations_read"] = result.read
+    row |= {f"{by}_votes": shares for by, shares in (result.votes or {}).items()}
+    if calibration is not None:
+        row |= {f"{model}_calibrated": label for model, label in calibration.predict(result).items()}
     return row
 
 
@@ -152,17 +199,18 @@ class TaskResults:
                 | _mean_and_std([fmean(row[metric] for row in rows) for rows in seeds])
                 for metric in ("exact_match", "f1")
             ]
+        columns = [(side, scoring, _column(side, scoring)) for side in SIDES for scoring in SCORINGS]
+        if all(row["longmem_calibrated"] is not None for rows in seeds for row in rows):
+            columns += [(model, CALIBRATED, _column(model, CALIBRATED)) for model in PARTS]
         measures = []
-        for side in SIDES:
-            for scoring in SCORINGS:
-                column = side if scoring == "normalised" else f"{side}_greedy"
-                pairs = [([row["gold"] for row in rows], [row[column] for row in rows]) for rows in seeds]
-                bias = fmean(distance_of_shares(*pair) for pair in pairs)
-                for metric, function in (("accuracy", accuracy), ("macro_f1", macro_f1)):
-                    measures.append(
-                        {"model": side, "scoring": scoring, "metric": metric, "bias": bias}
-                        | _mean_and_std([function(*pair) for pair in pairs])
-                    )
+        for side, scoring, column in columns:
+            pairs = [([row["gold"] for row in rows], [row[column] for row in rows]) for rows in seeds]
+            bias = fmean(distance_of_shares(*pair) for pair in pairs)
+            for metric, function in (("accuracy", accuracy), ("macro_f1", macro_f1)):
+                measures.append(
+                    {"model": side, "scoring": scoring, "metric": metric, "bias": bias}
+                    | _mean_and_std([function(*pair) for pair in pairs])
+                )
         return measures
 
     def baselines(self) -> dict[str, Any] | None:
@@ -212,14 +260,42 @@ class TaskResults:
             for ours, theirs in pairs:
                 difference = asdict(paired_bootstrap(scores[ours], scores[theirs]))
                 compared.append({"ours": ours, "theirs": theirs, "metric": metric, **difference})
+        return compared + self._calibrated_comparisons(memory)
+
+    def _calibrated_comparisons(self, memory: int) -> list[dict[str, Any]]:
+        """Return calibrated results with the largest memory against every number of shots in context alone.
+
+        Those are chosen by mean log-probability: without memory, nothing is left out to calibrate with. Then against
+        each of the other calibrated models.
+        """
+        compared = []
+        for shots in sorted({in_context for in_context, in_memory in self._rows if in_memory == memory}):
+            rows = [row for seed_rows in self._rows[shots, memory].values() for row in seed_rows]
+            if any(row["longmem_calibrated"] is None for row in rows):
+                continue
+            ours = f"{memory} in memory" if shots == 0 else f"{shots} in context, {memory} in memory"
+            scores = self._matrix((shots, memory), CALIBRATED)
+            others = {
+                f"{in_context} in context": self._matrix((in_context, 0), "normalised")
+                for in_context, in_memory in sorted(self._rows)
+                if in_memory == 0
+            }
+            others |= {
+                f"{model.replace('_', ' ')} alone": self._matrix((shots, memory), CALIBRATED, model)
+                for model in PARTS
+                if model != "longmem"
+            }
+            for theirs, other in others.items():
+                difference = asdict(paired_bootstrap(scores, other))
+                compared.append({"ours": ours, "theirs": theirs, "metric": CALIBRATED, **difference})
         return compared
 
-    def _matrix(self, corner: tuple[int, int], metric: str) -> np.ndarray:
+    def _matrix(self, corner: tuple[int, int], metric: str, model: str = "longmem") -> np.ndarray:
         """Return the scores [seeds, items] of one corner (shots in context, shots in memory)."""
         seeds = self._rows[corner]
         if metric in ("exact_match", "f1"):
             return np.array([[row[metric] for row in seeds[seed]] for seed in sorted(seeds)])
-        column = "longmem" if metric == "normalised" else "longmem_greedy"
+        column = _column(model, metric)
         right = [[row[column] == row["gold"] for row in seeds[seed]] for seed in sorted(seeds)]
         return np.array(right, dtype=np.float64)
 
@@ -228,9 +304,9 @@ def _mean_and_std(values: list[float]) -> dict[str, float | None]:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
-def item_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return the content of items.parquet."""
-    return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
+def item_table(rows: list[dict[str, Any]], whole: bool) -> pa.Table:
+    """Return the content of items.parquet; `whole` where whole demonstrations were read."""
+    return pa.Table.from_pylist(rows, schema=WHOLE_SCHEMA if whole else ITEM_SCHEMA)
 
 
 def grid_table(rows: list[dict[str, Any]]) -> pa.Table:

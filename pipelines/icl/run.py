@@ -5,19 +5,20 @@ memories ─► scheduler ─► encode, put        (once each; stored segments 
 grid points ─► batches of items ─► requests ─► journal
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
 from longmem.runtime.executor import AbstractExecutor, Completion
+from longmem.runtime.requests import Request
 from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.stages import STAGES
 from longmem.types import DocumentKey, SegmentInfo
 from pipelines.command.interrupts import undivided
 from pipelines.icl.records import BatchRecord, IclJournal
-from pipelines.icl.requests import request_for, results_of
+from pipelines.icl.requests import WholeReading, request_for, results_of
 from pipelines.icl.task_data import GridPoint, Memory, PreparedTask, Prompt
 from pipelines.job.ask import WAIT_S, ask_all
 from pipelines.job.observer import JobObserver
@@ -45,7 +46,35 @@ class Asked:
     """Items that were answered in this run."""
 
     items: int = 0
+    left_out: int = 0
+    """Left-out demonstrations that were answered, to calibrate."""
     wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class OpenPoint:
+    """A grid point with items that the journal does not hold."""
+
+    task: PreparedTask
+    last: SegmentInfo | None
+    """The last block of its memory; None without memory."""
+    memory: Memory | None
+    whole: WholeReading | None
+    """Options of reading whole demonstrations; None where a search finds tokens."""
+
+    @property
+    def num_left_out(self) -> int:
+        """Demonstrations to calibrate with."""
+        return 0 if self.whole is None or self.memory is None else self.whole.num_left_out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items of one grid point that are answered in one request."""
+
+    point: GridPoint
+    prompts: list[Prompt]
+    left_out: bool
 
 
 @dataclass
@@ -106,16 +135,19 @@ class IclRun:
         tokens = sum(segment.num_tokens for segment in memory.segments)
         self.tell(f"{memory.key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
 
-    def ask(self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int) -> None:
+    def ask(self, points: Mapping[GridPoint, OpenPoint], batch_items: int) -> None:
         """Answer every item of every grid point that the journal does not hold."""
         start = perf_counter()
 
-        def answered(batch: tuple[GridPoint, list[Prompt]], result: Any, busy_s: float) -> None:
-            point, prompts = batch
-            results = results_of(points[point][0], prompts, result)
+        def answered(batch: Batch, result: Any, busy_s: float) -> None:
+            point = points[batch.point]
+            results = results_of(point.task, batch.prompts, result, point.memory)
             with undivided():
-                self.journal.add(BatchRecord(point, results, busy_s))
-                self.asked.items += len(results)
+                self.journal.add(BatchRecord(batch.point, results, busy_s, batch.left_out))
+                if batch.left_out:
+                    self.asked.left_out += len(results)
+                else:
+                    self.asked.items += len(results)
             self.observer.advanced(len(results))
 
         def turned() -> None:
@@ -123,10 +155,7 @@ class IclRun:
             self._record()
 
         # lazy: all prompts together would be as large as the text of all grid points
-        requests = (
-            ((point, prompts), request_for(points[point][0], prompts, points[point][1]))
-            for point, prompts in self._batches(points, batch_items)
-        )
+        requests = ((batch, _request(points[batch.point], batch)) for batch in self._batches(points, batch_items))
         ask_all(self.executor, requests, self.observer, answered, turned)
 
     def work(self) -> dict[str, Any]:
@@ -140,14 +169,24 @@ class IclRun:
         if self.slices is not None and self.slices.is_due:
             self.slices.record(self.work())
 
-    def _batches(
-        self, points: Mapping[GridPoint, tuple[PreparedTask, SegmentInfo | None]], batch_items: int
-    ) -> Iterator[tuple[GridPoint, list[Prompt]]]:
-        """Yield batches of items that the journal does not hold, by grid point."""
-        for point, (task, _) in points.items():
+    def _batches(self, points: Mapping[GridPoint, OpenPoint], batch_items: int) -> Iterator[Batch]:
+        """Yield batches of items that the journal does not hold, by grid point; those left out first."""
+        for point, opened in points.items():
+            known = self.journal.left_out.get(point, {})
+            if number := opened.num_left_out:
+                yield from _parts(point, opened.task.left_out(point, number), known, batch_items, left_out=True)
             done = self.journal.results.get(point, {})
-            if len(done) == len(task.items):
-                continue
-            left = [prompt for prompt in task.prompts(point) if prompt.index not in done]
-            for first in range(0, len(left), batch_items):
-                yield point, left[first : first + batch_items]
+            if len(done) < len(opened.task.items):
+                yield from _parts(point, opened.task.prompts(point), done, batch_items, left_out=False)
+
+
+def _request(point: OpenPoint, batch: Batch) -> Request:
+    return request_for(point.task, batch.prompts, point.last, point.whole, point.memory, batch.left_out)
+
+
+def _parts(
+    point: GridPoint, prompts: list[Prompt], done: Container[int], batch_items: int, *, left_out: bool
+) -> Iterator[Batch]:
+    left = [prompt for prompt in prompts if prompt.index not in done]
+    for first in range(0, len(left), batch_items):
+        yield Batch(point, left[first : first + batch_items], left_out)

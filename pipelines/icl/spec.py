@@ -3,9 +3,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
+from longmem.config import DemonstrationChoice
 from pipelines.command.command_line import command_text, parse_numbers, show_summary
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
@@ -13,6 +15,7 @@ from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
     WORKERS,
+    choice_field,
     from_options,
     path_field,
     text_argument_field,
@@ -45,6 +48,24 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
     seeds: int = whole_field(6, "Draws of demonstrations; each has an order of its own.")
     limit_items: int | None = whole_field(
         None, "Items of each task, drawn once for all cells.", names=("--limit-items", "--limit"), shown="all"
+    )
+    demonstrations: Literal["tokens", "whole"] | None = choice_field(
+        None,
+        "What an item reads of a memory: tokens that a search finds, or whole demonstrations at every layer "
+        "(needs --memory-layers all, and labels).",
+        shown="whole where it can be",
+    )
+    read_demonstrations: int = whole_field(16, "Whole demonstrations that an item reads.")
+    choose: DemonstrationChoice = choice_field(
+        "idf",
+        "Whole demonstrations that an item reads: the nearest by shared words (idf), by keys or by values of the upper "
+        "layers, or random ones, as a control.",
+    )
+    left_out: int = whole_field(
+        128,
+        "Demonstrations of each memory that are asked as items, left out of their own retrieval, to calibrate what "
+        "whole demonstrations and their labels say; 0 for none.",
+        least=0,
     )
     store: str | None = text_field(
         None,

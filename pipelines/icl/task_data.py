@@ -13,7 +13,8 @@ import numpy as np
 
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
-from longmem.text.demonstrations import Tokens, digest, pack, segments_of
+from longmem.sidenet.demonstration_choice import Demonstrations
+from longmem.text.demonstrations import Tokens, digest, pack, positions_of, segments_of
 from longmem.types import DocumentKey, Segment
 from pipelines.icl.task import Example, IclTask
 
@@ -56,6 +57,10 @@ class Prompt:
     targets: dict[str, Tokens]
     shots: int
     """Demonstrations that fit in context."""
+    num_own: int
+    """Tokens of the item itself, at the end of `tokens`."""
+    gold: str
+    """Right label, or first accepted answer."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class Memory:
     key: DocumentKey
     segments: list[Segment]
     num_demonstrations: int
+    units: Demonstrations
+    labels: list[str]
+    """Label, or first accepted answer, of each demonstration."""
 
     @property
     def num_tokens(self) -> int:
@@ -134,26 +142,46 @@ class PreparedTask:
         return self._memories[seed, memory_shots]
 
     def _pack(self, seed: int, memory_shots: int) -> Memory:
-        chosen = self._shuffled(seed)[self._largest_shots : self._largest_shots + memory_shots]
+        chosen = self._in_memory(seed, memory_shots)
         demonstrations = [encoded.demonstration for encoded in chosen]
         packed = pack(demonstrations, self._segment_tokens, self._tokenizer.start_token)
         key = DocumentKey(NAMESPACE, f"{self.task.name}-{memory_shots}-{digest(packed)}")
-        return Memory(key, segments_of(key, packed, self._segment_tokens), memory_shots)
+        units = Demonstrations(
+            starts=np.array(positions_of(demonstrations, packed, self._segment_tokens)),
+            lengths=np.array([len(encoded.demonstration) for encoded in chosen]),
+            prompts=np.array([num_common(encoded.prompt, encoded.demonstration) for encoded in chosen]),
+        )
+        labels = [encoded.example.answers[0] for encoded in chosen]
+        return Memory(key, segments_of(key, packed, self._segment_tokens), memory_shots, units, labels)
 
     def prompts(self, point: GridPoint) -> list[Prompt]:
         """Return the prompts of all items. If demonstrations do not fit, those nearest to the item are kept whole."""
-        context = [encoded.demonstration for encoded in self._shuffled(point.seed)[: point.shots]]
-        prompts = []
-        for index, item in enumerate(self.items):
-            room, kept = self._room_for(item), 0
-            for demonstration in reversed(context):
-                if len(demonstration) > room:
-                    break
-                room -= len(demonstration)
-                kept += 1
-            tokens = np.concatenate([*context[len(context) - kept :], item.prompt])
-            prompts.append(Prompt(index, self._tokenizer.begin(tokens), item.targets, kept))
-        return prompts
+        context = self._in_context(point)
+        return [self._prompt(index, item, context) for index, item in enumerate(self.items)]
+
+    def left_out(self, point: GridPoint, number: int) -> list[Prompt]:
+        """Return at most `number` demonstrations in memory as items with known labels, spread evenly over the memory.
+
+        Their indices are those of the demonstrations. One that does not fit a segment as an item is skipped.
+        """
+        chosen = self._in_memory(point.seed, point.memory_shots)
+        spread = np.linspace(0, len(chosen) - 1, min(number, len(chosen))).round().astype(int).tolist()
+        items = {index: self._encode(chosen[index].example, with_targets=True) for index in spread}
+        context = self._in_context(point)
+        return [self._prompt(index, item, context) for index, item in items.items() if self._room_for(item) >= 0]
+
+    def _in_context(self, point: GridPoint) -> list[Tokens]:
+        return [encoded.demonstration for encoded in self._shuffled(point.seed)[: point.shots]]
+
+    def _prompt(self, index: int, item: EncodedDemonstrations, context: Sequence[Tokens]) -> Prompt:
+        room, kept = self._room_for(item), 0
+        for demonstration in reversed(context):
+            if len(demonstration) > room:
+                break
+            room -= len(demonstration)
+            kept += 1
+        tokens = self._tokenizer.begin(np.concatenate([*context[len(context) - kept :], item.prompt]))
+        return Prompt(index, tokens, item.targets, kept, len(item.prompt), item.example.answers[0])
 
     def digest(self) -> str:
         """Return a hash of all demonstrations and items; a resumed job must have the same."""
@@ -162,6 +190,9 @@ class PreparedTask:
     def _shuffled(self, seed: int) -> list[EncodedDemonstrations]:
         order = np.random.default_rng(seed).permutation(len(self.demonstrations))
         return [self.demonstrations[index] for index in order]
+
+    def _in_memory(self, seed: int, memory_shots: int) -> list[EncodedDemonstrations]:
+        return self._shuffled(seed)[self._largest_shots : self._largest_shots + memory_shots]
 
     def _room_for(self, item: EncodedDemonstrations) -> int:
         """Return the tokens of a segment that the item leaves free; the last target token is predicted, not read."""
@@ -176,7 +207,7 @@ class PreparedTask:
         whole = {label: self._tokens(f"{example.prompt} {word}") for label, word in self.task.words.items()}
         # a tokenizer may merge the end of the prompt with the word: targets begin at the first token where any label
         # differs from the prompt alone
-        common = min(_num_common(prompt, tokens) for tokens in whole.values())
+        common = min(num_common(prompt, tokens) for tokens in whole.values())
         targets = {label: tokens[common:] for label, tokens in whole.items()}
         return EncodedDemonstrations(example, prompt[:common], demonstration, targets)
 
@@ -198,7 +229,8 @@ def _with_words(task: IclTask, train: Sequence[Example]) -> IclTask:
     return replace(task, words=words)
 
 
-def _num_common(first: Tokens, second: Tokens) -> int:
+def num_common(first: Tokens, second: Tokens) -> int:
+    """Return the number of tokens that both begin with."""
     length = min(len(first), len(second))
     differ = np.flatnonzero(first[:length] != second[:length])
     return int(differ[0]) if len(differ) else length
