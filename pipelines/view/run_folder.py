@@ -179,7 +179,8 @@ class RunFolder:
             found_rows.append(first + best)
             found_gains.append(gains[best])
         rows, gains = np.concatenate(found_rows), np.concatenate(found_gains)
-        order = np.argsort(-gains, kind="stable")[:count]
+        # equal gains in the order of the text
+        order = np.lexsort((rows, -gains))[:count]
         return [int(rows[at]) - document.first_row + document.first_position for at in order if gains[at] > 0]
 
     def tokens(self, document: ViewedDocument, first: int, last: int) -> dict[str, list[Any]]:

@@ -209,6 +209,20 @@ def test_extremes_are_those_of_all_gains(
             assert each["text"] == answers.token(number, each["position"])["text"]
 
 
+def test_equal_extremes_come_in_the_order_of_the_text(out: Path, tmp_path: Path) -> None:
+    table = pq.read_table(out / "tokens.parquet")
+    gains = np.tile(np.array([1, 3, 2, 3], np.float32), len(table))[: len(table)]
+    equal = copy_of(out, tmp_path / "equal")
+    for name, column in (("logprob_longmem", gains - 9), ("logprob_backbone", np.full(len(table), -9, np.float32))):
+        table = table.set_column(table.schema.get_field_index(name), name, [column])
+    write_table(equal / "tokens.parquet", table)
+    listed = [each["position"] for each in Answers(RunFolder(equal)).extremes(0, 1)]
+    assert len(listed) > 100
+    values = gains[np.array(listed) - 1]
+    assert listed == sorted(listed, key=lambda position: (-gains[position - 1], position))
+    assert set(values.tolist()) == {1, 2, 3}
+
+
 def test_the_overview_has_the_mean_gain_of_each_part(
     answers: Answers, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
