@@ -34,7 +34,7 @@ POSITIONS = (0, 2_048, 8_192, 16_384, 32_768, 65_536)
 
 @dataclass(frozen=True)
 class Part:
-    """What the reader reads in one row."""
+    """Settings and controls of one row."""
 
     settings: dict[str, Any]
     """Changed fields of its configuration."""
@@ -68,7 +68,7 @@ class PartRow:
     changes: dict[str, Interval]
     """Relative change against each reference, paired over segments."""
     by_position: dict[int, dict[str, Interval]]
-    """The same for the targets from a position of the book up to the next one."""
+    """Changes for the targets from a position of the book up to the next one."""
 
 
 def run(

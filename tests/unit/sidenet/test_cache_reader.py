@@ -308,7 +308,7 @@ def test_fingerprints_of_one_layer_all_layers_and_sinks_differ(tmp_path: Path) -
 
 
 def test_default_sizes_fit_a_backbone_of_few_positions(tmp_path: Path) -> None:
-    """Without sizes, a backbone of 128 positions reads its memory; a source tells them without loading weights."""
+    """A backbone of 128 positions reads its memory; a source tells the sizes before weights are loaded."""
     save_small_backbone(tmp_path / "llama", "llama")
     source = ModelSource(str(tmp_path / "llama"), settings={"memory_layers": "all"})
     model = source.open()
