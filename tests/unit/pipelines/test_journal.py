@@ -85,7 +85,8 @@ def content(journal: Journal) -> tuple[dict[str, DocumentRecord], dict[tuple[str
 def plain(record: SegmentRecord) -> object:
     values = vars(record).copy()
     if record.tokens is not None:
-        values["tokens"] = {name: (str(each.dtype), each.tobytes()) for name, each in vars(record.tokens).items()}
+        arrays = {name: each for name, each in vars(record.tokens).items() if each is not None}
+        values["tokens"] = {name: (str(each.dtype), each.tobytes()) for name, each in arrays.items()}
     return values
 
 
