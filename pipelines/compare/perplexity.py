@@ -156,7 +156,9 @@ def _by_frequency(runs: Sequence[FinishedRun], pieces: Pieces) -> tuple[list[Row
     tokens, piece, _ = read[runs[0].name]
     for name, (theirs, _, _) in read.items():
         if not np.array_equal(theirs, tokens):
-            raise OutputError(f"{name}: tokens.parquet and segments.parquet hold other tokens; run the job again")
+            raise OutputError(
+                f"{name}: tokens.parquet and segments.parquet hold other tokens; remove summary.json and resume the job"
+            )
     occurrences = np.bincount(tokens)
     classes = np.searchsorted(FREQUENCIES, occurrences[tokens], side="right") - 1
     rows = []

@@ -56,7 +56,8 @@ class FinishedRun:
             yield path
         except (OSError, pa.ArrowException) as error:
             raise OutputError(
-                f"cannot read {path}: {error}; restore it from a copy, or run the job again in another folder"
+                f"cannot read {path}: {error}; remove {SUMMARY_FILE} and write the tables anew with: "
+                f"longmem resume {quote(str(self.folder))}"
             ) from error
 
     def has_table(self, name: str) -> bool:
@@ -112,17 +113,19 @@ def _open(folder: Path, name: str) -> FinishedRun:
         return FinishedRun(name, folder, kind, identity, {})
     try:
         summary = dict(json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")))
+        run = FinishedRun(name, folder, kind, identity, summary)
+        _described(run)
     except FileNotFoundError as error:
         raise OutputError(
             f"{folder} holds a job that is not finished ({_progress(folder)}); continue it with: "
             f"longmem resume {quote(str(folder))}"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
-            f"cannot read {folder / SUMMARY_FILE}: {error}; remove it and write it anew with: "
+            f"cannot read {folder / SUMMARY_FILE}: {type(error).__name__}: {error}; remove it and write it anew with: "
             f"longmem resume {quote(str(folder))}"
         ) from error
-    return FinishedRun(name, folder, kind, identity, summary)
+    return run
 
 
 def _progress(folder: Path) -> str:
@@ -162,6 +165,7 @@ def _described(run: FinishedRun) -> dict[str, Any]:
         "dtype": weights["compute_dtype"],
         **summary["settings"],
         **identity,
+        **(summary.get("grid", {}).get("whole") or {}),
         "longmem": summary["longmem_version"],
         **summary["versions"],
         **{name: summary["executor"].get(name) for name in ("address", "threads", "workers", "encoders", "readers")},

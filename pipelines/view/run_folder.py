@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from threading import RLock
 from typing import Any
 
@@ -114,8 +115,9 @@ class RunFolder:
         for name in TABLES:
             if not (path / f"{name}.parquet").is_file():
                 raise ConfigError(
-                    f"{path} holds no {name}.parquet: the job kept no tokens, or an earlier version of longmem ran it; "
-                    "score the documents again with `longmem perplexity … --tokens` and another --out"
+                    f"{path} holds no {name}.parquet: the job kept no tokens, an earlier version of longmem ran it, or "
+                    "the table was removed; score the documents again with `longmem perplexity … --tokens` and another "
+                    f"--out, or {_written_anew(path)}"
                 )
         self._lock = RLock()
         try:
@@ -124,7 +126,7 @@ class RunFolder:
             self._readings = GroupedTable(path / "readings.parquet", READINGS)
             self._passages = GroupedTable(path / "passages.parquet", PASSAGES)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(f"cannot read the tables in {path}: {error}; run the job again with --resume") from error
+            raise ConfigError(f"cannot read the tables in {path}: {error}; {_written_anew(path)}") from error
         if lacking := sorted({*READINGS, *PASSAGES} - {*self._readings.columns, *self._passages.columns}):
             raise ConfigError(
                 f"the tables in {path} lack {', '.join(lacking)}: another version of longmem wrote them; score the "
@@ -135,7 +137,7 @@ class RunFolder:
         num_rows = int(self._first_rows[-1])
         counts = (self._tokens.num_rows, self._readings.num_rows, self._passages.num_rows)
         if counts != (num_rows, num_rows, len(self._segments)):
-            raise ConfigError(f"the tables in {path} are not of one job; run the job again with --resume")
+            raise ConfigError(f"the tables in {path} are not of one job; {_written_anew(path)}")
         self.documents = self._find_documents()
         self._text: Callable[[int], SegmentText] = lru_cache(KEPT_SEGMENTS)(self._cut)
 
@@ -245,6 +247,12 @@ class RunFolder:
         return SegmentText(gaps, tokens, whole[done - begin :])
 
 
+def _written_anew(path: Path) -> str:
+    return (
+        f"remove {SUMMARY} and write summary and tables anew from the journal with: longmem resume {quote(str(path))}"
+    )
+
+
 def _read_summary(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ConfigError(f"{path} is no folder; name the --out folder of a finished `longmem perplexity … --tokens`")
@@ -253,10 +261,10 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             f"{path} holds no {SUMMARY}: the job has not finished, or this is not the folder of a job; continue a job "
-            f"with `longmem perplexity … --tokens --resume --out {path}`"
+            f"with: longmem resume {quote(str(path))}"
         ) from None
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot read {path / SUMMARY}: {error}; run the job again with --resume") from error
+        raise ConfigError(f"cannot read {path / SUMMARY}: {error}; {_written_anew(path)}") from error
     if "perplexity" not in summary or "model" not in summary:
         raise ConfigError(
             f"{path} is the folder of another kind of job; only `longmem perplexity --tokens` keeps readings"

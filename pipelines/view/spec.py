@@ -39,7 +39,7 @@ class ViewSpec(CommandSpec):
     )
     document: str | None = text_field(None, "Document of the exported passage.", shown="the only one")
     from_token: int | None = whole_field(
-        None, "First token of the exported passage.", names=("--from",), least=0, shown="the first"
+        None, "First token of the exported passage.", names=("--from",), shown="1, the first"
     )
     to_token: int | None = whole_field(
         None, "Token after the last one of the exported passage.", names=("--to",), shown="2,000 tokens later"
@@ -48,7 +48,9 @@ class ViewSpec(CommandSpec):
     def run(self, console: Console) -> None:
         given = {"document": "--document", "from_token": "--from", "to_token": "--to"}
         if self.export is None and (named := [flag for name, flag in given.items() if name in self.given]):
-            raise ConfigError(f"{', '.join(named)} choose the passage of --export FILE; add it, or leave them out")
+            raise ConfigError(
+                f"{', '.join(named)}: only for a passage that --export FILE writes; add --export, or leave it out"
+            )
         from pipelines.view.answers import Answers
         from pipelines.view.run_folder import RunFolder
 
@@ -59,15 +61,19 @@ class ViewSpec(CommandSpec):
             self._serve(answers, console)
 
     def _export(self, answers: "Answers", path: Path) -> None:
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"--export writes a page: expected a name that ends in .html, got {path}")
         from pipelines.job.output import write_bytes
         from pipelines.view.answers import MOST_TOKENS, PAGE_TOKENS
         from pipelines.view.page import passage, render
 
         document = answers.number_of(self.document)
-        first = self.from_token or 0
+        first = self.from_token or 1
         count = (first + PAGE_TOKENS if self.to_token is None else self.to_token) - first
-        if not 0 < count <= MOST_TOKENS:
-            raise ConfigError(f"--from to --to must be 1 to {MOST_TOKENS:,} tokens, got {count:,}")
+        if count < 1:
+            raise ConfigError(f"--to must be after --from, got {self.to_token} and {first}")
+        if count > MOST_TOKENS:
+            raise ConfigError(f"a passage must be at most {MOST_TOKENS:,} tokens, got {count:,} from --from to --to")
         data = passage(answers, document, first, count)
         if not (num_tokens := len(data["page"]["texts"])):
             end = data["run"]["documents"][document]["end"]
@@ -76,7 +82,7 @@ class ViewSpec(CommandSpec):
         write_bytes(
             path, render(data["run"]["model"], data).encode("utf-8", "replace"), advice="choose another --export"
         )
-        say(f"{num_tokens:,} tokens are in {path}")
+        say(f"{num_tokens:,} token{'s are' if num_tokens > 1 else ' is'} in {path}")
 
     def _serve(self, answers: "Answers", console: Console) -> None:
         from pipelines.view.page import render

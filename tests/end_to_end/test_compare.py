@@ -22,6 +22,7 @@ from longmem.backbone.small import save_small_backbone
 from longmem.model.source import ModelSource
 from longmem.runtime.scheduler import Limits
 from pipelines.cli import app
+from pipelines.compare.runs import FinishedRun, differences
 from pipelines.icl.job import run_icl
 from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.folders import snapshot
@@ -286,6 +287,26 @@ def test_documents_of_one_run_only_are_left_out_and_told(
     found = compared(large, score("fewer", books=books))
     assert [row["document"] for row in found["documents"]] == ["0", "3"]
     assert found["notes"] == ["large also scored 1, 2, unlike another run: left out."]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": {"fingerprint": {}}}', "[1]", '{"settings": "x"}'])
+def test_a_summary_without_its_parts_is_refused(large: Path, small: Path, tmp_path: Path, text: str) -> None:
+    damaged = changed_run(small, tmp_path / "damaged")
+    (damaged / "summary.json").write_text(text)
+    outcome = invoke("compare", large, damaged)
+    assert outcome.code == 2
+    assert f"cannot read {damaged}/summary.json" in outcome.stderr.replace("\n", "")
+    assert "longmem resume" in outcome.stderr
+
+
+def test_another_reading_of_whole_demonstrations_is_a_difference(small: Path) -> None:
+    run = FinishedRun("run", small, "icl", {}, json.loads((small / "summary.json").read_text()))
+    nearest, any_two = (
+        replace(run, summary=run.summary | {"grid": {"whole": {"choice": choice, "num_read": count}}})
+        for choice, count in (("idf", 16), ("random", 2))
+    )
+    found = {each.name: each.values for each in differences([nearest, any_two])}
+    assert found == {"choice": ["idf", "random"], "num_read": [16, 2]}
 
 
 def test_a_damaged_table_is_refused_with_its_name(large: Path, small: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 """Memory of a context against its definition: every length encoded from scratch, and no token before the memory."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -37,8 +37,14 @@ def blocks_from_the_right(model: LongMem, start: int, end: int) -> list[KVBlock]
 def assert_same(view: MemoryView | None, expected: MemoryView | None) -> None:
     assert view is not None
     assert expected is not None
-    for name, value in vars(expected).items():
-        np.testing.assert_array_equal(getattr(view, name), value, err_msg=name)
+    for name in (field.name for field in fields(MemoryView)):
+        # an index that grows is compared by what it finds
+        if name not in ("growing_repeats", "first_place"):
+            np.testing.assert_array_equal(getattr(view, name), getattr(expected, name), err_msg=name)
+    context = expected.text[-8:]
+    found, wanted = (each.repeats.find(context, len(context), 4) for each in (view, expected))
+    for name, value in vars(wanted).items():
+        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 31, 32, 33, 64, 100, 128])

@@ -435,10 +435,15 @@ def test_the_exported_passage_is_the_only_document_by_default(out: Path, tmp_pat
         (["--document", "a-prose"], "--export FILE"),
         (["--from", 3], "--export FILE"),
         (["--export", "x.html", "--document", "nobody"], "nobody is not among them"),
-        (["--export", "x.html", "--document", "a-prose", "--from", 9, "--to", 9], "must be 1 to 20,000 tokens, got 0"),
-        (["--export", "x.html", "--document", "a-prose", "--to", 30_000], "got 30,000"),
+        (
+            ["--export", "x.html", "--document", "a-prose", "--from", 9, "--to", 9],
+            "--to must be after --from, got 9 and 9",
+        ),
+        (["--export", "x.html", "--document", "a-prose", "--to", 30_000], "got 29,999"),
         (["--export", "x.html", "--document", "b-short", "--from", 7], "after the last token of the document, 1"),
         (["--export", "absent/x.html", "--document", "b-short"], "choose another --export"),
+        (["--export", "tokens.parquet", "--document", "b-short"], "a name that ends in .html"),
+        (["--export", "x.html", "--document", "b-short", "--from", 0], "--from"),
         (["--port", 70_000], "--port"),
     ],
 )
