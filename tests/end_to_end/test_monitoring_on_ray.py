@@ -278,18 +278,23 @@ def test_the_actors_page_reads_like_the_design(run: Run, tmp_path: Path) -> None
     url = ray._private.worker.global_worker.node.webui_url
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=20000"]
-    page = subprocess.run(
-        [str(BROWSER), *flags, f"--user-data-dir={tmp_path}", "--dump-dom", f"http://{url}/#/actors"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    ).stdout
     job = json.loads((run.out / "job.json").read_text())["id"]
-    assert f"longmem-job-{job}" in page
-    assert f"JobMonitor(job={job}, name=out)" in page
-    for words in ("Encoder(rank=0", "SideNet(rank=0", "MemoryStore(shard=0"):
-        assert words in page
+    words = [f"longmem-job-{job}", f"JobMonitor(job={job}, name=out)"]
+    words += ["Encoder(rank=0", "SideNet(rank=0", "MemoryStore(shard=0"]
+    lacking = words
+    # the dashboard learns of actors and their names late on a busy machine
+    for _ in range(4):
+        page = subprocess.run(
+            [str(BROWSER), *flags, f"--user-data-dir={tmp_path}", "--dump-dom", f"http://{url}/#/actors"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        ).stdout
+        lacking = [each for each in words if each not in page]
+        if not lacking:
+            break
+    assert not lacking
 
 
 def test_a_monitor_that_dies_neither_stops_the_job_nor_counts_twice(
