@@ -141,7 +141,22 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
 
 
 def _unit(job: IclJob, config: LongMemConfig) -> Literal["tokens", "whole"]:
-    """Return what items read of a memory. Raises ConfigError where the model or a task cannot read so."""
+    """Return the unit that items read of a memory. Raises ConfigError where the model or a task cannot read so, and for
+    options of whole demonstrations where tokens are read."""
+    unit = _readable_unit(job, config)
+    idle = [
+        name for name in ("read_demonstrations", "choose", "left_out") if getattr(job, name) != getattr(IclJob, name)
+    ]
+    if unit == "tokens" and idle:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise ConfigError(
+            f"{options}: only for whole demonstrations, and this job reads tokens; use --memory-layers all with "
+            "--demonstrations whole, or leave it out"
+        )
+    return unit
+
+
+def _readable_unit(job: IclJob, config: LongMemConfig) -> Literal["tokens", "whole"]:
     if job.demonstrations == "tokens" or not config.reads_all_layers:
         if job.demonstrations == "whole":
             raise ConfigError(

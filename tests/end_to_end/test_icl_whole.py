@@ -62,7 +62,9 @@ def icl(model: Path, task: Path) -> Callable[..., Result]:
     """Return a runner `icl(out, *options)` of the command in this process, with a small grid."""
 
     def run(out: Path, *options: object, model: Path = model) -> Result:
-        grid = ("--shots", "0,1", "--memory-shots", "0,20", "--seeds", 2, "--read-demonstrations", 2, "--left-out", 8)
+        grid: tuple[object, ...] = ("--shots", "0,1", "--memory-shots", "0,20", "--seeds", 2)
+        if "tokens" not in options:
+            grid += ("--read-demonstrations", 2, "--left-out", 8)
         where = () if "--address" in options else ("--address", "none")
         parts = ["icl", task, "--model", model, "--out", out, "--threads", 1, *where, *grid, *options]
         result = CliRunner().invoke(app, [str(part) for part in parts])
@@ -185,6 +187,17 @@ def test_a_memory_of_one_layer_is_refused(icl: Callable[..., Result], model: Pat
     outcome = icl(tmp_path / "out", "--demonstrations", "whole", model=model.parent / "one")
     assert outcome.exit_code == 2
     assert "reads keys and values of all layers, but the memory holds one" in " ".join(outcome.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_whole_demonstrations_are_refused_where_tokens_are_read(
+    icl: Callable[..., Result], model: Path, tmp_path: Path
+) -> None:
+    outcome = icl(tmp_path / "out", "--choose", "random", "--left-out", 4, model=model.parent / "one")
+    assert outcome.exit_code == 2
+    said = " ".join(outcome.stderr.split())
+    assert "--choose" in said
+    assert "only for whole demonstrations, and this job reads tokens" in said
     assert not (tmp_path / "out").exists()
 
 
