@@ -5,12 +5,15 @@ The newest `segment_tokens` of the memory ask for blocks, with their keys of the
 No token of the reading segment takes part, so that no prediction depends on a token after it.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from longmem.config import LongMemConfig
+from longmem.dtypes import to_array
 from longmem.memory.view import MemoryView
+from longmem.sidenet.token_overlap import TokenOverlap
 
 BEST_BLOCKS = 8
 """Blocks that each asking token votes for."""
@@ -60,20 +63,12 @@ def score_by_keys(view: MemoryView, config: LongMemConfig, first: int, num_block
 def score_by_overlap(
     view: MemoryView, config: LongMemConfig, first: int, num_blocks: int
 ) -> Float64[Tensor, " blocks"]:
-    """Return the cosine of tf-idf vectors of asking tokens and blocks; idf counts the blocks that hold a token."""
-    asking = view.text[-config.segment_tokens :]
-    blocks = view.text[first : first + num_blocks * config.block_tokens].view(num_blocks, config.block_tokens)
-    found: tuple[Tensor, Tensor] = torch.cat([blocks.flatten(), asking]).unique(return_inverse=True)
-    distinct, ids = found
-    block_of = torch.arange(num_blocks, device=ids.device).repeat_interleave(config.block_tokens)
-    counts = torch.zeros(num_blocks, len(distinct), dtype=torch.float64, device=ids.device)
-    counts.index_put_((block_of, ids[: blocks.numel()]), torch.ones((), dtype=torch.float64), accumulate=True)
-    wanted = ids[blocks.numel() :].bincount(minlength=len(distinct)).double()
-    idf = ((1 + num_blocks) / (1 + counts.gt(0).sum(dim=0).double())).log()
-    weighted, asked = counts.log1p() * idf, wanted.log1p() * idf
-    lengths = weighted.norm(dim=1) * asked.norm()
-    cosines: Tensor = weighted @ asked / lengths.clamp(min=torch.finfo(torch.float64).tiny)
-    return cosines
+    """Return the cosine of idf-weighted token counts of the asking tokens and of each block."""
+    text = to_array(view.text)
+    blocks = text[first : first + num_blocks * config.block_tokens]
+    owner = np.repeat(np.arange(num_blocks), config.block_tokens)
+    found = TokenOverlap(blocks, owner, num_blocks).similarity(text[-config.segment_tokens :])
+    return torch.from_numpy(found).to(view.keys.device)
 
 
 def score_by_both(view: MemoryView, config: LongMemConfig, first: int, num_blocks: int) -> Float64[Tensor, " blocks"]:

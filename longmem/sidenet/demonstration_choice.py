@@ -26,6 +26,7 @@ from torch.nn.functional import normalize
 from longmem.config import DemonstrationChoice
 from longmem.dtypes import to_array
 from longmem.memory.view import MemoryView
+from longmem.sidenet.token_overlap import TokenOverlap
 
 Similarity = Literal["idf", "keys", "values", "target", "random"]
 
@@ -166,7 +167,7 @@ class DemonstrationIndex:
         kept: T = derived[key]
         return kept
 
-    def _overlap(self) -> "TokenOverlap":
+    def _overlap(self) -> TokenOverlap:
         places, owner = self._rows
         tokens: np.ndarray = to_array(self._view.text)
         return TokenOverlap(tokens[places], owner, len(self._places))
@@ -202,29 +203,3 @@ class StateSpace:
         asked = states.float().mean(dim=0).flatten().view_as(self._mean) - self._mean
         found: np.ndarray = to_array((self._states * normalize(asked, dim=1)).sum(dim=2).mean(dim=1))
         return found
-
-
-class TokenOverlap:
-    """Cosine of token counts, weighted by idf: (1 + ln count) · ln((1 + N) / (1 + demonstrations with the token))."""
-
-    def __init__(
-        self, tokens: Int64[np.ndarray, " tokens"], owner: Int64[np.ndarray, " tokens"], num_owners: int
-    ) -> None:
-        self._num_owners = num_owners
-        self._vocabulary, index = np.unique(tokens, return_inverse=True)
-        pairs, counts = np.unique(owner * len(self._vocabulary) + index, return_counts=True)
-        self._owner, self._index = np.divmod(pairs, len(self._vocabulary))
-        frequency = np.bincount(self._index, minlength=len(self._vocabulary))
-        self._idf = np.log((1 + num_owners) / (1 + frequency))
-        weights = (1 + np.log(counts)) * self._idf[self._index]
-        norms = np.sqrt(np.bincount(self._owner, weights**2, num_owners))
-        self._weights = weights / np.maximum(norms, np.finfo(np.float64).tiny)[self._owner]
-
-    def similarity(self, tokens: Int32[np.ndarray, " asked"]) -> np.ndarray:
-        """Return the cosine with every demonstration, in float64. Tokens of no demonstration do not count."""
-        known, counts = np.unique(tokens[np.isin(tokens, self._vocabulary)], return_counts=True)
-        asked = np.zeros(len(self._vocabulary))
-        at = np.searchsorted(self._vocabulary, known)
-        asked[at] = (1 + np.log(counts)) * self._idf[at]
-        asked /= max(float(np.linalg.norm(asked)), np.finfo(np.float64).tiny)
-        return np.bincount(self._owner, self._weights * asked[self._index], self._num_owners)

@@ -42,7 +42,7 @@ class LayerOptions:
         "Newest memory tokens that every layer reads, with --memory-layers all.",
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
-        shown="the model's, else 2048",
+        shown="the model's, else up to 2048 that fit",
         least=0,
     )
     read_blocks: int | None = whole_field(
@@ -50,7 +50,7 @@ class LayerOptions:
         "Older blocks that every layer reads too, with --memory-layers all.",
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
-        shown="the model's, else 16",
+        shown="the model's, else up to 16 that fit",
         least=0,
     )
     block_tokens: int | None = whole_field(

@@ -204,7 +204,7 @@ def test_overlap_weighs_tokens_by_how_few_blocks_hold_them(tmp_path: Path) -> No
     idf = {token: math.log(17 / (1 + held[token])) for token in text}
 
     def vector(counts: Counter) -> dict[int, float]:
-        return {token: math.log1p(count) * idf[token] for token, count in counts.items()}
+        return {token: (1 + math.log(count)) * idf[token] for token, count in counts.items() if token in held}
 
     asked = vector(Counter(text[64:80]))
     for block, score in zip(blocks, found.tolist(), strict=True):
