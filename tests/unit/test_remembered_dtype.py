@@ -114,7 +114,7 @@ def test_commands_say_what_was_chosen(large: ModelSource, monkeypatch: pytest.Mo
     dtype, said = settle(large, "auto")
     assert dtype == "bfloat16"
     begin, chosen = said.splitlines()
-    assert begin.startswith("measuring float32 and bfloat16 with this model, once on this machine")
+    assert begin.startswith("measuring float32 and bfloat16 with this model: takes minutes, once on this machine")
     assert chosen.startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here, ")
     assert ", reading the first 128 tokens of python-language-reference " in chosen
     assert settle(large, "auto") == ("bfloat16", f"{chosen}\n"), "remembered"
