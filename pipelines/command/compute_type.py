@@ -59,7 +59,8 @@ def with_compute_type(
     choice = settled_dtype(
         source,
         on_measure=lambda: say(
-            "measuring float32 and bfloat16 with this model: takes minutes, once on this machine; --dtype float32 skips it"
+            "measuring float32 and bfloat16 with this model: takes minutes, once on this machine; "
+            "--dtype float32 skips it"
         ),
     )
     if choice is None:
