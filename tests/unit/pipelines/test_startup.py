@@ -3,6 +3,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -175,10 +176,10 @@ def test_completion_is_installed_for_bash(tmp_path: Path) -> None:
     script = Path(sys.executable).parent / "longmem"
     if not script.exists():
         pytest.skip("longmem is not installed in this environment")
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "SHELL": "/bin/bash"}
-    subprocess.run(
-        [str(script), "--install-completion", "bash"], env=environment, timeout=120, check=True, capture_output=True
-    )
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    # Typer takes the shell from the processes above it; `true` keeps bash from being replaced by the command.
+    typed = f"{shlex.quote(str(script))} --install-completion && true"
+    subprocess.run(["bash", "--norc", "-c", typed], env=environment, timeout=120, check=True, capture_output=True)
     press_tab = (
         f"source {tmp_path}/.bashrc; PATH={script.parent}:$PATH; COMP_WORDS=(longmem perplexity --memory-t); "
         'COMP_CWORD=2; _longmem_completion longmem; echo "${COMPREPLY[@]}"'
