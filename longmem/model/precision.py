@@ -19,6 +19,7 @@ from longmem.model.source import ModelSource
 from longmem.scoring.text import score_segments
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
+from longmem.wording import signed
 
 MIN_SPEEDUP = 1.5
 """Smallest speed-up of matrix products that makes further measurements worthwhile."""
@@ -76,7 +77,7 @@ class DtypeChoice:
         return (
             f"computing in {self.dtype}: {speed}, reading the first {reading.num_tokens:,} tokens of "
             f"{reading.document} {reading.gain:.2f} times (at least {MIN_GAIN} are wanted); their perplexity changes "
-            f"by {reading.relative:+.3%} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
+            f"by {signed(reading.relative, '+.3%')} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
         )
 
 

@@ -46,8 +46,7 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt) or (error is not None and is_interrupted()):
-            again = f"What was done is kept. Continue with: longmem resume {shlex.quote(str(self._out))}"
-            _say_interrupted(self._console, again if self._out else "")
+            _say_interrupted(self._console, _how_to_go_on(self._out))
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):
             _say_error(self._console, error)
@@ -96,6 +95,19 @@ def _say_error(console: Console, error: LongMemError) -> None:
     # names of files and what they hold are foreign text, which may tell a terminal what to do
     lines = map(printable, str(error).splitlines())
     console.print(f"[bold red]error:[/] {escape(chr(10).join(lines))}", soft_wrap=True)
+
+
+def _how_to_go_on(out: Path | None) -> str:
+    """Return how to continue the job in a folder; nothing for a command without one, or before its job has begun."""
+    if out is None:
+        return ""
+    # loads pyarrow, which a job has done by now
+    from pipelines.job.folder import JOB_FILE, LOG_FILE
+
+    # what `longmem resume` needs: the identity of the job, and its command
+    if not all((out / name).exists() for name in (JOB_FILE, LOG_FILE)):
+        return "The job had not begun, so there is nothing to continue: give the command again."
+    return f"What was done is kept. Continue with: longmem resume {shlex.quote(str(out))}"
 
 
 def _say_interrupted(console: Console, more: str) -> None:

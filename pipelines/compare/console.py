@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.compare.wording import (
     bounds_text,
@@ -59,8 +60,8 @@ def _print_differences(console: Console, differences: Sequence[Row], names: Sequ
 
 def _print_whole(console: Console, compared: Row, names: Sequence[str]) -> None:
     unit = compared["unit"]
-    title = f"{unit} of {count(compared['count'])} {compared['counted']}, {len(compared['documents']):,} document"
-    title += "s" if len(compared["documents"]) != 1 else ""
+    units = counted(compared["count"], compared["counted"].removesuffix("s"))
+    title = f"{unit} of {units}, {counted(len(compared['documents']), 'document')}"
     table = _table(title, ["run"], ["memory", "without", "median document", "change", "95% interval"])
     for name, row in zip(names, compared["whole"], strict=True):
         table.add_row(
@@ -91,7 +92,7 @@ def _print_parts(console: Console, compared: Row, names: Sequence[str], index: i
             table.add_row(Text(label(row)), count(row["count"]), *both, *_change(row["runs"][index]["change"], unit))
         console.print(table)
         if rows is shown and (left := len(documents) - len(shown)):
-            console.print(f"  {left:,} more documents changed less: see --out or --json")
+            console.print(f"  {counted(left, 'more document')} changed less: see --out or --json")
 
 
 def _print_cells(console: Console, cells: Sequence[Row], names: Sequence[str]) -> None:

@@ -86,7 +86,13 @@ def _charts(compared: Row) -> list[tuple[str, str, Chart]]:
     unit = compared["unit"]
     drawn = []
     for title, note, rows, label, axis in (
-        ("Along the document", "by position of the token", compared["positions"], positions_label, "token position"),
+        (
+            "Along the document",
+            "by position of the token",
+            compared["positions"],
+            positions_label,
+            "token position, up to",
+        ),
         (
             "By occurrences of the token",
             "by the number of times that the predicted token occurs in all compared texts",
@@ -112,7 +118,7 @@ def _charts(compared: Row) -> list[tuple[str, str, Chart]]:
             )
             for name, line in lines.items()
         )
-        prefix = "p" if axis == "token position" else "f"
+        prefix = "f" if axis == "occurrences" else "p"
         wide = svg(partial(draw, 0), WIDE_INCHES, f"{prefix}w")
         narrow = svg(partial(draw, NARROW_TURN), NARROW_INCHES, f"{prefix}n")
         chart = Chart(title, f"Change {note}. {said}.", wide, narrow)

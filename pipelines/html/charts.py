@@ -90,15 +90,18 @@ class Curve:
     """Segments in one running mean; 1 if nothing was smoothed."""
 
 
-def document_charts(names: list[str], segments: pa.Table) -> list[Chart]:
-    """Return one chart of perplexity by position for each named document; a single document gets the page's width."""
+def document_charts(names: list[str], segments: pa.Table, sides: tuple[str, str]) -> list[Chart]:
+    """Return one chart of perplexity by position for each named document; a single document gets the page's width.
+
+    `sides` names the two curves: that of LongMem and that of the backbone.
+    """
     charts = []
     for index, name in enumerate(names):
         curve = document_curve(name, segments)
         draw = partial(_draw_curve, curve)
         description = (
-            f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} with memory, "
-            f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} without."
+            f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} ({sides[0]}), "
+            f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} ({sides[1]})."
         )
         wide = svg(draw, WIDE_INCHES, f"w{index}") if len(names) == 1 else None
         charts.append(Chart(name, description, wide, svg(draw, NARROW_INCHES, f"n{index}")))

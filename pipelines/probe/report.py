@@ -22,7 +22,7 @@ from pipelines.html.charts import (
 )
 from pipelines.html.page import write_page
 from pipelines.job.folder import JobFolder
-from pipelines.job.format import percent, short_count
+from pipelines.job.format import FILTERS, percent, short_count
 
 REPORT_NAME = "report.html"
 PAIR_TITLES = {"lookup": "Lookup by lines in memory", "labels": "Random labels by demonstrations in memory"}
@@ -36,7 +36,7 @@ def write_probe_report(folder: JobFolder, summary: dict[str, Any]) -> None:
     write_page(
         folder.path / REPORT_NAME,
         Path(__file__).parent,
-        {"percent": percent},
+        {**FILTERS, "percent": percent},
         summary=summary,
         charts=charts(summary["conditions"]),
     )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longmem.wording import counted
 from pipelines.html.charts import (
     INK,
     NARROW_INCHES,
@@ -43,7 +44,7 @@ def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) ->
     console.print(table)
     counts = summary["counts"]
     console.print(
-        f"  {counts['examples']:,} examples ({counts['resumed_examples']:,} scored before), chance "
+        f"  {counted(counts['examples'], 'example')} ({counts['resumed_examples']:,} scored before), chance "
         f"{percent(summary['chance'])}, {summary['wall_s']:.1f} s"
     )
     console.print(f"  report: {escape(str(out / REPORT_NAME))}", soft_wrap=True)
