@@ -2,9 +2,9 @@
 """Parts of sentences: a count with its unit, a number with its sign, the reason of an error."""
 
 
-def counted(number: float, unit: str) -> str:
+def counted(number: int, unit: str) -> str:
     """Return a whole number with its unit, such as `1 segment` or `2,048 segments`; the plural of `unit` adds an s."""
-    return f"{number:,.0f} {unit}{'' if number == 1 else 's'}"
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def signed(number: float, form: str) -> str:

@@ -22,7 +22,7 @@ from longmem.errors import ConfigError, LongMemError
 from longmem.system.redaction import know_secrets, redacted
 from pipelines.command.console import open_console, printable
 from pipelines.command.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
-from pipelines.command.option_types import OptionValueError
+from pipelines.command.option_types import EmptyValueError, OptionValueError
 
 EXIT_FAILED_DOCUMENTS = 1
 EXIT_BAD_INPUT = 2
@@ -74,7 +74,8 @@ def _parsing() -> Iterator[None]:
             yield
     except OptionValueError as error:
         # in one line, like every other error
-        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}"))
+        advice = f": {_instead_of_nothing(error.param)}" if isinstance(error, EmptyValueError) else ""
+        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}{advice}"))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except _USAGE_ERROR as error:
         # typer shows the message in a frame of its own, whose lines end in the middle of a URI
@@ -89,6 +90,14 @@ def _shown_name(parameter: Any) -> str:
     if parameter.param_type_name == "option":
         return str(max(parameter.opts, key=len))
     return str(parameter.metavar or parameter.name).removesuffix("...")
+
+
+def _instead_of_nothing(parameter: Any) -> str:
+    """Return what to give in the place of empty text."""
+    if parameter is None or parameter.required:
+        return "give a value"
+    shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
+    return f"give a value, or leave it out (default: {shown})" if shown else "give a value, or leave it out"
 
 
 def _say_error(console: Console, error: LongMemError) -> None:

@@ -21,6 +21,7 @@ from pipelines.compare.wording import (
     points_text,
     positions_text,
     remarks,
+    title_of,
     value_text,
     verdicts,
 )
@@ -86,7 +87,7 @@ def _print_parts(console: Console, compared: Row, names: Sequence[str], index: i
     ):
         if not any(row["runs"][index] for row in rows):
             continue
-        table = _table(title, head[:1], [*head[1:], *columns])
+        table = _table(f"{title}: {title_of([names[0], names[index]])}", head[:1], [*head[1:], *columns])
         for row in (each for each in rows if each["runs"][index] is not None):
             both = (figure(row["runs"][side]["figure"]["value"]) for side in (0, index))
             table.add_row(Text(label(row)), count(row["count"]), *both, *_change(row["runs"][index]["change"], unit))
@@ -97,7 +98,8 @@ def _print_parts(console: Console, compared: Row, names: Sequence[str], index: i
 
 def _print_cells(console: Console, cells: Sequence[Row], names: Sequence[str]) -> None:
     for index in range(1, len(names)):
-        table = _table("accuracy by cell", ["task"], ["ctx", "mem", "scoring", names[0], names[index], "points", "95%"])
+        title = f"accuracy by cell: {title_of([names[0], names[index]])}"
+        table = _table(title, ["task"], ["ctx", "mem", "scoring", names[0], names[index], "points", "95%"])
         for cell in cells:
             ours, theirs = (cell["runs"][side] for side in (index, 0))
             change = ours["change"]

@@ -20,6 +20,7 @@ from pipelines.compare.wording import (
     positions_label,
     positions_text,
     remarks,
+    title_of,
     value_text,
     verdicts,
 )
@@ -65,6 +66,7 @@ def write_comparison(path: Path, compared: Row) -> Path:
         },
         compared=compared,
         names=[run["name"] for run in compared["runs"]],
+        title=title_of([run["name"] for run in compared["runs"]]),
         verdicts=verdicts(compared),
         remarks=remarks(compared),
         documents=() if icl else compared["documents"][:MAX_ROWS],

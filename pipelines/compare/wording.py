@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences and numbers of a comparison, the same on terminal and page."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from longmem.wording import counted, signed
@@ -11,6 +12,11 @@ EQUAL = "equal"
 """Text of a difference that is exactly 0."""
 
 Row = dict[str, Any]
+
+
+def title_of(names: Sequence[str]) -> str:
+    """Return the title of a comparison; the first name is that of the baseline."""
+    return f"{', '.join(names[1:])} compared with {names[0]}"
 
 
 def verdicts(compared: Row) -> list[str]:

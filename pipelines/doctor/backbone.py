@@ -16,7 +16,7 @@ from longmem.model.checkpoint import backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
-from longmem.wording import signed
+from longmem.wording import counted, signed
 from pipelines.doctor.backbone_probe import BackboneProbe, LayerProbe, probe_backbone
 from pipelines.job.inputs import find_inputs
 
@@ -63,7 +63,7 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"  perplexity {probe.perplexity:.2f} on {probe.num_tokens:,} tokens, of which {probe.in_memory:.0%} followed "
+        f"  perplexity {probe.perplexity:.2f} on {counted(probe.num_tokens, 'token')}, of which {probe.in_memory:.0%} followed "
         "the same token before"
     )
     console.print(

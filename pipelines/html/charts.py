@@ -23,6 +23,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from longmem.wording import counted
 from pipelines.job.format import short_count
 
 SMOOTHING = 40
@@ -155,8 +156,8 @@ def distance_chart(segments: pa.Table) -> Chart | None:
     peak = int(shares.argmax())
     median = int(np.searchsorted(shares.cumsum(), 0.5))
     description = (
-        f"Reads by distance: most, {shares[peak]:.0%}, lie {2**peak:,} to {2 ** (peak + 1):,} tokens back; "
-        f"half lie fewer than {2 ** (median + 1):,} tokens back."
+        f"Reads by distance: most, {shares[peak]:.0%}, lie {2**peak:,} to {counted(2 ** (peak + 1), 'token')} back; "
+        f"half lie fewer than {counted(2 ** (median + 1), 'token')} back."
     )
     draw = partial(_draw_distances, shares)
     return Chart("Distance of reads", description, svg(draw, WIDE_INCHES, "dw"), svg(draw, NARROW_INCHES, "dn"))

@@ -294,7 +294,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             keep_tokens=spec.keep_tokens,
             record=record,
         )
-        context.tell(f"backbone alone in windows of {shape.window:,} tokens, stride {shape.stride:,}")
+        context.tell(f"backbone alone in windows of {counted(shape.window, 'token')}, stride {shape.stride:,}")
         feed = DocumentFeed(
             self._documents(), spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
         )

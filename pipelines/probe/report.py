@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 
+from longmem.wording import counted
 from pipelines.html.charts import (
     FAINT,
     INK,
@@ -48,7 +49,7 @@ def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
     share = f"{worst['greedy']['value']:.0%}"
     if worst["greedy"]["value"] == best["greedy"]["value"]:
         return f"{share} at every length and depth"
-    return f"lowest {share}, with {worst['memory_tokens']:,} tokens of memory at depth {worst['depth']:.0%}"
+    return f"lowest {share}, with {counted(worst['memory_tokens'], 'token')} of memory at depth {worst['depth']:.0%}"
 
 
 def charts(conditions: list[dict[str, Any]]) -> list[Chart]:

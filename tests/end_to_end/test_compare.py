@@ -218,6 +218,13 @@ def test_a_run_without_tokens_is_told_and_the_others_are_compared(large: Path, s
     assert found["whole"][2]["equal"]
     assert "bare and large predict every piece of the texts equally well" in invoke("compare", large, bare).stdout
     assert compared(bare, large)["frequencies"] == []
+    # of three runs, each table says which two it compares
+    titles = [
+        line.strip() for line in invoke("compare", large, small, bare).stdout.splitlines() if line.startswith("by ")
+    ]
+    assert titles[0] == "by document: small compared with large"
+    assert titles.count("by position: bare compared with large") == 1
+    assert len(set(titles)) == len(titles)
 
 
 def test_page_is_self_contained_and_escapes(large: Path, small: Path, tmp_path: Path) -> None:
@@ -230,6 +237,7 @@ def test_page_is_self_contained_and_escapes(large: Path, small: Path, tmp_path: 
         assert foreign not in html.replace("http://www.w3.org", "").replace("url(#", ""), foreign
     assert html.count("<svg") == 4, "two charts, wide and narrow"
     assert (snapshot(large), snapshot(small)) == before, "runs are only read"
+    assert "<h1>small compared with large</h1>" in html
     wrong = invoke("compare", large, small, "--out", tmp_path / "compared.txt")
     assert (wrong.code, "--out must be the name of a page" in wrong.stderr) == (2, True)
 
