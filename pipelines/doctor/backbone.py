@@ -63,8 +63,8 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"  perplexity {probe.perplexity:.2f} on {counted(probe.num_tokens, 'token')}, of which {probe.in_memory:.0%} followed "
-        "the same token before"
+        f"  perplexity {probe.perplexity:.2f} on {counted(probe.num_tokens, 'token')}, of which "
+        f"{probe.in_memory:.0%} followed the same token before"
     )
     console.print(
         f"  repeat loss: {probe.first_loss:.2f} nats at first, {probe.second_loss:.2f} the second time: "
