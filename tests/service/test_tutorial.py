@@ -7,6 +7,7 @@ import pytest
 
 from tests.tutorials import follow
 
+pytest_plugins = ["tests.ray_cluster"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
