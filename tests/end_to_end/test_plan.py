@@ -73,7 +73,7 @@ def test_saved_costs_plan_in_a_moment(saved: Path, model: Path, book: Path) -> N
     assert "Limited by" in result.stdout
     assert "tokens/s" in result.stdout
     # one token per byte, and one start token
-    assert f"{len(TEXT) + 1:,} tokens of 1 documents" in result.stdout
+    assert f"{len(TEXT) + 1:,} tokens of 1 document" in result.stdout
 
 
 def test_plan_of_a_folder_names_what_it_does_not_read(saved: Path, model: Path, book: Path) -> None:
