@@ -38,6 +38,8 @@ class ItemResult:
     """Demonstrations of the memory that were read whole, the nearest last."""
     votes: dict[str, list[float]] | None = None
     """Label shares of the nearest demonstrations, by similarity."""
+    regression: list[float] | None = None
+    """Label shares by regression on the states of all demonstrations."""
 
 
 @dataclass(frozen=True)

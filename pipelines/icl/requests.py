@@ -43,7 +43,10 @@ def request_for(
     if whole is not None:
         plan = None
         if demonstrations is not None:
-            plan = DemonstrationPlan(demonstrations.units, whole.choice, whole.num_read)
+            labels = np.array([task.labels.index(label) for label in demonstrations.labels], dtype=np.int64)
+            plan = DemonstrationPlan(
+                demonstrations.units, whole.choice, whole.num_read, labels=labels, num_labels=len(task.labels)
+            )
         return LabelsRequest(memory, tuple(_label_prompt(prompt, left_out) for prompt in prompts), plan)
     if task.task.generates:
         tokens = tuple(prompt.tokens for prompt in prompts)
@@ -94,9 +97,15 @@ def _whole_result(
             ).tolist()
             for by, found in score.nearest.items()
         }
-    # tokens of the context are read once for all items
     return ItemResult(
-        prompt.index, prompt.shots, prompt.num_own, longmem, backbone, None, score.read.tolist() or None, votes
+        prompt.index,
+        prompt.shots,
+        prompt.num_own,  # tokens of the context are read once for all items
+        longmem,
+        backbone,
+        read=score.read.tolist() or None,
+        votes=votes,
+        regression=None if score.regression is None else score.regression.tolist(),
     )
 
 

@@ -57,6 +57,7 @@ WHOLE_SCHEMA = pa.schema(
         *((f"{model}_calibrated", pa.string()) for model in PARTS),
         ("demonstrations_read", pa.list_(pa.int64())),
         *((f"{by}_votes", pa.list_(pa.float64())) for by in VOTE_POWER),
+        ("regression", pa.list_(pa.float64())),
     ]
 )
 """Columns of items.parquet where whole demonstrations were read. Calibrated labels (`pipelines.icl.calibration`) are
@@ -145,6 +146,7 @@ def _item_row(
             row[side], row[f"{side}_greedy"] = predict(task, result.item, scores)
             row[f"{side}_logprobs"] = scores.logprobs
     row["demonstrations_read"] = result.read
+    row["regression"] = result.regression
     row |= {f"{by}_votes": shares for by, shares in (result.votes or {}).items()}
     if calibration is not None:
         row |= {f"{model}_calibrated": label for model, label in calibration.predict(result).items()}
