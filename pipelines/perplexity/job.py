@@ -80,6 +80,8 @@ class PerplexityJob:
     stride: int | None = None
     """Distance of evaluation windows in tokens; None for `DEFAULT_STRIDE`, or the window if that is shorter."""
     limit_documents: int | None = None
+    limit_tokens: int | None = None
+    """Tokens of each document that are scored, from its start; None for all."""
     resume: bool = False
     command: str = ""
 
@@ -87,8 +89,9 @@ class PerplexityJob:
         for name, value in vars(self.limits).items():
             if value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if self.limit_documents is not None and self.limit_documents < 1:
-            raise ConfigError(f"--limit-documents must be at least 1, got {self.limit_documents}")
+        for option, limit in (("documents", self.limit_documents), ("tokens", self.limit_tokens)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"--limit-{option} must be at least 1, got {limit}")
         if self.keep_memory and self.store == IN_MEMORY:
             raise ConfigError(f"--retention forever needs a store on disk, {IN_MEMORY} ends with the process")
         if self.cluster is not None and self.store == IN_MEMORY:
@@ -173,6 +176,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             "write_memory": spec.write_memory,
             "keep_tokens": spec.keep_tokens,
             "threads": spec.threads,
+            **({} if spec.limit_tokens is None else {"limit_tokens": spec.limit_tokens}),
             **(asdict(spec.window_shape) if spec.window_shape else {}),
         }
 
@@ -226,10 +230,11 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def _score(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
         spec, settings, slices = self._spec, context.model.settings, context.slices
         tokenizer = spec.model.open_tokenizer()
-        if spec.keep_tokens and not tokenizer.gives_spans:
+        needs_spans = "--tokens" if spec.keep_tokens else "--limit-tokens" if spec.limit_tokens else None
+        if needs_spans and not tokenizer.gives_spans:
             raise ConfigError(
-                f"--tokens needs a tokenizer that gives character offsets, and that of {context.model.name} is written "
-                "in Python; add a tokenizer.json to the model, or leave out --tokens"
+                f"{needs_spans} needs a tokenizer that gives character offsets, and that of {context.model.name} is "
+                f"written in Python; add a tokenizer.json to the model, or leave out {needs_spans}"
             )
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
@@ -301,8 +306,21 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             run.run(feed)
 
     def _documents(self) -> Iterator[Document | UnreadableDocument]:
+        spec = self._spec
         documents = read_documents(self._files) if self._files else iter([language_reference()])
-        return islice(documents, self._spec.limit_documents)
+        documents = islice(documents, spec.limit_documents)
+        return documents if spec.limit_tokens is None else self._beginnings(documents, spec.limit_tokens)
+
+    def _beginnings(
+        self, documents: Iterator[Document | UnreadableDocument], num_tokens: int
+    ) -> Iterator[Document | UnreadableDocument]:
+        """Yield documents that end with their first `num_tokens` tokens."""
+        tokenizer = self._spec.model.open_tokenizer()
+        for document in documents:
+            if isinstance(document, Document):
+                yield replace(document, text=tokenizer.beginning(document.text, num_tokens))
+            else:
+                yield document
 
     def _num_documents(self) -> int | None:
         """Return the number of documents, or None if it is unknown before the files are read."""

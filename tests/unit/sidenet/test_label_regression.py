@@ -43,7 +43,7 @@ def test_shares_are_those_of_a_ridge_regression() -> None:
 def test_a_left_out_segment_has_no_influence(segment: int) -> None:
     every = similarities()
     fitted = LabelRegression(every[:COUNT, :COUNT], labels(), 3, SEGMENTS)
-    used = np.flatnonzero(SEGMENTS != segment)
+    used = np.flatnonzero(segment != SEGMENTS)
     for asked in every[:, :COUNT]:
         found = fitted.shares(asked.numpy(), left_out=segment)
         assert np.abs(found - solved(every[:COUNT, :COUNT], asked, used, fitted.penalty)).max() < 1e-9
@@ -56,7 +56,7 @@ def test_the_penalty_is_the_one_with_the_smallest_error_on_segments_left_out() -
     errors = {}
     for penalty in PENALTIES:
         found = np.stack(
-            [solved(kernel, kernel[row], np.flatnonzero(SEGMENTS != SEGMENTS[row]), penalty) for row in range(COUNT)]
+            [solved(kernel, kernel[row], np.flatnonzero(SEGMENTS[row] != SEGMENTS), penalty) for row in range(COUNT)]
         )
         errors[penalty] = ((found - right) ** 2).sum(axis=1).mean()
     assert fitted.errors == pytest.approx(errors)
