@@ -359,16 +359,16 @@ def test_limit_documents_takes_the_first_ones(
 def test_limit_tokens_scores_what_a_shorter_text_has(model: Path, text: Path, tmp_path: Path) -> None:
     limited = arguments(text, model, tmp_path / "limited", "--limit-tokens", 40, "--tokens", "--store", "memory://")
     assert invoke(*limited).code == 0
-    scored = "".join(row["text"] for row in rows(tmp_path / "limited", "passages"))
+    scored = "".join(row["passage"] for row in rows(tmp_path / "limited", "passages"))
     assert text.read_text().startswith(scored)
     (document,) = rows(tmp_path / "limited", "documents")
-    assert (document["num_tokens"] + document["num_unscored_tokens"], document["num_bytes"]) == (40, len(scored))
+    assert (document["num_tokens"] + document["num_unscored_tokens"], document["num_bytes"]) == (40, len(scored.encode()))
     shorter = tmp_path / text.name
     shorter.write_text(scored)
     assert invoke(*arguments(shorter, model, tmp_path / "short", "--store", "memory://")).code == 0
     assert rows(tmp_path / "limited", "segments") == rows(tmp_path / "short", "segments")
     # another limit is another job
-    assert invoke(*limited, "--resume", "--limit-tokens", 41).code == 2
+    assert invoke(*limited, "--resume", "--limit-tokens", "41").code == 2
 
 
 def test_a_full_store_stops_the_job_and_a_larger_one_continues_it(model: Path, text: Path, tmp_path: Path) -> None:
