@@ -7,6 +7,7 @@ from time import monotonic
 from actors.cluster import check_capacity, describe_lack, free_cpus
 from actors.workers.start import Workers
 from longmem.errors import ClusterError
+from longmem.wording import counted
 
 FEWER = "--encoders, --readers or --threads, a smaller --cpu-share, or --elastic"
 """Options that reduce the resources of a job or a service."""
@@ -54,7 +55,7 @@ class Room:
         if now >= self._next_s:
             self._next_s = now + AGAIN_S
             self._tell(
-                f"{num_missing} workers have not started for {now - self._begun_s:.0f} s, of at most "
+                f"waiting for {counted(num_missing, 'worker')} to start, {now - self._begun_s:.0f} s so far, at most "
                 f"{self._limit_s:g} s; {free_cpus()}; where other jobs hold them, {self._advice}"
             )
 
@@ -62,7 +63,7 @@ class Room:
         """Return the error of a job whose wait timed out while the fraction `share` of its workers was missing."""
         lack = describe_lack(*(share * need for need in self._needs)) or "there is room for them, see `ray status`"
         return ClusterError(
-            f"{num_missing} workers did not start within {self._limit_s:g} s: {lack}; let other jobs end, "
+            f"{counted(num_missing, 'worker')} did not start within {self._limit_s:g} s: {lack}; let other jobs end, "
             f"or {self._advice}"
         )
 
@@ -70,7 +71,7 @@ class Room:
 def not_started(room: Room | None, workers: Workers, num_missing: int, limit_s: float) -> ClusterError:
     """Return the error of a job whose workers did not start. Without `room`, their needs are unknown."""
     if room is None:
-        return ClusterError(f"{num_missing} workers did not start within {limit_s:g} s: see `ray status`")
+        return ClusterError(f"{counted(num_missing, 'worker')} did not start within {limit_s:g} s: see `ray status`")
     # missing stores are counted too, although they reserve nothing
     num_workers = len(workers.encoders.workers) + len(workers.readers.workers)
     return room.exhausted(num_missing, min(1.0, num_missing / num_workers))

@@ -33,8 +33,8 @@ class ReaderActor:
         self._opened: tuple[LongMem, WindowCache, Fingerprint] | None = None
 
     def __repr__(self) -> str:
-        # shown in Ray's dashboard, like the actor name `…-sidenet-N`
-        return f"SideNet(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
+        # shown in Ray's dashboard; the actor's name, `…-sidenet-N`, is older than readers without a SideNet
+        return f"Reader(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
     def _loaded(self) -> tuple[LongMem, WindowCache, Fingerprint]:
         if self._opened is None:

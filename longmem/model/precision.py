@@ -5,7 +5,7 @@ Both are measured, because neither follows from the processor's feature flags: s
 models differ in their sensitivity to its eight-bit significand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -19,6 +19,7 @@ from longmem.model.source import ModelSource
 from longmem.scoring.text import score_segments
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
+from longmem.wording import signed
 
 MIN_SPEEDUP = 1.5
 """Smallest speed-up of matrix products that makes further measurements worthwhile."""
@@ -76,19 +77,23 @@ class DtypeChoice:
         return (
             f"computing in {self.dtype}: {speed}, reading the first {reading.num_tokens:,} tokens of "
             f"{reading.document} {reading.gain:.2f} times (at least {MIN_GAIN} are wanted); their perplexity changes "
-            f"by {reading.relative:+.3%} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
+            f"by {signed(reading.relative, '+.3%')} ± {reading.margin:.3%} (at most {MAX_CHANGE:.1%} is allowed)"
         )
 
 
-def choose_dtype(source: ModelSource, sample: Document | None = None) -> DtypeChoice:
+def choose_dtype(
+    source: ModelSource, sample: Document | None = None, on_read: Callable[[int, int], None] = lambda _new, _most: None
+) -> DtypeChoice:
     """Choose by measurement on the device of `source`, with the sample or the language reference.
+
+    `on_read` is that of `compare_reading`, which is called only where products are fast enough.
 
     Raises ModelError and its kinds, ConfigError, DocumentError, NumericError.
     """
     speedup = bfloat16_speedup(source.device)
     if speedup < MIN_SPEEDUP:
         return DtypeChoice("float32", speedup, None)
-    reading = compare_reading(source, sample or language_reference())
+    reading = compare_reading(source, sample or language_reference(), on_read)
     is_better = reading.is_small and reading.gain >= MIN_GAIN
     return DtypeChoice("bfloat16" if is_better else "float32", speedup, reading)
 
@@ -113,14 +118,21 @@ def bfloat16_speedup(device: str = "cpu") -> float:
         return best_s(torch.float32) / best_s(torch.bfloat16)
 
 
-def compare_reading(source: ModelSource, sample: Document) -> DtypeComparison:
-    """Read the sample in both dtypes, interleaved, until the change is clear or no tokens are left."""
+def compare_reading(
+    source: ModelSource, sample: Document, on_read: Callable[[int, int], None] = lambda _new, _most: None
+) -> DtypeComparison:
+    """Read the sample in both dtypes, interleaved, until the change is clear or no tokens are left.
+
+    `on_read` receives the number of tokens that were newly read in both, first 0, and the number to read at most.
+    """
     next_look, most = SAMPLE_TOKENS
     sequence = source.open_tokenizer().sequence(sample.text)[: most + 1]
+    on_read(0, len(sequence) - 1)
     exact, rounded = (_Reading(replace(source, dtype=dtype), sequence) for dtype in ("float32", "bfloat16"))
     losses: list[np.ndarray] = []
     for in_float32, in_bfloat16 in zip(exact, rounded, strict=True):
         losses.append(in_float32.astype(np.float64) - in_bfloat16)
+        on_read(len(losses[-1]), len(sequence) - 1)
         if sum(map(len, losses)) >= next_look:
             next_look *= 2
             if _compared(sample.id, losses, exact, rounded).is_clear:

@@ -18,6 +18,7 @@ import xxhash
 
 from longmem.errors import ConfigError
 from longmem.native.params import declare_functions
+from longmem.wording import reason_of
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("top_k.c", "gather.c", "attention.c", "layout.c"))
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
@@ -51,7 +52,7 @@ def native_library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise ConfigError(
-            f"search=native cannot use {path}: {error}; make its folder writable, or use search=torch"
+            f"search=native cannot use {path}: {reason_of(error)}; make its folder writable, or use search=torch"
         ) from error
     declare_functions(library)
     return library

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from longmem.errors import DocumentError, OutputError
 from longmem.pretraining.tokenizer import START_ID, token_parts
 from longmem.text.documents import UnreadableDocument, find_files, read_documents
+from longmem.wording import reason_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_texts(inputs: Sequence[str], role: str) -> Iterator[str]:
     """Yield the texts of all documents. Raises ConfigError, or DocumentError for the first unreadable document."""
     for document in read_documents(find_files(inputs)):
         if isinstance(document, UnreadableDocument):
-            raise DocumentError(f"{role} data {document.source}: {document.error}")
+            raise DocumentError(f"{role} data: {document.error}")
         yield document.text
 
 
@@ -82,7 +83,7 @@ def open_corpus(folder: Path, name: str) -> Corpus | None:
         facts = CorpusFacts(**json.loads(path.read_text(encoding="utf-8")))
         tokens = np.memmap(folder / f"{name}.bin", dtype=facts.dtype, mode="r")
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"cannot read {path}: {error}; delete it to tokenise again") from error
+        raise OutputError(f"cannot read {path}: {reason_of(error)}; delete it to tokenise again") from error
     if len(tokens) != facts.tokens:
         raise OutputError(
             f"{folder / name}.bin has {len(tokens):,} tokens, expected {facts.tokens:,}; delete {path} to tokenise "

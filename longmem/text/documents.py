@@ -51,6 +51,6 @@ def _duplicate(document: Document | UnreadableDocument, seen: Mapping[str, str])
     return unreadable(
         name,
         document.source,
-        f"the id {document.id!r} was already used by {seen[document.id]}; ids must differ: rename the file or give "
-        "another id",
+        f"{document.source}: the id {document.id!r} was already used by {seen[document.id]}; ids must differ: rename "
+        "the file or give another id",
     )

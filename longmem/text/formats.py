@@ -16,6 +16,7 @@ from longmem.text.naming import given_id
 from longmem.text.opening import READ_ERRORS, TooLongError, numbered_lines, open_stream, read_whole
 from longmem.text.unreadable import UnreadableDocument, unreadable
 from longmem.types import Document
+from longmem.wording import reason_of
 
 EXPECTED = '{"text": ...}'
 BATCH_ROWS = 16
@@ -36,7 +37,7 @@ def read_file(file: InputFile) -> Documents:
     except TooLongError as error:
         yield unreadable(file.id, file.shown, f"cannot read {file.shown}: it has {error}")
     except READ_ERRORS as error:
-        yield unreadable(file.id, file.shown, f"cannot read {file.shown}: {error}")
+        yield unreadable(file.id, file.shown, f"cannot read {file.shown}: {reason_of(error)}")
     except Exception as error:
         # a remote file system raises the errors of its client (botocore, aiohttp, …), which have no common base
         if file.filesystem is None:

@@ -12,6 +12,7 @@ from typing import Any
 from longmem.errors import DocumentError
 from longmem.text import opening
 from longmem.text.opening import READ_ERRORS, TooLongError, numbered_lines, open_stream, read_whole
+from longmem.wording import reason_of
 
 
 class SpelledNumber(str):
@@ -73,7 +74,7 @@ def read_objects(
                 where = f"{path} line {number}"
                 yield number, where, parse_object(line, where, spelled_numbers=spelled_numbers, expected=expected)
     except READ_ERRORS as error:
-        raise DocumentError(f"cannot read {path}: {error}") from error
+        raise DocumentError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def read_json_file(path: Path, *, spelled_numbers: bool = False, expected: str) -> Any:
@@ -84,5 +85,5 @@ def read_json_file(path: Path, *, spelled_numbers: bool = False, expected: str) 
     except TooLongError as error:
         raise DocumentError(f"{path} has {error}") from error
     except READ_ERRORS as error:
-        raise DocumentError(f"cannot read {path}: {error}") from error
+        raise DocumentError(f"cannot read {path}: {reason_of(error)}") from error
     return parse_json(data, str(path), spelled_numbers=spelled_numbers, expected=expected)

@@ -80,21 +80,21 @@ def irregular_kind(mode: int) -> str | None:
 
 def _open_regular(path: str) -> Stream:
     """Open a regular local file. Raises OSError for others: opening a FIFO would block until it has a writer."""
-    _require_regular(path, Path(path).stat().st_mode)
+    _require_regular(Path(path).stat().st_mode)
     # it may have become a FIFO since: O_NONBLOCK opens a FIFO at once, and has no effect on a regular file
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     stream = os.fdopen(descriptor, "rb")
     try:
-        _require_regular(path, os.fstat(descriptor).st_mode)
+        _require_regular(os.fstat(descriptor).st_mode)
     except OSError:
         stream.close()
         raise
     return stream
 
 
-def _require_regular(path: str, mode: int) -> None:
+def _require_regular(mode: int) -> None:
     if (kind := irregular_kind(mode)) is not None:
-        raise OSError(f"{path} is a {kind}, expected a regular file")
+        raise OSError(f"it is a {kind}, expected a regular file")
 
 
 def read_whole(stream: Stream, limit: int) -> bytes:

@@ -8,7 +8,7 @@ from longmem.errors import DocumentError
 
 @dataclass(frozen=True)
 class UnreadableDocument:
-    """A document that could not be read, with the error."""
+    """A document that could not be read, with the error, which names the source."""
 
     id: str
     source: str

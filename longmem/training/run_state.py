@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longmem.errors import CheckpointError, OutputError
+from longmem.wording import reason_of
 
 OPTIMISER_FILE = "optimiser.safetensors"
 STATE_FILE = "state.json"
@@ -64,7 +65,9 @@ def write_run_state(
         for old in checkpoints(folder)[:-KEPT]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {target}: {error}; repair that and run again with --resume") from error
+        raise OutputError(
+            f"cannot write {target}: {reason_of(error)}; repair that and run again with --resume"
+        ) from error
     return target
 
 
@@ -85,7 +88,9 @@ def read_run_state(path: Path, weights_file: str) -> RunState:
                 raise ValueError(f"{name} is not what was saved (digest {expected}, got {found})")
         return RunState(state, load_file(path / weights_file), load_file(path / OPTIMISER_FILE))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; delete it to go on from the one before it") from error
+        raise CheckpointError(
+            f"cannot read {path}: {reason_of(error)}; delete it to go on from the one before it"
+        ) from error
 
 
 def restore_moments(

@@ -99,7 +99,7 @@ def read_texts(inputs: tuple[str, ...], role: str) -> list[str]:
     texts = []
     for document in read_documents(find_files(inputs)):
         if isinstance(document, UnreadableDocument):
-            raise DocumentError(f"{role} data {document.source}: {document.error}")
+            raise DocumentError(f"{role} data: {document.error}")
         texts.append(document.text)
     if not texts:
         raise DocumentError(f"no {role} documents in {', '.join(inputs)}: expected at least one")

@@ -22,7 +22,7 @@ from longmem.errors import ConfigError, LongMemError
 from longmem.system.redaction import know_secrets, redacted
 from pipelines.command.console import open_console, printable
 from pipelines.command.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
-from pipelines.command.option_types import OptionValueError
+from pipelines.command.option_types import EmptyValueError, OptionValueError
 
 EXIT_FAILED_DOCUMENTS = 1
 EXIT_BAD_INPUT = 2
@@ -46,8 +46,7 @@ class exit_codes:  # noqa: N801 - reads as a statement: `with exit_codes(...)`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt) or (error is not None and is_interrupted()):
-            again = f"What was done is kept. Continue with: longmem resume {shlex.quote(str(self._out))}"
-            _say_interrupted(self._console, again if self._out else "")
+            _say_interrupted(self._console, _how_to_go_on(self._out))
             raise typer.Exit(EXIT_INTERRUPTED) from None
         if isinstance(error, LongMemError):
             _say_error(self._console, error)
@@ -75,7 +74,8 @@ def _parsing() -> Iterator[None]:
             yield
     except OptionValueError as error:
         # in one line, like every other error
-        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}"))
+        advice = f": {_instead_of_nothing(error.param)}" if isinstance(error, EmptyValueError) else ""
+        _say_error(console, ConfigError(f"{_shown_name(error.param)} {error.message}{advice}"))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except _USAGE_ERROR as error:
         # typer shows the message in a frame of its own, whose lines end in the middle of a URI
@@ -92,10 +92,31 @@ def _shown_name(parameter: Any) -> str:
     return str(parameter.metavar or parameter.name).removesuffix("...")
 
 
+def _instead_of_nothing(parameter: Any) -> str:
+    """Return what to give in the place of empty text."""
+    if parameter is None or parameter.required:
+        return "give a value"
+    shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
+    return f"give a value, or leave it out (default: {shown})" if shown else "give a value, or leave it out"
+
+
 def _say_error(console: Console, error: LongMemError) -> None:
     # names of files and what they hold are foreign text, which may tell a terminal what to do
     lines = map(printable, str(error).splitlines())
     console.print(f"[bold red]error:[/] {escape(chr(10).join(lines))}", soft_wrap=True)
+
+
+def _how_to_go_on(out: Path | None) -> str:
+    """Return how to continue the job in a folder; nothing for a command without one, or before its job has begun."""
+    if out is None:
+        return ""
+    # loads pyarrow, which a job has done by now
+    from pipelines.job.folder import JOB_FILE, LOG_FILE
+
+    # what `longmem resume` needs: the identity of the job, and its command
+    if not all((out / name).exists() for name in (JOB_FILE, LOG_FILE)):
+        return "The job had not begun, so there is nothing to continue: give the command again."
+    return f"What was done is kept. Continue with: longmem resume {shlex.quote(str(out))}"
 
 
 def _say_interrupted(console: Console, more: str) -> None:

@@ -3,7 +3,9 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +14,7 @@ from rich.markup import escape
 
 from longmem.config import Dtype
 from pipelines.command.choices import JobDtype
+from pipelines.command.interrupts import tidying
 
 if TYPE_CHECKING:
     # loads torch
@@ -52,17 +55,30 @@ def with_compute_type(
     if on_gpu:
         say("computing in float32: this machine's CPU does not speak for GPUs, give --dtype bfloat16 to use it there")
         return replace(source, dtype="float32")
+    from longmem.model.precision import choose_dtype
     from longmem.model.remembered_dtype import settled_dtype
     from longmem.text.documents import find_files
+    from pipelines.job.progress import JobProgress
 
     find_files(inputs)
-    choice = settled_dtype(
-        source,
-        on_measure=lambda: say(
-            "measuring float32 and bfloat16 with this model: takes minutes, once on this machine; "
-            "--dtype float32 skips it"
-        ),
-    )
+    # an interruption raises here: the display has hidden the terminal's cursor
+    with tidying(), ExitStack() as shown:
+
+        def read(new_tokens: int, most: int) -> None:
+            if new_tokens == 0:
+                shown.enter_context(progress)
+                progress.planned("tokens", most)
+            progress.advanced(new_tokens)
+
+        progress = JobProgress(console)
+        choice = settled_dtype(
+            source,
+            on_measure=lambda: say(
+                "measuring float32 and bfloat16 with this model, once on this machine; ends as soon as the difference "
+                "is clear; --dtype float32 skips it"
+            ),
+            choose=partial(choose_dtype, on_read=read),
+        )
     if choice is None:
         return replace(source, dtype="float32")
     say(choice.reason)

@@ -29,6 +29,10 @@ class OptionValueError(typer.BadParameter):
     """A value that an option cannot take; the message goes behind the option's name."""
 
 
+class EmptyValueError(OptionValueError):
+    """Empty text for an option that needs some."""
+
+
 def whole_parser(least: int = 1, most: int = LARGEST) -> Parser:
     """Return a parser of whole numbers, `least` and `most` included."""
 
@@ -69,7 +73,7 @@ def parse_text(value: Any) -> Any:
     """Return a name, an address, a URI or a list with commas; empty text is refused."""
     if isinstance(value, str):
         if not value.strip():
-            raise OptionValueError("must not be empty; leave it out for the default, if it has one")
+            raise EmptyValueError("must not be empty")
         if "\0" in value:
             raise OptionValueError("must not hold a NUL character")
     return value

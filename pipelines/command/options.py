@@ -317,7 +317,7 @@ class ClusterOptions(PoolOptions):
     """Pools of encoders and readers on Ray. Each option sets the field of ClusterShape with the same name."""
 
     encoders: int = whole_field(1, "Encoder actors (writers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
-    readers: int = whole_field(1, "SideNet actors (readers).", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    readers: int = whole_field(1, "Reader actors, which score segments.", DECIDED_BY_SERVICE, most=MOST_WORKERS)
     encoder_gpus: float = real_field(0.0, "GPU share of each encoder.", DECIDED_BY_SERVICE, most=64)
     reader_gpus: float = real_field(0.0, "GPU share of each reader.", DECIDED_BY_SERVICE, most=64)
     placement: Placement = choice_field(

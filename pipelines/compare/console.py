@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.compare.wording import (
     bounds_text,
@@ -20,6 +21,7 @@ from pipelines.compare.wording import (
     points_text,
     positions_text,
     remarks,
+    title_of,
     value_text,
     verdicts,
 )
@@ -59,8 +61,8 @@ def _print_differences(console: Console, differences: Sequence[Row], names: Sequ
 
 def _print_whole(console: Console, compared: Row, names: Sequence[str]) -> None:
     unit = compared["unit"]
-    title = f"{unit} of {count(compared['count'])} {compared['counted']}, {len(compared['documents']):,} document"
-    title += "s" if len(compared["documents"]) != 1 else ""
+    units = counted(compared["count"], compared["counted"].removesuffix("s"))
+    title = f"{unit} of {units}, {counted(len(compared['documents']), 'document')}"
     table = _table(title, ["run"], ["memory", "without", "median document", "change", "95% interval"])
     for name, row in zip(names, compared["whole"], strict=True):
         table.add_row(
@@ -85,18 +87,19 @@ def _print_parts(console: Console, compared: Row, names: Sequence[str], index: i
     ):
         if not any(row["runs"][index] for row in rows):
             continue
-        table = _table(title, head[:1], [*head[1:], *columns])
+        table = _table(f"{title}: {title_of([names[0], names[index]])}", head[:1], [*head[1:], *columns])
         for row in (each for each in rows if each["runs"][index] is not None):
             both = (figure(row["runs"][side]["figure"]["value"]) for side in (0, index))
             table.add_row(Text(label(row)), count(row["count"]), *both, *_change(row["runs"][index]["change"], unit))
         console.print(table)
         if rows is shown and (left := len(documents) - len(shown)):
-            console.print(f"  {left:,} more documents changed less: see --out or --json")
+            console.print(f"  {counted(left, 'more document')} changed less: see --out or --json")
 
 
 def _print_cells(console: Console, cells: Sequence[Row], names: Sequence[str]) -> None:
     for index in range(1, len(names)):
-        table = _table("accuracy by cell", ["task"], ["ctx", "mem", "scoring", names[0], names[index], "points", "95%"])
+        title = f"accuracy by cell: {title_of([names[0], names[index]])}"
+        table = _table(title, ["task"], ["ctx", "mem", "scoring", names[0], names[index], "points", "95%"])
         for cell in cells:
             ours, theirs = (cell["runs"][side] for side in (index, 0))
             change = ours["change"]

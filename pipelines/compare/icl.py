@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from longmem.errors import ConfigError
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.compare.runs import FinishedRun
 from pipelines.icl.metrics import paired_bootstrap
@@ -40,7 +41,7 @@ def compare_icl(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         )
     for run, each in zip(runs, items, strict=True):
         if more := len(each) - len(cells):
-            notes.append(f"{run.name} has {more:,} more cells of the grid, unlike another run: left out.")
+            notes.append(f"{run.name} has {counted(more, 'more cell')} of the grid, unlike another run: left out.")
     rows = [row for cell in cells for row in _cell_rows(cell, [each[cell] for each in items])]
     if not rows:
         raise ConfigError("no item was answered in all runs; compare runs with common items and seeds")

@@ -123,7 +123,7 @@ def _by_document(pieces: Pieces) -> list[Row]:
 
 
 def _by_position(pieces: Pieces) -> list[Row]:
-    """Return the figures by distance from the start of the document, in classes that double.
+    """Return the figures by position of the predicted token, which counts from 1, in classes that double.
 
     The first class ends where the longest piece would. There is none where every document is one piece.
     """
@@ -137,7 +137,7 @@ def _by_position(pieces: Pieces) -> list[Row]:
         mine = (pieces.start >= first) & (pieces.start < end)
         if mine.any():
             runs = _figures(pieces, pieces.longmem[:, mine], pieces.count[mine])
-            rows.append({"first": first, "end": end, "count": int(pieces.count[mine].sum()), "runs": runs})
+            rows.append({"first": first + 1, "last": end, "count": int(pieces.count[mine].sum()), "runs": runs})
     return rows
 
 

@@ -20,6 +20,7 @@ from pipelines.compare.wording import (
     positions_label,
     positions_text,
     remarks,
+    title_of,
     value_text,
     verdicts,
 )
@@ -65,6 +66,7 @@ def write_comparison(path: Path, compared: Row) -> Path:
         },
         compared=compared,
         names=[run["name"] for run in compared["runs"]],
+        title=title_of([run["name"] for run in compared["runs"]]),
         verdicts=verdicts(compared),
         remarks=remarks(compared),
         documents=() if icl else compared["documents"][:MAX_ROWS],
@@ -86,7 +88,13 @@ def _charts(compared: Row) -> list[tuple[str, str, Chart]]:
     unit = compared["unit"]
     drawn = []
     for title, note, rows, label, axis in (
-        ("Along the document", "by position of the token", compared["positions"], positions_label, "token position"),
+        (
+            "Along the document",
+            "by position of the token",
+            compared["positions"],
+            positions_label,
+            "token position, up to",
+        ),
         (
             "By occurrences of the token",
             "by the number of times that the predicted token occurs in all compared texts",
@@ -112,7 +120,7 @@ def _charts(compared: Row) -> list[tuple[str, str, Chart]]:
             )
             for name, line in lines.items()
         )
-        prefix = "p" if axis == "token position" else "f"
+        prefix = "f" if axis == "occurrences" else "p"
         wide = svg(partial(draw, 0), WIDE_INCHES, f"{prefix}w")
         narrow = svg(partial(draw, NARROW_TURN), NARROW_INCHES, f"{prefix}n")
         chart = Chart(title, f"Change {note}. {said}.", wide, narrow)

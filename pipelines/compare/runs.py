@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longmem.errors import ConfigError, OutputError
+from longmem.wording import reason_of
 from pipelines.job.folder import JOB_FILE
 from pipelines.watch.status import read_status
 
@@ -56,7 +57,7 @@ class FinishedRun:
             yield path
         except (OSError, pa.ArrowException) as error:
             raise OutputError(
-                f"cannot read {path}: {error}; remove {SUMMARY_FILE} and write the tables anew with: "
+                f"cannot read {path}: {reason_of(error)}; remove {SUMMARY_FILE} and write the tables anew with: "
                 f"longmem resume {quote(str(self.folder))}"
             ) from error
 
@@ -108,7 +109,7 @@ def _open(folder: Path, name: str) -> FinishedRun:
     except FileNotFoundError as error:
         raise OutputError(f"{folder} is not the output folder of a job: it holds no {JOB_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"cannot read {path}: {error}; restore it from a copy") from error
+        raise OutputError(f"cannot read {path}: {reason_of(error)}; restore it from a copy") from error
     if kind not in COMPARABLE:
         return FinishedRun(name, folder, kind, identity, {})
     try:

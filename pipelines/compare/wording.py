@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences and numbers of a comparison, the same on terminal and page."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from longmem.wording import counted, signed
 from pipelines.command.console import printable
 from pipelines.job.format import NOTHING, figure, percent_digits, percentage_points, short_count, signed_percent
 
@@ -10,6 +12,11 @@ EQUAL = "equal"
 """Text of a difference that is exactly 0."""
 
 Row = dict[str, Any]
+
+
+def title_of(names: Sequence[str]) -> str:
+    """Return the title of a comparison; the first name is that of the baseline."""
+    return f"{', '.join(names[1:])} compared with {names[0]}"
 
 
 def verdicts(compared: Row) -> list[str]:
@@ -47,11 +54,12 @@ def _direction(change: Row) -> str:
 def _cells_verdict(cells: list[Row], index: int, names: list[str]) -> str:
     changes = [cell["runs"][index]["change"] for cell in cells]
     apart = [change for change in changes if is_apart(change)]
+    cells_text = counted(len(changes), "cell")
     if not apart:
-        return f"{names[index]}: none of {len(changes):,} cells differs from {names[0]} beyond its 95% interval."
+        return f"{names[index]}: none of {cells_text} differs from {names[0]} beyond its 95% interval."
     above = sum(change["value"] > 0 for change in apart)
     return (
-        f"{names[index]}: of {len(changes):,} cells, {above:,} are above {names[0]} and {len(apart) - above:,} below, "
+        f"{names[index]}: of {cells_text}, {above:,} are above {names[0]} and {len(apart) - above:,} below, "
         f"beyond their 95% intervals; about {len(changes) * 0.05:.1f} would be by chance."
     )
 
@@ -94,7 +102,7 @@ def change_text(change: float | None, unit: str) -> str:
         return EQUAL
     if unit == "perplexity":
         return signed_percent(change)
-    return NOTHING if change is None else f"{'−' if change < 0 else '+'}{abs(change):.4f}"
+    return NOTHING if change is None else signed(change, "+.4f")
 
 
 def bounds_text(change: Row | None, unit: str) -> str:
@@ -127,13 +135,13 @@ def value_text(value: Any) -> str:
 
 
 def positions_text(row: Row) -> str:
-    """Return a class of positions, such as `2,048 – 4,096`."""
-    return f"{row['first']:,} – {row['end']:,}"
+    """Return a class of positions, such as `2,049 – 4,096`."""
+    return f"{row['first']:,} – {row['last']:,}"
 
 
 def positions_label(row: Row) -> str:
-    """Return the start of a class of positions for the axis of a chart."""
-    return short_count(row["first"], 1024) if row["first"] % 1024 == 0 else f"{row['first']:,}"
+    """Return the last position of a class for the axis of a chart."""
+    return short_count(row["last"], 1024) if row["last"] % 1024 == 0 else f"{row['last']:,}"
 
 
 def occurrences_text(row: Row) -> str:

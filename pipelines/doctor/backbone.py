@@ -16,6 +16,7 @@ from longmem.model.checkpoint import backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
+from longmem.wording import counted, signed
 from pipelines.doctor.backbone_probe import BackboneProbe, LayerProbe, probe_backbone
 from pipelines.job.inputs import find_inputs
 
@@ -55,14 +56,14 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
         mark = " ←" if layer is best else ""
         table.add_row(
             f"{layer.layer}{mark}",
-            f"{layer.cache_gain:+.1%}",
+            signed(layer.cache_gain, "+.1%"),
             f"{layer.found:.0%}",
             f"{layer.induction:.2f}",
             style=None if layer.layer in storable else "dim",
         )
     console.print(table)
     console.print(
-        f"  perplexity {probe.perplexity:.2f} on {probe.num_tokens:,} tokens, of which {probe.in_memory:.0%} followed "
+        f"  perplexity {probe.perplexity:.2f} on {counted(probe.num_tokens, 'token')}, of which {probe.in_memory:.0%} followed "
         "the same token before"
     )
     console.print(
@@ -108,6 +109,6 @@ def _text(source: str | None, console: Console) -> str:
         return language_reference().text
     for document in read_documents(find_inputs([source], console)):
         if isinstance(document, UnreadableDocument):
-            raise DocumentError(f"{document.source}: {document.error}")
+            raise document.error
         return document.text
     raise DocumentError(f"no document in {source}: expected a text to probe with")

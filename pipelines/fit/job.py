@@ -31,6 +31,7 @@ from longmem.training.copy_head_fit import (
     read_documents_once,
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
+from longmem.wording import counted
 from pipelines.job.executors import use_threads
 from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
@@ -169,7 +170,7 @@ def _read(
     began = time.monotonic()
     readings = read_documents_once(model, sequences)
     context.tell(
-        f"read {len(texts)} documents to {role}: {readings.num_tokens:,} tokens with a memory, "
+        f"read {counted(len(texts), 'document')} to {role}: {counted(readings.num_tokens, 'token')} with a memory, "
         f"{time.monotonic() - began:.0f} s"
     )
     context.observer.advanced()

@@ -14,8 +14,9 @@ from rich.progress import track
 
 from longmem.errors import ConfigError, DocumentError
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey
+from longmem.wording import counted
 from pipelines.command.command_line import check_inputs
-from pipelines.command.console import printable, say, say_json, say_piece
+from pipelines.command.console import say, say_json, say_piece
 from pipelines.command.fields import HelpPanel, flag_field, path_field, real_field, text_field, whole_field
 from pipelines.command.interrupts import tidying
 from pipelines.command.options import ProcessThreads, StoredModelOptions
@@ -93,7 +94,10 @@ class GenerateSpec(ProcessThreads, StoredModelOptions, CommandSpec):
         if self.store is not None and self.memory_file is not None:
             raise ConfigError("--store and --memory-file contradict each other; give one of them")
         if (self.store is None) != (self.document is None):
-            raise ConfigError("--store and --document name one memory together; give both (see `longmem memory ls`)")
+            raise ConfigError(
+                "--store and --document name one memory together; give both (`longmem memory ls --store STORE` lists "
+                "the documents of a store)"
+            )
         if "namespace" in self.given and self.store is None:
             raise ConfigError("--namespace needs --store and --document")
         if self.temperature == 0 and (idle := sorted({"top_p", "seed"} & self.given)):
@@ -148,10 +152,11 @@ def _encoded(model: "LongMem", path: str, console: Console) -> "DocumentMemory":
 
     documents = list(read_documents(find_inputs([path], console)))
     if len(documents) != 1:
-        raise DocumentError(f"--memory-file {path} holds {len(documents):,} documents; expected one, for one memory")
+        held = counted(len(documents), "document")
+        raise DocumentError(f"--memory-file {path} holds {held}; expected one, for one memory")
     document = documents[0]
     if isinstance(document, UnreadableDocument):
-        raise DocumentError(f"{printable(document.source)}: {document.error}")
+        raise document.error
     store = MemoryStore.open(IN_MEMORY)
     memory = store.document(document.id)
     sequence = model.tokenizer.sequence(document.text)

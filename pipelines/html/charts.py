@@ -23,6 +23,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from longmem.wording import counted
 from pipelines.job.format import short_count
 
 SMOOTHING = 40
@@ -90,15 +91,18 @@ class Curve:
     """Segments in one running mean; 1 if nothing was smoothed."""
 
 
-def document_charts(names: list[str], segments: pa.Table) -> list[Chart]:
-    """Return one chart of perplexity by position for each named document; a single document gets the page's width."""
+def document_charts(names: list[str], segments: pa.Table, sides: tuple[str, str]) -> list[Chart]:
+    """Return one chart of perplexity by position for each named document; a single document gets the page's width.
+
+    `sides` names the two curves: that of LongMem and that of the backbone.
+    """
     charts = []
     for index, name in enumerate(names):
         curve = document_curve(name, segments)
         draw = partial(_draw_curve, curve)
         description = (
-            f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} with memory, "
-            f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} without."
+            f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} ({sides[0]}), "
+            f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} ({sides[1]})."
         )
         wide = svg(draw, WIDE_INCHES, f"w{index}") if len(names) == 1 else None
         charts.append(Chart(name, description, wide, svg(draw, NARROW_INCHES, f"n{index}")))
@@ -152,8 +156,8 @@ def distance_chart(segments: pa.Table) -> Chart | None:
     peak = int(shares.argmax())
     median = int(np.searchsorted(shares.cumsum(), 0.5))
     description = (
-        f"Reads by distance: most, {shares[peak]:.0%}, lie {2**peak:,} to {2 ** (peak + 1):,} tokens back; "
-        f"half lie fewer than {2 ** (median + 1):,} tokens back."
+        f"Reads by distance: most, {shares[peak]:.0%}, lie {2**peak:,} to {counted(2 ** (peak + 1), 'token')} back; "
+        f"half lie fewer than {counted(2 ** (median + 1), 'token')} back."
     )
     draw = partial(_draw_distances, shares)
     return Chart("Distance of reads", description, svg(draw, WIDE_INCHES, "dw"), svg(draw, NARROW_INCHES, "dn"))

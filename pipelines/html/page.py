@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.job.output import write_text
+from pipelines.job.summary import model_facts
 
 REPORT_NAME = "report.html"
 TEMPLATE = "report.html.j2"
@@ -27,7 +28,7 @@ def write_page(path: Path, job_folder: Path, filters: Mapping[str, Callable[...,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= {"model_facts": model_facts, **filters}
     html = environment.get_template(TEMPLATE).render(**values)
     write_text(path, html)
     return path

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.icl.report import headline, headline_rows, verdict
 from pipelines.job.format import NOTHING, percent
@@ -23,7 +24,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             (row["model"], row["shots"], row["memory_shots"]): f"{percent(row['mean'])} ± {percent(row['std'])}"
             for row in headline_rows(task)
         }
-        title = f"{printable(name)}: {metric.replace('_', ' ')} of {task['items']:,} items"
+        title = f"{printable(name)}: {metric.replace('_', ' ')} of {counted(task['items'], 'item')}"
         table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
         # one row per grid point: a column per number of demonstrations in memory would not fit 80 columns
         for column in ("in context", "in memory", "LongMem", "backbone"):
@@ -47,5 +48,5 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     console.print(
         f"  {written['tokens_encoded']:,} demonstration tokens encoded, {written['tokens_found']:,} found in the store"
     )
-    console.print(f"  {answered['items']:,} items in {answered['wall_s']:.1f} s")
+    console.print(f"  {counted(answered['items'], 'item')} in {answered['wall_s']:.1f} s")
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)

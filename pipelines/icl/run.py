@@ -16,6 +16,7 @@ from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import SegmentScheduler, stored_segments
 from longmem.stages import STAGES
 from longmem.types import DocumentKey, SegmentInfo
+from longmem.wording import counted
 from pipelines.command.interrupts import undivided
 from pipelines.icl.records import BatchRecord, IclJournal
 from pipelines.icl.requests import WholeReading, request_for, results_of
@@ -133,7 +134,8 @@ class IclRun:
 
     def _tell_stored(self, memory: Memory) -> None:
         tokens = sum(segment.num_tokens for segment in memory.segments)
-        self.tell(f"{memory.key.document}: {memory.num_demonstrations:,} demonstrations, {tokens:,} tokens in memory")
+        demonstrations = counted(memory.num_demonstrations, "demonstration")
+        self.tell(f"{memory.key.document}: {demonstrations}, {counted(tokens, 'token')} in memory")
 
     def ask(self, points: Mapping[GridPoint, OpenPoint], batch_items: int) -> None:
         """Answer every item of every grid point that the journal does not hold."""

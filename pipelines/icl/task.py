@@ -29,6 +29,7 @@ from typing import Any
 from longmem.errors import ConfigError, DocumentError
 from longmem.text.json_lines import read_json_file, read_objects
 from longmem.text.opening import compression_of
+from longmem.wording import reason_of
 
 SHIPPED = Path(__file__).parent / "tasks"
 NAMES = tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
@@ -170,7 +171,7 @@ def load_task(name: str, data: Path | None) -> IclTask:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read task {path}: {error}") from error
+        raise ConfigError(f"cannot read task {path}: {reason_of(error)}") from error
     if (lacks := REQUIRED - values.keys()) or (odd := values.keys() - REQUIRED - OPTIONAL):
         wrong = f"lacks {', '.join(sorted(lacks))}" if lacks else f"does not know {', '.join(sorted(odd))}"
         raise ConfigError(f"task {path} {wrong}; it has {', '.join(sorted(REQUIRED))}, and may have {sorted(OPTIONAL)}")

@@ -19,6 +19,7 @@ import longmem
 from longmem.errors import LongMemError
 from longmem.model.source import ModelDescription
 from longmem.runtime.executor import Completion, ExecutorEvent
+from longmem.wording import counted
 from pipelines.job.observer import JobObserver
 from pipelines.job.output import GrowingFile, encoded
 
@@ -54,7 +55,7 @@ class EventLog(JobObserver):
         self.event("job_resumed" if resumed else "job_started", command, folder=str(Path.cwd()), versions=versions)
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
-        self.event("document_admitted", f"{num_segments} segments, {num_tokens} tokens to be scored", document=document)
+        self.event("document_admitted", _to_score(num_tokens, num_segments), document=document)
 
     def task_ended(self, completion: Completion) -> None:
         if completion.error is not None:
@@ -108,11 +109,11 @@ class EventNotes(JobObserver):
         self._tell("versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
 
     def admitted(self, document: str, num_tokens: int, num_segments: int) -> None:
-        self._tell(f"{document}: {num_segments:,} segments, {num_tokens:,} tokens to be scored")
+        self._tell(f"{document}: {_to_score(num_tokens, num_segments)}")
 
     def found_stored(self, document: str, segment_bytes: Mapping[int, int]) -> None:
         if segment_bytes:
-            self._tell(f"{document}: {len(segment_bytes):,} segments are stored already")
+            self._tell(f"{document}: {counted(len(segment_bytes), 'segment')} found in the store")
 
     def trimmed(self, document: str, first_segment: int) -> None:
         self._tell(f"{document}: segments before {first_segment:,} are removed from the store")
@@ -128,3 +129,7 @@ class EventNotes(JobObserver):
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
         self._tell(f"{unit}: {'an unknown number' if total is None else f'{total:,}'}, of which {done:,} are done")
+
+
+def _to_score(num_tokens: int, num_segments: int) -> str:
+    return f"{counted(num_segments, 'segment')}, {counted(num_tokens, 'token')} to be scored"

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from longmem.errors import OutputError
 from longmem.system.redaction import redacted_values
+from longmem.wording import reason_of
 from pipelines.command.interrupts import tidying
 from pipelines.job.output import PART, write_json, write_table
 
@@ -131,7 +132,7 @@ class JobFolder:
             # jobs of earlier versions may hold secrets
             return str(job["id"]), _as_stored(dict(job["identity"])), job.get("asked")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"cannot read {path}: {error}; begin a new job in another folder") from error
+            raise OutputError(f"cannot read {path}: {reason_of(error)}; begin a new job in another folder") from error
 
     def has_results_in(self, name: str) -> bool:
         """Return whether a file of an earlier run, such as a journal, exists and is not empty."""

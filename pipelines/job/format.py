@@ -7,6 +7,8 @@ Functions that accept None return `NOTHING` for it. All of them take plain SI va
 from collections.abc import Callable
 from typing import Any
 
+from longmem.wording import counted, signed
+
 NOTHING = "–"
 """Text of a missing figure."""
 GIB = 2**30
@@ -92,14 +94,14 @@ def signed_percent(share: float | None) -> str:
 def fine_percent(share: float) -> str:
     """Return a change in per cent with its sign and three decimals."""
     # + 0.0 turns the negative zero of rounding into zero
-    return f"{round(share, 5) + 0.0:+.3%}"
+    return signed(round(share, 5) + 0.0, "+.3%")
 
 
 def percentage_points(difference: float | None) -> str:
     """Return a difference of shares in percentage points, with its sign and one decimal."""
     if difference is None:
         return NOTHING
-    return f"{'−' if difference < 0 else '+'}{abs(difference) * 100:.1f}"
+    return signed(difference * 100, "+.1f")
 
 
 def nats(value: float) -> str:
@@ -109,7 +111,7 @@ def nats(value: float) -> str:
 
 def signed_nats(difference: float) -> str:
     """Return a difference of nats per token with its sign and three decimals."""
-    return f"{difference:+.3f}"
+    return signed(difference, "+.3f")
 
 
 def duration(seconds: float) -> str:
@@ -162,6 +164,7 @@ def gibibytes(num_bytes: float) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "count": count,
+    "counted": counted,
     "figure": figure,
     "interval": interval,
     "percent": signed_percent,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from longmem.errors import OutputError
 from longmem.system.redaction import DATA_FIELDS, redacted, redacted_values
+from longmem.wording import reason_of
 
 AGAIN = "repair that and run again with --resume"
 PART = ".part"
@@ -51,7 +52,7 @@ def write_table(path: Path, table: pa.Table, group_rows: int | None = None) -> N
         pq.write_table(_redacted_table(table), temporary, row_group_size=group_rows, compression="zstd")
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; then run again with --resume") from error
+        raise OutputError(f"cannot write {path}: {reason_of(error)}; then run again with --resume") from error
 
 
 def _redacted_table(table: pa.Table) -> pa.Table:

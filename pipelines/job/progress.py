@@ -17,6 +17,7 @@ from rich.text import Text
 
 from longmem.errors import LongMemError
 from longmem.stages import STAGES, Stage
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.job.format import h_mm_ss, megabytes
 from pipelines.job.observer import JobObserver
@@ -226,7 +227,7 @@ class JobProgress(JobObserver):
             return ""
         stage: Stage = "score" if self._tokens["score"] or not self._tokens["put"] else "put"
         verb = "scored" if stage == "score" else "stored"
-        return f"{verb} {self._tokens[stage]:,} tokens · {self._rates[stage].per_second():,.0f} tokens/s"
+        return f"{verb} {counted(self._tokens[stage], 'token')} · {self._rates[stage].per_second():,.0f} tokens/s"
 
     def below_bar(self) -> Iterable[RenderableType]:
         """Yield the renderables below the bar: the newest detail, and a table of stages for a job with segments."""

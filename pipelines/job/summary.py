@@ -5,15 +5,18 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from platform import machine, python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import longmem
-from longmem.model.source import ModelDescription
+
+if TYPE_CHECKING:
+    # loads torch
+    from longmem.model.source import ModelDescription
 
 LIBRARIES = ("torch", "transformers", "ray", "lancedb", "faiss-cpu", "pyarrow", "numpy")
 
 
-def about(command: str, model: ModelDescription, executor: dict[str, Any], resumed: bool) -> dict[str, Any]:
+def about(command: str, model: "ModelDescription", executor: dict[str, Any], resumed: bool) -> dict[str, Any]:
     """Return command, model, settings, executor and versions that produced a result."""
     return {
         "longmem_version": longmem.__version__,
@@ -32,6 +35,26 @@ def about(command: str, model: ModelDescription, executor: dict[str, Any], resum
         "executor": executor,
         "versions": {"python": f"{python_version()} ({machine()})", **{name: version(name) for name in LIBRARIES}},
     }
+
+
+def model_facts(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties of a job's model that every report shows, by name."""
+    model = summary["model"]
+    sidenet = "trained SideNet" if model["trained"] else "untrained SideNet"
+    return {
+        "name": model["name"],
+        "family": model["family"],
+        "reading model": "cache reader" if _reads_all_layers(summary["settings"]) else sidenet,
+        "parameters": model["num_parameters"],
+        "memory layer": model["memory_layer"],
+    }
+
+
+def side_names(summary: dict[str, Any]) -> tuple[str, str]:
+    """Return the names of LongMem and of its backbone in tables and charts; a job whose memory is off reads none."""
+    if summary["settings"].get("memory_tokens", 1):
+        return "with memory", "without memory"
+    return "LongMem, memory off", "backbone alone"
 
 
 def reads_memory(summary: dict[str, Any]) -> bool:

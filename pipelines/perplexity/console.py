@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.job.format import fine_figure, fine_interval, fine_percent, with_interval
-from pipelines.job.summary import cause_of_change, reads_memory, why_no_change
+from pipelines.job.summary import cause_of_change, reads_memory, side_names, why_no_change
 from pipelines.perplexity.spread import spread_remarks
 
 
@@ -20,10 +21,11 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     counts, perplexity, window = summary["counts"], summary["perplexity"], summary.get("window")
     if perplexity:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
-        columns = {"with memory": "longmem", "without memory": "backbone"}
+        ours, theirs = side_names(summary)
+        columns = {ours: "longmem", theirs: "backbone"}
         if window:
             shown = f"window {window['window']:,}, stride {window['stride']:,}"
-            columns = {"with memory": "longmem", shown: "window", "without memory": "backbone"}
+            columns = {ours: "longmem", shown: "window", theirs: "backbone"}
             perplexity = {unit: {**sides, "window": window["perplexity"][unit]} for unit, sides in perplexity.items()}
         table.add_column("perplexity")
         for name in columns:
@@ -41,11 +43,11 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             console.print(f"  {escape(line)}", soft_wrap=True)
         if window:
             change = with_interval(window["change_to_memory"], fine_percent, "95% interval ")
-            console.print(f"  with memory, compared with the windows: {change}")
+            console.print(f"  {ours}, compared with the windows: {change}")
             console.print(
-                f"  computing: memory {window['memory_busy_s']:.1f} s, "
-                f"{window['windows']:,} window{'s' if window['windows'] != 1 else ''} {window['busy_s']:.1f} s "
-                f"({window['tokens_read']:,} tokens read)"
+                f"  computing: LongMem {window['memory_busy_s']:.1f} s, "
+                f"{counted(window['windows'], 'window')} {window['busy_s']:.1f} s "
+                f"({counted(window['tokens_read'], 'token')} read)"
             )
         if not summary["model"]["trained"]:
             console.print(
@@ -55,7 +57,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             )
     rate = counts["tokens"] / summary["wall_s"] if summary["wall_s"] else 0
     console.print(
-        f"  {counts['tokens']:,} tokens of {counts['documents']:,} document{'s' if counts['documents'] != 1 else ''} "
+        f"  {counted(counts['tokens'], 'token')} of {counted(counts['documents'], 'document')} "
         f"in {summary['wall_s']:.1f} s ({rate:,.0f} tokens/s)"
     )
     for failure in summary["failures"]:

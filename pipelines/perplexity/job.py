@@ -23,6 +23,7 @@ from longmem.store.lance.fsync import Durability
 from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
+from longmem.wording import counted
 from pipelines.command.choices import Retention
 from pipelines.command.console import printable
 from pipelines.job.executors import MEMORY_FOLDER, open_workers
@@ -204,7 +205,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         if changed := sorted(name for name in {*known, *seen} if known.get(name) != seen.get(name)):
             raise OutputError(
                 f"{self.out} holds a finished job, and {printable(changed[0])} has changed since the job began"
-                + (f" (and {len(changed) - 1:,} other documents)" if len(changed) > 1 else "")
+                + (f" (and {counted(len(changed) - 1, 'other document')})" if len(changed) > 1 else "")
                 + "; the results stay as they are: restore the text, or begin a new job in another folder"
             )
 
@@ -298,7 +299,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             keep_tokens=spec.keep_tokens,
             record=record,
         )
-        context.tell(f"backbone alone in windows of {shape.window:,} tokens, stride {shape.stride:,}")
+        context.tell(f"backbone alone in windows of {counted(shape.window, 'token')}, stride {shape.stride:,}")
         feed = DocumentFeed(
             self._documents(), spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
         )

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.job.format import FILTERS, percent_digits, signed_percent
-from pipelines.job.summary import cause_of_change, reads_memory, why_no_change
+from pipelines.job.summary import cause_of_change, reads_memory, side_names, why_no_change
 from pipelines.perplexity.spread import spread_remarks
 
 MAX_CHARTS = 12
@@ -58,6 +58,7 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
     """
     scored = sorted({name for name, tokens in _pairs(segments, "document", "num_tokens") if tokens})
     rows = document_rows(documents, segments)
+    sides = side_names(summary)
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,
@@ -65,7 +66,9 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
         summary=summary,
         verdict=verdict(summary),
         remarks=spread_remarks(summary),
-        charts=document_charts(scored[:MAX_CHARTS], segments),
+        sides=sides,
+        heads=[side[0].upper() + side[1:] for side in sides],
+        charts=document_charts(scored[:MAX_CHARTS], segments, sides),
         num_scored=len(scored),
         longest=max((n for _, n in _pairs(segments, "document", "segment")), default=0) + 1,
         smoothing=SMOOTHING,

@@ -6,13 +6,15 @@ tokens: without a document it is the mean over all others, which takes no second
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.job.format import figure, signed_percent
+from pipelines.job.summary import side_names
 
 if TYPE_CHECKING:
     # loads torch
@@ -83,7 +85,7 @@ def spread_of(segments: "Sequence[SegmentRecord]") -> dict[str, Any]:
     }
 
 
-def spread_remarks(summary: Mapping[str, Any]) -> list[str]:
+def spread_remarks(summary: dict[str, Any]) -> list[str]:
     """Return sentences on the median document, and on documents that decide a pooled figure of a summary.
 
     There are none for a single document, and for the summary of an earlier version.
@@ -91,14 +93,18 @@ def spread_remarks(summary: Mapping[str, Any]) -> list[str]:
     spread = summary.get("spread")
     if not spread or summary["counts"]["documents"] < 2 or spread["longmem"]["median"] is None:
         return []
-    medians = (figure(spread[side]["median"]) for side in ("longmem", "backbone"))
-    said = ["Median document: {} with memory, {} without; ".format(*medians)]
-    said[0] += f"change {signed_percent(spread['change']['median'])}."
-    for side, name in (("longmem", "perplexity with memory"), ("backbone", "perplexity without memory")):
+    names = dict(zip(("longmem", "backbone"), side_names(summary), strict=True))
+    medians = " and ".join(f"{figure(spread[side]['median'])} ({name})" for side, name in names.items())
+    said = [
+        f"Median over {counted(summary['counts']['documents'], 'document')}, each counted once: perplexity {medians}, "
+        f"change {signed_percent(spread['change']['median'])}."
+    ]
+    for side, name in names.items():
         if found := spread[side]["dominant"]:
             value, pooled = figure(found["without"]), figure(summary["perplexity"]["token"][side]["value"])
             said.append(
-                f"One document decides the {name}: without {printable(found['document'])} it is {value}, not {pooled}."
+                f"One document decides the perplexity ({name}): without {printable(found['document'])} it is {value}, "
+                f"not {pooled}."
             )
     if found := spread["change"]["dominant"]:
         value, pooled = signed_percent(found["without"]), signed_percent(summary["change"]["value"])

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from longmem.wording import counted, signed
 from pipelines.job.format import NOTHING, byte_size, milliseconds, rough_duration
 from pipelines.plan.check import PlanComparison
 from pipelines.plan.costs import Cost, UnitCosts
@@ -28,8 +29,8 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts, bfloa
     cluster, workload = plan.cluster, plan.workload
     where = "in this process" if cluster.in_process else _shape(cluster)
     console.print(
-        f"{workload.num_tokens:,} tokens of {len(workload.document_tokens):,} documents, {plan.num_segments:,} "
-        f"segments, {where}",
+        f"{counted(workload.num_tokens, 'token')} of {counted(len(workload.document_tokens), 'document')}, "
+        f"{counted(plan.num_segments, 'segment')}, {where}",
         style="bold",
     )
     table = Table(box=box.SIMPLE_HEAD)
@@ -141,7 +142,7 @@ def print_comparison(console: Console, comparison: PlanComparison) -> None:
         )
     console.print(table)
     if comparison.drift:
-        drifts = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in comparison.drift.items())
+        drifts = ", ".join(f"{name} {signed(ratio - 1, '+.0%')}" for name, ratio in comparison.drift.items())
         console.print(f"  The machine, measured again after the run: {drifts}.", style="dim")
     console.print(f"  Other programs used {comparison.foreign_cores:.2g} cores during the run.", style="dim")
     verdict = "[green]within[/]" if comparison.passed else "[bold red]off by more than[/]"
@@ -181,10 +182,12 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def _shape(cluster: Cluster) -> str:
-    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
+    pools = {"encoder": cluster.encoders, "reader": cluster.readers, "store": cluster.stores}
+    cores = "1 core" if cluster.cores_per_node == 1 else f"{cluster.cores_per_node:g} cores"
     return (
-        f"on {nodes} of {cluster.cores_per_node:g} cores: {cluster.encoders} encoders, {cluster.readers} readers, "
-        f"{cluster.stores} stores, {cluster.threads} threads each"
+        f"on {counted(cluster.nodes, 'node')} of {cores}: "
+        f"{', '.join(counted(number, worker) for worker, number in pools.items())}, "
+        f"{counted(cluster.threads, 'thread')} each"
     )
 
 
@@ -203,4 +206,4 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _error(error: float | None) -> str:
-    return NOTHING if error is None else f"{error:+.0%}"
+    return NOTHING if error is None else signed(error, "+.0%")

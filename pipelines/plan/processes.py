@@ -14,7 +14,7 @@ import psutil
 
 Role = Literal["driver", "encoder", "reader", "store", "daemon"]
 
-ROLES: Mapping[str, Role] = {"Encoder": "encoder", "SideNet": "reader", "Store": "store"}
+ROLES: Mapping[str, Role] = {"Encoder": "encoder", "Reader": "reader", "Store": "store"}
 """Role by the class name in an actor's process title."""
 SAMPLE_S = 1.0
 

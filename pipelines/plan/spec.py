@@ -52,7 +52,7 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
     nodes: int = whole_field(1, "Machines like this one.", most=MOST_WORKERS)
     cores_per_node: float | None = real_field(None, "Cores of each.", shown="this machine's", above=True, most=1e6)
     encoders: int | None = whole_field(None, "Encoder actors.", shown="the best number", most=MOST_WORKERS)
-    readers: int | None = whole_field(None, "SideNet actors.", shown="the best number", most=MOST_WORKERS)
+    readers: int | None = whole_field(None, "Reader actors.", shown="the best number", most=MOST_WORKERS)
     stores: int | None = whole_field(None, "Store actors.", shown="the best number", most=MOST_WORKERS)
     retention: Retention = choice_field(
         "document",

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longmem.wording import counted
 from pipelines.job.format import short_percent
 
 NAMES = {"passkey": "pass key", "lookup": "lookup", "labels": "random labels"}
@@ -20,7 +21,7 @@ def print_trials(console: Console, summary: dict[str, Any], out: Path) -> None:
         rows = [row for row in summary["conditions"] if row["subject"] == subject]
         if rows:
             console.print(passkey_table(rows, title) if subject == "passkey" else pair_table(rows, title))
-    console.print(f"  {summary['num_trials']:,} questions in {summary['wall_s']:,.1f} s")
+    console.print(f"  {counted(summary['num_trials'], 'question')} in {summary['wall_s']:,.1f} s")
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 

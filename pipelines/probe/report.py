@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 
+from longmem.wording import counted
 from pipelines.html.charts import (
     FAINT,
     INK,
@@ -22,7 +23,7 @@ from pipelines.html.charts import (
 )
 from pipelines.html.page import write_page
 from pipelines.job.folder import JobFolder
-from pipelines.job.format import percent, short_count
+from pipelines.job.format import FILTERS, percent, short_count
 
 REPORT_NAME = "report.html"
 PAIR_TITLES = {"lookup": "Lookup by lines in memory", "labels": "Random labels by demonstrations in memory"}
@@ -36,7 +37,7 @@ def write_probe_report(folder: JobFolder, summary: dict[str, Any]) -> None:
     write_page(
         folder.path / REPORT_NAME,
         Path(__file__).parent,
-        {"percent": percent},
+        {**FILTERS, "percent": percent},
         summary=summary,
         charts=charts(summary["conditions"]),
     )
@@ -48,7 +49,7 @@ def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
     share = f"{worst['greedy']['value']:.0%}"
     if worst["greedy"]["value"] == best["greedy"]["value"]:
         return f"{share} at every length and depth"
-    return f"lowest {share}, with {worst['memory_tokens']:,} tokens of memory at depth {worst['depth']:.0%}"
+    return f"lowest {share}, with {counted(worst['memory_tokens'], 'token')} of memory at depth {worst['depth']:.0%}"
 
 
 def charts(conditions: list[dict[str, Any]]) -> list[Chart]:

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,11 @@ class ResumeSpec(CommandSpec):
         app(arguments, prog_name="longmem")
 
     def _arguments(self, begun: "BegunCommand", console: Console) -> list[str]:
-        """Return the arguments of the command that continues the job; of an option given twice, the last one counts."""
-        added = ["--resume", "--out", str(self.out.absolute()), *(["--json"] if self.as_json else [])]
+        """Return the arguments of the command that continues the job, in which each added option is once."""
+        flags = ["--resume", "--json"] if self.as_json else ["--resume"]
         place = begun.arguments.index("--") if "--" in begun.arguments else len(begun.arguments)
-        complete = [*begun.arguments[:place], *added, *begun.arguments[place:]]
+        kept = _without(begun.arguments[:place], flags)
+        complete = [*kept, *flags, "--out", str(self.out.absolute()), *begun.arguments[place:]]
         hidden = [index for index, argument in enumerate(complete) if HIDDEN in argument]
         if hidden and not sys.stdin.isatty():
             raise ConfigError(
@@ -117,6 +118,16 @@ def _beginnings(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if event.get("event") in BEGINNINGS:
             yield event
+
+
+def _without(arguments: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments without these flags, and without --out and its value."""
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--out":
+            next(given, None)
+        elif argument not in flags and not argument.startswith("--out="):
+            yield argument
 
 
 def _enter(folder: Path) -> None:

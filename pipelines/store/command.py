@@ -2,6 +2,7 @@
 """`longmem memory …`: look into a memory store, check it, tidy it. Names of documents are foreign text: they are shown
 without Rich markup and without control characters, and `--json` escapes them."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from longmem.errors import ConfigError, MissingBlockError
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, SegmentInfo
+from longmem.wording import counted
 from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS
 from pipelines.command.console import open_console, printable, say, say_json
 from pipelines.command.fields import REQUIRED, flag_field, real_field, text_argument_field, text_field
@@ -75,7 +77,7 @@ class ListSpec(JsonOption, StoreCommandOptions, CommandSpec):
             table.add_row(Text(printable(key.namespace)), Text(printable(key.document)), *numbers)
         results = open_console()
         results.print(table)
-        results.print(f"{len(found):,} documents, {total:,} bytes (blocks that forks share count once)")
+        results.print(f"{counted(len(found), 'document')}, {total:,} bytes (blocks that forks share count once)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ class VerifySpec(JsonOption, StoreCommandOptions, CommandSpec):
             for action in actions:
                 say(f"repaired: {printable(action)}")
             dropped = f"; {num_dropped:,} dropped" if self.repair else ""
-            say(f"{num_blocks:,} blocks read, all of them as written{dropped}")
+            say(f"{counted(num_blocks, 'block')} read, as written{dropped}")
         return EXIT_FAILED_DOCUMENTS if actions else 0
 
 
@@ -160,7 +162,7 @@ class CompactSpec(JsonOption, StoreCommandOptions, CommandSpec):
             say_json({"files": swept.num_files, "tables": swept.num_tables, "bytes": swept.num_bytes})
             return
         say(
-            f"removed {swept.num_files:,} temporary files and {swept.num_tables:,} orphaned tables, "
+            f"removed {counted(swept.num_files, 'temporary file')} and {counted(swept.num_tables, 'orphaned table')}, "
             f"{swept.num_bytes:,} bytes"
         )
 
@@ -184,7 +186,7 @@ class ForkSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
         if self.as_json:
             say_json({"source": vars(source), "target": vars(copy), "blocks": num_blocks})
             return
-        say(f"{printable(str(copy))} shares {num_blocks:,} blocks with {printable(str(source))}")
+        say(f"{printable(str(copy))} shares {counted(num_blocks, 'block')} with {printable(str(source))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +209,13 @@ class RemoveSpec(JsonOption, NamespaceOption, StoreCommandOptions, CommandSpec):
             num_blocks = sum(len(infos) for infos in held.values())
             if not self.yes:
                 names = ", ".join(printable(str(key)) for key in keys)
-                typer.confirm(f"Forget {num_blocks:,} blocks of {names}?", abort=True, err=self.as_json)
+                typer.confirm(f"Forget {counted(num_blocks, 'block')} of {names}?", abort=True, err=self.as_json)
             for key in keys:
                 opened.delete(key)
         if self.as_json:
             say_json({"documents": [vars(key) for key in keys], "blocks": num_blocks})
             return
-        say(f"forgot {num_blocks:,} blocks of {len(keys):,} documents")
+        say(f"forgot {counted(num_blocks, 'block')} of {counted(len(keys), 'document')}")
 
 
 memory.command("ls")(command(ListSpec))
@@ -262,4 +264,7 @@ def _gaps(infos: list[SegmentInfo]) -> list[tuple[int, int]]:
 
 def unknown_document(key: DocumentKey, uri: str) -> MissingBlockError:
     """Return the error of a document that a store does not hold."""
-    return MissingBlockError(f"{uri} holds no document {key.document!r} in namespace {key.namespace!r}; see `ls`")
+    return MissingBlockError(
+        f"{uri} holds no document {key.document!r} in namespace {key.namespace!r}; its documents are listed by: "
+        f"{shlex.join(['longmem', 'memory', 'ls', '--store', uri])}"
+    )

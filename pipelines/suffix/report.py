@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longmem.wording import counted
 from pipelines.html.charts import (
     INK,
     NARROW_INCHES,
@@ -43,7 +44,7 @@ def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) ->
     console.print(table)
     counts = summary["counts"]
     console.print(
-        f"  {counts['examples']:,} examples ({counts['resumed_examples']:,} scored before), chance "
+        f"  {counted(counts['examples'], 'example')} ({counts['resumed_examples']:,} scored before), chance "
         f"{percent(summary['chance'])}, {summary['wall_s']:.1f} s"
     )
     console.print(f"  report: {escape(str(out / REPORT_NAME))}", soft_wrap=True)
@@ -54,7 +55,7 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
     draw = partial(_draw_accuracy, summary["lengths"], summary["chance"])
     last = summary["lengths"][-1]
     description = (
-        f"Accuracy by context length; at {last['context_tokens']:,} tokens "
+        f"Accuracy by context length; at {counted(last['context_tokens'], 'token')} "
         f"{percent(last['memory']['accuracy']['value'])} with memory, "
         f"{percent(last['no_memory']['accuracy']['value'])} without."
     )
@@ -84,7 +85,7 @@ def _verdict(summary: dict[str, Any]) -> str:
     """Return the finding at the longest context in one sentence."""
     last = summary["lengths"][-1]
     gain = last["accuracy_gain"]
-    given = f"With {last['context_tokens']:,} tokens of context"
+    given = f"With {counted(last['context_tokens'], 'token')} of context"
     with_memory, without = (last[way]["accuracy"]["value"] for way in ("memory", "no_memory"))
     accuracy = f"{percent(with_memory)} with memory, {percent(without)} without"
     if gain["low"] is None:

@@ -23,6 +23,7 @@ from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
+from longmem.wording import signed
 from pipelines.command.command_line import check_device
 from pipelines.command.interrupts import held_interrupts
 from pipelines.job.folder import JobFolder
@@ -190,7 +191,7 @@ def _validate(training: Training, curves: CurveFiles, step: int, tell: Tell) -> 
     tell(
         f"step {step}: validation perplexity {exp(result.with_memory):.2f} with memory, "
         f"{exp(result.without_memory):.2f} without, {exp(result.backbone):.2f} backbone alone "
-        f"({exp(result.with_memory - result.backbone) - 1:+.1%})"
+        f"({signed(exp(result.with_memory - result.backbone) - 1, '+.1%')})"
     )
 
 

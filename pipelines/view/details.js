@@ -10,7 +10,7 @@ function bar(share) {
 const address = (doc, position) => `#d=${doc}&t=${position}`;
 
 function row(name, logprob) {
-  const value = element("td", {}, probability(logprob), element("small", {}, `${logprob.toFixed(2)} nats`));
+  const value = element("td", {}, probability(logprob), element("small", {}, `${logprob.toFixed(2).replace("-", "−")} nats`));
   return element("tr", {}, element("th", { scope: "row" }, name), value);
 }
 
@@ -27,7 +27,7 @@ function verdict(token, run) {
 
 function placeItem(doc, token, place, at) {
   const same = place.text === token.text;
-  const distance = `${number(token.position - place.position)} tokens back`;
+  const distance = `${counted(token.position - place.position, "token")} back`;
   const run = place.run ? `${place.run === 16 ? "16 or more" : place.run} equal before it` : "";
   const quote = element(
     "span", { class: "quote", dir: "auto" },
@@ -43,7 +43,7 @@ function placeItem(doc, token, place, at) {
 }
 
 function blockItem(doc, block) {
-  const about = element("span", { class: "about" }, element("b", {}, `positions ${number(block.first)} to ${number(block.end - 1)}`), element("span", {}, `${number(block.end - block.first)} tokens`));
+  const about = element("span", { class: "about" }, element("b", {}, `positions ${number(block.first)} to ${number(block.end - 1)}`), element("span", {}, counted(block.end - block.first, "token")));
   const quote = element("span", { class: "quote", dir: "auto" }, `${inOneLine(block.text)}…`);
   // position 0 is the start token, which is not predicted
   const first = Math.max(block.first, 1);
@@ -72,7 +72,7 @@ function tokenPanel(doc, token, run, blocks) {
     parts.push(element("ol", {}, ...token.places.map((place, at) => placeItem(doc, token, place, at))));
   }
   if (blocks.length) {
-    parts.push(element("h2", {}, `Read by every layer, for the whole segment: ${blocks.length} passage${blocks.length === 1 ? "" : "s"}`));
+    parts.push(element("h2", {}, `Read by every layer, for the whole segment: ${counted(blocks.length, "passage")}`));
     parts.push(element("ol", {}, ...blocks.map((block) => blockItem(doc, block))));
   }
   return parts;
@@ -85,5 +85,5 @@ function listPanel(doc, list, sign) {
     const quote = element("span", { class: "quote", dir: "auto" }, `…${inOneLine(each.before)}`, element("mark", sign > 0 ? {} : { class: "other" }, withBreaks(each.text).trimEnd() || "␣"));
     return element("li", {}, element("a", { href: address(doc, each.position), "data-position": each.position }, about, quote));
   });
-  return [element("p", { class: "hint" }, `The ${list.length} tokens that ${sign > 0 ? "gained" : "lost"} most ${source.whole ? "in this document" : "in this passage"}.`), element("ol", {}, ...items)];
+  return [element("p", { class: "hint" }, `The ${counted(list.length, "token")} that ${sign > 0 ? "gained" : "lost"} most ${source.whole ? "in this document" : "in this passage"}.`), element("ol", {}, ...items)];
 }

@@ -40,7 +40,8 @@ async function showDocument(doc) {
   byId("document").value = doc;
   const slider = byId("position");
   [slider.min, slider.max] = [named().first, Math.max(named().end - 1, named().first)];
-  slider.disabled = !source.whole;
+  // an exported passage is shown as a whole
+  byId("along").hidden = byId("earlier").hidden = byId("later").hidden = !source.whole;
   const along = await source.overview(doc);
   // means over many tokens are much smaller than the gain of one
   byId("overview").replaceChildren(...along.gains.map((gain) => element("i", { class: level(8 * gain) })));

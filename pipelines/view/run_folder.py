@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longmem.errors import ConfigError
+from longmem.wording import reason_of
 
 SUMMARY = "summary.json"
 TABLES = ("segments", "tokens", "readings", "passages")
@@ -264,7 +265,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
             f"with: longmem resume {quote(str(path))}"
         ) from None
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot read {path / SUMMARY}: {error}; {_written_anew(path)}") from error
+        raise ConfigError(f"cannot read {path / SUMMARY}: {reason_of(error)}; {_written_anew(path)}") from error
     if "perplexity" not in summary or "model" not in summary:
         raise ConfigError(
             f"{path} is the folder of another kind of job; only `longmem perplexity --tokens` keeps readings"

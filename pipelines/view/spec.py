@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from longmem.errors import ConfigError
+from longmem.wording import counted
 from pipelines.command.console import say
 from pipelines.command.fields import REQUIRED, flag_field, path_argument_field, path_field, text_field, whole_field
 from pipelines.command.interrupts import tidying
@@ -73,7 +74,8 @@ class ViewSpec(CommandSpec):
         if count < 1:
             raise ConfigError(f"--to must be after --from, got {self.to_token} and {first}")
         if count > MOST_TOKENS:
-            raise ConfigError(f"a passage must be at most {MOST_TOKENS:,} tokens, got {count:,} from --from to --to")
+            most = counted(MOST_TOKENS, "token")
+            raise ConfigError(f"a passage must be at most {most}, got {count:,} from --from to --to")
         data = passage(answers, document, first, count)
         if not (num_tokens := len(data["page"]["texts"])):
             end = data["run"]["documents"][document]["end"]
@@ -82,7 +84,7 @@ class ViewSpec(CommandSpec):
         write_bytes(
             path, render(data["run"]["model"], data).encode("utf-8", "replace"), advice="choose another --export"
         )
-        say(f"{num_tokens:,} token{'s are' if num_tokens > 1 else ' is'} in {path}")
+        say(f"{path} holds {counted(num_tokens, 'token')}")
 
     def _serve(self, answers: "Answers", console: Console) -> None:
         from pipelines.view.page import render

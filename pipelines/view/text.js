@@ -32,6 +32,7 @@ function element(name, attributes = {}, ...children) {
 }
 
 const number = (value) => value.toLocaleString("en-US");
+const counted = (value, unit) => `${number(value)} ${unit}${value === 1 ? "" : "s"}`;
 
 function probability(logprob) {
   const value = Math.exp(logprob);

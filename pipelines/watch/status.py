@@ -16,6 +16,7 @@ from rich.text import Text
 from actors.monitoring.job_status import JobSnapshot
 from longmem.errors import OutputError
 from longmem.stages import STAGES
+from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.job.folder import JOB_FILE, LOCK_FILE, STATUS_FILE
 from pipelines.job.format import h_mm_ss, megabytes
@@ -138,14 +139,14 @@ def _units(snapshot: JobSnapshot) -> str:
 
 def _levels(snapshot: JobSnapshot) -> str:
     parts = [
-        f"readers are {snapshot.lag_segments:,} segments behind",
+        f"readers are {counted(snapshot.lag_segments, 'segment')} behind",
         f"{megabytes(snapshot.in_flight_bytes)} in flight",
         f"{megabytes(snapshot.store_bytes)} stored",
     ]
     if snapshot.gate_mean is not None:
         parts.append(f"gate {snapshot.gate_mean:.3f}")
     if snapshot.tokens_left and snapshot.state == "running":
-        parts.append(f"{snapshot.tokens_left:,} tokens of open documents left")
+        parts.append(f"{counted(snapshot.tokens_left, 'token')} of open documents left")
     return " · ".join(parts)
 
 

@@ -128,8 +128,8 @@ def test_figures_equal_sums_over_the_tokens_of_both_runs(large: Path, small: Pat
         check(row["runs"], lambda each, row=row: each["document"] == row["document"])
     assert len(found["documents"]) == 4
     for row in found["positions"]:
-        check(row["runs"], lambda each, row=row: row["first"] < each["position"] <= row["end"])
-    assert [row["first"] for row in found["positions"][:4]] == [0, 32, 64, 128]
+        check(row["runs"], lambda each, row=row: row["first"] <= each["position"] <= row["last"])
+    assert [row["first"] for row in found["positions"][:4]] == [1, 33, 65, 129]
     occurrences = np.bincount([row["token"] for row in ours])
     for row in found["frequencies"]:
         most = row["most"] or 10**9
@@ -159,7 +159,7 @@ def test_other_segments_are_paired_at_common_borders(large: Path, score: Score) 
             if row["num_tokens"]:
                 ends.setdefault(row["document"], []).append(row["start_token"] + row["num_tokens"])
     assert found["pieces"] == sum(len([end for end in set(each) if each.count(end) == 2]) for each in ends.values())
-    assert found["positions"][0]["end"] == 96
+    assert found["positions"][0]["last"] == 96
     ours, theirs = (nats_per_token(tokens_of(out)) for out in (large, other))
     assert found["whole"][1]["change"]["value"] == pytest.approx(math.expm1(theirs - ours), abs=1e-6)
     first = [row for row in tokens_of(other) if row["position"] <= 96]
@@ -218,6 +218,13 @@ def test_a_run_without_tokens_is_told_and_the_others_are_compared(large: Path, s
     assert found["whole"][2]["equal"]
     assert "bare and large predict every piece of the texts equally well" in invoke("compare", large, bare).stdout
     assert compared(bare, large)["frequencies"] == []
+    # of three runs, each table says which two it compares
+    titles = [
+        line.strip() for line in invoke("compare", large, small, bare).stdout.splitlines() if line.startswith("by ")
+    ]
+    assert titles[0] == "by document: small compared with large"
+    assert titles.count("by position: bare compared with large") == 1
+    assert len(set(titles)) == len(titles)
 
 
 def test_page_is_self_contained_and_escapes(large: Path, small: Path, tmp_path: Path) -> None:
@@ -230,6 +237,7 @@ def test_page_is_self_contained_and_escapes(large: Path, small: Path, tmp_path: 
         assert foreign not in html.replace("http://www.w3.org", "").replace("url(#", ""), foreign
     assert html.count("<svg") == 4, "two charts, wide and narrow"
     assert (snapshot(large), snapshot(small)) == before, "runs are only read"
+    assert "<h1>small compared with large</h1>" in html
     wrong = invoke("compare", large, small, "--out", tmp_path / "compared.txt")
     assert (wrong.code, "--out must be the name of a page" in wrong.stderr) == (2, True)
 
@@ -356,7 +364,7 @@ def test_icl_cells_of_one_run_only_are_left_out(cells: tuple[Path, Path], inputs
     run_icl(replace(spec, seeds=1, memory_shots=(0, 4), limit_items=3), QUIET)
     found = compared(cells[0], tmp_path / "fewer")
     assert {(cell["memory_shots"], cell["seeds"], cell["items"]) for cell in found["cells"]} == {(0, 1, 3), (4, 1, 3)}
-    assert "wide has 1 more cells of the grid, unlike another run: left out." in found["notes"]
+    assert "wide has 1 more cell of the grid, unlike another run: left out." in found["notes"]
 
 
 def test_icl_tasks_with_other_data_are_refused(cells: tuple[Path, Path], inputs: Inputs, tmp_path: Path) -> None:

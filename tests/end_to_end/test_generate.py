@@ -94,6 +94,8 @@ def test_json_is_prompt_and_text(model: Path, store: Path, expected: dict[str, s
         (("--prompt", "a", "--prompt-file", "b"), "--prompt and --prompt-file contradict"),
         (("--prompt", "a", "--store", "s"), "--store and --document name one memory together"),
         (("--prompt", "a", "--store", "s", "--document", "d", "--memory-file", "f"), "--store and --memory-file"),
+        (("--prompt", "a", "--document", "d"), "`longmem memory ls --store STORE` lists the documents"),
+        (("--prompt", ""), "--prompt must not be empty: give a value, or leave it out (default: standard input)"),
         (("--prompt", "a", "--namespace", "n"), "--namespace needs --store"),
         (("--prompt", "a", "--top-p", "0.5", "--seed", "1"), "--seed and --top-p need --temperature above 0"),
         (("--prompt-file", "nowhere.txt"), "cannot read --prompt-file nowhere.txt"),
@@ -114,6 +116,12 @@ def test_an_unknown_document_and_another_model_are_refused(model: Path, store: P
     assert (code, "holds no document 'moby' in namespace 'default'" in stderr) == (2, True)
     code, _, stderr = run(model, "--prompt", "a", "--store", store, "--document", "book", "--segment-tokens", 16)
     assert (code, "segment_tokens" in stderr) == (2, True)
+    assert f"its documents are listed by: longmem memory ls --store {store}" in run(
+        model, "--prompt", "a", "--store", store, "--document", "moby"
+    )[2].replace("\n", "")
+    (tmp_path / "empty.txt").write_text("")
+    code, _, stderr = run(model, "--prompt", "a", "--memory-file", tmp_path / "empty.txt")
+    assert (code, stderr) == (2, f"error: {tmp_path / 'empty.txt'} is empty: expected some text\n")
     (tmp_path / "two.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     code, _, stderr = run(model, "--prompt", "a", "--memory-file", tmp_path / "two.jsonl")
     assert (code, "holds 2 documents; expected one" in stderr) == (2, True)

@@ -280,7 +280,7 @@ def test_the_actors_page_reads_like_the_design(run: Run, tmp_path: Path) -> None
     flags += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=20000"]
     job = json.loads((run.out / "job.json").read_text())["id"]
     words = [f"longmem-job-{job}", f"JobMonitor(job={job}, name=out)"]
-    words += ["Encoder(rank=0", "SideNet(rank=0", "MemoryStore(shard=0"]
+    words += ["Encoder(rank=0", "Reader(rank=0", "MemoryStore(shard=0"]
     lacking = words
     # the dashboard learns of actors and their names late on a busy machine
     for _ in range(4):

@@ -83,7 +83,8 @@ def test_a_killed_job_is_continued_from_another_folder_with_nothing_retyped(work
     log = [json.loads(line) for line in (tmp_path / "moved" / "log.jsonl").read_text().splitlines()]
     commands = [event["message"] for event in log if event["event"] in ("job_started", "job_resumed")]
     assert len(commands) == 2
-    assert commands[1].startswith(f"{commands[0]} --resume --out "), "the command that was continued"
+    continued = commands[0].replace(" --out out", "") + f" --resume --out {tmp_path / 'moved'}"
+    assert commands[1] == continued, "the command that was continued, with each option once"
 
     again = run("resume", "moved", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -125,6 +126,17 @@ def test_the_newest_command_counts_and_a_torn_line_does_not(tmp_path: Path) -> N
     (out / "log.jsonl").write_text((out / "log.jsonl").read_text() + "\n" + json.dumps(event) + "\n")
     found = read_command(out)
     assert (found.arguments[-3:], found.folder) == (["--encoders", "2", "--resume"], Path("/there"))
+
+
+@pytest.mark.parametrize("given", ["--out x", "--out=x", "--resume --out x", "--resume --out x --json"])
+def test_a_command_that_is_resumed_again_does_not_grow(
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["longmem"])
+    out = planted(tmp_path / "out", f"longmem perplexity gone.txt {given} --threads 1 -- --resume")
+    result = CliRunner().invoke(app, ["resume", str(out), "--json"], prog_name="longmem")
+    said = result.stderr.splitlines()[0]
+    assert said == f"continuing: longmem perplexity gone.txt --threads 1 --resume --json --out {out} -- --resume"
 
 
 def test_a_secret_is_asked_for(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_killed_workers_change_nothing(
     # visible to an operator in the dashboard
     encoder, store, sidenet = killing["names"]
     assert encoder == f"Encoder(rank=0, model={checkpoint}, threads=1)"
-    assert sidenet == f"SideNet(rank=0, model={checkpoint}, threads=1)"
+    assert sidenet == f"Reader(rank=0, model={checkpoint}, threads=1)"
     assert store.startswith("MemoryStore(shard=0, uri=")
 
 

@@ -12,6 +12,7 @@ from longmem.model.precision import DtypeComparison, bfloat16_speedup, choose_dt
 from longmem.model.source import ModelSource
 from longmem.scoring.text import score_text
 from longmem.types import Document
+from longmem.wording import signed
 
 
 @pytest.fixture
@@ -81,11 +82,11 @@ def test_a_fast_machine_asks_for_perplexity_and_gain(
 ) -> None:
     change = DtypeComparison("moby-dick", 4096, relative, 0.0002, gain)
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 3.04)
-    monkeypatch.setattr(precision, "compare_reading", lambda _source, _sample: change)
+    monkeypatch.setattr(precision, "compare_reading", lambda *_: change)
     choice = choose_dtype(source)
     assert choice.dtype == dtype
     assert str(choice) == (
         f"computing in {dtype}: matrix products in bfloat16 are 3.04 times as fast here, reading the first 4,096 "
-        f"tokens of moby-dick {gain:.2f} times (at least 1.1 are wanted); their perplexity changes by {relative:+.3%} "
-        "± 0.020% (at most 0.1% is allowed)"
+        f"tokens of moby-dick {gain:.2f} times (at least 1.1 are wanted); their perplexity changes "
+        f"by {signed(relative, '+.3%')} ± 0.020% (at most 0.1% is allowed)"
     )

@@ -113,8 +113,11 @@ def test_commands_say_what_was_chosen(large: ModelSource, monkeypatch: pytest.Mo
     monkeypatch.setattr(precision, "SAMPLE_TOKENS", (128, 256))
     dtype, said = settle(large, "auto")
     assert dtype == "bfloat16"
-    begin, chosen = said.splitlines()
-    assert begin.startswith("measuring float32 and bfloat16 with this model: takes minutes, once on this machine")
+    begin, *progress, chosen = said.splitlines()
+    assert begin.startswith("measuring float32 and bfloat16 with this model, once on this machine")
+    assert progress[0].endswith(" · tokens 0 of 256 (0%)"), "shown before the models are loaded"
+    assert " · tokens 128 of 256 (50%) · " in progress[-1], "with an estimate"
+    assert progress[-1].endswith(" left")
     assert chosen.startswith("computing in bfloat16: matrix products in bfloat16 are 2.00 times as fast here, ")
     assert ", reading the first 128 tokens of python-language-reference " in chosen
     assert settle(large, "auto") == ("bfloat16", f"{chosen}\n"), "remembered"

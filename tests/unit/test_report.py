@@ -334,6 +334,34 @@ def test_no_memory(tmp_path: Path) -> None:
     assert "Chunks read" not in html
 
 
+def test_a_job_with_its_memory_off_is_not_said_to_read_one(tmp_path: Path) -> None:
+    summary = make_summary()
+    settings = summary["settings"] | {"memory_tokens": 0}
+    html = report(tmp_path, BOOKS, memory=False, settings=settings)
+    assert "with memory" not in html.lower().replace("memory tokens", "")
+    for said in ("LongMem, memory off", "Backbone alone", "(LongMem, memory off), from"):
+        assert said in html, said
+
+
+def test_the_reading_model_is_named_in_neutral_words(tmp_path: Path) -> None:
+    """Memory at every layer is read by the backbone, which is no SideNet."""
+    row = '<tr><th scope="row">reading model</th><td>{}</td></tr>'
+    summary = make_summary()
+    assert row.format("trained SideNet") in report(tmp_path, BOOKS)
+    untrained = summary["model"] | {"trained": False}
+    assert row.format("untrained SideNet") in report(tmp_path, BOOKS, model=untrained)
+    every_layer = summary["settings"] | {"memory_layers": "all"}
+    html = report(tmp_path, BOOKS, model=untrained, settings=every_layer)
+    assert row.format("cache reader") in html
+    assert "SideNet" not in html
+
+
+def test_a_count_of_one_has_no_plural(tmp_path: Path) -> None:
+    counts = dict.fromkeys(make_summary()["counts"], 1)
+    html = report(tmp_path, {"a.txt": 1}, counts=counts | {"failed_documents": 0}, failures=[])
+    assert "1 of 1 document scored: 1 segment, 1 token, 1 word, in" in html
+
+
 def test_failures_are_listed(tmp_path: Path) -> None:
     html = report(tmp_path, BOOKS, failed={"broken.txt": "not UTF-8"})
     assert "not UTF-8 at byte 812: &lt;i&gt;use --encoding&lt;/i&gt;" in html
@@ -377,7 +405,7 @@ def test_extreme_perplexities_can_be_drawn() -> None:
     segments = make_segments({"a": 6})
     nats = pa.array([1.0, 1e9, 5e3, 6e3, 7e3, 8e3])
     segments = segments.set_column(4, "nll_longmem", nats)
-    assert len(document_charts(["a"], segments)) == 1
+    assert len(document_charts(["a"], segments, ("with memory", "without memory"))) == 1
 
 
 def test_distances_are_summed_over_segments() -> None:

@@ -31,6 +31,7 @@ from typing import NamedTuple
 from longmem.errors import CorruptionError, StoreError
 from longmem.store.lance.catalogue_state import CatalogueFiles, State
 from longmem.store.object_files import ObjectFiles
+from longmem.wording import reason_of
 
 FOLDER = "acknowledged"
 
@@ -261,7 +262,7 @@ class _OnDisk(Acknowledged):
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreError(f"cannot read {self._folder}: {error}; check its permissions") from error
+            raise StoreError(f"cannot read {self._folder}: {reason_of(error)}; check its permissions") from error
         return [mark for name in names if (mark := CommitMark.of(name)) is not None]
 
 

@@ -27,6 +27,7 @@ from longmem.store.lance.rehearsal import rehearse
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.store.lance.table import LanceDatabase
 from longmem.types import Fingerprint
+from longmem.wording import reason_of
 
 REBUILT = "rebuilt"
 
@@ -175,7 +176,9 @@ class _Repair:
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(data)
             except OSError as error:
-                raise StoreError(f"cannot write {path}: {error}; free some space or check its permissions") from error
+                raise StoreError(
+                    f"cannot write {path}: {reason_of(error)}; free some space or check its permissions"
+                ) from error
             self._report.actions.append(f"{name}, a list of deleted rows, was put back from its copy")
         self._database.evict_all()
 

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import typer
+from rich.console import Console
 
+from pipelines.command.command_line import exit_codes
 from pipelines.command.interrupts import LINE, held_interrupts
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -189,3 +193,23 @@ def test_a_signal_that_the_parent_ignores_stays_ignored(number: signal.Signals, 
     if number == signal.SIGINT:
         code = "signal.signal(signal.SIGINT, signal.SIG_IGN); interrupts.take_over()\n" + code
     assert run(code, tmp_path, ignored=number) == (0, "went on\n", "")
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ((), "The job had not begun, so there is nothing to continue: give the command again."),
+        (("job.lock",), "The job had not begun"),
+        (("job.json", "log.jsonl"), "What was done is kept. Continue with: longmem resume "),
+    ],
+)
+def test_only_a_job_that_has_begun_can_be_resumed(tmp_path: Path, held: tuple[str, ...], said: str) -> None:
+    out = tmp_path / "out"
+    if held:
+        out.mkdir()
+    for name in held:
+        (out / name).touch()
+    console = Console(file=StringIO(), width=200)
+    with pytest.raises(typer.Exit), exit_codes(console, out):
+        raise KeyboardInterrupt
+    assert f"interrupted. {said}" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -120,7 +120,8 @@ def test_an_alias_sets_the_same_field() -> None:
     [
         (["--volume", "12"], "error: --volume must be at most 11, got 12\n"),
         (["--limit", "x"], "error: --limit-words must be a whole number, got 'x'\n"),
-        ([""], "error: TEXT must not be empty; leave it out for the default, if it has one\n"),
+        ([""], "error: TEXT must not be empty: give a value, or leave it out\n"),
+        (["--title", ""], "error: --title must not be empty: give a value\n"),
         (["--quiet", "--volume", "3"], "error: --volume: this is quiet\n"),
     ],
 )

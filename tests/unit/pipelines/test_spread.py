@@ -70,15 +70,21 @@ def test_a_summary_says_which_document_decides_it() -> None:
     }
     summary = {
         "counts": {"documents": 5},
+        "settings": {"memory_tokens": 1024},
         "perplexity": {"token": pooled},
         "change": {"value": pooled["longmem"]["value"] / pooled["backbone"]["value"] - 1},
         "spread": spread_of(segments),
     }
     median, *decided = spread_remarks(summary)
-    assert median == "Median document: 7.389 with memory, 9.025 without; change −18.1%."
+    assert median == (
+        "Median over 5 documents, each counted once: perplexity 7.389 (with memory) and 9.025 (without memory), "
+        "change −18.1%."
+    )
     assert decided == [
-        "One document decides the perplexity with memory: without greek it is 7.389, not 22.00.",
-        "One document decides the perplexity without memory: without greek it is 9.025, not 26.14.",
+        "One document decides the perplexity (with memory): without greek it is 7.389, not 22.00.",
+        "One document decides the perplexity (without memory): without greek it is 9.025, not 26.14.",
     ]
+    off = spread_remarks({**summary, "settings": {"memory_tokens": 0}})[0]
+    assert "7.389 (LongMem, memory off) and 9.025 (backbone alone)" in off
     assert spread_remarks({**summary, "counts": {"documents": 1}}) == []
     assert spread_remarks({"counts": {"documents": 5}}) == [], "the summary of an earlier version"

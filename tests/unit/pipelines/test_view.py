@@ -408,7 +408,7 @@ def held(page: str) -> dict[str, Any]:
 def test_an_exported_passage_holds_its_tokens_and_loads_nothing(out: Path, tmp_path: Path, answers: Answers) -> None:
     options = ["--document", "c <i>&", "--from", 20, "--to", 60]
     code, said = run_command(out, "--export", tmp_path / "passage.html", *options)
-    assert (code, said) == (0, f"40 tokens are in {tmp_path / 'passage.html'}\n")
+    assert (code, said) == (0, f"{tmp_path / 'passage.html'} holds 40 tokens\n")
     page = (tmp_path / "passage.html").read_text("utf-8")
     data = held(page)
     assert data["page"] == answers.page(2, 20, 40)

@@ -81,5 +81,5 @@ def test_texts_come_in_order_and_a_bad_one_is_named(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(f"text of {name}")
     assert list(read_texts([str(tmp_path)], "training")) == ["text of a", "text of b"]
     (tmp_path / "c.txt").write_bytes(b"\xff")
-    with pytest.raises(DocumentError, match=r"training data .*c\.txt.* not valid UTF-8"):
+    with pytest.raises(DocumentError, match=r"training data: .*c\.txt.* not valid UTF-8"):
         list(read_texts([str(tmp_path)], "training"))
