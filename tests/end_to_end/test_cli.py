@@ -362,7 +362,10 @@ def test_limit_tokens_scores_what_a_shorter_text_has(model: Path, text: Path, tm
     scored = "".join(row["passage"] for row in rows(tmp_path / "limited", "passages"))
     assert text.read_text().startswith(scored)
     (document,) = rows(tmp_path / "limited", "documents")
-    assert (document["num_tokens"] + document["num_unscored_tokens"], document["num_bytes"]) == (40, len(scored.encode()))
+    assert (document["num_tokens"] + document["num_unscored_tokens"], document["num_bytes"]) == (
+        40,
+        len(scored.encode()),
+    )
     shorter = tmp_path / text.name
     shorter.write_text(scored)
     assert invoke(*arguments(shorter, model, tmp_path / "short", "--store", "memory://")).code == 0
