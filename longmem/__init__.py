@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from longmem.scoring.generate import Sampling
     from longmem.scoring.text import TextScores
     from longmem.store.config import MemoryStore
+    from longmem.text.dataset_rows import read_dataset
 
-__all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores"]
+__all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores", "read_dataset"]
 
 _MODULES = {
     "LongMem": "longmem.model.longmem",
@@ -26,6 +27,7 @@ _MODULES = {
     "MemoryStore": "longmem.store.config",
     "Sampling": "longmem.scoring.generate",
     "TextScores": "longmem.scoring.text",
+    "read_dataset": "longmem.text.dataset_rows",
 }
 
 

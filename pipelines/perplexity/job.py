@@ -20,6 +20,7 @@ from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.scoring.evaluation_window import check_window, check_window_fits
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.store.lance.fsync import Durability
+from longmem.text.dataset_rows import DatasetSource
 from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import DEFAULT_NAMESPACE, Document
@@ -56,6 +57,8 @@ class PerplexityJob:
 
     inputs: tuple[str, ...]
     """Files and folders; empty for the Python language reference."""
+    dataset: DatasetSource | None = None
+    """Dataset to read instead of files."""
     out: Path
     model: ModelSource
     cluster: ClusterShape | None
@@ -103,6 +106,8 @@ class PerplexityJob:
             raise ConfigError("--namespace names documents that are kept; add --keep-memory")
         if self.store_quota_bytes is not None and self.store_quota_bytes < 1:
             raise ConfigError(f"--store-quota-bytes must be at least 1, got {self.store_quota_bytes}")
+        if self.dataset is not None and self.inputs:
+            raise ConfigError(f"--dataset and inputs ({self.inputs[0]}, …) exclude each other; give one of them")
         if self.window is None and self.stride is not None:
             raise ConfigError(f"--stride {self.stride} needs --window: give the length of the windows as well")
         if (shape := self.window_shape) is not None:
@@ -139,7 +144,7 @@ class PerplexityJob:
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
-    return run_to_end(Perplexity(job, find_inputs(job.inputs, console)), console)
+    return run_to_end(Perplexity(job, find_inputs(job.inputs, console, job.dataset)), console)
 
 
 def open_executor(job: PerplexityJob, tell: Tell = lambda _text: None) -> AbstractExecutor:

@@ -26,6 +26,7 @@ ROOMS = {
     "faiss": ("longmem/retrieval/faiss_search.py",),
     "gguf": ("longmem/backbone/gguf.py",),
     "peft": ("longmem/backbone/adapter.py",),
+    "datasets": ("longmem/text/dataset_rows.py",),
     "transformers": ("longmem/backbone/", "longmem/sidenet/"),
 }
 
@@ -216,6 +217,11 @@ VIOLATIONS = {
         ("longmem", "import peft"),
         ("longmem/memory", "def f():\n    from peft import PeftModel"),
         ("pipelines", "import peft"),
+    ],
+    "datasets lives in longmem.text.dataset_rows": [
+        ("longmem/text", "import datasets"),
+        ("longmem/memory", "def f():\n    from datasets import load_dataset"),
+        ("pipelines", "import datasets"),
     ],
     "transformers lives in longmem.backbone and longmem.sidenet": [
         ("longmem", "from transformers import AutoModel"),
