@@ -151,8 +151,8 @@ class DemonstrationIndex:
         kinds: tuple[Similarity, ...] = ("values", "target")
 
         def fitted() -> LabelRegression:
-            grams = [self._space_of(kind).gram(part) for kind in kinds]
-            return LabelRegression(sum(grams) / len(kinds), labels[part], self.plan.num_labels, self._segments[part])
+            gram = torch.stack([self._space_of(kind).gram(part) for kind in kinds]).mean(dim=0)
+            return LabelRegression(gram, labels[part], self.plan.num_labels, self._segments[part])
 
         asked = np.mean([self._space_of(kind).similarity(question.states(kind))[part] for kind in kinds], axis=0)
         left = None if left_out is None else int(self._segments[left_out])

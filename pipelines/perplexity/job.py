@@ -2,11 +2,9 @@
 """Perplexity job, from its options to its output folder."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,7 @@ from longmem.scoring.evaluation_window import check_window, check_window_fits
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.store.lance.fsync import Durability
 from longmem.text.dataset_rows import DatasetSource
-from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
-from longmem.text.language_reference import language_reference
+from longmem.text.documents import FoundFiles
 from longmem.types import DEFAULT_NAMESPACE, Document
 from longmem.wording import counted
 from pipelines.command.choices import Retention
@@ -37,6 +34,7 @@ from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.job.work_slices import Slices
+from pipelines.perplexity.inputs import JobDocuments
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.report import write_report
 from pipelines.perplexity.run import PerplexityRun, RunTotals, StageTotals
@@ -159,7 +157,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
     def __init__(self, spec: PerplexityJob, files: FoundFiles) -> None:
         self._spec = on_service(spec, spec.service) if spec.service is not None else spec
-        self._files = files
+        self._documents = JobDocuments(files, self._spec.limit_documents, self._spec.limit_tokens, self._spec.model)
         self.out, self.resume, self.command = spec.out, spec.resume, spec.command
         self.on_cluster = spec.cluster is not None or spec.service is not None
         self.store_limit_bytes = self._spec.store_quota_bytes
@@ -176,7 +174,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         spec = self._spec
         return {
             "job": self.name,
-            "inputs": [file.shown for file in self._files],
+            "inputs": [file.shown for file in self._documents.files],
             "limit_documents": spec.limit_documents,
             "search": spec.model.search,
             "write_memory": spec.write_memory,
@@ -202,10 +200,9 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def check_unchanged(self, folder: JobFolder) -> None:
         with Journal(folder.path / JOURNAL) as journal:
             known = {name: record.text_digest for name, record in journal.documents.items()}
-        documents = self._documents()
         seen = {
             document.id: document.digest if isinstance(document, Document) else str(document.error)
-            for document in documents
+            for document in self._documents
         }
         if changed := sorted(name for name in {*known, *seen} if known.get(name) != seen.get(name)):
             raise OutputError(
@@ -253,7 +250,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             spec.keep_memory,
         )
         feed = DocumentFeed(
-            self._documents(),
+            self._documents,
             tokenizer,
             settings["segment_tokens"],
             namespace,
@@ -265,7 +262,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             if slices.is_due:
                 slices.record(totals.work())
 
-        context.observer.planned("documents", self._num_documents())
+        context.observer.planned("documents", self._documents.count)
         run = PerplexityRun(
             context.worker,
             scheduler,
@@ -306,33 +303,10 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         )
         context.tell(f"backbone alone in windows of {counted(shape.window, 'token')}, stride {shape.stride:,}")
         feed = DocumentFeed(
-            self._documents(), spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
+            self._documents, spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
         )
         with closing(feed):
             run.run(feed)
-
-    def _documents(self) -> Iterator[Document | UnreadableDocument]:
-        spec = self._spec
-        documents = read_documents(self._files) if self._files else iter([language_reference()])
-        documents = islice(documents, spec.limit_documents)
-        return documents if spec.limit_tokens is None else self._beginnings(documents, spec.limit_tokens)
-
-    def _beginnings(
-        self, documents: Iterator[Document | UnreadableDocument], num_tokens: int
-    ) -> Iterator[Document | UnreadableDocument]:
-        """Yield documents that end with their first `num_tokens` tokens."""
-        tokenizer = self._spec.model.open_tokenizer()
-        for document in documents:
-            if isinstance(document, Document):
-                yield replace(document, text=tokenizer.beginning(document.text, num_tokens))
-            else:
-                yield document
-
-    def _num_documents(self) -> int | None:
-        """Return the number of documents, or None if it is unknown before the files are read."""
-        if any(not file.suffix.startswith(".txt") for file in self._files):
-            return None
-        return min(len(self._files) or 1, self._spec.limit_documents or sys.maxsize)
 
     def _write_results(
         self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals, resumed: bool
@@ -359,7 +333,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             resumed=resumed,
             documents=documents,
             segments=segments,
-            left_out=self._files.left_out.as_dict(),
+            left_out=self._documents.files.left_out.as_dict(),
             windows=windows,
         )
         tables = {
