@@ -177,7 +177,7 @@ def _only_split(found: "Rows | dict[str, Rows]", split: str | None, shown: str) 
         return found
     if split is None and len(found) == 1:
         return next(iter(found.values()))
-    if split not in found:
+    if split is None or split not in found:
         raise ConfigError(f"{shown}: choose one of its splits with --split: {', '.join(found)}")
     return found[split]
 
@@ -190,7 +190,8 @@ def _library() -> ModuleType:
             f"a dataset needs the package datasets ({error}): pip install 'longmem[datasets]', or give its files as "
             "inputs"
         ) from error
-    return datasets
+    library: ModuleType = datasets
+    return library
 
 
 @contextmanager
