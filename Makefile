@@ -9,7 +9,7 @@ ON_RAY = $(sort $(shell grep -rlF mark.ray tests --include='test_*.py'))
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench soak clean
+.PHONY: help install demo test lint types docs bench soak clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,11 @@ lint: install ## Check style and the arrows between folders
 
 types: install ## Check types
 	$(BIN)/mypy
+
+docs: install ## Build the documents as a site, with every link checked
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "the site is in build/site; see it with: $(PYTHON) -m http.server --directory build/site --bind 127.0.0.1"
 
 bench: install ## Reproduce the numbers of docs/performance.md
 	$(BIN)/python -m benchmarks
