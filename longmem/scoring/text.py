@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from longmem.display import bars_html, counted, facts_html
 from longmem.memory.context import LocalMemory, SegmentMemory, StoredMemory, check_own, text_key
 from longmem.model.forward import SegmentModel
 from longmem.store.base import WritableDocument, check_fingerprint
@@ -15,7 +16,7 @@ from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextScores:
     """Log-probabilities (natural log) of a text's tokens, with memory and from the backbone alone."""
 
@@ -36,6 +37,33 @@ class TextScores:
         if not len(self.backbone_logprobs):
             return float("nan")
         return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
+
+    @property
+    def change(self) -> float:
+        """Change of perplexity by memory: −0.1 where it is a tenth lower than that of the backbone."""
+        return self.perplexity / self.backbone_perplexity - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"TextScores({counted(len(self.logprobs), 'token')}, perplexity {self.perplexity:,.3f} with memory, "
+            f"{self.backbone_perplexity:,.3f} without)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the perplexities, and the gain of each segment: what memory read is worth along the text."""
+        facts = facts_html(
+            "Perplexity per token",
+            {
+                "with memory": f"{self.perplexity:,.3f}",
+                "without memory": f"{self.backbone_perplexity:,.3f}",
+                "change": f"{self.change:+.3%}",
+                "tokens": f"{len(self.logprobs):,} in {counted(len(self.segments), 'segment')}",
+            },
+        )
+        ends = np.cumsum([len(segment.logprobs) for segment in self.segments])[:-1]
+        gains = np.split(self.logprobs.astype(np.float64) - self.backbone_logprobs, ends)
+        means = [float(gain.mean()) for gain in gains if len(gain)]
+        return facts + bars_html(means, "Gain of each segment by memory", "nats per token")
 
 
 def score_text(model: SegmentModel, text: str, memory: DocumentMemory | None = None) -> TextScores:
