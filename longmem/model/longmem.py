@@ -86,17 +86,17 @@ class LongMem(SegmentModel):
 
     def _repr_html_(self) -> str:
         config, backbone = self.config, self.backbone
-        parameters = {
-            name: sum(parameter.numel() for parameter in module.parameters())
-            for name, module in (("backbone", backbone.model), ("own", self.sidenet))
-        }
+        all_parameters, own_parameters = (
+            f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters"
+            for module in (backbone.model, self.sidenet)
+        )
         shape = backbone.shape
         stored = token_bytes(len(self.stored_layers) * shape.kv_heads, shape.head_dim, config.kv_dtype)
         return facts_html(
             "LongMem",
             {
-                "backbone": f"{backbone.name} ({backbone.model.config.model_type}, {parameters['backbone']:,} parameters)",
-                "reads memory with": f"{self._reading} ({parameters['own']:,} parameters of its own)",
+                "backbone": f"{backbone.name} ({backbone.model.config.model_type}, {all_parameters})",
+                "reads memory with": f"{self._reading} ({own_parameters} of its own)",
                 "segment": counted(config.segment_tokens, "token"),
                 "memory": f"{counted(config.memory_tokens, 'token')}, {stored:,} bytes each ({config.kv_dtype})",
                 "retrieved": f"{config.top_k:,} tokens per token and head, search engine {self.search_engine}",
@@ -124,6 +124,23 @@ class LongMem(SegmentModel):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained folder that `from_pretrained` reads. Never overwrites another model's folder."""
         save_parts(Path(folder), self.backbone, self.sidenet, self.tokenizer, self.config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload LongMem",
+    ) -> str:
+        """Upload the model with a model card to the Hugging Face hub, and return its URL.
+
+        `repo_id` is `USER/NAME`, which `from_pretrained` and `--model` then take. A card that is there stays. Raises
+        CheckpointError where the hub refuses or cannot be reached.
+        """
+        from longmem.model.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, private, token, commit_message)
 
     @property
     def trained(self) -> bool:

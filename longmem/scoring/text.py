@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of one text in this process: the plain loop that every faster way of running must agree with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,8 +9,10 @@ from jaxtyping import Float32, Int32
 
 from longmem.display import bars_html, counted, facts_html
 from longmem.memory.context import LocalMemory, SegmentMemory, StoredMemory, check_own, text_key
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.model.forward import SegmentModel
 from longmem.store.base import WritableDocument, check_fingerprint
+from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
@@ -100,6 +102,28 @@ def score_sequence(
         num_unscored_tokens=0,
         segments=list(scores),
     )
+
+
+def remembered_text(
+    model: SegmentModel,
+    text: str,
+    name: str = "memory",
+    shown: Callable[[Sequence[Segment]], Iterable[Segment]] = lambda segments: segments,
+) -> DocumentMemory:
+    """Return the memory of a text in this process, to score or generate what follows it.
+
+    Only segments that a text after it may read are encoded; `shown` passes them on, and may show progress. Raises
+    DocumentError for a text without tokens.
+    """
+    store = MemoryStore.open(IN_MEMORY)
+    memory = store.document(name)
+    sequence = model.tokenizer.sequence(text)
+    segments = cut_segments(memory.key, sequence, model.config.segment_tokens)
+    window = SlidingWindow.of(model.config)
+    read = window.segments(window.before(len(sequence)))
+    for segment in shown(segments[read.start : read.stop]):
+        store.put(model.encode(segment).block)
+    return memory.as_read_only()
 
 
 def score_segments(model: SegmentModel, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:

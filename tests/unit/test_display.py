@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects in a notebook or terminal: short texts with the numbers that matter, and HTML that holds no foreign markup."""
+"""Objects in a notebook or terminal: short texts with the numbers that matter, and HTML without foreign markup."""
 
 from collections.abc import Callable
 from html.parser import HTMLParser
