@@ -22,8 +22,9 @@ from pipelines.icl.readings import GROUP_ROWS, in_context, tables_of_readings
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
 from pipelines.icl.requests import WholeReading
-from pipelines.icl.results import TaskResults, calibrations, grid_table, item_rows, item_table
+from pipelines.icl.results import TaskResults, calibrations, item_rows
 from pipelines.icl.run import IclRun, OpenPoint
+from pipelines.icl.tables import grid_table, item_table
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.ask import RequestJob
@@ -297,7 +298,7 @@ class Icl(RequestJob[IclJob]):
         readings = tables_of_readings(tasks, run.journal, spec.grid_points, self._whole is not None, context.tell)
         for name, table in readings.items():
             context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS)
-        write_report(self.out, summary)
+        write_report(self.out, summary, {name: result.answered() for name, result in results.items()})
         return summary
 
 
@@ -314,6 +315,8 @@ def _task_summary(
         "demonstrations_left_out": task.num_long_demonstrations,
         "baselines": results.baselines(),
         "grid": list(grid),
+        "finding": results.finding(),
+        "confusion": results.confusion(),
         "comparisons": results.comparisons(),
         "predicted": results.predicted(),
         "costs": list(_costs(job, task, run)),

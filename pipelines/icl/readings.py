@@ -45,8 +45,8 @@ NEAREST_SCHEMA = pa.schema(
         ),
     ]
 )
-"""Columns of demonstrations.parquet where whole demonstrations were read: `rank` is 1 for the nearest of those read, and
-null for one that only voted; the others are its weights in each vote."""
+"""Columns of demonstrations.parquet where whole demonstrations were read: `rank` is 1 for the nearest of those read,
+and null for one that only voted; the others are its weights in each vote."""
 
 EXAMPLE_SCHEMA = pa.schema(
     [

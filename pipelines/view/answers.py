@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to the page of tokens, as JSON values: the run, pages of tokens, single tokens with what they read, and extremes.
+"""Answers to the page of tokens, as JSON values: the run, pages of tokens, single tokens with what they read, extremes.
 
 Texts of documents are foreign: they are JSON strings here and text nodes in the page, never HTML.
 """

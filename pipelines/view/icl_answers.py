@@ -103,6 +103,7 @@ class IclAnswers(AbstractAnswers):
             "counts": {kind: counts[kind] for kind in SHOWN},
             "backbone_right": sum(bool(row["backbone_right"]) for row in rows),
             "numbers": fits,
+            "wrong": [number for number in fits if not rows[number]["right"]],
             "items": [
                 {"item": number, **rows[number], "text": self._listed(point[0], number)}
                 for number in fits[first : first + PAGE_ITEMS]

@@ -7,6 +7,7 @@ examples.parquet         texts, whole in memory
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -79,8 +80,7 @@ class IclFolder:
             changes[1:] |= each[1:] != each[:-1]
         firsts = [*np.flatnonzero(changes).tolist(), len(self._items)]
         return {
-            tuple(column[first].as_py() for column in columns): range(first, end)
-            for first, end in zip(firsts, firsts[1:], strict=False)
+            tuple(column[first].as_py() for column in columns): range(first, end) for first, end in pairwise(firsts)
         }
 
     def _find_examples(self) -> dict[tuple[str, str, int], int]:

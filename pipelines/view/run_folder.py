@@ -75,7 +75,9 @@ class RunFolder:
         self.path = path
         self.summary = read_summary(path)
         if "perplexity" not in self.summary or "model" not in self.summary:
-            raise ConfigError(f"{path} is the folder of another kind of job; expected one of `longmem perplexity --tokens`")
+            raise ConfigError(
+                f"{path} is the folder of another kind of job; expected that of `longmem perplexity --tokens`"
+            )
         for name in TABLES:
             if not (path / f"{name}.parquet").is_file():
                 raise ConfigError(
