@@ -16,8 +16,10 @@ from pipelines.icl.task import load_task
 from tests.inputs import DEFAULT_FORM
 from tests.jobs import TASK
 
-HOSTILE = '<img src=x onerror="document.title=1"></td>\u202e&amp;'
-SHARED = {**DEFAULT_FORM, "segment_tokens": 160, "memory_tokens": 1600}
+HOSTILE = "<img src=x>\u202e&amp;"
+TEMPLATE = TASK.replace("Thing: {thing} Colour: {colour}.", "{thing} is {colour}.")
+"""Task of few tokens: the small model has 128 positions."""
+SHARED = {**DEFAULT_FORM, "segment_tokens": 96, "memory_tokens": 960}
 FORMS = {"tokens": SHARED, "whole": {**SHARED, "memory_layers": "all", "near_tokens": 16, "read_blocks": 0}}
 ITEMS, SEEDS = 8, 2
 
@@ -31,9 +33,14 @@ def finished_icl(folder: Path, form: Literal["tokens", "whole"]) -> Path:
         for number in range(rows):
             colour = chance.choice(["red", "blue <b>"])
             thing = {"red": "x", "blue <b>": "w"}[colour] * chance.randrange(2, 6)
-            lines.append(json.dumps({"thing": f"{number} {thing}" + HOSTILE * (number == 0), "colour": colour}) + "\n")
+            lines.append(
+                json.dumps(
+                    {"thing": f"{number} {thing}" + HOSTILE * (number == 0 and name == "test"), "colour": colour}
+                )
+                + "\n"
+            )
         (folder / f"{name}.jsonl").write_text("".join(lines), "utf-8")
-    (folder / "colours.toml").write_text(TASK)
+    (folder / "colours.toml").write_text(TEMPLATE)
     whole = {"left_out": 8, "read_demonstrations": 2} if form == "whole" else {}
     job = IclJob(
         tasks=(load_task(str(folder / "colours.toml"), None),),

@@ -14,8 +14,8 @@ from pipelines.icl.report import headline, headline_rows, sentence, verdict
 from pipelines.job.format import NOTHING, percent
 
 CHOICES = {
-    "normalised": "label chosen by: highest mean log-probability of its tokens (by greedy first token: report)",
-    "calibrated": "LongMem with memory: calibrated. Without memory, and backbone: highest mean log-probability",
+    "normalised": "label by highest mean log-probability of its tokens (greedy token: see report)",
+    "calibrated": "LongMem with memory: calibrated; others: highest mean log-probability",
     "generated": "answers are generated; exact match and F1 as in SQuAD 1.1",
 }
 

@@ -29,6 +29,8 @@ SCORINGS = {
     "calibrated": "calibrated",
     "generated": "generated",
 }
+MEANS = {**SCORINGS, "calibrated": "calibration", "generated": "generation"}
+"""Ways to get an answer, as nouns."""
 
 
 def write_report(folder: Path, summary: dict[str, Any], items: Mapping[str, Sequence[AnsweredItem]]) -> Path:
@@ -51,7 +53,7 @@ def write_report(folder: Path, summary: dict[str, Any], items: Mapping[str, Sequ
         },
         headlines={name: headline(task) for name, task in summary["tasks"].items()},
         items={name: each[:MAX_ITEMS] for name, each in items.items()},
-        scorings=SCORINGS,
+        means=MEANS,
         models=MODELS,
     )
 

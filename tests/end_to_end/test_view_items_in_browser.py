@@ -183,7 +183,8 @@ def test_the_report_fits_and_shows_wrong_items_alone(
 ) -> None:
     browser.look(width, 900, scheme)
     browser.open((runs["whole"] / "report.html").as_uri())
-    assert browser.run("return document.documentElement.scrollWidth") == width
+    # a scroll bar may take its part
+    assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.texts("h1")[0].startswith("colours: 20 demonstrations in memory ")
     shown = "return [...document.querySelectorAll('.items tbody tr')].filter((each) => each.offsetParent).length"
     assert browser.run(shown) == ITEMS

@@ -53,7 +53,7 @@ def test_rows_are_those_of_the_items_and_name_their_demonstrations(out: Path) ->
             found = examples["demonstration", each["example"]]
             line = train[int(found["example"].partition(":")[2]) - 1]
             assert found["label"] == each["label"] == line["colour"]
-            assert found["passage"] == f"Thing: {line['thing']} Colour: {line['colour']}."
+            assert found["passage"] == f"{line['thing']} is {line['colour']}."
             assert found["passage"][found["start"] :][: found["length"]] == line["colour"]
     # one index in memory is one demonstration, for every item of a seed
     pairs = {(row["seed"], each["index"], each["example"]) for row in read for each in row["demonstrations"]}
@@ -150,14 +150,14 @@ def test_an_item_is_shown_with_what_it_read(out: Path) -> None:
     for number in range(ITEMS):
         found = answers.item(**POINT, item=number)
         line = test[int(found["name"].partition(":")[2]) - 1]
-        assert found["before"] == f"Thing: {line['thing']} Colour: "
+        assert found["before"] == f"{line['thing']} is "
         assert (found["target"], found["label"]) == (line["colour"], line["colour"])
         assert [each["index"] for each in found["demonstrations"]] == [
             each["index"] for each in read[number]["demonstrations"]
         ]
         for each in found["demonstrations"]:
             assert each["target"] == each["label"]
-            assert each["before"].startswith("Thing: ")
+            assert each["before"].endswith(" is ")
         assert len(found["in_context"]) == 1
         assert (found["mixture"] is None) == ("tokens" in out.name)
     assert any(HOSTILE in answers.item(**POINT, item=number)["before"] for number in range(ITEMS))
