@@ -32,13 +32,18 @@ READING = "reading"
 ITERATIONS = 100
 
 
+def vote_weights(similarities: Sequence[float], by: str) -> Float64[np.ndarray, " found"]:
+    """Return the weight of each demonstration in a vote: a power of similarity `by`."""
+    weights: np.ndarray = np.maximum(np.asarray(similarities, dtype=np.float64), 0) ** VOTE_POWER[by]
+    return weights
+
+
 def vote(
     labels: Sequence[int], similarities: Sequence[float], num_labels: int, by: str
 ) -> Float64[np.ndarray, " labels"]:
     """Return the share of each label among demonstrations, weighted by a power of similarity `by`; equal shares where
     all are dissimilar."""
-    weights = np.maximum(np.asarray(similarities, dtype=np.float64), 0) ** VOTE_POWER[by]
-    shares = np.bincount(np.asarray(labels, dtype=np.int64), weights, num_labels)
+    shares = np.bincount(np.asarray(labels, dtype=np.int64), vote_weights(similarities, by), num_labels)
     total = shares.sum()
     return shares / total if total > 0 else np.full(num_labels, 1 / num_labels)
 

@@ -136,12 +136,14 @@ class JobProgress(JobObserver):
     def task_ended(self, completion: "Completion") -> None:
         if completion.error is not None:
             return
-        stage, tokens = completion.stage, len(completion.segment.targets)
+        stage, segment = completion.stage, completion.segment
+        # a segment is stored with all of its tokens; what is scored are its targets
+        tokens = len(segment.targets) if stage == "score" else segment.num_tokens
         self._tokens[stage] += tokens
         self._busy_s[stage] += completion.busy_s
         self._rates[stage].add(tokens)
         if stage == "score":
-            self._work.score(completion.segment.key.document, tokens)
+            self._work.score(segment.key.document, tokens)
         self._show()
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:  # noqa: ARG002

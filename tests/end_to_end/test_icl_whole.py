@@ -21,7 +21,7 @@ from tests.jobs import TASK
 
 pytest_plugins = ["tests.ray_cluster"]
 
-TABLES = ("items.parquet", "grid.parquet")
+TABLES = ("items.parquet", "grid.parquet", "demonstrations.parquet", "examples.parquet")
 MODELS = ("longmem", "reading", "votes", "regression", "idf_votes", "backbone")
 
 
