@@ -32,7 +32,7 @@ class Case:
     """One way to show demonstrations."""
 
     right: list[bool]
-    """Whether each item was answered right, by the highest mean log-probability of a label's tokens."""
+    """True for each item that was answered right, by the highest mean log-probability of a label's tokens."""
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
