@@ -37,9 +37,10 @@ lint: install ## Check style and the arrows between folders
 types: install ## Check types
 	$(BIN)/mypy
 
+# not --quiet: it would hide the warnings from --strict
 docs: install ## Build the documents as a site, with every link checked
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the site is in build/site; see it with: $(PYTHON) -m http.server --directory build/site --bind 127.0.0.1"
 
 bench: install ## Reproduce the numbers of docs/performance.md

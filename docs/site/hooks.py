@@ -9,9 +9,10 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File
+if TYPE_CHECKING:
+    from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 TOP = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
@@ -29,6 +30,8 @@ NEXT_ITEM = re.compile(r"(\n\n {4}\S[^\n]*(?:\n {4}\S[^\n]*)*)\n(?=(?:\d+\.|-) )
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages from outside `docs/`, and the files that documents link to."""
+    from mkdocs.structure.files import File
+
     for page, path in TOP.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     for path in sorted({target for page in files.documentation_pages() for target in _linked_files(page)}):
@@ -56,7 +59,7 @@ def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
     yield markdown[end:], False
 
 
-def _linked_files(page: File) -> Iterator[str]:
+def _linked_files(page: "File") -> Iterator[str]:
     """Yield the files of the repository outside `docs/` that a page links to."""
     for part, is_fence in _parts(page.content_string):
         for link in () if is_fence else LINK.finditer(part):
@@ -77,8 +80,11 @@ def _path(link: "re.Match[str]", page: str) -> str | None:
 def _page_of(path: str) -> str | None:
     """Return the page of the site that a file of the repository becomes; None for one that becomes none."""
     if path.startswith("docs/"):
-        below = path.removeprefix("docs/")
-        return f"{below}/README.md" if (ROOT / path / "README.md").is_file() else below
+        if (ROOT / path).is_dir():
+            path = f"{path}/README.md"
+            return path.removeprefix("docs/") if (ROOT / path).is_file() else None
+        # also of a file that is absent, so that MkDocs reports the link
+        return path.removeprefix("docs/")
     return PAGES.get(path)
 
 

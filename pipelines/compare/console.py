@@ -63,7 +63,7 @@ def _print_whole(console: Console, compared: Row, names: Sequence[str]) -> None:
     unit = compared["unit"]
     units = counted(compared["count"], compared["counted"].removesuffix("s"))
     title = f"{unit} of {units}, {counted(len(compared['documents']), 'document')}"
-    table = _table(title, ["run"], ["memory", "without", "median document", "change", "95% interval"])
+    table = _table(title, ["run"], ["LongMem", "backbone", "median document", "change", "95% interval"])
     for name, row in zip(names, compared["whole"], strict=True):
         table.add_row(
             Text(name),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Set-up and jobs shared by several end-to-end tests."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -25,6 +26,15 @@ def _process_as_before() -> Iterator[None]:
     yield
     signal.signal(signal.SIGTERM, handler)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """Let the commands of a test use one core: by default they take all, which several test processes share."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="session")

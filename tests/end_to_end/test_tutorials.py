@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tutorials of the documents do what they say; that of the cluster is in `test_tutorial_on_ray.py`."""
+"""The tutorials of the documents do what they say; that of the cluster is in `tests/service/test_tutorial.py`."""
 
 from pathlib import Path
 
@@ -12,7 +12,9 @@ ON_RAY = {"cluster.md"}
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.md") if path.name not in ON_RAY))
-def test_a_tutorial_does_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tutorial_does_what_it_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     follow(name, tmp_path)
 
