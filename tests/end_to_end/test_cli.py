@@ -591,7 +591,14 @@ def test_a_model_that_cannot_be_used(models: Path, text: Path, tmp_path: Path, n
     damage(model)
     message = refused(*arguments(text, model, tmp_path / "out", "--segment-tokens", 32, "--store", "memory://"))
     assert words in message
-    # the folder stays free for the corrected command
+    # the folder stays free for the corrected command, which the test below runs
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"job.lock"}
+
+
+def test_a_refused_job_can_be_corrected(models: Path, text: Path, tmp_path: Path) -> None:
+    model = damaged(models, "trained", tmp_path)
+    flip(model / "sidenet.safetensors")
+    assert "is not what was saved" in refused(*arguments(text, model, tmp_path / "out", "--store", "memory://"))
     assert invoke(*arguments(text, models / "untrained", tmp_path / "out", "--store", "memory://")).code == 0
 
 
