@@ -108,7 +108,7 @@ def _whole_result(
             ).tolist()
             for by, found in score.nearest.items()
         }
-        voters = {by: _nearest_voters(found, by) for by, found in score.nearest.items() if not left_out}
+        voters = {str(by): _nearest_voters(found, by) for by, found in score.nearest.items() if not left_out}
     # tokens of the context are read once for all items
     return ItemResult(
         prompt.index,

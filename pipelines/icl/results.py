@@ -114,7 +114,7 @@ class AnsweredItem:
     longmem: list[tuple[str | None, int]]
     """Answers and the number of seeds that gave them, the most frequent first."""
     backbone: list[tuple[str | None, int]]
-    """The same; empty for generated answers."""
+    """Answers of the backbone, likewise; empty for generated ones."""
     longmem_right: float
     """Share of seeds with a right answer."""
     backbone_right: float | None
@@ -225,23 +225,21 @@ class TaskResults:
     def answered(self) -> list[AnsweredItem]:
         """Return the items with their answers in the cell of the headline, over all seeds."""
         cell, scoring = self._headline
-        items = []
-        for number, rows in enumerate(zip(*self._rows[cell].values(), strict=True)):
-            if self._task.task.generates:
-                right = {"longmem": fmean(row["exact_match"] for row in rows), "backbone": None}
-                answers = {"longmem": [row["answer"] for row in rows], "backbone": []}
-            else:
-                answers = {side: [row[_column(side, scoring)] for row in rows] for side in SIDES}
-                right = {side: fmean(each == rows[0]["gold"] for each in given) for side, given in answers.items()}
-            items.append(
-                AnsweredItem(
-                    text=self._task.items[number].example.prompt.strip(),
-                    gold=rows[0]["gold"],
-                    **{side: Counter(given).most_common() for side, given in answers.items()},
-                    **{f"{side}_right": share for side, share in right.items()},
-                )
+        generates = self._task.task.generates
+        ours, theirs = ("answer", None) if generates else (_column(side, scoring) for side in SIDES)
+        right = self._matrix(cell, scoring).mean(axis=0)
+        right_alone = None if generates else self._matrix(cell, scoring, "backbone").mean(axis=0)
+        return [
+            AnsweredItem(
+                text=item.example.prompt.strip(),
+                gold=rows[0]["gold"],
+                longmem=Counter(row[ours] for row in rows).most_common(),
+                backbone=[] if theirs is None else Counter(row[theirs] for row in rows).most_common(),
+                longmem_right=float(right[number]),
+                backbone_right=None if right_alone is None else float(right_alone[number]),
             )
-        return items
+            for number, (item, *rows) in enumerate(zip(self._task.items, *self._rows[cell].values(), strict=True))
+        ]
 
     def baselines(self) -> dict[str, Any] | None:
         """Return the baselines without a model: the most frequent label of the demonstrations, and a uniform guess."""
