@@ -142,7 +142,7 @@ class GridPart:
 
 
 def pivoted(task: dict[str, Any], grid: dict[str, Any]) -> list[GridPart]:
-    """Return the main metric of a task by demonstrations in context and memory, LongMem beside the backbone."""
+    """Return the main metric of a task by demonstrations in context and memory, LongMem next to the backbone."""
     metric, _ = headline(task)
     rows = {
         (row["shots"], row["memory_shots"], row["model"], row["scoring"]): row

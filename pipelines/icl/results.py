@@ -115,7 +115,7 @@ class AnsweredItem:
     longmem: list[tuple[str | None, int]]
     """Answers and the number of seeds that gave them, the most frequent first."""
     backbone: list[tuple[str | None, int]]
-    """The same; empty for generated answers."""
+    """Answers of the backbone, likewise; empty for generated ones."""
     longmem_right: float
     """Share of seeds with a right answer."""
     backbone_right: float | None
@@ -226,26 +226,21 @@ class TaskResults:
     def answered(self) -> list[AnsweredItem]:
         """Return the items with their answers in the cell of the headline, over all seeds."""
         cell, scoring = self._headline
-        items = []
-        for number, rows in enumerate(zip(*self._rows[cell].values(), strict=True)):
-            gold, generates = rows[0]["gold"], self._task.task.generates
-            if generates:
-                longmem, backbone = [row["answer"] for row in rows], []
-                right = [row["exact_match"] for row in rows]
-            else:
-                longmem, backbone = ([row[_column(side, scoring)] for row in rows] for side in SIDES)
-                right = [answer == gold for answer in longmem]
-            items.append(
-                AnsweredItem(
-                    text=self._task.items[number].example.prompt.strip(),
-                    gold=gold,
-                    longmem=Counter(longmem).most_common(),
-                    backbone=Counter(backbone).most_common(),
-                    longmem_right=fmean(right),
-                    backbone_right=None if generates else fmean(answer == gold for answer in backbone),
-                )
+        generates = self._task.task.generates
+        ours, theirs = ("answer", None) if generates else (_column(side, scoring) for side in SIDES)
+        right = self._matrix(cell, scoring).mean(axis=0)
+        right_alone = None if generates else self._matrix(cell, scoring, "backbone").mean(axis=0)
+        return [
+            AnsweredItem(
+                text=item.example.prompt.strip(),
+                gold=rows[0]["gold"],
+                longmem=Counter(row[ours] for row in rows).most_common(),
+                backbone=[] if theirs is None else Counter(row[theirs] for row in rows).most_common(),
+                longmem_right=float(right[number]),
+                backbone_right=None if right_alone is None else float(right_alone[number]),
             )
-        return items
+            for number, (item, *rows) in enumerate(zip(self._task.items, *self._rows[cell].values(), strict=True))
+        ]
 
     def baselines(self) -> dict[str, Any] | None:
         """Return the baselines without a model: the most frequent label of the demonstrations, and a uniform guess."""

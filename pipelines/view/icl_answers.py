@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from pipelines.view.icl_folder import Example, IclFolder, Point
+from pipelines.view.icl_folder import IclFolder, Point, ShownExample
 from pipelines.view.questions import AbstractAnswers, BadRequestError, NoSuchAnswerError
 
 PAGE_ITEMS = 200
@@ -192,7 +192,7 @@ def _kinds(row: dict[str, Any]) -> list[str]:
     return kinds
 
 
-def _text_of(example: Example) -> dict[str, str]:
+def _text_of(example: ShownExample) -> dict[str, str]:
     """Return an example's name, label and text, cut around its target."""
     cuts = (0, example.start, example.start + example.length, len(example.passage))
     before, target, after = (example.passage[first:last] for first, last in pairwise(cuts))

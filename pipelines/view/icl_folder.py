@@ -37,7 +37,7 @@ Point = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownExample:
     """Text of an item or a demonstration."""
 
     name: str
@@ -109,10 +109,10 @@ class IclFolder:
             [read] = self._read.rows(row, row + 1).to_pylist()
         return {**details, **read}
 
-    def example(self, task: str, kind: str, number: int) -> Example:
+    def example(self, task: str, kind: str, number: int) -> ShownExample:
         """Return an item or a demonstration."""
         row = self._rows_of[task, kind, number]
         name, label, passage, start, length = (
             self._examples[column][row].as_py() for column in ("example", "label", "passage", "start", "length")
         )
-        return Example(name, label, passage, start, length)
+        return ShownExample(name, label, passage, start, length)

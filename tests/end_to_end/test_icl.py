@@ -186,6 +186,12 @@ def test_workers_on_ray_give_the_same_scores(icl: Callable[..., Outcome], tmp_pa
         for side in ("longmem_logprobs", "backbone_logprobs"):
             assert ours.pop(side) == pytest.approx(theirs.pop(side), abs=1e-5)
         assert ours == theirs
+    here, there = (pq.read_table(tmp_path / out / "demonstrations.parquet").to_pylist() for out in ("here", "ray"))
+    for ours, theirs in zip(here, there, strict=True):
+        heaviest = [max((each["places"] or 0 for each in row["demonstrations"]), default=0) for row in (ours, theirs)]
+        assert heaviest[0] == pytest.approx(heaviest[1], abs=1e-4)
+        assert (ours["label_votes"] or []) == pytest.approx(theirs["label_votes"] or [], abs=1e-4)
+        assert (ours["copy_share"] or 0) == pytest.approx(theirs["copy_share"] or 0, abs=1e-4)
 
 
 @pytest.mark.parametrize(

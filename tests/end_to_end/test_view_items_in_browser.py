@@ -143,6 +143,28 @@ def test_the_keyboard_walks_through_items_and_wrong_ones(
     check_unharmed(browser)
 
 
+def test_pages_are_turned_by_keys_and_with_the_items(
+    browser: Browser, served: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.view.icl_answers.PAGE_ITEMS", 3)
+    open_page(browser, served("tokens"), 2)
+    assert browser.texts("#shown") == [f"1–3 of {ITEMS}"]
+    browser.press("down")
+    wait_for_item(browser, 3)
+    browser.wait("document.querySelector('#shown').innerText.startsWith('4–6')")
+    assert browser.run("return document.querySelector('#items .chosen').dataset.item") == "3"
+    browser.press("up")
+    browser.wait("document.querySelector('#shown').innerText.startsWith('1–3')")
+    browser.press("]")
+    browser.wait("document.querySelector('#shown').innerText.startsWith('4–6')")
+    browser.click("#later")
+    browser.wait("document.querySelector('#shown').innerText.startsWith('7–8')")
+    assert browser.run("return document.getElementById('later').disabled")
+    browser.press("[")
+    browser.wait("document.querySelector('#shown').innerText.startsWith('4–6')")
+    check_unharmed(browser)
+
+
 def test_cells_scorings_and_filters_can_be_chosen(
     browser: Browser, served: Callable[[str], str], runs: dict[str, Path]
 ) -> None:
