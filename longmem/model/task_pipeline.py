@@ -78,11 +78,11 @@ class AbstractPipeline(ABC):
         return remembered_text(self.model, memory)
 
     @abstractmethod
-    def run(self, text: str, memory: DocumentMemory | None, **options: Any) -> Any:
+    def run(self, text: str, memory: DocumentMemory | None, *args: Any, **options: Any) -> Any:
         """Return the result of one text."""
 
 
-class TextGeneration(AbstractPipeline):
+class TextGenerationPipeline(AbstractPipeline):
     """Continuation of prompts, with the arguments and result of the task `text-generation` of transformers."""
 
     def run(
@@ -106,7 +106,7 @@ class TextGeneration(AbstractPipeline):
         return [{"generated_text": text + written if return_full_text else written}]
 
 
-class Perplexity(AbstractPipeline):
+class PerplexityPipeline(AbstractPipeline):
     """Perplexity of texts with memory and without."""
 
     def run(self, text: str, memory: DocumentMemory | None) -> dict[str, float | int]:
@@ -120,7 +120,10 @@ class Perplexity(AbstractPipeline):
         }
 
 
-PIPELINES: dict[str, type[AbstractPipeline]] = {"text-generation": TextGeneration, "perplexity": Perplexity}
+PIPELINES: dict[str, type[AbstractPipeline]] = {
+    "text-generation": TextGenerationPipeline,
+    "perplexity": PerplexityPipeline,
+}
 """Tasks by the name that `pipeline` takes."""
 
 
