@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from longmem.errors import ConfigError, DocumentError
 from longmem.text.opening import compression_of
@@ -179,10 +178,10 @@ def _only_split(found: "Rows | dict[str, Rows]", split: str | None, shown: str) 
         return next(iter(found.values()))
     if split not in found:
         raise ConfigError(f"{shown}: choose one of its splits with --split: {', '.join(found)}")
-    return found[split]
+    return found[str(split)]
 
 
-def _library() -> ModuleType:
+def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
