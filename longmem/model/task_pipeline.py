@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`longmem.pipeline`: one call from texts to results, in the forms of `transformers.pipeline`."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ Memory = DocumentMemory | str
 """Memory of a stored document, or a text whose memory is made for the call."""
 
 
-def pipeline(task: str, model: LongMem | str | Path | None = None, **options: Any) -> "AbstractPipeline":
+def pipeline(task: str, model: LongMem | str | Path | None = None, **options: Any) -> "TaskPipeline":
     """Return a callable for a task, as `transformers.pipeline` does.
 
         generate = longmem.pipeline("text-generation", "longmem-smollm2-135m")
@@ -35,24 +34,26 @@ def pipeline(task: str, model: LongMem | str | Path | None = None, **options: An
 
     Raises ConfigError for an unknown task or option, ModelError and its kinds.
     """
-    if task not in PIPELINES:
-        raise ConfigError(f"there is no task {task!r}; known are {', '.join(PIPELINES)}")
+    if task not in TASKS:
+        raise ConfigError(f"there is no task {task!r}; known are {', '.join(TASKS)}")
     if isinstance(model, LongMem):
         if options:
             raise ConfigError(f"{', '.join(options)}: options of a model that is opened here, and this one is open")
-        return PIPELINES[task](model)
+        return TaskPipeline(task, model)
     how = {name: options.pop(name) for name in ("dtype", "device", "search", "adapter") if name in options}
-    return PIPELINES[task](ModelSource(str(model or REFERENCE_MODEL), settings=options, **how).open())
+    source = ModelSource(str(model or REFERENCE_MODEL), settings=options, **how)
+    return TaskPipeline(task, source.open())
 
 
-class AbstractPipeline(ABC):
+class TaskPipeline:
     """A task on texts. A text gives one result; a list or dataset gives a list of results, in order."""
 
-    def __init__(self, model: LongMem) -> None:
+    def __init__(self, task: str, model: LongMem) -> None:
+        self.task = task
         self.model = model
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model!r})"
+        return f"TaskPipeline({self.task!r}, {self.model!r})"
 
     def __call__(
         self, inputs: Texts, *, memory: Memory | None = None, text_column: str = "text", **options: Any
@@ -63,68 +64,53 @@ class AbstractPipeline(ABC):
             inputs: Text, iterable of texts, or dataset.
             memory: Memory that every text follows and reads. Nothing is written to it.
             text_column: Column of a dataset that has the texts.
-            options: Arguments of `run`.
+            options: Arguments of `generated_text` for `text-generation`.
 
         Raises ConfigError, DocumentError (a text without tokens), FingerprintError (memory of another model).
         """
-        read = None if memory is None else self._opened(memory)
+        read = None
+        if memory is not None:
+            read = memory.as_read_only() if isinstance(memory, DocumentMemory) else remembered_text(self.model, memory)
+        run = TASKS[self.task]
         if isinstance(inputs, str):
-            return self.run(inputs, read, **options)
-        return [self.run(text, read, **options) for text in _texts(inputs, text_column)]
-
-    def _opened(self, memory: Memory) -> DocumentMemory:
-        if isinstance(memory, DocumentMemory):
-            return memory.as_read_only()
-        return remembered_text(self.model, memory)
-
-    @abstractmethod
-    def run(self, text: str, memory: DocumentMemory | None, *args: Any, **options: Any) -> Any:
-        """Return the result of one text."""
+            return run(self.model, inputs, read, **options)
+        return [run(self.model, text, read, **options) for text in _texts(inputs, text_column)]
 
 
-class TextGenerationPipeline(AbstractPipeline):
-    """Continuation of prompts, with the arguments and result of the task `text-generation` of transformers."""
+def generated_text(
+    model: LongMem,
+    prompt: str,
+    memory: DocumentMemory | None,
+    *,
+    max_new_tokens: int = 50,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    return_full_text: bool = True,
+) -> list[dict[str, str]]:
+    """Return `[{"generated_text": …}]`, which begins with the prompt unless `return_full_text` is False.
 
-    def run(
-        self,
-        text: str,
-        memory: DocumentMemory | None,
-        *,
-        max_new_tokens: int = 50,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        return_full_text: bool = True,
-    ) -> list[dict[str, str]]:
-        """Return `[{"generated_text": …}]`, which begins with the prompt unless `return_full_text` is False.
-
-        Without `do_sample` the most probable token is taken.
-        """
-        sampling = Sampling(temperature=temperature if do_sample else 0.0, top_p=top_p, seed=seed)
-        written = self.model.generate(text, memory, max_new_tokens=max_new_tokens, sampling=sampling)
-        return [{"generated_text": text + written if return_full_text else written}]
+    Without `do_sample` the most probable token is taken. Names and result are those of transformers.
+    """
+    sampling = Sampling(temperature=temperature if do_sample else 0.0, top_p=top_p, seed=seed)
+    written = model.generate(prompt, memory, max_new_tokens=max_new_tokens, sampling=sampling)
+    return [{"generated_text": prompt + written if return_full_text else written}]
 
 
-class PerplexityPipeline(AbstractPipeline):
-    """Perplexity of texts with memory and without."""
-
-    def run(self, text: str, memory: DocumentMemory | None) -> dict[str, float | int]:
-        """Return perplexities, their change by memory, and the number of predicted tokens."""
-        scores = self.model.score(text, memory)
-        return {
-            "perplexity": scores.perplexity,
-            "backbone_perplexity": scores.backbone_perplexity,
-            "change": scores.change,
-            "tokens": len(scores.logprobs),
-        }
+def perplexities(model: LongMem, text: str, memory: DocumentMemory | None) -> dict[str, float | int]:
+    """Return perplexities with memory and without, their change, and the number of predicted tokens."""
+    scores = model.score(text, memory)
+    return {
+        "perplexity": scores.perplexity,
+        "backbone_perplexity": scores.backbone_perplexity,
+        "change": scores.change,
+        "tokens": len(scores.logprobs),
+    }
 
 
-PIPELINES: dict[str, type[AbstractPipeline]] = {
-    "text-generation": TextGenerationPipeline,
-    "perplexity": PerplexityPipeline,
-}
-"""Tasks by the name that `pipeline` takes."""
+TASKS: dict[str, Callable[..., Any]] = {"text-generation": generated_text, "perplexity": perplexities}
+"""Function of each task, by the name that `pipeline` takes."""
 
 
 def _texts(inputs: Any, text_column: str) -> Iterator[str]:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from longmem.errors import ConfigError, DocumentError
 from longmem.text.opening import compression_of
@@ -177,12 +176,12 @@ def _only_split(found: "Rows | dict[str, Rows]", split: str | None, shown: str) 
         return found
     if split is None and len(found) == 1:
         return next(iter(found.values()))
-    if split is None or split not in found:
+    if split not in found:
         raise ConfigError(f"{shown}: choose one of its splits with --split: {', '.join(found)}")
-    return found[split]
+    return found[str(split)]
 
 
-def _library() -> ModuleType:
+def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -190,8 +189,7 @@ def _library() -> ModuleType:
             f"a dataset needs the package datasets ({error}): pip install 'longmem[datasets]', or give its files as "
             "inputs"
         ) from error
-    library: ModuleType = datasets
-    return library
+    return datasets
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_perplexity_of_texts_and_datasets_is_that_of_the_model(model: LongMem) -
     one = score(texts[0], memory=BOOK)
     assert one["perplexity"] != expected[0]
     assert one["change"] == pytest.approx(one["perplexity"] / one["backbone_perplexity"] - 1)
-    assert repr(score) == f"Perplexity({model!r})"
+    assert repr(score) == f"TaskPipeline('perplexity', {model!r})"
 
 
 def test_a_pipeline_opens_a_model_with_settings(small_backbone: Callable[[str], Path]) -> None:
