@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/tutorials"
 
 BLOCK = re.compile(r"^(<!-- not executed: .+? -->\n)?^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^\$ (.*(?:\\\n.*)*)", re.MULTILINE)
+COMMAND = re.compile(r"^\$ ((?:[^\\\n]|\\\n|\\.)*)", re.MULTILINE)
 NUMBER = re.compile(r"[+−-]?\d[\d,]*(?:\.\d+)?")
 SHELL = set("|<>&;$`")
 """Signs that only a shell understands."""

@@ -35,6 +35,11 @@ def test_a_step_that_fails_or_prints_something_else_is_seen(tmp_path: Path, monk
         (tmp_path / "page.md").write_text(body)
         with pytest.raises(AssertionError, match=why):
             follow(str(tmp_path / "page.md"), tmp_path)
+    lines = "```console\n$ longmem doctor \\\n    --json\n$ echo a\nb\n```\n"
+    assert [(step.code.split(), step.expected) for step in steps_of(lines)] == [
+        (["longmem", "doctor", "--json"], ()),
+        (["echo", "a"], ("b",)),
+    ]
     skipped = "<!-- not executed: it would fail -->\n```console\n$ false | cat\n```\n"
     assert [*steps_of(skipped)] == []
 
