@@ -35,7 +35,7 @@ class TrackedRun:
     job_id: str
     """Id that a resumed job keeps, so that its figures are added to those before."""
     settings: Mapping[str, Any]
-    """Settings to show beside the curves."""
+    """Settings to show next to the curves."""
 
 
 class AbstractTracker(ABC):
