@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of what items read: demonstrations.parquet has the rows of items.parquet, examples.parquet their texts."""
+"""Tables of what items read: demonstrations.parquet, with the rows of items.parquet, and texts: examples.parquet."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
