@@ -7,6 +7,8 @@ MINUTES ?= 120
 # files side by side, but not those with a Ray cluster: it takes all cores. Only they are imported for its tests.
 ON_RAY = $(sort $(shell grep -rlF mark.ray tests --include='test_*.py'))
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
+# empty is unset: hundreds of processes import the package, and each would compile it again
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types docs bench soak clean

@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import torch
 import typer
@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks import ablations as ablations_benchmark
 from benchmarks import compare as compare_benchmark
 from benchmarks import controls as controls_benchmark
+from benchmarks import demonstrations as demonstrations_benchmark
 from benchmarks import growth as growth_benchmark
 from benchmarks import parts as parts_benchmark
 from benchmarks.baselines import memorizing_training, neural_cache, ngram_cache
@@ -29,15 +30,20 @@ from benchmarks.inputs import read_sequences
 from benchmarks.lineup import assemble
 from benchmarks.speed import commands as speed_commands
 from longmem.backbone.tokenizer import Tokenizer
-from longmem.config import Dtype
+from longmem.config import DemonstrationChoice, Dtype
 from longmem.errors import LongMemError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
 from longmem.scoring.evaluation_window import check_window
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
 from longmem.text.language_reference import language_reference
+from pipelines.icl.task import load_task
+from pipelines.icl.task_data import PreparedTask
 
 RESULTS = Path(__file__).parent / "results"
+
+MOST_DEMONSTRATION_TOKENS = 2**20
+"""Tokens of a memory of demonstrations; a smaller one takes no more space."""
 
 Books = Annotated[list[str], typer.Argument(metavar="BOOK", help="Text files or folders.")]
 LimitTokens = Annotated[int | None, typer.Option(help="Tokens read of each book; default: all.")]
@@ -152,6 +158,34 @@ def controls(
     figures = controls_benchmark.run(opened, documents)
     table = controls_benchmark.markdown(figures)
     _write(out, {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents), **figures}, table)
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command()
+def demonstrations(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, or the path of its .toml.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the task's files.")] = None,
+    model: Annotated[str, typer.Option(help="Backbone or LongMem, by name or folder.")] = "smollm2-135m",
+    in_memory: Annotated[int, typer.Option(min=1, help="Demonstrations in memory.")] = 2000,
+    read: Annotated[int, typer.Option(min=1, help="Demonstrations that an item reads.")] = 16,
+    choose: Annotated[str, typer.Option(help="idf, keys, values or random.")] = "idf",
+    limit_items: Annotated[int | None, typer.Option(min=1, help="Items; default: all.")] = 40,
+    seed: Annotated[int, typer.Option(help="Draw of demonstrations.")] = 0,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "demonstrations.json",
+) -> None:
+    """Read whole demonstrations from memory, and encode the same ones anew for every item: accuracy and seconds."""
+    torch.set_num_threads(threads)
+    settings = {"memory_layers": "all", "memory_tokens": MOST_DEMONSTRATION_TOKENS}
+    opened = ModelSource(model, _dtype(dtype), settings=settings).open()
+    if choose not in (choices := get_args(DemonstrationChoice)):
+        raise typer.BadParameter(f"expected one of {', '.join(choices)}, got {choose!r}", param_hint="--choose")
+    prepared = PreparedTask(load_task(task, data), opened.tokenizer, opened.config.segment_tokens, limit_items, 0)
+    choice = cast(DemonstrationChoice, choose)
+    figures = demonstrations_benchmark.run(opened, prepared, in_memory, read, choice, seed)
+    table = demonstrations_benchmark.markdown(figures)
+    _write(out, figures, table)
     Console().print(table, markup=False, soft_wrap=True)
 
 

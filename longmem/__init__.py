@@ -14,11 +14,13 @@ from longmem.version import __version__ as __version__
 if TYPE_CHECKING:
     from longmem.config import LongMemConfig
     from longmem.model.longmem import LongMem
+    from longmem.model.task_pipeline import pipeline
     from longmem.scoring.generate import Sampling
     from longmem.scoring.text import TextScores
     from longmem.store.config import MemoryStore
+    from longmem.text.dataset_rows import read_dataset
 
-__all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores"]
+__all__ = ["LongMem", "LongMemConfig", "MemoryStore", "Sampling", "TextScores", "pipeline", "read_dataset"]
 
 _MODULES = {
     "LongMem": "longmem.model.longmem",
@@ -26,6 +28,8 @@ _MODULES = {
     "MemoryStore": "longmem.store.config",
     "Sampling": "longmem.scoring.generate",
     "TextScores": "longmem.scoring.text",
+    "pipeline": "longmem.model.task_pipeline",
+    "read_dataset": "longmem.text.dataset_rows",
 }
 
 

@@ -49,13 +49,17 @@ class DocumentKey:
         return f"{self.namespace}/{self.document}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Document:
     """Input text with its id and source."""
 
     id: str
     text: str
     source: str
+
+    def __repr__(self) -> str:
+        # a text may be a whole book
+        return f"Document({self.id!r}, {len(self.text):,} characters of {self.source})"
 
     @property
     def num_bytes(self) -> int:

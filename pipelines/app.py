@@ -39,7 +39,8 @@ COMMANDS = {
     ),
     "view": LazyCommand(
         "pipelines.view.spec:view",
-        "A page in the browser: what each token read from memory, how far it was trusted, whether that was right.",
+        "A page in the browser: what each token or item read from memory, how far it was trusted, whether that was "
+        "right.",
     ),
     "status": LazyCommand(
         "pipelines.watch.status_command:status",

@@ -37,7 +37,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 # a byte tokenizer and segments of 32 tokens need hundreds of forwards for a text that suffices for real models
-longmem.model.longmem.CALIBRATION_CHARACTERS = 1000
+longmem.model.longmem.CALIBRATION_CHARACTERS = 250
 
 # the explain phase is off: it runs a slow failing test hundreds of times to find the responsible lines
 PHASES = (Phase.explicit, Phase.generate, Phase.target, Phase.shrink)

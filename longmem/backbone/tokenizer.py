@@ -98,6 +98,12 @@ class Tokenizer:
             spans = np.concatenate([np.zeros((1, 2), np.int32), spans])
         return sequence, spans
 
+    def beginning(self, text: str, num_tokens: int) -> str:
+        """Return the part of a text that its first `num_tokens` tokens stand for. Needs `gives_spans`."""
+        assert self.gives_spans, "this tokenizer gives no character offsets"
+        _, spans = self._tokens(text, with_spans=True)
+        return text if len(spans) <= num_tokens else text[: int(spans[num_tokens - 1, 1])]
+
     @property
     def gives_spans(self) -> bool:
         """True for tokenizers of the `tokenizers` library; those written in Python give no character offsets."""

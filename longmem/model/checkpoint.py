@@ -7,8 +7,10 @@ All digests in `config.json` are checked at load: safetensors itself does not de
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from longmem.backbone.adapter import refuse_adapter_files
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.files import CONFIG_FILE, read_json
+from longmem.backbone.files import CONFIG_FILE, find_file, read_json
 from longmem.backbone.loading import hash_weights
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
@@ -35,6 +37,8 @@ from longmem.version import __version__
 SIDENET_FILE = "sidenet.safetensors"
 BACKBONE_FOLDER = "backbone"
 MODEL_TYPE = "longmem"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""Name of a repository of the hub."""
 DESCRIPTION_FIELDS = {
     "name": str,
     "backbone_digest": str,
@@ -52,12 +56,37 @@ this name comes first."""
 
 
 def checkpoint_folder(source: str | Path) -> Path:
-    """Return the folder that a source means, if it is a local one or a name of `FITTED_MODELS`."""
-    return Path(source) if Path(source).exists() else FITTED_MODELS.get(str(source), Path(source))
+    """Return the folder that a source means: a local one, one of `FITTED_MODELS`, or the copy of a LongMem of the hub.
+
+    Anything else is returned as a path. Raises CheckpointError for a name `USER/NAME` if the hub cannot be reached.
+    """
+    if Path(source).exists():
+        return Path(source)
+    if str(source) in FITTED_MODELS:
+        return FITTED_MODELS[str(source)]
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and _is_on_hub(source):
+        return _snapshot(source)
+    return Path(source)
+
+
+@cache
+def _is_on_hub(name: str) -> bool:
+    """Return True if the hub has a LongMem of this name, not a plain backbone."""
+    path = find_file(name, CONFIG_FILE)
+    return path is not None and read_json(path).get("model_type") == MODEL_TYPE
+
+
+@cache
+def _snapshot(name: str) -> Path:
+    """Return the downloaded folder of a LongMem, the same one for all its parts. Raises CheckpointError."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"no model folder {name}, and no such model on the hub: {error}") from error
 
 
 def is_checkpoint(source: str | Path) -> bool:
-    """Return True if a local folder holds a saved LongMem (not, for example, a plain backbone)."""
+    """Return True if a folder, or a name of the hub, holds a saved LongMem (not, for example, a plain backbone)."""
     folder = checkpoint_folder(source)
     return (folder / CONFIG_FILE).is_file() and read_config(folder).get("model_type") == MODEL_TYPE
 
@@ -207,9 +236,5 @@ def _check_description(path: Path, description: dict[str, Any]) -> None:
 
 
 def _local_folder(source: str | Path) -> Path:
-    if (folder := checkpoint_folder(source)).is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"no model folder {source}, and no such model on the hub: {error}") from error
+    folder = checkpoint_folder(source)
+    return folder if folder.is_dir() else _snapshot(str(source))

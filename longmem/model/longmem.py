@@ -12,12 +12,14 @@ import torch
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
+from longmem.display import counted, facts_html
 from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
 from longmem.model.forward import SegmentModel
 from longmem.scoring.evaluation_window import WindowScores, score_windows
 from longmem.scoring.generate import Sampling, generate
 from longmem.scoring.text import TextScores, score_text
 from longmem.store.document import DocumentMemory
+from longmem.stored_format import token_bytes
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
@@ -75,6 +77,45 @@ class LongMem(SegmentModel):
         backbone, sidenet, tokenizer, config = load_parts(source, dtype, device, settings)
         return cls(backbone, sidenet, tokenizer, config, search)
 
+    def __repr__(self) -> str:
+        config, device = self.config, self.backbone.device.type
+        return (
+            f"LongMem({self.backbone.name}, {self._reading}, segments of {config.segment_tokens:,} and memory of "
+            f"{counted(config.memory_tokens, 'token')}, {self._dtype} on {device})"
+        )
+
+    def _repr_html_(self) -> str:
+        config, backbone = self.config, self.backbone
+        all_parameters, own_parameters = (
+            f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters"
+            for module in (backbone.model, self.sidenet)
+        )
+        shape = backbone.shape
+        stored = token_bytes(len(self.stored_layers) * shape.kv_heads, shape.head_dim, config.kv_dtype)
+        return facts_html(
+            "LongMem",
+            {
+                "backbone": f"{backbone.name} ({backbone.model.config.model_type}, {all_parameters})",
+                "reads memory with": f"{self._reading} ({own_parameters} of its own)",
+                "segment": counted(config.segment_tokens, "token"),
+                "memory": f"{counted(config.memory_tokens, 'token')}, {stored:,} bytes each ({config.kv_dtype})",
+                "retrieved": f"{config.top_k:,} tokens per token and head, search engine {self.search_engine}",
+                "computes in": f"{self._dtype} on {backbone.device.type}",
+            },
+        )
+
+    @property
+    def _reading(self) -> str:
+        """Name of what reads the memory, for people."""
+        if self.config.reads_all_layers:
+            return "every layer"
+        layer = f"layer {self.sidenet.memory_layer}"
+        return f"SideNet at {layer}, {counted(self.config.trained_steps, 'step') if self.trained else 'untrained'}"
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.backbone.dtype).removeprefix("torch.")
+
     def with_trained_steps(self, steps: int) -> "LongMem":
         """Return the same model, which shares all weights, with another number of steps in its configuration."""
         config = replace(self.config, trained_steps=steps)
@@ -83,6 +124,23 @@ class LongMem(SegmentModel):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained folder that `from_pretrained` reads. Never overwrites another model's folder."""
         save_parts(Path(folder), self.backbone, self.sidenet, self.tokenizer, self.config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload LongMem",
+    ) -> str:
+        """Upload the model with a model card to the Hugging Face hub, and return its URL.
+
+        `repo_id` is `USER/NAME`, which `from_pretrained` and `--model` then take. A card that is there stays. Raises
+        CheckpointError where the hub refuses or cannot be reached.
+        """
+        from longmem.model.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, private, token, commit_message)
 
     @property
     def trained(self) -> bool:

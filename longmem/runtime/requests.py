@@ -36,10 +36,13 @@ class ItemsRequest(Request):
     memory: SegmentInfo | None
     """The last block of the document that is read; None for no memory."""
     items: tuple[Item, ...]
+    keep_places: bool = False
+    """True to report the places that each item's first target was taken from."""
 
     def answer(self, model: LongMem, windows: WindowCache) -> list[ItemScore]:
         """Raise what `score_items` and `WindowCache.whole` raise."""
-        return score_items(model, self.items, [windows.whole(self.memory)] * len(self.items))
+        views = [windows.whole(self.memory)] * len(self.items)
+        return score_items(model, self.items, views, keep_places=self.keep_places)
 
     def __str__(self) -> str:
         return f"scores of {len(self.items)} items after {self.memory.key if self.memory else 'nothing'}"

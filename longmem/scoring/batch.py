@@ -23,6 +23,7 @@ from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel, require_finite
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.readers import RetrievedMemory
+from longmem.sidenet.token_readings import PlacesRead, positions_of
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward: enough that a small model's matrix products fill a core's vector units."""
@@ -71,6 +72,22 @@ class TargetScores:
 
 
 @dataclass(frozen=True)
+class TakenPlaces:
+    """Places of the memory whose content was taken where an item's first target is predicted.
+
+    A place is the position of the copied token, or without a copy head of the one whose value was attended to. A place
+    that several heads found is one place with the sum of their weights.
+    """
+
+    positions: Int64[np.ndarray, " taken"]
+    """Positions in the document, ascending."""
+    weights: Float32[np.ndarray, " taken"]
+    """Weights in the copy distribution, or mean attention weights over heads; they sum to 1."""
+    copy_share: float
+    """Share of the copies in the prediction; 0 without a copy head."""
+
+
+@dataclass(frozen=True)
 class ItemScore:
     """An item's targets with memory and under the backbone alone, and where the memory was read."""
 
@@ -80,12 +97,21 @@ class ItemScore:
     reads: Int64[np.ndarray, "targets read"]
     """Positions in the memory of the chunks that were read where each target is predicted, -1 for a missing one: those
     retrieved, best first for each head, then those that hold repeats; `read` is 0 without memory."""
+    taken: TakenPlaces | None = None
+    """Places behind the prediction of the first target; None where none was read, or `keep_places` was false."""
 
 
 def score_items(
-    model: SegmentModel, items: Sequence[Item], views: Sequence[MemoryView | None], batch_tokens: int = BATCH_TOKENS
+    model: SegmentModel,
+    items: Sequence[Item],
+    views: Sequence[MemoryView | None],
+    batch_tokens: int = BATCH_TOKENS,
+    *,
+    keep_places: bool = False,
 ) -> list[ItemScore]:
     """Return scores in the order of the items; item i reads `views[i]`. Rows that share a view share one search.
+
+    With `keep_places`, each score has the places that its first target was taken from.
 
     Raises DocumentError for an item without targets or longer than a segment, NumericError.
     """
@@ -94,9 +120,8 @@ def score_items(
         check_item(item, model.config.segment_tokens)
     scores: dict[int, ItemScore] = {}
     for batch in _batches(items, batch_tokens):
-        for index, score in zip(
-            batch, _score_batch(model, [items[i] for i in batch], [views[i] for i in batch]), strict=True
-        ):
+        chosen = [items[i] for i in batch], [views[i] for i in batch]
+        for index, score in zip(batch, _score_batch(model, *chosen, keep_places), strict=True):
             scores[index] = score
     return [scores[index] for index in range(len(items))]
 
@@ -129,7 +154,9 @@ def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _score_batch(model: SegmentModel, items: list[Item], views: list[MemoryView | None]) -> list[ItemScore]:
+def _score_batch(
+    model: SegmentModel, items: list[Item], views: list[MemoryView | None], keep_places: bool
+) -> list[ItemScore]:
     width = max(item.num_read for item in items)
     tokens = torch.zeros((len(items), width), dtype=torch.long)
     for row, item in enumerate(items):
@@ -157,6 +184,7 @@ def _score_batch(model: SegmentModel, items: list[Item], views: list[MemoryView 
                 _target_scores(model, item, read.hidden[row, rows], targets, copies and copies.rows(rows)),
                 _target_scores(model, item, alone[row, rows], targets, None),
                 _reads(reading, copies, views[row], rows),
+                _taken(model.sidenet.places_read(read, row), views[row], rows.start) if keep_places else None,
             )
         )
     return scores
@@ -193,3 +221,18 @@ def _reads(
         ids = torch.cat([ids, chunks.where(repeated.valid, -1)], dim=1)
     starts: np.ndarray = to_array(view.starts[ids.clamp(min=0)].where(ids >= 0, -1))
     return starts
+
+
+def _taken(read: PlacesRead | None, view: MemoryView | None, token: int) -> TakenPlaces | None:
+    """Return the places that one token of a row read."""
+    if read is None or view is None:
+        return None
+    weights = read.weights[token].float()
+    # the token after the newest stored one would be the item's first, which is no place of the memory
+    positions = torch.cat([positions_of(view), torch.tensor([view.end_token], device=view.starts.device)])
+    places = positions[read.index[token] + int(read.continued)][weights > 0]
+    distinct, group = places.unique(return_inverse=True)
+    # in float64 on the CPU, one after the other: the sums depend on nothing but their terms
+    sums = np.zeros(len(distinct))
+    np.add.at(sums, to_array(group), to_array(weights[weights > 0]).astype(np.float64))
+    return TakenPlaces(to_array(distinct), sums.astype(np.float32), float(read.share[token]))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int32
 
+from longmem.display import counted
 from longmem.dtypes import to_array
 from longmem.errors import ConfigError
 from longmem.model.forward import SegmentModel, require_finite
@@ -39,7 +40,7 @@ class EvaluationWindow:
         return self.start_token + len(self.tokens) - len(self.targets) + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WindowScores:
     """Log-probabilities (natural log) of a text's tokens under the backbone in overlapping windows."""
 
@@ -52,6 +53,12 @@ class WindowScores:
     def perplexity(self) -> float:
         """Exponential of the mean negative log-probability per token; NaN when no token was predicted."""
         return float(np.exp(-np.mean(self.logprobs, dtype=np.float64))) if len(self.logprobs) else float("nan")
+
+    def __repr__(self) -> str:
+        return (
+            f"WindowScores({counted(len(self.logprobs), 'token')} in {counted(self.num_windows, 'window')}, "
+            f"perplexity {self.perplexity:,.3f})"
+        )
 
 
 def check_window(window: int, stride: int) -> None:

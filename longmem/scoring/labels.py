@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Float64, Int32
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -85,6 +85,8 @@ class LabelledScore:
     """Demonstrations that were read, the nearest last."""
     nearest: dict[Similarity, Nearest] = field(default_factory=dict)
     """Nearest demonstrations by each similarity of `COMPARED`; empty without memory."""
+    regression: Float64[np.ndarray, " labels"] | None = None
+    """Share of each label by regression on the states of demonstrations; None without memory or known labels."""
 
 
 COMPARED: tuple[Similarity, ...] = ("idf", "values", "target")
@@ -171,7 +173,7 @@ def _score(
     # after reading, the item's states resemble those of stored demonstrations, which have read others too
     answered = replace(question, keys=output.keys[0], values=output.values[0], target=output.values[0, -1])
     nearest = {by: index.nearest(by, answered, index.plan.num_compared) for by in COMPARED}
-    return LabelledScore(prompt.name, longmem, alone, chosen.index, nearest)
+    return LabelledScore(prompt.name, longmem, alone, chosen.index, nearest, index.label_shares(answered))
 
 
 def _behind(backbone: Backbone, context: _Context, view: MemoryView, places: Tensor) -> Any:

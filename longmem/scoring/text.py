@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of one text in this process: the plain loop that every faster way of running must agree with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from longmem.display import bars_html, counted, facts_html
 from longmem.memory.context import LocalMemory, SegmentMemory, StoredMemory, check_own, text_key
+from longmem.memory.sliding_window import SlidingWindow
 from longmem.model.forward import SegmentModel
 from longmem.store.base import WritableDocument, check_fingerprint
+from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextScores:
     """Log-probabilities (natural log) of a text's tokens, with memory and from the backbone alone."""
 
@@ -36,6 +39,33 @@ class TextScores:
         if not len(self.backbone_logprobs):
             return float("nan")
         return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
+
+    @property
+    def change(self) -> float:
+        """Change of perplexity by memory: −0.1 where it is a tenth lower than that of the backbone."""
+        return self.perplexity / self.backbone_perplexity - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"TextScores({counted(len(self.logprobs), 'token')}, perplexity {self.perplexity:,.3f} with memory, "
+            f"{self.backbone_perplexity:,.3f} without)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the perplexities, and the gain of each segment: what memory read is worth along the text."""
+        facts = facts_html(
+            "Perplexity per token",
+            {
+                "with memory": f"{self.perplexity:,.3f}",
+                "without memory": f"{self.backbone_perplexity:,.3f}",
+                "change": f"{self.change:+.3%}",
+                "tokens": f"{len(self.logprobs):,} in {counted(len(self.segments), 'segment')}",
+            },
+        )
+        ends = np.cumsum([len(segment.logprobs) for segment in self.segments])[:-1]
+        gains = np.split(self.logprobs.astype(np.float64) - self.backbone_logprobs, ends)
+        means = [float(gain.mean()) for gain in gains if len(gain)]
+        return facts + bars_html(means, "Gain of each segment by memory", "nats per token")
 
 
 def score_text(model: SegmentModel, text: str, memory: DocumentMemory | None = None) -> TextScores:
@@ -72,6 +102,28 @@ def score_sequence(
         num_unscored_tokens=0,
         segments=list(scores),
     )
+
+
+def remembered_text(
+    model: SegmentModel,
+    text: str,
+    name: str = "memory",
+    shown: Callable[[Sequence[Segment]], Iterable[Segment]] = lambda segments: segments,
+) -> DocumentMemory:
+    """Return the memory of a text in this process, to score or generate what follows it.
+
+    Only segments that a text after it may read are encoded; `shown` passes them on, and may show progress. Raises
+    DocumentError for a text without tokens.
+    """
+    store = MemoryStore.open(IN_MEMORY)
+    memory = store.document(name)
+    sequence = model.tokenizer.sequence(text)
+    segments = cut_segments(memory.key, sequence, model.config.segment_tokens)
+    window = SlidingWindow.of(model.config)
+    read = window.segments(window.before(len(sequence)))
+    for segment in shown(segments[read.start : read.stop]):
+        store.put(model.encode(segment).block)
+    return memory.as_read_only()
 
 
 def score_segments(model: SegmentModel, sequence: Int32[np.ndarray, " tokens"]) -> Iterator[SegmentScore]:

@@ -7,6 +7,8 @@ values    cosine of values, likewise
 target    cosine of values at the place that predicts the target, after reading
 random    a control; the same demonstrations for every worker and order of items
 
+Where labels are known, they are also regressed on `values` and `target` together (`label_regression`).
+
 Keys and values are those of the upper half of the layers, each layer centred at the mean of the demonstrations and
 weighted equally. Only tokens before the target take part, so that no label decides. A demonstration that is left out,
 to calibrate, sees none of its own segment: those after it have read it when they were encoded.
@@ -19,13 +21,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from longmem.config import DemonstrationChoice
 from longmem.dtypes import to_array
 from longmem.memory.view import MemoryView
+from longmem.sidenet.label_regression import LabelRegression, taking_part
 from longmem.sidenet.token_overlap import TokenOverlap
 
 Similarity = Literal["idf", "keys", "values", "target", "random"]
@@ -59,6 +62,9 @@ class DemonstrationPlan:
     """Demonstrations that an item reads at every layer, the nearest last; fewer where positions do not suffice."""
     num_compared: int = 64
     """Nearest demonstrations that an answer names, with their similarities."""
+    labels: Int64[np.ndarray, " demonstrations"] | None = None
+    """Number of each demonstration's label, to regress labels on states; None for no regression."""
+    num_labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class DemonstrationQuery:
     """Values of the upper layers at the place that predicts the target."""
     left_out: int | None = None
     """Index of the demonstration that the item is itself."""
+
+    def states(self, by: Similarity) -> Float[Tensor, "tokens some_heads head_dim"]:
+        """Return the states that are compared by keys, values or target."""
+        return {"keys": self.keys, "values": self.values, "target": self.target[None]}[by]
 
 
 @dataclass(frozen=True)
@@ -118,12 +128,8 @@ class DemonstrationIndex:
         elif by == "random":
             # seeded by the tokens: the same draw in every batch and process
             found = np.random.default_rng(question.tokens.astype(np.uint32)).random(len(self._places))
-        elif by == "target":
-            found = self._kept(by, self._at_targets).similarity(question.target[None])
         else:
-            stored = self._view.layer_keys if by == "keys" else self._view.layer_values
-            means = self._kept(by, lambda: self._space(stored, *self._rows))
-            found = means.similarity(question.keys if by == "keys" else question.values)
+            found = self._space_of(by).similarity(question.states(by))
         found = found.astype(np.float32)
         if question.left_out is not None:
             found[self._segments == self._segments[question.left_out]] = -np.inf
@@ -135,6 +141,22 @@ class DemonstrationIndex:
         order = np.argsort(-similarity, kind="stable")[:number]
         order = order[similarity[order] > -np.inf]
         return Nearest(order.astype(np.int32), similarity[order])
+
+    def label_shares(self, question: DemonstrationQuery) -> Float64[np.ndarray, " labels"] | None:
+        """Return the share of each label that the states of all demonstrations suggest; None without labels."""
+        labels, left_out = self.plan.labels, question.left_out
+        if labels is None:
+            return None
+        part = taking_part(len(labels))
+        kinds: tuple[Similarity, ...] = ("values", "target")
+
+        def fitted() -> LabelRegression:
+            gram = torch.stack([self._space_of(kind).gram(part) for kind in kinds]).mean(dim=0)
+            return LabelRegression(gram, labels[part], self.plan.num_labels, self._segments[part])
+
+        asked = np.mean([self._space_of(kind).similarity(question.states(kind))[part] for kind in kinds], axis=0)
+        left = None if left_out is None else int(self._segments[left_out])
+        return self._kept("regression", fitted).shares(asked, left)
 
     def choose(self, question: DemonstrationQuery, room: int | None) -> ChosenDemonstrations:
         """Return what the question reads: the nearest demonstrations that fit into `room` tokens (None: all fit)."""
@@ -158,10 +180,18 @@ class DemonstrationIndex:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(prompts) - prompts, prompts)
         return self._places[owner] + within, owner
 
-    def _kept(self, name: Similarity, make: Callable[[], T]) -> T:
+    def _space_of(self, by: Similarity) -> "StateSpace":
+        def made() -> StateSpace:
+            if by == "target":
+                return self._at_targets()
+            return self._space(self._view.layer_keys if by == "keys" else self._view.layer_values, *self._rows)
+
+        return self._kept(by, made)
+
+    def _kept(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` returns; it is kept with the view, because most requests ask for the same one."""
-        units, derived = self.plan.demonstrations, self._view.derived
-        key = (name, units.starts.tobytes(), units.prompts.tobytes())
+        units, derived, labels = self.plan.demonstrations, self._view.derived, self.plan.labels
+        key = (name, units.starts.tobytes(), units.prompts.tobytes(), b"" if labels is None else labels.tobytes())
         if key not in derived:
             derived[key] = make()
         kept: T = derived[key]
@@ -203,3 +233,8 @@ class StateSpace:
         asked = states.float().mean(dim=0).flatten().view_as(self._mean) - self._mean
         found: np.ndarray = to_array((self._states * normalize(asked, dim=1)).sum(dim=2).mean(dim=1))
         return found
+
+    def gram(self, part: Int64[np.ndarray, " some"]) -> Float32[Tensor, "some some"]:
+        """Return the similarity of demonstrations to one another."""
+        states = self._states[torch.from_numpy(part)]
+        return torch.einsum("ilw,jlw->ij", states, states) / states.shape[1]

@@ -13,6 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
+from longmem.display import facts_html, rows_html
 from longmem.errors import (
     ConflictError,
     FingerprintError,
@@ -25,10 +26,13 @@ from longmem.errors import (
 from longmem.store.document import DocumentMemory
 from longmem.store.source import AbstractDocumentSource
 from longmem.stored_format import STORED_TYPES, num_not_finite, stored_width
+from longmem.system.redaction import redacted
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Fingerprint, KVBlock, PutReceipt, SegmentInfo
 
 OF_ONE_BLOCK = (ConflictError, NumericError, QuotaError)
 """Errors that concern a single block of several."""
+LISTED_DOCUMENTS = 20
+"""Documents that a store lists in a notebook; each costs one query."""
 
 
 class AbstractMemoryStore(AbstractDocumentSource):
@@ -108,6 +112,28 @@ class AbstractMemoryStore(AbstractDocumentSource):
     def close(self) -> None:
         """Release handles and caches; every later call raises StoreError. Closing twice is allowed."""
 
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """URI that opens this store again; `memory://` for one of this process."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({redacted(self.location)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the stored documents. Raises StoreError for a closed store."""
+        documents = self.documents()
+        shown = documents[:LISTED_DOCUMENTS]
+        held = [(key, self.segments(key)) for key in shown]
+        rows = [
+            (key.namespace, key.document, len(infos), f"{sum(info.num_tokens for info in infos):,}")
+            for key, infos in held
+        ]
+        more = f"<div>and {len(documents) - len(shown):,} more</div>" if len(documents) > len(shown) else ""
+        facts = {"documents": f"{len(documents):,}", "bytes": f"{self.num_bytes():,}"}
+        table = rows_html(("namespace", "document", "segments", "tokens"), rows) if rows else ""
+        return facts_html(repr(self), facts) + table + more
+
     def __enter__(self) -> "AbstractMemoryStore":
         return self
 
@@ -117,7 +143,7 @@ class AbstractMemoryStore(AbstractDocumentSource):
         self.close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WritableDocument(DocumentMemory):
     """A document's memory that a text may be written to, and that can be forked, trimmed and deleted."""
 

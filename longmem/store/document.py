@@ -3,11 +3,12 @@
 
 from dataclasses import dataclass, replace
 
+from longmem.display import counted, facts_html
 from longmem.store.source import AbstractDocumentSource
 from longmem.types import DocumentKey, SegmentInfo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DocumentMemory:
     """A document of a store. It holds no data: every property queries the store.
 
@@ -28,6 +29,23 @@ class DocumentMemory:
     def num_tokens(self) -> int:
         """Tokens of all stored segments."""
         return sum(info.num_tokens for info in self.segments)
+
+    def __repr__(self) -> str:
+        # without a query, because a message may show a document of a closed store
+        return f"{type(self).__name__}({str(self.key)!r} in {self.store!r}{', read-only' if self.read_only else ''})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of what is stored. Raises StoreError for a closed store."""
+        segments = self.segments
+        facts = {
+            "store": repr(self.store),
+            "stored": f"{counted(len(segments), 'segment')}, {counted(self.num_tokens, 'token')}",
+            "bytes": f"{sum(info.num_bytes for info in segments):,}",
+            "a scored text": "follows the document; nothing is written" if self.read_only else "is the document",
+        }
+        if segments:
+            facts["positions"] = f"{segments[0].start_token:,} to {segments[-1].end_token:,}"
+        return facts_html(f"Memory of {self.key}", facts)
 
     def as_read_only(self) -> "DocumentMemory":
         """Return a read-only handle, to score or generate a text that follows the document."""

@@ -30,6 +30,10 @@ class InMemoryStore(AbstractMemoryStore):
         self._closed = False
         self._quota = Quota(max_bytes, self.num_bytes, "the store in memory")
 
+    @property
+    def location(self) -> str:
+        return "memory://"
+
     def put(self, block: KVBlock) -> PutReceipt:
         check_block(block)
         with self._lock:

@@ -6,6 +6,7 @@
     .json              one such object, an array of them, or one per line
     .parquet           one document per row: columns `text` and, if there, `id`
     folder             all of these below it
+    DatasetSource      one document per row of a Hugging Face dataset
 
 All but .parquet may also end in .gz, .zst, .bz2 or .xz. Paths may be local or of any file system that fsspec opens
 (`s3://…`); a path that exists locally is local, even if it looks like a URI. `finding` selects the files of a folder,
@@ -15,6 +16,7 @@ UnreadableDocument: the job reports it and continues with the next one.
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from longmem.text.dataset_rows import DatasetSource
 from longmem.text.finding import FoundFiles, InputFile, LeftOut, find_files
 from longmem.text.formats import read_file
 from longmem.text.unreadable import UnreadableDocument, unreadable
@@ -30,14 +32,14 @@ __all__ = [
 ]
 
 
-def read_documents(files: Sequence[InputFile]) -> Iterator[Document | UnreadableDocument]:
+def read_documents(files: Sequence[InputFile | DatasetSource]) -> Iterator[Document | UnreadableDocument]:
     """Yield every document of the files, with unique ids.
 
     A second document with the same id is yielded as unreadable, under a unique name.
     """
     seen: dict[str, str] = {}
     for file in files:
-        for document in read_file(file):
+        for document in file.read() if isinstance(file, DatasetSource) else read_file(file):
             if document.id in seen:
                 document = _duplicate(document, seen)
             seen[document.id] = document.source

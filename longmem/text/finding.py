@@ -16,6 +16,7 @@ import fsspec
 
 from longmem.errors import ConfigError
 from longmem.system.redaction import redacted
+from longmem.text.dataset_rows import DatasetSource
 from longmem.text.naming import tell_apart
 from longmem.text.opening import COMPRESSIONS, compression_of, irregular_kind
 
@@ -98,17 +99,17 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class FoundFiles(Sequence[InputFile]):
-    """Files of the inputs in reading order, and the files left out."""
+class FoundFiles(Sequence[InputFile | DatasetSource]):
+    """Files of the inputs in reading order, or a dataset, and the files left out."""
 
-    files: tuple[InputFile, ...]
+    files: tuple[InputFile | DatasetSource, ...]
     left_out: LeftOut
 
     @overload
-    def __getitem__(self, index: int) -> InputFile: ...
+    def __getitem__(self, index: int) -> InputFile | DatasetSource: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[InputFile]: ...
-    def __getitem__(self, index: int | slice) -> InputFile | Sequence[InputFile]:
+    def __getitem__(self, index: slice) -> Sequence[InputFile | DatasetSource]: ...
+    def __getitem__(self, index: int | slice) -> InputFile | DatasetSource | Sequence[InputFile | DatasetSource]:
         return self.files[index]
 
     def __len__(self) -> int:

@@ -12,8 +12,8 @@ from longmem.errors import DocumentError
 from longmem.text import opening
 from longmem.text.finding import InputFile
 from longmem.text.json_lines import parse_json, parse_object
-from longmem.text.naming import given_id
 from longmem.text.opening import READ_ERRORS, TooLongError, numbered_lines, open_stream, read_whole
+from longmem.text.rows import decoded, document_of
 from longmem.text.unreadable import UnreadableDocument, unreadable
 from longmem.types import Document
 from longmem.wording import reason_of
@@ -50,7 +50,7 @@ def _read_text(file: InputFile) -> Documents:
     if file.filesystem is None and file.suffix == ".txt" and (size := Path(file.path).stat().st_size) > limit:
         raise TooLongError(f"{size:,} bytes, a document may have {limit:,}; split it")
     with open_stream(file.path, file.filesystem) as stream:
-        yield _decoded(file.id, file.shown, read_whole(stream, limit))
+        yield decoded(file.id, file.shown, read_whole(stream, limit))
 
 
 def _read_lines(file: InputFile) -> Documents:
@@ -65,7 +65,7 @@ def _from_line(file: InputFile, number: int, line: bytes | None) -> Document | U
         values = parse_object(line, source, expected=EXPECTED)
     except DocumentError as error:
         return unreadable(name, source, str(error))
-    return _from_fields(name, source, values.get("text"), values.get("id"))
+    return document_of(name, source, values.get("text"), values.get("id"))
 
 
 def _read_json(file: InputFile) -> Documents:
@@ -98,7 +98,7 @@ def _read_json(file: InputFile) -> Documents:
     for number, each in enumerate(values if isinstance(values, list) else [values], start=1):
         name, source = f"{file.id}:{number}", f"{file.shown} object {number}"
         if isinstance(each, dict):
-            yield _from_fields(name, source, each.get("text"), each.get("id"))
+            yield document_of(name, source, each.get("text"), each.get("id"))
         else:
             yield unreadable(name, source, f"{source} must be a JSON object, got {type(each).__name__}")
 
@@ -137,45 +137,8 @@ def _from_row(file: InputFile, row: int, values: Any) -> Document | UnreadableDo
         (fields,) = values.to_pylist()
     except UnicodeDecodeError as error:
         return unreadable(name, source, f"{source} is not valid UTF-8: {error.reason} at byte {error.start}")
-    return _from_fields(name, source, fields["text"], fields.get("id"))
+    return document_of(name, source, fields["text"], fields.get("id"))
 
 
 def _limit() -> str:
     return f"{opening.MAX_RECORD_BYTES:,}"
-
-
-def _from_fields(default_id: str, source: str, text: object, value: object) -> Document | UnreadableDocument:
-    try:
-        name = given_id(value) or default_id
-    except DocumentError as error:
-        return unreadable(default_id, source, f"{source}: {error}")
-    if isinstance(text, bytes):
-        return _decoded(name, source, text)
-    if not isinstance(text, str):
-        return unreadable(name, source, f"{source} needs a string in `text`, got {type(text).__name__}")
-    return _checked(Document(name, text, source))
-
-
-def _decoded(name: str, source: str, data: bytes) -> Document | UnreadableDocument:
-    if (position := data.find(b"\0")) >= 0:
-        return unreadable(name, source, f"{source} is a binary file (a NUL byte at {position}); expected UTF-8 text")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return unreadable(
-            name, source, f"{source} is not valid UTF-8: {error.reason} at byte {error.start}; convert it to UTF-8"
-        )
-    return _checked(Document(name, text, source))
-
-
-def _checked(document: Document) -> Document | UnreadableDocument:
-    if not document.text.strip():
-        return unreadable(document.id, document.source, f"{document.source} is empty: expected some text")
-    # JSON may hold lone surrogates and file names any bytes, which tokenizers and tables do not accept
-    for what, text in (("text", document.text), ("id", document.id), ("path", document.source)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            message = f"{document.source}: the {what} is not valid Unicode: {error.reason} at {error.start}"
-            return unreadable(document.id, document.source, message)
-    return document

@@ -11,3 +11,5 @@ SearchEngine = Literal["auto", "native", "torch", "faiss", "ivf"]
 """Engine that finds chunks in the window of a reader; auto chooses one that this machine can run."""
 Retention = Literal["window", "document", "forever"]
 """Lifetime of stored blocks: while a window may reach them, while their document is scored, or after the job too."""
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+"""Experiment tracker of a training."""

@@ -17,8 +17,11 @@ from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.wording import counted, signed
+from pipelines.command.interrupts import tidying
 from pipelines.doctor.backbone_probe import BackboneProbe, LayerProbe, probe_backbone
+from pipelines.doctor.reading_probe import ReadingProbe, probe_reading
 from pipelines.job.inputs import find_inputs
+from pipelines.job.progress import JobProgress
 
 SEGMENT_TOKENS = 512
 MAX_TOKENS = 24_576
@@ -63,8 +66,8 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"  perplexity {probe.perplexity:.2f} on {counted(probe.num_tokens, 'token')}, of which "
-        f"{probe.in_memory:.0%} followed the same token before"
+        f"  perplexity {probe.perplexity:.2f} on {counted(probe.num_tokens, 'token')}, of which {probe.in_memory:.0%} "
+        "followed the same token before"
     )
     console.print(
         f"  repeat loss: {probe.first_loss:.2f} nats at first, {probe.second_loss:.2f} the second time: "
@@ -90,6 +93,46 @@ def render_probe(probe: BackboneProbe, model: str, console: Console) -> None:
 def probe_as_json(probe: BackboneProbe) -> dict[str, Any]:
     """Return the measurements and the layer to store as JSON values."""
     return {**asdict(probe), "copies": probe.copies, "memory_layer": _best(probe).layer}
+
+
+def examine_reading(source: ModelSource, text: str | None, console: Console) -> ReadingProbe:
+    """Measure ways to read a memory at every layer on the first document of `text`; None takes the Python language
+    reference. Raises ConfigError, ModelError, DocumentError."""
+    content = _text(text, console)
+    model = source.open()
+    with tidying(), JobProgress(console) as progress:
+
+        def tell(done: int, total: int) -> None:
+            if done == 1:
+                progress.planned("forwards", total)
+            progress.advanced(1)
+
+        return probe_reading(model, content, tell)
+
+
+def render_reading(probe: ReadingProbe, model: str, console: Console) -> None:
+    """Print the table of ways to read, and the advice."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{escape(model)}: what every layer reads", title_justify="left")
+    table.add_column("read before a segment")
+    for column in ("perplexity", "nats against its settings"):
+        table.add_column(column, justify="right")
+    for way in probe.ways:
+        own = way.settings == {}
+        change = "its settings" if own else f"{signed(way.change, '+.4f')} ± {way.error:.4f}"
+        table.add_row(way.name, f"{way.perplexity:.2f}", change, style="bold" if own else None)
+    console.print(table)
+    console.print(f"  on {counted(probe.num_tokens, 'token')}, without copies; ± is one standard error")
+    advice = probe.advice
+    if advice is None:
+        console.print("  No other way is clearly better than the model's settings on this text: keep them.")
+    else:
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in (advice.settings or {}).items())
+        console.print(f"  Better on this text: {options}")
+
+
+def reading_as_json(probe: ReadingProbe) -> dict[str, Any]:
+    """Return the measurements and the settings to change as JSON values."""
+    return {**asdict(probe), "advice": None if probe.advice is None else probe.advice.settings}
 
 
 def _best(probe: BackboneProbe) -> LayerProbe:

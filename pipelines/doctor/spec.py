@@ -7,10 +7,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import EXIT_BAD_INPUT, local_or_hub
 from pipelines.command.console import open_console, say_json
-from pipelines.command.fields import flag_field, path_field, text_field
-from pipelines.command.options import BackboneOptions
+from pipelines.command.fields import choice_field, flag_field, path_field, text_field
+from pipelines.command.options import BackboneOptions, model_settings
 from pipelines.command.spec import CommandSpec, command
 
 
@@ -19,13 +20,18 @@ class DoctorSpec(BackboneOptions, CommandSpec):
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
     how well each layer of a backbone works as memory.
 
-    **Example:** `longmem doctor`, or `longmem doctor --model gpt2 --text book.txt`
+    **Example:** `longmem doctor`, `longmem doctor --model gpt2 --text book.txt`
     """
 
     out: Path = path_field(Path(), "Folder whose disk to check.")
     model: str | None = text_field(None, "Instead: can this backbone feed a memory, and which layer should be stored?")
     text: str | None = text_field(None, "With --model: document to measure on.", shown="the language reference")
 
+    reading: bool = flag_field(
+        "With --model: measure instead which tokens of a memory every layer should read, on the text's first four "
+        "segments; minutes."
+    )
+    dtype: ComputeDtype = choice_field("float32", "Compute type of --reading.")
     as_json: bool = flag_field("Print the findings as JSON, instead of a table.", names=("--json",))
 
     def run(self, console: Console) -> int | None:
@@ -33,6 +39,9 @@ class DoctorSpec(BackboneOptions, CommandSpec):
             return self._examine_machine()
         from pipelines.doctor.backbone import examine_model, probe_as_json, render_probe
 
+        if self.reading:
+            self._examine_reading(self.model, console)
+            return None
         adapter = self.adapter_folder(self.model)
         examined = examine_model(local_or_hub(self.model), self.text, self.special_tokens, console, adapter)
         if self.as_json:
@@ -41,8 +50,22 @@ class DoctorSpec(BackboneOptions, CommandSpec):
             render_probe(examined, self.model, open_console())
         return None
 
+    def _examine_reading(self, model: str, console: Console) -> None:
+        from longmem.model.source import ModelSource
+        from pipelines.doctor.backbone import examine_reading, reading_as_json, render_reading
+
+        settings = {"memory_layers": "all"} | model_settings(self)
+        source = ModelSource(
+            local_or_hub(model), dtype=self.dtype, settings=settings, adapter=self.adapter_folder(model)
+        )
+        examined = examine_reading(source, self.text, console)
+        if self.as_json:
+            say_json({"model": model, **reading_as_json(examined)}, indent=2)
+        else:
+            render_reading(examined, model, open_console())
+
     def _examine_machine(self) -> int | None:
-        for name, value in (("--text", self.text), ("--adapter", self.adapter)):
+        for name, value in (("--text", self.text), ("--adapter", self.adapter), ("--reading", self.reading or None)):
             if value is not None:
                 raise typer.BadParameter("needs --model", param_hint=name)
         from actors.cluster import find_cluster

@@ -32,12 +32,14 @@ from longmem.training.copy_head_fit import (
 )
 from longmem.training.worker import read_texts, save_trained, tokenised_when_needed
 from longmem.wording import counted
+from pipelines.command.choices import TrackerName
 from pipelines.job.executors import use_threads
 from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import find_inputs
 from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.spec import AbstractJob, JobContext, Tell
+from pipelines.tracking.tracker import TrackedRun, Tracking, tracked
 
 MODEL_FOLDER = "model"
 RESULTS = "fit.json"
@@ -57,6 +59,7 @@ class FitJob:
     threads: int | None
     resume: bool = False
     """True to leave a finished job unchanged, and to restart an interrupted one from the beginning."""
+    track: TrackerName | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -127,6 +130,13 @@ class Fit(AbstractJob[FitWorker]):
         return False
 
     def run(self, context: JobContext[FitWorker]) -> dict[str, Any]:
+        settings = {**asdict(self._spec.config), **context.model.settings, "model": context.model.name}
+        run = TrackedRun(self.out, self.name, context.job_id, settings)
+        with tracked(self._spec.track, run, context.tell) as tracking:
+            tracking.begin(0)
+            return self._run(context, tracking)
+
+    def _run(self, context: JobContext[FitWorker], tracking: Tracking) -> dict[str, Any]:
         spec, worker, began = self._spec, context.worker, time.monotonic()
         model = worker.model
         if model.config.trained_steps == 0:
@@ -141,6 +151,8 @@ class Fit(AbstractJob[FitWorker]):
             validation = None if judged is None else exp(mean_nats(model, judged))
             row = {"epoch": epoch, "training": exp(loss), "validation": validation}
             perplexities.append(row)
+            figures = {"train/perplexity": exp(loss)}
+            tracking.add(epoch, figures if validation is None else {**figures, "valid/perplexity": validation})
             context.tell(_line(row))
             context.observer.advanced(1 if epoch else 0)
 

@@ -26,10 +26,13 @@ from pipelines.command.options import (
     model_settings,
 )
 from pipelines.command.spec import CommandSpec, command
+from pipelines.command.tracking_option import TrackOption
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSpec(ProcessThreads, RestartOption, LayerOptions, BackboneOptions, TrainingDataOptions, CommandSpec):
+class FitSpec(
+    TrackOption, ProcessThreads, RestartOption, LayerOptions, BackboneOptions, TrainingDataOptions, CommandSpec
+):
     """Fit the copy head alone, in minutes: how much to trust what memory holds, for a backbone or a kind of text.
 
     **Example:** `longmem fit --model my-backbone --data books/train --valid books/valid --out runs/fit`
@@ -52,6 +55,7 @@ class FitSpec(ProcessThreads, RestartOption, LayerOptions, BackboneOptions, Trai
     dtype: ComputeDtype = choice_field("float32", "Compute type; weights learn in float32.")
 
     def run(self, console: Console) -> None:
+        self.check_track()
         if not self.resume:
             self.check_data()
         from longmem.model.source import REFERENCE_MODEL, ModelSource

@@ -2,7 +2,7 @@
 """`longmem generate`: text after a prompt, written to stdout as it comes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from longmem.errors import ConfigError, DocumentError
-from longmem.types import DEFAULT_NAMESPACE, DocumentKey
+from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Segment
 from longmem.wording import counted
 from pipelines.command.command_line import check_inputs
 from pipelines.command.console import say, say_json, say_piece
@@ -144,10 +144,8 @@ def _encoded(model: "LongMem", path: str, console: Console) -> "DocumentMemory":
 
     Raises DocumentError for a file that is not one readable document.
     """
-    from longmem.memory.sliding_window import SlidingWindow
-    from longmem.store.config import IN_MEMORY, MemoryStore
+    from longmem.scoring.text import remembered_text
     from longmem.text.documents import UnreadableDocument, read_documents
-    from longmem.text.segments import cut_segments
     from pipelines.job.inputs import find_inputs
 
     documents = list(read_documents(find_inputs([path], console)))
@@ -157,15 +155,11 @@ def _encoded(model: "LongMem", path: str, console: Console) -> "DocumentMemory":
     document = documents[0]
     if isinstance(document, UnreadableDocument):
         raise document.error
-    store = MemoryStore.open(IN_MEMORY)
-    memory = store.document(document.id)
-    sequence = model.tokenizer.sequence(document.text)
-    segments = cut_segments(memory.key, sequence, model.config.segment_tokens)
-    window = SlidingWindow.of(model.config)
-    read = window.segments(window.before(len(sequence)))
-    for segment in track(segments[read.start : read.stop], "memory", console=console, transient=True):
-        store.put(model.encode(segment).block)
-    return memory.as_read_only()
+
+    def shown(segments: Sequence[Segment]) -> Iterable[Segment]:
+        return track(segments, "memory", console=console, transient=True)
+
+    return remembered_text(model, document.text, document.id, shown)
 
 
 generate = command(GenerateSpec)

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from longmem.wording import counted
@@ -201,12 +202,14 @@ def _draw_distances(shares: Float64[np.ndarray, " bins"], axes: Axes) -> None:
 def svg(draw: Callable[[Axes], None], inches: tuple[float, float], prefix: str) -> Markup:
     """Return a drawing as SVG for embedding: no prolog, no metadata, ids with `prefix`, the page's colours."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=inches, layout="constrained")
+        figure = Figure(figsize=inches)
         axes = figure.add_subplot()
         axes.grid(axis="y")
         draw(axes)
         buffer = io.StringIO()
         FigureCanvasSVG(figure)
+        # a figure that has a layout engine is drawn twice
+        ConstrainedLayoutEngine().execute(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

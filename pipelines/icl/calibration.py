@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrated predictions: each model's mixture, fitted to the demonstrations of a memory that were left out.
 
-longmem        what the model says with the memory and without, and all votes
+longmem        what the model says with the memory and without, all votes, and the regression
 reading        what the model has read
 votes          all votes: labels of nearest demonstrations
+regression     labels regressed on the states of all demonstrations in memory
 idf votes      labels of the demonstrations that share words; no model takes part
 backbone       the backbone alone, with the same demonstrations in context
 """
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from torch import tensor
 
-from pipelines.icl.mixture import READING, Mixture, fit_mixture, log_vote
+from pipelines.icl.mixture import READING, Mixture, fit_mixture, log_regression, log_vote
 from pipelines.icl.records import ItemResult, LabelScores
 
 PARTS = {
-    "longmem": (READING, "backbone", "idf", "values", "target"),
+    "longmem": (READING, "backbone", "idf", "values", "target", "regression"),
     "reading": (READING,),
     "votes": ("idf", "values", "target"),
+    "regression": ("regression",),
     "idf_votes": ("idf",),
     "backbone": ("backbone",),
 }
@@ -33,7 +35,8 @@ def log_parts(result: ItemResult) -> dict[str, Any]:
     assert result.longmem is not None, "a generated answer"
     assert result.backbone is not None, "a generated answer"
     votes = {by: log_vote(shares) for by, shares in (result.votes or {}).items()}
-    return {READING: _among_labels(result.longmem), "backbone": _among_labels(result.backbone), **votes}
+    parts = {READING: _among_labels(result.longmem), "backbone": _among_labels(result.backbone), **votes}
+    return parts if result.regression is None else parts | {"regression": log_regression(result.regression)}
 
 
 def _among_labels(scores: LabelScores) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from pipelines.html.charts import FAINT, INK, NARROW_INCHES, WIDE_INCHES, WITH_MEMORY, WITHOUT_MEMORY, Chart, svg
+from pipelines.html.charts import INK, NARROW_INCHES, WIDE_INCHES, WITH_MEMORY, WITHOUT_MEMORY, Chart, svg
 
 STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D")
@@ -47,8 +47,8 @@ def _draw(longmem: Lines, backbone: Lines, floor: float | None, axes: Axes) -> N
     # evenly spaced, because shots grow by factors and start at 0
     positions = {memory: position for position, memory in enumerate(ticks)}
     if floor is not None:
-        axes.axhline(floor * 100, color=FAINT, linewidth=1.2)
-        axes.annotate("majority", (len(ticks) - 0.62, floor * 100), fontsize=8.5, color=INK, va="bottom", ha="right")
+        # named in the legend: a word on the line would cover the results near it
+        axes.axhline(floor * 100, color=INK, linewidth=1.1, linestyle=(0, (1, 2)), label="most frequent label")
     for index, (shots, line) in enumerate(longmem.items()):
         style, marker = STYLES[index % len(STYLES)], MARKERS[index % len(MARKERS)]
         axes.errorbar(
@@ -68,10 +68,22 @@ def _draw(longmem: Lines, backbone: Lines, floor: float | None, axes: Axes) -> N
         _, mean, std = line[0]
         marker = MARKERS[index % len(MARKERS)]
         axes.errorbar(
-            [-0.25], [mean * 100], [std * 100], color=WITHOUT_MEMORY, marker=marker, markersize=4.5, elinewidth=0.9
+            [-0.3 + 0.06 * index],
+            [mean * 100],
+            [std * 100],
+            color=WITHOUT_MEMORY,
+            marker=marker,
+            markersize=4.5,
+            elinewidth=0.9,
         )
+    narrow = axes.get_figure().get_figwidth() <= NARROW_INCHES[0]  # type: ignore[union-attr]
     axes.legend(
-        frameon=False, labelcolor=INK, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(longmem)
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8.5,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2 if narrow else len(longmem) + 1,
     )
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.xaxis.set_major_locator(FixedLocator(range(len(ticks))))

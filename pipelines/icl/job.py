@@ -18,11 +18,13 @@ from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.text.demonstrations import check_fits
 from pipelines.icl.calibration import Calibration
+from pipelines.icl.readings import GROUP_ROWS, in_context, tables_of_readings
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
 from pipelines.icl.requests import WholeReading
-from pipelines.icl.results import TaskResults, calibrations, grid_table, item_rows, item_table
+from pipelines.icl.results import TaskResults, calibrations, item_rows
 from pipelines.icl.run import IclRun, OpenPoint
+from pipelines.icl.tables import grid_table, item_table
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.ask import RequestJob
@@ -293,7 +295,10 @@ class Icl(RequestJob[IclJob]):
         items = [row for task_rows in rows.values() for row in task_rows]
         context.folder.write_table("items.parquet", item_table(items, self._whole is not None))
         context.folder.write_table("grid.parquet", grid_table([row for grid in grids.values() for row in grid]))
-        write_report(self.out, summary)
+        readings = tables_of_readings(tasks, run.journal, spec.grid_points, self._whole is not None, context.tell)
+        for name, table in readings.items():
+            context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS)
+        write_report(self.out, summary, {name: result.answered() for name, result in results.items()})
         return summary
 
 
@@ -302,6 +307,7 @@ def _task_summary(
 ) -> dict[str, Any]:
     return {
         "template": task.task.template,
+        "in_context": [in_context(task, seed, max(job.shots)) for seed in range(job.seeds)],
         "labels": task.task.words,
         "items": len(task.items),
         "items_left_out": task.num_long_items,
@@ -309,6 +315,8 @@ def _task_summary(
         "demonstrations_left_out": task.num_long_demonstrations,
         "baselines": results.baselines(),
         "grid": list(grid),
+        "finding": results.finding(),
+        "confusion": results.confusion(),
         "comparisons": results.comparisons(),
         "predicted": results.predicted(),
         "costs": list(_costs(job, task, run)),

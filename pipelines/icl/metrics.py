@@ -10,9 +10,10 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt16
 
 NUM_RESAMPLES = 2000
 BOOTSTRAP_SEED = 20230607
@@ -84,6 +85,30 @@ def paired_bootstrap(
         means[index] = by_item[generator.integers(items, size=items)].mean()
     low, high = np.quantile(means, QUANTILES).tolist()
     return Difference(value, low, high)
+
+
+@lru_cache(1)
+def _draws(
+    seeds: int, items: int
+) -> tuple[UInt16[np.ndarray, "resamples seeds"], UInt16[np.ndarray, "resamples items"]]:
+    """Return how often each seed and each item is drawn in every resample."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    by_seed, by_item = (generator.multinomial(count, [1 / count] * count, NUM_RESAMPLES) for count in (seeds, items))
+    return by_seed.astype(np.uint16), by_item.astype(np.uint16)
+
+
+def mean_interval(scores: Float64[np.ndarray, "seeds items"]) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95% interval of the mean score: seeds and items are resampled independently, as for differences.
+
+    All means of equal shape share their resamples, because a page has hundreds of them. None for a single item.
+    """
+    seeds, items = scores.shape
+    if items < 2:
+        return None, None
+    by_seed, by_item = _draws(seeds, items)
+    means = np.einsum("ni,ni->n", by_seed @ scores, by_item, dtype=np.float64) / scores.size
+    low, high = np.quantile(means, QUANTILES).tolist()
+    return low, high
 
 
 def distance_of_shares(golds: Sequence[str], predictions: Sequence[str | None]) -> float:

@@ -3,11 +3,11 @@
 
     log p(label) = Σ_part weight_part · log part(label) + bias_label − log Z
 
-A part is the model's distribution over labels after it has read demonstrations, or a vote: the label shares of the
-nearest demonstrations by one similarity. This is kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172) over whole
-demonstrations. Weights and biases are fitted to demonstrations in memory that were left out of their own retrieval;
-no label of a test item takes part. Each combination of parts has a fit of its own, so that votes alone can be told from
-the mixture.
+A part is the model's distribution over labels after it has read demonstrations; a vote: the label shares of the
+nearest demonstrations by one similarity; or a regression of labels on the states of all demonstrations. Votes are
+kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172) over whole demonstrations. Weights and biases are fitted to
+demonstrations in memory that were left out of their own retrieval; no label of a test item takes part. Each combination
+of parts has a fit of its own, so that votes alone can be told from the mixture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ VOTE_POWER = {"idf": 2, "values": 8, "target": 8}
 """Exponent of a similarity in a vote, by similarity: cosines of states are all large (docs/log.md)."""
 SMOOTHING = 0.05
 """Part of a vote that is shared equally by all labels, so that a label without a vote keeps a probability."""
+REGRESSION_SCALE = 8.0
+"""Logit of a share of one, where a share of zero has a logit of zero: near what fits of this part alone have."""
 PRIOR_PRECISION = 1.0
 """Precision of the normal prior of weights, around 1 / number of parts, and of biases, around 0."""
 
@@ -30,13 +32,18 @@ READING = "reading"
 ITERATIONS = 100
 
 
+def vote_weights(similarities: Sequence[float], by: str) -> Float64[np.ndarray, " found"]:
+    """Return the weight of each demonstration in a vote: a power of similarity `by`."""
+    weights: np.ndarray = np.maximum(np.asarray(similarities, dtype=np.float64), 0) ** VOTE_POWER[by]
+    return weights
+
+
 def vote(
     labels: Sequence[int], similarities: Sequence[float], num_labels: int, by: str
 ) -> Float64[np.ndarray, " labels"]:
     """Return the share of each label among demonstrations, weighted by a power of similarity `by`; equal shares where
     all are dissimilar."""
-    weights = np.maximum(np.asarray(similarities, dtype=np.float64), 0) ** VOTE_POWER[by]
-    shares = np.bincount(np.asarray(labels, dtype=np.int64), weights, num_labels)
+    shares = np.bincount(np.asarray(labels, dtype=np.int64), vote_weights(similarities, by), num_labels)
     total = shares.sum()
     return shares / total if total > 0 else np.full(num_labels, 1 / num_labels)
 
@@ -45,6 +52,13 @@ def log_vote(shares: Sequence[float]) -> Float64[np.ndarray, " labels"]:
     """Return the smoothed logarithm of label shares."""
     given = np.asarray(shares, dtype=np.float64)
     return np.log((1 - SMOOTHING) * given + SMOOTHING / len(given))
+
+
+def log_regression(shares: Sequence[float]) -> Float64[np.ndarray, " labels"]:
+    """Return the logarithm of a distribution over labels, from shares of a regression, which may be negative."""
+    scores = REGRESSION_SCALE * torch.tensor(shares, dtype=torch.float64)
+    found: np.ndarray = scores.log_softmax(dim=0).numpy()
+    return found
 
 
 @dataclass(frozen=True)

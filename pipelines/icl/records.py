@@ -19,6 +19,16 @@ class LabelScores:
 
 
 @dataclass(frozen=True)
+class Voters:
+    """Demonstrations of the memory with the largest weight in one vote, the heaviest first."""
+
+    demonstrations: list[int]
+    """Indices in memory."""
+    weights: list[float]
+    """Weights; those of all demonstrations together are 1, or less where places outside demonstrations were read."""
+
+
+@dataclass(frozen=True)
 class ItemResult:
     """Result of one item at one grid point: scores of its labels, or a generated answer.
 
@@ -37,7 +47,15 @@ class ItemResult:
     read: list[int] | None = None
     """Demonstrations of the memory that were read whole, the nearest last."""
     votes: dict[str, list[float]] | None = None
-    """Label shares of the nearest demonstrations, by similarity."""
+    """Label shares of the nearest demonstrations, by similarity; where tokens are read, the weight of those places that
+    hold a label, under `labels`."""
+    regression: list[float] | None = None
+    """Label shares by regression on the states of all demonstrations."""
+    voters: dict[str, Voters] | None = None
+    """Heaviest demonstrations by similarity; where tokens are read, by the weight of all their `places` and of those
+    that hold their `labels`. None without memory, and where an earlier version has answered."""
+    copy_share: float | None = None
+    """Share of the copies in the prediction of the label; None where whole demonstrations are read."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +92,7 @@ class IclJournal(AbstractJournal[BatchRecord]):
     def _decode(self, values: dict[str, Any]) -> BatchRecord:
         if values["kind"] not in ("batch", "left_out"):
             raise ValueError(f"unknown kind of record {values['kind']!r}")
-        results = [
-            ItemResult(**{**result, "longmem": _scores(result["longmem"]), "backbone": _scores(result["backbone"])})
-            for result in values["results"]
-        ]
+        results = [_item_result(result) for result in values["results"]]
         point = GridPoint(**values["cell"])
         return BatchRecord(point, results, float(values["busy_s"]), left_out=values["kind"] == "left_out")
 
@@ -88,6 +103,13 @@ class IclJournal(AbstractJournal[BatchRecord]):
             known.setdefault(result.item, result)
         busy_s = self.left_out_busy_s if record.left_out else self.busy_s
         busy_s[record.point] = busy_s.get(record.point, 0.0) + record.busy_s
+
+
+def _item_result(values: dict[str, Any]) -> ItemResult:
+    scores = {side: _scores(values[side]) for side in ("longmem", "backbone")}
+    voters = values.get("voters")
+    found = None if voters is None else {by: Voters(**each) for by, each in voters.items()}
+    return ItemResult(**{**values, **scores, "voters": found})
 
 
 def _scores(values: dict[str, Any] | None) -> LabelScores | None:

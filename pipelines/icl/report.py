@@ -1,28 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTML report of an in-context-learning job: one file without scripts or network requests."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.icl.charts import shots_chart
-from pipelines.job.format import FILTERS, percent, percentage_points
+from pipelines.icl.results import AnsweredItem
+from pipelines.job.format import FILTERS, NOTHING, percent, percentage_points
+
+MAX_ITEMS = 300
+"""Items of a task on the page: a page with ten thousand is slow; items.parquet has all."""
+MAX_CHARACTERS = 400
+"""Characters of an item on the page; its end is kept, because the label follows."""
+
+MODELS = {
+    "longmem": "LongMem",
+    "backbone": "backbone",
+    "reading": "reading alone",
+    "votes": "all votes alone",
+    "regression": "regression alone",
+    "idf_votes": "votes of shared words alone",
+}
+SCORINGS = {
+    "normalised": "mean log-probability",
+    "greedy": "greedy first token",
+    "calibrated": "calibrated",
+    "generated": "generated",
+}
+MEANS = {**SCORINGS, "calibrated": "calibration", "generated": "generation"}
+"""Ways to get an answer, as nouns."""
 
 
-def write_report(folder: Path, summary: dict[str, Any]) -> Path:
-    """Write `folder/report.html` atomically. `summary` is the content of summary.json. Raises OutputError."""
+def write_report(folder: Path, summary: dict[str, Any], items: Mapping[str, Sequence[AnsweredItem]]) -> Path:
+    """Write `folder/report.html` atomically. `summary` is the content of summary.json, `items` are those of each task.
+
+    Raises OutputError.
+    """
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,
-        {**FILTERS, "percent": percent, "points": percentage_points},
+        {**FILTERS, "percent": percent, "points": percentage_points, "answers": answers, "cut": cut},
         summary=summary,
+        title=title(summary["tasks"]),
         verdicts={name: verdict(task) for name, task in summary["tasks"].items()},
+        findings={name: sentence(name, task) for name, task in summary["tasks"].items()},
+        grids={name: pivoted(task, summary["grid"]) for name, task in summary["tasks"].items()},
         charts={
             name: shots_chart(number, name, task, headline(task)[0], headline_rows(task))
             for number, (name, task) in enumerate(summary["tasks"].items())
         },
         headlines={name: headline(task) for name, task in summary["tasks"].items()},
+        items={name: each[:MAX_ITEMS] for name, each in items.items()},
+        means=MEANS,
+        models=MODELS,
     )
+
+
+def answers(given: Sequence[tuple[str | None, int]]) -> str:
+    """Return the answers of all seeds, with their counts where they differ."""
+    names = [(NOTHING if answer is None else answer, times) for answer, times in given]
+    return names[0][0] if len(names) == 1 else ", ".join(f"{answer} × {times}" for answer, times in names)
+
+
+def cut(text: str) -> str:
+    """Return the end of a text that is too long for the page."""
+    return text if len(text) <= MAX_CHARACTERS else f"…{text[-MAX_CHARACTERS:]}"
+
+
+def title(tasks: Mapping[str, dict[str, Any]]) -> str:
+    """Return the finding of the job as one sentence."""
+    if len(tasks) == 1:
+        [(name, task)] = tasks.items()
+        return sentence(name, task)
+    found = {name: task["finding"] for name, task in tasks.items() if task["finding"] is not None}
+    if not found:
+        return "No demonstration is in memory"
+    groups: dict[str, list[str]] = {}
+    for name, finding in found.items():
+        points = percentage_points(finding["difference"]["value"])
+        groups.setdefault(_direction(finding), []).append(f"{name} ({points} points)")
+    said = "; ".join(f"{words} {', '.join(groups[words])}" for words in DIRECTIONS if words in groups)
+    return f"With {next(iter(found.values()))['memory_shots']:,} demonstrations in memory, answers are {said}"
+
+
+MORE, ALIKE, FEWER = "right more often in", "not told apart from none in", "right less often in"
+DIRECTIONS = (MORE, ALIKE, FEWER)
+
+
+def _direction(finding: dict[str, Any]) -> str:
+    low, high = finding["difference"]["low"], finding["difference"]["high"]
+    if low is None or low <= 0 <= high:
+        return ALIKE
+    return MORE if low > 0 else FEWER
+
+
+def sentence(name: str, task: dict[str, Any]) -> str:
+    """Return the finding of a task: the most in memory against none."""
+    finding = task["finding"]
+    if finding is None:
+        return f"{name}: the grid has no cell with memory to compare with one without"
+    metric = "exact match" if finding["scoring"] == "exact_match" else "accuracy"
+    against = "without" if finding["against"] == "longmem" else "of the backbone alone"
+    if finding["scoring"] == "calibrated":
+        against += ", both calibrated"
+    difference = finding["difference"]
+    points = f"{percentage_points(difference['value'])} points"
+    if difference["low"] is not None:
+        points += f", 95% interval {percentage_points(difference['low'])} to {percentage_points(difference['high'])}"
+    words = {
+        MORE: f"raise {metric} to {percent(finding['ours'])}, from {percent(finding['theirs'])} {against}",
+        FEWER: f"lower {metric} to {percent(finding['ours'])}, from {percent(finding['theirs'])} {against}",
+        ALIKE: (
+            f"cannot be told from none: {metric} {percent(finding['ours'])}, {percent(finding['theirs'])} {against}"
+        ),
+    }[_direction(finding)]
+    context = f" and {finding['shots']:,} in context" if finding["shots"] else ""
+    return f"{name}: {finding['memory_shots']:,} demonstrations in memory{context} {words} ({points})"
+
+
+@dataclass(frozen=True)
+class GridLine:
+    """Line of the pivoted grid: one model and scoring, with a cell for each number of demonstrations in memory."""
+
+    model: str
+    scoring: str
+    cells: list[dict[str, Any] | None]
+    """Rows of the grid; None where there is no result. A model that reads no memory has a single cell."""
+
+
+@dataclass(frozen=True)
+class GridPart:
+    """Lines of one number of demonstrations in context."""
+
+    shots: int
+    fit: float
+    """Demonstrations that fitted into the context, on average."""
+    lines: list[GridLine]
+
+
+def pivoted(task: dict[str, Any], grid: dict[str, Any]) -> list[GridPart]:
+    """Return the main metric of a task by demonstrations in context and memory, LongMem next to the backbone."""
+    metric, _ = headline(task)
+    rows = {
+        (row["shots"], row["memory_shots"], row["model"], row["scoring"]): row
+        for row in task["grid"]
+        if row["metric"] == metric
+    }
+    kinds = list(dict.fromkeys((scoring, model) for _, _, model, scoring in rows))
+    # LongMem next to the backbone, the parts of a mixture after both
+    order = {scoring: number for number, scoring in enumerate(SCORINGS)}, {name: at for at, name in enumerate(MODELS)}
+    kinds.sort(key=lambda kind: (order[0][kind[0]], order[1][kind[1]]))
+    parts = []
+    for shots in grid["shots"]:
+        lines = []
+        for scoring, model in kinds:
+            cells = [rows.get((shots, memory_shots, model, scoring)) for memory_shots in grid["memory_shots"]]
+            reads = model != "backbone" or scoring == "calibrated"
+            lines.append(GridLine(MODELS[model], SCORINGS[scoring], cells if reads else cells[:1]))
+        first = next(row for row in task["grid"] if row["shots"] == shots)
+        parts.append(GridPart(shots, first["shots_in_context"], lines))
+    return parts
 
 
 def headline(task: dict[str, Any]) -> tuple[str, str]:
@@ -65,8 +205,12 @@ def verdict(task: dict[str, Any]) -> str:
     if not with_memory:
         return "The grid has no cell with memory to compare with one without."
     said = [
-        f"{percentage_points(comparison['value'])} points against {comparison['theirs']} "
+        f"{percentage_points(comparison['value'])} points against {_spoken(comparison['theirs'])} "
         f"(95% interval {percentage_points(comparison['low'])} to {percentage_points(comparison['high'])})"
         for comparison in with_memory
     ]
     return f"{with_memory[0]['ours']}: {'; '.join(said)}."
+
+
+def _spoken(corner: str) -> str:
+    return "neither memory nor context" if corner == "neither" else corner

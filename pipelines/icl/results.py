@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and comparisons from a journal: rows per item and grid point, rows per grid point, paired differences."""
+"""Figures from a journal: rows of the tables, paired differences, and what the page shows of the headline's cell."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipelines.icl.calibration import PARTS, Calibration
 from pipelines.icl.metrics import (
@@ -17,71 +16,12 @@ from pipelines.icl.metrics import (
     distance_of_shares,
     exact_match,
     macro_f1,
+    mean_interval,
     paired_bootstrap,
 )
-from pipelines.icl.mixture import VOTE_POWER
 from pipelines.icl.records import IclJournal, ItemResult, LabelScores
+from pipelines.icl.tables import WHOLE_SCHEMA
 from pipelines.icl.task_data import GridPoint, PreparedTask
-
-ITEM_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("seed", pa.int64()),
-        ("shots", pa.int64()),
-        ("memory_shots", pa.int64()),
-        ("item", pa.string()),
-        ("shots_in_context", pa.int64()),
-        ("num_tokens", pa.int64()),
-        ("gold", pa.string()),
-        ("longmem", pa.string()),
-        ("longmem_greedy", pa.string()),
-        ("backbone", pa.string()),
-        ("backbone_greedy", pa.string()),
-        ("longmem_logprobs", pa.list_(pa.float64())),
-        ("backbone_logprobs", pa.list_(pa.float64())),
-        ("answer", pa.string()),
-        ("exact_match", pa.float64()),
-        ("f1", pa.float64()),
-    ]
-)
-"""Columns of items.parquet.
-
-Labels are predicted by mean log-probability of a label's tokens (`longmem`), and by greedy first token
-(`longmem_greedy`; null if the most probable token begins no label). Log-probabilities are in the order of the task's
-labels. The last three columns describe generated answers.
-"""
-
-WHOLE_SCHEMA = pa.schema(
-    [
-        *ITEM_SCHEMA,
-        *((f"{model}_calibrated", pa.string()) for model in PARTS),
-        ("demonstrations_read", pa.list_(pa.int64())),
-        *((f"{by}_votes", pa.list_(pa.float64())) for by in VOTE_POWER),
-    ]
-)
-"""Columns of items.parquet where whole demonstrations were read. Calibrated labels (`pipelines.icl.calibration`) are
-null without memory. Demonstrations are named by their index in memory, the nearest last; votes are label shares of the
-nearest ones."""
-
-GRID_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("shots", pa.int64()),
-        ("memory_shots", pa.int64()),
-        ("model", pa.string()),
-        ("scoring", pa.string()),
-        ("metric", pa.string()),
-        ("mean", pa.float64()),
-        ("std", pa.float64()),
-        ("seeds", pa.int64()),
-        ("items", pa.int64()),
-        ("shots_in_context", pa.float64()),
-        ("tokens_per_item", pa.float64()),
-        ("bias", pa.float64()),
-    ]
-)
-"""Columns of grid.parquet. `std` is the sample standard deviation over seeds (null for one seed), `bias` the distance
-between the distributions of predictions and golds."""
 
 SIDES = ("longmem", "backbone")
 SCORINGS = ("normalised", "greedy")
@@ -145,6 +85,7 @@ def _item_row(
             row[side], row[f"{side}_greedy"] = predict(task, result.item, scores)
             row[f"{side}_logprobs"] = scores.logprobs
     row["demonstrations_read"] = result.read
+    row["regression"] = result.regression
     row |= {f"{by}_votes": shares for by, shares in (result.votes or {}).items()}
     if calibration is not None:
         row |= {f"{model}_calibrated": label for model, label in calibration.predict(result).items()}
@@ -162,6 +103,22 @@ def predict(task: PreparedTask, index: int, scores: LabelScores) -> tuple[str, s
     }
     greedy = [label for label, target in targets.items() if target[0] == scores.first_choice]
     return max(means, key=means.__getitem__), max(greedy, key=means.__getitem__, default=None)
+
+
+@dataclass(frozen=True)
+class AnsweredItem:
+    """Item and what it was answered in one cell, over all seeds."""
+
+    text: str
+    """Text before the label."""
+    gold: str
+    longmem: list[tuple[str | None, int]]
+    """Answers and the number of seeds that gave them, the most frequent first."""
+    backbone: list[tuple[str | None, int]]
+    """Answers of the backbone, likewise; empty for generated ones."""
+    longmem_right: float
+    """Share of seeds with a right answer."""
+    backbone_right: float | None
 
 
 class TaskResults:
@@ -188,15 +145,16 @@ class TaskResults:
                 "shots_in_context": fmean(row["shots_in_context"] for row in every),
                 "tokens_per_item": fmean(row["num_tokens"] for row in every),
             }
-            for measured in self._measures(list(seeds.values())):
+            for measured in self._measures((shots, memory_shots), list(seeds.values())):
                 rows.append(common | measured)
         return rows
 
-    def _measures(self, seeds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def _measures(self, cell: tuple[int, int], seeds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         if self._task.task.generates:
             return [
                 {"model": "longmem", "scoring": "generated", "metric": metric, "bias": None}
                 | _mean_and_std([fmean(row[metric] for row in rows) for rows in seeds])
+                | self._interval(cell, metric)
                 for metric in ("exact_match", "f1")
             ]
         columns = [(side, scoring, _column(side, scoring)) for side in SIDES for scoring in SCORINGS]
@@ -210,8 +168,79 @@ class TaskResults:
                 measures.append(
                     {"model": side, "scoring": scoring, "metric": metric, "bias": bias}
                     | _mean_and_std([function(*pair) for pair in pairs])
+                    | (self._interval(cell, scoring, side) if metric == "accuracy" else {"low": None, "high": None})
                 )
         return measures
+
+    def _interval(self, cell: tuple[int, int], metric: str, model: str = "longmem") -> dict[str, float | None]:
+        low, high = mean_interval(self._matrix(cell, metric, model))
+        return {"low": low, "high": high}
+
+    @property
+    def _headline(self) -> tuple[tuple[int, int], str]:
+        """Return the cell that a headline names, fewest in context and most in memory, and its scoring."""
+        cell = min(shots for shots, _ in self._rows), max(memory_shots for _, memory_shots in self._rows)
+        if self._task.task.generates:
+            return cell, "exact_match"
+        calibrated = all(row["longmem_calibrated"] is not None for rows in self._rows[cell].values() for row in rows)
+        return cell, CALIBRATED if calibrated else "normalised"
+
+    def finding(self) -> dict[str, Any] | None:
+        """Return the result with the most in memory against that of the same model without, in the same context and by
+        the same scoring.
+
+        Nothing is calibrated without memory: `against` is then the backbone, with a fit of its own, as where the grid
+        has no cell without memory. None without such a pair.
+        """
+        cell, scoring = self._headline
+        without = (cell[0], 0)
+        if not cell[1] or (self._task.task.generates and without not in self._rows):
+            return None
+        alike = scoring != CALIBRATED and without in self._rows
+        ours = self._matrix(cell, scoring)
+        theirs = self._matrix(without, scoring) if alike else self._matrix(cell, scoring, "backbone")
+        return {
+            "against": "longmem" if alike else "backbone",
+            "shots": cell[0],
+            "memory_shots": cell[1],
+            "scoring": scoring,
+            "ours": float(ours.mean()),
+            "theirs": float(theirs.mean()),
+            "difference": asdict(paired_bootstrap(ours, theirs)),
+        }
+
+    def confusion(self) -> dict[str, Any] | None:
+        """Return, for the cell of the headline, how often each right label (rows) got each answer (columns) over all
+        seeds. The last column is no label. None for generated answers."""
+        if self._task.task.generates:
+            return None
+        (shots, memory_shots), scoring = self._headline
+        labels = self._task.labels
+        rows = [row for seed_rows in self._rows[shots, memory_shots].values() for row in seed_rows]
+        found: dict[str, Any] = {"shots": shots, "memory_shots": memory_shots, "scoring": scoring}
+        for side in SIDES:
+            counts = Counter((row["gold"], row[_column(side, scoring)]) for row in rows)
+            found[side] = [[counts[gold, answer] for answer in (*labels, None)] for gold in labels]
+        return found
+
+    def answered(self) -> list[AnsweredItem]:
+        """Return the items with their answers in the cell of the headline, over all seeds."""
+        cell, scoring = self._headline
+        generates = self._task.task.generates
+        ours, theirs = ("answer", None) if generates else (_column(side, scoring) for side in SIDES)
+        right = self._matrix(cell, scoring).mean(axis=0)
+        right_alone = None if generates else self._matrix(cell, scoring, "backbone").mean(axis=0)
+        return [
+            AnsweredItem(
+                text=item.example.prompt.strip(),
+                gold=rows[0]["gold"],
+                longmem=Counter(row[ours] for row in rows).most_common(),
+                backbone=[] if theirs is None else Counter(row[theirs] for row in rows).most_common(),
+                longmem_right=float(right[number]),
+                backbone_right=None if right_alone is None else float(right_alone[number]),
+            )
+            for number, (item, *rows) in enumerate(zip(self._task.items, *self._rows[cell].values(), strict=True))
+        ]
 
     def baselines(self) -> dict[str, Any] | None:
         """Return the baselines without a model: the most frequent label of the demonstrations, and a uniform guess."""
@@ -302,13 +331,3 @@ class TaskResults:
 
 def _mean_and_std(values: list[float]) -> dict[str, float | None]:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
-
-
-def item_table(rows: list[dict[str, Any]], whole: bool) -> pa.Table:
-    """Return the content of items.parquet; `whole` where whole demonstrations were read."""
-    return pa.Table.from_pylist(rows, schema=WHOLE_SCHEMA if whole else ITEM_SCHEMA)
-
-
-def grid_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return the content of grid.parquet."""
-    return pa.Table.from_pylist(rows, schema=GRID_SCHEMA)

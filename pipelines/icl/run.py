@@ -143,7 +143,7 @@ class IclRun:
 
         def answered(batch: Batch, result: Any, busy_s: float) -> None:
             point = points[batch.point]
-            results = results_of(point.task, batch.prompts, result, point.memory)
+            results = results_of(point.task, batch.prompts, result, point.memory, batch.left_out)
             with undivided():
                 self.journal.add(BatchRecord(batch.point, results, busy_s, batch.left_out))
                 if batch.left_out:

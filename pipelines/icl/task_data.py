@@ -94,6 +94,7 @@ class PreparedTask:
         self._largest_shots = largest_shots
         self._start = [] if tokenizer.start_token is None else [tokenizer.start_token]
         self._memories: dict[tuple[int, int], Memory] = {}
+        self._orders: dict[int, list[int]] = {}
         train = task.examples(task.train)
         if not train:
             raise DocumentError(f"task {task.name}: {task.train} has no rows; expected demonstrations")
@@ -171,7 +172,7 @@ class PreparedTask:
         return [self._prompt(index, item, context) for index, item in items.items() if self._room_for(item) >= 0]
 
     def _in_context(self, point: GridPoint) -> list[Tokens]:
-        return [encoded.demonstration for encoded in self._shuffled(point.seed)[: point.shots]]
+        return [self.demonstrations[number].demonstration for number in self.order(point.seed)[: point.shots]]
 
     def _prompt(self, index: int, item: EncodedDemonstrations, context: Sequence[Tokens]) -> Prompt:
         room, kept = self._room_for(item), 0
@@ -187,12 +188,19 @@ class PreparedTask:
         """Return a hash of all demonstrations and items; a resumed job must have the same."""
         return digest([encoded.demonstration for encoded in self.demonstrations] + [item.prompt for item in self.items])
 
-    def _shuffled(self, seed: int) -> list[EncodedDemonstrations]:
-        order = np.random.default_rng(seed).permutation(len(self.demonstrations))
-        return [self.demonstrations[index] for index in order]
+    def order(self, seed: int) -> list[int]:
+        """Return the numbers of the demonstrations in the order of a seed: those in context first, then those in
+        memory."""
+        if seed not in self._orders:
+            self._orders[seed] = np.random.default_rng(seed).permutation(len(self.demonstrations)).tolist()
+        return self._orders[seed]
+
+    def numbers_in_memory(self, seed: int, memory_shots: int) -> list[int]:
+        """Return the number of each demonstration in memory."""
+        return self.order(seed)[self._largest_shots : self._largest_shots + memory_shots]
 
     def _in_memory(self, seed: int, memory_shots: int) -> list[EncodedDemonstrations]:
-        return self._shuffled(seed)[self._largest_shots : self._largest_shots + memory_shots]
+        return [self.demonstrations[number] for number in self.numbers_in_memory(seed, memory_shots)]
 
     def _room_for(self, item: EncodedDemonstrations) -> int:
         """Return the tokens of a segment that the item leaves free; the last target token is predicted, not read."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefetch of documents: a thread reads and tokenises them ahead of the job."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Event, Thread
@@ -32,7 +32,7 @@ class DocumentFeed:
 
     def __init__(
         self,
-        documents: Iterator[Document | UnreadableDocument],
+        documents: Iterable[Document | UnreadableDocument],
         tokenizer: Tokenizer,
         segment_tokens: int,
         namespace: str,

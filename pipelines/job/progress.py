@@ -43,12 +43,15 @@ class WorkDone:
         self.done = 0
         self._open: dict[str, list[int]] = {}
         """Tokens scored and tokens to be scored of every open document."""
-        self._share = self._first_share = 0.0
+        self._share = self._first_share = self._began_s = 0.0
 
-    def plan(self, unit: str, total: int | None, done: int) -> None:
-        """Set the unit, the total and the units that earlier runs have done, which do not count for this run's pace."""
+    def plan(self, unit: str, total: int | None, done: int, elapsed_s: float = 0.0) -> None:
+        """Set the unit, the total and the units that earlier runs have done, which do not count for this run's pace.
+
+        Another unit has a pace of its own, from `elapsed_s` of the job.
+        """
         if unit != self.unit:
-            self._share = 0.0
+            self._share, self._began_s = 0.0, elapsed_s
         self.unit, self.total, self.done = unit, total, done
         self._first_share = done / total if total else 0.0
 
@@ -78,11 +81,11 @@ class WorkDone:
         return self._share
 
     def seconds_left(self, elapsed_s: float) -> float | None:
-        """Return the time left at the average pace so far; None before there is a pace."""
+        """Return the time left at the average pace in this unit; None before there is a pace."""
         share = self.share
         if share is None or share <= self._first_share:
             return None
-        return elapsed_s * (1 - share) / (share - self._first_share)
+        return (elapsed_s - self._began_s) * (1 - share) / (share - self._first_share)
 
 
 class JobProgress(JobObserver):
@@ -119,7 +122,7 @@ class JobProgress(JobObserver):
             self._print_line()
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
-        self._work.plan(unit, total, done)
+        self._work.plan(unit, total, done, self._clock() - self._start)
         if not self._bar:
             self._print_line()
 
@@ -136,12 +139,14 @@ class JobProgress(JobObserver):
     def task_ended(self, completion: "Completion") -> None:
         if completion.error is not None:
             return
-        stage, tokens = completion.stage, len(completion.segment.targets)
+        stage, segment = completion.stage, completion.segment
+        # a segment is stored with all of its tokens; what is scored are its targets
+        tokens = len(segment.targets) if stage == "score" else segment.num_tokens
         self._tokens[stage] += tokens
         self._busy_s[stage] += completion.busy_s
         self._rates[stage].add(tokens)
         if stage == "score":
-            self._work.score(completion.segment.key.document, tokens)
+            self._work.score(segment.key.document, tokens)
         self._show()
 
     def document_ended(self, document: str, error: LongMemError | None, kept: bool) -> None:  # noqa: ARG002

@@ -126,7 +126,7 @@ class JobState(JobObserver):
         self._failures.append(redacted(f"{document}: {error}"))
 
     def planned(self, unit: str, total: int | None, done: int = 0) -> None:
-        self._work.plan(unit, total, done)
+        self._work.plan(unit, total, done, self._clock() - self._begun)
 
     def advanced(self, count: int = 1) -> None:
         self._work.done += count

@@ -2,11 +2,9 @@
 """Perplexity job, from its options to its output folder."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.scoring.evaluation_window import check_window, check_window_fits
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.store.lance.fsync import Durability
-from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
-from longmem.text.language_reference import language_reference
+from longmem.text.dataset_rows import DatasetSource
+from longmem.text.documents import FoundFiles
 from longmem.types import DEFAULT_NAMESPACE, Document
 from longmem.wording import counted
 from pipelines.command.choices import Retention
@@ -36,6 +34,7 @@ from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.job.work_slices import Slices
+from pipelines.perplexity.inputs import JobDocuments
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.report import write_report
 from pipelines.perplexity.run import PerplexityRun, RunTotals, StageTotals
@@ -56,6 +55,8 @@ class PerplexityJob:
 
     inputs: tuple[str, ...]
     """Files and folders; empty for the Python language reference."""
+    dataset: DatasetSource | None = None
+    """Dataset to read instead of files."""
     out: Path
     model: ModelSource
     cluster: ClusterShape | None
@@ -81,6 +82,8 @@ class PerplexityJob:
     stride: int | None = None
     """Distance of evaluation windows in tokens; None for `DEFAULT_STRIDE`, or the window if that is shorter."""
     limit_documents: int | None = None
+    limit_tokens: int | None = None
+    """Tokens of each document that are scored, from its start; None for all."""
     resume: bool = False
     command: str = ""
 
@@ -88,8 +91,9 @@ class PerplexityJob:
         for name, value in vars(self.limits).items():
             if value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if self.limit_documents is not None and self.limit_documents < 1:
-            raise ConfigError(f"--limit-documents must be at least 1, got {self.limit_documents}")
+        for option, limit in (("documents", self.limit_documents), ("tokens", self.limit_tokens)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"--limit-{option} must be at least 1, got {limit}")
         if self.keep_memory and self.store == IN_MEMORY:
             raise ConfigError(f"--retention forever needs a store on disk, {IN_MEMORY} ends with the process")
         if self.cluster is not None and self.store == IN_MEMORY:
@@ -100,6 +104,8 @@ class PerplexityJob:
             raise ConfigError("--namespace names documents that are kept; add --keep-memory")
         if self.store_quota_bytes is not None and self.store_quota_bytes < 1:
             raise ConfigError(f"--store-quota-bytes must be at least 1, got {self.store_quota_bytes}")
+        if self.dataset is not None and self.inputs:
+            raise ConfigError(f"--dataset and inputs ({self.inputs[0]}, …) exclude each other; give one of them")
         if self.window is None and self.stride is not None:
             raise ConfigError(f"--stride {self.stride} needs --window: give the length of the windows as well")
         if (shape := self.window_shape) is not None:
@@ -136,7 +142,7 @@ class PerplexityJob:
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
-    return run_to_end(Perplexity(job, find_inputs(job.inputs, console)), console)
+    return run_to_end(Perplexity(job, find_inputs(job.inputs, console, job.dataset)), console)
 
 
 def open_executor(job: PerplexityJob, tell: Tell = lambda _text: None) -> AbstractExecutor:
@@ -151,7 +157,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
     def __init__(self, spec: PerplexityJob, files: FoundFiles) -> None:
         self._spec = on_service(spec, spec.service) if spec.service is not None else spec
-        self._files = files
+        self._documents = JobDocuments(files, self._spec.limit_documents, self._spec.limit_tokens, self._spec.model)
         self.out, self.resume, self.command = spec.out, spec.resume, spec.command
         self.on_cluster = spec.cluster is not None or spec.service is not None
         self.store_limit_bytes = self._spec.store_quota_bytes
@@ -168,12 +174,13 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         spec = self._spec
         return {
             "job": self.name,
-            "inputs": [file.shown for file in self._files],
+            "inputs": [file.shown for file in self._documents.files],
             "limit_documents": spec.limit_documents,
             "search": spec.model.search,
             "write_memory": spec.write_memory,
             "keep_tokens": spec.keep_tokens,
             "threads": spec.threads,
+            **({} if spec.limit_tokens is None else {"limit_tokens": spec.limit_tokens}),
             **(asdict(spec.window_shape) if spec.window_shape else {}),
         }
 
@@ -193,10 +200,9 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def check_unchanged(self, folder: JobFolder) -> None:
         with Journal(folder.path / JOURNAL) as journal:
             known = {name: record.text_digest for name, record in journal.documents.items()}
-        documents = self._documents()
         seen = {
             document.id: document.digest if isinstance(document, Document) else str(document.error)
-            for document in documents
+            for document in self._documents
         }
         if changed := sorted(name for name in {*known, *seen} if known.get(name) != seen.get(name)):
             raise OutputError(
@@ -227,10 +233,11 @@ class Perplexity(AbstractJob[AbstractExecutor]):
     def _score(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
         spec, settings, slices = self._spec, context.model.settings, context.slices
         tokenizer = spec.model.open_tokenizer()
-        if spec.keep_tokens and not tokenizer.gives_spans:
+        needs_spans = "--tokens" if spec.keep_tokens else "--limit-tokens" if spec.limit_tokens else None
+        if needs_spans and not tokenizer.gives_spans:
             raise ConfigError(
-                f"--tokens needs a tokenizer that gives character offsets, and that of {context.model.name} is written "
-                "in Python; add a tokenizer.json to the model, or leave out --tokens"
+                f"{needs_spans} needs a tokenizer that gives character offsets, and that of {context.model.name} is "
+                f"written in Python; add a tokenizer.json to the model, or leave out {needs_spans}"
             )
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
@@ -243,7 +250,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             spec.keep_memory,
         )
         feed = DocumentFeed(
-            self._documents(),
+            self._documents,
             tokenizer,
             settings["segment_tokens"],
             namespace,
@@ -255,7 +262,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             if slices.is_due:
                 slices.record(totals.work())
 
-        context.observer.planned("documents", self._num_documents())
+        context.observer.planned("documents", self._documents.count)
         run = PerplexityRun(
             context.worker,
             scheduler,
@@ -296,20 +303,10 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         )
         context.tell(f"backbone alone in windows of {counted(shape.window, 'token')}, stride {shape.stride:,}")
         feed = DocumentFeed(
-            self._documents(), spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
+            self._documents, spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
         )
         with closing(feed):
             run.run(feed)
-
-    def _documents(self) -> Iterator[Document | UnreadableDocument]:
-        documents = read_documents(self._files) if self._files else iter([language_reference()])
-        return islice(documents, self._spec.limit_documents)
-
-    def _num_documents(self) -> int | None:
-        """Return the number of documents, or None if it is unknown before the files are read."""
-        if any(not file.suffix.startswith(".txt") for file in self._files):
-            return None
-        return min(len(self._files) or 1, self._spec.limit_documents or sys.maxsize)
 
     def _write_results(
         self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals, resumed: bool
@@ -336,7 +333,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             resumed=resumed,
             documents=documents,
             segments=segments,
-            left_out=self._files.left_out.as_dict(),
+            left_out=self._documents.files.left_out.as_dict(),
             windows=windows,
         )
         tables = {

@@ -10,6 +10,7 @@ from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
 from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, check_inputs, command_text, show_summary
+from pipelines.command.dataset_options import DatasetOptions
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
@@ -34,7 +35,9 @@ LEAST_OBJECT_STORE_BYTES = 75 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemoryOptions, OutputOptions, CommandSpec):
+class PerplexitySpec(
+    StoreOptions, ClusterOptions, ServiceOption, OptionalMemoryOptions, OutputOptions, DatasetOptions, CommandSpec
+):
     """Perplexity of long documents, with memory and without.
 
     **Example:** `longmem perplexity moby-dick.txt --out runs/moby`
@@ -79,6 +82,9 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
     limit_documents: int | None = whole_field(
         None, "Score only the first N documents.", names=("--limit-documents", "--limit"), shown=False
     )
+    limit_tokens: int | None = whole_field(
+        None, "Score only the first N tokens of each document; longmem plan does not count it.", shown="all"
+    )
     tokens: bool = flag_field(
         "Also write every token's log-probabilities and what it read from memory, for `longmem view`: tokens.parquet, "
         "readings.parquet and passages.parquet, which holds the text."
@@ -117,6 +123,10 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
         from pipelines.perplexity.job import PerplexityJob
 
         retention = self._retention()
+        dataset = self.dataset_source()
+        if dataset is not None and self.dtype == "auto":
+            # like the files of inputs: one that is not there is told before minutes of measurement
+            dataset.check()
         workers = None if self.address == "none" else self.encoders + self.readers
         source = self.source(
             console,
@@ -134,6 +144,7 @@ class PerplexitySpec(StoreOptions, ClusterOptions, ServiceOption, OptionalMemory
             PerplexityJob,
             self,
             inputs=tuple(self.inputs or ()),
+            dataset=dataset,
             out=self.folder,
             model=source,
             service=service,

@@ -8,6 +8,7 @@ from typing import Any
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 from longmem.pretraining.presets import Preset
+from pipelines.command.choices import TrackerName
 from pipelines.command.command_line import check_device
 
 
@@ -30,6 +31,7 @@ class PretrainingJob:
     max_minutes: float | None = None
     """Minutes after which this run ends with a checkpoint; None runs to the end."""
     resume: bool = False
+    track: TrackerName | None = None
     command: str = ""
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from pipelines.job.inputs import find_inputs
 from pipelines.job.runner import run
 from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.pretrain.job import PretrainingJob, identity
+from pipelines.tracking.tracker import TrackedRun, tracked
 from pipelines.train.curves import CurveFiles
 from pipelines.train.job import CHECKPOINT_FOLDER, MODEL_FOLDER, RESULTS, show_step
 
@@ -96,8 +97,10 @@ class Pretrain(AbstractJob[None]):
         windows, validation, config = _windows(spec)
         model = new_llama(spec.preset.shape, START_ID, config.seed)
         pretrainer = Pretrainer(model, windows, config, spec.device, spec.dtype)
-        curves = CurveFiles(self.out, PERPLEXITIES)
-        _train(spec, pretrainer, validation, curves, self.is_over, context)
+        run = TrackedRun(self.out, self.name, context.job_id, {**asdict(config), **asdict(spec.preset.shape)})
+        with tracked(spec.track, run, context.tell) as tracking:
+            curves = CurveFiles(self.out, PERPLEXITIES, tracking)
+            _train(spec, pretrainer, validation, curves, self.is_over, context)
         if pretrainer.step_count < config.num_steps:
             return None
         save_backbone(model, self.out / TOKENIZER_FOLDER, self.out / MODEL_FOLDER)

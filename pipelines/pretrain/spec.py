@@ -27,6 +27,7 @@ from pipelines.command.fields import (
 from pipelines.command.option_types import MOST_THREADS
 from pipelines.command.options import TrainingRunOptions
 from pipelines.command.spec import CommandSpec, command
+from pipelines.command.tracking_option import TrackOption
 
 if TYPE_CHECKING:
     # loads torch
@@ -36,7 +37,7 @@ OF_THE_PRESET = OptionMark("A field of PretrainingConfig with the same name; Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSpec(TrainingRunOptions, CommandSpec):
+class PretrainSpec(TrackOption, TrainingRunOptions, CommandSpec):
     """Train a small backbone and its tokenizer from scratch, in several time slices if needed.
 
     **Example:** `longmem pretrain --size 8m --data books/train --valid books/valid --out runs/backbone`
@@ -74,6 +75,7 @@ class PretrainSpec(TrainingRunOptions, CommandSpec):
         threads = self.threads or num_cores()
         # read once, when the tokenizer library starts its threads
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+        self.check_track()
         if not self.resume:
             self.check_data()
         from pipelines.pretrain.job import PretrainingJob

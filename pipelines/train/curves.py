@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from longmem.training.trainer import StepResult
 from pipelines.job.output import GrowingFile, write_bytes, write_text
+from pipelines.tracking.tracker import NO_TRACKING, Tracking
 
 STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds")
 SMOOTHING_STEPS = 25
@@ -24,6 +25,8 @@ class CurveFiles:
     folder: Path
     labels: Mapping[str, str]
     """Labels in the plot by column of `validation.csv`."""
+    tracking: Tracking = NO_TRACKING
+    """Experiment tracker that gets the same figures."""
 
     def begin(self, from_step: int) -> None:
         """Discard rows after `from_step` (0: all rows), so that a resumed run's curve has each step once."""
@@ -34,6 +37,7 @@ class CurveFiles:
             writer.writeheader()
             writer.writerows(rows)
             write_text(self.folder / name, text.getvalue())
+        self.tracking.begin(from_step)
 
     def add_step(self, result: StepResult, seconds: float) -> None:
         values = (
@@ -45,10 +49,18 @@ class CurveFiles:
             f"{seconds:.3f}",
         )
         self._add("curve.csv", values)
+        figures = {
+            "train/loss": result.loss,
+            "train/learning_rate": result.learning_rate,
+            "train/gradient_norm": result.gradient_norm,
+            "train/tokens_per_s": result.tokens / seconds,
+        }
+        self.tracking.add(result.step, figures)
 
     def add_validation(self, step: int, perplexities: Mapping[str, float]) -> None:
         """Append one perplexity per label."""
         self._add("validation.csv", (step, *(f"{perplexities[name]:.6g}" for name in self.labels)))
+        self.tracking.add(step, {f"valid/perplexity_{name}": perplexities[name] for name in self.labels})
 
     def draw(self) -> None:
         """Write `curves.png`: training loss and validation perplexities."""

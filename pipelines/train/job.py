@@ -24,6 +24,7 @@ from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
 from longmem.training.worker import TrainingTask, TrainingWorker
 from longmem.wording import signed
+from pipelines.command.choices import TrackerName
 from pipelines.command.command_line import check_device
 from pipelines.command.interrupts import held_interrupts
 from pipelines.job.folder import JobFolder
@@ -32,6 +33,7 @@ from pipelines.job.observer import JobObserver
 from pipelines.job.requested_model import describe_request
 from pipelines.job.runner import run_to_end
 from pipelines.job.spec import AbstractJob, JobContext, Tell
+from pipelines.tracking.tracker import TrackedRun, tracked
 from pipelines.train.curves import CurveFiles
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -53,6 +55,7 @@ class TrainingJob:
     validate_every: int = 200
     checkpoint_every: int = 200
     resume: bool = False
+    track: TrackerName | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -134,9 +137,14 @@ class Train(AbstractJob[Training]):
         return bool(checkpoints(self.out / CHECKPOINT_FOLDER))
 
     def run(self, context: JobContext[Training]) -> dict[str, Any]:
+        settings = {**self.given()["training"], **context.model.settings, "model": context.model.name}
+        run = TrackedRun(self.out, self.name, context.job_id, settings)
+        with tracked(self._spec.track, run, context.tell) as tracking:
+            return self._run(context, CurveFiles(self.out, PERPLEXITIES, tracking))
+
+    def _run(self, context: JobContext[Training], curves: CurveFiles) -> dict[str, Any]:
         spec, model, training = self._spec, context.model, context.worker
         config = spec.task.config
-        curves = CurveFiles(self.out, PERPLEXITIES)
         saved = checkpoints(self.out / CHECKPOINT_FOLDER)
         first = training.load(saved[-1].absolute()) if saved else 0
         curves.begin(first)

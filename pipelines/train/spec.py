@@ -24,6 +24,7 @@ from pipelines.command.fields import (
 from pipelines.command.option_types import MOST_WORKERS
 from pipelines.command.options import BackboneOptions, TrainingRunOptions, WorkerThreads, model_settings, without_memory
 from pipelines.command.spec import CommandSpec, command
+from pipelines.command.tracking_option import TrackOption
 
 if TYPE_CHECKING:
     # loads torch
@@ -87,7 +88,7 @@ class TrainedModelOptions(BackboneOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandSpec):
+class TrainSpec(TrackOption, WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandSpec):
     """Train a SideNet to read from memory; the backbone stays as it is.
 
     **Example:** `longmem train --data books/train --valid books/valid --out runs/train`
@@ -113,6 +114,7 @@ class TrainSpec(WorkerThreads, TrainedModelOptions, TrainingRunOptions, CommandS
         return self.out
 
     def run(self, console: Console) -> None:
+        self.check_track()
         if not self.resume:
             self.check_data()
         from longmem.training.config import TrainingConfig

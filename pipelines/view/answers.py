@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to the page, as JSON values: the run, pages of tokens, single tokens with what they read, and extremes.
+"""Answers to the page of tokens, as JSON values: the run, pages of tokens, single tokens with what they read, extremes.
 
 Texts of documents are foreign: they are JSON strings here and text nodes in the page, never HTML.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from longmem.errors import ConfigError
+from pipelines.view.questions import AbstractAnswers, BadRequestError, NoSuchAnswerError
 from pipelines.view.run_folder import RunFolder, ViewedDocument
 
 PAGE_TOKENS = 2000
@@ -24,15 +26,29 @@ BLOCK_TOKENS = 16
 """Tokens shown of the beginning of a block that was read at every layer."""
 
 
-class BadRequestError(ConfigError):
-    """Error of a question about something that the run does not have."""
+class Answers(AbstractAnswers):
+    """Answers about one job of perplexity. Thread-safe."""
 
-
-class Answers:
-    """Answers about one run. Thread-safe."""
+    page_kind = "tokens"
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+
+    def answer(self, name: str, number: Callable[[str], int]) -> Any:
+        match name:
+            case "run":
+                return self.run()
+            case "overview":
+                return self.overview(number("document"))
+            case "page":
+                return self.page(number("document"), number("first"), number("count"))
+            case "token":
+                return self.token(number("document"), number("position"))
+            case "blocks":
+                return self.blocks(number("document"), number("segment"))
+            case "extremes":
+                return self.extremes(number("document"), 1 if number("sign") > 0 else -1)
+        raise NoSuchAnswerError(name)
 
     def run(self) -> dict[str, Any]:
         """Return what the page shows of the run as a whole."""

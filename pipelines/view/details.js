@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Panels next to the text: one token with what it read, and lists of the tokens that gained or lost most.
 
-function bar(share) {
-  const filled = element("i");
-  filled.style.width = `${Math.min(100, 100 * share)}%`;
-  return element("span", { class: "bar", "aria-hidden": "true" }, filled);
-}
-
 const address = (doc, position) => `#d=${doc}&t=${position}`;
 
 function row(name, logprob) {

@@ -14,14 +14,19 @@ from markupsafe import Markup
 
 from longmem.version import __version__
 from pipelines.view.answers import Answers
+from pipelines.view.questions import PageKind
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("source.js", "text.js", "details.js", "page.js")
-"""Parts of the page's script, in order."""
+SCRIPTS: dict[PageKind, tuple[str, ...]] = {
+    "tokens": ("common.js", "source.js", "heatmap.js", "details.js", "page.js"),
+    "items": ("common.js", "item.js", "items.js"),
+}
+"""Parts of each page's script, in order. Its body is the template of the same name."""
+STYLES: dict[PageKind, tuple[str, ...]] = {"tokens": ("viewer.css",), "items": ("viewer.css", "items.css")}
 
 
-def render(title: str, data: dict[str, Any] | None = None) -> str:
-    """Return the page. With `data` (`passage`) it needs no server."""
+def render(title: str, data: dict[str, Any] | None = None, kind: PageKind = "tokens") -> str:
+    """Return the page of a kind of job. With `data` (`passage`) it needs no server."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -29,14 +34,22 @@ def render(title: str, data: dict[str, Any] | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = (FOLDER / "viewer.css").read_text(encoding="utf-8")
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    style, script = (
+        "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in parts)
+        for parts in (STYLES[kind], SCRIPTS[kind])
+    )
     policy = (
         f"default-src 'none'; style-src '{_hash_of(style)}'; script-src '{_hash_of(script)}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template("page.html.j2").render(
-        title=title, version=__version__, policy=policy, style=Markup(style), script=Markup(script), data=data
+        title=title,
+        version=__version__,
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        data=data,
+        kind=kind,
     )
 
 

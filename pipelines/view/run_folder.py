@@ -5,13 +5,10 @@ segments.parquet   whole, as the index: which rows of the other tables belong to
 tokens.parquet     log-probabilities    readings.parquet   places read    passages.parquet   text
 """
 
-import json
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from shlex import quote
 from threading import RLock
 from typing import Any
 
@@ -20,15 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longmem.errors import ConfigError
-from longmem.wording import reason_of
+from pipelines.view.tables import GroupedTable, read_summary, written_anew
 
-SUMMARY = "summary.json"
 TABLES = ("segments", "tokens", "readings", "passages")
 SCORES = ("logprob_longmem", "logprob_backbone", "logprob_window")
 READINGS = ("start", "length", "copy_share", "logprob_uncopied", "copied", "places", "weights", "runs")
 PASSAGES = ("start", "passage", "block_starts", "block_ends")
-KEPT_GROUPS = 4
-"""Row groups of each table that stay in memory: at most 12 bytes for each of a million tokens, and a few megabytes."""
 KEPT_SEGMENTS = 64
 """Segments whose text stays cut into tokens: a page, and the passages that its tokens read."""
 SCAN_ROWS = 2**18
@@ -71,39 +65,6 @@ class SegmentText:
     """Characters after the last token."""
 
 
-class GroupedTable:
-    """Columns of a parquet file, whose row groups are read on demand; the last ones used stay in memory."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
-        self._file = pq.ParquetFile(path)
-        self._columns = [name for name in columns if name in self._file.schema_arrow.names]
-        counts = [self._file.metadata.row_group(index).num_rows for index in range(self._file.num_row_groups)]
-        self._ends = np.cumsum(counts).tolist()
-        self._group: Callable[[int], pa.Table] = lru_cache(KEPT_GROUPS)(self._read)
-
-    @property
-    def columns(self) -> list[str]:
-        """Return those of the columns asked for that the file has."""
-        return self._columns
-
-    @property
-    def num_rows(self) -> int:
-        return int(self._file.metadata.num_rows)
-
-    def rows(self, first: int, last: int) -> pa.Table:
-        """Return rows `first` to `last`, the latter not included."""
-        parts = []
-        for index in range(bisect_right(self._ends, first), len(self._ends)):
-            begin = self._ends[index - 1] if index else 0
-            if begin >= last:
-                break
-            parts.append(self._group(index).slice(max(first - begin, 0), last - max(first, begin)))
-        return pa.concat_tables(parts) if parts else self._file.schema_arrow.empty_table().select(self._columns)
-
-    def _read(self, index: int) -> pa.Table:
-        return self._file.read_row_group(index, columns=self._columns)
-
-
 class RunFolder:
     """Tables of one finished job that kept its tokens. Thread-safe.
 
@@ -112,13 +73,17 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.summary = _read_summary(path)
+        self.summary = read_summary(path)
+        if "perplexity" not in self.summary or "model" not in self.summary:
+            raise ConfigError(
+                f"{path} is the folder of another kind of job; expected that of `longmem perplexity --tokens`"
+            )
         for name in TABLES:
             if not (path / f"{name}.parquet").is_file():
                 raise ConfigError(
                     f"{path} holds no {name}.parquet: the job kept no tokens, an earlier version of longmem ran it, or "
                     "the table was removed; score the documents again with `longmem perplexity … --tokens` and another "
-                    f"--out, or {_written_anew(path)}"
+                    f"--out, or {written_anew(path)}"
                 )
         self._lock = RLock()
         try:
@@ -127,7 +92,7 @@ class RunFolder:
             self._readings = GroupedTable(path / "readings.parquet", READINGS)
             self._passages = GroupedTable(path / "passages.parquet", PASSAGES)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(f"cannot read the tables in {path}: {error}; {_written_anew(path)}") from error
+            raise ConfigError(f"cannot read the tables in {path}: {error}; {written_anew(path)}") from error
         if lacking := sorted({*READINGS, *PASSAGES} - {*self._readings.columns, *self._passages.columns}):
             raise ConfigError(
                 f"the tables in {path} lack {', '.join(lacking)}: another version of longmem wrote them; score the "
@@ -138,7 +103,7 @@ class RunFolder:
         num_rows = int(self._first_rows[-1])
         counts = (self._tokens.num_rows, self._readings.num_rows, self._passages.num_rows)
         if counts != (num_rows, num_rows, len(self._segments)):
-            raise ConfigError(f"the tables in {path} are not of one job; {_written_anew(path)}")
+            raise ConfigError(f"the tables in {path} are not of one job; {written_anew(path)}")
         self.documents = self._find_documents()
         self._text: Callable[[int], SegmentText] = lru_cache(KEPT_SEGMENTS)(self._cut)
 
@@ -246,28 +211,3 @@ class RunFolder:
             tokens.append(whole[from_ - begin : to - begin])
             done = to
         return SegmentText(gaps, tokens, whole[done - begin :])
-
-
-def _written_anew(path: Path) -> str:
-    return (
-        f"remove {SUMMARY} and write summary and tables anew from the journal with: longmem resume {quote(str(path))}"
-    )
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise ConfigError(f"{path} is no folder; name the --out folder of a finished `longmem perplexity … --tokens`")
-    try:
-        summary = dict(json.loads((path / SUMMARY).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} holds no {SUMMARY}: the job has not finished, or this is not the folder of a job; continue a job "
-            f"with: longmem resume {quote(str(path))}"
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot read {path / SUMMARY}: {reason_of(error)}; {_written_anew(path)}") from error
-    if "perplexity" not in summary or "model" not in summary:
-        raise ConfigError(
-            f"{path} is the folder of another kind of job; only `longmem perplexity --tokens` keeps readings"
-        )
-    return summary

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from longmem.errors import ConfigError, LongMemError
-from pipelines.view.answers import Answers, BadRequestError
+from pipelines.view.questions import AbstractAnswers, BadRequestError, NoSuchAnswerError
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
@@ -33,7 +33,7 @@ class ViewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answers: Answers, page: str, port: int) -> None:
+    def __init__(self, answers: AbstractAnswers, page: str, port: int) -> None:
         """`port` 0 takes a free one."""
         self.answers = answers
         self.page = page.encode("utf-8", "replace")
@@ -80,8 +80,6 @@ class ViewRequest(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _answer(self, name: str, query: dict[str, list[str]]) -> None:
-        answers = self.server.answers
-
         def number(field: str) -> int:
             text = query.get(field, [""])[-1]
             try:
@@ -90,22 +88,9 @@ class ViewRequest(BaseHTTPRequestHandler):
                 raise BadRequestError(f"{field} must be a whole number, got {text!r}") from None
 
         try:
-            found: Any
-            if name == "run":
-                found = answers.run()
-            elif name == "overview":
-                found = answers.overview(number("document"))
-            elif name == "page":
-                found = answers.page(number("document"), number("first"), number("count"))
-            elif name == "token":
-                found = answers.token(number("document"), number("position"))
-            elif name == "blocks":
-                found = answers.blocks(number("document"), number("segment"))
-            elif name == "extremes":
-                found = answers.extremes(number("document"), 1 if number("sign") > 0 else -1)
-            else:
-                self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {name!r} here"})
-                return
+            found = self.server.answers.answer(name, number)
+        except NoSuchAnswerError as error:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": str(error)})
         except BadRequestError as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except (LongMemError, OSError) as error:

@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Data of the run: from the page's own server, by pieces, or from the passage that an exported page holds.
-"use strict";
 
 const exported = document.getElementById("data");
 const source = exported ? heldSource(JSON.parse(exported.textContent)) : servedSource();
 
 function servedSource() {
-  async function ask(name, values = {}) {
-    const reply = await fetch(`${name}?${new URLSearchParams(values)}`);
-    const found = await reply.json();
-    if (!reply.ok) throw new Error(found.error);
-    return found;
-  }
   const lists = new Map();
   return {
     whole: true,

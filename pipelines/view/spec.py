@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`longmem view`: a local page of what each token of a finished job read, or a passage of it as one file."""
+"""`longmem view`: a local page of what each token or item of a finished job read, or a passage of it as one file."""
 
 import os
 import sys
@@ -21,22 +21,26 @@ from pipelines.command.spec import CommandSpec, command
 if TYPE_CHECKING:
     # loads pyarrow
     from pipelines.view.answers import Answers
+    from pipelines.view.questions import AbstractAnswers
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec(CommandSpec):
-    """A page in the browser: what each token read from memory, how far it was trusted, whether that was right.
+    """A page in the browser: what each token or item read from memory, how far it was trusted, whether that was right.
 
-    The folder is that of a finished `longmem perplexity --tokens`. The page is served to this machine until Ctrl-C.
+    The folder is that of a finished `longmem perplexity --tokens` or `longmem icl`. The page is served to this machine
+    until Ctrl-C.
 
     **Example:** `longmem view runs/moby`
     """
 
-    out: Path = path_argument_field(REQUIRED, "Output folder of a finished `longmem perplexity --tokens`.", "OUT")
+    out: Path = path_argument_field(
+        REQUIRED, "Output folder of a finished `longmem perplexity --tokens` or `longmem icl`.", "OUT"
+    )
     port: int = whole_field(0, "Port of the page on 127.0.0.1.", least=0, most=65_535, shown="a free one")
     no_open: bool = flag_field("Print the address and open no browser.")
     export: Path | None = path_field(
-        None, "Write one passage as a page of its own to this file, and end.", shown="none"
+        None, "Write one passage of a document as a page of its own to this file, and end.", shown="none"
     )
     document: str | None = text_field(None, "Document of the exported passage.", shown="the only one")
     from_token: int | None = whole_field(
@@ -53,13 +57,15 @@ class ViewSpec(CommandSpec):
                 f"{', '.join(named)}: only for a passage that --export FILE writes; add --export, or leave it out"
             )
         from pipelines.view.answers import Answers
-        from pipelines.view.run_folder import RunFolder
+        from pipelines.view.job import open_answers
 
-        answers = Answers(RunFolder(self.out))
-        if self.export is not None:
+        answers = open_answers(self.out)
+        if self.export is None:
+            self._serve(answers, console)
+        elif isinstance(answers, Answers):
             self._export(answers, self.export)
         else:
-            self._serve(answers, console)
+            raise ConfigError(f"--export writes a passage of a document, and {self.out} has items; leave it out")
 
     def _export(self, answers: "Answers", path: Path) -> None:
         if path.suffix.lower() not in (".html", ".htm"):
@@ -86,11 +92,12 @@ class ViewSpec(CommandSpec):
         )
         say(f"{path} holds {counted(num_tokens, 'token')}")
 
-    def _serve(self, answers: "Answers", console: Console) -> None:
+    def _serve(self, answers: "AbstractAnswers", console: Console) -> None:
         from pipelines.view.page import render
         from pipelines.view.server import ViewServer
 
-        with ViewServer(answers, render(str(answers.run()["model"])), self.port) as server:
+        page = render(str(answers.run()["model"]), kind=answers.page_kind)
+        with ViewServer(answers, page, self.port) as server:
             say(server.url)
             console.print(f"{escape(str(self.out))} is shown there until Ctrl-C, to this machine only", soft_wrap=True)
             if not self.no_open and _has_screen():

@@ -26,6 +26,9 @@ ROOMS = {
     "faiss": ("longmem/retrieval/faiss_search.py",),
     "gguf": ("longmem/backbone/gguf.py",),
     "peft": ("longmem/backbone/adapter.py",),
+    "datasets": ("longmem/text/dataset_rows.py",),
+    "mlflow": ("pipelines/tracking/mlflow_tracker.py",),
+    "wandb": ("pipelines/tracking/wandb_tracker.py",),
     "transformers": ("longmem/backbone/", "longmem/sidenet/"),
 }
 
@@ -216,6 +219,16 @@ VIOLATIONS = {
         ("longmem", "import peft"),
         ("longmem/memory", "def f():\n    from peft import PeftModel"),
         ("pipelines", "import peft"),
+    ],
+    "datasets lives in longmem.text.dataset_rows": [
+        ("longmem/text", "import datasets"),
+        ("longmem/memory", "def f():\n    from datasets import load_dataset"),
+        ("pipelines", "import datasets"),
+    ],
+    "experiment trackers live in pipelines.tracking": [
+        ("longmem", "import wandb"),
+        ("pipelines", "def f():\n    import mlflow"),
+        ("pipelines/tracking", "from mlflow.entities import Metric"),
     ],
     "transformers lives in longmem.backbone and longmem.sidenet": [
         ("longmem", "from transformers import AutoModel"),

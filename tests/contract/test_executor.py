@@ -75,21 +75,24 @@ def expected(model: LongMem) -> dict[str, TextScores]:
 
 
 @pytest.fixture(scope="module", params=["inline", pytest.param(RAY, marks=pytest.mark.ray)])
-def opened(request: pytest.FixtureRequest) -> Callable[[ModelSource, str], AbstractExecutor]:
-    """Return a factory `opened(source, store_uri)` that starts an executor of the kind under test."""
+def opened(request: pytest.FixtureRequest) -> Callable[..., AbstractExecutor]:
+    """Return a factory `opened(source, store_uri, encoders=2, stores=2)` that starts an executor of the kind under
+    test."""
     if request.param == "inline":
-        return lambda source, uri: InlineExecutor(source.open(), MemoryStore.open(uri))
+        return lambda source, uri, **_workers: InlineExecutor(source.open(), MemoryStore.open(uri))
     request.getfixturevalue("ray_cluster")
     from actors.config import ClusterShape
     from actors.executor.ray_executor import RayExecutor
 
-    shape = ClusterShape(address="local", encoders=2, readers=1, stores=2)
-    return lambda source, uri: RayExecutor(source, uri, shape)
+    def start(source: ModelSource, uri: str, encoders: int = 2, stores: int = 2) -> AbstractExecutor:
+        return RayExecutor(source, uri, ClusterShape(address="local", encoders=encoders, readers=1, stores=stores))
+
+    return start
 
 
 @pytest.fixture(scope="module")
 def executor(
-    opened: Callable[[ModelSource, str], AbstractExecutor],
+    opened: Callable[..., AbstractExecutor],
     source: ModelSource,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[AbstractExecutor]:
@@ -431,13 +434,13 @@ def test_a_past_that_is_not_stored_is_missing(
 
 
 def test_another_models_store_is_refused_at_the_start(
-    opened: Callable[[ModelSource, str], AbstractExecutor], source: ModelSource, model: LongMem, tmp_path: Path
+    opened: Callable[..., AbstractExecutor], source: ModelSource, model: LongMem, tmp_path: Path
 ) -> None:
     uri = str(tmp_path / "memory.lance")
     with MemoryStore.open(uri) as store:
         score_text(ModelSource(source.source, settings={"chunk_tokens": 8}).open(), "a text", store.document("a"))
     with pytest.raises(FingerprintError, match="chunk_tokens: 8 != 4"):
-        opened(source, uri)
+        opened(source, uri, encoders=1, stores=1)
     with MemoryStore.open(uri) as store:
         assert len(store.documents()) == 1
 

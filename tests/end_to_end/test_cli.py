@@ -356,6 +356,24 @@ def test_limit_documents_takes_the_first_ones(
     assert rows(out, "segments") == [row for row in everything if row["document"] in ("a-long", "b-one-character")]
 
 
+def test_limit_tokens_scores_what_a_shorter_text_has(model: Path, text: Path, tmp_path: Path) -> None:
+    limited = arguments(text, model, tmp_path / "limited", "--limit-tokens", 40, "--tokens", "--store", "memory://")
+    assert invoke(*limited).code == 0
+    scored = "".join(row["passage"] for row in rows(tmp_path / "limited", "passages"))
+    assert text.read_text().startswith(scored)
+    (document,) = rows(tmp_path / "limited", "documents")
+    assert (document["num_tokens"] + document["num_unscored_tokens"], document["num_bytes"]) == (
+        40,
+        len(scored.encode()),
+    )
+    shorter = tmp_path / text.name
+    shorter.write_text(scored)
+    assert invoke(*arguments(shorter, model, tmp_path / "short", "--store", "memory://")).code == 0
+    assert rows(tmp_path / "limited", "segments") == rows(tmp_path / "short", "segments")
+    # another limit is another job
+    assert invoke(*limited, "--resume", "--limit-tokens", "41").code == 2
+
+
 def test_a_full_store_stops_the_job_and_a_larger_one_continues_it(model: Path, text: Path, tmp_path: Path) -> None:
     assert (
         invoke(*arguments(text, model, tmp_path / "free", "--retention", "window", "--durability", "power")).code == 0
@@ -573,7 +591,14 @@ def test_a_model_that_cannot_be_used(models: Path, text: Path, tmp_path: Path, n
     damage(model)
     message = refused(*arguments(text, model, tmp_path / "out", "--segment-tokens", 32, "--store", "memory://"))
     assert words in message
-    # the folder stays free for the corrected command
+    # the folder stays free for the corrected command, which the test below runs
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"job.lock"}
+
+
+def test_a_refused_job_can_be_corrected(models: Path, text: Path, tmp_path: Path) -> None:
+    model = damaged(models, "trained", tmp_path)
+    flip(model / "sidenet.safetensors")
+    assert "is not what was saved" in refused(*arguments(text, model, tmp_path / "out", "--store", "memory://"))
     assert invoke(*arguments(text, models / "untrained", tmp_path / "out", "--store", "memory://")).code == 0
 
 

@@ -3,6 +3,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tests.jobs import TASK
 
 pytest_plugins = ["tests.ray_cluster"]
 
-TABLES = ("items.parquet", "grid.parquet")
+TABLES = ("items.parquet", "grid.parquet", "demonstrations.parquet", "examples.parquet")
 QUESTIONS = """
 name = "answers"
 train = "train.jsonl"
@@ -185,6 +186,12 @@ def test_workers_on_ray_give_the_same_scores(icl: Callable[..., Outcome], tmp_pa
         for side in ("longmem_logprobs", "backbone_logprobs"):
             assert ours.pop(side) == pytest.approx(theirs.pop(side), abs=1e-5)
         assert ours == theirs
+    here, there = (pq.read_table(tmp_path / out / "demonstrations.parquet").to_pylist() for out in ("here", "ray"))
+    for ours, theirs in zip(here, there, strict=True):
+        heaviest = [max((each["places"] or 0 for each in row["demonstrations"]), default=0) for row in (ours, theirs)]
+        assert heaviest[0] == pytest.approx(heaviest[1], abs=1e-4)
+        assert (ours["label_votes"] or []) == pytest.approx(theirs["label_votes"] or [], abs=1e-4)
+        assert (ours["copy_share"] or 0) == pytest.approx(theirs["copy_share"] or 0, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +219,19 @@ def test_bad_input_is_a_sentence_and_leaves_no_folder(
 def test_a_memory_that_demonstrations_need_is_made_as_large(icl: Callable[..., Outcome], tmp_path: Path) -> None:
     assert icl(tmp_path / "out", "--memory-shots", "50").code == 0
     assert summary_of(tmp_path / "out")["settings"]["memory_tokens"] > 384
+
+
+def test_the_task_of_the_documentation_runs(icl: Callable[..., Outcome], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "icl.md").read_text("utf-8")
+    [task] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    train, test = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    for name, text in (("tickets.toml", task), ("train.jsonl", train), ("test.jsonl", test)):
+        (tmp_path / name).write_text(text)
+    options = ("--memory-shots", "0,4", "--seeds", 1)
+    outcome = icl(tmp_path / "out", *options, task=tmp_path / "tickets.toml")
+    assert outcome.code == 0, outcome.stderr
+    assert "tickets: accuracy of 2 items" in outcome.stdout
+    assert "chance: 50.0%" in outcome.stdout
 
 
 def test_unknown_labels_are_named(icl: Callable[..., Outcome], task: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from tests.jobs import TASK
 
 pytest_plugins = ["tests.ray_cluster"]
 
-TABLES = ("items.parquet", "grid.parquet")
-MODELS = ("longmem", "reading", "votes", "idf_votes", "backbone")
+TABLES = ("items.parquet", "grid.parquet", "demonstrations.parquet", "examples.parquet")
+MODELS = ("longmem", "reading", "votes", "regression", "idf_votes", "backbone")
 
 
 @pytest.fixture(scope="module")

@@ -123,3 +123,34 @@ def test_probe_of_a_filler_that_is_no_file_is_refused(
     result = invoke("probe", "passkey", "--filler", filler, "--model", small_backbone("gpt2"), "--out", tmp_path / "o")
     assert result.exit_code == 2
     assert "expected a regular file" in result.stderr
+
+
+def test_perplexity_of_a_dataset_equals_that_of_the_same_texts_in_a_file(
+    score: Callable[..., Result], tmp_path: Path
+) -> None:
+    rows = [{"name": name, "body": TEXT + name} for name in ("first", "second", "third")]
+    lines = "".join(json.dumps({"id": row["name"], "text": row["body"]}) + "\n" for row in rows)
+    write(tmp_path / "books.jsonl", lines)
+    write(tmp_path / "library" / "data" / "test.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    dataset = ("--dataset", tmp_path / "library", "--text-column", "body", "--id-column", "name", "--limit", 2)
+    assert score(tmp_path / "files", tmp_path / "books.jsonl", "--limit", 2).exit_code == 0
+    result = score(tmp_path / "rows", *dataset)
+    assert result.exit_code == 0, result.output
+    one, other = (pq.read_table(tmp_path / out / "documents.parquet") for out in ("files", "rows"))
+    assert other["document"].to_pylist() == ["first", "second"]
+    sources = [name for name in one.column_names if name != "source"]
+    assert other.select(sources) == one.select(sources)
+    finished = score(tmp_path / "rows", *dataset, "--resume")
+    assert "has finished before" in finished.output
+    # another column is another job
+    changed = score(tmp_path / "rows", "--dataset", tmp_path / "library", "--text-column", "name", "--resume")
+    assert changed.exit_code == 2
+
+
+def test_perplexity_of_a_dataset_and_files_at_once_is_refused(score: Callable[..., Result], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "some text"}\n')
+    result = score(tmp_path / "out", path, "--dataset", path)
+    assert result.exit_code == 2
+    assert "--dataset and inputs" in result.stderr
+    alone = score(tmp_path / "out", path, "--split", "test")
+    assert "--split: only with --dataset" in alone.stderr

@@ -131,12 +131,24 @@ def test_the_job_says_what_the_plain_loop_says(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("form", "readers"), [("default", 3), ("all layers", 2), ("untrained", 2)])
+@pytest.mark.parametrize(
+    ("form", "encoders", "readers", "stores"), [("default", 2, 3, 2), ("all layers", 1, 2, 2), ("untrained", 1, 1, 1)]
+)
 def test_ray_workers_give_the_same_bytes(
-    ray_cluster: None, inline: dict[str, dict[str, bytes]], job: Job, tmp_path: Path, form: str, readers: int
+    ray_cluster: None,
+    inline: dict[str, dict[str, bytes]],
+    job: Job,
+    tmp_path: Path,
+    form: str,
+    encoders: int,
+    readers: int,
+    stores: int,
 ) -> None:
-    """`tests/fault/test_workers_die.py` compares the paper's form, on one worker of each kind."""
-    assert run(job(tmp_path / "out", form=form, encoders=2, readers=readers, stores=2)) == inline[form]
+    """Compare several workers of each kind in one form only, because starting one takes four seconds.
+
+    `tests/fault/test_workers_die.py` compares the paper's form.
+    """
+    assert run(job(tmp_path / "out", form=form, encoders=encoders, readers=readers, stores=stores)) == inline[form]
 
 
 class Interrupted(InlineExecutor):

@@ -19,7 +19,8 @@ from tests.jobs import SPECS, Inputs, write_inputs
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
 
-TABLES = {"icl": ("items.parquet", "grid.parquet"), "suffix": ("items.parquet",), "probe": ("trials.parquet",)}
+ICL = ("items.parquet", "grid.parquet", "demonstrations.parquet", "examples.parquet")
+TABLES = {"icl": ICL, "suffix": ("items.parquet",), "probe": ("trials.parquet",)}
 
 
 @pytest.fixture(scope="module")

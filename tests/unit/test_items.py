@@ -2,6 +2,7 @@
 """Items in batches against naive methods: `score` of one text, decoding step by step, and plain transformers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from longmem.scoring.batch import Item, score_items
 from longmem.scoring.generate import Decoder
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import MemoryStore
+from longmem.types import DocumentKey, Segment
 from tests.inputs import DEFAULT_FORM
 
 FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": {**DEFAULT_FORM, "kv_dtype": "float32"}}
@@ -171,3 +173,31 @@ def test_the_first_choice_is_greedy_and_nothing_else_is(model: LongMem, store: A
     chosen = first.longmem.first_choice
     rows = [Item("one", np.append(prompt, each).astype(np.int32), len(prompt)) for each in (chosen, (chosen + 1) % 256)]
     assert [score.longmem.greedy[0] for score in score_items(model, rows, [view] * 2)] == [True, False]
+
+
+def test_places_taken_are_those_of_a_segment_after_the_document(model: LongMem, store: AbstractMemoryStore) -> None:
+    """Compare with the readings of the same text as the document's next segment, which another function computes."""
+    view, text = whole(model, store), TEXTS[1]
+    tokens = model.tokenizer.sequence(text)
+    segment = Segment(DocumentKey("", "book"), 1, view.end_token, tokens[:-1], tokens[1:], keep_readings=True)
+    encoded = model.encode(replace(segment, start_token=0))
+    readings = model.score_segment(segment, encoded.block.keys, encoded.state, view).readings
+    assert readings is not None
+    for first in (1, 3, len(tokens) - 1):
+        [score] = score_items(model, [Item("a", tokens, first)], [view], keep_places=True)
+        assert score.taken is not None
+        assert score.taken.positions.tolist() == sorted(set(score.taken.positions.tolist()))
+        assert score.taken.weights.sum() == pytest.approx(1, abs=1e-5)
+        weights = dict(zip(score.taken.positions.tolist(), score.taken.weights.tolist(), strict=True))
+        for place, weight in zip(readings.places[first - 1], readings.weights[first - 1], strict=True):
+            assert weights[int(place)] == pytest.approx(float(weight), abs=1e-4)
+        assert max(weights.values()) == pytest.approx(float(readings.weights[first - 1, 0]), abs=1e-4)
+        assert score.taken.copy_share == pytest.approx(float(readings.copy_share[first - 1]), abs=1e-4)
+
+
+def test_places_are_kept_only_on_request_and_where_a_memory_is_read(model: LongMem, store: AbstractMemoryStore) -> None:
+    view, item = whole(model, store), Item("a", model.tokenizer.sequence(TEXTS[1]), 3)
+    assert score_items(model, [item], [view])[0].taken is None
+    with_memory, without = score_items(model, [item, item], [view, None], keep_places=True)
+    assert with_memory.taken is not None
+    assert without.taken is None

@@ -156,6 +156,18 @@ def test_share_never_falls(steps: list[tuple[str, int, str]]) -> None:
         before = share
 
 
+def test_a_second_kind_of_work_has_a_pace_of_its_own() -> None:
+    work = WorkDone()
+    work.plan("documents", 2, 0, 5.0)
+    work.done = 2
+    work.plan("windows", 10, 0, 1000.0)
+    assert work.seconds_left(1000.0) is None
+    work.done = 2
+    left = work.seconds_left(1010.0)
+    assert left is not None
+    assert round(left) == 40
+
+
 def test_failures_queues_and_bytes_are_shown() -> None:
     console, file = log_console()
     with JobProgress(console, clock=Clock()) as progress:

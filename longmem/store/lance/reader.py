@@ -37,6 +37,7 @@ class LanceReader(AbstractMemoryStore):
     """
 
     def __init__(self, uri: str) -> None:
+        self._uri = uri
         self._database = LanceDatabase(uri)
         self._acknowledged = acknowledged(uri, self._database.folder)
         self._same_model: OrderedDict[str, None] = OrderedDict()
@@ -46,6 +47,10 @@ class LanceReader(AbstractMemoryStore):
         self._closed = False
         self._known_identity: Fingerprint | None = None
         self.fingerprint()
+
+    @property
+    def location(self) -> str:
+        return self._uri
 
     def read(self, key: DocumentKey, first_segment: int, last_segment: int, *, ahead: int = 0) -> list[KVBlock]:
         return self._read(key, range(first_segment, last_segment), ahead)

@@ -46,6 +46,7 @@ def icl(console: Console) -> None:
             "memory_shots": memory_shots,
             "mean": 0.1234,
             "std": 0.0123,
+            "shots_in_context": shots,
             "metric": "accuracy",
             "scoring": "normalised",
         }
@@ -54,11 +55,12 @@ def icl(console: Console) -> None:
         for memory_shots in MEMORY_SHOTS
     ]
     baselines = {"majority_label": "entailment", "majority_accuracy": 0.5, "random_accuracy": 0.3}
+    task = {"grid": grid, "items": 123_456, "baselines": baselines, "comparisons": [], "finding": None}
     summary = {
-        "grid": {"memory_shots": MEMORY_SHOTS, "shots": [0, 20]},
-        "tasks": {"task": {"grid": grid, "items": 123_456, "baselines": baselines, "comparisons": []}},
+        "grid": {"memory_shots": MEMORY_SHOTS, "shots": [0, 20], "seeds": 6},
+        "tasks": {"task": task},
         "demonstrations": {"tokens_encoded": 1_234_567, "tokens_found": 1_234_567},
-        "asked": {"items": 123_456, "wall_s": 123_456.7},
+        "asked": {"items": 123_456, "left_out": 1_234_567, "wall_s": 123_456.7},
     }
     print_icl(console, summary, OUT)
 

@@ -24,10 +24,12 @@ from pipelines.job.output import write_json, write_table
 from pipelines.perplexity.records import SegmentRecord, TokenScores
 from pipelines.perplexity.tables import segments_table, tables_of_tokens
 from pipelines.view import run_folder
-from pipelines.view.answers import AROUND, EXTREMES, MOST_TOKENS, Answers, BadRequestError
+from pipelines.view.answers import AROUND, EXTREMES, MOST_TOKENS, Answers
 from pipelines.view.page import render
+from pipelines.view.questions import BadRequestError
 from pipelines.view.run_folder import RunFolder
 from pipelines.view.server import ViewServer
+from pipelines.view.tables import KEPT_GROUPS
 
 SEGMENT_TOKENS = 16
 HOSTILE = '</script><script>document.title = "stolen"</script> & "quotes" \u202eright to left\u202c'
@@ -241,8 +243,8 @@ def test_at_most_a_few_row_groups_stay_in_memory(out: Path) -> None:
     for first in range(1, document.end_position, 10):
         folder.tokens(document, first, min(first + 10, document.end_position))
     kept = [table._group.cache_info() for table in (folder._tokens, folder._readings)]
-    assert all(each.currsize <= run_folder.KEPT_GROUPS for each in kept)
-    assert kept[1].misses > run_folder.KEPT_GROUPS, "else nothing had to go"
+    assert all(each.currsize <= KEPT_GROUPS for each in kept)
+    assert kept[1].misses > KEPT_GROUPS, "else nothing had to go"
 
 
 # --- folders that cannot be shown -------------------------------------------------------------------------------

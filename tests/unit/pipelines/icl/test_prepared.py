@@ -105,7 +105,7 @@ def test_what_does_not_fit_in_context_is_left_out_from_the_far_end(tmp_path: Pat
         assert len(prompt.tokens) + longest - 1 <= SEGMENT
         text = text_of(tokenizer, prompt.tokens)
         assert text.count(" Q t") == prompt.shots
-    order = [each.example.prompt for each in prepared._shuffled(0)]
+    order = [prepared.demonstrations[number].example.prompt for number in prepared.order(0)]
     kept = text_of(tokenizer, nine[0].tokens)
     assert [each in kept for each in order[:9]] == [False] * (9 - nine[0].shots) + [True] * nine[0].shots
     assert len(four) == len(nine)

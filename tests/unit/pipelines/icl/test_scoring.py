@@ -12,6 +12,7 @@ from pipelines.icl.metrics import (
     distance_of_shares,
     exact_match,
     macro_f1,
+    mean_interval,
     normalise_answer,
     paired_bootstrap,
 )
@@ -89,6 +90,19 @@ def test_seeds_widen_the_interval_that_items_alone_would_give() -> None:
     by_seed = np.repeat(np.array([[0.0], [1.0]]), 500, axis=1)
     found = paired_bootstrap(by_seed, np.zeros_like(by_seed))
     assert (found.low, found.value, found.high) == (0.0, 0.5, 1.0)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_difference_from_nothing() -> None:
+    random = np.random.default_rng(1)
+    scores = (random.random((4, 200)) < 0.6).astype(np.float64)
+    expected = paired_bootstrap(scores, np.zeros_like(scores))
+    # two bootstraps of 2,000 resamples: a quantile moves by a few hundredths of the standard deviation
+    low, high = mean_interval(scores)
+    assert low == pytest.approx(expected.low, abs=0.01)
+    assert high == pytest.approx(expected.high, abs=0.01)
+    by_seed = np.repeat(np.array([[0.0], [1.0]]), 500, axis=1)
+    assert mean_interval(by_seed) == (0.0, 1.0)
+    assert mean_interval(np.ones((3, 1))) == (None, None)
 
 
 def test_one_item_has_no_interval() -> None:

@@ -1,19 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text as a heat map. Texts are foreign: they become text nodes, and characters that steer a terminal or the direction of
-// writing become visible names.
+// Text as a heat map of what memory gained or cost.
 
-const STEERING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 const LEVELS = [0.25, 1, 2, 4]; // nats from which a gain has the next colour: factors of 1.3, 2.7, 7 and 55
-
-function shownText(text) {
-  return text
-    .replace(/\r\n/g, "\n")
-    .replace(STEERING, (sign) => `⟨U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
-}
-
-// shows line breaks, which would be invisible in a token of their own
-const withBreaks = (text) => shownText(text).replace(/\n/g, "↵\n");
-const inOneLine = (text) => shownText(text).replace(/\s*\n\s*/g, " ");
 
 function level(gain) {
   const size = Math.abs(gain);
@@ -21,27 +9,12 @@ function level(gain) {
   return reached ? (gain > 0 ? "g" : "l") + reached : "";
 }
 
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key === "class") made.className = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-const number = (value) => value.toLocaleString("en-US");
-const counted = (value, unit) => `${number(value)} ${unit}${value === 1 ? "" : "s"}`;
-
 function probability(logprob) {
   const value = Math.exp(logprob);
   if (value >= 0.1) return `${(100 * value).toFixed(0)}%`;
   if (value >= 0.001) return `${(100 * value).toPrecision(2)}%`;
   return `1 in ${number(Number(Math.exp(-logprob).toPrecision(2)))}`;
 }
-
-const percent = (share) => (share > 0 && share < 0.01 ? "below 1%" : `${(100 * share).toFixed(0)}%`);
 
 function factor(gain) {
   const times = Math.exp(Math.abs(gain));
