@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longmem.wording import counted
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.icl.charts import shots_chart
 from pipelines.icl.results import AnsweredItem
@@ -83,7 +84,8 @@ def title(tasks: Mapping[str, dict[str, Any]]) -> str:
         points = percentage_points(finding["difference"]["value"])
         groups.setdefault(_direction(finding), []).append(f"{name} ({points} points)")
     said = "; ".join(f"{words} {', '.join(groups[words])}" for words in DIRECTIONS if words in groups)
-    return f"With {next(iter(found.values()))['memory_shots']:,} demonstrations in memory, answers are {said}"
+    shots = counted(next(iter(found.values()))["memory_shots"], "demonstration")
+    return f"With {shots} in memory, answers are {said}"
 
 
 MORE, ALIKE, FEWER = "right more often in", "not told apart from none in", "right less often in"
@@ -118,7 +120,8 @@ def sentence(name: str, task: dict[str, Any]) -> str:
         ),
     }[_direction(finding)]
     context = f" and {finding['shots']:,} in context" if finding["shots"] else ""
-    return f"{name}: {finding['memory_shots']:,} demonstrations in memory{context} {words} ({points})"
+    demonstrations = counted(finding["memory_shots"], "demonstration")
+    return f"{name}: {demonstrations} in memory{context} {words} ({points})"
 
 
 @dataclass(frozen=True)

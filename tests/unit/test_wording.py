@@ -17,7 +17,7 @@ OWN_PLURAL = re.compile(
     rf"|\|count \}}\}} (?:{UNITS})s\b|\$\{{number\([^{{}}]*\)\}} (?:{UNITS})s\b"
     r"|[\"']s[\"'] if \S|\? \"\" : \"s\""
 )
-PLACES = ("longmem/wording.py", "pipelines/view/text.js")
+PLACES = ("longmem/wording.py", "pipelines/view/common.js")
 """Files that define how a count is written."""
 
 
