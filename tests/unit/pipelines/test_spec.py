@@ -220,6 +220,7 @@ def test_options_that_a_service_decides_are_refused_by_their_flags() -> None:
     # a new option is in this set, or carries DECIDED_BY_SERVICE
     assert free == {
         *("given", "inputs", "model", "adapter", "out", "resume", "address", "service", "max_tries", "task_deadline_s"),
+        *("dataset", "subset", "split", "text_column", "id_column"),
         *("retention", "keep_memory", "namespace", "limit_documents", "tokens", "as_json", "quiet", "verbose"),
         *("max_in_flight_segments", "max_in_flight_bytes", "window", "stride"),
     }
