@@ -109,7 +109,7 @@ def test_compact(store: Path) -> None:
     assert json.loads(invoke("compact", "--store", store, "--json").stdout) == {"files": 0, "tables": 0, "bytes": 0}
     result = invoke("compact", "--orphan-minutes", 0, "--store", store)
     assert result.exit_code == 0
-    assert "1 temporary files" in result.stdout
+    assert "1 temporary file " in result.stdout
     assert "77 bytes" in result.stdout
     assert invoke("verify", "--store", store).exit_code == 0
 

@@ -91,7 +91,7 @@ def test_a_filler_of_ones_own_and_one_subject(model: Path, tmp_path: Path) -> No
         (["labels", "--shots", "0", "--examples", "100000"], "different words"),
         (["lookup", "--choices", "1"], "choices must be at least 2"),
         (["--threads", "0"], "--threads must be at least 1"),
-        (["--filler", "no-such-file.txt"], "no-such-file.txt: [Errno 2] No such file"),
+        (["--filler", "no-such-file.txt"], "no-such-file.txt: No such file"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_click_shows_what_the_token_read(
     row = row_of(runs["default"], position)
     nats = browser.texts("#panel td small")
     columns = ("logprob_longmem", "logprob_uncopied", "logprob_backbone")
-    assert nats == [f"{row[name]:.2f} nats" for name in columns]
+    assert nats == [f"{row[name]:.2f} nats".replace("-", "−") for name in columns]
     assert f"Copies from memory had {100 * row['copy_share']:.0f}%" in browser.texts("#panel .verdict")[0]
     places = browser.texts("#panel li.place .about")
     assert len(places) == len(row["places"]) == 4
