@@ -99,10 +99,20 @@ class Tokenizer:
         return sequence, spans
 
     def beginning(self, text: str, num_tokens: int) -> str:
-        """Return the part of a text that its first `num_tokens` tokens stand for. Needs `gives_spans`."""
+        """Return the whole characters that the first `num_tokens` tokens of a text stand for; at least one character.
+
+        A start token that is spelled out does not count. Needs `gives_spans`. Raises DocumentError as `sequence` does.
+        """
         assert self.gives_spans, "this tokenizer gives no character offsets"
-        _, spans = self._tokens(text, with_spans=True)
-        return text if len(spans) <= num_tokens else text[: int(spans[num_tokens - 1, 1])]
+        tokens, spans = self._tokens(text, with_spans=True)
+        if tokens[:1].tolist() == [self.start_token]:
+            num_tokens += 1
+        if len(spans) <= num_tokens:
+            return text
+        # a character may be several tokens, which share its interval
+        ends = [end for end in range(1, len(spans)) if spans[end, 0] >= spans[end - 1, 1]]
+        whole = max((end for end in ends if end <= num_tokens), default=min(ends, default=len(spans)))
+        return text[: int(spans[whole - 1, 1])]
 
     @property
     def gives_spans(self) -> bool:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`longmem.pipeline`: one call from texts to results, in the forms of `transformers.pipeline`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ class TaskPipeline:
         if memory is not None:
             read = memory.as_read_only() if isinstance(memory, DocumentMemory) else remembered_text(self.model, memory)
         run = TASKS[self.task]
+        if unknown := sorted(set(options) - set(signature(run).parameters)):
+            raise ConfigError(f"{self.task} has no option {unknown[0]!r}; see the documentation of longmem.pipeline")
         if isinstance(inputs, str):
             return run(self.model, inputs, read, **options)
         return [run(self.model, text, read, **options) for text in _texts(inputs, text_column)]
@@ -116,7 +119,10 @@ TASKS: dict[str, Callable[..., Any]] = {"text-generation": generated_text, "perp
 def _texts(inputs: Any, text_column: str) -> Iterator[str]:
     if hasattr(inputs, "column_names"):
         return (document.text for document in read_dataset(inputs, text_column=text_column))
+    expected = "expected a text, a list of texts or a dataset"
+    if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+        raise ConfigError(f"{expected}, got {type(inputs).__name__}")
     texts = list(inputs)
-    if wrong := next((each for each in texts if not isinstance(each, str)), None):
-        raise ConfigError(f"expected a text, a list of texts or a dataset, got {type(wrong).__name__} in the list")
+    if wrong := [type(each).__name__ for each in texts if not isinstance(each, str)]:
+        raise ConfigError(f"{expected}, got {wrong[0]} in the list")
     return iter(texts)

@@ -63,7 +63,8 @@ class LabelRegression:
     ) -> Float64[np.ndarray, " labels"]:
         """Return the estimated share of each label, which may lie outside 0 to 1; the shares sum to one.
 
-        Without any demonstration of segment `left_out`, where one is given.
+        Without any demonstration of segment `left_out`, where one is given; but the mean of labels and λ are those of
+        all demonstrations.
         """
         coefficients, asked = self._coefficients, torch.from_numpy(similarities).double()
         if left_out is not None and (left := np.flatnonzero(self._segments == left_out)).size:

@@ -123,6 +123,8 @@ def render_reading(probe: ReadingProbe, model: str, console: Console) -> None:
     console.print(table)
     console.print(f"  on {counted(probe.num_tokens, 'token')}, without copies; ± is one standard error")
     advice = probe.advice
+    if probe.is_useless:
+        console.print("  [yellow]Reading nothing is clearly better than the model's settings on this text.[/]")
     if advice is None:
         console.print("  No other way is clearly better than the model's settings on this text: keep them.")
     else:

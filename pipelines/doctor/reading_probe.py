@@ -56,9 +56,14 @@ class ReadingProbe:
 
     @property
     def advice(self) -> ReadingWay | None:
-        """The best way if it is clearly better than the settings of the model, else None."""
-        best = self.ways[0]
-        return best if best.settings and best.change < 0 and best.is_clear else None
+        """The best way that is clearly better than the settings of the model, if any; random blocks are a control."""
+        clear = (way for way in self.ways if way.settings and way.change < 0 and way.is_clear)
+        return next((way for way in clear if way.settings != {"block_choice": "random"}), None)
+
+    @property
+    def is_useless(self) -> bool:
+        """True if reading nothing is clearly better than the settings of the model."""
+        return any(way.settings is None and way.change < 0 and way.is_clear for way in self.ways)
 
 
 def ways_of(model: LongMem) -> dict[str, dict[str, Any]]:
@@ -90,9 +95,10 @@ def probe_reading(
     most_read = own.near_tokens + own.read_blocks * own.block_tokens
     read = {segment.index for segment in segments if segment.start_token > most_read + own.block_tokens}
     if not read:
+        needed = ((most_read + own.block_tokens) // own.segment_tokens + 1) * own.segment_tokens + 1
         raise DocumentError(
-            f"expected a text with a segment of {own.segment_tokens} tokens behind more than {most_read}, which leave "
-            f"blocks to choose, got {len(sequence)} tokens; give a longer text"
+            f"expected a text of more than {needed} tokens, so that a segment of {own.segment_tokens} has more blocks "
+            f"to choose from than the {own.read_blocks} it reads, got {len(sequence)}; give a longer text"
         )
     ways, past = ways_of(model), LocalMemory(model)
     found: dict[str, list[Float32[np.ndarray, " targets"]]] = {name: [] for name in (ALONE, *ways)}

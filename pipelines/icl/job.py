@@ -17,7 +17,8 @@ from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.text.demonstrations import check_fits
-from pipelines.icl.calibration import Calibration
+from longmem.wording import counted
+from pipelines.icl.calibration import PARTS, Calibration
 from pipelines.icl.readings import GROUP_ROWS, in_context, tables_of_readings
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
@@ -195,7 +196,8 @@ class Icl(RequestJob[IclJob]):
             "limit_items": spec.limit_items,
             "search": spec.model.search,
             # not named where no task reads so: earlier jobs stay resumable
-            **({"whole": asdict(whole)} if (whole := self._whole) else {}),
+            # parts too: results of a version with other parts cannot be calibrated together
+            **({"whole": asdict(whole) | {"parts": list(PARTS["longmem"])}} if (whole := self._whole) else {}),
         }
 
     @property
@@ -236,6 +238,11 @@ class Icl(RequestJob[IclJob]):
             task, reading = self._tasks[point.task], whole[point.task]
             calibrated = reading is not None and point.memory_shots
             left_out = len(task.left_out(point, spec.left_out)) if calibrated else 0
+            if calibrated and spec.left_out and not left_out:
+                context.tell(
+                    f"{point.task}, {counted(point.memory_shots, 'demonstration')} in memory: they are one segment, so "
+                    "none can be left out, and nothing is calibrated"
+                )
             sizes[point] = len(task.items) + left_out
             held[point] = len(results.get(point, {})) + len(run.journal.left_out.get(point, {}))
         context.observer.planned("items", sum(sizes.values()), sum(held.values()))

@@ -163,8 +163,12 @@ class PreparedTask:
     def left_out(self, point: GridPoint, number: int) -> list[Prompt]:
         """Return at most `number` demonstrations in memory as items with known labels, spread evenly over the memory.
 
-        Their indices are those of the demonstrations. One that does not fit a segment as an item is skipped.
+        Their indices are those of the demonstrations. One that does not fit a segment as an item is skipped. A memory
+        of one segment has none: a demonstration is asked without those of its segment, so nothing would be left.
         """
+        memory = self.memory(point.seed, point.memory_shots)
+        if memory is None or len(memory.segments) < 2:
+            return []
         chosen = self._in_memory(point.seed, point.memory_shots)
         spread = np.linspace(0, len(chosen) - 1, min(number, len(chosen))).round().astype(int).tolist()
         items = {index: self._encode(chosen[index].example, with_targets=True) for index in spread}

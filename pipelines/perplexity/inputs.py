@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from longmem.errors import DocumentError
 from longmem.model.source import ModelSource
 from longmem.text.documents import FoundFiles, UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference
@@ -32,10 +33,13 @@ class JobDocuments:
     ) -> Iterator[Document | UnreadableDocument]:
         tokenizer = self.model.open_tokenizer()
         for document in documents:
-            if isinstance(document, Document):
-                yield replace(document, text=tokenizer.beginning(document.text, num_tokens))
-            else:
+            if isinstance(document, UnreadableDocument):
                 yield document
+                continue
+            try:
+                yield replace(document, text=tokenizer.beginning(document.text, num_tokens))
+            except DocumentError as error:
+                yield UnreadableDocument(document.id, document.source, error)
 
     @property
     def count(self) -> int | None:

@@ -83,7 +83,7 @@ class PerplexitySpec(
         None, "Score only the first N documents.", names=("--limit-documents", "--limit"), shown=False
     )
     limit_tokens: int | None = whole_field(
-        None, "Score only the first N tokens of each document; longmem plan does not count it.", shown="all"
+        None, "Score at most the first N tokens of each document; longmem plan does not count it.", shown="all"
     )
     tokens: bool = flag_field(
         "Also write every token's log-probabilities and what it read from memory, for `longmem view`: tokens.parquet, "

@@ -28,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from longmem.backbone.tokenizer import Tokenizer
+from longmem.errors import DocumentError
 from longmem.model.source import REFERENCE_MODEL
 from longmem.store.config import MemoryStore
 from longmem.testing import small_longmem
@@ -372,6 +374,24 @@ def test_limit_tokens_scores_what_a_shorter_text_has(model: Path, text: Path, tm
     assert rows(tmp_path / "limited", "segments") == rows(tmp_path / "short", "segments")
     # another limit is another job
     assert invoke(*limited, "--resume", "--limit-tokens", "41").code == 2
+
+
+def test_a_document_without_tokens_fails_alone_with_limit_tokens(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "three.jsonl").write_text('{"text": "one two"}\n{"text": "drop"}\n{"text": "three"}\n')
+    beginning = Tokenizer.beginning
+
+    def without_tokens(self: Tokenizer, text: str, num_tokens: int) -> str:
+        if text == "drop":
+            raise DocumentError("the text gives no tokens")
+        return beginning(self, text, num_tokens)
+
+    monkeypatch.setattr(Tokenizer, "beginning", without_tokens)
+    given = arguments(tmp_path / "three.jsonl", model, tmp_path / "out", "--limit-tokens", 4, "--store", "memory://")
+    outcome = invoke(*given)
+    assert outcome.code == 1
+    assert [row["status"] for row in rows(tmp_path / "out", "documents")] == ["scored", "failed", "scored"]
 
 
 def test_a_full_store_stops_the_job_and_a_larger_one_continues_it(model: Path, text: Path, tmp_path: Path) -> None:

@@ -65,11 +65,19 @@ def way(settings: dict[str, Any] | None, change: float, error: float) -> Reading
         (way({"block_choice": "both"}, -0.03, 0.01), True),
         (way({"block_choice": "both"}, -0.01, 0.01), False),
         (way(None, -0.03, 0.01), False),
+        (way({"block_choice": "random"}, -0.03, 0.01), False),
         (way({}, 0.0, 0.0), False),
     ],
 )
 def test_only_what_is_clearly_better_is_advised(best: ReadingWay, advised: bool) -> None:
     assert ReadingProbe([best, way({}, 0.0, 0.0)], 100).advice == (best if advised else None)
+
+
+def test_a_clear_second_is_advised_and_nothing_may_be_best() -> None:
+    first, second = way({"read_blocks": 0}, -0.03, 0.02), way({"block_choice": "both"}, -0.02, 0.005)
+    assert ReadingProbe([first, second], 100).advice == second
+    assert ReadingProbe([way(None, -0.03, 0.01), way({}, 0.0, 0.0)], 100).is_useless
+    assert not ReadingProbe([way(None, -0.01, 0.01), way({}, 0.0, 0.0)], 100).is_useless
 
 
 def test_a_model_that_reads_one_layer_is_refused(small_backbone: Callable[[str], Path]) -> None:

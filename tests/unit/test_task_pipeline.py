@@ -90,6 +90,21 @@ def test_a_pipeline_that_cannot_be_made_says_why(
         longmem.pipeline(task, model, **options)
 
 
-def test_a_list_with_anything_but_texts_is_refused(model: LongMem, as_users_run: None) -> None:
-    with pytest.raises(ConfigError, match="got int in the list"):
-        longmem.pipeline("perplexity", model)(["text", 3])
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        (["text", 3], "got int in the list"),
+        ([None, "text"], "got NoneType in the list"),
+        ([0], "got int in the list"),
+        ({"text": ["the sea"]}, "got dict"),
+        (None, "got NoneType"),
+    ],
+)
+def test_anything_but_texts_is_refused(model: LongMem, as_users_run: None, inputs: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        longmem.pipeline("perplexity", model)(inputs)
+
+
+def test_an_unknown_option_is_refused(model: LongMem, as_users_run: None) -> None:
+    with pytest.raises(ConfigError, match="text-generation has no option 'num_beams'"):
+        longmem.pipeline("text-generation", model)("text", num_beams=2)

@@ -51,6 +51,25 @@ def test_sequence_of_every_family(family: str, small_backbone: Callable[[str], P
     assert tokenizer.decode(sequence.tolist()) == "a b\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "num_tokens", "kept"),
+    [
+        ("abc", 2, "ab"),
+        ("abc", 3, "abc"),
+        ("abc", 9, "abc"),
+        ("aé!", 2, "a"),  # a character of two tokens is kept whole, or not at all
+        ("aé!", 3, "aé"),
+        ("😀😀", 1, "😀"),  # at least one character
+        ("<s>abc", 1, "<s>a"),  # a spelled start token does not count
+    ],
+)
+def test_beginning_of_a_text_has_at_most_so_many_tokens(
+    small: Tokenizer, text: str, num_tokens: int, kept: str
+) -> None:
+    text, kept = (each.replace("<s>", small.decode([256])) for each in (text, kept))
+    assert small.beginning(text, num_tokens) == kept
+
+
 @given(text=st.text(min_size=1, max_size=50))
 def test_any_text_is_start_and_bytes_and_comes_back(small: Tokenizer, text: str) -> None:
     sequence = small.sequence(text)
