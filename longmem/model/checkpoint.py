@@ -28,7 +28,7 @@ from longmem.backbone.loading import hash_weights
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES
-from longmem.errors import CheckpointError
+from longmem.errors import CheckpointError, ConfigError
 from longmem.sidenet.cache_reader import CacheReader
 from longmem.sidenet.reading_model import ReadingModel
 from longmem.sidenet.sidenet import SideNet
@@ -150,6 +150,7 @@ def load_parts(
     _check_description(folder / CONFIG_FILE, description)
     refuse_adapter_files(folder, None)
     saved_settings = settings_of(description)
+    refuse_other_layers(str(source), saved_settings, settings)
     config = LongMemConfig.from_dict({**saved_settings, **settings})
     own = backbone_of(folder)
     backbone = Backbone.load(own, dtype, name=description["name"])
@@ -166,6 +167,16 @@ def load_parts(
     if sidenet.config != config:
         sidenet = _with_or_without_repeats(sidenet, backbone, tokenizer, config)
     return backbone, sidenet, tokenizer, config
+
+
+def refuse_other_layers(source: str, saved: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise ConfigError where a checkpoint is asked to read other layers than those it was saved for."""
+    before = saved.get("memory_layers", LongMemConfig.memory_layers)
+    if (asked := settings.get("memory_layers", before)) != before:
+        raise ConfigError(
+            f"{source} was saved to read memory_layers={before}, got {asked}; for that, give its backbone as the "
+            f"model: {backbone_of(source)}"
+        )
 
 
 def _with_or_without_repeats(

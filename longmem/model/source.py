@@ -9,7 +9,14 @@ from longmem.backbone.loading import hash_weights, load_config, max_tokens_of
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.errors import ConfigError
-from longmem.model.checkpoint import backbone_of, checkpoint_folder, is_checkpoint, read_config, settings_of
+from longmem.model.checkpoint import (
+    backbone_of,
+    checkpoint_folder,
+    is_checkpoint,
+    read_config,
+    refuse_other_layers,
+    settings_of,
+)
 from longmem.model.longmem import LongMem
 from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
@@ -85,6 +92,7 @@ class ModelSource:
         """
         if is_checkpoint(self.source):
             saved = settings_of(read_config(checkpoint_folder(self.source)))
+            refuse_other_layers(self.source, saved, self.settings)
             return LongMemConfig.from_dict(saved | self.settings)
         LongMemConfig.from_dict(self.settings)
         positions = max_tokens_of(load_config(self.source, self.adapter))

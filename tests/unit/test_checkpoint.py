@@ -108,6 +108,17 @@ def test_settings_survive_and_can_be_replaced(original: LongMem, intact: Path) -
         LongMem.from_pretrained(intact, topk=4)
 
 
+def test_a_checkpoint_that_reads_other_layers_names_its_backbone(intact: Path) -> None:
+    from longmem.model.source import ModelSource
+
+    for ask in (
+        lambda: LongMem.from_pretrained(intact, memory_layers="all"),
+        ModelSource(str(intact), settings={"memory_layers": "all"}).config,
+    ):
+        with pytest.raises(ConfigError, match=r"memory_layers=one, got all; .* as the model: .*backbone"):
+            ask()
+
+
 def test_bfloat16_survives_to_the_bit(small_backbone: Callable[[str], Path], tmp_path: Path) -> None:
     settings = {"segment_tokens": 32, "memory_tokens": 96, "top_k": 16}
     model = trained(unsettle(LongMem.from_backbone(small_backbone("llama"), dtype="bfloat16", **settings)))

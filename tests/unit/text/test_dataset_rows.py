@@ -196,3 +196,9 @@ def test_the_library_does_not_run_code_of_a_dataset(tmp_path: Path) -> None:
         source(tmp_path / "scripted").check()
     assert not (tmp_path / "ran").exists()
     assert int(datasets.__version__.split(".")[0]) >= 4
+
+
+def test_a_file_that_is_not_there_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(ConfigError, match=r"there is no file nope\.jsonl"):
+        DatasetSource("nope.jsonl").open()
