@@ -87,9 +87,7 @@ class DatasetSource:
             else:
                 if Path(name).suffix.lower() in BUILDERS and not Path(name).exists():
                     # names of the hub have no such ending, and it would be asked for a minute
-                    raise ConfigError(
-                        f"there is no file {name}; give a file, a folder, or a name of the hub"
-                    )
+                    raise ConfigError(f"there is no file {name}; give a file, a folder, or a name of the hub")
                 hub_name, _, revision = (name, "", None) if Path(name).exists() else name.partition("@")
                 found = datasets.load_dataset(
                     hub_name, self.subset, split=self.split, streaming=True, revision=revision or None
