@@ -17,7 +17,10 @@ from longmem.text.dataset_rows import DatasetSource, read_dataset, read_rows
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.types import Document
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +29,6 @@ def files_that_datasets_leaves_open() -> Iterator[None]:
     yield
     gc.collect()
 
-
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 ROWS = [{"title": f"book {n}", "body": f"text of book {n}"} for n in range(5)]
 
