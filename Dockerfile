@@ -7,15 +7,15 @@ ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY constraints.txt ./
-RUN python -m venv /opt/longmem \
- && /opt/longmem/bin/pip install --constraint constraints.txt torch
+RUN python -m venv /venv \
+ && /venv/bin/pip install --constraint constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY longmem longmem
 COPY actors actors
 COPY pipelines pipelines
 # smollm2 also needs cmake and g++ here, because it pulls in llama-cpp-python, of which there are no wheels
 ARG EXTRAS=datasets,gguf
-RUN /opt/longmem/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
+RUN /venv/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 FROM python:3.11-slim-bookworm
 # the native search is compiled on first use; versions of Debian's compiler do not change results
@@ -26,8 +26,8 @@ RUN apt-get update \
  && useradd --uid 10001 --create-home longmem \
  && mkdir /data \
  && chown 10001 /data
-COPY --from=build /opt/longmem /opt/longmem
-ENV PATH=/opt/longmem/bin:$PATH
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH
 USER 10001
 # models of the hub, inputs and results: mount a folder here to keep them
 WORKDIR /data

@@ -22,6 +22,7 @@ from longmem.scoring.labels import CandidateScores, LabelPrompt, score_labels
 from longmem.sidenet.demonstration_choice import DemonstrationPlan
 from longmem.wording import signed
 from pipelines.icl.metrics import paired_bootstrap
+from pipelines.icl.requests import label_prompt
 from pipelines.icl.task_data import GridPoint, PreparedTask, Prompt
 
 MEMORY, CONTEXT = "read from memory", "encoded anew in context"
@@ -62,7 +63,7 @@ def run(
     places: np.ndarray = np.searchsorted(to_array(view.starts), memory.units.starts)
     cases = {MEMORY: Case([]), CONTEXT: Case([])}
     for prompt in task.prompts(GridPoint(task.task.name, seed, 0, num_in_memory)):
-        own = _label_prompt(prompt, task)
+        own = label_prompt(prompt)
         began = perf_counter(), process_time()
         (score,) = score_labels(model, [own], view, plan)
         _note(cases[MEMORY], began, score.longmem, prompt)
@@ -75,11 +76,6 @@ def run(
         (score,) = score_labels(model, [anew])
         _note(cases[CONTEXT], began, score.backbone, prompt)
     return _figures(model, task, cases, encode_s, num_in_memory, num_read)
-
-
-def _label_prompt(prompt: Prompt, task: PreparedTask) -> LabelPrompt:
-    context, own = np.split(prompt.tokens, [len(prompt.tokens) - prompt.num_own])
-    return LabelPrompt(f"{task.task.name} {prompt.index}", context, own, tuple(prompt.targets.values()))
 
 
 def _note(case: Case, began: tuple[float, float], scores: CandidateScores, prompt: Prompt) -> None:

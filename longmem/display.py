@@ -46,11 +46,6 @@ def bars_html(values: Sequence[float], label: str, unit: str) -> str:
     )
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 segment`, `1,200 segments`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _cell(value: object) -> str:
     return f"<td style='text-align:left'>{_text(value)}</td>"
 

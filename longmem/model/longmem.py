@@ -12,7 +12,7 @@ import torch
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
-from longmem.display import counted, facts_html
+from longmem.display import facts_html
 from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
 from longmem.model.forward import SegmentModel
 from longmem.scoring.evaluation_window import WindowScores, score_windows
@@ -23,6 +23,7 @@ from longmem.stored_format import token_bytes
 from longmem.text.language_reference import language_reference
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
+from longmem.wording import counted
 
 CALIBRATION_CHARACTERS = 20_000
 """Length of the text that a new model takes its mean keys from; training takes them from its own data."""

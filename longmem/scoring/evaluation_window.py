@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int32
 
-from longmem.display import counted
 from longmem.dtypes import to_array
 from longmem.errors import ConfigError
 from longmem.model.forward import SegmentModel, require_finite
+from longmem.wording import counted
 
 
 @dataclass(frozen=True)

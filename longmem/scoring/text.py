@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from longmem.display import bars_html, counted, facts_html
+from longmem.display import bars_html, facts_html
 from longmem.memory.context import LocalMemory, SegmentMemory, StoredMemory, check_own, text_key
 from longmem.memory.sliding_window import SlidingWindow
 from longmem.model.forward import SegmentModel
@@ -16,6 +16,7 @@ from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.store.document import DocumentMemory
 from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
+from longmem.wording import counted
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,9 +3,10 @@
 
 from dataclasses import dataclass, replace
 
-from longmem.display import counted, facts_html
+from longmem.display import facts_html
 from longmem.store.source import AbstractDocumentSource
 from longmem.types import DocumentKey, SegmentInfo
+from longmem.wording import counted
 
 
 @dataclass(frozen=True, repr=False)

@@ -54,7 +54,7 @@ def request_for(
             plan = DemonstrationPlan(
                 demonstrations.units, whole.choice, whole.num_read, labels=labels, num_labels=len(task.labels)
             )
-        return LabelsRequest(memory, tuple(_label_prompt(prompt, left_out) for prompt in prompts), plan)
+        return LabelsRequest(memory, tuple(label_prompt(prompt, left_out) for prompt in prompts), plan)
     if task.task.generates:
         tokens = tuple(prompt.tokens for prompt in prompts)
         return CompletionsRequest(memory, tokens, task.task.max_new_tokens, task.task.until)
@@ -89,7 +89,8 @@ def results_of(
     return results
 
 
-def _label_prompt(prompt: Prompt, left_out: bool) -> LabelPrompt:
+def label_prompt(prompt: Prompt, left_out: bool = False) -> LabelPrompt:
+    """Return the item without its target, and its labels; with `left_out` it is that demonstration of the memory."""
     context, own = np.split(prompt.tokens, [len(prompt.tokens) - prompt.num_own])
     name = f"{'demonstration ' if left_out else ''}{prompt.index}"
     return LabelPrompt(name, context, own, tuple(prompt.targets.values()), prompt.index if left_out else None)

@@ -196,11 +196,11 @@ class TaskResults:
         without = (cell[0], 0)
         if not cell[1] or (self._task.task.generates and without not in self._rows):
             return None
-        alike = scoring != CALIBRATED and without in self._rows
+        is_same = scoring != CALIBRATED and without in self._rows
         ours = self._matrix(cell, scoring)
-        theirs = self._matrix(without, scoring) if alike else self._matrix(cell, scoring, "backbone")
+        theirs = self._matrix(without, scoring) if is_same else self._matrix(cell, scoring, "backbone")
         return {
-            "against": "longmem" if alike else "backbone",
+            "against": "longmem" if is_same else "backbone",
             "shots": cell[0],
             "memory_shots": cell[1],
             "scoring": scoring,

@@ -67,16 +67,16 @@ def test_demonstrations_get_the_weights_of_their_places(prepared: PreparedTask, 
 
 
 def test_nothing_read_is_no_vote(prepared: PreparedTask, memory: Memory) -> None:
-    nobody = Voters([], [])
+    none = Voters([], [])
     assert taken_demonstrations(prepared, None, memory) == {
         "votes": {"labels": [0.0, 0.0]},
-        "voters": {"places": nobody, "labels": nobody},
+        "voters": {"places": none, "labels": none},
         "copy_share": 0.0,
     }
     # a start token, and the end of the memory
     outside = np.array([0, memory.segments[-1].end_token])
     found = taken_demonstrations(prepared, TakenPlaces(outside, np.full(2, 0.5, dtype=np.float32), 0.5), memory)
-    assert found["voters"]["places"] == nobody
+    assert found["voters"]["places"] == none
 
 
 class EarlierJournal(IclJournal):
