@@ -227,17 +227,20 @@ class SegmentModel:
         """Return log-probabilities of the segment's targets, which read `view` and no other memory.
 
         `keys` are those of the segment's own block, `state` and `backbone_logprobs` those of its EncodedSegment. Where
-        the hidden states are the backbone's own, the latter are not computed again. Raises NumericError.
+        the hidden states are the backbone's own, the latter are not computed again; without a view, nothing runs.
+        Raises NumericError.
         """
         assert view is None or view.end_token == segment.start_token, (
             f"segment {segment.index} starts at {segment.start_token}, its view ends at {view and view.end_token}"
         )
         device = self.backbone.device
         tokens = torch.from_numpy(np.array(segment.tokens))[None]
+        targets = torch.from_numpy(np.array(segment.targets))
+        if view is None and backbone_logprobs is not None and not self.sidenet.changes_backbone:
+            return _unread(segment, tokens[0], targets, backbone_logprobs)
         own = unpack(np.ascontiguousarray(self.searched(keys)), self.config.kv_dtype, device)
         given = self._input(tokens, to_tensor(state, device)[:, None], own[None], [view])
         output = self.sidenet(given, self.search)
-        targets = torch.from_numpy(np.array(segment.targets))
         known = None if backbone_logprobs is None or len(state) != 1 else to_tensor(backbone_logprobs, device)
         uncopied = self.backbone.target_logprobs(output.hidden[0], targets) if known is None else known
         copies = output.copies[0]
@@ -270,6 +273,20 @@ class SegmentModel:
         logprobs = self.backbone.target_logprobs(output.hidden[row], targets)
         copies = output.copies[row]
         return logprobs if copies is None else copies.mix_targets(logprobs, targets)
+
+
+def _unread(
+    segment: Segment, tokens: Tensor, targets: Tensor, backbone_logprobs: Float32[np.ndarray, " targets"]
+) -> SegmentScore:
+    """Return the score of a segment that reads nothing, by a model that is the backbone then."""
+    logprobs = to_tensor(backbone_logprobs, torch.device("cpu"))
+    return SegmentScore(
+        key=segment.key,
+        segment=segment.index,
+        logprobs=backbone_logprobs,
+        retrieval=retrieval_stats(None, None, 0.0, None, segment.start_token),
+        readings=token_readings(None, None, None, tokens, targets, logprobs) if segment.keep_readings else None,
+    )
 
 
 def _merged(first: Tensor, chosen: BackboneOutput, others: BackboneOutput) -> BackboneOutput:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from longmem.scoring.text import TextScores, score_sequence
 from longmem.sidenet.sidenet import SideNet
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
-from tests.inputs import DEFAULT_FORM
+from tests.inputs import ALL_LAYERS, DEFAULT_FORM
 
 SmallModel = Callable[..., LongMem]
 LENGTH = 150
@@ -101,6 +102,23 @@ def test_the_backbones_logprobs_are_not_computed_twice_and_stay_equal(small_mode
     encoded = model.encode(segment)
     again = model.score_segment(segment, encoded.block.keys, encoded.state, None)
     np.testing.assert_array_equal(again.logprobs, encoded.backbone_logprobs)
+
+
+@pytest.mark.parametrize("form", [DEFAULT_FORM, ALL_LAYERS], ids=["one layer", "all layers"])
+def test_without_a_view_nothing_runs_and_the_score_is_the_same(
+    small_model: SmallModel, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    model = small_model("llama", unsettled=False, **form)
+    segment = replace(cut_segments(DocumentKey("", ""), sequence(), model.config.segment_tokens)[0], keep_readings=True)
+    encoded = model.encode(segment)
+    expected = model.score_segment(segment, encoded.block.keys, encoded.state, None)
+    monkeypatch.setattr(type(model.sidenet), "forward", None)
+    found = model.score_segment(segment, encoded.block.keys, encoded.state, None, encoded.backbone_logprobs)
+    np.testing.assert_array_equal(found.logprobs, encoded.backbone_logprobs)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=TOLERANCE)
+    assert found.retrieval.memory_tokens == expected.retrieval.memory_tokens == 0
+    for name, mine in vars(found.readings).items():
+        np.testing.assert_allclose(mine, getattr(expected.readings, name), rtol=0, atol=TOLERANCE)
 
 
 def test_generation_and_items_are_those_of_all_layers(small_model: SmallModel) -> None:
