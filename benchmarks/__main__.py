@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -34,6 +34,7 @@ from longmem.config import DemonstrationChoice, Dtype
 from longmem.errors import LongMemError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
 from longmem.scoring.evaluation_window import check_window
+from longmem.scoring.labels import CHOSEN_BY_TOKENS
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
 from longmem.text.language_reference import language_reference
@@ -168,7 +169,8 @@ def demonstrations(
     model: Annotated[str, typer.Option(help="Backbone or LongMem, by name or folder.")] = "smollm2-135m",
     in_memory: Annotated[int, typer.Option(min=1, help="Demonstrations in memory.")] = 2000,
     read: Annotated[int, typer.Option(min=1, help="Demonstrations that an item reads.")] = 16,
-    choose: Annotated[str, typer.Option(help="idf, keys, values or random.")] = "idf",
+    choose: Annotated[str, typer.Option(help="idf or random.")] = "idf",
+    segment_tokens: Annotated[int | None, typer.Option(help="Tokens of a segment; default: the model's.")] = None,
     limit_items: Annotated[int | None, typer.Option(min=1, help="Items; default: all.")] = 40,
     seed: Annotated[int, typer.Option(help="Draw of demonstrations.")] = 0,
     dtype: ComputeDtype = "bfloat16",
@@ -177,10 +179,13 @@ def demonstrations(
 ) -> None:
     """Read whole demonstrations from memory, and encode the same ones anew for every item: accuracy and seconds."""
     torch.set_num_threads(threads)
-    settings = {"memory_layers": "all", "memory_tokens": MOST_DEMONSTRATION_TOKENS}
+    settings: dict[str, Any] = {"memory_layers": "all", "memory_tokens": MOST_DEMONSTRATION_TOKENS}
+    if segment_tokens is not None:
+        settings["segment_tokens"] = segment_tokens
+    if choose not in CHOSEN_BY_TOKENS:
+        choices = ", ".join(CHOSEN_BY_TOKENS)
+        raise typer.BadParameter(f"expected one of {choices}, got {choose!r}", param_hint="--choose")
     opened = ModelSource(model, _dtype(dtype), settings=settings).open()
-    if choose not in (choices := get_args(DemonstrationChoice)):
-        raise typer.BadParameter(f"expected one of {', '.join(choices)}, got {choose!r}", param_hint="--choose")
     prepared = PreparedTask(load_task(task, data), opened.tokenizer, opened.config.segment_tokens, limit_items, 0)
     choice = cast(DemonstrationChoice, choose)
     figures = demonstrations_benchmark.run(opened, prepared, in_memory, read, choice, seed)

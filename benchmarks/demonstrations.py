@@ -3,10 +3,13 @@
 
 Both have the same demonstrations in the same order in front of the item. From memory, their keys and values were
 computed once, each behind others of its segment. In context, they are run with each item, as retrieval-augmented
-prompts are. The two take turns item by item.
+prompts are. Both have one run of the backbone for an item, and the start token run once for a request. They take turns,
+request by request. Which demonstrations are nearest is found by the first, within its seconds; the other is given them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 from typing import Any
 
@@ -18,7 +21,7 @@ from longmem.dtypes import to_array
 from longmem.errors import ConfigError
 from longmem.memory.context import LocalMemory
 from longmem.model.longmem import LongMem
-from longmem.scoring.labels import CandidateScores, LabelPrompt, score_labels
+from longmem.scoring.labels import CandidateScores, read_labels, score_labels
 from longmem.sidenet.demonstration_choice import DemonstrationPlan
 from longmem.wording import signed
 from pipelines.icl.metrics import paired_bootstrap
@@ -26,6 +29,8 @@ from pipelines.icl.requests import label_prompt
 from pipelines.icl.task_data import GridPoint, PreparedTask, Prompt
 
 MEMORY, CONTEXT = "read from memory", "encoded anew in context"
+ITEMS_AT_ONCE = 10
+"""Items of a request."""
 
 
 @dataclass
@@ -62,28 +67,42 @@ def run(
     # places, because a segment that is not full leaves positions free
     places: np.ndarray = np.searchsorted(to_array(view.starts), memory.units.starts)
     cases = {MEMORY: Case([]), CONTEXT: Case([])}
-    for prompt in task.prompts(GridPoint(task.task.name, seed, 0, num_in_memory)):
-        own = label_prompt(prompt)
+    whole = _of_long_prompts(model)
+    prompts = list(task.prompts(GridPoint(task.task.name, seed, 0, num_in_memory)))
+    for first in range(0, len(prompts), ITEMS_AT_ONCE):
+        part = prompts[first : first + ITEMS_AT_ONCE]
+        asked = [label_prompt(prompt) for prompt in part]
         began = perf_counter(), process_time()
-        (score,) = score_labels(model, [own], view, plan)
-        _note(cases[MEMORY], began, score.longmem, prompt)
-        shown = [
-            text[start : start + length]
-            for start, length in zip(places[score.read], memory.units.lengths[score.read], strict=True)
-        ]
-        anew = LabelPrompt(own.name, np.concatenate([own.context, *shown]), own.own, own.targets)
+        readings = read_labels(model, asked, view, plan)
+        _note(cases[MEMORY], began, [reading.scores for reading in readings], part)
+        shown = [_shown(text, places, memory.units.lengths, reading.read) for reading in readings]
+        anew = [replace(own, own=np.concatenate([*each, own.own])) for own, each in zip(asked, shown, strict=True)]
         began = perf_counter(), process_time()
-        (score,) = score_labels(model, [anew])
-        _note(cases[CONTEXT], began, score.backbone, prompt)
+        scores = score_labels(whole, anew)
+        _note(cases[CONTEXT], began, [score.backbone for score in scores], part)
     return _figures(model, task, cases, encode_s, num_in_memory, num_read)
 
 
-def _note(case: Case, began: tuple[float, float], scores: CandidateScores, prompt: Prompt) -> None:
+def _of_long_prompts(model: LongMem) -> LongMem:
+    """Return the same model for prompts as long as its positions: a segment of the memory may be shorter than they."""
+    limit = model.backbone.max_tokens or model.config.memory_tokens
+    whole = copy(model)
+    whole.config = replace(model.config, segment_tokens=limit - model.config.has_sink)
+    return whole
+
+
+def _shown(text: np.ndarray, places: np.ndarray, lengths: np.ndarray, read: np.ndarray) -> list[np.ndarray]:
+    """Return the tokens of the demonstrations that were read, in their order."""
+    return [text[places[index] : places[index] + lengths[index]] for index in read]
+
+
+def _note(case: Case, began: tuple[float, float], scores: Sequence[CandidateScores], prompts: Sequence[Prompt]) -> None:
     case.wall_s += perf_counter() - began[0]
     case.cpu_s += process_time() - began[1]
-    lengths = [len(target) for target in prompt.targets.values()]
-    best = int(np.argmax(scores.logprobs / np.array(lengths)))
-    case.right.append(list(prompt.targets)[best] == prompt.gold)
+    for score, prompt in zip(scores, prompts, strict=True):
+        lengths = [len(target) for target in prompt.targets.values()]
+        best = int(np.argmax(score.logprobs / np.array(lengths)))
+        case.right.append(list(prompt.targets)[best] == prompt.gold)
 
 
 def _figures(
@@ -96,6 +115,7 @@ def _figures(
         "items": count,
         "demonstrations_in_memory": num_in_memory,
         "demonstrations_read": num_read,
+        "segment_tokens": model.config.segment_tokens,
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "encode_s": encode_s,
@@ -116,7 +136,7 @@ def markdown(figures: dict[str, Any]) -> str:
     """Return a table of both cases."""
     lines = [
         f"### {figures['task']}: {figures['items']} items, {figures['demonstrations_read']} of "
-        f"{figures['demonstrations_in_memory']:,} demonstrations",
+        f"{figures['demonstrations_in_memory']:,} demonstrations, in segments of {figures['segment_tokens']:,} tokens",
         "",
         "| demonstrations | accuracy | seconds per item | CPU seconds per item |",
         "|---|--:|--:|--:|",

@@ -89,6 +89,18 @@ class LabelledScore:
     """Share of each label by regression on the states of demonstrations; None without memory or known labels."""
 
 
+@dataclass(frozen=True)
+class LabelReading:
+    """Scores of one item with the memory, and the demonstrations that it read."""
+
+    scores: CandidateScores
+    read: Int32[np.ndarray, " read"]
+    """Demonstrations, the nearest last."""
+
+
+CHOSEN_BY_TOKENS = ("idf", "random")
+"""Choices of demonstrations that need no states of the item."""
+
 COMPARED: tuple[Similarity, ...] = ("idf", "values", "target")
 """Similarities whose nearest demonstrations an answer names: shared words, meaning, and the state that predicts the
 target."""
@@ -106,20 +118,44 @@ def score_labels(
     Raises ConfigError for a model that stores one layer, DocumentError for an item that does not fit a segment,
     NumericError.
     """
-    if view is not None and not model.config.reads_all_layers:
-        raise ConfigError("whole demonstrations are read at every layer: use a model with memory_layers=all")
-    index = None
-    if view is not None and plan is not None:
-        index = DemonstrationIndex(view, plan, model.config.segment_tokens, model.backbone.num_layers)
-    contexts: dict[bytes, _Context] = {}
-    scores = []
+    index = None if view is None or plan is None else _index(model, view, plan)
+    contexts = _Contexts(model)
+    return [_score(model, prompt, contexts.of(prompt), view, index) for prompt in prompts]
+
+
+@torch.no_grad()
+def read_labels(
+    model: SegmentModel, prompts: Sequence[LabelPrompt], view: MemoryView, plan: DemonstrationPlan
+) -> list[LabelReading]:
+    """Return scores with the memory alone, in the order of the prompts: the backbone runs once for an item.
+
+    Equal to those of `score_labels`, which also runs the item without memory, and compares it with demonstrations.
+    Raises what `score_labels` raises, and ConfigError for a choice of demonstrations by states of that other run.
+    """
+    if plan.choice not in CHOSEN_BY_TOKENS:
+        raise ConfigError(
+            f"expected demonstrations chosen by {' or '.join(CHOSEN_BY_TOKENS)}, got {plan.choice}, which compares "
+            "states of an item that has been run"
+        )
+    index, contexts, found = _index(model, view, plan), _Contexts(model), []
     for prompt in prompts:
-        _check(prompt, model.config.segment_tokens)
-        key = prompt.context.tobytes()
-        if key not in contexts:
-            contexts[key] = _Context(model, prompt.context)
-        scores.append(_score(model, prompt, contexts[key], view, index))
-    return scores
+        context = contexts.of(prompt)
+        chosen = index.choose(DemonstrationQuery(prompt.own, left_out=prompt.left_out), _room(model.backbone, prompt))
+        scores, _ = _run(model.backbone, prompt, _behind(model.backbone, context, view, chosen.places))
+        found.append(LabelReading(scores, chosen.index))
+    return found
+
+
+def _index(model: SegmentModel, view: MemoryView, plan: DemonstrationPlan) -> DemonstrationIndex:
+    if not model.config.reads_all_layers:
+        raise ConfigError("whole demonstrations are read at every layer: use a model with memory_layers=all")
+    return DemonstrationIndex(view, plan, model.config.segment_tokens, model.backbone.num_layers)
+
+
+def _room(backbone: Backbone, prompt: LabelPrompt) -> int | None:
+    """Return how many tokens of demonstrations fit in front of an item and its labels; None without a limit."""
+    limit = backbone.max_tokens
+    return None if limit is None else limit - 1 - prompt.num_read - prompt.longest
 
 
 def _check(prompt: LabelPrompt, segment_tokens: int) -> None:
@@ -130,6 +166,22 @@ def _check(prompt: LabelPrompt, segment_tokens: int) -> None:
             f"item {prompt.name}: {needed} tokens are read, but the local context holds {segment_tokens}: shorten the "
             "item, give it fewer examples in context, or use a model with longer segments"
         )
+
+
+class _Contexts:
+    """Contexts of the items of one request."""
+
+    def __init__(self, model: SegmentModel) -> None:
+        self._model = model
+        self._known: dict[bytes, _Context] = {}
+
+    def of(self, prompt: LabelPrompt) -> "_Context":
+        """Return the context of a prompt, run once. Raises DocumentError for a prompt that does not fit."""
+        _check(prompt, self._model.config.segment_tokens)
+        key = prompt.context.tobytes()
+        if key not in self._known:
+            self._known[key] = _Context(self._model, prompt.context)
+        return self._known[key]
 
 
 class _Context:
@@ -166,12 +218,11 @@ def _score(
     alone, output = _run(model.backbone, prompt, context.cache())
     if view is None or index is None:
         return LabelledScore(prompt.name, alone, alone)
-    question = DemonstrationQuery(prompt.own, output.keys[0], output.values[0], output.values[0, -1], prompt.left_out)
-    limit = model.backbone.max_tokens
-    chosen = index.choose(question, None if limit is None else limit - 1 - prompt.num_read - prompt.longest)
+    question = DemonstrationQuery(prompt.own, output.keys[0], output.values[0], prompt.left_out)
+    chosen = index.choose(question, _room(model.backbone, prompt))
     longmem, output = _run(model.backbone, prompt, _behind(model.backbone, context, view, chosen.places))
     # after reading, the item's states resemble those of stored demonstrations, which have read others too
-    answered = replace(question, keys=output.keys[0], values=output.values[0], target=output.values[0, -1])
+    answered = replace(question, keys=output.keys[0], values=output.values[0])
     nearest = {by: index.nearest(by, answered, index.plan.num_compared) for by in COMPARED}
     return LabelledScore(prompt.name, longmem, alone, chosen.index, nearest, index.label_shares(answered))
 

@@ -72,18 +72,18 @@ class DemonstrationQuery:
     """Part of an item that asks for demonstrations, and a demonstration that it is not to read."""
 
     tokens: Int32[np.ndarray, " tokens"]
-    keys: Float[Tensor, "tokens some_heads head_dim"]
-    """Keys of the upper layers, before position encoding."""
-    values: Float[Tensor, "tokens some_heads head_dim"]
-    """Values of the upper layers."""
-    target: Float[Tensor, "some_heads head_dim"]
-    """Values of the upper layers at the place that predicts the target."""
+    keys: Float[Tensor, "tokens some_heads head_dim"] | None = None
+    """Keys of the upper layers, before position encoding; None where states are not compared."""
+    values: Float[Tensor, "tokens some_heads head_dim"] | None = None
+    """Values of the upper layers; the last token predicts the target."""
     left_out: int | None = None
     """Index of the demonstration that the item is itself."""
 
     def states(self, by: Similarity) -> Float[Tensor, "tokens some_heads head_dim"]:
         """Return the states that are compared by keys, values or target."""
-        return {"keys": self.keys, "values": self.values, "target": self.target[None]}[by]
+        found = self.keys if by == "keys" else self.values
+        assert found is not None, f"a query without states does not ask by {by}"
+        return found[-1:] if by == "target" else found
 
 
 @dataclass(frozen=True)

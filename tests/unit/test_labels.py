@@ -19,7 +19,7 @@ from longmem.errors import ConfigError, DocumentError
 from longmem.memory.context import LocalMemory
 from longmem.memory.view import MemoryView
 from longmem.scoring.batch import Item, score_items
-from longmem.scoring.labels import LabelPrompt, score_labels
+from longmem.scoring.labels import LabelPrompt, read_labels, score_labels
 from longmem.sidenet.demonstration_choice import (
     DemonstrationIndex,
     DemonstrationPlan,
@@ -173,6 +173,30 @@ def test_neither_order_nor_number_of_items_changes_a_bit(tmp_path: Path) -> None
             assert np.array_equal(nearest.similarity, together[number].nearest[by].similarity)
 
 
+@pytest.mark.parametrize("choice", ["idf", "random"])
+def test_reading_alone_gives_the_same_scores_by_one_run_of_an_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: Any
+) -> None:
+    case = case_of(tmp_path)
+    prompts, plan = prompts_of(case), case.plan(choice=choice)
+    expected = score_labels(case.model, prompts, case.view, plan)
+    runs, forward = [], case.model.backbone.forward
+    monkeypatch.setattr(case.model.backbone, "forward", lambda *given: (runs.append(1), forward(*given))[1])
+    found = read_labels(case.model, prompts, case.view, plan)
+    contexts = {prompt.context.tobytes() for prompt in prompts}
+    assert len(runs) == len(prompts) + len(contexts)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine.scores.logprobs, theirs.longmem.logprobs)
+        assert mine.scores.first_choice == theirs.longmem.first_choice
+        np.testing.assert_array_equal(mine.read, theirs.read)
+
+
+def test_reading_alone_cannot_choose_by_states(tmp_path: Path) -> None:
+    case = case_of(tmp_path)
+    with pytest.raises(ConfigError, match="idf or random, got values"):
+        read_labels(case.model, prompts_of(case), case.view, case.plan(choice="values"))
+
+
 @pytest.mark.parametrize("choice", ["idf", "keys", "values", "random"])
 def test_a_demonstration_that_is_left_out_sees_nothing_of_its_segment(tmp_path: Path, choice: Any) -> None:
     case = case_of(tmp_path)
@@ -193,8 +217,7 @@ def test_a_demonstration_that_is_left_out_sees_nothing_of_its_segment(tmp_path: 
 def question_of(case: Case, tokens: np.ndarray) -> DemonstrationQuery:
     output = case.model.run_backbone(torch.tensor(tokens.astype(np.int64))[None])
     heads = 2 * len(upper_layers(4))
-    values = output.values[0, :, -heads:]
-    return DemonstrationQuery(tokens, output.keys[0, :, -heads:], values, values[-1])
+    return DemonstrationQuery(tokens, output.keys[0, :, -heads:], output.values[0, :, -heads:])
 
 
 def test_shared_words_are_weighed_by_their_rarity(tmp_path: Path) -> None:

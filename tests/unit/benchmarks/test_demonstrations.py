@@ -2,17 +2,15 @@
 """Benchmark of whole demonstrations: read from memory, and the same ones encoded anew."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import demonstrations
 from longmem import LongMem
 from longmem.errors import ConfigError
-from longmem.scoring.labels import LabelPrompt, score_labels
+from longmem.scoring.labels import LabelPrompt
 from longmem.testing import small_longmem
 from pipelines.icl.task import load_task
 from pipelines.icl.task_data import PreparedTask
@@ -36,16 +34,22 @@ def task(tmp_path: Path, model: LongMem) -> PreparedTask:
     return PreparedTask(load_task(str(tmp_path / "colours.toml"), None), model.tokenizer, 96, None, 0)
 
 
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LabelPrompt, Any]]:
-    """Return the list that will hold every prompt that is scored, and its score."""
-    found: list[tuple[LabelPrompt, Any]] = []
+Request = tuple[list[LabelPrompt], list[Any]]
 
-    def noting(model: LongMem, prompts: Sequence[LabelPrompt], *read: Any) -> list[Any]:
-        scores = score_labels(model, prompts, *read)
-        found.extend(zip(prompts, scores, strict=True))
-        return scores
 
-    monkeypatch.setattr(demonstrations, "score_labels", noting)
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Request]]:
+    """Return the requests of both ways, with their results, once they were scored."""
+    found: dict[str, list[Request]] = {"read_labels": [], "score_labels": []}
+    for name, requests in found.items():
+        score = getattr(demonstrations, name)
+
+        def noting(
+            model: LongMem, prompts: list[LabelPrompt], *read: Any, score: Any = score, requests: Any = requests
+        ) -> list[Any]:
+            requests.append((prompts, results := score(model, prompts, *read)))
+            return results
+
+        monkeypatch.setattr(demonstrations, name, noting)
     return found
 
 
@@ -53,11 +57,14 @@ def test_a_demonstration_behind_the_sink_alone_gives_the_same_scores(
     model: LongMem, task: PreparedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = asked(monkeypatch)
+    monkeypatch.setattr(demonstrations, "ITEMS_AT_ONCE", 3)
     figures = demonstrations.run(model, task, 1, 1, "idf", 0)
-    for (_, ours), (anew, theirs) in zip(found[::2], found[1::2], strict=True):
-        assert len(anew.context) > 1
-        assert ours.longmem.logprobs == pytest.approx(theirs.backbone.logprobs, abs=1e-4)
-    assert figures["items"] == len(found) / 2 == 4
+    assert [len(prompts) for prompts, _ in found["read_labels"]] == [3, 1]
+    for (_, ours), (anew, theirs) in zip(found["read_labels"], found["score_labels"], strict=True):
+        for mine, prompt, score in zip(ours, anew, theirs, strict=True):
+            assert len(prompt.own) > 1
+            assert mine.scores.logprobs == pytest.approx(score.backbone.logprobs, abs=1e-4)
+    assert figures["items"] == 4
     assert figures["accuracy_difference"]["value"] == 0
     assert figures["cases"]["read from memory"]["accuracy"] == 0.5
 
@@ -75,16 +82,22 @@ def test_the_same_demonstrations_are_encoded_anew_in_the_same_order(
         for offset, token in enumerate(segment.tokens.tolist())
     }
     assert len({segment.index for segment in memory.segments}) > 1
-    for (own, ours), (anew, _) in zip(found[::2], found[1::2], strict=True):
-        assert len(ours.read) == 2
+    (own, ours), (anew, _) = found["read_labels"][0], found["score_labels"][0]
+    for prompt, reading, longer in zip(own, ours, anew, strict=True):
+        assert len(reading.read) == 2
         shown = [
             stored[memory.units.starts[index] + offset]
-            for index in ours.read
+            for index in reading.read
             for offset in range(memory.units.lengths[index])
         ]
-        assert anew.context.tolist() == [*own.context.tolist(), *shown]
-        assert np.array_equal(anew.own, own.own)
-    assert "2 of 12 demonstrations" in demonstrations.markdown(figures)
+        assert longer.context.tolist() == prompt.context.tolist()
+        assert longer.own.tolist() == [*shown, *prompt.own.tolist()]
+    assert "2 of 12 demonstrations, in segments of 96 tokens" in demonstrations.markdown(figures)
+
+
+def test_a_prompt_may_be_longer_than_a_segment(model: LongMem, task: PreparedTask) -> None:
+    figures = demonstrations.run(model, task, 12, 12, "idf", 0)
+    assert figures["demonstrations_read"] == 12
 
 
 def test_more_demonstrations_than_there_are_is_an_error(model: LongMem, task: PreparedTask) -> None:
