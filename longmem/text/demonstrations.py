@@ -21,27 +21,31 @@ Tokens = Int32[np.ndarray, "..."]
 """Token ids of one example or segment."""
 
 
-def pack(examples: Sequence[Tokens], segment_tokens: int, start_token: int | None) -> list[Tokens]:
-    """Pack examples in order into one array of at most `segment_tokens` per segment.
+def pack(
+    examples: Sequence[Tokens], segment_tokens: int, start_token: int | None, pack_tokens: int | None = None
+) -> list[Tokens]:
+    """Pack examples in order into one array per segment, of at most `pack_tokens` (None: `segment_tokens`).
 
-    The first segment begins with exactly one start token if there is one. Raises DocumentError for an example that is
-    longer than a segment or has no tokens.
+    An example longer than `pack_tokens` has a segment of its own. The first segment begins with exactly one start token
+    if there is one. Raises DocumentError for an example that is longer than a segment or has no tokens.
     """
+    limit = segment_tokens if pack_tokens is None else min(pack_tokens, segment_tokens)
     parts: list[list[Tokens]] = []
     if start_token is not None and not (examples and examples[0][:1].tolist() == [start_token]):
         parts.append([np.array([start_token], dtype=np.int32)])
-    room = segment_tokens - len(parts)
+    first_room = segment_tokens - len(parts)
+    room = limit - len(parts)
     for number, example in enumerate(examples, start=1):
         if not len(example):
             raise DocumentError(f"demonstration {number} has no tokens: expected at least one; leave it out")
-        if len(example) > segment_tokens - (number == 1) * len(parts):
+        if len(example) > (first_room if number == 1 else segment_tokens):
             raise DocumentError(
                 f"demonstration {number} has {len(example)} tokens, a segment holds {segment_tokens} (the first one "
                 "with the start token): leave it out, or use longer segments"
             )
-        if not parts or len(example) > room:
+        if not parts or (len(example) > room and number > 1):
             parts.append([])
-            room = segment_tokens
+            room = limit
         parts[-1].append(example)
         room -= len(example)
     return [np.concatenate(part) for part in parts]

@@ -57,6 +57,7 @@ class IclJob:
     read_demonstrations: int = 16
     choose: DemonstrationChoice = "idf"
     left_out: int = 128
+    pack_tokens: int = 512
     store: str | None = None
     """Store that keeps demonstrations for later jobs; None for a folder inside `out`, removed after the job."""
     service: ServiceChoice | None = None
@@ -70,7 +71,7 @@ class IclJob:
             option = f"--{name.replace('_', '-')}"
             if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
                 raise ConfigError(f"{option} needs different numbers of at least 0, got {','.join(map(str, numbers))}")
-        for name in ("seeds", "limit_items", "batch_items", "read_demonstrations"):
+        for name in ("seeds", "limit_items", "batch_items", "read_demonstrations", "pack_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.left_out < 0:
@@ -122,8 +123,9 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
     config = job.model.config()
     job = replace(job, demonstrations=_unit(job, config))
     tokenizer = job.model.open_tokenizer()
+    pack_tokens = job.pack_tokens if job.demonstrations == "whole" else None
     tasks = {
-        task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots))
+        task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots), pack_tokens)
         for task in job.tasks
     }
     largest = max(job.memory_shots)
@@ -148,7 +150,9 @@ def _unit(job: IclJob, config: LongMemConfig) -> Literal["tokens", "whole"]:
     options of whole demonstrations where tokens are read."""
     unit = _readable_unit(job, config)
     idle = [
-        name for name in ("read_demonstrations", "choose", "left_out") if getattr(job, name) != getattr(IclJob, name)
+        name
+        for name in ("read_demonstrations", "choose", "left_out", "pack_tokens")
+        if getattr(job, name) != getattr(IclJob, name)
     ]
     if unit == "tokens" and idle:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
@@ -205,7 +209,7 @@ class Icl(RequestJob[IclJob]):
         spec = self._spec
         if spec.demonstrations != "whole":
             return None
-        return WholeReading(spec.read_demonstrations, spec.choose, spec.left_out)
+        return WholeReading(spec.read_demonstrations, spec.choose, spec.left_out, spec.pack_tokens)
 
     def store(self) -> StoreSettings:
         return StoreSettings(self._spec.store_uri)

@@ -33,6 +33,8 @@ class WholeReading:
     choice: DemonstrationChoice
     num_left_out: int
     """Demonstrations of each memory that are left out of their own retrieval, to calibrate."""
+    pack_tokens: int
+    """Tokens of demonstrations that are encoded together."""
 
 
 def request_for(

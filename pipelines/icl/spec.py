@@ -67,6 +67,10 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         "whole demonstrations and their labels say; 0 for none.",
         least=0,
     )
+    pack_tokens: int = whole_field(
+        512,
+        "Tokens of whole demonstrations that are encoded together, each behind those before it; at most a segment.",
+    )
     store: str | None = text_field(
         None,
         "Memory store in which demonstrations stay, for later jobs: LanceDB folder or URI.",

@@ -86,11 +86,22 @@ class PreparedTask:
     """
 
     def __init__(
-        self, task: IclTask, tokenizer: Tokenizer, segment_tokens: int, limit_items: int | None, largest_shots: int
+        self,
+        task: IclTask,
+        tokenizer: Tokenizer,
+        segment_tokens: int,
+        limit_items: int | None,
+        largest_shots: int,
+        pack_tokens: int | None = None,
     ) -> None:
-        """Read and tokenise a task. `largest_shots` is the maximum of demonstrations in context over the grid."""
+        """Read and tokenise a task.
+
+        `largest_shots` is the maximum of demonstrations in context over the grid; of those in memory, `pack_tokens`
+        are encoded together (None: as many as fit a segment).
+        """
         self._tokenizer = tokenizer
         self._segment_tokens = segment_tokens
+        self._pack_tokens = None if task.generates else pack_tokens
         self._largest_shots = largest_shots
         self._start = [] if tokenizer.start_token is None else [tokenizer.start_token]
         self._memories: dict[tuple[int, int], Memory] = {}
@@ -145,7 +156,7 @@ class PreparedTask:
     def _pack(self, seed: int, memory_shots: int) -> Memory:
         chosen = self._in_memory(seed, memory_shots)
         demonstrations = [encoded.demonstration for encoded in chosen]
-        packed = pack(demonstrations, self._segment_tokens, self._tokenizer.start_token)
+        packed = pack(demonstrations, self._segment_tokens, self._tokenizer.start_token, self._pack_tokens)
         key = DocumentKey(NAMESPACE, f"{self.task.name}-{memory_shots}-{digest(packed)}")
         units = Demonstrations(
             starts=np.array(positions_of(demonstrations, packed, self._segment_tokens)),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longmem.errors import ConfigError, DocumentError
-from longmem.text.demonstrations import check_fits, digest, pack, segments_of
+from longmem.text.demonstrations import check_fits, digest, pack, positions_of, segments_of
 from longmem.types import DocumentKey
 
 KEY = DocumentKey("icl", "x")
@@ -37,6 +37,25 @@ def test_a_segment_ends_only_where_the_next_example_does_not_fit(lengths: list[i
     packed = pack(examples(lengths), SEGMENT, None)
     for part, following in pairwise(packed):
         assert len(part) + int((following == following[0]).sum()) > SEGMENT
+
+
+@given(LENGTHS, st.integers(1, SEGMENT), st.sampled_from([None, 0]))
+def test_packs_are_short_and_a_longer_example_has_its_own(lengths: list[int], limit: int, start: int | None) -> None:
+    own = examples(lengths)
+    packed = pack(own, SEGMENT, start, limit)
+    begins = [] if start is None else [start]
+    np.testing.assert_array_equal(np.concatenate(packed), np.concatenate([np.array(begins), *own]))
+    for part in packed:
+        assert len(part) <= limit or len(set(part.tolist()) - set(begins)) == 1
+    positions = positions_of(own, packed, SEGMENT)
+    found = [packed[place // SEGMENT][place % SEGMENT :] for place in positions]
+    for example, behind in zip(own, found, strict=True):
+        np.testing.assert_array_equal(behind[: len(example)], example)
+
+
+def test_a_pack_ends_where_the_next_example_does_not_fit_it() -> None:
+    assert [len(part) for part in pack(examples([3, 2, 2, 6, 1, 1]), SEGMENT, None, 5)] == [5, 2, 6, 2]
+    assert [len(part) for part in pack(examples([3, 2, 2]), SEGMENT, 0, 5)] == [4, 4]
 
 
 def test_more_examples_begin_with_the_segments_of_fewer() -> None:
