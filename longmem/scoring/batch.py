@@ -169,22 +169,33 @@ def _score_batch(
     # depends on the batch, into a difference of 1e-4 nats
     once = model.sidenet_input(different, encoded, [None] * len(different), keys=encoded.keys)
     row_of = row_of.to(backbone.device)
-    given = once.rows(row_of, views)
     alone = encoded.hidden[row_of]
-    read = model.sidenet(given, model.search)
+    # a row without a memory is the backbone's own where nothing trained changes it
+    reading_rows = [row for row, view in enumerate(views) if view is not None or model.sidenet.changes_backbone]
+    place_of = {row: place for place, row in enumerate(reading_rows)}
+    read = None
+    if reading_rows:
+        given = once.rows(row_of[torch.tensor(reading_rows, device=backbone.device)], [views[r] for r in reading_rows])
+        read = model.sidenet(given, model.search)
     scores = []
     for row, item in enumerate(items):
         # the position before each target predicts it
         rows = slice(item.first_target - 1, item.num_read)
         targets = torch.from_numpy(item.tokens[item.first_target :].astype(np.int64)).to(backbone.device)
-        copies, reading = read.copies[row], read.readings[row]
+        without = _target_scores(model, item, alone[row, rows], targets, None)
+        if read is None or row not in place_of:
+            nothing = np.zeros((rows.stop - rows.start, 0), dtype=np.int64)
+            scores.append(ItemScore(item.name, without, without, nothing))
+            continue
+        place = place_of[row]
+        copies, reading = read.copies[place], read.readings[place]
         scores.append(
             ItemScore(
                 item.name,
-                _target_scores(model, item, read.hidden[row, rows], targets, copies and copies.rows(rows)),
-                _target_scores(model, item, alone[row, rows], targets, None),
+                _target_scores(model, item, read.hidden[place, rows], targets, copies and copies.rows(rows)),
+                without,
                 _reads(reading, copies, views[row], rows),
-                _taken(model.sidenet.places_read(read, row), views[row], rows.start) if keep_places else None,
+                _taken(model.sidenet.places_read(read, place), views[row], rows.start) if keep_places else None,
             )
         )
     return scores

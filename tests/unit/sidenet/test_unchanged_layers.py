@@ -121,6 +121,28 @@ def test_without_a_view_nothing_runs_and_the_score_is_the_same(
         np.testing.assert_allclose(mine, getattr(expected.readings, name), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("form", [DEFAULT_FORM, ALL_LAYERS], ids=["one layer", "all layers"])
+def test_items_without_a_view_take_no_second_run_and_stay_equal(
+    small_model: SmallModel, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    model = small_model("llama", unsettled=False, **form)
+    tokens = sequence()
+    memory = LocalMemory(model)
+    memory.accept(model.encode(cut_segments(DocumentKey("", ""), tokens, model.config.segment_tokens)[0]).block)
+    items = [Item(str(length), tokens[64 : 64 + length], 4) for length in (12, 20, 20)]
+    view = memory.view(1)
+    with_memory = score_items(model, items, [view] * 3)
+    rows: list[int] = []
+    model.sidenet.register_forward_pre_hook(lambda _model, given: rows.append(len(given[0].views)))
+    mixed = score_items(model, items, [None, view, None])
+    without = score_items(model, items, [None] * 3)
+    assert rows == [1]
+    np.testing.assert_allclose(mixed[1].longmem.logprobs, with_memory[1].longmem.logprobs, rtol=0, atol=TOLERANCE)
+    for score in (mixed[0], mixed[2], *without):
+        np.testing.assert_array_equal(score.longmem.logprobs, score.backbone.logprobs)
+        assert score.reads.shape == (score.longmem.logprobs.size, 0)
+
+
 def test_generation_and_items_are_those_of_all_layers(small_model: SmallModel) -> None:
     model = small_model("llama", unsettled=False, **DEFAULT_FORM)
     prompt = "abcabdabe" * 10
