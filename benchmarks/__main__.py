@@ -43,7 +43,7 @@ from pipelines.icl.task_data import PreparedTask
 
 RESULTS = Path(__file__).parent / "results"
 
-MOST_DEMONSTRATION_TOKENS = 2**20
+MOST_DEMONSTRATION_TOKENS = 2**23
 """Tokens of a memory of demonstrations; a smaller one takes no more space."""
 
 Books = Annotated[list[str], typer.Argument(metavar="BOOK", help="Text files or folders.")]
@@ -170,7 +170,7 @@ def demonstrations(
     in_memory: Annotated[int, typer.Option(min=1, help="Demonstrations in memory.")] = 2000,
     read: Annotated[int, typer.Option(min=1, help="Demonstrations that an item reads.")] = 16,
     choose: Annotated[str, typer.Option(help="idf or random.")] = "idf",
-    segment_tokens: Annotated[int | None, typer.Option(help="Tokens of a segment; default: the model's.")] = None,
+    pack_tokens: Annotated[int, typer.Option(min=1, help="Tokens of demonstrations that are encoded together.")] = 512,
     limit_items: Annotated[int | None, typer.Option(min=1, help="Items; default: all.")] = 40,
     seed: Annotated[int, typer.Option(help="Draw of demonstrations.")] = 0,
     dtype: ComputeDtype = "bfloat16",
@@ -179,14 +179,13 @@ def demonstrations(
 ) -> None:
     """Read whole demonstrations from memory, and encode the same ones anew for every item: accuracy and seconds."""
     torch.set_num_threads(threads)
-    settings: dict[str, Any] = {"memory_layers": "all", "memory_tokens": MOST_DEMONSTRATION_TOKENS}
-    if segment_tokens is not None:
-        settings["segment_tokens"] = segment_tokens
+    settings = {"memory_layers": "all", "memory_tokens": MOST_DEMONSTRATION_TOKENS}
     if choose not in CHOSEN_BY_TOKENS:
         choices = ", ".join(CHOSEN_BY_TOKENS)
         raise typer.BadParameter(f"expected one of {choices}, got {choose!r}", param_hint="--choose")
     opened = ModelSource(model, _dtype(dtype), settings=settings).open()
-    prepared = PreparedTask(load_task(task, data), opened.tokenizer, opened.config.segment_tokens, limit_items, 0)
+    size = opened.config.segment_tokens
+    prepared = PreparedTask(load_task(task, data), opened.tokenizer, size, limit_items, 0, pack_tokens)
     choice = cast(DemonstrationChoice, choose)
     figures = demonstrations_benchmark.run(opened, prepared, in_memory, read, choice, seed)
     table = demonstrations_benchmark.markdown(figures)

@@ -8,7 +8,6 @@ request by request. Which demonstrations are nearest is found by the first, with
 """
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 from typing import Any
@@ -67,7 +66,6 @@ def run(
     # places, because a segment that is not full leaves positions free
     places: np.ndarray = np.searchsorted(to_array(view.starts), memory.units.starts)
     cases = {MEMORY: Case([]), CONTEXT: Case([])}
-    whole = _of_long_prompts(model)
     prompts = list(task.prompts(GridPoint(task.task.name, seed, 0, num_in_memory)))
     for first in range(0, len(prompts), ITEMS_AT_ONCE):
         part = prompts[first : first + ITEMS_AT_ONCE]
@@ -78,17 +76,9 @@ def run(
         shown = [_shown(text, places, memory.units.lengths, reading.read) for reading in readings]
         anew = [replace(own, own=np.concatenate([*each, own.own])) for own, each in zip(asked, shown, strict=True)]
         began = perf_counter(), process_time()
-        scores = score_labels(whole, anew)
+        scores = score_labels(model, anew)
         _note(cases[CONTEXT], began, [score.backbone for score in scores], part)
     return _figures(model, task, cases, encode_s, num_in_memory, num_read)
-
-
-def _of_long_prompts(model: LongMem) -> LongMem:
-    """Return the same model for prompts as long as its positions: a segment of the memory may be shorter than they."""
-    limit = model.backbone.max_tokens or model.config.memory_tokens
-    whole = copy(model)
-    whole.config = replace(model.config, segment_tokens=limit - model.config.has_sink)
-    return whole
 
 
 def _shown(text: np.ndarray, places: np.ndarray, lengths: np.ndarray, read: np.ndarray) -> list[np.ndarray]:
@@ -115,7 +105,7 @@ def _figures(
         "items": count,
         "demonstrations_in_memory": num_in_memory,
         "demonstrations_read": num_read,
-        "segment_tokens": model.config.segment_tokens,
+        "pack_tokens": task.pack_tokens,
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "encode_s": encode_s,
@@ -136,7 +126,8 @@ def markdown(figures: dict[str, Any]) -> str:
     """Return a table of both cases."""
     lines = [
         f"### {figures['task']}: {figures['items']} items, {figures['demonstrations_read']} of "
-        f"{figures['demonstrations_in_memory']:,} demonstrations, in segments of {figures['segment_tokens']:,} tokens",
+        f"{figures['demonstrations_in_memory']:,} demonstrations, encoded in packs of {figures['pack_tokens']:,} "
+        "tokens",
         "",
         "| demonstrations | accuracy | seconds per item | CPU seconds per item |",
         "|---|--:|--:|--:|",

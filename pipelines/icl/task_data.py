@@ -101,7 +101,7 @@ class PreparedTask:
         """
         self._tokenizer = tokenizer
         self._segment_tokens = segment_tokens
-        self._pack_tokens = None if task.generates else pack_tokens
+        self.pack_tokens = segment_tokens if task.generates or pack_tokens is None else min(pack_tokens, segment_tokens)
         self._largest_shots = largest_shots
         self._start = [] if tokenizer.start_token is None else [tokenizer.start_token]
         self._memories: dict[tuple[int, int], Memory] = {}
@@ -156,7 +156,7 @@ class PreparedTask:
     def _pack(self, seed: int, memory_shots: int) -> Memory:
         chosen = self._in_memory(seed, memory_shots)
         demonstrations = [encoded.demonstration for encoded in chosen]
-        packed = pack(demonstrations, self._segment_tokens, self._tokenizer.start_token, self._pack_tokens)
+        packed = pack(demonstrations, self._segment_tokens, self._tokenizer.start_token, self.pack_tokens)
         key = DocumentKey(NAMESPACE, f"{self.task.name}-{memory_shots}-{digest(packed)}")
         units = Demonstrations(
             starts=np.array(positions_of(demonstrations, packed, self._segment_tokens)),

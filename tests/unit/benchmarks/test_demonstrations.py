@@ -92,12 +92,7 @@ def test_the_same_demonstrations_are_encoded_anew_in_the_same_order(
         ]
         assert longer.context.tolist() == prompt.context.tolist()
         assert longer.own.tolist() == [*shown, *prompt.own.tolist()]
-    assert "2 of 12 demonstrations, in segments of 96 tokens" in demonstrations.markdown(figures)
-
-
-def test_a_prompt_may_be_longer_than_a_segment(model: LongMem, task: PreparedTask) -> None:
-    figures = demonstrations.run(model, task, 12, 12, "idf", 0)
-    assert figures["demonstrations_read"] == 12
+    assert "2 of 12 demonstrations, encoded in packs of 96 tokens" in demonstrations.markdown(figures)
 
 
 def test_more_demonstrations_than_there_are_is_an_error(model: LongMem, task: PreparedTask) -> None:
