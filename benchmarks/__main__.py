@@ -170,7 +170,7 @@ def demonstrations(
     in_memory: Annotated[int, typer.Option(min=1, help="Demonstrations in memory.")] = 2000,
     read: Annotated[int, typer.Option(min=1, help="Demonstrations that an item reads.")] = 16,
     choose: Annotated[str, typer.Option(help="idf or random.")] = "idf",
-    pack_tokens: Annotated[int, typer.Option(min=1, help="Tokens of demonstrations that are encoded together.")] = 512,
+    pack_tokens: Annotated[int, typer.Option(min=1, help="Tokens of demonstrations that are encoded together.")] = 128,
     limit_items: Annotated[int | None, typer.Option(min=1, help="Items; default: all.")] = 40,
     seed: Annotated[int, typer.Option(help="Draw of demonstrations.")] = 0,
     dtype: ComputeDtype = "bfloat16",

@@ -57,7 +57,7 @@ class IclJob:
     read_demonstrations: int = 16
     choose: DemonstrationChoice = "idf"
     left_out: int = 128
-    pack_tokens: int = 512
+    pack_tokens: int = 128
     store: str | None = None
     """Store that keeps demonstrations for later jobs; None for a folder inside `out`, removed after the job."""
     service: ServiceChoice | None = None

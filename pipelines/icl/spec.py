@@ -68,7 +68,7 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         least=0,
     )
     pack_tokens: int = whole_field(
-        512,
+        128,
         "Tokens of whole demonstrations that are encoded together, each behind those before it; at most a segment.",
     )
     store: str | None = text_field(

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_every_part_is_reported_and_words_decide(icl: Callable[..., Result], tmp
     assert outcome.exit_code == 0, outcome.stderr
     assert "votes of shared words alone, 0 in context, 20 in memory" in outcome.stdout
     summary = summary_of(tmp_path / "a")
-    assert summary["grid"]["whole"] == {"num_read": 2, "choice": "idf", "num_left_out": 8, "pack_tokens": 512}
+    assert summary["grid"]["whole"] == {"num_read": 2, "choice": "idf", "num_left_out": 8, "pack_tokens": 128}
     colours = summary["tasks"]["colours"]
     accuracy = {
         (row["model"], row["scoring"]): row["mean"]
@@ -110,6 +111,44 @@ def test_every_part_is_reported_and_words_decide(icl: Callable[..., Result], tmp
     page = (tmp_path / "a" / "report.html").read_text()
     assert "what is trusted" in page
     assert "idf votes" in page
+
+
+def test_a_task_of_77_labels(model: Path, tmp_path: Path) -> None:
+    labels = [f"{first}{second}" for first, second in combinations("abcdefghijklm", 2)][:77]
+    chance = random.Random(0)
+    for name, rows in (("train", 2 * 77), ("test", 6)):
+        drawn = [*range(77)] * 2 if name == "train" else chance.sample(range(77), rows)
+        lines = [{"text": f"n{labels[each] * chance.randrange(1, 4)}u", "intent": labels[each]} for each in drawn]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "intents.toml").write_text(
+        'name = "intents"\ntrain = "train.jsonl"\ntest = "test.jsonl"\ntemplate = "{text} Intent: {intent}. "\n'
+        'target = "intent"\n'
+    )
+    options = ("--shots", "0", "--memory-shots", "154", "--seeds", "1", "--read-demonstrations", "2")
+    parts = [
+        "icl",
+        tmp_path / "intents.toml",
+        "--model",
+        model,
+        "--out",
+        tmp_path / "out",
+        "--address",
+        "none",
+        *options,
+    ]
+    outcome = CliRunner().invoke(app, [*map(str, parts), "--threads", "1", "--left-out", "40"])
+    assert outcome.exit_code == 0, outcome.stderr
+    intents = summary_of(tmp_path / "out")["tasks"]["intents"]
+    fitted = intents["calibration"][0]["models"]["longmem"]
+    assert set(fitted["biases"]) == set(labels)
+    accuracy = {
+        row["model"]: row["mean"]
+        for row in intents["grid"]
+        if row["metric"] == "accuracy" and row["scoring"] == "calibrated"
+    }
+    # both letters of a text, and no others, are those of its label
+    assert accuracy["idf_votes"] == accuracy["longmem"] == 1
+    assert accuracy["backbone"] <= 0.25
 
 
 def test_an_item_reads_the_demonstrations_that_share_its_words(
