@@ -106,7 +106,9 @@ def test_a_line_that_was_in_memory_is_found(model: LongMem) -> None:
 
 def scored(longmem: list[float], backbone: list[float], greedy: list[bool], reads: list[list[int]]) -> ItemScore:
     sides = (
-        TargetScores(np.asarray(values, np.float32), np.asarray(greedy), 0, np.zeros(0, np.float32))
+        TargetScores(
+            np.asarray(values, np.float32), np.asarray(greedy), np.arange(len(values)), np.zeros(0, np.float32)
+        )
         for values in (longmem, backbone)
     )
     return ItemScore("answer", *sides, np.asarray(reads, np.int64))
