@@ -88,6 +88,11 @@ class Tokenizer:
             done = max(end, done)
         return parts
 
+    def cut_sequence(self, text: str) -> list[str]:
+        """Return the text of each token of `sequence(text)`, as `cut` does; empty for a start token put in front."""
+        parts = self.cut(text)
+        return [""] * (len(self.sequence(text)) - len(parts)) + parts
+
     def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Return `[start] + tokens of the text`, or only the tokens if the tokenizer has no start token.
 

@@ -96,9 +96,7 @@ def check_length(memory_tokens: int, chunk_tokens: int) -> None:
         )
 
 
-def passkey_trials(
-    model: LongMem, text: str, plan: PasskeyPlan, keep_readings: bool = False
-) -> Iterator[Trial]:
+def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan, keep_readings: bool = False) -> Iterator[Trial]:
     """Yield trials by length, depth and number. The filler of the longest memory is encoded once and reused.
 
     `keep_readings` keeps what the right answers read.
