@@ -116,7 +116,7 @@ def trials_of(
         trial = judge(subject, question, own, view, examples, shots, depth)
         yield replace(
             trial,
-            question=question.prompt[-PROMPT_CHARACTERS:],
+            question=_end_of(question.prompt),
             answer=question.texts[0],
             longmem=_chosen(question.texts, [score.longmem.total for score in own]),
             backbone=_chosen(question.texts, [score.backbone.total for score in own]),
@@ -169,6 +169,10 @@ def _readings(model: LongMem, question: Question, scores: Sequence[ItemScore], v
     found = _read_tokens(scores[0], question.position, view.chunk_size).tolist()
     asked, answer = len(question.context), question.answers[0]
     return answer_readings(model, question.texts, answer, asked, question.position, found, scores, view)
+
+
+def _end_of(prompt: str) -> str:
+    return prompt if len(prompt) <= PROMPT_CHARACTERS else f"…{prompt[-PROMPT_CHARACTERS:]}"
 
 
 def _is_first(totals: list[float]) -> bool:

@@ -49,12 +49,17 @@ TEXT_SCHEMA = pa.schema(
         ("example", pa.string()),
         ("kind", pa.string()),
         ("number", pa.int64()),
+        ("passage", pa.string()),
         ("first", pa.int64()),
         ("tokens", pa.list_(pa.string())),
     ]
 )
 """Columns of texts.parquet: one row per context and candidate (`kind`), with the texts of its tokens, which join to its
-text. A context has those from position `first` on that the longest context reads, a candidate those that are scored."""
+text. A context has those from position `first` on that the longest context reads, a candidate those that are scored.
+`passage` is the text of the tokens, of a context only its end."""
+
+PASSAGE_CHARACTERS = 600
+"""Characters of the end of a context in `passage`."""
 
 GROUP_ROWS = {"readings": 64, "texts": 64}
 """Rows of a row group, as many as are read at once: about 500 kB."""
@@ -106,7 +111,16 @@ def _columns_of(kept: CandidateReadings) -> dict[str, Any]:
 def _text_rows(example: SuffixExample, tokenizer: Tokenizer, lengths: SuffixLengths) -> Iterator[dict[str, Any]]:
     context = tokenizer.cut_sequence(example.context)
     first = max(0, len(context) - max(lengths.context_tokens) - 1)
-    yield {"example": example.id, "kind": "context", "number": 0, "first": first, "tokens": context[first:]}
+    texts = [("context", 0, first, context[first:])]
     for number, text in enumerate(example.candidates):
-        tokens = tokenizer.cut(text)[: lengths.suffix_tokens]
-        yield {"example": example.id, "kind": "candidate", "number": number, "first": 0, "tokens": tokens}
+        texts.append(("candidate", number, 0, tokenizer.cut(text)[: lengths.suffix_tokens]))
+    for kind, number, begin, tokens in texts:
+        passage = "".join(tokens)
+        yield {
+            "example": example.id,
+            "kind": kind,
+            "number": number,
+            "passage": passage[-PASSAGE_CHARACTERS:] if kind == "context" else passage,
+            "first": begin,
+            "tokens": tokens,
+        }
