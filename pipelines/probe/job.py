@@ -31,12 +31,15 @@ from longmem.text.documents import InputFile, UnreadableDocument
 from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
+from pipelines.command.command_line import num_cores
 from pipelines.job.ask import RequestJob, ask_all, on_service
+from pipelines.job.executors import where
 from pipelines.job.inputs import tokenizer_with_spans
 from pipelines.job.journal import JOURNAL, AbstractJournal
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext
+from pipelines.job.summary import about
 from pipelines.probe.report import write_probe_report
 from pipelines.probe.tables import GROUP_ROWS, readings_table, trials_table
 
@@ -182,11 +185,11 @@ class Probe(RequestJob[ProbeJob]):
             ask_all(context.worker, requests, context.observer, answered)
         trials = [trial for key in parts for trial in journal.trials[key]]
         wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
-        summary = summarise(context.model, spec, trials, wall_s)
+        summary = summarise(context.model, spec, trials, wall_s, bool(done))
         context.folder.write_table("trials.parquet", trials_table(trials))
         if spec.keep_tokens:
             context.folder.write_table("readings.parquet", readings_table(trials), GROUP_ROWS)
-        write_probe_report(context.folder, summary)
+        write_probe_report(context.folder, summary, trials)
         return summary
 
 
@@ -215,14 +218,17 @@ def num_trials(plan: Plan) -> int:
     return len(plan.examples) * len(plan.shots) * plan.questions
 
 
-def summarise(model: ModelDescription, job: ProbeJob, trials: Sequence[Trial], wall_s: float) -> dict[str, Any]:
+def summarise(
+    model: ModelDescription, job: ProbeJob, trials: Sequence[Trial], wall_s: float, resumed: bool
+) -> dict[str, Any]:
     """Return the content of summary.json."""
+    subjects = {name: [trial for trial in trials if trial.subject == name] for name in map(name_of, job.plans)}
     return {
-        "command": job.command,
-        "model": {"name": model.name, "sidenet": model.sidenet, "trained": model.trained},
-        "settings": model.settings,
+        **about(job.command, model, where(job.cluster, job.threads or num_cores()), resumed),
         "filler": "the Python language reference" if job.filler is None else str(job.filler),
         "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
+        "overall": shares(trials),
+        "subjects": {name: shares(part) for name, part in subjects.items()},
         "conditions": conditions(trials),
         "num_trials": len(trials),
         "wall_s": wall_s,
@@ -238,11 +244,14 @@ def conditions(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     rows = []
     for condition, group in groups.items():
         row: dict[str, Any] = dict(zip(CONDITION, condition, strict=True))
-        row |= {"trials": len(group), "chance": 1 / group[0].choices}
-        for name in SHARES:
-            row[name] = share([bool(getattr(trial, name)) for trial in group])
-        rows.append(row)
+        rows.append(row | {"chance": 1 / group[0].choices} | shares(group))
     return rows
+
+
+def shares(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the number of trials, and the share of each outcome with its interval."""
+    outcomes = {name: share([bool(getattr(trial, name)) for trial in trials]) for name in SHARES}
+    return {"trials": len(trials), **outcomes}
 
 
 def share(outcomes: Sequence[bool]) -> dict[str, float]:
