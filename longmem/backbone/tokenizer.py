@@ -75,6 +75,24 @@ class Tokenizer:
             trim_heap()
         return tokens, spans
 
+    def cut(self, text: str) -> list[str]:
+        """Return the text of each token of `tokens(text)`, empty for later bytes of one character.
+
+        Characters between tokens belong to the one after them. Needs `gives_spans`. Raises DocumentError as `tokens`
+        does.
+        """
+        assert self.gives_spans, "this tokenizer gives no character offsets"
+        parts, done = [], 0
+        for _, end in self._tokens(text, with_spans=True)[1].tolist():
+            parts.append(text[done : max(end, done)])
+            done = max(end, done)
+        return parts
+
+    def cut_sequence(self, text: str) -> list[str]:
+        """Return the text of each token of `sequence(text)`, as `cut` does; empty for a start token put in front."""
+        parts = self.cut(text)
+        return [""] * (len(self.sequence(text)) - len(parts)) + parts
+
     def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Return `[start] + tokens of the text`, or only the tokens if the tokenizer has no start token.
 

@@ -23,7 +23,8 @@ from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel, require_finite
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.readers import RetrievedMemory
-from longmem.sidenet.token_readings import PlacesRead, positions_of
+from longmem.sidenet.token_readings import PlacesRead, positions_of, token_readings
+from longmem.types import TokenReadings
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward: enough that a small model's matrix products fill a core's vector units."""
@@ -60,10 +61,15 @@ class TargetScores:
     """Natural logarithms."""
     greedy: Bool[np.ndarray, " targets"]
     """True where the target is the most probable token of the vocabulary."""
-    first_choice: int
-    """Most probable token where the first target is predicted."""
+    choices: Int64[np.ndarray, " targets"]
+    """Most probable token of the vocabulary where each target is predicted."""
     alternatives: Float32[np.ndarray, " alternatives"]
     """Natural logarithms for the item's alternatives."""
+
+    @property
+    def first_choice(self) -> int:
+        """Return the most probable token where the first target is predicted."""
+        return int(self.choices[0])
 
     @property
     def total(self) -> float:
@@ -99,6 +105,8 @@ class ItemScore:
     retrieved, best first for each head, then those that hold repeats; `read` is 0 without memory."""
     taken: TakenPlaces | None = None
     """Places behind the prediction of the first target; None where none was read, or `keep_places` was false."""
+    readings: TokenReadings | None = None
+    """Readings of all targets, of the four heaviest places each; None where `keep_readings` was false."""
 
 
 def score_items(
@@ -108,10 +116,12 @@ def score_items(
     batch_tokens: int = BATCH_TOKENS,
     *,
     keep_places: bool = False,
+    keep_readings: bool = False,
 ) -> list[ItemScore]:
     """Return scores in the order of the items; item i reads `views[i]`. Rows that share a view share one search.
 
-    With `keep_places`, each score has the places that its first target was taken from.
+    With `keep_places`, each score has the places that its first target was taken from. With `keep_readings`, it tells
+    what the prediction of every target read.
 
     Raises DocumentError for an item without targets or longer than a segment, NumericError.
     """
@@ -121,7 +131,7 @@ def score_items(
     scores: dict[int, ItemScore] = {}
     for batch in _batches(items, batch_tokens):
         chosen = [items[i] for i in batch], [views[i] for i in batch]
-        for index, score in zip(batch, _score_batch(model, *chosen, keep_places), strict=True):
+        for index, score in zip(batch, _score_batch(model, *chosen, keep_places, keep_readings), strict=True):
             scores[index] = score
     return [scores[index] for index in range(len(items))]
 
@@ -155,7 +165,11 @@ def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _score_batch(
-    model: SegmentModel, items: list[Item], views: list[MemoryView | None], keep_places: bool
+    model: SegmentModel,
+    items: list[Item],
+    views: list[MemoryView | None],
+    keep_places: bool,
+    keep_readings: bool,
 ) -> list[ItemScore]:
     width = max(item.num_read for item in items)
     tokens = torch.zeros((len(items), width), dtype=torch.long)
@@ -182,20 +196,29 @@ def _score_batch(
         # the position before each target predicts it
         rows = slice(item.first_target - 1, item.num_read)
         targets = torch.from_numpy(item.tokens[item.first_target :].astype(np.int64)).to(backbone.device)
+        own, view = tokens[row, : item.num_read], views[row]
         without = _target_scores(model, item, alone[row, rows], targets, None)
         if read is None or row not in place_of:
-            nothing = np.zeros((rows.stop - rows.start, 0), dtype=np.int64)
-            scores.append(ItemScore(item.name, without, without, nothing))
+            nothing, readings = np.zeros((rows.stop - rows.start, 0), dtype=np.int64), None
+            if keep_readings:
+                uncopied = torch.from_numpy(without.logprobs).to(backbone.device)
+                readings = token_readings(None, None, None, own, targets, uncopied, rows.start)
+            scores.append(ItemScore(item.name, without, without, nothing, None, readings))
             continue
-        place = place_of[row]
+        place, readings = place_of[row], None
         copies, reading = read.copies[place], read.readings[place]
+        places = model.sidenet.places_read(read, place) if keep_places or keep_readings else None
+        if keep_readings:
+            uncopied = model.backbone.target_logprobs(read.hidden[place, rows], targets)
+            readings = token_readings(places, read.layers_read[place], view, own, targets, uncopied, rows.start)
         scores.append(
             ItemScore(
                 item.name,
                 _target_scores(model, item, read.hidden[place, rows], targets, copies and copies.rows(rows)),
                 without,
-                _reads(reading, copies, views[row], rows),
-                _taken(model.sidenet.places_read(read, place), views[row], rows.start) if keep_places else None,
+                _reads(reading, copies, view, rows),
+                _taken(places, view, rows.start) if keep_places else None,
+                readings,
             )
         )
     return scores
@@ -215,7 +238,7 @@ def _target_scores(
     return TargetScores(
         logprobs=to_array(logprobs),
         greedy=to_array(chosen == targets),
-        first_choice=int(chosen[0]),
+        choices=to_array(chosen),
         alternatives=to_array(mixed[0].float().log_softmax(dim=0)[alternatives]),
     )
 

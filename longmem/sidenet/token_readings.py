@@ -38,8 +38,9 @@ def token_readings(
     tokens: Int[Tensor, " tokens"],
     targets: Int[Tensor, " targets"],
     uncopied: Float32[Tensor, " targets"],
+    first: int = 0,
 ) -> TokenReadings:
-    """Return the readings of a segment's targets. The first `len(targets)` of its `tokens` predict them.
+    """Return the readings of a segment's targets. `len(targets)` of its `tokens` predict them, from the `first` on.
 
     `layers_read` are the places that every layer read, ascending; `uncopied` are log-probabilities before copies are
     mixed in.
@@ -56,14 +57,15 @@ def token_readings(
     # the memory, followed by the segment: the token after the newest stored one is the segment's first
     sequence = torch.cat([view.text, tokens.long().to(device)])
     positions = torch.cat([positions_of(view), torch.tensor([view.end_token], device=device)])
-    index, weights = read.index[:count], read.weights[:count].float()
+    rows = slice(first, first + count)
+    index, weights = read.index[rows], read.weights[rows].float()
     taken = index + int(read.continued)
     hits = sequence[taken] == targets.long().to(device)[:, None]
     places, heaviest = _heaviest(index, weights)
-    readers = len(sequence) - len(tokens) + torch.arange(count, device=device)
+    readers = len(sequence) - len(tokens) + first + torch.arange(count, device=device)
     found = heaviest > 0
     return _as_arrays(
-        read.share[:count],
+        read.share[rows],
         uncopied,
         (weights * hits).sum(dim=1),
         positions[places + int(read.continued)].where(found, -1),

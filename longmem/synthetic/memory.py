@@ -22,7 +22,8 @@ from longmem.types import DocumentKey, KVBlock, Segment
 
 KEY = DocumentKey("synthetic", "memory")
 PARTS = ("chunk_keys", "keys", "values", "tokens", "starts", "lengths")
-"""Fields of a view that a needle changes, in addition to the sketch."""
+"""Fields of a view that a needle changes, in addition to the sketch and to those of all layers."""
+LAYER_PARTS = ("layer_keys", "layer_values")
 
 Tokens = Int32[np.ndarray, " _"]
 """Token ids; any two arrays may differ in length."""
@@ -88,10 +89,12 @@ class FillerMemory:
         for index in range(first, last):
             changed.append(encode(self._model, index, self._segment(index)))
         # before anything is written: the cells built here must be those of the filler
-        view = self._buffer.view(0, num_tokens)
+        # repeats are indexed anew: the window's index has taken the tokens of the filler, or of an earlier needle
+        view = replace(self._buffer.view(0, num_tokens), growing_repeats=None)
         ours = self._buffer.view(first * size, last * size)
         theirs = changed.view(first * size, last * size)
-        written = {name: (getattr(ours, name), getattr(theirs, name)) for name in PARTS}
+        parts = PARTS if ours.layer_keys is None else (*LAYER_PARTS, *PARTS)
+        written = {name: (getattr(ours, name), getattr(theirs, name)) for name in parts}
         if ours.sketch is not None:
             # otherwise the bounds of the replaced tokens would hide the needle from the search
             written["sketch"] = ours.sketch.rows, ours.sketch.basis.place_keys(theirs.chunk_keys)

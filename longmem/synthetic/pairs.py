@@ -19,7 +19,7 @@ import numpy as np
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
 from longmem.synthetic.memory import Tokens, packed_memory, start_of, tokens_of
-from longmem.synthetic.trial import Question, Trial, ask, judge
+from longmem.synthetic.trial import Trial, question_of, trials_of
 from longmem.synthetic.vocabulary import words_of
 from longmem.text.demonstrations import pack, positions_of
 
@@ -98,8 +98,8 @@ def _combinations(words: list[str], count: int, chance: random.Random) -> list[s
     return list(drawn)
 
 
-def pair_trials(model: LongMem, text: str, plan: PairPlan) -> Iterator[Trial]:
-    """Yield trials by number of lines and of shots.
+def pair_trials(model: LongMem, text: str, plan: PairPlan, keep_readings: bool = False) -> Iterator[Trial]:
+    """Yield trials by number of lines and of shots. `keep_readings` keeps what the right answers read.
 
     Raises ConfigError, DocumentError when a question fits no segment, NumericError.
     """
@@ -117,26 +117,23 @@ def pair_trials(model: LongMem, text: str, plan: PairPlan) -> Iterator[Trial]:
             questions = []
             for index in chance.choices(range(len(pairs)), k=plan.questions):
                 others = [other for other in range(len(pairs)) if other != index]
-                context = [start, *(lines[other] for other in chance.sample(others, shots))]
+                shown = chance.sample(others, shots)
                 key = tokens_of(tokenizer, pairs[index].key)
                 wrong = chance.sample([value for value in values if value != pairs[index].value], plan.choices - 1)
-                questions.append(
-                    Question(
-                        np.concatenate([*context, key]),
-                        [tokens_of(tokenizer, f" {value}") for value in (pairs[index].value, *wrong)],
-                        positions[index] + len(key),
-                    )
-                )
+                context = np.concatenate([start, *(lines[other] for other in shown), key])
+                prompt = "".join("".join(_parts(pairs[other])) for other in shown) + pairs[index].key
+                position = positions[index] + len(key)
+                questions.append(question_of(tokenizer, context, prompt, (pairs[index].value, *wrong), position))
             for first in range(0, len(questions), QUESTIONS_AT_A_TIME):
                 part = questions[first : first + QUESTIONS_AT_A_TIME]
-                scores = ask(model, part, view)
-                for number, question in enumerate(part):
-                    own = scores[number * plan.choices : (number + 1) * plan.choices]
-                    yield judge(
-                        plan.subject, question, own, view, len(pairs), shots, question.position / view.end_token
-                    )
+                depths = [question.position / view.end_token for question in part]
+                yield from trials_of(model, plan.subject, part, view, len(pairs), shots, depths, keep_readings)
+
+
+def _parts(pair: Pair) -> tuple[str, str, str]:
+    """Return the parts of a line, which are tokenised separately."""
+    return pair.key, f" {pair.value}", "\n"
 
 
 def _line(model: LongMem, pair: Pair) -> Tokens:
-    parts = (pair.key, f" {pair.value}", "\n")
-    return np.concatenate([tokens_of(model.tokenizer, part) for part in parts])
+    return np.concatenate([tokens_of(model.tokenizer, part) for part in _parts(pair)])

@@ -14,7 +14,7 @@ import numpy as np
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
 from longmem.synthetic.memory import FillerMemory, Tokens, start_of, tokens_of
-from longmem.synthetic.trial import Question, Trial, ask, judge
+from longmem.synthetic.trial import Trial, question_of, trials_of
 from longmem.synthetic.vocabulary import sentences_of, words_of
 
 QUESTION = "\n\nThe pass key of the old house by the river is"
@@ -96,8 +96,10 @@ def check_length(memory_tokens: int, chunk_tokens: int) -> None:
         )
 
 
-def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Trial]:
+def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan, keep_readings: bool = False) -> Iterator[Trial]:
     """Yield trials by length, depth and number. The filler of the longest memory is encoded once and reused.
+
+    `keep_readings` keeps what the right answers read.
 
     Raises ConfigError for a memory shorter than the needle, DocumentError, NumericError.
     """
@@ -120,7 +122,6 @@ def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan) -> Iterator[Tri
                 keys = draw_keys(plan, words, random.Random(f"{plan.seed} {length} {depth} {trial}"))
                 needle = needle_of(keys[0])
                 position = place_of(depth, len(needle), length, len(start))
-                answers = [tokens_of(tokenizer, f" {key}") for key in keys]
-                asked = Question(context, answers, position + len(question))
+                asked = question_of(tokenizer, context, QUESTION.strip(), keys, position + len(question))
                 with filler.with_needle(needle, position, length) as view:
-                    yield judge("passkey", asked, ask(model, [asked], view), view, 1, 0, depth)
+                    yield from trials_of(model, "passkey", [asked], view, 1, 0, [depth], keep_readings)

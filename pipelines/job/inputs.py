@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input discovery for every command that reads documents."""
+"""Input discovery for every command that reads documents, and the tokenizer of a job that keeps their texts."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
+from longmem.errors import ConfigError
 from longmem.text.dataset_rows import DatasetSource
 from longmem.text.documents import FoundFiles, LeftOut, find_files
 from pipelines.command.console import printable
+
+if TYPE_CHECKING:
+    # load torch
+    from longmem.backbone.tokenizer import Tokenizer
+    from longmem.model.source import ModelSource
 
 
 def find_inputs(inputs: Sequence[str], console: Console, dataset: DatasetSource | None = None) -> FoundFiles:
@@ -23,3 +30,17 @@ def find_inputs(inputs: Sequence[str], console: Console, dataset: DatasetSource 
     if found.left_out:
         console.print(f"[yellow]not read:[/] {escape(printable(str(found.left_out)))}", soft_wrap=True, highlight=False)
     return found
+
+
+def tokenizer_with_spans(model: "ModelSource", name: str, option: str) -> "Tokenizer":
+    """Return the tokenizer of the model with that name for an option that needs character offsets.
+
+    Raises ConfigError if it gives none.
+    """
+    tokenizer = model.open_tokenizer()
+    if not tokenizer.gives_spans:
+        raise ConfigError(
+            f"{option} needs a tokenizer that gives character offsets, and that of {name} is written in Python; add a "
+            f"tokenizer.json to the model, or leave out {option}"
+        )
+    return tokenizer

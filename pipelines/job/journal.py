@@ -5,6 +5,7 @@ One record per line, `<xxh3-64 of the JSON> <JSON>`. A process that dies during 
 the end, which is truncated at the next start. A bad line anywhere else is damage.
 """
 
+import base64
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
 import xxhash
 
 from longmem.errors import OutputError
+from longmem.types import PLACES
 from pipelines.job.output import GrowingFile, encoded
 
 JOURNAL = "journal.jsonl"
 """Name of the journal in the folder of a job."""
+
+Dtype = type[np.int32 | np.float32 | np.uint8]
+
+COLUMNS: dict[str, tuple[Dtype, int]] = {
+    "targets": (np.int32, 1),
+    "logprobs_longmem": (np.float32, 1),
+    "logprobs_backbone": (np.float32, 1),
+    "logprobs_memory": (np.float32, 1),
+    "logprobs_no_memory": (np.float32, 1),
+    "copy_share": (np.float32, 1),
+    "uncopied": (np.float32, 1),
+    "copied": (np.float32, 1),
+    "places": (np.int32, PLACES),
+    "weights": (np.float32, PLACES),
+    "runs": (np.uint8, PLACES),
+    "blocks": (np.int32, 2),
+    "starts": (np.int32, 1),
+    "lengths": (np.int32, 1),
+}
+"""Type and width of arrays that a journal holds as bytes."""
 
 R = TypeVar("R")
 
@@ -141,3 +164,37 @@ def _damaged(path: Path, where: str) -> OutputError:
         f"{path} {where} is damaged (its checksum does not match); restore the folder from a copy or begin a new job "
         "in another folder"
     )
+
+
+def packed(part: object) -> dict[str, Any]:
+    """Return a dataclass of arrays, texts and numbers as JSON values."""
+    fields: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        if isinstance(value, np.ndarray):
+            fields[name] = text_of(value)
+        else:
+            fields[name] = value if value is None or isinstance(value, str | int) else packed(value)
+    return fields
+
+
+def unpacked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that `packed` was given, those of inner dataclasses as dictionaries."""
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in COLUMNS:
+            dtype, width = COLUMNS[name]
+            array = array_of(value, dtype)
+            fields[name] = array if width == 1 else array.reshape(-1, width)
+        else:
+            fields[name] = unpacked(value) if isinstance(value, dict) else value
+    return fields
+
+
+def text_of(array: np.ndarray) -> str:
+    """Return the bytes of an array as text."""
+    return base64.b64encode(np.ascontiguousarray(array).data).decode("ascii")
+
+
+def array_of(text: str, dtype: Dtype) -> np.ndarray:
+    """Return the array that `text_of` was given."""
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)

@@ -26,7 +26,7 @@ from pipelines.command.choices import Retention
 from pipelines.command.console import printable
 from pipelines.job.executors import MEMORY_FOLDER, open_workers
 from pipelines.job.folder import JobFolder
-from pipelines.job.inputs import find_inputs
+from pipelines.job.inputs import find_inputs, tokenizer_with_spans
 from pipelines.job.journal import JOURNAL
 from pipelines.job.prefetch import DocumentFeed
 from pipelines.job.requested_model import describe_request
@@ -232,13 +232,11 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
     def _score(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
         spec, settings, slices = self._spec, context.model.settings, context.slices
-        tokenizer = spec.model.open_tokenizer()
         needs_spans = "--tokens" if spec.keep_tokens else "--limit-tokens" if spec.limit_tokens else None
-        if needs_spans and not tokenizer.gives_spans:
-            raise ConfigError(
-                f"{needs_spans} needs a tokenizer that gives character offsets, and that of {context.model.name} is "
-                f"written in Python; add a tokenizer.json to the model, or leave out {needs_spans}"
-            )
+        if needs_spans:
+            tokenizer = tokenizer_with_spans(spec.model, context.model.name, needs_spans)
+        else:
+            tokenizer = spec.model.open_tokenizer()
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
         scheduler = SegmentScheduler(

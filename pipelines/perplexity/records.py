@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of documents and segments: lines of the journal and rows of the parquet files."""
 
-import base64
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,25 +8,8 @@ import numpy as np
 
 from longmem.scoring.evaluation_window import EvaluationWindow
 from longmem.text.segments import Passage
-from longmem.types import PLACES, Document, Segment, SegmentScore, TokenReadings
-
-Dtype = type[np.int32 | np.float32 | np.uint8]
-
-COLUMNS: dict[str, tuple[Dtype, int]] = {
-    "targets": (np.int32, 1),
-    "logprobs_longmem": (np.float32, 1),
-    "logprobs_backbone": (np.float32, 1),
-    "copy_share": (np.float32, 1),
-    "uncopied": (np.float32, 1),
-    "copied": (np.float32, 1),
-    "places": (np.int32, PLACES),
-    "weights": (np.float32, PLACES),
-    "runs": (np.uint8, PLACES),
-    "blocks": (np.int32, 2),
-    "starts": (np.int32, 1),
-    "lengths": (np.int32, 1),
-}
-"""Type and width of the arrays of `TokenScores`, which the journal holds as bytes."""
+from longmem.types import Document, Segment, SegmentScore, TokenReadings
+from pipelines.job.journal import array_of, packed, text_of, unpacked
 
 Status = Literal["started", "scored", "failed"]
 
@@ -186,10 +168,10 @@ def encode(record: Record) -> dict[str, Any]:
         return {"kind": "document", **values}
     if isinstance(record, WindowRecord):
         if record.logprobs is not None:
-            values["logprobs"] = _text_of(record.logprobs)
+            values["logprobs"] = text_of(record.logprobs)
         return {"kind": "window", **values}
     if record.tokens is not None:
-        values["tokens"] = _packed(record.tokens)
+        values["tokens"] = packed(record.tokens)
     return {"kind": "segment", **values}
 
 
@@ -201,46 +183,14 @@ def decode(values: dict[str, Any]) -> Record:
         return DocumentRecord(**fields)
     if kind == "window":
         if fields["logprobs"] is not None:
-            fields["logprobs"] = _array_of(fields["logprobs"], np.float32)
+            fields["logprobs"] = array_of(fields["logprobs"], np.float32)
         return WindowRecord(**fields)
     if kind != "segment":
         raise ValueError(f"unknown kind of record {kind!r}")
     if fields["tokens"] is not None:
-        kept = _unpacked(fields["tokens"])
+        kept = unpacked(fields["tokens"])
         for name, part in (("readings", TokenReadings), ("passage", Passage)):
             if kept.get(name) is not None:
                 kept[name] = part(**kept[name])
         fields["tokens"] = TokenScores(**kept)
     return SegmentRecord(**fields)
-
-
-def _packed(part: object) -> dict[str, Any]:
-    """Return a dataclass of arrays, texts and numbers as JSON values."""
-    packed: dict[str, Any] = {}
-    for name, value in vars(part).items():
-        if isinstance(value, np.ndarray):
-            packed[name] = _text_of(value)
-        else:
-            packed[name] = value if value is None or isinstance(value, str | int) else _packed(value)
-    return packed
-
-
-def _unpacked(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that `_packed` was given, those of inner dataclasses as dictionaries."""
-    fields: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in COLUMNS:
-            dtype, width = COLUMNS[name]
-            array = _array_of(value, dtype)
-            fields[name] = array if width == 1 else array.reshape(-1, width)
-        else:
-            fields[name] = _unpacked(value) if isinstance(value, dict) else value
-    return fields
-
-
-def _text_of(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).data).decode("ascii")
-
-
-def _array_of(text: str, dtype: Dtype) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype=dtype)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic-test job: one request per memory, then statistics over all answers.
 
-summary.json     model, settings, and shares of correct answers with 95% intervals by subject and condition
-trials.parquet   every question (`longmem.synthetic.trial.Trial`)
-report.html      summary with plots
+summary.json       model, settings, and shares of correct answers with 95% intervals by subject and condition
+trials.parquet     every question (`longmem.synthetic.trial.Trial`)
+readings.parquet   what the right answers read, with --tokens
+report.html        summary with plots, and questions with answers
 """
 
 import time
@@ -12,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 from rich.console import Console
 
@@ -23,6 +23,7 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import Request
+from longmem.synthetic.answer_readings import AnswerReadings, AnswerToken, ReadPlace, ShownPlace
 from longmem.synthetic.pairs import PairPlan, pair_trials
 from longmem.synthetic.passkey import PasskeyPlan, check_length, passkey_trials
 from longmem.synthetic.trial import Trial
@@ -30,12 +31,17 @@ from longmem.text.documents import InputFile, UnreadableDocument
 from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
+from pipelines.command.command_line import num_cores
 from pipelines.job.ask import RequestJob, ask_all, on_service
+from pipelines.job.executors import where
+from pipelines.job.inputs import tokenizer_with_spans
 from pipelines.job.journal import JOURNAL, AbstractJournal
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext
+from pipelines.job.summary import about
 from pipelines.probe.report import write_probe_report
+from pipelines.probe.tables import GROUP_ROWS, readings_table, trials_table
 
 PART_S = 86_400.0
 """Timeout of one request (all questions about one memory) on a cluster, in seconds."""
@@ -62,6 +68,8 @@ class ProbeJob:
     """Running service whose model and pools replace those given here."""
     resume: bool = False
     command: str = ""
+    keep_tokens: bool = False
+    """True to write what each token of a right answer read."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,12 @@ class ProbeRequest(Request):
     text: str
     """Filler text, and source of words."""
     part: Plan
+    keep_readings: bool = False
 
     def answer(self, model: LongMem, windows: WindowCache) -> list[Trial]:  # noqa: ARG002
         """Return the trials. Raises ConfigError for an impossible plan, DocumentError, NumericError."""
         trials = passkey_trials if isinstance(self.part, PasskeyPlan) else pair_trials
-        return list(trials(model, self.text, self.part))  # type: ignore[arg-type]
+        return list(trials(model, self.text, self.part, self.keep_readings))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"questions of {self.part}"
@@ -101,10 +110,24 @@ class ProbeJournal(AbstractJournal[PartRecord]):
         return asdict(record)
 
     def _decode(self, values: dict[str, Any]) -> PartRecord:
-        return PartRecord(values["plan"], values["part"], [Trial(**trial) for trial in values["trials"]])
+        return PartRecord(values["plan"], values["part"], list(map(_trial, values["trials"])))
 
     def _accept(self, record: PartRecord) -> None:
         self.trials[record.plan, record.part] = record.trials
+
+
+def _trial(values: dict[str, Any]) -> Trial:
+    """Return the trial that a journal holds."""
+    readings = values.get("readings")
+    return Trial(**{**values, "readings": None if readings is None else _readings(readings)})
+
+
+def _readings(values: dict[str, Any]) -> AnswerReadings:
+    tokens = [
+        AnswerToken(**{**token, "places": [ReadPlace(**place) for place in token["places"]]})
+        for token in values["tokens"]
+    ]
+    return AnswerReadings(**{**values, "place": ShownPlace(**values["place"]), "tokens": tokens})
 
 
 def run_probe(job: ProbeJob, console: Console) -> dict[str, Any]:
@@ -129,6 +152,8 @@ class Probe(RequestJob[ProbeJob]):
             "filler": xxhash.xxh3_128_hexdigest(self._text.encode("utf-8")),
             "search": self._spec.model.search,
             "threads": self._spec.threads,
+            # absent without, as in jobs of earlier versions
+            **({"keep_tokens": True} if self._spec.keep_tokens else {}),
         }
 
     def cluster(self) -> ClusterShape | None:
@@ -144,6 +169,8 @@ class Probe(RequestJob[ProbeJob]):
             (number, index): part for number, plan in enumerate(spec.plans) for index, part in enumerate(parts_of(plan))
         }
         check_lengths(spec.plans, context.model.settings["chunk_tokens"])
+        if spec.keep_tokens:
+            tokenizer_with_spans(spec.model, context.model.name, "--tokens")
         with ProbeJournal(self.out / JOURNAL) as journal:
             done = sum(len(trials) for trials in journal.trials.values())
             context.observer.planned("questions", sum(map(num_trials, spec.plans)), done)
@@ -154,13 +181,15 @@ class Probe(RequestJob[ProbeJob]):
                 slices.record({"wall_s": time.perf_counter() - start})
 
             left = ((key, part) for key, part in parts.items() if key not in journal.trials)
-            requests = ((key, ProbeRequest(self._text, part)) for key, part in left)
+            requests = ((key, ProbeRequest(self._text, part, spec.keep_tokens)) for key, part in left)
             ask_all(context.worker, requests, context.observer, answered)
         trials = [trial for key in parts for trial in journal.trials[key]]
         wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
-        summary = summarise(context.model, spec, trials, wall_s)
-        context.folder.write_table("trials.parquet", pa.Table.from_pylist([asdict(trial) for trial in trials]))
-        write_probe_report(context.folder, summary)
+        summary = summarise(context.model, spec, trials, wall_s, bool(done))
+        context.folder.write_table("trials.parquet", trials_table(trials))
+        if spec.keep_tokens:
+            context.folder.write_table("readings.parquet", readings_table(trials), GROUP_ROWS)
+        write_probe_report(context.folder, summary, trials)
         return summary
 
 
@@ -189,14 +218,17 @@ def num_trials(plan: Plan) -> int:
     return len(plan.examples) * len(plan.shots) * plan.questions
 
 
-def summarise(model: ModelDescription, job: ProbeJob, trials: Sequence[Trial], wall_s: float) -> dict[str, Any]:
+def summarise(
+    model: ModelDescription, job: ProbeJob, trials: Sequence[Trial], wall_s: float, resumed: bool
+) -> dict[str, Any]:
     """Return the content of summary.json."""
+    subjects = {name: [trial for trial in trials if trial.subject == name] for name in map(name_of, job.plans)}
     return {
-        "command": job.command,
-        "model": {"name": model.name, "sidenet": model.sidenet, "trained": model.trained},
-        "settings": model.settings,
+        **about(job.command, model, where(job.cluster, job.threads or num_cores()), resumed),
         "filler": "the Python language reference" if job.filler is None else str(job.filler),
         "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
+        "overall": shares(trials),
+        "subjects": {name: shares(part) for name, part in subjects.items()},
         "conditions": conditions(trials),
         "num_trials": len(trials),
         "wall_s": wall_s,
@@ -212,11 +244,14 @@ def conditions(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     rows = []
     for condition, group in groups.items():
         row: dict[str, Any] = dict(zip(CONDITION, condition, strict=True))
-        row |= {"trials": len(group), "chance": 1 / group[0].choices}
-        for name in SHARES:
-            row[name] = share([bool(getattr(trial, name)) for trial in group])
-        rows.append(row)
+        rows.append(row | {"chance": 1 / group[0].choices} | shares(group))
     return rows
+
+
+def shares(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the number of trials, and the share of each outcome with its interval."""
+    outcomes = {name: share([bool(getattr(trial, name)) for trial in trials]) for name in SHARES}
+    return {"trials": len(trials), **outcomes}
 
 
 def share(outcomes: Sequence[bool]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTML report of synthetic tests: plots of the shares, and a table of all conditions."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from longmem.synthetic.trial import Trial
 from longmem.wording import counted
 from pipelines.html.charts import (
-    FAINT,
     INK,
     NARROW_INCHES,
     WIDE_INCHES,
@@ -21,26 +22,57 @@ from pipelines.html.charts import (
     Chart,
     svg,
 )
-from pipelines.html.page import write_page
+from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.job.folder import JobFolder
-from pipelines.job.format import FILTERS, percent, short_count
+from pipelines.job.format import FILTERS, short_count, short_percent
+from pipelines.probe.console import NAMES
 
-REPORT_NAME = "report.html"
 PAIR_TITLES = {"lookup": "Lookup by lines in memory", "labels": "Random labels by demonstrations in memory"}
-MEASURES = {"chosen": "solid", "greedy": "dotted"}
+MOST_QUESTIONS = 200
+"""Questions on the page."""
 HEAT = LinearSegmentedColormap.from_list("share", ["#b3261e", "#e8c547", "#17713c"])
 """Colour map from red (0) to green (1), readable on light and dark pages."""
+ON_DARK, ON_YELLOW = "#ffffff", "#1b1f27"
+"""Colours of the numbers in the map: its middle is light."""
+MARKERS = ("o", "s", "^", "D")
 
 
-def write_probe_report(folder: JobFolder, summary: dict[str, Any]) -> None:
+def write_probe_report(folder: JobFolder, summary: dict[str, Any], trials: Sequence[Trial]) -> None:
     """Write report.html atomically. Raises OutputError."""
+    questions = worst_first([trial for trial in trials if trial.answer is not None])
     write_page(
         folder.path / REPORT_NAME,
         Path(__file__).parent,
-        {**FILTERS, "percent": percent},
+        {**FILTERS, "percent": short_percent, "question": _in_one_line},
         summary=summary,
+        names=NAMES,
+        pair_titles=list(PAIR_TITLES.values()),
+        title=finding(summary["overall"]),
         charts=charts(summary["conditions"]),
+        questions=questions[:MOST_QUESTIONS],
+        num_questions=len(questions),
     )
+
+
+def finding(overall: dict[str, Any]) -> str:
+    """Return the result of all questions in one sentence."""
+    count = overall["trials"]
+    right, without = (round(overall[name]["value"] * count) for name in ("chosen", "chosen_without"))
+    which = f"All {count:,} answers" if right == count else f"{right:,} of {count:,} answers"
+    return (
+        f"{which} chosen right with memory (95% interval {short_percent(overall['chosen']['low'])} to "
+        f"{short_percent(overall['chosen']['high'])}), {without:,} without"
+    )
+
+
+def worst_first(trials: Sequence[Trial]) -> list[Trial]:
+    """Return wrong answers first, then those that greedy decoding does not write, then those whose place was not
+    read."""
+    return sorted(trials, key=lambda trial: (trial.chosen, trial.greedy, trial.read))
+
+
+def _in_one_line(question: str) -> str:
+    return question.replace("\n", " · ")
 
 
 def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
@@ -87,7 +119,8 @@ def _draw_heat(rows: list[dict[str, Any]], axes: Axes) -> None:
     axes.grid(visible=False)
     axes.pcolormesh(shares, cmap=HEAT, vmin=0, vmax=1, edgecolors="white", linewidth=1)
     for y, x in np.argwhere(~np.isnan(shares)):
-        axes.text(x + 0.5, y + 0.5, f"{shares[y, x]:.0%}", ha="center", va="center", color="white", fontweight="bold")
+        colour = ON_YELLOW if 0.25 < shares[y, x] < 0.75 else ON_DARK
+        axes.text(x + 0.5, y + 0.5, f"{shares[y, x]:.0%}", ha="center", va="center", color=colour, fontweight="bold")
     axes.set_xticks(np.arange(len(lengths)) + 0.5, [short_count(length, 1024) for length in lengths])
     axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:.0%}" for depth in depths])
     axes.invert_yaxis()
@@ -96,21 +129,45 @@ def _draw_heat(rows: list[dict[str, Any]], axes: Axes) -> None:
 
 
 def _draw_pairs(rows: list[dict[str, Any]], axes: Axes) -> None:
-    for shots in sorted({row["shots"] for row in rows}):
+    ticks, all_shots = (sorted({row[name] for row in rows}) for name in ("examples", "shots"))
+    # evenly spaced, because lines grow by factors
+    positions = {lines: position for position, lines in enumerate(ticks)}
+    kinds = [
+        ("chosen", WITH_MEMORY, "chosen"),
+        ("greedy", WITH_MEMORY, "written"),
+        ("chosen_without", WITHOUT_MEMORY, "without"),
+    ]
+    drawn = [(shots, *kind) for kind in kinds for shots in all_shots]
+    for index, (shots, name, colour, said) in enumerate(drawn):
         own = sorted((row for row in rows if row["shots"] == shots), key=lambda row: row["examples"])
-        lines = [row["examples"] for row in own]
-        for measure, style in MEASURES.items():
-            for name, colour in ((measure, WITH_MEMORY), (f"{measure}_without", WITHOUT_MEMORY)):
-                values = [row[name]["value"] for row in own]
-                axes.plot(lines, values, color=colour, linestyle=style, marker="o", markersize=3.5)
-                if name == "chosen":
-                    axes.annotate(
-                        f"{shots} shots", (lines[-1], values[-1]), color=INK, fontsize=8, ha="right", va="top"
-                    )
-    axes.axhline(rows[0]["chance"], color=FAINT, linestyle=(0, (2, 2)))
-    axes.set_xscale("log")
+        shares = [row[name] for row in own]
+        bars = [[each["value"] - each["low"] for each in shares], [each["high"] - each["value"] for each in shares]]
+        axes.errorbar(
+            # shifted sideways, so that the intervals of several lines do not overlap
+            [positions[row["examples"]] + 0.05 * (index - (len(drawn) - 1) / 2) for row in own],
+            [each["value"] for each in shares],
+            bars,
+            color=colour,
+            linestyle=":" if name == "greedy" else "-",
+            marker=MARKERS[all_shots.index(shots) % len(MARKERS)],
+            markersize=4.5,
+            elinewidth=0.9,
+            label=f"{said}, {shots} in context",
+        )
+    axes.axhline(rows[0]["chance"], color=INK, linewidth=1.1, linestyle=(0, (1, 2)), label="chance")
+    narrow = axes.get_figure().get_figwidth() <= NARROW_INCHES[0]  # type: ignore[union-attr]
+    # named above the chart: words at the lines would cover other lines
+    axes.legend(
+        frameon=False,
+        labelcolor=INK,
+        fontsize=7.5 if narrow else 8.5,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2 if narrow else len(kinds) + 1,
+    )
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.set_ylim(-0.03, 1.05)
+    axes.xaxis.set_major_locator(FixedLocator(range(len(ticks))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{ticks[round(position)]:,}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.set_xlabel("lines in memory")

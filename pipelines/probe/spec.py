@@ -13,6 +13,7 @@ from pipelines.command.command_line import command_text, parse_numbers, show_sum
 from pipelines.command.fields import (
     WORKERS,
     choice_field,
+    flag_field,
     from_options,
     path_field,
     text_field,
@@ -57,6 +58,9 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
     shots: str = text_field("0,16", "lookup, labels: other lines in the local context, separated by commas.")
     questions: int = whole_field(50, "lookup, labels: for each number of lines and shots.")
     choices: int = whole_field(10, "Answers offered for each question; the number of labels.", least=2)
+    tokens: bool = flag_field(
+        "Also write what each token of every right answer read from memory, for `longmem view`: readings.parquet."
+    )
     seed: int = whole_field(0, "Decides texts, keys, places and questions.", least=0)
 
     def run(self, console: Console) -> None:
@@ -75,6 +79,7 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
             cluster=self.request_shape(),
             service=self.service_choice(source if self.model else None),
             out=self.folder,
+            keep_tokens=self.tokens,
             command=command_text(),
         )
         summary = run_probe(job, console)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Suffix job, from its options to its output folder.
 
-file ─► examples ─► scores at every context length ─► journal ─► items.parquet, summary, report
+file ─► examples ─► scores at every context length ─► journal ─► tables, summary, report
 """
 
 import time
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 from rich.console import Console
 
@@ -20,32 +19,20 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import Request
+from longmem.types import TokenReadings
 from pipelines.job.ask import RequestJob, ask_all, on_service
 from pipelines.job.executors import where
-from pipelines.job.journal import JOURNAL, AbstractJournal
+from pipelines.job.inputs import tokenizer_with_spans
+from pipelines.job.journal import JOURNAL, AbstractJournal, packed, unpacked
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext
 from pipelines.job.summary import about
 from pipelines.suffix.data import SuffixExample, read_examples
-from pipelines.suffix.figures import WAYS, chance, figures_by_length, is_correct
+from pipelines.suffix.figures import chance, figures_by_length
 from pipelines.suffix.report import write_suffix_report
-from pipelines.suffix.scoring import SuffixLengths, SuffixScore, score_example
-
-ITEM_SCHEMA = pa.schema(
-    [
-        ("example", pa.string()),
-        ("work", pa.string()),
-        ("label", pa.int64()),
-        ("context_tokens", pa.int64()),
-        ("local_tokens", pa.int64()),
-        ("memory_tokens", pa.int64()),
-        ("suffix_tokens", pa.list_(pa.int64())),
-        *((f"nll_{way}", pa.list_(pa.float64())) for way in WAYS),
-        *((f"correct_{way}", pa.bool_()) for way in WAYS),
-    ]
-)
-"""Columns of items.parquet: one row per example and context length; lists have one entry per candidate."""
+from pipelines.suffix.scoring import CandidateReadings, SuffixLengths, SuffixScore, score_example
+from pipelines.suffix.tables import GROUP_ROWS, items_table, readings_table, texts_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +53,8 @@ class SuffixJob:
     limit_examples: int | None = None
     resume: bool = False
     command: str = ""
+    keep_tokens: bool = False
+    """True to write what each token of every candidate read."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "limit_examples"):
@@ -82,13 +71,29 @@ class SuffixJournal(AbstractJournal[list[SuffixScore]]):
         super().__init__(path)
 
     def _encode(self, record: list[SuffixScore]) -> dict[str, Any]:
-        return {"scores": [asdict(score) for score in record]}
+        return {"scores": [_values_of(score) for score in record]}
 
     def _decode(self, values: dict[str, Any]) -> list[SuffixScore]:
-        return [SuffixScore(**score) for score in values["scores"]]
+        return [_score_of(score) for score in values["scores"]]
 
     def _accept(self, record: list[SuffixScore]) -> None:
         self.scores[record[0].example] = record
+
+
+def _values_of(score: SuffixScore) -> dict[str, Any]:
+    kept = score.readings
+    return {**vars(score), "readings": None if kept is None else list(map(packed, kept))}
+
+
+def _score_of(values: dict[str, Any]) -> SuffixScore:
+    # absent in journals of earlier versions
+    kept = values.get("readings")
+    return SuffixScore(**{**values, "readings": None if kept is None else list(map(_readings_of, kept))})
+
+
+def _readings_of(values: dict[str, Any]) -> CandidateReadings:
+    fields = unpacked(values)
+    return CandidateReadings(**{**fields, "readings": TokenReadings(**fields["readings"])})
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,11 @@ class SuffixRequest(Request):
 
     example: SuffixExample
     lengths: SuffixLengths
+    keep_readings: bool = False
 
     def answer(self, model: LongMem, windows: WindowCache) -> list[SuffixScore]:  # noqa: ARG002
         """Return the scores. Raises the errors of `score_example`."""
-        return score_example(model, self.example, self.lengths)
+        return score_example(model, self.example, self.lengths, self.keep_readings)
 
     def __str__(self) -> str:
         return f"scores of example {self.example.id}"
@@ -128,12 +134,15 @@ class Suffix(RequestJob[SuffixJob]):
             "lengths": asdict(self._spec.lengths),
             "search": self._spec.model.search,
             "threads": self._spec.threads,
+            # absent without, as in jobs of earlier versions
+            **({"keep_tokens": True} if self._spec.keep_tokens else {}),
         }
 
     def run(self, context: JobContext[AbstractExecutor]) -> dict[str, Any]:
         spec, slices, start = self._spec, context.slices, time.perf_counter()
         # raises ConfigError before any example is scored
         spec.lengths.local_tokens(context.model.settings["segment_tokens"])
+        tokenizer = tokenizer_with_spans(spec.model, context.model.name, "--tokens") if spec.keep_tokens else None
         with SuffixJournal(self.out / JOURNAL) as journal:
             num_resumed = len(journal.scores)
             left = [example for example in self._examples if example.id not in journal.scores]
@@ -145,20 +154,21 @@ class Suffix(RequestJob[SuffixJob]):
                 # an example takes seconds, and an interruption loses the current one
                 slices.record({"wall_s": time.perf_counter() - start})
 
-            requests = ((example.id, SuffixRequest(example, spec.lengths)) for example in left)
+            requests = ((example.id, SuffixRequest(example, spec.lengths, spec.keep_tokens)) for example in left)
             ask_all(context.worker, requests, context.observer, answered)
         flat = [score for example in self._examples for score in journal.scores[example.id]]
         wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
         summary = _summary(spec, flat, context.model, num_resumed, wall_s)
         context.folder.write_table("items.parquet", items_table(flat))
+        if tokenizer is not None:
+            tables = {
+                "readings": readings_table(flat),
+                "texts": texts_table(self._examples, tokenizer, spec.lengths),
+            }
+            for name, table in tables.items():
+                context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS[name])
         write_suffix_report(self.out, summary)
         return summary
-
-
-def items_table(scores: list[SuffixScore]) -> pa.Table:
-    """Return the rows in the order of the file, by ascending context length."""
-    rows = [{**asdict(score), **{f"correct_{way}": is_correct(score, way) for way in WAYS}} for score in scores]
-    return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
 
 
 def _summary(

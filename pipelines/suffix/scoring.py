@@ -9,13 +9,14 @@ memory (context_tokens − local)    local context          candidate
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError
 from longmem.memory.context import ContextMemory
 from longmem.model.longmem import LongMem
-from longmem.scoring.batch import Item, score_items
+from longmem.scoring.batch import Item, ItemScore, score_items
+from longmem.types import TokenReadings
 from pipelines.suffix.data import SuffixExample
 
 
@@ -51,6 +52,17 @@ class SuffixLengths:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidateReadings:
+    """Natural-log probabilities of one candidate's scored tokens, and what their predictions read."""
+
+    logprobs_memory: Float32[np.ndarray, " tokens"]
+    logprobs_no_memory: Float32[np.ndarray, " tokens"]
+    logprobs_backbone: Float32[np.ndarray, " tokens"]
+    readings: TokenReadings
+    """Readings with memory; places are positions in the context."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuffixScore:
     """Scores of one example at one context length; lists are in the order of the example's candidates."""
 
@@ -70,10 +82,14 @@ class SuffixScore:
     """Negative log-likelihood of the same model and local context, with an empty memory."""
     nll_backbone: list[float]
     """Negative log-likelihood of the frozen backbone with the same local context."""
+    readings: list[CandidateReadings] | None = None
+    """Readings of each candidate; kept only on request."""
 
 
-def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths) -> list[SuffixScore]:
-    """Return one score per context length, ascending.
+def score_example(
+    model: LongMem, example: SuffixExample, lengths: SuffixLengths, keep_readings: bool = False
+) -> list[SuffixScore]:
+    """Return one score per context length, ascending; with `keep_readings`, also what every token read.
 
     Raises DocumentError for a text without tokens, NumericError.
     """
@@ -97,8 +113,11 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
         for index, tokens in enumerate(candidates)
         for num_local, _ in ways
     ]
-    scores = score_items(model, items, [*ways.values()] * len(candidates))
+    scores = score_items(model, items, [*ways.values()] * len(candidates), keep_readings=keep_readings)
     scores_of = {way: scores[first :: len(ways)] for first, way in enumerate(ways)}
+    of_length = [
+        (scores_of[local[index], view_index[index]], scores_of[local[index], -1]) for index in range(len(read))
+    ]
     return [
         SuffixScore(
             example=example.id,
@@ -108,12 +127,25 @@ def score_example(model: LongMem, example: SuffixExample, lengths: SuffixLengths
             local_tokens=local[index],
             memory_tokens=0 if (view := views[index]) is None else view.num_tokens,
             suffix_tokens=[len(tokens) for tokens in candidates],
-            nll_memory=[-score.longmem.total for score in scores_of[local[index], view_index[index]]],
-            nll_no_memory=[-score.longmem.total for score in scores_of[local[index], -1]],
-            nll_backbone=[-score.backbone.total for score in scores_of[local[index], -1]],
+            nll_memory=[-score.longmem.total for score in with_memory],
+            nll_no_memory=[-score.longmem.total for score in without],
+            nll_backbone=[-score.backbone.total for score in without],
+            readings=list(map(_readings, with_memory, without)) if keep_readings else None,
         )
-        for index, context_tokens in enumerate(lengths.context_tokens)
+        for index, (context_tokens, (with_memory, without)) in enumerate(
+            zip(lengths.context_tokens, of_length, strict=True)
+        )
     ]
+
+
+def _readings(with_memory: ItemScore, without: ItemScore) -> CandidateReadings:
+    assert with_memory.readings is not None, "readings were not kept"
+    return CandidateReadings(
+        logprobs_memory=with_memory.longmem.logprobs,
+        logprobs_no_memory=without.longmem.logprobs,
+        logprobs_backbone=without.backbone.logprobs,
+        readings=with_memory.readings,
+    )
 
 
 def plain(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, " tokens"]:

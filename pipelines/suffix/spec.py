@@ -7,7 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.command.command_line import command_text, parse_numbers, show_summary
-from pipelines.command.fields import REQUIRED, WORKERS, from_options, path_argument_field, text_field, whole_field
+from pipelines.command.fields import (
+    REQUIRED,
+    WORKERS,
+    flag_field,
+    from_options,
+    path_argument_field,
+    text_field,
+    whole_field,
+)
 from pipelines.command.options import WHERE_TO_RUN, MemoryModelOptions, OutputOptions, RequestWorkerOptions
 from pipelines.command.spec import CommandSpec, command
 
@@ -35,6 +43,11 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
         None, "Score only the first N examples.", names=("--limit-examples", "--limit"), shown=False
     )
 
+    tokens: bool = flag_field(
+        "Also write what each token of every candidate read from memory, for `longmem view`: readings.parquet, and "
+        "texts.parquet, which holds the texts."
+    )
+
     def run(self, console: Console) -> None:
         from pipelines.suffix.job import SuffixJob, run_suffix
         from pipelines.suffix.report import print_suffix_result
@@ -55,6 +68,7 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
             service=self.service_choice(source if self.model else None),
             lengths=SuffixLengths(context_tokens=lengths, suffix_tokens=self.suffix_tokens),
             threads=self.threads_of_each,
+            keep_tokens=self.tokens,
             command=command_text(),
         )
         summary = run_suffix(job, console)

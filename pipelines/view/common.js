@@ -36,6 +36,11 @@ function bar(share) {
   return element("span", { class: "bar", "aria-hidden": "true" }, filled);
 }
 
+const signOf = (right) => element("span", { class: `sign ${right ? "right" : "wrong"}`, role: "img", "aria-label": right ? "right" : "wrong" }, right ? "✓" : "✗");
+// an answer; `none` names a missing one
+const labelOf = (label, right, none) => element("span", { class: `label ${right ? "right" : "wrong"}` }, label === null ? none : shownText(label));
+const withArticle = (word) => `${/^[aeiou]/.test(word) ? "an" : "a"} ${word}`;
+
 // asks the server of this page
 async function ask(name, values = {}) {
   const reply = await fetch(`${name}?${new URLSearchParams(values)}`);

@@ -5,8 +5,6 @@ const SCORINGS = { "": "mean log-probability", _greedy: "greedy first token", _c
 const MODELS = { longmem: "LongMem", backbone: "backbone", reading: "reading alone", votes: "votes alone", regression: "regression alone", idf_votes: "shared words alone" };
 const VOTES = { idf: "shared words", values: "values", target: "label place", label: "places on labels" };
 
-const signOf = (right) => element("span", { class: `sign ${right ? "right" : "wrong"}`, role: "img", "aria-label": right ? "right" : "wrong" }, right ? "✓" : "✗");
-const labelOf = (label, gold) => element("span", { class: `label ${label === gold ? "right" : "wrong"}` }, label === null ? "no label" : shownText(label));
 
 function quoteOf(example, same) {
   const target = element("mark", same ? { class: "same" } : {}, inOneLine(example.target));
@@ -14,7 +12,7 @@ function quoteOf(example, same) {
 }
 
 // answers as a table of models and ways to choose a label
-function answersTable(item) {
+function answersTable(item, run) {
   const rows = [];
   for (const [suffix, scoring] of Object.entries(SCORINGS)) {
     for (const [model, name] of Object.entries(MODELS)) {
@@ -23,7 +21,7 @@ function answersTable(item) {
       if (!(key in item.answers) || (suffix === "" && !["longmem", "backbone"].includes(model))) continue;
       const answer = item.answers[key];
       if (answer === null && suffix !== "_greedy") continue;
-      rows.push(element("tr", {}, element("th", { scope: "row" }, `${name}, ${scoring}`), element("td", {}, labelOf(answer, item.label), " ", signOf(answer === item.label))));
+      rows.push(element("tr", {}, element("th", { scope: "row" }, `${name}, ${scoring}`), element("td", {}, labelOf(answer, answer === item.label, run.none), " ", signOf(answer === item.label))));
     }
   }
   return element("table", {}, element("tbody", {}, ...rows));
@@ -48,7 +46,7 @@ function demonstrationItem(each, item) {
   const about = element("span", { class: "about" });
   if (each.rank) about.append(element("b", {}, `${each.rank}.`));
   if (typeof each.places === "number") about.append(element("b", {}, percent(each.places)));
-  about.append(labelOf(each.label, item.label), element("span", {}, same ? "the right label" : "another label"));
+  about.append(labelOf(each.label, same), element("span", {}, same ? "the right label" : "another label"));
   if (weights.length) about.append(element("span", {}, `votes: ${weights.join(", ")}`));
   if (typeof each.labels === "number") about.append(element("span", {}, `${percent(each.labels)} on its label`));
   about.append(element("span", {}, shownText(each.name)));
@@ -100,7 +98,7 @@ function itemPanel(item, task, run) {
     parts.push(element("table", {}, element("tbody", {}, row("LongMem's answer", element("b", {}, shownText(answer) || "nothing")), row("exact match", signOf(exact === 1)), row("F1", percent(f1)))));
     parts.push(element("p", { class: "hint" }, "What a generated answer read is not kept."));
   } else {
-    parts.push(answersTable(item), element("h2", {}, "Each label: log-probability, and share of the votes"), labelsTable(item, task.labels));
+    parts.push(answersTable(item, run), element("h2", {}, "Each label: log-probability, and share of the votes"), labelsTable(item, task.labels));
     const said = trust(item, run);
     if (said) parts.push(element("p", { class: "verdict" }, said));
   }

@@ -2,33 +2,35 @@
 // State of the page. The address after # names the cell, the filters and the item, so that going back and links work.
 
 const byId = (id) => document.getElementById(id);
-const KINDS = { all: "all items", wrong: "LongMem wrong", right: "LongMem right", gained: "right only with LongMem", lost: "right only without" };
-const NAMES = { normalised: "mean log-probability", greedy: "greedy first token", calibrated: "calibration", generated: "generation" };
-// parts of the state that are numbers of an option, with the letter that names them in the address
-const LETTERS = { task: "t", shots: "c", memory: "m", seed: "d", scoring: "s", show: "f", gold: "g", answer: "a", first: "p", item: "i" };
-const state = { run: null, list: null, at: {}, turn: 0 };
+// parts of the state that every run has, with the letter that names them in the address; the controls of a task are more
+const LETTERS = { task: "t", show: "f", gold: "g", answer: "a", first: "p", item: "i" };
+const FILTERS = ["show", "gold", "answer"];
+const state = { run: null, list: null, at: {}, turn: 0, controls: null };
 
 const task = () => state.run.tasks[state.at.task];
+const lettersOf = (taskAt) => ({ ...LETTERS, ...Object.fromEntries(state.run.tasks[taskAt].controls.map((each) => [each.name, each.letter])) });
 
 function address(changed) {
   const at = { ...state.at, ...changed };
-  return "#" + Object.entries(LETTERS).filter(([name]) => at[name] !== null).map(([name, letter]) => `${letter}=${at[name]}`).join("&");
+  return "#" + Object.entries(lettersOf(at.task)).filter(([name]) => at[name] !== null).map(([name, letter]) => `${letter}=${at[name]}`).join("&");
 }
 
-// the cell with the most in memory, and the last scoring, which is calibrated where there is one
 function initial(taskAt) {
-  const { shots, memory_shots: memory, tasks } = state.run;
-  const scorings = tasks[taskAt].scorings;
-  const scoring = scorings.includes("calibrated") ? scorings.indexOf("calibrated") : 0;
-  return { task: taskAt, shots: Math.min(...shots), memory: Math.max(...memory), seed: 0, scoring, show: 0, gold: -1, answer: -1, first: 0, item: null };
+  const chosen = Object.fromEntries(state.run.tasks[taskAt].controls.map((each) => [each.name, each.initial]));
+  return { task: taskAt, ...chosen, show: 0, gold: -1, answer: -1, first: 0, item: null };
+}
+
+// the choices that name the cell of an item
+function cell() {
+  return { task: state.at.task, ...Object.fromEntries(task().controls.map(({ name }) => [name, state.at[name]])) };
 }
 
 function addressed() {
   const given = new URLSearchParams(location.hash.slice(1));
-  const whole = (name) => (/^-?\d+$/.test(given.get(LETTERS[name]) ?? "") ? Number(given.get(LETTERS[name])) : null);
-  const taskAt = whole("task");
+  const whole = (letter) => (/^-?\d+$/.test(given.get(letter) ?? "") ? Number(given.get(letter)) : null);
+  const taskAt = whole(LETTERS.task);
   const at = initial(state.run.tasks[taskAt] ? taskAt : 0);
-  for (const name of Object.keys(LETTERS)) if (name !== "task" && whole(name) !== null) at[name] = whole(name);
+  for (const [name, letter] of Object.entries(lettersOf(at.task))) if (name !== "task" && whole(letter) !== null) at[name] = whole(letter);
   return at;
 }
 
@@ -44,35 +46,53 @@ function fill(id, options, value) {
 
 function fillControls() {
   const { run, at } = state;
-  fill("task", run.tasks.map((each, number) => [number, each.name]), at.task);
-  fill("shots", run.shots.map((each) => [each, number(each)]), at.shots);
-  fill("memory", run.memory_shots.map((each) => [each, number(each)]), at.memory);
-  fill("seed", Array.from({ length: run.seeds }, (_, seed) => [seed, `seed ${seed}`]), at.seed);
-  fill("scoring", task().scorings.map((each, number) => [number, NAMES[each]]), at.scoring);
   const labels = task().labels.map((each, number) => [number, each]);
+  // made anew for another task only: a choice keeps the focus of the keyboard
+  if (state.controls !== at.task) {
+    const held = document.activeElement.id;
+    const choices = task().controls.map((each) => element("label", {}, `${each.title} `, chooser(each.name)));
+    byId("controls").replaceChildren(element("label", {}, "Task ", chooser("task")), ...choices);
+    state.controls = at.task;
+    byId(held)?.focus();
+  }
+  fill("task", run.tasks.map((each, number) => [number, each.name]), at.task);
+  for (const each of task().controls) fill(each.name, each.options, at[each.name]);
   fill("gold", [[-1, "any"], ...labels], at.gold);
-  fill("answer", [[-1, "any"], ...labels, ...(labels.length ? [[labels.length, "no label"]] : [])], at.answer);
+  fill("answer", [[-1, "any"], ...labels, [labels.length, run.none]], at.answer);
+  // answers that differ from item to item cannot be chosen by name
+  for (const name of ["gold", "answer"]) byId(name).parentElement.hidden = !labels.length;
+}
+
+function chooser(name) {
+  const made = element("select", { id: name });
+  made.addEventListener("change", () => {
+    const value = Number(made.value);
+    if (name === "task") location.hash = address(initial(value)).slice(1);
+    else change({ [name]: value, first: 0 });
+  });
+  return made;
 }
 
 function itemLink(each) {
+  const { none, other } = state.run;
   const about = element("span", { class: "about" }, element("span", {}, "right: ", element("b", {}, shownText(each.gold))));
-  about.append(element("span", {}, "LongMem: ", labelOf(each.longmem, each.right ? each.longmem : each.gold)));
-  if (each.backbone_right !== null) about.append(element("span", {}, "backbone: ", labelOf(each.backbone, each.gold)));
+  about.append(element("span", {}, "LongMem: ", labelOf(each.longmem, each.right, none)));
+  if (each.backbone_right !== null) about.append(element("span", {}, `${other}: `, labelOf(each.backbone, each.backbone_right, none)));
+  if (each.about) about.append(element("span", {}, shownText(each.about)));
   const text = element("span", { class: "text", dir: "auto" }, inOneLine(each.text));
   return element("a", { href: address({ item: each.item }), "data-item": each.item, tabindex: -1 }, signOf(each.right), text, about);
 }
 
 async function showList() {
-  const { task: taskAt, seed, shots, memory, scoring, show, gold, answer, first } = state.at;
-  const list = await ask("items", { task: taskAt, seed, shots, memory, scoring, show, gold, answer, first });
+  const { show, gold, answer, first } = state.at;
+  const list = await ask("items", { ...cell(), show, gold, answer, first });
   state.list = list;
   const share = (count) => `${number(count)} of ${number(list.counts.all)}`;
-  const theirs = task().labels.length ? ` · backbone right ${share(list.backbone_right)}` : "";
-  const how = list.scoring === task().scorings[scoring] ? "" : ", by mean log-probability without memory";
-  byId("facts").textContent = `${shownText(state.run.model)} · LongMem right ${share(list.counts.right)}${theirs}${how}`;
-  fill("show", Object.entries(KINDS).map(([kind, name], number) => [number, `${name} (${list.counts[kind]})`]), show);
+  const theirs = list.compared ? ` · ${state.run.other} right ${share(list.backbone_right)}` : "";
+  byId("facts").textContent = `${shownText(state.run.model)} · LongMem right ${share(list.counts.right)}${theirs}${list.note}`;
+  fill("show", Object.entries(state.run.kinds).map(([kind, name], number) => [number, `${name} (${list.counts[kind]})`]), show);
   byId("items").replaceChildren(...list.items.map(itemLink));
-  if (!list.items.length) byId("items").append(element("p", { class: "hint none" }, "No item of this kind."));
+  if (!list.items.length) byId("items").append(element("p", { class: "hint none" }, `No ${state.run.unit} of this kind.`));
   byId("items").scrollTop = 0;
   const end = list.first + list.items.length;
   byId("shown").textContent = list.total ? `${number(list.first + 1)}–${number(end)} of ${number(list.total)}` : "none";
@@ -82,10 +102,10 @@ async function showList() {
 
 async function showItem() {
   const turn = ++state.turn;
-  const { task: taskAt, seed, shots, memory, item } = state.at;
+  const { item } = state.at;
   for (const old of byId("items").querySelectorAll(".chosen")) old.classList.remove("chosen");
   if (item === null) {
-    byId("panel").replaceChildren(element("p", { class: "hint" }, "Choose an item: click it, or move with the arrow keys."));
+    byId("panel").replaceChildren(element("p", { class: "hint" }, `Choose ${withArticle(state.run.unit)}: click it, or move with the arrow keys.`));
     return;
   }
   const link = byId("items").querySelector(`[data-item="${item}"]`);
@@ -93,9 +113,11 @@ async function showItem() {
     link.classList.add("chosen");
     link.scrollIntoView({ block: "nearest" });
   }
-  const found = await ask("item", { task: taskAt, seed, shots, memory, item });
+  const chosen = cell();
+  const found = await ask("item", { ...chosen, item });
   if (turn !== state.turn) return; // the user has gone on
-  byId("panel").replaceChildren(...itemPanel(found, task(), state.run));
+  const parts = state.run.panel === "answers" ? answersPanel(found, state.run, (values) => ask("token", { ...chosen, item, ...values })) : itemPanel(found, task(), state.run);
+  byId("panel").replaceChildren(...parts);
   byId("panel").scrollTop = 0;
 }
 
@@ -149,13 +171,7 @@ function onKey(event) {
   event.preventDefault();
 }
 
-for (const name of ["task", "shots", "memory", "seed", "scoring", "show", "gold", "answer"]) {
-  byId(name).addEventListener("change", (event) => {
-    const value = Number(event.target.value);
-    if (name === "task") location.hash = address(initial(value)).slice(1);
-    else change({ [name]: value, first: 0 });
-  });
-}
+for (const name of FILTERS) byId(name).addEventListener("change", () => change({ [name]: Number(byId(name).value), first: 0 }));
 byId("earlier").addEventListener("click", () => turnPage(-1));
 byId("later").addEventListener("click", () => turnPage(1));
 addEventListener("keydown", onKey);
@@ -163,6 +179,7 @@ addEventListener("hashchange", () => go(addressed()).catch(tell));
 
 async function begin() {
   state.run = await ask("run");
+  byId("heading").textContent = `What did this ${state.run.unit} read?`;
   await go(addressed());
 }
 

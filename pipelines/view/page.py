@@ -18,8 +18,8 @@ from pipelines.view.questions import PageKind
 
 FOLDER = Path(__file__).parent
 SCRIPTS: dict[PageKind, tuple[str, ...]] = {
-    "tokens": ("common.js", "source.js", "heatmap.js", "details.js", "page.js"),
-    "items": ("common.js", "item.js", "items.js"),
+    "tokens": ("common.js", "source.js", "heatmap.js", "reading.js", "details.js", "page.js"),
+    "items": ("common.js", "heatmap.js", "reading.js", "item.js", "answers.js", "items.js"),
 }
 """Parts of each page's script, in order. Its body is the template of the same name."""
 STYLES: dict[PageKind, tuple[str, ...]] = {"tokens": ("viewer.css",), "items": ("viewer.css", "items.css")}

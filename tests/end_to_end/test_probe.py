@@ -2,6 +2,7 @@
 """`longmem probe` from a user's point of view, on a small random model."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_all_subjects_leave_a_folder_that_agrees_with_itself(
     report = (out / "report.html").read_text()
     assert report.count("<svg") == 6
     assert "<script" not in report
+    chosen = sum(trial["chosen"] for trial in trials)
+    which = "All 32" if chosen == 32 else f"{chosen} of 32"
+    assert f"{which} answers chosen right with memory (95% interval" in report
+    shown = re.findall(r'<td class="named" data-name="right">([^<]*)</td>', report)
+    ranked = sorted(trials, key=lambda trial: (trial["chosen"], trial["greedy"], trial["read"]))
+    assert shown == [trial["answer"] for trial in ranked], "wrong answers first"
+    assert summary["overall"]["chosen"]["value"] == chosen / len(trials)
     for word in ("pass key", "lookup", "random labels"):
         assert word in result.output
 

@@ -146,7 +146,7 @@ def test_the_keyboard_walks_through_items_and_wrong_ones(
 def test_pages_are_turned_by_keys_and_with_the_items(
     browser: Browser, served: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.view.icl_answers.PAGE_ITEMS", 3)
+    monkeypatch.setattr("pipelines.view.item_answers.PAGE_ITEMS", 3)
     open_page(browser, served("tokens"), 2)
     assert browser.texts("#shown") == [f"1–3 of {ITEMS}"]
     browser.press("down")

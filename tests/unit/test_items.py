@@ -20,7 +20,7 @@ from longmem.scoring.generate import Decoder
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import MemoryStore
 from longmem.types import DocumentKey, Segment
-from tests.inputs import DEFAULT_FORM
+from tests.inputs import DEFAULT_FORM, EVERY_FORM
 
 FORMS: dict[str, dict[str, Any]] = {"paper": PAPER_FORM, "default": {**DEFAULT_FORM, "kv_dtype": "float32"}}
 DOCUMENT = "Call me Ishmael. Some years ago, never mind how long precisely, having little money in my purse"
@@ -201,3 +201,36 @@ def test_places_are_kept_only_on_request_and_where_a_memory_is_read(model: LongM
     with_memory, without = score_items(model, [item, item], [view, None], keep_places=True)
     assert with_memory.taken is not None
     assert without.taken is None
+
+
+@pytest.mark.parametrize("form", ["paper", "default", "all layers"])
+def test_readings_of_targets_are_those_of_a_segment_after_the_document(
+    small_model: Callable[..., LongMem], form: str
+) -> None:
+    """Compare with the readings of the same text as the document's next segment, from any first target on."""
+    model = small_model(**{**EVERY_FORM[form], "kv_dtype": "float32"})
+    store = MemoryStore.open("memory://")
+    model.score(DOCUMENT, store.document("book"))
+    view, tokens = whole(model, store), model.tokenizer.tokens(TEXTS[1])
+    segment = Segment(DocumentKey("", "book"), 1, view.end_token, tokens[:-1], tokens[1:], keep_readings=True)
+    encoded = model.encode(replace(segment, start_token=0))
+    expected = model.score_segment(segment, encoded.block.keys, encoded.state, view).readings
+    assert expected is not None
+    assert (expected.places >= 0).all(), "else little is compared"
+    for first in (1, 3, len(tokens) - 1):
+        item = Item("a", tokens, first)
+        with_memory, without = score_items(model, [item, item], [view, None], keep_readings=True)
+        found = with_memory.readings
+        assert found is not None
+        for name in ("copy_share", "uncopied", "copied", "weights"):
+            np.testing.assert_allclose(
+                getattr(found, name), getattr(expected, name)[first - 1 :], atol=1e-4, err_msg=name
+            )
+        np.testing.assert_array_equal(found.places, expected.places[first - 1 :])
+        np.testing.assert_array_equal(found.runs, expected.runs[first - 1 :])
+        np.testing.assert_array_equal(found.blocks, expected.blocks)
+        assert (len(found.blocks) > 0) == (form == "all layers")
+        assert without.readings is not None
+        assert (without.readings.places == -1).all()
+        np.testing.assert_allclose(without.readings.uncopied, without.longmem.logprobs, atol=TOLERANCE)
+    assert score_items(model, [item], [view])[0].readings is None

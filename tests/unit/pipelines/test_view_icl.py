@@ -13,8 +13,9 @@ import pytest
 from longmem.errors import ConfigError
 from pipelines.job.output import write_table
 from pipelines.view.answers import Answers
-from pipelines.view.icl_answers import SHOWN, IclAnswers
+from pipelines.view.icl_answers import IclAnswers
 from pipelines.view.icl_folder import IclFolder
+from pipelines.view.item_answers import KINDS
 from pipelines.view.job import open_answers
 from pipelines.view.questions import BadRequestError, NoSuchAnswerError
 from tests.icl_jobs import HOSTILE, ITEMS, SEEDS, finished_icl
@@ -96,12 +97,27 @@ def test_tokens_vote_from_the_places_of_labels(runs: dict[str, Path]) -> None:
 def test_the_grid_is_told(out: Path) -> None:
     answers = open_answers(out)
     assert isinstance(answers, IclAnswers)
-    run = answers.run()
-    assert (run["shots"], run["memory_shots"], run["seeds"]) == ([0, 1], [0, 20], SEEDS)
-    [task] = run["tasks"]
-    assert (task["name"], task["items"]) == ("colours", ITEMS)
-    assert task["scorings"][:2] == ["normalised", "greedy"]
-    assert ("calibrated" in task["scorings"]) == ("whole" in out.name)
+    [task] = answers.run()["tasks"]
+    assert (task["name"], task["labels"]) == ("colours", labels_of(out))
+    controls = {control["name"]: control for control in task["controls"]}
+    assert {name: [value for value, _ in control["options"]] for name, control in controls.items()} == {
+        "shots": [0, 1],
+        "memory": [0, 20],
+        "seed": list(range(SEEDS)),
+        "scoring": list(range(len(scorings_of(answers)))),
+    }
+    assert (controls["shots"]["initial"], controls["memory"]["initial"]) == (0, 20)
+    assert scorings_of(answers)[:2] == ["mean log-probability", "greedy first token"]
+    assert ("calibration" in scorings_of(answers)) == ("whole" in out.name)
+
+
+def labels_of(out: Path) -> list[str]:
+    return list(json.loads((out / "summary.json").read_text())["tasks"]["colours"]["labels"])
+
+
+def scorings_of(answers: IclAnswers) -> list[str]:
+    [task] = answers.run()["tasks"]
+    return [name for _, name in task["controls"][-1]["options"]]
 
 
 def listed(answers: IclAnswers, **changed: int) -> dict[str, Any]:
@@ -112,8 +128,9 @@ def listed(answers: IclAnswers, **changed: int) -> dict[str, Any]:
 def test_lists_hold_the_items_of_their_kind(out: Path) -> None:
     answers = IclAnswers(IclFolder(out))
     [task] = answers.run()["tasks"]
-    for scoring, name in enumerate(task["scorings"]):
-        suffix = "" if name == "normalised" else f"_{name}"
+    suffixes = {"mean log-probability": "", "greedy first token": "_greedy", "calibration": "_calibrated"}
+    for scoring, name in enumerate(scorings_of(answers)):
+        suffix = suffixes[name]
         cell = [row for row in rows(out, "items") if (row["seed"], row["shots"], row["memory_shots"]) == (1, 1, 20)]
         right = [row[f"longmem{suffix}"] == row["gold"] for row in cell]
         theirs = [row[f"backbone{suffix}"] == row["gold"] for row in cell]
@@ -124,7 +141,7 @@ def test_lists_hold_the_items_of_their_kind(out: Path) -> None:
             "gained": [ours and not other for ours, other in zip(right, theirs, strict=True)],
             "lost": [other and not ours for ours, other in zip(right, theirs, strict=True)],
         }
-        for show, kind in enumerate(SHOWN):
+        for show, kind in enumerate(KINDS):
             found = listed(answers, scoring=scoring, show=show)
             assert (
                 found["numbers"] == [item["item"] for item in found["items"]] == np.flatnonzero(wanted[kind]).tolist()
@@ -138,7 +155,9 @@ def test_lists_hold_the_items_of_their_kind(out: Path) -> None:
             expected = [at for at, row in enumerate(cell) if row[f"longmem{suffix}"] == label]
             assert listed(answers, scoring=scoring, answer=number)["numbers"] == expected
     # nothing is calibrated without memory
-    assert listed(answers, scoring=len(task["scorings"]) - 1, memory=0)["scoring"] != "calibrated"
+    last = len(scorings_of(answers)) - 1
+    assert bool(listed(answers, scoring=last, memory=0)["note"]) == ("whole" in out.name)
+    assert listed(answers, scoring=last)["note"] == ""
 
 
 def test_an_item_is_shown_with_what_it_read(out: Path) -> None:

@@ -12,7 +12,7 @@ from longmem.errors import ConfigError, DocumentError
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.scoring.batch import ItemScore, TargetScores
-from longmem.synthetic import pairs as pairs_module
+from longmem.synthetic import trial as trial_module
 from longmem.synthetic.memory import packed_memory, start_of, tokens_of
 from longmem.synthetic.pairs import PairPlan, draw_pairs, pair_trials
 from longmem.synthetic.trial import Question, ask, judge, was_read
@@ -68,11 +68,13 @@ def test_examples_are_packed_whole_and_found_where_they_were_put(lengths: list[i
 def test_pairs_queried_line_is_in_memory_and_not_in_context(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Question, MemoryView]] = []
 
-    def watched(model: LongMem, questions: Sequence[Question], view: MemoryView) -> list[ItemScore]:
+    def watched(
+        model: LongMem, questions: Sequence[Question], view: MemoryView, keep_readings: bool
+    ) -> list[ItemScore]:
         seen.extend((question, view) for question in questions)
-        return ask(model, questions, view)
+        return ask(model, questions, view, keep_readings)
 
-    monkeypatch.setattr(pairs_module, "ask", watched)
+    monkeypatch.setattr(trial_module, "ask", watched)
     plan = PairPlan(subject="lookup", examples=(30,), shots=(0, 2), questions=4, choices=4)
     trials = list(pair_trials(model, TEXT, plan))
     assert [trial.shots for trial in trials] == [0] * 4 + [2] * 4
@@ -106,7 +108,9 @@ def test_a_line_that_was_in_memory_is_found(model: LongMem) -> None:
 
 def scored(longmem: list[float], backbone: list[float], greedy: list[bool], reads: list[list[int]]) -> ItemScore:
     sides = (
-        TargetScores(np.asarray(values, np.float32), np.asarray(greedy), 0, np.zeros(0, np.float32))
+        TargetScores(
+            np.asarray(values, np.float32), np.asarray(greedy), np.arange(len(values)), np.zeros(0, np.float32)
+        )
         for values in (longmem, backbone)
     )
     return ItemScore("answer", *sides, np.asarray(reads, np.int64))

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from longmem.dtypes import to_tensor
 from longmem.errors import ConfigError
+from longmem.kv_format import unpack
 from longmem.memory import window
 from longmem.model.longmem import LongMem
 from longmem.retrieval import create_search, ivf_index
 from longmem.retrieval.ivf_search import IvfSearch
+from longmem.retrieval.repeats import RepeatIndex
 from longmem.synthetic.memory import PARTS, FillerMemory, encode, start_of, tokens_of
 from longmem.synthetic.passkey import (
     AFTER,
@@ -28,7 +30,7 @@ from longmem.synthetic.passkey import (
 )
 from longmem.synthetic.vocabulary import sentences_of, words_of
 from longmem.text.language_reference import language_reference
-from tests.inputs import DEFAULT_FORM
+from tests.inputs import ALL_LAYERS, DEFAULT_FORM
 
 TEXT = language_reference().text
 WORDS = words_of(TEXT, 1000)
@@ -78,6 +80,45 @@ def test_a_view_with_a_needle_is_that_of_a_memory_encoded_with_it(model: LongMem
         np.testing.assert_array_equal(view.tokens.flatten().numpy(), whole)
         expected = torch.cat([to_tensor(block.values) for block in blocks])
         torch.testing.assert_close(view.values[:, :, 0].transpose(0, 1), expected, rtol=0, atol=0)
+
+
+def test_a_needle_is_found_as_a_repeat_whatever_was_asked_before(model: LongMem) -> None:
+    """Check the index of repeats, which a window shares among its views: it must be that of the needle's own tokens."""
+    memory = FillerMemory(model, "some hay, and more of it. ", 512)
+    for position in (100, 300, 100):
+        needle = tokens_of(model.tokenizer, f"a needle of 20 bytes, put at {position}")
+        with memory.with_needle(needle, position, 512) as view:
+            asked = torch.from_numpy(needle[:-3].astype(np.int64))
+            found, expected = (each.find(asked, 1, 2) for each in (view.repeats, RepeatIndex(view.text)))
+            for name, part in vars(expected).items():
+                assert torch.equal(getattr(found, name), part), name
+            assert position + len(needle) - 4 in found.index[found.valid].tolist()
+    with memory.with_needle(memory.tokens[:1].copy(), 0, 512) as view:
+        assert not view.repeats.find(asked, 1, 2).valid[:, -2:].any(), "a needle was left in the index"
+
+
+def test_a_needle_is_read_at_every_layer(small_model: Callable[..., LongMem]) -> None:
+    model = small_model(**{**ALL_LAYERS, "segment_tokens": 64})
+    memory = FillerMemory(model, "some hay, and more of it. ", 256)
+    needle, whole = tokens_of(model.tokenizer, "a needle of 20 bytes"), memory.tokens.copy()
+    before = [part.clone() for part in layers_of(memory)]
+    whole[100:120] = needle
+    blocks = [encode(model, index, whole[64 * index : 64 * index + 64]) for index in range(4)]
+    with memory.with_needle(needle, 100, 256) as view:
+        assert view.layer_keys is not None
+        assert view.layer_values is not None
+        for part, name in ((view.layer_keys, "keys"), (view.layer_values, "values")):
+            expected = torch.cat([unpack(getattr(block, name), model.config.kv_dtype) for block in blocks])
+            torch.testing.assert_close(part, expected, rtol=0, atol=0)
+    for part, kept in zip(layers_of(memory), before, strict=True):
+        torch.testing.assert_close(part, kept, rtol=0, atol=0)
+
+
+def layers_of(memory: FillerMemory) -> tuple[torch.Tensor, torch.Tensor]:
+    view = memory._buffer.view(0, 256)
+    assert view.layer_keys is not None
+    assert view.layer_values is not None
+    return view.layer_keys, view.layer_values
 
 
 def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
