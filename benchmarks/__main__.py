@@ -21,6 +21,7 @@ from benchmarks import controls as controls_benchmark
 from benchmarks import demonstrations as demonstrations_benchmark
 from benchmarks import growth as growth_benchmark
 from benchmarks import parts as parts_benchmark
+from benchmarks import quick as quick_benchmark
 from benchmarks.baselines import memorizing_training, neural_cache, ngram_cache
 from benchmarks.baselines.base import Sequence
 from benchmarks.baselines.frozen import FrozenBackbone
@@ -76,6 +77,31 @@ def everything(context: typer.Context) -> None:
                 continue
             command.callback()
         growth()
+
+
+@app.command()
+def quick(
+    books: Annotated[
+        list[str] | None, typer.Argument(metavar="BOOK", help="Two texts or more; default: the language reference.")
+    ] = None,
+    icl: Annotated[Path | None, typer.Option(help="Folder with the files of sst2, for many-shot learning.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a step; several for several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and outputs.")] = RESULTS / "quick",
+) -> None:
+    """Run every kind of benchmark at a small size; under 10 minutes on two quiet cores."""
+    known = {step.name: step for step in quick_benchmark.STEPS}
+    if unknown := sorted(set(only or []) - set(known)):
+        raise typer.BadParameter(f"expected some of {', '.join(known)}, got {unknown[0]!r}", param_hint="--only")
+    steps = [step for name, step in known.items() if not only or name in only]
+    resolved = out.absolute()
+    texts = [str(Path(book).absolute()) for book in books or []]
+    folder = None if icl is None else str(icl.absolute())
+    results = quick_benchmark.run_steps(steps, texts, folder, resolved, Console(stderr=True))
+    table = quick_benchmark.markdown(results)
+    _write(resolved / "quick.json", quick_benchmark.figures(results), table)
+    Console().print(table, markup=False, soft_wrap=True)
+    if any(result.outcome == "failed" for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -230,6 +230,7 @@ def jobs(
     model: Model = REFERENCE_MODEL,
     cores: Annotated[int, typer.Option(help="Cores for each job.")] = 2,
     only: Annotated[str, typer.Option(help="Part of the names of jobs to run.", show_default="all")] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens of the document.", min=1)] = 120_000,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
@@ -237,7 +238,8 @@ def jobs(
     from benchmarks.speed import pipeline as benchmark
 
     quiet = Console(stderr=True, quiet=True)
-    _finish(out / "jobs", [benchmark.jobs(ModelSource(str(model)), inputs or [], cores, repeats, quiet, only)])
+    source = ModelSource(str(model))
+    _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only, tokens)])
 
 
 @app.command()
