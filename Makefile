@@ -11,10 +11,10 @@ SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types docs bench soak clean
+.PHONY: help install demo test lint types docs bench bench-quick soak clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/installed ## Create the virtual environment and install the package with its tools
 
@@ -47,6 +47,9 @@ docs: install ## Build the documents as a site, with every link checked
 
 bench: install ## Reproduce the numbers of docs/performance.md
 	$(BIN)/python -m benchmarks
+
+bench-quick: install ## Run every kind of benchmark at a small size, in under 10 minutes on two cores
+	$(BIN)/python -m benchmarks quick $(BOOKS) $(if $(ICL),--icl $(ICL))
 
 soak: install ## Kill, stop and starve store and jobs for MINUTES=120, and look what they hold and lose
 	$(BIN)/python -m tests.fault.crash.soak --minutes $(MINUTES) $(if $(OUT),--out $(OUT))

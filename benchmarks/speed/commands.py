@@ -14,6 +14,7 @@ from benchmarks.speed.timing import REPEATS
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 from longmem.model.source import REFERENCE_MODEL, ModelSource
+from longmem.scoring.evaluation_window import check_window
 from pipelines.command.command_line import check_device
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -84,6 +85,49 @@ def every_layer(
     text = long_document(needed, inputs or [], source).text
     table = benchmark.every_layer(opened, text, segments, window, repeats)
     _finish(out / "every-layer", [table])
+
+
+@app.command()
+def pretrained_peers(
+    inputs: Inputs = None,
+    model: Annotated[str, typer.Option(help="LongMem that reads every layer.")] = "longmem-smollm2-135m",
+    history: Annotated[int, typer.Option(help="Tokens before the first scored one, in whole segments.")] = 65_536,
+    segments: Annotated[int, typer.Option(help="Segments to score, each in turns.", min=2)] = 2,
+    windows: Annotated[
+        list[str] | None, typer.Option("--window", help="WINDOW:STRIDE of the backbone alone; several.")
+    ] = None,
+    infllm_blocks: Annotated[int, typer.Option(help="Blocks of 128 tokens that InfLLM reads.")] = 8,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "bfloat16",
+    threads: Threads = 1,
+    out: Out = RESULTS,
+) -> None:
+    """Compare methods to read a long text with one pretrained backbone: perplexity and speed of the same tokens; takes
+    about 20 minutes."""
+    from benchmarks.baselines.infllm import InfLLMSizes
+    from benchmarks.growth import long_document
+    from benchmarks.speed import pretrained_peers as benchmark
+
+    torch.set_num_threads(threads)
+    shapes = [window_shape(each) for each in windows or ("8192:4096", "8192:512")]
+    source = ModelSource(model, dtype=cast(Dtype, dtype))
+    opened = source.open()
+    size = opened.config.segment_tokens
+    if history < 1 or history % size:
+        raise typer.BadParameter(f"expected a multiple of {size:,}, got {history:,}", param_hint="--history")
+    for window, stride in shapes:
+        if size % stride or window > history + stride:
+            raise typer.BadParameter(
+                f"expected a stride that divides {size:,} and a window within the history, got {window}:{stride}",
+                param_hint="--window",
+            )
+    needed = history + segments * size
+    # a text that is cut between tokens can have a few more or fewer of them
+    text = long_document(needed + size, inputs or [], source).text
+    sequence = opened.tokenizer.sequence(text)[: needed + 1]
+    peers = benchmark.lineup(opened, shapes, InfLLMSizes(read_blocks=infllm_blocks))
+    console = Console(stderr=True)
+    table = benchmark.pretrained_peers(opened, sequence, history, segments, peers, console)
+    _finish(out / "pretrained-peers", [table])
 
 
 @app.command()
@@ -186,6 +230,7 @@ def jobs(
     model: Model = REFERENCE_MODEL,
     cores: Annotated[int, typer.Option(help="Cores for each job.")] = 2,
     only: Annotated[str, typer.Option(help="Part of the names of jobs to run.", show_default="all")] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens of the document.", min=1)] = 120_000,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
@@ -193,7 +238,8 @@ def jobs(
     from benchmarks.speed import pipeline as benchmark
 
     quiet = Console(stderr=True, quiet=True)
-    _finish(out / "jobs", [benchmark.jobs(ModelSource(str(model)), inputs or [], cores, repeats, quiet, only)])
+    source = ModelSource(str(model))
+    _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only, tokens)])
 
 
 @app.command()
@@ -287,6 +333,15 @@ def view(
     from benchmarks.speed import view as benchmark
 
     _finish(out / "view", [benchmark.view(tokens, repeats)])
+
+
+def window_shape(given: str) -> tuple[int, int]:
+    """Return window and stride of WINDOW:STRIDE. Raises BadParameter, ConfigError."""
+    window, _, stride = given.partition(":")
+    if not (window.isdecimal() and stride.isdecimal()):
+        raise typer.BadParameter(f"expected WINDOW:STRIDE, such as 8192:4096, got {given!r}", param_hint="--window")
+    check_window(int(window), int(stride))
+    return int(window), int(stride)
 
 
 def _finish(out: Path, tables: list[SpeedTable]) -> None:

@@ -75,7 +75,13 @@ def segment(memory: RealMemory, title: str, repeats: int) -> SpeedTable:
 
 
 def jobs(
-    source: ModelSource, inputs: list[str], threads: int, repeats: int, console: Console, only: str = ""
+    source: ModelSource,
+    inputs: list[str],
+    threads: int,
+    repeats: int,
+    console: Console,
+    only: str = "",
+    num_tokens: int = JOB_TOKENS,
 ) -> SpeedTable:
     """Time whole perplexity jobs on one document: in memory, on disk, on Ray; only those whose name contains `only`.
 
@@ -95,7 +101,7 @@ def jobs(
     chosen = {name: shape for name, shape in shapes.items() if only in name}
     if not chosen:
         raise ConfigError(f"--only {only!r}: expected a part of one of these names: {'; '.join(shapes)}")
-    document = long_document(JOB_TOKENS, inputs, source)
+    document = long_document(num_tokens, inputs, source)
     with TemporaryDirectory(prefix="longmem-speed-") as folder:
         text = Path(folder) / "document.txt"
         text.write_text(document.text, encoding="utf-8")

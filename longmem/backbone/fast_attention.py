@@ -54,7 +54,7 @@ def use_fast_attention(model: PreTrainedModel) -> None:
     """Let a bfloat16 model on the CPU compute its attention so, where `is_available`."""
     plain = model.config._attn_implementation == "sdpa"
     if plain and model.dtype == torch.bfloat16 and model.device.type == "cpu" and is_available():
-        AttentionInterface.register(ATTENTION, _attention_forward)
+        AttentionInterface.register(ATTENTION, attention_forward)
         AttentionMaskInterface.register(ATTENTION, _mask)
         model.set_attn_implementation(ATTENTION)
 
@@ -66,7 +66,7 @@ def _mask(*args: Any, mask_function: Any = causal_mask_function, attention_mask:
     return sdpa_mask(*args, mask_function=mask_function, attention_mask=attention_mask, **kwargs)
 
 
-def _attention_forward(
+def attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

@@ -10,6 +10,7 @@ from benchmarks.baselines.base import AbstractBaseline
 from benchmarks.baselines.bigbird import BigBird
 from benchmarks.baselines.frozen import FrozenBackbone
 from benchmarks.baselines.full_attention import FullAttention
+from benchmarks.baselines.infllm import InfLLM, InfLLMSizes
 from benchmarks.baselines.memorizing_transformer import MemorizingBaseline, MemorizingTransformer
 from benchmarks.baselines.neural_cache import NeuralCache
 from benchmarks.baselines.ngram_cache import NgramCache
@@ -25,6 +26,7 @@ BASELINES: dict[str, Callable[[Backbone], AbstractBaseline]] = {
     "transformer_xl": lambda backbone: TransformerXL(backbone, SEGMENT),
     "transformer_xl_far": lambda backbone: TransformerXL(backbone, SEGMENT, same_length=False),
     "bigbird": lambda backbone: BigBird(backbone, 4 * SEGMENT, block_tokens=4, local_blocks=2, random_blocks=1),
+    "infllm": lambda backbone: InfLLM(backbone, InfLLMSizes(4, 2 * SEGMENT, 4, 2, 2, SEGMENT)),
     "full_attention": lambda backbone: FullAttention(backbone, 4 * SEGMENT, SEGMENT),
     "ngram_cache": lambda backbone: NgramCache(FrozenBackbone(backbone, SEGMENT)),
     "neural_cache": lambda backbone: NeuralCache(backbone, SEGMENT, 1, memory_tokens=40, top_k=8),
