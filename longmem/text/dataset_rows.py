@@ -58,12 +58,18 @@ class DatasetSource:
     def shown(self) -> str:
         """Name of the rows in errors and tables, which also tells two selections from one dataset apart."""
         text = None if self.text_column == DEFAULT_TEXT_COLUMN else self.text_column
-        parts = {"subset": self.subset, "split": self.split, "texts": text, "ids": self.id_column}
+        parts = {"texts": text, "ids": self.id_column}
+        return ", ".join([self._rows_shown, *(f"{name} {value}" for name, value in parts.items() if value)])
+
+    @property
+    def _rows_shown(self) -> str:
+        """Name of the rows without the columns that are read."""
+        parts = {"subset": self.subset, "split": self.split}
         return ", ".join(["dataset " + self.name, *(f"{name} {value}" for name, value in parts.items() if value)])
 
     def check(self) -> None:
         """Raise ConfigError for a dataset that cannot be opened, or that lacks a column."""
-        checked_columns(self.open(), self.text_column, self.id_column, self.shown)
+        checked_columns(self.open(), self.text_column, self.id_column, self._rows_shown)
 
     def read(self) -> Iterator[Document | UnreadableDocument]:
         """Yield the documents in the order of rows; ids are given, or `name:row` with rows counted from 0."""

@@ -16,19 +16,11 @@ from pipelines.command.fields import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOptions:
-    """Layers that are stored, and what each of them reads."""
+class ReadingOptions:
+    """What every layer reads of a memory of all layers, and by which layer it is searched."""
 
     PANEL: ClassVar[HelpPanel] = MODEL
 
-    memory_layers: MemoryLayers | None = choice_field(
-        None,
-        "Layers that are stored and read: one (by the SideNet) or all (by the backbone itself, without training; needs "
-        "rotary or ALiBi positions).",
-        MODEL_SETTING,
-        DECIDED_BY_SERVICE,
-        shown="the model's, else one",
-    )
     memory_layer: int | None = whole_field(
         None,
         "Layer whose keys are searched; `longmem doctor --model` measures which.",
@@ -67,4 +59,20 @@ class LayerOptions:
         MODEL_SETTING,
         DECIDED_BY_SERVICE,
         shown="the model's, else keys",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions(ReadingOptions):
+    """Layers that are stored, and what each of them reads."""
+
+    PANEL: ClassVar[HelpPanel] = MODEL
+
+    memory_layers: MemoryLayers | None = choice_field(
+        None,
+        "Layers that are stored and read: one (by the SideNet) or all (by the backbone itself, without training; needs "
+        "rotary or ALiBi positions).",
+        MODEL_SETTING,
+        DECIDED_BY_SERVICE,
+        shown="the model's, else one",
     )

@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int64
 from longmem.errors import ConfigError
 from pipelines.command.console import printable
 from pipelines.compare.runs import FinishedRun
+from pipelines.job.format import limits_text
 from pipelines.job.journal import JOURNAL, read_lines
 
 SIDES = ("longmem", "backbone")
@@ -77,6 +78,7 @@ def common_pieces(runs: Sequence[FinishedRun]) -> Pieces:
     for name in names:
         for run, each in zip(runs[1:], scored[1:], strict=True):
             if each[name] != scored[0][name]:
+                _check_limits(runs[0], run)
                 raise ConfigError(
                     f"document {printable(name)} is another text in {run.name} than in {runs[0].name}: their digests "
                     f"are {each[name]} and {scored[0][name]}; compare runs of the same texts"
@@ -90,6 +92,16 @@ def common_pieces(runs: Sequence[FinishedRun]) -> Pieces:
     if len({run.tokenizer for run in runs}) > 1:
         return _by_bytes(runs, names, notes)
     return _by_tokens(runs, names, notes)
+
+
+def _check_limits(first: FinishedRun, run: FinishedRun) -> None:
+    """Raise ConfigError where two runs have scored other lengths of the same documents."""
+    limits = [each.identity.get("limit_tokens") for each in (first, run)]
+    if limits[0] != limits[1]:
+        ours, theirs = (limits_text({"tokens": limit}) or "all tokens of each document" for limit in limits)
+        raise ConfigError(
+            f"{first.name} has scored {ours}, and {run.name} {theirs}; compare runs with the same --limit-tokens"
+        )
 
 
 def _by_tokens(runs: Sequence[FinishedRun], names: list[str], notes: list[str]) -> Pieces:

@@ -95,7 +95,9 @@ def probe_as_json(probe: BackboneProbe) -> dict[str, Any]:
     return {**asdict(probe), "copies": probe.copies, "memory_layer": _best(probe).layer}
 
 
-def examine_reading(source: ModelSource, text: str | None, console: Console) -> ReadingProbe:
+def examine_reading(
+    source: ModelSource, text: str | None, console: Console, limit_tokens: int | None = None
+) -> ReadingProbe:
     """Measure ways to read a memory at every layer on the first document of `text`; None takes the Python language
     reference. Raises ConfigError, ModelError, DocumentError."""
     content = _text(text, console)
@@ -107,7 +109,7 @@ def examine_reading(source: ModelSource, text: str | None, console: Console) -> 
                 progress.planned("forwards", total)
             progress.advanced(1)
 
-        return probe_reading(model, content, tell)
+        return probe_reading(model, content, tell, limit_tokens)
 
 
 def render_reading(probe: ReadingProbe, model: str, console: Console) -> None:

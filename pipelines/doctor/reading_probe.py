@@ -81,21 +81,28 @@ def ways_of(model: LongMem) -> dict[str, dict[str, Any]]:
 
 
 def probe_reading(
-    model: LongMem, text: str, tell: Callable[[int, int], None] = lambda _done, _all: None
+    model: LongMem,
+    text: str,
+    tell: Callable[[int, int], None] = lambda _done, _all: None,
+    limit_tokens: int | None = None,
 ) -> ReadingProbe:
     """Measure on the beginning of a text; `tell` gets the forwards that are done, and their number.
+
+    `limit_tokens` is the number of tokens to read, by default those of `MOST_SEGMENTS` segments.
 
     Raises ConfigError for a model that stores one layer or reads no blocks, DocumentError for a text without a choice.
     """
     reader, own = model.sidenet, model.config
     if not isinstance(reader, CacheReader) or not own.read_blocks:
         raise ConfigError("expected a model that reads blocks at every layer: use --memory-layers all")
-    sequence = model.tokenizer.sequence(text)[: MOST_SEGMENTS * own.segment_tokens + 1]
+    sequence = model.tokenizer.sequence(text)[: (limit_tokens or MOST_SEGMENTS * own.segment_tokens) + 1]
     segments = [each for each in cut_segments(text_key(None), sequence, own.segment_tokens) if len(each.targets)]
     most_read = own.near_tokens + own.read_blocks * own.block_tokens
     read = {segment.index for segment in segments if segment.start_token > most_read + own.block_tokens}
     if not read:
         needed = ((most_read + own.block_tokens) // own.segment_tokens + 1) * own.segment_tokens + 1
+        if limit_tokens is not None and limit_tokens < needed:
+            raise ConfigError(f"--limit-tokens must be at least {needed} with these sizes, got {limit_tokens}")
         raise DocumentError(
             f"expected a text of more than {needed} tokens, so that a segment of {own.segment_tokens} has more blocks "
             f"to choose from than the {own.read_blocks} it reads, got {len(sequence)}; give a longer text"

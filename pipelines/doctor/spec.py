@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`longmem doctor`: options choose between an examination of this machine and one of a backbone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import typer
@@ -10,13 +10,14 @@ from rich.console import Console
 from pipelines.command.choices import ComputeDtype
 from pipelines.command.command_line import EXIT_BAD_INPUT, local_or_hub
 from pipelines.command.console import open_console, say_json
-from pipelines.command.fields import choice_field, flag_field, path_field, text_field
+from pipelines.command.fields import MODEL_SETTING, choice_field, flag_field, path_field, text_field, whole_field
+from pipelines.command.layer_options import ReadingOptions
 from pipelines.command.options import BackboneOptions, model_settings
 from pipelines.command.spec import CommandSpec, command
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorSpec(BackboneOptions, CommandSpec):
+class DoctorSpec(ReadingOptions, BackboneOptions, CommandSpec):
     """Versions, threads, number types, Ray and disk of this machine, and what is wrong with them; or, with `--model`,
     how well each layer of a backbone works as memory.
 
@@ -28,8 +29,13 @@ class DoctorSpec(BackboneOptions, CommandSpec):
     text: str | None = text_field(None, "With --model: document to measure on.", shown="the language reference")
 
     reading: bool = flag_field(
-        "With --model: measure instead which tokens of a memory every layer should read, on the text's first four "
-        "segments; minutes."
+        "With --model: measure instead which tokens of a memory every layer should read, with the sizes below; minutes."
+    )
+    limit_tokens: int | None = whole_field(
+        None, "Tokens of the text that --reading measures on.", shown="four segments"
+    )
+    segment_tokens: int | None = whole_field(
+        None, "Tokens of one segment for --reading.", MODEL_SETTING, shown="the model's"
     )
     dtype: ComputeDtype = choice_field("float32", "Compute type of --reading.")
     as_json: bool = flag_field("Print the findings as JSON, instead of a table.", names=("--json",))
@@ -39,6 +45,10 @@ class DoctorSpec(BackboneOptions, CommandSpec):
             return self._examine_machine()
         from pipelines.doctor.backbone import examine_model, probe_as_json, render_probe
 
+        sizes = (*(each.name for each in fields(ReadingOptions)), "limit_tokens", "segment_tokens")
+        given = [f"--{name.replace('_', '-')}" for name in sizes if getattr(self, name) is not None]
+        if given and not self.reading:
+            raise typer.BadParameter("needs --reading", param_hint=given[0])
         if self.reading:
             self._examine_reading(self.model, console)
             return None
@@ -58,14 +68,21 @@ class DoctorSpec(BackboneOptions, CommandSpec):
         source = ModelSource(
             local_or_hub(model), dtype=self.dtype, settings=settings, adapter=self.adapter_folder(model)
         )
-        examined = examine_reading(source, self.text, console)
+        examined = examine_reading(source, self.text, console, self.limit_tokens)
         if self.as_json:
             say_json({"model": model, **reading_as_json(examined)}, indent=2)
         else:
             render_reading(examined, model, open_console())
 
     def _examine_machine(self) -> int | None:
-        for name, value in (("--text", self.text), ("--adapter", self.adapter), ("--reading", self.reading or None)):
+        sizes = [(f"--{each.name.replace('_', '-')}", getattr(self, each.name)) for each in fields(ReadingOptions)]
+        sizes += [("--limit-tokens", self.limit_tokens), ("--segment-tokens", self.segment_tokens)]
+        for name, value in (
+            *sizes,
+            ("--text", self.text),
+            ("--adapter", self.adapter),
+            ("--reading", self.reading or None),
+        ):
             if value is not None:
                 raise typer.BadParameter("needs --model", param_hint=name)
         from actors.cluster import find_cluster

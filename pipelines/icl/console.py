@@ -24,7 +24,7 @@ CHOICES = {
 def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Print one table per task, the cost of the demonstrations, and the path of the report."""
     memory_shots, seeds = summary["grid"]["memory_shots"], summary["grid"]["seeds"]
-    spread = f", mean ± standard deviation over {seeds} draws" if seeds > 1 else ""
+    spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
     for name, task in summary["tasks"].items():
         metric, scoring = headline(task)
         scores = {(row["model"], row["shots"], row["memory_shots"]): _figure(row) for row in headline_rows(task)}

@@ -70,7 +70,7 @@ def paired_bootstrap(
 ) -> Difference:
     """Return the difference of mean scores on equal items and seeds with a bootstrap interval.
 
-    Seeds and items are resampled independently, so the interval covers both another draw of demonstrations and other
+    Seeds and items are resampled independently, so the interval covers both other demonstrations and other
     items.
     """
     difference = ours - theirs

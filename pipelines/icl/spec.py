@@ -45,7 +45,7 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
     data: Path | None = path_field(None, "Folder with the tasks' files.", shown="that of a task's own .toml")
     shots: str = text_field("0,4,20", "Demonstrations in context: numbers with commas.")
     memory_shots: str = text_field("0,20,200,2000", "Demonstrations in memory: numbers with commas.")
-    seeds: int = whole_field(6, "Draws of demonstrations; each has an order of its own.")
+    seeds: int = whole_field(6, "Seeds, each of which draws the demonstrations anew and in another order.")
     limit_items: int | None = whole_field(
         None, "Items of each task, drawn once for all cells.", names=("--limit-items", "--limit"), shown="all"
     )

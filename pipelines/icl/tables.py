@@ -69,7 +69,7 @@ GRID_SCHEMA = pa.schema(
     ]
 )
 """Columns of grid.parquet. `std` is the sample standard deviation over seeds (null for one seed), `low` and `high` the
-95% interval of the mean over draws and items (null for macro-F1), `bias` the distance between the distributions of
+95% interval of the mean over seeds and items (null for macro-F1), `bias` the distance between the distributions of
 predictions and golds."""
 
 

@@ -9,7 +9,7 @@ log.jsonl          events
 slices.json        work of each process that ran the job
 memory.lance/      the memory store, unless another one was named
 summary.json  documents.parquet  segments.parquet  report.html
-tokens.parquet  readings.parquet  passages.parquet       with --tokens
+tokens.parquet  readings.parquet  passages.parquet       with --tokens (of other jobs than perplexity: their tables.py)
 """
 
 import fcntl

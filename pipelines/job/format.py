@@ -4,7 +4,7 @@
 Functions that accept None return `NOTHING` for it. All of them take plain SI values: shares in [0, 1], seconds, bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from longmem.wording import counted, signed
@@ -162,11 +162,23 @@ def gibibytes(num_bytes: float) -> str:
     return f"{num_bytes / GIB:,.1f} GiB"
 
 
+def limits_text(limits: Mapping[str, int | None]) -> str:
+    """Return what a job was limited to, such as `the first 2 documents, the first 100 tokens of each document`; empty
+    for no limit."""
+    parts = []
+    if (number := limits.get("documents")) is not None:
+        parts.append(f"the first {counted(number, 'document')}")
+    if (number := limits.get("tokens")) is not None:
+        parts.append(f"the first {counted(number, 'token')} of each document")
+    return ", ".join(parts)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "count": count,
     "counted": counted,
     "figure": figure,
     "interval": interval,
+    "limits": limits_text,
     "percent": signed_percent,
     "duration": duration,
 }

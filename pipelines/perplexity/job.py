@@ -332,6 +332,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             documents=documents,
             segments=segments,
             left_out=self._documents.files.left_out.as_dict(),
+            limits={"documents": spec.limit_documents, "tokens": spec.limit_tokens},
             windows=windows,
         )
         tables = {

@@ -25,14 +25,16 @@ def summarise(
     documents: Sequence[DocumentRecord],
     segments: Sequence[SegmentRecord],
     left_out: dict[str, Any] | None = None,
+    limits: dict[str, int | None] | None = None,
     windows: WindowResults | None = None,
 ) -> dict[str, Any]:
     """Return all figures of a finished job.
 
     Results cover the scored documents; `failures` lists the others. `left_out` counts skipped inputs
-    (`longmem.text.finding.LeftOut`). `window` is present only with the baseline in overlapping windows. Seconds, and
-    segments and tokens of stages, are sums over all runs of the job (`work_slices.py`): a segment that was encoded
-    again because its run was killed counts each time.
+    (`longmem.text.finding.LeftOut`). `limits` has the numbers of documents, and of tokens of each, that were asked for.
+    `window` is present only with the baseline in overlapping windows. Seconds, and segments and tokens of stages, are
+    sums over all runs of the job (`work_slices.py`): a segment that was encoded again because its run was killed counts
+    each time.
     """
     scored = [record for record in documents if record.status == "scored"]
     num_words = sum(record.num_words or 0 for record in scored)
@@ -61,6 +63,7 @@ def summarise(
         "wall_s": totals.wall_s,
         "stages": {stage: asdict(stage_totals) for stage, stage_totals in totals.stages.items()},
         "left_out": left_out or {},
+        "limits": {name: limit for name, limit in (limits or {}).items() if limit is not None},
         "failures": [
             {"document": record.document, "source": record.source, "error": record.error}
             for record in documents

@@ -50,12 +50,12 @@ class IclAnswers(ItemAnswers):
     def _controls(self, task: int) -> list[Control]:
         grid, scorings = self._folder.summary["grid"], self._scorings(self._names[task])
         shots, memory = ([(each, f"{each:,}") for each in grid[name]] for name in ("shots", "memory_shots"))
-        seeds = [(seed, f"seed {seed}") for seed in range(grid["seeds"])]
+        seeds = [(seed, str(seed)) for seed in range(grid["seeds"])]
         return [
             # the cell with the most in memory and the least in context, and the best way to answer that there is
             Control("shots", "c", "In context", shots, min(grid["shots"])),
             Control("memory", "m", "In memory", memory, max(grid["memory_shots"])),
-            Control("seed", "d", "Draw", seeds, 0),
+            Control("seed", "d", "Seed", seeds, 0),
             Control(
                 "scoring",
                 "s",

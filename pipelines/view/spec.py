@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`longmem view`: a local page of what each token or item of a finished job read, or a passage of it as one file."""
+"""`longmem view`: a local page of what each token, item or question of a finished job read, or a passage of it."""
 
 import os
 import sys
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 class ViewSpec(CommandSpec):
     """A page in the browser: what each token or item read from memory, how far it was trusted, whether that was right.
 
-    The folder is that of a finished `longmem perplexity --tokens` or `longmem icl`. The page is served to this machine
-    until Ctrl-C.
+    The folder is that of a finished `longmem icl`, or of `longmem perplexity`, `suffix` or `probe` with `--tokens`. The
+    page is served to this machine until Ctrl-C.
 
     **Example:** `longmem view runs/moby`
     """
 
     out: Path = path_argument_field(
-        REQUIRED, "Output folder of a finished `longmem perplexity --tokens` or `longmem icl`.", "OUT"
+        REQUIRED, "Output folder of a finished `longmem icl`, or perplexity, suffix or probe with `--tokens`.", "OUT"
     )
     port: int = whole_field(0, "Port of the page on 127.0.0.1.", least=0, most=65_535, shown="a free one")
     no_open: bool = flag_field("Print the address and open no browser.")

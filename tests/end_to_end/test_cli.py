@@ -363,6 +363,9 @@ def test_limit_tokens_scores_what_a_shorter_text_has(model: Path, text: Path, tm
     assert invoke(*limited).code == 0
     scored = "".join(row["passage"] for row in rows(tmp_path / "limited", "passages"))
     assert text.read_text().startswith(scored)
+    assert json.loads((tmp_path / "limited" / "summary.json").read_text())["limits"] == {"tokens": 40}
+    report = (tmp_path / "limited" / "report.html").read_text()
+    assert "Limited to the first 40 tokens of each document." in report
     (document,) = rows(tmp_path / "limited", "documents")
     assert (document["num_tokens"] + document["num_unscored_tokens"], document["num_bytes"]) == (
         40,

@@ -70,7 +70,7 @@ def score(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Score:
     """Return a function that runs a perplexity job with settings of the model, and returns its folder."""
 
     def run(name: str, *, model: str = "", books: Path | None = None, **settings: Any) -> Path:
-        tokens = settings.pop("tokens", True)
+        tokens, limit = settings.pop("tokens", True), settings.pop("limit_tokens", None)
         out = tmp_path_factory.mktemp(name) / name
         job = PerplexityJob(
             inputs=(str(books or inputs.books),),
@@ -80,6 +80,7 @@ def score(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Score:
             threads=1,
             limits=Limits(4, 2**30),
             keep_tokens=tokens,
+            limit_tokens=limit,
             command=f"longmem perplexity {name}",
         )
         run_job(job, QUIET)
@@ -269,6 +270,9 @@ def test_runs_that_cannot_be_compared_are_refused(
     shutil.copytree(inputs.books, books)
     (books / "2.txt").write_text("another text")
     assert "document 2 is another text in other-text than in large" in refusal(large, score("other-text", books=books))
+    limited = refusal(large, score("limited", limit_tokens=40))
+    assert "large has scored all tokens of each document, and limited the first 40 tokens of each document" in limited
+    assert "the same --limit-tokens" in limited
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "book.txt").write_text("one more text")

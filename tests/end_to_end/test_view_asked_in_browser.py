@@ -154,7 +154,7 @@ def test_an_example_shows_its_candidates_as_heat_maps(
     assert len(browser.texts("#panel .reading .place")) == 4
     assert browser.run("return getComputedStyle(document.getElementById('gold').parentElement).display") == "none"
     browser.run(
-        "const box = document.getElementById('context'); box.value = 16; box.dispatchEvent(new Event('change'))"
+        "const box = document.getElementById('context'); box.value = 12; box.dispatchEvent(new Event('change'))"
     )
     browser.wait("document.querySelector('#panel .hint')?.innerText.includes('0 tokens before them in memory')")
     browser.click("#panel details[open] .heat [data-at]", 4)

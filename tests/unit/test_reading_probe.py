@@ -98,6 +98,17 @@ def test_the_command_prints_a_table_and_json(small_backbone: Callable[[str], Pat
     shown = CliRunner(env={"COLUMNS": "100"}).invoke(app, command)
     assert shown.exit_code == 0, shown.output
     assert "near past and blocks by overlap" in shown.output
+    sizes = ["--segment-tokens", "16", "--limit-tokens", "96", "--near-tokens", "8", "--read-blocks", "2"]
+    found = json.loads(CliRunner().invoke(app, [*command, *sizes, "--json"]).stdout)
+    # six segments of 16 tokens; those from 32 on have more than two blocks of four beyond the newest eight
+    assert found["num_tokens"] == 96 - 32
+    model = LongMem.from_pretrained(tmp_path / "model", segment_tokens=16, near_tokens=8, read_blocks=2)
+    expected = {way.name: way.perplexity for way in probe_reading(model, TEXT, limit_tokens=96).ways}
+    assert {way["name"]: way["perplexity"] for way in found["ways"]} == pytest.approx(expected)
+    short = CliRunner().invoke(app, [*command, *sizes, "--limit-tokens", "20"])
+    assert (short.exit_code, "--limit-tokens must be at least 33 with these sizes, got 20" in short.output) == (2, True)
+    alone = CliRunner().invoke(app, ["doctor", "--model", str(tmp_path / "model"), "--near-tokens", "8"])
+    assert (alone.exit_code, "needs --reading" in alone.output) == (2, True)
     found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert len(found["ways"]) == 7
     assert found["num_tokens"] == 96

@@ -227,7 +227,7 @@ def test_a_bad_question_about_a_probe_is_told(probe: Path, name: str, fields: di
 @pytest.mark.parametrize(
     ("name", "fields", "words"),
     [
-        ("items", {"context": 17}, "contexts of 16, 128 tokens, got 17"),
+        ("items", {"context": 13}, "contexts of 12, 128 tokens, got 13"),
         ("item", {"item": EXAMPLES}, f"examples 0 to {EXAMPLES - 1}, got {EXAMPLES}"),
         ("token", {"item": 0, "answer": 3, "token": 0}, "no token 0 of candidate 3"),
     ],

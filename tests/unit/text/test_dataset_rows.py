@@ -105,8 +105,11 @@ def test_saved_datasets_are_memory_mapped(tmp_path: Path) -> None:
         ({}, "choose one of its splits with --split: train, test"),
         ({"split": "valid"}, "Bad split: valid"),
         ({"split": "test", "subset": "small"}, "BuilderConfig 'small' not found"),
-        ({"split": "test", "text_column": "text"}, "has no column 'text' (--text-column); it has title, body"),
-        ({"split": "test", "id_column": "isbn"}, "has no column 'isbn' (--id-column); it has title, body"),
+        (
+            {"split": "test", "text_column": "text"},
+            ", split test has no column 'text' (--text-column); it has title, body",
+        ),
+        ({"split": "test", "id_column": "isbn"}, ", split test has no column 'isbn' (--id-column); it has title, body"),
     ],
 )
 def test_a_selection_that_is_not_there_says_what_there_is(selected: dict[str, str], message: str, folder: Path) -> None:
