@@ -260,7 +260,7 @@ class PooledExecutor(AbstractExecutor):
 
     def _send(self, task: Task, worker: PoolWorker) -> None:
         assert worker.info is not None, f"{task} is sent to {worker.name}, which has no process"
-        task.ticket = ticket = Ticket(self._job, next(self._numbers), str(task), self._timeouts.task_s)
+        task.ticket = ticket = Ticket(self._job, next(self._numbers), self._timeouts.task_s)
         if isinstance(task, PutBatch):
             for member in task.members:
                 member.encoded = self._encoded[member.segment_id]

@@ -118,7 +118,7 @@ def test_supervision_driver_suspended_shifts_deadlines(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("running", "limit_s"),
-    [(Ticket("mine", 1, "", 30), 30), (Ticket("other", 1, "", 50), 50 + ORPHAN_S), (None, 100)],
+    [(Ticket("mine", 1, 30), 30), (Ticket("other", 1, 50), 50 + ORPHAN_S), (None, 100)],
     ids=["own", "of another job", "none, a call without a deadline"],
 )
 def test_what_runs_has_a_deadline_and_a_worker_without_tasks_has_none(
