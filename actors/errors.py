@@ -1,12 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translates Ray's exceptions into LongMemError; errors that a worker returned pass unchanged."""
+"""Meaning of Ray's exceptions, and their translation into LongMemError; errors that a worker returned pass
+unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import ray.exceptions
 
 from longmem.errors import ClusterError, LongMemError
+
+WORKER_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.OutOfMemoryError,
+)
+
+
+def failure_of(error: ray.exceptions.RayError) -> Literal["lost objects", "lost worker", "bug"] | None:
+    """Return what ended a task: its input was lost, its process was lost, or it raised. None if it is none of these."""
+    if isinstance(error, ray.exceptions.ObjectLostError):
+        return "lost objects"
+    if isinstance(getattr(error, "cause", None), ray.exceptions.ObjectLostError):
+        return "lost objects"
+    if isinstance(error, WORKER_LOST):
+        return "lost worker"
+    return "bug" if isinstance(error, ray.exceptions.RayTaskError) else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 """Models that fail on a certain character: one ends its process, like a bug in a native library; one gives NaN."""
 
 import os
+from time import sleep
 
 import torch
 
@@ -10,6 +11,11 @@ from longmem.model.source import ModelSource
 from longmem.types import EncodedSegment, Segment
 
 POISON = "\x07"
+"""Character that ends its process, or gives NaN."""
+BUG = "\x08"
+"""Character that raises what no user can mend."""
+LINGER_S = 1.0
+"""Seconds before a LingeringModel fails; others queue their tasks behind it meanwhile."""
 
 
 class PoisonedModel(LongMem):
@@ -39,4 +45,27 @@ class NanSource(ModelSource):
         (token,) = model.tokenizer.sequence(POISON)[1:]
         with torch.no_grad():
             model.backbone.model.get_input_embeddings().weight[token] = torch.nan
+        return model
+
+
+class LingeringModel(LongMem):
+    """Model for worker processes only, which lingers before it fails on POISON or BUG."""
+
+    def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:
+        poison, bug = (self.tokenizer.sequence(character)[1] for character in (POISON, BUG))
+        if poison in segment.tokens:
+            sleep(LINGER_S)
+            os._exit(1)
+        if bug in segment.tokens:
+            sleep(LINGER_S)
+            raise RuntimeError("a bug of ours")
+        return super().encode(segment, prepare)
+
+
+class LingeringSource(ModelSource):
+    """Source that opens any model as a LingeringModel."""
+
+    def open(self) -> LongMem:
+        model = super().open()
+        model.__class__ = LingeringModel
         return model

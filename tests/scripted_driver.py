@@ -23,7 +23,7 @@ def segments_of(document: str, count: int) -> list[Segment]:
     return [Segment(DocumentKey("test", document), index, 4 * index, tokens, tokens) for index in range(count)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Driver:
     """Executor on scripted actors, with all its completions and events."""
 
@@ -88,9 +88,27 @@ def start(
         pool(StorePool, ScriptedStore, [others or {}]),
         pool(ActorPool, ScriptedReader, [others or {}]),
     )
-    executor = Executor(workers, timeouts)
-    driver = Driver(executor, workers, script)
-    supervisor = vars(executor)["_supervisor"]
+    return _ready(Driver(Executor(workers, timeouts), workers, script))
+
+
+def attach(other: Driver, timeouts: Timeouts) -> Driver:
+    """Return a second driver on the workers of another, as two jobs on one service."""
+    from actors.executor.dispatch import PooledExecutor
+    from actors.workers.pools import ActorPool
+    from actors.workers.start import Workers
+
+    pools = other.workers.encoders, other.workers.stores, other.workers.readers
+    actors: list[ActorPool] = [
+        type(pool)([worker.actor for worker in pool.workers], [worker.name for worker in pool.workers])
+        for pool in pools
+    ]
+    workers = Workers(*actors)  # type: ignore[arg-type]
+    return _ready(Driver(PooledExecutor(workers, timeouts), workers, other.script))
+
+
+def _ready(driver: Driver) -> Driver:
+    """Wait until all workers are ready."""
+    supervisor = vars(driver.executor)["_supervisor"]
     driver.until(lambda: supervisor.num_starting == 0)
     supervisor.begin()
     return driver

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import ray
 
 from actors.result import TaskResult
 from actors.workers.base import HEALTH, UNTIL_DONE, opened
+from actors.workers.running import RunningTask, Ticket
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 if TYPE_CHECKING:
@@ -38,12 +40,15 @@ class Script:
     """Tasks that raise an exception caused by a bug of longmem."""
     endless: frozenset[tuple[str, str, int]] = frozenset()
     """Tasks that never end while the process lives."""
+    linger_s: float = 0.0
+    """Seconds before a deadly task ends its process; other tasks are queued behind it meanwhile."""
 
     def begin(self, stage: "Stage", segment: Segment) -> None:
         place = stage, segment.key.document, segment.index
         with (self.folder / "-".join(map(str, place))).open("a") as file:
             file.write(f"{os.getpid()}\n")
         if place in self.deadly:
+            sleep(self.linger_s)
             os._exit(1)
         if place in self.faulty:
             raise RuntimeError("a bug of ours")
@@ -68,34 +73,33 @@ class _Scripted:
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self._running = RunningTask()
 
     @ray.method(max_task_retries=UNTIL_DONE)
     def ready(self) -> TaskResult:
         return opened(lambda: self.description)
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> None:
-        pass
+    def alive(self) -> Ticket | None:
+        return self._running.ticket
 
-    def begin(self, stage: "Stage", segment: Segment) -> TaskResult:
-        self._script.begin(stage, segment)
-        return TaskResult(None, None, 0.001)
+    def begin(self, ticket: Ticket, stage: "Stage", segment: Segment) -> TaskResult:
+        return self._running.run(ticket, lambda: self._script.begin(stage, segment))
 
 
 @ray.remote(concurrency_groups=HEALTH)
 class ScriptedEncoder(_Scripted):
     description = NoModel()
 
-    def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, Any, Any]:
-        outcome = self.begin("encode", segment)
+    def encode(self, ticket: Ticket, segment: Segment, prepare: bool) -> tuple[TaskResult, Any, Any]:
+        outcome = self.begin(ticket, "encode", segment)
         return outcome, (segment, np.zeros(BLOCK_BYTES, np.uint8)), np.zeros(BLOCK_BYTES, np.uint8)
 
 
 @ray.remote(concurrency_groups={"read": 1, **HEALTH})
 class ScriptedStore(_Scripted):
-    def put(self, *blocks: Any) -> TaskResult:
-        outcomes = [self.begin("put", block[0]) for block in blocks]
-        return TaskResult([each.result for each in outcomes], None, 0.001 * len(blocks))
+    def put(self, ticket: Ticket, *blocks: Any) -> TaskResult:
+        return self._running.run(ticket, lambda: [self._script.begin("put", block[0]) for block in blocks])
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
@@ -108,9 +112,9 @@ class ScriptedStore(_Scripted):
 
 @ray.remote(concurrency_groups=HEALTH)
 class ScriptedReader(_Scripted):
-    def score(self, segment: Segment, block: Any, state: Any) -> TaskResult:
+    def score(self, ticket: Ticket, segment: Segment, block: Any, state: Any) -> TaskResult:
         assert block[0].index == segment.index
-        return self.begin("score", segment)
+        return self.begin(ticket, "score", segment)
 
     def evict(self, key: DocumentKey) -> None:
         pass

@@ -7,6 +7,7 @@ import ray
 
 from actors.result import TaskResult
 from actors.workers.base import HEALTH
+from actors.workers.running import Ticket
 from actors.workers.store import StoreActor
 from longmem.types import KVBlock
 
@@ -16,7 +17,7 @@ PUT_S = 0.06
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class SlowStoreActor(StoreActor.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
     @ray.method(concurrency_group="write")
-    def put(self, *blocks: KVBlock) -> TaskResult:
+    def put(self, ticket: Ticket, *blocks: KVBlock) -> TaskResult:
         time.sleep(PUT_S)
-        outcome: TaskResult = super().put(*blocks)
+        outcome: TaskResult = super().put(ticket, *blocks)
         return outcome

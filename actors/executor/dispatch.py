@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executor on pools of actors: sends tasks to workers and retries tasks of lost workers.
 
-A task is *waiting* (no usable actor has a free slot), *running*, or *parked* (its block was lost with a node, and is
-being encoded again). Encoding and scoring are functions of their input, and a put is idempotent, so a retry changes no
-result. Every task is reported once.
+A task is *waiting* (no usable actor has a free slot), *running*, *lost* (its worker died, and the record of the task
+that ran is being read), or *parked* (its block was lost with a node, and is being encoded again). Encoding and scoring
+are functions of their input, and a put is idempotent, so a retry changes no result. Every task is reported once.
 """
 
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from secrets import token_hex
 from time import monotonic
 from typing import Any
 
@@ -17,17 +19,19 @@ import ray.exceptions
 
 from actors.capacity import Room, not_started
 from actors.cluster import Connection
-from actors.errors import translated
+from actors.errors import failure_of, translated
 from actors.executor.health import Supervisor
 from actors.executor.model_check import ModelCheck
 from actors.executor.prepare_policy import PreparePolicy
 from actors.executor.routing import Router
+from actors.executor.suspects import Suspects
 from actors.executor.tasks import Encoded, RequestTask, SegmentId, SegmentTask, Task
 from actors.executor.timeouts import Timeouts
 from actors.executor.write_batcher import PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
+from actors.workers.running import Ticket
 from actors.workers.start import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.model.source import ModelDescription
@@ -43,14 +47,6 @@ LATE_S = 10.0
 
 MAX_ENCODED_AGAIN = 10
 """Times that one block is encoded again; more losses mean a faulty cluster."""
-
-WORKER_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.LocalRayletDiedError,
-    ray.exceptions.OutOfMemoryError,
-)
 
 
 class PooledExecutor(AbstractExecutor):
@@ -76,7 +72,10 @@ class PooledExecutor(AbstractExecutor):
         self._timeouts = timeouts
         self._clock = clock
         self._model_check = ModelCheck()
-        self._supervisor = Supervisor(self._pools, timeouts, self._model_check, clock)
+        self._job = token_hex(8)
+        self._numbers = count(1)
+        self._supervisor = Supervisor(self._pools, timeouts, self._model_check, self._job, clock)
+        self._suspects = Suspects()
         self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, Task] = {}
         self._parked: dict[SegmentId, list[SegmentTask]] = {}
@@ -148,7 +147,8 @@ class PooledExecutor(AbstractExecutor):
                 self._send_waiting()
                 self._supervisor.check()
             # starting workers count: a caller that cannot submit for lack of a worker waits for it
-            busy = self._running or self._parked or any(self._waiting.values()) or self._supervisor.num_starting
+            tasks = self._running or self._suspects.refs or self._parked or any(self._waiting.values())
+            busy = tasks or self._supervisor.num_starting
             ended = self._completed or self._answers
             left_s = min(deadline_s - self._clock(), self._write_batcher.wait_s)
             self.turn(max(0.0, left_s) if busy and not ended else 0.0)
@@ -163,7 +163,7 @@ class PooledExecutor(AbstractExecutor):
             self._turn(timeout_s, also)
 
     def _turn(self, timeout_s: float, also: Any) -> None:
-        refs = [*self._running, *self._supervisor.refs, *([] if also is None else [also])]
+        refs = [*self._running, *self._supervisor.refs, *self._suspects.refs, *([] if also is None else [also])]
         if not refs:
             return
         with translated("waiting for the workers"):
@@ -184,6 +184,8 @@ class PooledExecutor(AbstractExecutor):
             self._handle_failure(task, failure)
         for ref in ready:
             self._supervisor.take(ref)
+            for verdict in self._suspects.take(ref):
+                self._try_again(verdict.task, verdict.error, verdict.is_suspect, verdict.is_known)
 
     def events(self) -> list[ExecutorEvent]:
         events, self._supervisor.events = self._supervisor.events, []
@@ -214,6 +216,7 @@ class PooledExecutor(AbstractExecutor):
         for waiting in self._waiting.values():
             waiting.clear()
         self._running.clear()
+        self._suspects.clear()
         self._parked.clear()
         self._encoded.clear()
 
@@ -257,13 +260,16 @@ class PooledExecutor(AbstractExecutor):
 
     def _send(self, task: Task, worker: PoolWorker) -> None:
         assert worker.info is not None, f"{task} is sent to {worker.name}, which has no process"
+        task.ticket = ticket = Ticket(self._job, next(self._numbers), self._timeouts.task_s)
         if isinstance(task, PutBatch):
-            outcome = self._send_batch(task, worker)
+            for member in task.members:
+                member.encoded = self._encoded[member.segment_id]
+            outcome = worker.actor.put.remote(ticket, *(self._encoded[each.segment_id].block for each in task.members))
         elif isinstance(task, SegmentTask):
-            outcome = self._send_segment(task, worker, worker.info)
+            outcome = self._send_segment(task, ticket, worker, worker.info)
         else:
             assert isinstance(task, RequestTask), f"{task} is neither of segments nor a request"
-            outcome = worker.actor.answer.remote(task.request)
+            outcome = worker.actor.answer.remote(ticket, task.request)
         if not worker.tasks:
             worker.first_since_s = self._clock()
         worker.tasks.append(task)
@@ -271,24 +277,18 @@ class PooledExecutor(AbstractExecutor):
         task.worker, task.sent_to = worker, worker.info
         self._running[outcome] = task
 
-    def _send_batch(self, group: PutBatch, worker: PoolWorker) -> Any:
-        """Send a batch of puts; return the reference of its result."""
-        for member in group.members:
-            member.encoded = self._encoded[member.segment_id]
-        return worker.actor.put.remote(*(self._encoded[member.segment_id].block for member in group.members))
-
-    def _send_segment(self, task: SegmentTask, worker: PoolWorker, info: WorkerInfo) -> Any:
+    def _send_segment(self, task: SegmentTask, ticket: Ticket, worker: PoolWorker, info: WorkerInfo) -> Any:
         """Send one stage of a segment; return the reference of its result."""
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
             prepare = self._prepare_policy.encodes(worker)
-            outcome, block, state = actor.encode.options(num_returns=3).remote(segment, prepare)
+            outcome, block, state = actor.encode.options(num_returns=3).remote(ticket, segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome
         task.encoded = self._encoded[task.segment_id]
         self._router.reads(worker, segment.key)
         self._prepare_policy.scores(worker)
-        return actor.score.remote(segment, task.encoded.block, task.encoded.state)
+        return actor.score.remote(ticket, segment, task.encoded.block, task.encoded.state)
 
     def _handle_result(self, task: Task, outcome: TaskResult) -> None:
         worker = self._detach(task)
@@ -319,30 +319,32 @@ class PooledExecutor(AbstractExecutor):
     def _handle_failure(self, task: Task, error: ray.exceptions.RayError) -> None:
         worker = task.worker
         assert worker is not None, f"{task} failed and was never sent"
-        cause = getattr(error, "cause", None)
-        lost_objects = isinstance(error, ray.exceptions.ObjectLostError) or isinstance(
-            cause, ray.exceptions.ObjectLostError
-        )
-        lost_worker = not lost_objects and isinstance(error, WORKER_LOST)
-        if not (lost_objects or lost_worker or isinstance(error, ray.exceptions.RayTaskError)):
+        failure = failure_of(error)
+        if failure is None:
             raise ClusterError(f"{task}: {error}") from error
-        # ignore failures of an earlier process of this actor: the restarted one is healthy
-        if lost_worker and worker.info is task.sent_to:
-            self._supervisor.lost(task.stage, worker, error)
-        is_suspect = not lost_worker or worker.crash_suspect is task
+        if failure == "lost worker":
+            # ignore failures of an earlier process of this actor: the restarted one is healthy
+            if worker.info is task.sent_to:
+                self._supervisor.lost(task.stage, worker, error)
+            self._suspects.lose(task, error)
         self._detach(task)
+        if failure == "bug" or (failure == "lost objects" and isinstance(task, PutBatch) and len(task.members) > 1):
+            self._try_again(task, error, is_suspect=True)
+        elif failure == "lost objects":
+            self._handle_lost_objects(task.members[0] if isinstance(task, PutBatch) else task, error)
+
+    def _try_again(self, task: Task, error: Exception, is_suspect: bool, is_known: bool = True) -> None:
+        """Retry a failed task, or the members of a failed batch. `is_known` is False if its worker died and there is no
+        record of the task that ran: it is then retried without other tasks."""
         if isinstance(task, PutBatch):
             if len(task.members) > 1:
                 # ambiguous: retry each member exclusively to find the one that fails
                 for member in reversed(task.members):
-                    member.exclusive = True
+                    member.exclusive |= is_suspect or not is_known
                     self._waiting["put"].appendleft(member)
                 return
             (task,) = task.members
-        if lost_objects:
-            self._handle_lost_objects(task, error)
-            return
-        task.exclusive |= lost_worker
+        task.exclusive |= not is_known
         self._retry(task, error, is_suspect)
 
     def _detach(self, task: Task) -> PoolWorker:
@@ -367,10 +369,7 @@ class PooledExecutor(AbstractExecutor):
             return
         text = f"{task} failed {task.tries} times, the last time with: {reason}"
         self._emit("quarantined", task, text)
-        self._ended_in_quarantine(task, QuarantineError(f"{text}; {self.after_quarantine}"))
-
-    def _ended_in_quarantine(self, task: Task, error: QuarantineError) -> None:
-        outcome = TaskResult(None, error, 0.0)
+        outcome = TaskResult(None, QuarantineError(f"{text}; {self.after_quarantine}"), 0.0)
         self._report(task, outcome)
         if isinstance(task, SegmentTask) and task.stage == "encode":
             for each in self._parked.pop(task.segment_id, []):

@@ -17,6 +17,7 @@ from actors.executor.timeouts import Timeouts
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo, kill_process
 from actors.workers.pools import ActorPool, PoolWorker
+from actors.workers.running import Ticket
 from longmem.errors import ClusterError, LongMemError
 from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
 
@@ -25,6 +26,9 @@ PING_EVERY_S = 5.0
 
 AWAY_S = 5.0
 """Seconds between two checks above which this process is assumed to have been suspended."""
+
+ORPHAN_S = 60.0
+"""Seconds beyond its deadline after which a task of another job is ended, because that job has ended itself."""
 
 
 @dataclass
@@ -40,7 +44,8 @@ class Supervisor:
     """Liveness checks of all workers of the pools.
 
     The owner waits for `refs` together with its own references, passes ready ones to `take`, and calls `check`
-    regularly. `accept` is called with a worker's WorkerInfo.result before its first use, and raises to reject it.
+    regularly. `accept` is called with a worker's WorkerInfo.result before its first use, and raises to reject it. `job`
+    distinguishes the owner's tasks from those of other jobs on the same workers.
     """
 
     def __init__(
@@ -48,11 +53,13 @@ class Supervisor:
         pools: dict[Stage, ActorPool],
         timeouts: Timeouts,
         accept: Callable[[Stage, Any], None],
+        job: str,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._pools = pools
         self._timeouts = timeouts
         self._accept = accept
+        self._job = job
         self._clock = clock
         self._starting: dict[Any, tuple[Stage, PoolWorker]] = {}
         self._pings: dict[Any, _Ping] = {}
@@ -100,8 +107,8 @@ class Supervisor:
             return
         # tasks that were sent to an earlier process may not have failed yet
         in_flight = [task for task in worker.tasks if task.sent_to is worker.info]
-        worker.crash_suspect = in_flight[0] if in_flight and (len(in_flight) == 1 or worker.overdue) else None
-        worker.info, worker.killed, worker.overdue = None, False, False
+        worker.crash_suspect = in_flight[0] if in_flight and len(in_flight) == 1 else None
+        worker.info, worker.killed, worker.running = None, False, None
         self._emit("lost", stage, worker, f"{worker.name} was lost and starts again ({_first_line(error)})")
         self._await(stage, worker)
 
@@ -113,11 +120,6 @@ class Supervisor:
         for ping in self._pings.values():
             self._check_ping(ping, now)
         for stage, pool in self._pools.items():
-            for worker in pool.usable:
-                if worker.tasks and now - worker.first_since_s > self._timeouts.task_s:
-                    worker.first_since_s = now
-                    worker.overdue = True
-                    self._kill(stage, worker, f"worked on one task for more than {self._timeouts.task_s:g} s")
             self._check_has_worker(stage, pool, now)
         if now - self._last_pinged_s >= self._ping_every_s:
             self._last_pinged_s = now
@@ -129,7 +131,7 @@ class Supervisor:
 
     @property
     def _ping_every_s(self) -> float:
-        return min(PING_EVERY_S, self._timeouts.unresponsive_s / 2)
+        return min(PING_EVERY_S, self._timeouts.unresponsive_s / 2, self._timeouts.task_s / 2)
 
     def _shift_deadlines(self, away_s: float) -> None:
         """If this process was suspended for `away_s`, shift all deadlines by it."""
@@ -140,6 +142,7 @@ class Supervisor:
         for pool in self._pools.values():
             for worker in pool.workers:
                 worker.first_since_s += away_s
+                worker.running_since_s += away_s
         for stage in self._no_worker_since_s:
             self._no_worker_since_s[stage] += away_s
 
@@ -176,14 +179,36 @@ class Supervisor:
         worker = ping.worker
         stage = self._stage_of(worker)
         try:
-            ray.get(ref)
+            running: Ticket | None = ray.get(ref)
         except ray.exceptions.RayError as error:
             if worker.info is ping.process:
                 self.lost(stage, worker, error)
             return
+        if worker.info is ping.process:
+            self._check_deadline(stage, worker, running)
         if ping.reported:
             unresponsive_s = self._clock() - ping.sent_s
             self._emit("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
+
+    def _check_deadline(self, stage: Stage, worker: PoolWorker, running: Ticket | None) -> None:
+        """Kill a worker whose task is overdue; `running` is what it has just answered. A task that waits behind that of
+        another job is not overdue, and another job ends its own."""
+        now = self._clock()
+        if running != worker.running:
+            worker.running, worker.running_since_s = running, now
+        if not worker.tasks:
+            return
+        if running is None:
+            # a call without a deadline, such as the deletion of a document
+            if now - worker.first_since_s > self._timeouts.task_s:
+                self._kill(stage, worker, f"did not begin a task within {self._timeouts.task_s:g} s")
+            return
+        worker.first_since_s = now
+        late_s = now - worker.running_since_s - running.deadline_s
+        if running.job == self._job and late_s > 0:
+            self._kill(stage, worker, f"worked on one task for more than {running.deadline_s:g} s")
+        elif late_s > ORPHAN_S:
+            self._kill(stage, worker, f"is {late_s:.0f} s late with a task of another job")
 
     def _check_ping(self, ping: _Ping, now: float) -> None:
         worker, unresponsive_s = ping.worker, now - ping.sent_s

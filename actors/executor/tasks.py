@@ -6,6 +6,7 @@ from typing import Any
 
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import PoolWorker
+from actors.workers.running import Ticket
 from longmem.runtime.executor import Stage
 from longmem.runtime.requests import Request
 from longmem.types import DocumentKey, Segment
@@ -33,10 +34,12 @@ class Task:
     tries: int = field(default=0, init=False)
     """Number of times that it killed its worker or raised a bug."""
     exclusive: bool = field(default=False, init=False)
-    """True once it was lost with its worker: it is then retried without other tasks, to see if it kills the worker."""
+    """True once its worker died and nobody knows of which task: it is then retried without other tasks of the job."""
     worker: PoolWorker | None = field(default=None, init=False)
     sent_to: WorkerInfo | None = field(default=None, init=False)
     """Process of the worker that it was sent to."""
+    ticket: Ticket | None = field(default=None, init=False)
+    """Identity of this try, which the worker records while it runs."""
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from jaxtyping import Int32
 
 from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
+from actors.workers.running import RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.memory.context import windows_of
@@ -52,6 +53,7 @@ class EncoderActor:
         self._model: LongMem | None = None
         self._windows: WindowCache | None = None
         self._tokenizer: Tokenizer | None = None
+        self._running = RunningTask()
 
     def __repr__(self) -> str:
         return f"Encoder(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
@@ -69,21 +71,22 @@ class EncoderActor:
         return opened(lambda: describe(self._loaded()))
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> None:
-        """Return if the process runs."""
+    def alive(self) -> Ticket | None:
+        """Return the running task, if the process runs."""
+        return self._running.ticket
 
-    def encode(self, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
+    def encode(self, ticket: Ticket, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
         """Return receipt, block, and state with the backbone's log-probabilities, as three objects: only the receipt is
         sent to the driver."""
-        outcome = run_task(lambda: self._loaded().encode(segment, prepare))
+        outcome = self._running.run(ticket, lambda: self._loaded().encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
         receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
         return TaskResult(receipt, None, outcome.busy_s), encoded.block, (encoded.state, encoded.backbone_logprobs)
 
-    def answer(self, request: Request) -> TaskResult:
-        return run_task(lambda: self._answer(request))
+    def answer(self, ticket: Ticket, request: Request) -> TaskResult:
+        return self._running.run(ticket, lambda: self._answer(request))
 
     def _answer(self, request: Request) -> Any:
         model = self._loaded()

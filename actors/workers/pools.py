@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from actors.workers.base import WorkerInfo
+from actors.workers.running import Ticket
 
 TASKS_PER_ACTOR = 2
 """Tasks per actor: one running and one queued. Hides the round trip, and bounds what a slow worker delays. Actors work
@@ -29,13 +30,15 @@ class PoolWorker:
     tasks: list[Any] = field(default_factory=list)
     """Tasks sent and not ended, in order; the actor executes the first."""
     exclusive: bool = False
-    """True while its only task must not share the actor, so that a crash is attributed to that task."""
+    """True while its only task must not share the actor with others of its job."""
     first_since_s: float = 0.0
-    """Monotonic time at which the first task became the first."""
+    """Monotonic time at which the first task became the first, or was last seen to wait or run."""
     crash_suspect: Any = None
-    """Task that was running when the actor last died, or None if it is ambiguous (several tasks in flight)."""
-    overdue: bool = False
-    """True if this process is killed because its first task exceeded the task timeout."""
+    """This driver's only task when the actor last died, or None if there were several; for deaths without a record."""
+    running: Ticket | None = None
+    """Task, of any job, that it ran at the last liveness check; None if there was none."""
+    running_since_s: float = 0.0
+    """Monotonic time at which that task was first seen."""
     killed: bool = False
     """True if this process was killed by the driver, and its calls have not failed yet."""
     gone: bool = False

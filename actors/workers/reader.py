@@ -5,8 +5,9 @@ import numpy as np
 import ray
 import torch
 
-from actors.result import TaskResult, run_task
+from actors.result import TaskResult
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
+from actors.workers.running import RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
 from longmem.memory.context import windows_of
 from longmem.memory.window_cache import WindowCache
@@ -31,6 +32,7 @@ class ReaderActor:
         self._store = store
         self._window_bytes = window_bytes
         self._opened: tuple[LongMem, WindowCache, Fingerprint] | None = None
+        self._running = RunningTask()
 
     def __repr__(self) -> str:
         # shown in Ray's dashboard; the actor's name, `…-sidenet-N`, is older than readers without a SideNet
@@ -51,11 +53,14 @@ class ReaderActor:
         return opened(lambda: self._loaded()[2])
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> None:
-        """Return if the process runs."""
+    def alive(self) -> Ticket | None:
+        """Return the running task, if the process runs."""
+        return self._running.ticket
 
-    def score(self, segment: Segment, block: KVBlock, state: tuple[np.ndarray, np.ndarray]) -> TaskResult:
-        return run_task(lambda: self._score(segment, block, state))
+    def score(
+        self, ticket: Ticket, segment: Segment, block: KVBlock, state: tuple[np.ndarray, np.ndarray]
+    ) -> TaskResult:
+        return self._running.run(ticket, lambda: self._score(segment, block, state))
 
     @ray.method(max_task_retries=UNTIL_DONE)
     def evict(self, key: DocumentKey) -> None:

@@ -9,9 +9,10 @@ import ray.exceptions
 import xxhash
 
 from actors.errors import translated
-from actors.result import TaskResult, run_task
+from actors.result import TaskResult
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from actors.workers.pools import ActorPool, PoolWorker
+from actors.workers.running import RunningTask, Ticket
 from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
 from longmem.store.source import AbstractDocumentSource
@@ -28,6 +29,7 @@ class StoreActor:
         self._shard = shard
         self._opening = Lock()
         self._opened: AbstractMemoryStore | None = None
+        self._running = RunningTask()
 
     def __repr__(self) -> str:
         return f"MemoryStore(shard={self._shard}, uri={redacted(self._settings.uri)})"
@@ -44,13 +46,14 @@ class StoreActor:
         return opened(lambda: self._store().fingerprint())
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> None:
-        """Return if the process runs."""
+    def alive(self) -> Ticket | None:
+        """Return the running batch of puts, if the process runs."""
+        return self._running.ticket
 
     @ray.method(concurrency_group="write")
-    def put(self, *blocks: KVBlock) -> TaskResult:
+    def put(self, ticket: Ticket, *blocks: KVBlock) -> TaskResult:
         """Write several blocks in one commit; the result holds a PutReceipt or LongMemError for each."""
-        return run_task(lambda: put_each(self._store(), blocks))
+        return self._running.run(ticket, lambda: put_each(self._store(), blocks))
 
     @ray.method(concurrency_group="read", max_task_retries=UNTIL_DONE)
     def read(self, key: DocumentKey, first_segment: int, last_segment: int, ahead: int) -> list[KVBlock]:

@@ -153,7 +153,10 @@ def _chart(panel: Panel, position: dict[str, int]) -> dict[str, Any]:
         "datasource": source,
         "gridPos": position,
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
         "targets": [
             {"refId": chr(ord("A") + index), "datasource": source, "expr": expression, "legendFormat": legend}
             for index, (expression, legend) in enumerate(panel.queries)

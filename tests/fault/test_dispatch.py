@@ -5,15 +5,16 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from actors.executor.timeouts import Timeouts
 from longmem.errors import QuarantineError
-from longmem.runtime.executor import STAGES
+from longmem.runtime.executor import STAGES, Stage
 from longmem.types import DocumentKey
-from tests.scripted_driver import LIMIT_S, Driver, segments_of, start
+from tests.scripted_driver import LIMIT_S, Driver, attach, segments_of, start
 
 pytest_plugins = ["tests.ray_cluster"]
 pytestmark = pytest.mark.ray
@@ -53,13 +54,12 @@ def test_dispatch_poison_segment_is_quarantined_alone(started: Callable[..., Dri
     assert "encode of test/poison segment 1 failed 3 times" in str(error)
     assert "--resume" in str(error)
     assert set(errors.values()) == {None}
-    # once in a batch, where the cause is ambiguous, then alone
-    deaths = len(driver.script.begun("encode", "poison", 1))
-    assert deaths in (3, 4)
+    # each death is attributed, also with other tasks in the same process
+    assert len(driver.script.begun("encode", "poison", 1)) == 3
     blamed = [event for event in driver.events if event.kind in ("retry", "quarantined")]
     assert [event.kind for event in blamed] == ["retry", "retry", "quarantined"]
     assert {(event.segment.key.document, event.segment.index) for event in blamed if event.segment} == {("poison", 1)}
-    assert len(driver.kinds("lost")) == deaths
+    assert len(driver.kinds("lost")) == 3
     assert driver.executor.wait(0.0) == []
 
 
@@ -110,6 +110,69 @@ def test_a_task_without_end_costs_its_worker_after_the_deadline(started: Callabl
     assert errors[1] is None
     assert driver.kinds("killed", "lost") == ["killed", "lost"] * 2
     assert "more than 1 s" in next(event.message for event in driver.events if event.kind == "killed")
+
+
+# --- workers that two jobs share --------------------------------------------------------------------------------
+
+
+def turn_both(guilty: Driver, innocent: Driver, done: Callable[[], bool]) -> None:
+    deadline_s = monotonic() + LIMIT_S
+    while not done():
+        assert monotonic() < deadline_s, f"stuck after {guilty.events} and {innocent.events}"
+        for driver in (guilty, innocent):
+            driver.completions += driver.executor.wait(0.1)
+            driver.events += driver.executor.events()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_shared_worker_that_a_task_ends_is_charged_to_its_job(started: Callable[..., Driver], stage: Stage) -> None:
+    """Give each job one task at the worker and one try: a single wrong charge quarantines the innocent task."""
+    once = Timeouts(max_tries=1)
+    guilty = started(once, deadly=frozenset({(stage, "guilty", 0)}), linger_s=0.5)
+    innocent = attach(guilty, once)
+    places = {guilty: segments_of("guilty", 1), innocent: segments_of("innocent", 1)}
+    for driver, segments in places.items():
+        if stage != "encode":
+            driver.run("encode", segments)
+    before = {driver: len(driver.completions) for driver in places}
+    guilty.executor.submit(stage, places[guilty][0])
+    guilty.until(lambda: guilty.script.begun(stage, "guilty", 0) != [])
+    innocent.executor.submit(stage, places[innocent][0])
+    turn_both(guilty, innocent, lambda: all(len(each.completions) > number for each, number in before.items()))
+    error = guilty.completions[-1].error
+    assert isinstance(error, QuarantineError)
+    assert f"{stage} of test/guilty segment 0 failed 1 times" in str(error)
+    assert innocent.completions[-1].error is None
+    assert innocent.kinds("retry", "quarantined") == []
+    assert innocent.kinds("lost") == ["lost"]
+
+
+def test_shared_worker_deadline_of_a_task_begins_when_it_runs(started: Callable[..., Driver]) -> None:
+    """Let a task with a short deadline wait behind an endless one of another job, whose deadline is longer."""
+    guilty = started(Timeouts(max_tries=1, task_s=3.0), endless=frozenset({("encode", "guilty", 0)}))
+    innocent = attach(guilty, Timeouts(max_tries=1, task_s=1.0))
+    guilty.executor.submit("encode", segments_of("guilty", 1)[0])
+    guilty.until(lambda: guilty.script.begun("encode", "guilty", 0) != [])
+    innocent.executor.submit("encode", segments_of("innocent", 1)[0])
+    turn_both(guilty, innocent, lambda: bool(guilty.completions and innocent.completions))
+    assert isinstance(guilty.completions[0].error, QuarantineError)
+    assert innocent.completions[0].error is None
+    assert guilty.kinds("killed") == ["killed"]
+    assert innocent.kinds("killed", "retry") == []
+
+
+def test_shared_worker_that_a_dead_job_left_busy_is_ended_by_another(
+    started: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.executor.health.ORPHAN_S", 1.0)
+    dead = started(Timeouts(task_s=1.0), endless=frozenset({("encode", "dead", 0)}))
+    other = attach(dead, Timeouts(max_tries=1, task_s=2.0))
+    dead.executor.submit("encode", segments_of("dead", 1)[0])
+    dead.until(lambda: dead.script.begun("encode", "dead", 0) != [])
+    assert other.run("encode", segments_of("other", 2)) == {0: None, 1: None}
+    (killed,) = [event for event in other.events if event.kind == "killed"]
+    assert "late with a task of another job" in killed.message
+    assert other.kinds("retry") == []
 
 
 # --- workers that die or stop -----------------------------------------------------------------------------------

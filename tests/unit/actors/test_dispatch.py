@@ -13,6 +13,7 @@ from actors.executor.dispatch import PooledExecutor
 from actors.executor.timeouts import Timeouts
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import TASKS_PER_ACTOR, ActorPool
+from actors.workers.running import Ticket
 from actors.workers.start import Workers
 from actors.workers.store import StorePool
 from longmem.runtime.executor import PUT_SEGMENTS
@@ -30,11 +31,11 @@ class Actor:
         self.put = SimpleNamespace(remote=self._put)
         self.encode = SimpleNamespace(options=lambda **_options: SimpleNamespace(remote=self._encode))
 
-    def _encode(self, _segment: Segment, prepare: bool) -> tuple[object, object, object]:
+    def _encode(self, _ticket: Ticket, _segment: Segment, prepare: bool) -> tuple[object, object, object]:
         self.prepared.append(prepare)
         return object(), object(), object()
 
-    def _put(self, *blocks: Any) -> object:
+    def _put(self, _ticket: Ticket, *blocks: Any) -> object:
         self.groups.append(blocks)
         return object()
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,39 @@ def test_foreign_files_are_left_alone(exported: Path) -> None:
     assert "not written by longmem" in result.stderr.replace("\n", " ")
     assert (exported / DASHBOARD).read_text() == "mine"
     assert not (exported / "README.md").exists(), "all or nothing"
+
+
+def test_dashboard_passes_grafanas_own_models_without_loss(exported: Path) -> None:
+    """Decode and encode the dashboard with the typed models that Grafana generates from its schema."""
+    reason = "no grafana-foundation-sdk here; it is on PyPI"
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder", reason=reason)
+    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins", reason=reason)
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason=reason)
+    plugins.register_default_plugins()
+    given = json.loads((exported / DASHBOARD).read_text())
+    decoded = models.Dashboard.from_json(given)
+    understood = json.loads(encoder.JSONEncoder().encode(decoded))
+    assert list(lost(given, understood)) == []
+    # options have their own type for each kind of chart, which would fill in a field that is missing
+    assert [each["options"] for each in panels(exported)] == [
+        each["options"] for each in understood["panels"] if each["type"] != "row"
+    ]
+    kinds = {type(each.options).__module__ for each in decoded.panels if each.type_val != "row"}
+    assert kinds == {"grafana_foundation_sdk.models.timeseries"}
+    queries = {type(query).__module__ for each in decoded.panels for query in getattr(each, "targets", None) or []}
+    assert queries == {"grafana_foundation_sdk.models.prometheus"}
+
+
+def lost(given: Any, understood: Any, place: str = "") -> Iterator[str]:
+    """Yield the places where `understood` lacks a value of `given`, or has another."""
+    if isinstance(given, dict) and isinstance(understood, dict):
+        for name, value in given.items():
+            yield from lost(value, understood.get(name), f"{place}.{name}")
+    elif isinstance(given, list) and isinstance(understood, list) and len(given) == len(understood):
+        for index, (one, other) in enumerate(zip(given, understood, strict=True)):
+            yield from lost(one, other, f"{place}[{index}]")
+    elif given != understood:
+        yield f"{place}: {given!r} became {understood!r}"
 
 
 @needs_promtool

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task that a worker process runs, recorded in a mapped file that outlives the process.
+
+Workers of a service run tasks of several jobs, and a job sees its own only. When a process dies, each job reads the
+record, so the death is charged to the task that ran and to no other. What a process wrote into a mapped file is in the
+page cache of its node, where SIGKILL does not reach it. The records lie in Ray's session folder, one for each process.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.result import TaskResult, run_task
+
+FIELDS = Struct("<16sqd")
+"""Job, number and deadline of a ticket."""
+EMPTY, WRITTEN = 0, 1
+"""First byte of a record. It is written last, so a process that dies meanwhile leaves no half of a ticket."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Identity of a task among those of all jobs."""
+
+    job: str
+    """Random name of the executor that sent it: 16 hexadecimal digits."""
+    number: int
+    deadline_s: float
+    """Time that it may run, in seconds."""
+
+
+class RunningTask:
+    """Record of the task that this process runs. One thread writes it."""
+
+    def __init__(self) -> None:
+        self.ticket: Ticket | None = None
+        """The running task; None between two tasks."""
+        self._record: mmap | None = None
+
+    def run(self, ticket: Ticket, work: Callable[[], Any]) -> TaskResult:
+        """Return the result of `run_task`; the record holds `ticket` meanwhile. Costs microseconds."""
+        record = self._mapped()
+        record[1 : 1 + FIELDS.size] = FIELDS.pack(ticket.job.encode(), ticket.number, ticket.deadline_s)
+        record[0] = WRITTEN
+        self.ticket = ticket
+        try:
+            return run_task(work)
+        finally:
+            self.ticket = None
+            record[0] = EMPTY
+
+    def _mapped(self) -> mmap:
+        if self._record is None:
+            path = _path(os.getpid(), psutil.Process().create_time())
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(1 + FIELDS.size))
+            with path.open("r+b") as file:
+                self._record = mmap(file.fileno(), 0)
+        return self._record
+
+
+def _path(pid: int, created_s: float) -> Path:
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir(), context.get_session_name(), "longmem-running", f"{pid}-{created_s}")
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _read(pid: int, created_s: float) -> Ticket | None:
+    path = _path(pid, created_s)
+    # a process that has begun no task has no record
+    record = path.read_bytes() if path.exists() else bytes(1)
+    if record[0] == EMPTY:
+        return None
+    job, number, deadline_s = FIELDS.unpack(record[1:])
+    return Ticket(job.decode(), number, deadline_s)
+
+
+def last_ticket(pid: int, created_s: float, node_id: str) -> Any:
+    """Return a reference to the Ticket that a dead process ran, or None if it ran none; reads it on its node.
+
+    The reference raises a RayError if the node is gone.
+    """
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return _read.options(scheduling_strategy=strategy).remote(pid, created_s)
