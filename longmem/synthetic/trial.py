@@ -73,7 +73,7 @@ class Trial:
     longmem: str | None = None
     """Most probable of the answers offered with memory; empty for a tie."""
     backbone: str | None = None
-    """The same without memory."""
+    """Most probable of the answers offered without memory; empty for a tie."""
     written: str | None = None
     """Beginning of the answer that greedy decoding writes, up to its first token that differs from the right one."""
     written_without: str | None = None
@@ -162,7 +162,8 @@ def was_read(score: ItemScore, position: int, chunk_tokens: int) -> bool:
 def _read_tokens(score: ItemScore, position: int, chunk_tokens: int) -> Bool[np.ndarray, " targets"]:
     places = position - 1 + np.arange(len(score.reads))[:, None]
     inside: np.ndarray = (score.reads >= 0) & (score.reads <= places) & (places < score.reads + chunk_tokens)
-    return inside.any(axis=1)
+    found: np.ndarray = inside.any(axis=1)
+    return found
 
 
 def _readings(model: LongMem, question: Question, scores: Sequence[ItemScore], view: MemoryView) -> AnswerReadings:
