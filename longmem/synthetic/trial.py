@@ -73,7 +73,7 @@ class Trial:
     longmem: str | None = None
     """Most probable of the answers offered with memory; empty for a tie."""
     backbone: str | None = None
-    """Most probable of the answers offered without memory."""
+    """Most probable of the answers offered without memory; empty for a tie."""
     written: str | None = None
     """Beginning of the answer that greedy decoding writes, up to its first token that differs from the right one."""
     written_without: str | None = None

@@ -17,7 +17,7 @@ from pipelines.command.fields import (
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """What every layer reads of a memory of all layers, and by which layer it is searched."""
+    """Layer that is searched, and the part of a memory that every layer reads."""
 
     PANEL: ClassVar[HelpPanel] = MODEL
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts that all pages of items share: the choice of a cell, lists of items of one kind, and pages of a list."""
+"""Answers that all pages of items share: the choice of a cell, lists of items of one kind, and pages of a list."""
 
 from abc import abstractmethod
 from collections import Counter

@@ -196,7 +196,8 @@ def _any_of(name: str, letter: str, title: str, options: list[tuple[int, str]]) 
 
 
 def _percent(trial: dict[str, Any]) -> int:
-    return round(100 * float(trial["depth"]))
+    percent: int = round(100 * trial["depth"])
+    return percent
 
 
 def _condition(trial: dict[str, Any]) -> str:
