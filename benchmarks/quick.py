@@ -43,7 +43,7 @@ class QuickStep:
 
 @dataclass(frozen=True)
 class QuickResult:
-    """Outcome of one step."""
+    """Outcome and times of one step."""
 
     name: str
     stands_for: str

@@ -135,13 +135,14 @@ class LayerContext:
         sizes = self._sizes
         surplus = self._local[1].shape[1] - sizes.local_tokens
         if not self._initial and surplus >= sizes.initial_tokens:
-            self._initial = [part[:, : sizes.initial_tokens] for part in self._local[1:]]
+            self._initial = [part[:, : sizes.initial_tokens].clone() for part in self._local[1:]]
             self._local = [part[:, sizes.initial_tokens :] for part in self._local]
             surplus -= sizes.initial_tokens
         if self._initial and surplus >= sizes.block_tokens:
             count = surplus // sizes.block_tokens * sizes.block_tokens
             scores = representative_scores(*self._local[:2], sizes.local_tokens, count, rotation)
-            evicted = [part[:, :count].split(sizes.block_tokens, dim=1) for part in self._local[1:]]
+            # a copy, because a view of the window would keep all of it
+            evicted = [part[:, :count].clone().split(sizes.block_tokens, dim=1) for part in self._local[1:]]
             for block_scores, keys, values in zip(scores.split(sizes.block_tokens, dim=1), *evicted, strict=True):
                 best = block_scores.topk(min(sizes.representatives, sizes.block_tokens), dim=1).indices
                 chosen = keys.take_along_dim(best[..., None], dim=1)

@@ -185,6 +185,20 @@ def test_a_context_goes_on_where_it_was(few_tokens: Backbone, random_sequence: C
     assert [layer.num_blocks for layer in context] == [20] * few_tokens.num_layers
 
 
+def test_a_context_holds_each_token_once(few_tokens: Backbone, random_sequence: Callable) -> None:
+    """A view that stays in a context would hold the whole local window of its chunk."""
+    baseline = InfLLM(few_tokens, ALIGNED)
+    context = baseline.new_context()
+    baseline.read(context, torch.from_numpy(random_sequence(96)).long())
+    shape = few_tokens.shape
+    for layer in context:
+        parts = [part for block in layer._blocks for part in block]
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+        num_values = 2 * layer.num_blocks * ALIGNED.block_tokens * shape.kv_heads * shape.head_dim
+        assert layer.num_blocks == 19
+        assert sum(storages.values()) == num_values * parts[0].element_size()
+
+
 @pytest.mark.parametrize(
     ("family", "needed"), [("gpt2", "rotary"), ("bloom", "rotary"), ("mistral", "sliding"), ("gemma3_text", "sliding")]
 )
