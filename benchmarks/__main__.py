@@ -89,7 +89,7 @@ def quick(
     only: Annotated[list[str] | None, typer.Option(help="Name of a step; several for several.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results and outputs.")] = RESULTS / "quick",
 ) -> None:
-    """Run every kind of benchmark at a small size; under 10 minutes on two quiet cores."""
+    """Run every kind of benchmark at a small size; meant to take ten minutes on two quiet cores."""
     known = {step.name: step for step in quick_benchmark.STEPS}
     if unknown := sorted(set(only or []) - set(known)):
         raise typer.BadParameter(f"expected some of {', '.join(known)}, got {unknown[0]!r}", param_hint="--only")

@@ -64,7 +64,7 @@ def _attention_in_c() -> str | None:
 
 
 THREADS = ("--threads", "2")
-SHOTS = ("--in-memory", "200", "--limit-items", "10")
+SHOTS = ("--in-memory", "100", "--limit-items", "8")
 STEPS = (
     QuickStep("demo", "README, quick start: the same numbers", ("perplexity", "--address", "none"), of_longmem=True),
     QuickStep(
@@ -76,17 +76,17 @@ STEPS = (
     QuickStep(
         "compare",
         "README, results of the reference model",
-        ("compare", "BOOKS", "--limit-tokens", "8193", *THREADS, "--out", "OUT/compare.json"),
+        ("compare", "BOOKS", "--limit-tokens", "4097", *THREADS, "--out", "OUT/compare.json"),
     ),
     QuickStep(
         "controls",
         "README, memory of another book",
-        ("controls", "BOOKS", "--limit-tokens", "8193", *THREADS, "--out", "OUT/controls.json"),
+        ("controls", "BOOKS", "--limit-tokens", "4097", *THREADS, "--out", "OUT/controls.json"),
     ),
     QuickStep(
         "passkey",
         "README, pass key",
-        ("probe", "passkey", "--lengths", "4096,65536", "--depths", "0,0.5,1", "--trials", "1"),
+        ("probe", "passkey", "--lengths", "4096,32768", "--depths", "0,0.5,1", "--trials", "1"),
         of_longmem=True,
     ),
     QuickStep(
