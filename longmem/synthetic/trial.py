@@ -162,8 +162,7 @@ def was_read(score: ItemScore, position: int, chunk_tokens: int) -> bool:
 def _read_tokens(score: ItemScore, position: int, chunk_tokens: int) -> Bool[np.ndarray, " targets"]:
     places = position - 1 + np.arange(len(score.reads))[:, None]
     inside: np.ndarray = (score.reads >= 0) & (score.reads <= places) & (places < score.reads + chunk_tokens)
-    found: np.ndarray = inside.any(axis=1)
-    return found
+    return np.asarray(inside.any(axis=1))
 
 
 def _readings(model: LongMem, question: Question, scores: Sequence[ItemScore], view: MemoryView) -> AnswerReadings:
