@@ -34,7 +34,7 @@ class Task:
     tries: int = field(default=0, init=False)
     """Number of times that it killed its worker or raised a bug."""
     exclusive: bool = field(default=False, init=False)
-    """True once its worker died and nobody knows of which task: it is then retried without other tasks of the job."""
+    """True once its worker died of an unknown task: it is then retried without other tasks of the job."""
     worker: PoolWorker | None = field(default=None, init=False)
     sent_to: WorkerInfo | None = field(default=None, init=False)
     """Process of the worker that it was sent to."""
