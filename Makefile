@@ -48,7 +48,7 @@ docs: install ## Build the documents as a site, with every link checked
 bench: install ## Reproduce the numbers of docs/performance.md
 	$(BIN)/python -m benchmarks
 
-bench-quick: install ## Run every kind of benchmark at a small size: ten minutes on two quiet cores
+bench-quick: install ## Run every kind of benchmark at a small size
 	$(BIN)/python -m benchmarks quick $(BOOKS) $(if $(ICL),--icl $(ICL))
 
 soak: install ## Kill, stop and starve store and jobs for MINUTES=120, and look what they hold and lose
