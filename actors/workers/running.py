@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
-from struct import Struct
+from struct import calcsize, pack, unpack
 from typing import Any
 
 import psutil
@@ -20,8 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.result import TaskResult, run_task
 
-FIELDS = Struct("<16sqd")
-"""Job, number and deadline of a ticket."""
+FIELDS = "<16sqd"
+"""Job, number and deadline of a ticket; a text, because Ray pickles what `_read` uses, and a Struct cannot be."""
 EMPTY, WRITTEN = 0, 1
 """First byte of a record. It is written last, so a process that dies meanwhile leaves no half of a ticket."""
 
@@ -48,7 +48,7 @@ class RunningTask:
     def run(self, ticket: Ticket, work: Callable[[], Any]) -> TaskResult:
         """Return the result of `run_task`; the record holds `ticket` meanwhile. Costs microseconds."""
         record = self._mapped()
-        record[1 : 1 + FIELDS.size] = FIELDS.pack(ticket.job.encode(), ticket.number, ticket.deadline_s)
+        record[1 : 1 + calcsize(FIELDS)] = pack(FIELDS, ticket.job.encode(), ticket.number, ticket.deadline_s)
         record[0] = WRITTEN
         self.ticket = ticket
         try:
@@ -61,7 +61,7 @@ class RunningTask:
         if self._record is None:
             path = _path(os.getpid(), psutil.Process().create_time())
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(bytes(1 + FIELDS.size))
+            path.write_bytes(bytes(1 + calcsize(FIELDS)))
             with path.open("r+b") as file:
                 self._record = mmap(file.fileno(), 0)
         return self._record
@@ -79,7 +79,7 @@ def _read(pid: int, created_s: float) -> Ticket | None:
     record = path.read_bytes() if path.exists() else bytes(1)
     if record[0] == EMPTY:
         return None
-    job, number, deadline_s = FIELDS.unpack(record[1:])
+    job, number, deadline_s = unpack(FIELDS, record[1:])
     return Ticket(job.decode(), number, deadline_s)
 
 

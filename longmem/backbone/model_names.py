@@ -19,9 +19,9 @@ def check_name(source: str, packaged: Iterable[str]) -> None:
     A request for it would end, minutes later where the hub cannot be reached, with less advice. `packaged` are the
     names of this package.
     """
-    if "/" in source or is_local(source) or source in HUB_NAMES or try_to_load_from_cache(source, CONFIG_FILE):
-        return
     known = [*packaged, *HUB_NAMES]
+    if "/" in source or is_local(source) or source in known or try_to_load_from_cache(source, CONFIG_FILE):
+        return
     near = get_close_matches(source.lower(), known, n=1)
     advice = f"did you mean {near[0]}? " if near else ""
     raise CheckpointError(

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from longmem.backbone import files
-from longmem.backbone.converted import FITTED_NAMES, model_folder
+from longmem.backbone.converted import FITTED_NAMES, gguf_file, model_folder
 from longmem.backbone.model_names import HUB_NAMES
 from longmem.errors import CheckpointError
 from longmem.model.checkpoint import FITTED_MODELS
@@ -50,3 +50,4 @@ def test_names_of_the_hub_and_of_its_cache_are_left_to_it(tmp_path: Path, monkey
 
 def test_names_of_fitted_models_are_known() -> None:
     assert set(FITTED_NAMES) == set(FITTED_MODELS)
+    assert [gguf_file(name) for name in FITTED_NAMES] == [None] * len(FITTED_NAMES)
