@@ -138,7 +138,9 @@ def command_of(step: QuickStep, books: Sequence[str], icl: str | None, out: Path
         if word == "BOOKS":
             words += books
         else:
-            words.append(word.replace("OUT", str(out)).replace("ICL", icl or ""))
+            named = {"ICL": icl or "", "OUT": str(out)}
+            first, *rest = word.split("/")
+            words.append("/".join([named.get(first, first), *rest]))
     return [*words, "--out", str(out / step.name)] if step.of_longmem else words
 
 
@@ -154,7 +156,7 @@ def run_steps(
             "its data is not given: --icl FOLDER" if "ICL" in step.command and not icl else None
         )
         words = command_of(step, given, icl, out)
-        shown = shlex.join(["longmem" if step.of_longmem else "python -m benchmarks", *words]).replace("'", "")
+        shown = shlex.join([*(["longmem"] if step.of_longmem else ["python", "-m", "benchmarks"]), *words])
         if reason is None:
             result = _run(step, words, shown, out)
         else:

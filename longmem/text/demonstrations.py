@@ -82,11 +82,15 @@ def segments_of(key: DocumentKey, packed: Sequence[Tokens], segment_tokens: int)
     return segments
 
 
-def check_fits(segments: Sequence[Segment], memory_tokens: int, what: str) -> None:
-    """Raise ConfigError if a memory of `memory_tokens` does not reach back to the first packed demonstration."""
+def check_fits(segments: Sequence[Segment], memory_tokens: int, what: str, pack_tokens: int | None = None) -> None:
+    """Raise ConfigError if a memory of `memory_tokens` does not reach back to the first packed demonstration.
+
+    `pack_tokens` are those of a pack that may be made longer; None where segments are filled.
+    """
     needed = segments[-1].end_token
     if needed > memory_tokens:
+        longer = "" if pack_tokens is None else f"longer packs than --pack-tokens {pack_tokens}, "
         raise ConfigError(
-            f"{what}: packed whole they take {needed:,} positions, the memory has {memory_tokens:,}: use fewer "
+            f"{what}: packed whole they take {needed:,} positions, the memory has {memory_tokens:,}: use {longer}fewer "
             f"demonstrations in memory, or --memory-tokens {needed}"
         )

@@ -19,6 +19,7 @@ from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.text.demonstrations import check_fits
 from longmem.wording import counted
 from pipelines.icl.calibration import PARTS, Calibration
+from pipelines.icl.packs import memories_of, pack_demonstrations
 from pipelines.icl.readings import GROUP_ROWS, in_context, tables_of_readings
 from pipelines.icl.records import IclJournal
 from pipelines.icl.report import write_report
@@ -57,7 +58,9 @@ class IclJob:
     read_demonstrations: int = 16
     choose: DemonstrationChoice = "idf"
     left_out: int = 128
-    pack_tokens: int = 128
+    pack_tokens: int | None = None
+    """Tokens of whole demonstrations that are encoded together; None for the shortest packs of
+    at least `pipelines.icl.packs.PACK_TOKENS` that the memory holds."""
     store: str | None = None
     """Store that keeps demonstrations for later jobs; None for a folder inside `out`, removed after the job."""
     service: ServiceChoice | None = None
@@ -123,23 +126,24 @@ def prepare(job: IclJob) -> tuple[IclJob, dict[str, PreparedTask]]:
     config = job.model.config()
     job = replace(job, demonstrations=_unit(job, config))
     tokenizer = job.model.open_tokenizer()
-    pack_tokens = job.pack_tokens if job.demonstrations == "whole" else None
     tasks = {
-        task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots), pack_tokens)
+        task.name: PreparedTask(task, tokenizer, config.segment_tokens, job.limit_items, max(job.shots))
         for task in job.tasks
     }
     largest = max(job.memory_shots)
-    needed = config.memory_tokens
     for task in tasks.values():
         task.check(largest)
-        for seed in range(job.seeds):
-            memory = task.memory(seed, largest)
-            if memory is None:
-                continue
-            if "memory_tokens" in job.model.settings or job.service is not None:
-                what = f"task {task.task.name}, seed {seed}: {largest} demonstrations"
-                check_fits(memory.segments, config.memory_tokens, what)
-            needed = max(needed, memory.segments[-1].end_token)
+    fixed = "memory_tokens" in job.model.settings or job.service is not None
+    if job.demonstrations == "whole":
+        held = config.memory_tokens if fixed else None
+        packed = pack_demonstrations(tasks, job.seeds, largest, job.pack_tokens, config.segment_tokens, held)
+        job = replace(job, pack_tokens=packed)
+    needed = config.memory_tokens
+    for name, seed, memory in memories_of(tasks, job.seeds, largest):
+        if fixed:
+            what = f"task {name}, seed {seed}: {largest} demonstrations"
+            check_fits(memory.segments, config.memory_tokens, what, job.pack_tokens)
+        needed = max(needed, memory.segments[-1].end_token)
     if job.service is not None:
         return job, tasks
     return replace(job, model=replace(job.model, settings=job.model.settings | {"memory_tokens": needed})), tasks
@@ -209,6 +213,7 @@ class Icl(RequestJob[IclJob]):
         spec = self._spec
         if spec.demonstrations != "whole":
             return None
+        assert spec.pack_tokens is not None, "decided by prepare"
         return WholeReading(spec.read_demonstrations, spec.choose, spec.left_out, spec.pack_tokens)
 
     def store(self) -> StoreSettings:
@@ -244,7 +249,7 @@ class Icl(RequestJob[IclJob]):
             left_out = len(task.left_out(point, spec.left_out)) if calibrated else 0
             if calibrated and spec.left_out and not left_out:
                 context.tell(
-                    f"{point.task}, {counted(point.memory_shots, 'demonstration')} in memory: they are one segment, so "
+                    f"{point.task}, {counted(point.memory_shots, 'demonstration')} in memory: all in one pack, so "
                     "none can be left out, and nothing is calibrated"
                 )
             sizes[point] = len(task.items) + left_out

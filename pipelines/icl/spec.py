@@ -67,9 +67,10 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         "whole demonstrations and their labels say; 0 for none.",
         least=0,
     )
-    pack_tokens: int = whole_field(
-        128,
+    pack_tokens: int | None = whole_field(
+        None,
         "Tokens of whole demonstrations that are encoded together, each behind those before it; at most a segment.",
+        shown="128, or more where a memory of a fixed size needs it",
     )
     store: str | None = text_field(
         None,

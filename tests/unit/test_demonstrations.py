@@ -108,3 +108,5 @@ def test_demonstrations_larger_than_memory_say_what_would_hold_them() -> None:
     check_fits(segments, 28, "three demonstrations")
     with pytest.raises(ConfigError, match=r"three .* 28 positions, the memory has 27.*--memory-tokens 28"):
         check_fits(segments, 27, "three demonstrations")
+    with pytest.raises(ConfigError, match="use longer packs than --pack-tokens 9, fewer demonstrations"):
+        check_fits(segments, 27, "three demonstrations", 9)

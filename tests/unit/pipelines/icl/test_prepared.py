@@ -11,6 +11,8 @@ import pytest
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import ConfigError, DocumentError
 from longmem.model.longmem import LongMem
+from pipelines.icl import packs
+from pipelines.icl.packs import memories_of, pack_demonstrations
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 
@@ -159,3 +161,26 @@ def test_more_demonstrations_than_there_are_is_an_error(prepared: PreparedTask) 
     prepared.check(26)
     with pytest.raises(ConfigError, match=r"4 demonstrations in context and 27 in memory are 31, but .* has 30"):
         prepared.check(27)
+
+
+def test_packs_become_longer_only_where_a_fixed_memory_needs_it(
+    prepared: PreparedTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "PACK_TOKENS", 16)
+    length = len(prepared.demonstrations[0].demonstration)
+    assert SEGMENT // 4 < 2 * length <= SEGMENT // 2, "one fits a pack of 16, two do not"
+
+    def packed(asked: int | None, memory_tokens: int | None) -> tuple[int, int]:
+        size = pack_demonstrations({"toy": prepared}, 2, 20, asked, SEGMENT, memory_tokens)
+        return size, max(len(memory.segments) for _, _, memory in memories_of({"toy": prepared}, 2, 20))
+
+    alone, shortest = packed(None, None)
+    assert (alone, shortest) == (16, 20)
+    assert packed(None, 20 * SEGMENT) == (16, 20)
+    longer, fewer = packed(None, 12 * SEGMENT)
+    assert longer == 32
+    assert fewer <= 12
+    # even full segments do not fit: the caller tells how many positions they take
+    assert packed(None, SEGMENT)[0] == SEGMENT
+    assert packed(24, SEGMENT)[0] == 24
+    assert packed(10_000, None)[0] == SEGMENT
