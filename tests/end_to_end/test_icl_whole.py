@@ -253,7 +253,7 @@ def test_workers_on_ray_give_the_same_bytes(icl: Callable[..., Result], tmp_path
 def test_a_memory_of_one_segment_is_not_calibrated_and_says_so(icl: Callable[..., Result], tmp_path: Path) -> None:
     outcome = icl(tmp_path / "a", "--memory-shots", "0,2")
     assert outcome.exit_code == 0, outcome.stderr
-    assert "they are one segment" in " ".join((outcome.stdout + outcome.stderr).split())
+    assert "all in one pack, so none can be left out" in " ".join((outcome.stdout + outcome.stderr).split())
     assert "calibration" not in summary_of(tmp_path / "a")["tasks"]["colours"]
     items = pq.read_table(tmp_path / "a" / "items.parquet").to_pylist()
     assert {row["longmem_calibrated"] for row in items} == {None}
