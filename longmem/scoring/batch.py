@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 from torch import Tensor
 
-from longmem.dtypes import to_array
+from longmem.dtypes import to_array, to_tensor
 from longmem.errors import DocumentError
 from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel, require_finite
@@ -201,7 +201,7 @@ def _score_batch(
         if read is None or row not in place_of:
             nothing, readings = np.zeros((rows.stop - rows.start, 0), dtype=np.int64), None
             if keep_readings:
-                uncopied = torch.from_numpy(without.logprobs).to(backbone.device)
+                uncopied = to_tensor(without.logprobs, backbone.device)
                 readings = token_readings(None, None, None, own, targets, uncopied, rows.start)
             scores.append(ItemScore(item.name, without, without, nothing, None, readings))
             continue
