@@ -85,7 +85,7 @@ def test_every_part_is_reported_and_words_decide(icl: Callable[..., Result], tmp
     assert outcome.exit_code == 0, outcome.stderr
     assert "votes of shared words alone, 0 in context, 20 in memory" in outcome.stdout
     summary = summary_of(tmp_path / "a")
-    assert summary["grid"]["whole"] == {"num_read": 2, "choice": "idf", "num_left_out": 8, "pack_tokens": 128}
+    assert summary["grid"]["whole"] == {"num_read": 2, "choice": "idf", "num_left_out": 8, "pack_tokens": 96}
     colours = summary["tasks"]["colours"]
     accuracy = {
         (row["model"], row["scoring"]): row["mean"]
