@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`longmem doctor`: options choose between an examination of this machine and one of a backbone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,10 +46,8 @@ class DoctorSpec(ReadingOptions, BackboneOptions, CommandSpec):
             return self._examine_machine()
         from pipelines.doctor.backbone import examine_model, probe_as_json, render_probe
 
-        sizes = (*(each.name for each in fields(ReadingOptions)), "limit_tokens", "segment_tokens")
-        given = [f"--{name.replace('_', '-')}" for name in sizes if getattr(self, name) is not None]
-        if given and not self.reading:
-            raise typer.BadParameter("needs --reading", param_hint=given[0])
+        if not self.reading:
+            self._refuse(self._sizes, "needs --reading")
         if self.reading:
             self._examine_reading(self.model, console)
             return None
@@ -59,6 +58,17 @@ class DoctorSpec(ReadingOptions, BackboneOptions, CommandSpec):
         else:
             render_probe(examined, self.model, open_console())
         return None
+
+    @property
+    def _sizes(self) -> tuple[str, ...]:
+        """Return the names of the options of --reading."""
+        return (*(each.name for each in fields(ReadingOptions)), "limit_tokens", "segment_tokens")
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        """Raise BadParameter for the first of these options that is given."""
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                raise typer.BadParameter(why, param_hint=f"--{name.replace('_', '-')}")
 
     def _examine_reading(self, model: str, console: Console) -> None:
         from longmem.model.source import ModelSource
@@ -75,16 +85,7 @@ class DoctorSpec(ReadingOptions, BackboneOptions, CommandSpec):
             render_reading(examined, model, open_console())
 
     def _examine_machine(self) -> int | None:
-        sizes = [(f"--{each.name.replace('_', '-')}", getattr(self, each.name)) for each in fields(ReadingOptions)]
-        sizes += [("--limit-tokens", self.limit_tokens), ("--segment-tokens", self.segment_tokens)]
-        for name, value in (
-            *sizes,
-            ("--text", self.text),
-            ("--adapter", self.adapter),
-            ("--reading", self.reading or None),
-        ):
-            if value is not None:
-                raise typer.BadParameter("needs --model", param_hint=name)
+        self._refuse((*self._sizes, "text", "adapter", "reading"), "needs --model")
         from actors.cluster import find_cluster
         from pipelines.doctor.machine import diagnose, render
 

@@ -101,18 +101,17 @@ class PreparedTask:
         """
         self._tokenizer = tokenizer
         self._segment_tokens = segment_tokens
-        self._generates = task.generates
         self._largest_shots = largest_shots
         self._start = [] if tokenizer.start_token is None else [tokenizer.start_token]
         self._memories: dict[tuple[int, int], Memory] = {}
         self._orders: dict[int, list[int]] = {}
-        self.pack_by(segment_tokens if pack_tokens is None else pack_tokens)
         train = task.examples(task.train)
         if not train:
             raise DocumentError(f"task {task.name}: {task.train} has no rows; expected demonstrations")
         if not task.generates:
             task = _with_words(task, train)
         self.task = task
+        self.pack_by(segment_tokens if pack_tokens is None else pack_tokens)
         demonstrations = [self._encode(example, with_targets=False) for example in train]
         room = segment_tokens - len(self._start)
         self.demonstrations = [encoded for encoded in demonstrations if len(encoded.demonstration) <= room]
@@ -136,7 +135,7 @@ class PreparedTask:
 
     def pack_by(self, pack_tokens: int) -> None:
         """Let at most `pack_tokens` of the demonstrations in memory be encoded together, and at most a segment."""
-        self.pack_tokens = self._segment_tokens if self._generates else min(pack_tokens, self._segment_tokens)
+        self.pack_tokens = self._segment_tokens if self.task.generates else min(pack_tokens, self._segment_tokens)
         self._memories.clear()
 
     def check(self, memory_shots: int) -> None:

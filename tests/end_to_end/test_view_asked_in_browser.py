@@ -3,17 +3,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.browser import CHROMIUM, DRIVER, Browser, opened_browser
-from pipelines.view.job import open_answers
-from pipelines.view.page import render
-from pipelines.view.server import ViewServer
 from tests.asked_jobs import EXAMPLES, HOSTILE, finished_probe, finished_suffix
+from tests.served_pages import served_runs
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -35,21 +32,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def served(runs: dict[str, Path]) -> Iterator[Callable[[str], str]]:
-    started: list[tuple[ViewServer, Thread]] = []
-
-    def serve(job: str) -> str:
-        answers = open_answers(runs[job])
-        server = ViewServer(answers, render("small", kind=answers.page_kind), 0)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        started.append((server, thread))
-        return server.url
-
-    yield serve
-    for server, thread in started:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """Return a function that serves a run; the command around it is that of `test_view_in_browser.py`."""
+    with served_runs(runs) as serve:
+        yield serve
 
 
 def rows(out: Path, name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from pipelines.view.questions import BadRequestError
 from pipelines.view.run_folder import RunFolder
 from pipelines.view.server import ViewServer
 from pipelines.view.tables import KEPT_GROUPS
+from tests.served_pages import served
 
 SEGMENT_TOKENS = 16
 HOSTILE = '</script><script>document.title = "stolen"</script> & "quotes" \u202eright to left\u202c'
@@ -290,12 +290,8 @@ def test_damaged_and_foreign_tables_are_refused(out: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def server(answers: Answers) -> Iterator[ViewServer]:
-    with ViewServer(answers, render("small <b>"), 0) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with served(answers, render("small <b>")) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server: ViewServer, path: str, host: str | None = None, method: str = "GET") -> tuple[int, bytes, Any]:
