@@ -205,7 +205,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"generation knows until, max_gen_toks, do_sample, temperature, top_p and seed; got {sorted(arguments)}"
             )
         tokens = self.tok_encode(context) or [self.prefix_token_id]
-        feed = Decoder(self.model, self._document).feed
+        feed = Decoder(self.model, self._document, prompt=True).feed
         if not self._memory:
             room = self.model.config.segment_tokens - max_new
             if room < 1:

@@ -137,6 +137,7 @@ class SegmentModel:
         keys: Float[Tensor, "batch tokens stored_heads head_dim"] | None = None,
         cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> ReadingInput:
         """Return what the SideNet is given after `run_backbone(tokens)`; row b reads `views[b]`.
 
@@ -146,9 +147,10 @@ class SegmentModel:
             keys: Keys that ask the memory; by default those of `output`, rounded as the store rounds them.
             cache: Of `sidenet.new_cache()`, to decode step by step.
             before: Tokens of the segment that earlier steps have read.
+            prompts: Leading tokens of each row that are a prompt, which chooses what every layer reads.
         """
         given = rounded(self.searched(output.keys), self.config.kv_dtype) if keys is None else self.searched(keys)
-        return self._input(tokens, self._start(output), given, views, cache, before)
+        return self._input(tokens, self._start(output), given, views, cache, before, prompts)
 
     def _start(self, output: BackboneOutput) -> Float[Tensor, "parts batch tokens hidden"]:
         """Return the state that a reading begins with: of what the backbone kept, what the model needs."""
@@ -164,8 +166,9 @@ class SegmentModel:
         views: Sequence[MemoryView | None],
         cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> ReadingInput:
-        return ReadingInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before)
+        return ReadingInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before, prompts)
 
     @torch.no_grad()
     def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:

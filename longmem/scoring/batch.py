@@ -189,7 +189,10 @@ def _score_batch(
     place_of = {row: place for place, row in enumerate(reading_rows)}
     read = None
     if reading_rows:
-        given = once.rows(row_of[torch.tensor(reading_rows, device=backbone.device)], [views[r] for r in reading_rows])
+        index = row_of[torch.tensor(reading_rows, device=backbone.device)]
+        # all that stands before the first target is known before anything is predicted: it chooses what is read
+        prompts = [items[row].first_target for row in reading_rows]
+        given = once.rows(index, [views[row] for row in reading_rows], prompts)
         read = model.sidenet(given, model.search)
     scores = []
     for row, item in enumerate(items):

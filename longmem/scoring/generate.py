@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation of text with memory, one token at a time: each step reads only the new token.
 
-A prompt is read exactly as `score` reads a text: segment by segment, each reading the memory before it. When a
-segment is full its block joins the memory (of this call only) and the local context starts anew, so the
-log-probabilities of generated tokens are those that `score` would give them.
+A prompt is read segment by segment, each reading the memory before it. Where every layer reads the memory, the prompt's
+end chooses what is read. When a segment is full its block joins the memory (of this call only) and the local context
+starts anew, so that log-probabilities of generated tokens are those that scoring them after the prompt gives.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,10 +45,21 @@ class Sampling:
 class Decoder:
     """Feeds tokens to the model and returns the logits after the last one; keeps caches of the current segment."""
 
-    def __init__(self, model: SegmentModel, memory: DocumentMemory | None, source: SegmentMemory | None = None) -> None:
-        """Read what may be read of `memory`, unless `source` takes its place. Raises MissingBlockError,
-        CorruptionError."""
+    def __init__(
+        self,
+        model: SegmentModel,
+        memory: DocumentMemory | None,
+        source: SegmentMemory | None = None,
+        *,
+        prompt: bool = False,
+    ) -> None:
+        """Read what may be read of `memory`, unless `source` takes its place.
+
+        With `prompt`, the tokens of the first `feed` are a prompt: those in its last segment choose what every layer
+        reads there. Otherwise all tokens are read as a document. Raises MissingBlockError, CorruptionError.
+        """
         self._model = model
+        self._prompt = prompt
         self._key = text_key(memory)
         self._source = source or LocalMemory(model, memory)
         self._segment = 0
@@ -68,19 +79,22 @@ class Decoder:
         assert tokens, "there is nothing to feed"
         size = self._model.config.segment_tokens
         logits: Tensor | None = None
+        asks, self._prompt = self._prompt, False
         while tokens:
             if len(self._tokens) == size:
                 self._finish_segment()
             part, tokens = tokens[: size - len(self._tokens)], tokens[size - len(self._tokens) :]
-            logits = self._step(part)
+            logits = self._step(part, len(part) if asks and not tokens else 0)
         assert logits is not None
         return logits
 
-    def _step(self, tokens: list[int]) -> Float32[Tensor, " vocabulary"]:
+    def _step(self, tokens: list[int], prompt: int) -> Float32[Tensor, " vocabulary"]:
         model, batch = self._model, torch.tensor([tokens])
         output = model.run_backbone(batch, self._backbone_cache)
         before = torch.tensor([self._tokens], dtype=torch.long)
-        given = model.sidenet_input(batch, output, [self._view], cache=self._sidenet_cache, before=before)
+        given = model.sidenet_input(
+            batch, output, [self._view], cache=self._sidenet_cache, before=before, prompts=[prompt]
+        )
         self._tokens += tokens
         self._keys.append(output.keys[0])
         self._values.append(output.values[0])
@@ -131,7 +145,7 @@ def generate(
     if memory is not None:
         check_fingerprint(memory.store.fingerprint(), model.fingerprint)
     tokens = model.tokenizer.sequence(prompt).tolist()
-    feed = Decoder(model, memory).feed
+    feed = Decoder(model, memory, prompt=True).feed
     return decode(feed, tokens, model.tokenizer, max_new_tokens, sampling or Sampling(), written=written)
 
 
@@ -188,7 +202,7 @@ def complete(
             f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} of {max_new_tokens} new ones in a "
             f"segment of {model.config.segment_tokens}: shorten it, or use longer segments"
         )
-    feed = Decoder(model, None, FixedMemory(view)).feed
+    feed = Decoder(model, None, FixedMemory(view), prompt=True).feed
     return decode(feed, prompt.tolist(), model.tokenizer, max_new_tokens, Sampling(), [until])
 
 

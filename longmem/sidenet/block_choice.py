@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of the memory tokens that every layer reads: the near past, and older blocks that resemble it.
+"""Choice of the memory tokens that every layer reads: the near past, and older blocks that resemble what asks.
 
-The newest `segment_tokens` of the memory ask for blocks, with their keys of the memory layer or with their token ids.
-No token of the reading segment takes part, so that no prediction depends on a token after it.
+    a document's segment   the newest `segment_tokens` of the memory ask; no token of the segment itself takes part
+    a prompt               the newest tokens of the prompt ask: all of them lie before the first predicted token
+
+Both ask with keys of the memory layer, or with token ids. So no prediction depends on a token after it.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from longmem.config import LongMemConfig
@@ -19,21 +24,54 @@ BEST_BLOCKS = 8
 """Blocks that each asking token votes for."""
 VOTE_POWER = 4
 """Exponent of a similarity in a vote: a few close matches outweigh many vague ones."""
+PROMPT_TOKENS = 128
+"""Newest tokens of a prompt that ask. A question mostly stands at its end."""
+ANSWER_TOKENS = 16
+"""Tokens behind a match that a prompt wants too, because an answer follows what the question repeats."""
 
 
-def tokens_to_read(view: MemoryView, config: LongMemConfig) -> Int64[Tensor, " read"] | None:
-    """Return the places of the tokens to read, oldest first; None for an empty memory."""
+@dataclass(frozen=True)
+class Asking:
+    """Tokens that ask for blocks."""
+
+    tokens: Int64[Tensor, " asking"]
+    keys: Float32[Tensor, "asking width"]
+    """Keys of the memory layer in the form of the view, all heads concatenated."""
+    ahead: int = 0
+    """Tokens behind a match that are wanted too: the last tokens of a block also count for the next one."""
+
+    @classmethod
+    def near_past(cls, view: MemoryView, config: LongMemConfig) -> "Asking":
+        """Return the tokens that ask for a segment of a document."""
+        keys = view.keys[:, -config.segment_tokens :, 0].transpose(0, 1).flatten(1)
+        return cls(view.text[-config.segment_tokens :], keys.float())
+
+    @classmethod
+    def prompt(cls, tokens: Int[Tensor, " prompt"], keys: Float[Tensor, "prompt kv_heads head_dim"]) -> "Asking":
+        """Return the tokens that ask for what follows a prompt; `keys` have the form of the view."""
+        return cls(tokens[-PROMPT_TOKENS:].long(), keys[-PROMPT_TOKENS:].flatten(1).float(), ANSWER_TOKENS)
+
+
+def tokens_to_read(
+    view: MemoryView, config: LongMemConfig, asking: Asking | None = None
+) -> Int64[Tensor, " read"] | None:
+    """Return the places of the tokens to read, oldest first; None for an empty memory.
+
+    Without `asking`, the near past of the memory asks.
+    """
     count = view.num_chunks
     near = min(config.near_tokens, count)
     places = torch.arange(count - near, count, device=view.keys.device)
-    older = chosen_blocks(view, config, count - near)
+    older = chosen_blocks(view, config, count - near, asking)
     if older is not None:
         offsets = torch.arange(config.block_tokens, device=older.device)
         places = torch.cat([(older[:, None] + offsets).flatten(), places])
     return places if len(places) else None
 
 
-def chosen_blocks(view: MemoryView, config: LongMemConfig, num_older: int) -> Int64[Tensor, " blocks"] | None:
+def chosen_blocks(
+    view: MemoryView, config: LongMemConfig, num_older: int, asking: Asking | None = None
+) -> Int64[Tensor, " blocks"] | None:
     """Return the first places of the chosen blocks among the `num_older` oldest tokens, ascending; None for none.
 
     Blocks are counted from the newest token backwards; what is left at the oldest end is never read.
@@ -41,49 +79,72 @@ def chosen_blocks(view: MemoryView, config: LongMemConfig, num_older: int) -> In
     num_blocks = num_older // config.block_tokens
     if not num_blocks or not config.read_blocks:
         return None
-    first = num_older - num_blocks * config.block_tokens
-    scores = _SCORES[config.block_choice](view, config, first, num_blocks)
+    blocks = BlockRow(view, num_older - num_blocks * config.block_tokens, num_blocks, config.block_tokens)
+    scores = _SCORES[config.block_choice](blocks, asking or Asking.near_past(view, config))
     order = scores.topk(min(config.read_blocks, num_blocks)).indices.sort().values
-    return first + order * config.block_tokens
+    return blocks.first + order * config.block_tokens
 
 
-def score_by_keys(view: MemoryView, config: LongMemConfig, first: int, num_blocks: int) -> Float64[Tensor, " blocks"]:
+@dataclass(frozen=True)
+class BlockRow:
+    """Consecutive blocks of a view."""
+
+    view: MemoryView
+    first: int
+    """First place of the oldest block."""
+    count: int
+    size: int
+    """Tokens of a block."""
+
+    @property
+    def places(self) -> slice:
+        return slice(self.first, self.first + self.count * self.size)
+
+
+def score_by_keys(blocks: BlockRow, asking: Asking) -> Float64[Tensor, " blocks"]:
     """Return the votes of the asking tokens: each votes for the blocks that hold the most similar keys."""
-    keys = view.keys[:, :, 0].transpose(0, 1).flatten(1)
-    asking = keys[-config.segment_tokens :].float()
-    older = keys[first : first + num_blocks * config.block_tokens].float()
-    similarity = asking @ older.T
-    best = similarity.unflatten(1, (num_blocks, config.block_tokens)).amax(dim=2).topk(min(BEST_BLOCKS, num_blocks))
-    votes = torch.zeros(num_blocks, dtype=torch.float64, device=keys.device)
+    keys = blocks.view.keys[:, blocks.places, 0].transpose(0, 1).flatten(1).float()
+    closest, at = (asking.keys @ keys.T).unflatten(1, (blocks.count, blocks.size)).max(dim=2)
+    best = closest.topk(min(BEST_BLOCKS, blocks.count))
     # float64: the sum does not depend on its order beyond what a comparison can see
-    votes.scatter_add_(0, best.indices.flatten(), best.values.double().clamp(min=0).pow(VOTE_POWER).flatten())
-    return votes
+    votes = best.values.double().clamp(min=0).pow(VOTE_POWER)
+    scores = torch.zeros(blocks.count + 1, dtype=torch.float64, device=keys.device)
+    scores.scatter_add_(0, best.indices.flatten(), votes.flatten())
+    # what follows a match at the end of a block is in the next block
+    continued = at.gather(1, best.indices) >= blocks.size - asking.ahead
+    scores.scatter_add_(0, best.indices[continued] + 1, votes[continued])
+    return scores[:-1]
 
 
-def score_by_overlap(
-    view: MemoryView, config: LongMemConfig, first: int, num_blocks: int
-) -> Float64[Tensor, " blocks"]:
+def score_by_overlap(blocks: BlockRow, asking: Asking) -> Float64[Tensor, " blocks"]:
     """Return the cosine of idf-weighted token counts of the asking tokens and of each block."""
-    text = to_array(view.text)
-    blocks = text[first : first + num_blocks * config.block_tokens]
-    owner = np.repeat(np.arange(num_blocks), config.block_tokens)
-    found = TokenOverlap(blocks, owner, num_blocks).similarity(text[-config.segment_tokens :])
-    return torch.from_numpy(found).to(view.keys.device)
+    text = to_array(blocks.view.text[blocks.places]).reshape(blocks.count, blocks.size)
+    ahead = min(asking.ahead, blocks.size)
+    # tokens in front of a block count twice: as its own, and as those of the block that they are in
+    tokens = np.concatenate([text.ravel(), text[:-1, blocks.size - ahead :].ravel()])
+    owner = np.concatenate(
+        [np.repeat(np.arange(blocks.count), blocks.size), np.repeat(np.arange(1, blocks.count), ahead)]
+    )
+    found = TokenOverlap(tokens, owner, blocks.count).similarity(to_array(asking.tokens))
+    return torch.from_numpy(found).to(blocks.view.keys.device)
 
 
-def score_by_both(view: MemoryView, config: LongMemConfig, first: int, num_blocks: int) -> Float64[Tensor, " blocks"]:
+def score_by_both(blocks: BlockRow, asking: Asking) -> Float64[Tensor, " blocks"]:
     """Return the mean of both scores, each divided by its maximum."""
-    parts = [score(view, config, first, num_blocks) for score in (score_by_keys, score_by_overlap)]
+    parts = [score(blocks, asking) for score in (score_by_keys, score_by_overlap)]
     tiny = torch.finfo(torch.float64).tiny
     return torch.stack([part / part.max().clamp(min=tiny) for part in parts]).mean(dim=0)
 
 
-def score_at_random(
-    view: MemoryView, _config: LongMemConfig, _first: int, num_blocks: int
-) -> Float64[Tensor, " blocks"]:
+def score_at_random(blocks: BlockRow, _asking: Asking) -> Float64[Tensor, " blocks"]:
     """Return random scores; one position of a document has the same on every worker."""
-    random = torch.Generator().manual_seed(view.end_token)
-    return torch.rand(num_blocks, dtype=torch.float64, generator=random).to(view.keys.device)
+    random = torch.Generator().manual_seed(blocks.view.end_token)
+    return torch.rand(blocks.count, dtype=torch.float64, generator=random).to(blocks.view.keys.device)
 
 
-_SCORES = {"keys": score_by_keys, "overlap": score_by_overlap, "both": score_by_both, "random": score_at_random}
+_SCORES: dict[str, Callable[[BlockRow, Asking], Tensor]] = {
+    "keys": score_by_keys,
+    "overlap": score_by_overlap,
+    "both": score_by_both,
+    "random": score_at_random,
+}

@@ -27,7 +27,7 @@ from longmem.config import LongMemConfig
 from longmem.errors import ConfigError
 from longmem.memory.view import MemoryView
 from longmem.retrieval import AbstractChunkSearch
-from longmem.sidenet.block_choice import tokens_to_read
+from longmem.sidenet.block_choice import Asking, tokens_to_read
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory
 from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
@@ -106,15 +106,16 @@ class CacheReader(ReadingModel):
     def _hidden(
         self, given: ReadingInput, layers_read: list[Int64[Tensor, " read"] | None]
     ) -> Float[Tensor, "batch tokens head_input"]:
-        """Run rows of one view together, and note the places that they read."""
-        rows_of: dict[tuple[int, bool], list[int]] = {}
+        """Run rows of one view and one prompt together, and note the places that they read."""
+        rows_of: dict[tuple[int, bool, tuple[int, ...]], list[int]] = {}
         starts = self._starts(given.tokens)
         for row, view in enumerate(given.views):
-            rows_of.setdefault((id(view), starts[row]), []).append(row)
+            prompt = given.tokens[row, : given.prompts[row]].tolist() if given.prompts else []
+            rows_of.setdefault((id(view), starts[row], tuple(prompt)), []).append(row)
         parts: list[Tensor | None] = [None] * len(given.views)
-        for (_, begins), rows in rows_of.items():
+        for (_, begins, _), rows in rows_of.items():
             view = given.views[rows[0]]
-            index = self._chosen(view)
+            index = self._chosen(given, rows[0])
             read, _ = self._run(given.tokens[rows], view, index, begins)
             for row, hidden in zip(rows, read, strict=True):
                 parts[row], layers_read[row] = hidden, index
@@ -123,12 +124,20 @@ class CacheReader(ReadingModel):
     def _decoded(self, given: ReadingInput, cache: DecodingCache) -> Float[Tensor, "batch tokens head_input"]:
         if cache.held is not None:
             return self._backbone.run(given.tokens, cache.held)
-        view = given.views[0]
-        hidden, cache.held = self._run(given.tokens, view, self._chosen(view), self._starts(given.tokens)[0])
+        begins = self._starts(given.tokens)[0]
+        hidden, cache.held = self._run(given.tokens, given.views[0], self._chosen(given, 0), begins)
         return hidden
 
-    def _chosen(self, view: MemoryView | None) -> Int64[Tensor, " read"] | None:
-        return None if view is None else tokens_to_read(view, self.config)
+    def _chosen(self, given: ReadingInput, row: int) -> Int64[Tensor, " read"] | None:
+        view = given.views[row]
+        if view is None:
+            return None
+        tokens = given.tokens[row]
+        prompt = slice(int(tokens[0] == self._start_token), given.prompts[row] if given.prompts else 0)
+        asking = None
+        if prompt.start < prompt.stop:
+            asking = Asking.prompt(tokens[prompt], self.reader.key_space.transform(given.keys[row, prompt]))
+        return tokens_to_read(view, self.config, asking)
 
     def _starts(self, tokens: Int[Tensor, "batch tokens"]) -> list[bool]:
         """Return for each row whether it begins with the sink itself."""
@@ -159,7 +168,7 @@ class CacheReader(ReadingModel):
 
     def assembled(self, view: MemoryView) -> Any:
         """Return the transformers cache behind which a segment reads this view."""
-        return self._cache(view, self._chosen(view), batch=1)
+        return self._cache(view, tokens_to_read(view, self.config), batch=1)
 
     def _cache(self, view: MemoryView | None, index: Int64[Tensor, " read"] | None, batch: int) -> Any:
         keys, values = [], []

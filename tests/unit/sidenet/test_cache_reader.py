@@ -18,7 +18,15 @@ from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
 from longmem.config import BlockChoice
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
-from longmem.sidenet.block_choice import chosen_blocks, score_by_both, score_by_overlap, tokens_to_read
+from longmem.sidenet.block_choice import (
+    PROMPT_TOKENS,
+    Asking,
+    BlockRow,
+    chosen_blocks,
+    score_by_both,
+    score_by_overlap,
+    tokens_to_read,
+)
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
 
@@ -55,35 +63,13 @@ def sequence_of(model: LongMem, seed: int = 0) -> np.ndarray:
 def naive_logprobs(folder: Path, model: LongMem, sequence: np.ndarray) -> np.ndarray:
     """Score with plain transformers: every stored token is read again, alone in its segment, at its new position."""
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-    size, start = model.config.segment_tokens, int(sequence[0])
-    segments = cut_segments(KEY, sequence, size)
-    views = {}
+    segments = cut_segments(KEY, sequence, model.config.segment_tokens)
     memory = _memory(model, segments)
     scores = []
     for segment in segments:
         view = memory[segment.index]
         places = None if view is None else tokens_to_read(view, model.config)
-        positions = [] if places is None else (view.starts[places]).tolist()
-        keys, values = [], []
-        for place, position in enumerate(positions):
-            # a cache of one token at its new position, from a forward over its own segment with shifted positions
-            home = segments[position // size]
-            own = ([] if home.index == 0 else [start]) + home.tokens.tolist()
-            offset = position - home.start_token + (home.index > 0)
-            shift = 1 + place - offset
-            if (home.index, shift) not in views:
-                views[home.index, shift] = _cache_at(plain, own, shift)
-            cached = views[home.index, shift]
-            keys.append([layer.keys[:, :, offset : offset + 1] for layer in cached])
-            values.append([layer.values[:, :, offset : offset + 1] for layer in cached])
-        sink = _cache_at(plain, [start], 0)
-        cache = DynamicCache()
-        for index, layer in enumerate(sink):
-            cache.update(
-                torch.cat([layer.keys, *(key[index] for key in keys)], dim=2),
-                torch.cat([layer.values, *(value[index] for value in values)], dim=2),
-                index,
-            )
+        cache = naive_cache(plain, segments, [] if places is None else view.starts[places].tolist())
         own = torch.tensor(segment.tokens.astype(np.int64))[None]
         with torch.no_grad():
             logits = plain(own) if segment.index == 0 else plain(own, past_key_values=cache)
@@ -93,6 +79,31 @@ def naive_logprobs(folder: Path, model: LongMem, sequence: np.ndarray) -> np.nda
             .gather(1, torch.tensor(segment.targets.astype(np.int64))[:, None])[:, 0]
         )
     return torch.cat(scores).numpy()
+
+
+def naive_cache(plain: torch.nn.Module, segments: list, positions: list[int]) -> DynamicCache:
+    """Return a cache of the start token and of the tokens at `positions` of a text, one after the other."""
+    start, size, views = int(segments[0].tokens[0]), len(segments[0].tokens), {}
+    keys, values = [], []
+    for place, position in enumerate(positions):
+        # a cache of one token at its new position, from a forward over its own segment with shifted positions
+        home = segments[position // size]
+        own = ([] if home.index == 0 else [start]) + home.tokens.tolist()
+        offset = position - home.start_token + (home.index > 0)
+        shift = 1 + place - offset
+        if (home.index, shift) not in views:
+            views[home.index, shift] = _cache_at(plain, own, shift)
+        cached = views[home.index, shift]
+        keys.append([layer.keys[:, :, offset : offset + 1] for layer in cached])
+        values.append([layer.values[:, :, offset : offset + 1] for layer in cached])
+    cache = DynamicCache()
+    for index, layer in enumerate(_cache_at(plain, [start], 0)):
+        cache.update(
+            torch.cat([layer.keys, *(key[index] for key in keys)], dim=2),
+            torch.cat([layer.values, *(value[index] for value in values)], dim=2),
+            index,
+        )
+    return cache
 
 
 def _cache_at(plain: torch.nn.Module, tokens: list[int], shift: int) -> list:
@@ -193,13 +204,41 @@ def test_blocks_have_the_most_votes_of_the_last_segment(tmp_path: Path) -> None:
     assert first.tolist() == sorted(4 * np.argsort(votes)[-5:])
 
 
-def test_overlap_weighs_tokens_by_how_few_blocks_hold_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [0, 2, 16])
+def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: int) -> None:
+    """What follows a match is wanted too: a match in the last tokens of a block votes for the next one as well."""
+    model = open_model(tmp_path, read_blocks=5)
+    view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
+    assert view is not None
+    random = torch.Generator().manual_seed(0)
+    asking = torch.randn((PROMPT_TOKENS + 30, *view.keys[:, 0, 0].shape), generator=random)
+    keys = view.keys[:, :64, 0].transpose(0, 1).flatten(1).double().numpy()
+    votes = np.zeros(17)
+    for query in asking[30:].flatten(1).double().numpy():
+        closeness = (keys @ query).reshape(16, 4)
+        for block in np.argsort(closeness.max(axis=1))[-8:]:
+            vote = max(closeness[block].max(), 0) ** 4
+            votes[block] += vote
+            if closeness[block].argmax() >= 4 - ahead:
+                votes[block + 1] += vote
+    prompt = replace(Asking.prompt(torch.arange(len(asking)), asking), ahead=ahead)
+    first = chosen_blocks(view, model.config, 64, prompt)
+    assert first is not None
+    assert first.tolist() == sorted(4 * np.argsort(votes[:16])[-5:])
+    places = tokens_to_read(view, model.config, prompt)
+    assert places is not None
+    assert places.tolist() == [place + offset for place in first.tolist() for offset in range(4)] + [*range(64, 80)]
+
+
+@pytest.mark.parametrize("ahead", [0, 3, 16])
+def test_overlap_weighs_tokens_by_how_few_blocks_hold_them(tmp_path: Path, ahead: int) -> None:
     model = open_model(tmp_path)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
     assert view is not None
-    found = score_by_overlap(view, model.config, 0, 16)
+    asking = replace(Asking.near_past(view, model.config), ahead=ahead)
+    found = score_by_overlap(BlockRow(view, 0, 16, 4), asking)
     text = view.text.tolist()
-    blocks = [Counter(text[start : start + 4]) for start in range(0, 64, 4)]
+    blocks = [Counter(text[max(0, start - min(ahead, 4)) : start + 4]) for start in range(0, 64, 4)]
     held = Counter(token for block in blocks for token in block)
     idf = {token: math.log(17 / (1 + held[token])) for token in text}
 
@@ -235,8 +274,73 @@ def test_blocks_of_equal_tokens_are_all_alike(tmp_path: Path) -> None:
     model = open_model(tmp_path)
     view = _memory(model, cut_segments(KEY, np.full(81, 7, np.int32), 16))[5]
     assert view is not None
-    assert score_by_overlap(view, model.config, 0, 16).tolist() == [0.0] * 16
-    assert bool(score_by_both(view, model.config, 0, 16).isfinite().all())
+    blocks, asking = BlockRow(view, 0, 16, 4), Asking.near_past(view, model.config)
+    assert score_by_overlap(blocks, asking).tolist() == [0.0] * 16
+    assert bool(score_by_both(blocks, asking).isfinite().all())
+
+
+def _prompts(model: LongMem) -> list[np.ndarray]:
+    """Return texts of a prompt of 7 tokens and 4 more; the first two share their prompt."""
+    first, second, third = (sequence_of(model, seed)[1:12] for seed in (3, 4, 5))
+    return [first, np.concatenate([first[:7], third[7:]]), second]
+
+
+def test_what_is_read_behind_a_prompt_equals_plain_attention(tmp_path: Path) -> None:
+    from longmem.scoring.batch import Item, score_items
+
+    model = open_model(tmp_path, copy_head=False)
+    segments = cut_segments(KEY, sequence_of(model), 16)
+    view = _memory(model, segments)[5]
+    assert view is not None
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    chosen = []
+    texts = _prompts(model)
+    scores = score_items(model, [Item("text", tokens, 7) for tokens in texts], [view] * 3)
+    for tokens, score in zip(texts, scores, strict=True):
+        own = torch.tensor(tokens.astype(np.int64))[None]
+        keys = model.searched(model.run_backbone(own[:, :7]).keys)[0]
+        places = tokens_to_read(view, model.config, Asking.prompt(own[0, :7], model.key_space.transform(keys)))
+        assert places is not None
+        chosen.append(places.tolist())
+        with torch.no_grad():
+            logits = plain(own[:, :-1], past_key_values=naive_cache(plain, segments, view.starts[places].tolist()))
+        expected = logits.logits[0, 6:].log_softmax(dim=1).gather(1, own[0, 7:, None])[:, 0]
+        np.testing.assert_allclose(score.longmem.logprobs, expected.numpy(), atol=TOLERANCE)
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_prompts_read_the_same_alone_together_and_step_by_step(tmp_path: Path) -> None:
+    from longmem.memory.context import FixedMemory
+    from longmem.scoring.batch import Item, score_items
+    from longmem.scoring.generate import Decoder
+
+    model = open_model(tmp_path)
+    view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
+    items = [Item("text", tokens, 7) for tokens in _prompts(model)]
+    together = score_items(model, items, [view] * 3)
+    for item, found in zip(items, together, strict=True):
+        alone = score_items(model, [item], [view])[0]
+        np.testing.assert_allclose(found.longmem.logprobs, alone.longmem.logprobs, atol=TOLERANCE)
+        decoder, fed, steps = Decoder(model, None, FixedMemory(view), prompt=True), item.tokens[:7].tolist(), []
+        for target in item.tokens[7:].tolist():
+            steps.append(float(decoder.feed(fed).log_softmax(dim=0)[target]))
+            fed = [target]
+        np.testing.assert_allclose(steps, alone.longmem.logprobs, atol=TOLERANCE)
+
+
+def test_a_prompt_of_several_segments_asks_with_its_last_one(tmp_path: Path) -> None:
+    """Full segments of a prompt are read as those of a document; what follows the prompt too."""
+    from longmem.scoring.generate import Decoder
+
+    model = open_model(tmp_path, read_blocks=1)
+    sequence = sequence_of(model).tolist()
+    prompt, document = Decoder(model, None, prompt=True), Decoder(model, None)
+    ends = [prompt.feed(sequence[:70]), document.feed(sequence[:70])]
+    assert (ends[0] - ends[1]).abs().max() > 0.001
+    for token in sequence[70:]:
+        ends = [prompt.feed([token]), document.feed([token])]
+    # 91 tokens: the sixth segment began behind the prompt
+    torch.testing.assert_close(*ends, rtol=0, atol=TOLERANCE)
 
 
 def test_a_store_gives_the_scores_of_a_private_memory(tmp_path: Path) -> None:
