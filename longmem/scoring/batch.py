@@ -190,7 +190,7 @@ def _score_batch(
     read = None
     if reading_rows:
         index = row_of[torch.tensor(reading_rows, device=backbone.device)]
-        # all that stands before the first target is known before anything is predicted: it chooses what is read
+        # tokens before the first target are known before anything is predicted: they choose what is read
         prompts = [items[row].first_target for row in reading_rows]
         given = once.rows(index, [views[row] for row in reading_rows], prompts)
         read = model.sidenet(given, model.search)

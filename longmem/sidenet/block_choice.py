@@ -25,7 +25,7 @@ BEST_BLOCKS = 8
 VOTE_POWER = 4
 """Exponent of a similarity in a vote: a few close matches outweigh many vague ones."""
 PROMPT_TOKENS = 128
-"""Newest tokens of a prompt that ask. A question mostly stands at its end."""
+"""Newest tokens of a prompt that ask. A question is mostly at its end."""
 ANSWER_TOKENS = 16
 """Tokens behind a match that a prompt wants too, because an answer follows what the question repeats."""
 

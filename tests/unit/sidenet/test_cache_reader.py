@@ -206,7 +206,7 @@ def test_blocks_have_the_most_votes_of_the_last_segment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 2, 16])
 def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: int) -> None:
-    """What follows a match is wanted too: a match in the last tokens of a block votes for the next one as well."""
+    """A match in the last tokens of a block votes for the next block as well: what follows it is wanted too."""
     model = open_model(tmp_path, read_blocks=5)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
     assert view is not None
