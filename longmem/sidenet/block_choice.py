@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choice of the memory tokens that every layer reads: the near past, and older blocks that resemble what asks.
 
-    a document's segment   the newest `segment_tokens` of the memory ask; no token of the segment itself takes part
-    a prompt               the newest tokens of the prompt ask: all of them lie before the first predicted token
+    a document's segment         its predecessor in memory asks     │ sink │ blocks by age │ near past │ segment
+    a prompt that continues it   the end of the prompt asks         │ sink │ blocks, best last │ near past │ prompt
+    a prompt of its own          the end of the prompt asks         │ sink │ near past │ blocks, best last │ prompt
 
-Both ask with keys of the memory layer, or with token ids. So no prediction depends on a token after it.
+All that asks lies before the first predicted token, so that no prediction depends on a token after it. It asks with
+keys of the memory layer, or with token ids. A model attends best to what is near: the best block is nearest to a
+prompt, and the near past only where the prompt continues it (docs/probes.md).
 """
 
 from collections.abc import Callable
@@ -39,6 +42,10 @@ class Asking:
     """Keys of the memory layer in the form of the view, all heads concatenated."""
     ahead: int = 0
     """Tokens behind a match that are wanted too: the last tokens of a block also count for the next one."""
+    best_last: bool = False
+    """True to read the best block last; False to read blocks by age."""
+    continues: bool = True
+    """True where the text that asks continues the memory."""
 
     @classmethod
     def near_past(cls, view: MemoryView, config: LongMemConfig) -> "Asking":
@@ -47,32 +54,36 @@ class Asking:
         return cls(view.text[-config.segment_tokens :], keys.float())
 
     @classmethod
-    def prompt(cls, tokens: Int[Tensor, " prompt"], keys: Float[Tensor, "prompt kv_heads head_dim"]) -> "Asking":
+    def prompt(
+        cls, tokens: Int[Tensor, " prompt"], keys: Float[Tensor, "prompt kv_heads head_dim"], *, continues: bool
+    ) -> "Asking":
         """Return the tokens that ask for what follows a prompt; `keys` have the form of the view."""
-        return cls(tokens[-PROMPT_TOKENS:].long(), keys[-PROMPT_TOKENS:].flatten(1).float(), ANSWER_TOKENS)
+        newest = slice(-PROMPT_TOKENS, None)
+        return cls(tokens[newest].long(), keys[newest].flatten(1).float(), ANSWER_TOKENS, True, continues)
 
 
 def tokens_to_read(
     view: MemoryView, config: LongMemConfig, asking: Asking | None = None
 ) -> Int64[Tensor, " read"] | None:
-    """Return the places of the tokens to read, oldest first; None for an empty memory.
+    """Return the places of the tokens to read, in the order of their new positions; None for an empty memory.
 
     Without `asking`, the near past of the memory asks.
     """
     count = view.num_chunks
     near = min(config.near_tokens, count)
-    places = torch.arange(count - near, count, device=view.keys.device)
+    parts = [torch.arange(count - near, count, device=view.keys.device)]
     older = chosen_blocks(view, config, count - near, asking)
     if older is not None:
         offsets = torch.arange(config.block_tokens, device=older.device)
-        places = torch.cat([(older[:, None] + offsets).flatten(), places])
+        parts.insert(int(asking is not None and not asking.continues), (older[:, None] + offsets).flatten())
+    places = torch.cat(parts)
     return places if len(places) else None
 
 
 def chosen_blocks(
     view: MemoryView, config: LongMemConfig, num_older: int, asking: Asking | None = None
 ) -> Int64[Tensor, " blocks"] | None:
-    """Return the first places of the chosen blocks among the `num_older` oldest tokens, ascending; None for none.
+    """Return the first places of the chosen blocks among the `num_older` oldest tokens in reading order, or None.
 
     Blocks are counted from the newest token backwards; what is left at the oldest end is never read.
     """
@@ -80,8 +91,9 @@ def chosen_blocks(
     if not num_blocks or not config.read_blocks:
         return None
     blocks = BlockRow(view, num_older - num_blocks * config.block_tokens, num_blocks, config.block_tokens)
-    scores = _SCORES[config.block_choice](blocks, asking or Asking.near_past(view, config))
-    order = scores.topk(min(config.read_blocks, num_blocks)).indices.sort().values
+    asking = asking or Asking.near_past(view, config)
+    best = _SCORES[config.block_choice](blocks, asking).topk(min(config.read_blocks, num_blocks)).indices
+    order = best.flip(0) if asking.best_last else best.sort().values
     return blocks.first + order * config.block_tokens
 
 

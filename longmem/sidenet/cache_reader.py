@@ -118,7 +118,7 @@ class CacheReader(ReadingModel):
             index = self._chosen(given, rows[0])
             read, _ = self._run(given.tokens[rows], view, index, begins)
             for row, hidden in zip(rows, read, strict=True):
-                parts[row], layers_read[row] = hidden, index
+                parts[row], layers_read[row] = hidden, None if index is None else index.sort().values
         return torch.stack([part for part in parts if part is not None])
 
     def _decoded(self, given: ReadingInput, cache: DecodingCache) -> Float[Tensor, "batch tokens head_input"]:
@@ -133,10 +133,13 @@ class CacheReader(ReadingModel):
         if view is None:
             return None
         tokens = given.tokens[row]
-        prompt = slice(int(tokens[0] == self._start_token), given.prompts[row] if given.prompts else 0)
+        # a text of its own begins with the start token, which is read anyway and asks for nothing
+        begins = bool(tokens[0] == self._start_token)
+        prompt = slice(int(begins), given.prompts[row] if given.prompts else 0)
         asking = None
         if prompt.start < prompt.stop:
-            asking = Asking.prompt(tokens[prompt], self.reader.key_space.transform(given.keys[row, prompt]))
+            keys = self.reader.key_space.transform(given.keys[row, prompt])
+            asking = Asking.prompt(tokens[prompt], keys, continues=not begins)
         return tokens_to_read(view, self.config, asking)
 
     def _starts(self, tokens: Int[Tensor, "batch tokens"]) -> list[bool]:

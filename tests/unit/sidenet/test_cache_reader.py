@@ -204,9 +204,13 @@ def test_blocks_have_the_most_votes_of_the_last_segment(tmp_path: Path) -> None:
     assert first.tolist() == sorted(4 * np.argsort(votes)[-5:])
 
 
+@pytest.mark.parametrize("continues", [True, False])
 @pytest.mark.parametrize("ahead", [0, 2, 16])
-def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: int) -> None:
-    """A match in the last tokens of a block votes for the next block as well: what follows it is wanted too."""
+def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: int, continues: bool) -> None:
+    """A match in the last tokens of a block votes for the next block as well: what follows it is wanted too.
+
+    The best block is read last, and by a prompt of its own behind the near past.
+    """
     model = open_model(tmp_path, read_blocks=5)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
     assert view is not None
@@ -221,13 +225,12 @@ def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: 
             votes[block] += vote
             if closeness[block].argmax() >= 4 - ahead:
                 votes[block + 1] += vote
-    prompt = replace(Asking.prompt(torch.arange(len(asking)), asking), ahead=ahead)
-    first = chosen_blocks(view, model.config, 64, prompt)
-    assert first is not None
-    assert first.tolist() == sorted(4 * np.argsort(votes[:16])[-5:])
+    prompt = replace(Asking.prompt(torch.arange(len(asking)), asking, continues=continues), ahead=ahead)
     places = tokens_to_read(view, model.config, prompt)
     assert places is not None
-    assert places.tolist() == [place + offset for place in first.tolist() for offset in range(4)] + [*range(64, 80)]
+    blocks = [4 * block + offset for block in np.argsort(votes[:16])[-5:] for offset in range(4)]
+    near = list(range(64, 80))
+    assert places.tolist() == (blocks + near if continues else near + blocks)
 
 
 @pytest.mark.parametrize("ahead", [0, 3, 16])
@@ -285,7 +288,9 @@ def _prompts(model: LongMem) -> list[np.ndarray]:
     return [first, np.concatenate([first[:7], third[7:]]), second]
 
 
-def test_what_is_read_behind_a_prompt_equals_plain_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begins", [False, True])
+def test_what_is_read_for_a_prompt_equals_plain_attention(tmp_path: Path, begins: bool) -> None:
+    """A prompt that begins with the start token has the memory between it and its other tokens."""
     from longmem.scoring.batch import Item, score_items
 
     model = open_model(tmp_path, copy_head=False)
@@ -293,13 +298,14 @@ def test_what_is_read_behind_a_prompt_equals_plain_attention(tmp_path: Path) -> 
     view = _memory(model, segments)[5]
     assert view is not None
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
-    chosen = []
+    start = segments[0].tokens[:begins]
     texts = _prompts(model)
-    scores = score_items(model, [Item("text", tokens, 7) for tokens in texts], [view] * 3)
-    for tokens, score in zip(texts, scores, strict=True):
+    items = [Item("text", np.concatenate([start, tokens]), len(start) + 7) for tokens in texts]
+    chosen = []
+    for tokens, score in zip(texts, score_items(model, items, [view] * 3), strict=True):
         own = torch.tensor(tokens.astype(np.int64))[None]
-        keys = model.searched(model.run_backbone(own[:, :7]).keys)[0]
-        places = tokens_to_read(view, model.config, Asking.prompt(own[0, :7], model.key_space.transform(keys)))
+        keys = model.key_space.transform(model.searched(model.run_backbone(own[:, :7]).keys)[0])
+        places = tokens_to_read(view, model.config, Asking.prompt(own[0, :7], keys, continues=not begins))
         assert places is not None
         chosen.append(places.tolist())
         with torch.no_grad():
@@ -370,7 +376,8 @@ def test_decoding_step_by_step_gives_the_scores(tmp_path: Path) -> None:
 def test_items_that_begin_with_the_sink_have_their_memory_behind_it(tmp_path: Path) -> None:
     from longmem.scoring.batch import Item, score_items
 
-    model = open_model(tmp_path, copy_head=False)
+    # the near past alone: its place among older blocks depends on the start token
+    model = open_model(tmp_path, copy_head=False, read_blocks=0)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[4]
     tokens = sequence_of(model, seed=3)[:9]
     with_start, without = (
