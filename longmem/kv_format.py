@@ -9,7 +9,7 @@ transfers, but not in a reader's window.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float16, Int8
 from torch import Tensor
 
 from longmem.config import KvDtype
@@ -45,9 +45,12 @@ def unpack(
 ) -> Float[Tensor, "tokens kv_heads head_dim"]:
     """Return exactly the numbers of `rounded`, as a copy."""
     tensor: Tensor = to_tensor(stored, device)
-    if kv_dtype != "int8":
-        return tensor
-    quantised, scale = tensor.split([tensor.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
+    return dequantised(tensor) if kv_dtype == "int8" else tensor
+
+
+def dequantised(stored: Int8[Tensor, "*any width"]) -> Float16[Tensor, "*any head_dim"]:
+    """Return the numbers of stored int8 rows."""
+    quantised, scale = stored.split([stored.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
     restored: Tensor = quantised.float() * scale.contiguous().view(torch.float32)
     return restored.half()
 
