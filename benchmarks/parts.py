@@ -145,7 +145,7 @@ def shuffled_layers(segment: Segment, view: MemoryView | None) -> MemoryView | N
         view,
         values=view.values[:, order],
         tokens=view.tokens[order],
-        layer_values=LayerStates([view.layer_values.gather(order)]),
+        layer_values=LayerStates.of(view.layer_values.gather(order)),
     )
 
 

@@ -20,12 +20,13 @@ from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.layer_states import LayerStates
+from longmem.memory.stored_rows import AbstractRows, RowFile, TensorRows
 from longmem.memory.view import MemoryView
 from longmem.retrieval.ivf_index import Cells, KeyCells, cover
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
 from longmem.retrieval.repeats import GrowingRepeats
 from longmem.system.allocator import zeros_in_pages
-from longmem.types import KVBlock
+from longmem.types import KVArray, KVBlock
 
 RAW_KEYS = KeySpace()
 """Stored keys without a transform, searched per head."""
@@ -47,10 +48,12 @@ class WindowBuffer:
     def __init__(self, retain_tokens: int, device: torch.device | str = "cpu", key_space: KeySpace = RAW_KEYS) -> None:
         self._retain_tokens = retain_tokens
         self._key_space = key_space
-        self._device = device
+        self._device = torch.device(device)
         self._arrays: dict[str, Tensor] = {}
         self._layers: dict[str, LayerStates] = {}
         """Keys and values of all layers, as views name them; their last row is that of the last chunk."""
+        self._file: RowFile | None = None
+        """File of these keys and values, where they are not on another device."""
         self._basis: SketchBasis | None = None
         self._cells: dict[tuple[int, int], Cells] = {}
         """Cells of each stretch, by its first token and length."""
@@ -104,13 +107,21 @@ class WindowBuffer:
         starts = self._arrays["starts"][: self._num_chunks]
         wanted = self._num_chunks - int(torch.searchsorted(starts, max(self.end_token - self._retain_tokens, 0)))
         for name, stored in (("layer_keys", block.keys), ("layer_values", block.values)):
-            if (held := self._layers.get(name)) is not None:
-                # dropped first, so that a block more than needed never exists
-                self._layers[name] = held.newest(wanted - block.num_tokens)
-            states = LayerStates.of(stored, self._device)
-            self._layers[name] = states if held is None else self._layers[name] + states
+            if name in self._layers:
+                # dropped first, so that the new block may take the space of an old one
+                self._layers[name] = self._layers[name].newest(wanted - block.num_tokens)
+            states = LayerStates([self._rows_of(stored)])
+            self._layers[name] = self._layers[name] + states if name in self._layers else states
         oldest = max(self._num_chunks - len(self._layers["layer_keys"]), 0)
         self.start_token = int(starts[oldest])
+
+    def _rows_of(self, stored: KVArray) -> AbstractRows:
+        """Return a copy of stored keys or values: in a file, or in the memory of a device that is not the host."""
+        if self._device.type != "cpu":
+            return TensorRows(to_tensor(stored, self._device))
+        if self._file is None:
+            self._file = RowFile()
+        return self._file.add(stored)
 
     def view(self, start_token: int, end_token: int) -> MemoryView:
         """Return the chunks wholly inside `[start_token, end_token)`. The buffer must hold the whole interval (see

@@ -217,7 +217,7 @@ class DemonstrationIndex:
         for first in range(0, len(places), ROWS_AT_ONCE):
             part = slice(first, first + ROWS_AT_ONCE)
             rows, owners = (torch.from_numpy(each[part]).to(device) for each in (places, owner))
-            means.index_add_(0, owners, stored.gather(rows, layers.start * heads).float())
+            means.index_add_(0, owners, stored.gather(rows)[:, layers.start * heads :].float())
         counts = torch.from_numpy(np.bincount(owner, minlength=len(self._places))).to(device)
         return StateSpace((means / counts[:, None, None]).unflatten(1, (len(layers), heads)).flatten(2))
 
