@@ -51,7 +51,9 @@ def unpack(
 def dequantised(stored: Int8[Tensor, "*any width"]) -> Float16[Tensor, "*any head_dim"]:
     """Return the numbers of stored int8 rows."""
     quantised, scale = stored.split([stored.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
-    restored: Tensor = quantised.float() * scale.contiguous().view(torch.float32)
+    # a copy and not `contiguous`, which leaves an empty tensor of NumPy with strides that allow no other type
+    scales = scale.clone(memory_format=torch.contiguous_format).view(torch.float32)
+    restored: Tensor = quantised.float() * scales
     return restored.half()
 
 

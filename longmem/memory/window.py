@@ -62,7 +62,7 @@ class WindowBuffer:
         """Number of tokens that are no longer kept."""
         self._num_chunks = 0
         self.start_token: int | None = None
-        """Position of the oldest token kept; None while empty."""
+        """Position from which on every token is kept; None while empty."""
         self.end_token: int | None = None
         """Position after the newest token."""
         self._next_start: int | None = None
@@ -112,8 +112,8 @@ class WindowBuffer:
                 self._layers[name] = self._layers[name].newest(wanted - block.num_tokens)
             states = LayerStates([self._rows_of(stored)])
             self._layers[name] = self._layers[name] + states if name in self._layers else states
-        oldest = max(self._num_chunks - len(self._layers["layer_keys"]), 0)
-        self.start_token = int(starts[oldest])
+        if (dropped := self._num_chunks - len(self._layers["layer_keys"])) > 0:
+            self.start_token = int(starts[dropped - 1]) + 1
 
     def _rows_of(self, stored: KVArray) -> AbstractRows:
         """Return a copy of stored keys or values: in a file, or in the memory of a device that is not the host."""
@@ -204,6 +204,8 @@ class WindowBuffer:
             starts = self._arrays["starts"][: self._num_chunks]
             kept_from = int(torch.searchsorted(starts, max(end_token - self._retain_tokens, 0)))
             self._dropped_places += self._num_places(kept_from)
+            if kept_from:
+                self.start_token = int(starts[kept_from - 1] + self._arrays["lengths"][kept_from - 1])
         kept = self._num_chunks - kept_from
         capacity = int((kept + added) * GROWTH) + 1
         fresh = {}
@@ -231,7 +233,6 @@ class WindowBuffer:
                     fresh["sketch"][:, first : first + part.shape[1]] = self._basis.place_keys(part)
         self._arrays = fresh
         self._num_chunks = kept
-        self.start_token = int(fresh["starts"][0]) if kept else None
         oldest = self.start_token or 0
         self._cells = {stretch: cells for stretch, cells in self._cells.items() if stretch[0] >= oldest}
 
