@@ -55,7 +55,7 @@ class WindowCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all windows, with the room that they have for more."""
+        """Bytes of all windows, in memory and in files, with the room that they have for more."""
         return sum(buffer.num_bytes for buffer in self._buffers.values())
 
     def evict(self, key: DocumentKey) -> None:

@@ -47,8 +47,11 @@ def to_rows(block: KVBlock, write: int) -> pa.Table:
     }
     for name, array in (("tokens", block.tokens), ("keys", block.keys), ("values", block.values)):
         kind = schema.field(name).type
-        padded = np.zeros((num_chunks * chunk, *array.shape[1:]), dtype=array.dtype)
-        padded[: len(array)] = array
+        # a whole block that nobody changes is not copied: one of all layers has 94 MB
+        padded = array
+        if array.flags.writeable or len(array) < num_chunks * chunk:
+            padded = np.zeros((num_chunks * chunk, *array.shape[1:]), dtype=array.dtype)
+            padded[: len(array)] = array
         bits = padded.reshape(-1).view(kind.value_type.to_pandas_dtype())
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(bits), kind.list_size)
     return pa.table(columns, schema=schema)
