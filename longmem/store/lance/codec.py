@@ -97,9 +97,13 @@ def from_rows(
 
 
 def _numbers(rows: pa.Table, name: str) -> np.ndarray:
-    column = rows.column(name).combine_chunks()
-    flat: np.ndarray = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten().to_numpy()
-    return flat
+    column = rows.column(name)
+    parts: list[np.ndarray] = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    if len(parts) == 1:
+        return parts[0]
+    # joined by NumPy, which returns large arrays to the system; `combine_chunks` takes them from Arrow's default pool,
+    # which keeps them (pyarrow 26, whatever `memory_pool` it is given)
+    return np.concatenate([np.empty(0, dtype=column.type.value_type.to_pandas_dtype()), *parts])
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
