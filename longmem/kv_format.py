@@ -5,7 +5,7 @@
 
 A row of int8 includes its scale, so that a block is two arrays of one type in every format. Stores, checksums and
 transfers are therefore independent of the format. Readers dequantise to float16: int8 halves the bytes on disk and in
-transfers, but not in a reader's window.
+transfers, but not in a reader's window of one layer.
 """
 
 import torch

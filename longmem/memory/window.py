@@ -70,10 +70,19 @@ class WindowBuffer:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the window, in memory and in its file."""
         arrays = sum(array.nbytes for array in self._arrays.values())
         cells = sum(cells.num_bytes for cells in self._cells.values())
-        layers = sum(states.num_bytes for states in self._layers.values())
-        return arrays + layers + cells + self._repeats.num_bytes
+        return arrays + cells + self._repeats.num_bytes + self._layer_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the window in its file."""
+        return 0 if self._file is None else self._layer_bytes
+
+    @property
+    def _layer_bytes(self) -> int:
+        return sum(states.num_bytes for states in self._layers.values())
 
     def append(self, block: KVBlock) -> None:
         """Add the block of the next segment.

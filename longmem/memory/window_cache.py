@@ -59,6 +59,11 @@ class WindowCache:
         """Bytes of all windows, in memory and in files, with the room that they have for more."""
         return sum(buffer.num_bytes for buffer in self._buffers.values())
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all windows in their files."""
+        return sum(buffer.file_bytes for buffer in self._buffers.values())
+
     def evict(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
         self._buffers.pop(key, None)
