@@ -18,6 +18,7 @@ from benchmarks.memory_scoring import OtherBook, ReadingChange, own_memory
 from benchmarks.paired import Chosen, compare_scores
 from longmem.errors import ConfigError
 from longmem.memory.context import LocalMemory, text_key
+from longmem.memory.layer_states import LayerStates
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.scoring.evaluation_window import cut_windows, score_window
@@ -139,12 +140,12 @@ def shuffled_layers(segment: Segment, view: MemoryView | None) -> MemoryView | N
         return None
     assert view.layer_values is not None, "a view of one layer"
     random = torch.Generator().manual_seed(segment.index)
-    order = torch.randperm(view.num_chunks, generator=random).to(view.layer_values.device)
+    order = torch.randperm(view.num_chunks, generator=random).to(view.keys.device)
     return replace(
         view,
         values=view.values[:, order],
         tokens=view.tokens[order],
-        layer_values=view.layer_values.index_select(0, order),
+        layer_values=LayerStates.of(view.layer_values.gather(order)),
     )
 
 

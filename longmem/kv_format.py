@@ -5,11 +5,11 @@
 
 A row of int8 includes its scale, so that a block is two arrays of one type in every format. Stores, checksums and
 transfers are therefore independent of the format. Readers dequantise to float16: int8 halves the bytes on disk and in
-transfers, but not in a reader's window.
+transfers, but not in a reader's window of one layer.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float16, Int8
 from torch import Tensor
 
 from longmem.config import KvDtype
@@ -45,10 +45,15 @@ def unpack(
 ) -> Float[Tensor, "tokens kv_heads head_dim"]:
     """Return exactly the numbers of `rounded`, as a copy."""
     tensor: Tensor = to_tensor(stored, device)
-    if kv_dtype != "int8":
-        return tensor
-    quantised, scale = tensor.split([tensor.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
-    restored: Tensor = quantised.float() * scale.contiguous().view(torch.float32)
+    return dequantised(tensor) if kv_dtype == "int8" else tensor
+
+
+def dequantised(stored: Int8[Tensor, "*any width"]) -> Float16[Tensor, "*any head_dim"]:
+    """Return the numbers of stored int8 rows."""
+    quantised, scale = stored.split([stored.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
+    # a copy and not `contiguous`, which leaves an empty tensor of NumPy with strides that allow no other type
+    scales = scale.clone(memory_format=torch.contiguous_format).view(torch.float32)
+    restored: Tensor = quantised.float() * scales
     return restored.half()
 
 

@@ -18,6 +18,8 @@ STORED_TYPES: dict[KvDtype, type[np.generic]] = {
 }
 """NumPy types of stored keys and values; bfloat16 is stored as its bits."""
 SCALE_BYTES = 4
+BATCH_BYTES = 2**26
+"""Bytes of blocks that are read or written together. Larger blocks cost more than their commit or query does."""
 
 
 def stored_width(head_dim: int, kv_dtype: KvDtype) -> int:
@@ -28,6 +30,11 @@ def stored_width(head_dim: int, kv_dtype: KvDtype) -> int:
 def token_bytes(kv_heads: int, head_dim: int, kv_dtype: KvDtype) -> int:
     """Return the bytes of the keys and values of one token as stored."""
     return 2 * kv_heads * stored_width(head_dim, kv_dtype) * np.dtype(STORED_TYPES[kv_dtype]).itemsize
+
+
+def blocks_at_once(block_bytes: int, most: int) -> int:
+    """Return how many blocks are read or written together: at most `most`, and `BATCH_BYTES` unless one has more."""
+    return max(1, min(most, BATCH_BYTES // max(block_bytes, 1)))
 
 
 def num_not_finite(stored: Shaped[np.ndarray, "*any width"], kv_dtype: KvDtype) -> int:

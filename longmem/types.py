@@ -28,6 +28,7 @@ import xxhash
 from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 
 from longmem.config import KvDtype
+from longmem.stored_format import token_bytes
 
 DEFAULT_NAMESPACE = "default"
 PLACES = 4
@@ -132,6 +133,11 @@ class Fingerprint:
     def stored_heads(self) -> int:
         """Heads of one stored token: those of all stored layers, by layer."""
         return self.num_layers * self.kv_heads
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the keys and values of a full segment as stored."""
+        return self.segment_tokens * token_bytes(self.stored_heads, self.head_dim, self.kv_dtype)
 
     def differences(self, other: "Fingerprint") -> str:
         """Return the fields that differ, as `name: ours != theirs; ...` (empty if none)."""

@@ -24,6 +24,7 @@ from longmem.model.forward import SegmentModel
 from longmem.store.base import WritableDocument
 from longmem.store.document import DocumentMemory
 from longmem.store.source import AbstractBlockSource
+from longmem.stored_format import blocks_at_once
 from longmem.types import DocumentKey, KVBlock, Segment
 
 
@@ -168,7 +169,13 @@ def windows_of(model: SegmentModel, source: AbstractBlockSource, max_bytes: int 
     """Return an empty cache of windows in the form in which a model reads them."""
     config = model.config
     return WindowCache(
-        source, config.segment_tokens, config.memory_tokens, max_bytes, model.backbone.device, model.key_space
+        source,
+        config.segment_tokens,
+        config.memory_tokens,
+        max_bytes,
+        model.backbone.device,
+        model.key_space,
+        blocks_at_once(model.fingerprint.block_bytes, READ_SEGMENTS),
     )
 
 
@@ -185,8 +192,11 @@ def read_blocks(memory: DocumentMemory, window: SlidingWindow) -> list[KVBlock]:
 
 def _read(memory: DocumentMemory, segments: range) -> Iterator[KVBlock]:
     """Fetch a few blocks at a time, so that they are not held twice while they are copied into a window."""
-    for first in range(segments.start, segments.stop, READ_SEGMENTS):
-        yield from memory.store.read(memory.key, first, min(first + READ_SEGMENTS, segments.stop))
+    fingerprint = memory.store.fingerprint()
+    assert fingerprint is not None, f"{memory.key} has blocks"
+    step = blocks_at_once(fingerprint.block_bytes, READ_SEGMENTS)
+    for first in range(segments.start, segments.stop, step):
+        yield from memory.store.read(memory.key, first, min(first + step, segments.stop))
 
 
 def check_own(memory: DocumentMemory, segments: list[Segment]) -> None:

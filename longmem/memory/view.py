@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Shaped
 from torch import Tensor
 
+from longmem.memory.layer_states import LayerStates
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
 from longmem.retrieval.repeats import GrowingRepeats, RepeatIndex
@@ -42,9 +43,9 @@ class MemoryView:
     """Cells (IVF clusters) of the chunk keys, where the search is approximate."""
     end_token: int
     """Document position of the reading segment's first token: all chunks lie before it."""
-    layer_keys: Shaped[Tensor, "chunks stored_heads head_dim"] | None = None
+    layer_keys: LayerStates | None = None
     """Keys of all layers as stored, in a memory of several layers (whose chunks are single tokens)."""
-    layer_values: Shaped[Tensor, "chunks stored_heads head_dim"] | None = None
+    layer_values: LayerStates | None = None
     """Values of all layers; `values` are those of the searched one."""
     growing_repeats: GrowingRepeats | None = None
     """Index of repeats of the window that this view is a part of; None to index the view alone."""

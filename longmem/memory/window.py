@@ -9,6 +9,8 @@
 Arrays are written only after the last chunk and never moved. When they are full, new ones are allocated with the chunks
 still wanted, so existing views stay valid. Each token is copied at most three times in its life, and memory is bounded
 by `retain_tokens` regardless of the length of the document.
+
+A memory of all layers has these arrays for the searched layer alone. Keys and values of all layers are `LayerStates`.
 """
 
 import torch
@@ -17,12 +19,14 @@ from torch import Tensor
 from longmem.dtypes import to_tensor
 from longmem.kv_format import unpack
 from longmem.memory.key_transform import KeySpace
+from longmem.memory.layer_states import LayerStates
+from longmem.memory.stored_rows import AbstractRows, RowFile, TensorRows
 from longmem.memory.view import MemoryView
 from longmem.retrieval.ivf_index import Cells, KeyCells, cover
 from longmem.retrieval.low_rank_bound import KeySketch, SketchBasis, fit_basis
 from longmem.retrieval.repeats import GrowingRepeats
 from longmem.system.allocator import zeros_in_pages
-from longmem.types import KVBlock
+from longmem.types import KVArray, KVBlock
 
 RAW_KEYS = KeySpace()
 """Stored keys without a transform, searched per head."""
@@ -44,8 +48,12 @@ class WindowBuffer:
     def __init__(self, retain_tokens: int, device: torch.device | str = "cpu", key_space: KeySpace = RAW_KEYS) -> None:
         self._retain_tokens = retain_tokens
         self._key_space = key_space
-        self._device = device
+        self._device = torch.device(device)
         self._arrays: dict[str, Tensor] = {}
+        self._layers: dict[str, LayerStates] = {}
+        """Keys and values of all layers, as views name them; their last row is that of the last chunk."""
+        self._file: RowFile | None = None
+        """File of these keys and values, where they are not on another device."""
         self._basis: SketchBasis | None = None
         self._cells: dict[tuple[int, int], Cells] = {}
         """Cells of each stretch, by its first token and length."""
@@ -54,7 +62,7 @@ class WindowBuffer:
         """Number of tokens that are no longer kept."""
         self._num_chunks = 0
         self.start_token: int | None = None
-        """Position of the oldest token kept; None while empty."""
+        """Position from which on every token is kept; None while empty."""
         self.end_token: int | None = None
         """Position after the newest token."""
         self._next_start: int | None = None
@@ -62,9 +70,19 @@ class WindowBuffer:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the window, in memory and in its file."""
         arrays = sum(array.nbytes for array in self._arrays.values())
         cells = sum(cells.num_bytes for cells in self._cells.values())
-        return arrays + cells + self._repeats.num_bytes
+        return arrays + cells + self._repeats.num_bytes + self._layer_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the window in its file."""
+        return 0 if self._file is None else self._layer_bytes
+
+    @property
+    def _layer_bytes(self) -> int:
+        return sum(states.num_bytes for states in self._layers.values())
 
     def append(self, block: KVBlock) -> None:
         """Add the block of the next segment.
@@ -89,6 +107,30 @@ class WindowBuffer:
         self._next_start = block.start_token + block.fingerprint.segment_tokens
         if self.start_token is None:
             self.start_token = block.start_token
+        if self._key_space.layer is not None:
+            self._append_layers(block)
+
+    def _append_layers(self, block: KVBlock) -> None:
+        """Take the block's layers, and drop those of blocks that no window reaches any more."""
+        assert self.end_token is not None, "after its chunks"
+        starts = self._arrays["starts"][: self._num_chunks]
+        wanted = self._num_chunks - int(torch.searchsorted(starts, max(self.end_token - self._retain_tokens, 0)))
+        for name, stored in (("layer_keys", block.keys), ("layer_values", block.values)):
+            if name in self._layers:
+                # dropped first, so that the new block may take the space of an old one
+                self._layers[name] = self._layers[name].newest(wanted - block.num_tokens)
+            states = LayerStates([self._rows_of(stored)])
+            self._layers[name] = self._layers[name] + states if name in self._layers else states
+        if (dropped := self._num_chunks - len(self._layers["layer_keys"])) > 0:
+            self.start_token = int(starts[dropped - 1]) + 1
+
+    def _rows_of(self, stored: KVArray) -> AbstractRows:
+        """Return a copy of stored keys or values: in a file, or in the memory of a device that is not the host."""
+        if self._device.type != "cpu":
+            return TensorRows(to_tensor(stored, self._device))
+        if self._file is None:
+            self._file = RowFile()
+        return self._file.add(stored)
 
     def view(self, start_token: int, end_token: int) -> MemoryView:
         """Return the chunks wholly inside `[start_token, end_token)`. The buffer must hold the whole interval (see
@@ -102,19 +144,24 @@ class WindowBuffer:
         sketch = None if self._basis is None or rows is None else KeySketch(self._basis, rows)
         cells = self._cells_in(start_token, end_token, first) if self._key_space.celled else None
         parts["chunk_keys"] = self._chunk_keys(parts)
-        if self._key_space.layer is not None:
-            parts["values"] = _of_layer(parts["layer_values"], self._key_space.layer, parts["keys"].shape[2])[:, None]
         parts |= {name: parts[name].permute(2, 0, 1, 3) for name in ("keys", "values")}
-        layers = {name: parts.pop(name) for name in ("layer_keys", "layer_values") if name in parts}
         return MemoryView(
             **parts,
-            **layers,
+            layer_keys=self._layer_rows("layer_keys", first, last),
+            layer_values=self._layer_rows("layer_values", first, last),
             sketch=sketch,
             cells=cells,
             end_token=end_token,
             growing_repeats=self._repeats,
             first_place=self._dropped_places + self._num_places(first),
         )
+
+    def _layer_rows(self, name: str, first: int, last: int) -> LayerStates | None:
+        """Return keys or values of all layers of the chunks `[first, last)`; None for a memory of one layer."""
+        if (states := self._layers.get(name)) is None:
+            return None
+        dropped = self._num_chunks - len(states)
+        return states.rows(first - dropped, last - dropped)
 
     def _num_places(self, num_chunks: int) -> int:
         """Return the number of tokens in the oldest chunks."""
@@ -166,6 +213,8 @@ class WindowBuffer:
             starts = self._arrays["starts"][: self._num_chunks]
             kept_from = int(torch.searchsorted(starts, max(end_token - self._retain_tokens, 0)))
             self._dropped_places += self._num_places(kept_from)
+            if kept_from:
+                self.start_token = int(starts[kept_from - 1] + self._arrays["lengths"][kept_from - 1])
         kept = self._num_chunks - kept_from
         capacity = int((kept + added) * GROWTH) + 1
         fresh = {}
@@ -193,7 +242,6 @@ class WindowBuffer:
                     fresh["sketch"][:, first : first + part.shape[1]] = self._basis.place_keys(part)
         self._arrays = fresh
         self._num_chunks = kept
-        self.start_token = int(fresh["starts"][0]) if kept else None
         oldest = self.start_token or 0
         self._cells = {stretch: cells for stretch, cells in self._cells.items() if stretch[0] >= oldest}
 
@@ -204,16 +252,10 @@ def _zeros(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 _CHUNK_AXIS = {"chunk_keys": 1, "sketch": 1, "keys": 0, "values": 0, "tokens": 0, "starts": 0, "lengths": 0}
-_CHUNK_AXIS |= {"layer_keys": 0, "layer_values": 0}
-
-
-def _of_layer(heads: Tensor, layer: int, kv_heads: int) -> Tensor:
-    """Return the heads [tokens, kv_heads, head_dim] of one of several stored layers."""
-    return heads.narrow(1, layer * kv_heads, kv_heads)
 
 
 def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) -> dict[str, Tensor]:
-    """Return a block in its stored form: keys and values [chunks, chunk, kv_heads, head_dim].
+    """Return a block of the searched layer in its stored form: keys and values [chunks, chunk, kv_heads, head_dim].
 
     The last chunk is padded with zeros; its length counts the real tokens.
     """
@@ -229,21 +271,16 @@ def _chunks_of(block: KVBlock, device: torch.device | str, key_space: KeySpace) 
         rows: Tensor = padded.unflatten(0, (num_chunks, chunk))
         return rows
 
-    stored_keys, values = unpack(block.keys, kv_dtype), unpack(block.values, kv_dtype)
-    layer = key_space.layer
-    own = stored_keys if layer is None else _of_layer(stored_keys, layer, block.fingerprint.kv_heads)
-    keys = by_chunk(key_space.transform(own))
-    tokens = torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk))
+    first = (key_space.layer or 0) * block.fingerprint.kv_heads
+    heads = slice(first, first + block.fingerprint.kv_heads)
+    keys = by_chunk(key_space.transform(unpack(block.keys[:, heads], kv_dtype)))
     parts = {
         "keys": keys,
-        "tokens": tokens,
+        "values": by_chunk(unpack(block.values[:, heads], kv_dtype)),
+        "tokens": torch.nn.functional.pad(to_tensor(block.tokens), (0, padding)).unflatten(0, (num_chunks, chunk)),
         "starts": starts,
         "lengths": lengths,
     }
-    if layer is None:
-        parts["values"] = by_chunk(values)
-    else:
-        parts |= {"layer_keys": stored_keys, "layer_values": values}
     if chunk > 1:
         means = keys.float().sum(dim=1) / lengths[:, None, None]
         parts["chunk_keys"] = key_space.searched(means.transpose(0, 1))

@@ -12,11 +12,13 @@ from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
 from longmem.store.source import AbstractBlockSource
+from longmem.system.allocator import trim_heap
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 READ_SEGMENTS = 8
-"""Blocks fetched from the store at a time, so that catching up with a long past never holds it twice. Close behind the
-writer it is as many as are there: asking the store costs more than a block does."""
+"""Blocks fetched from the store at a time, so that catching up with a long past never holds it twice; large ones are
+fewer (`blocks_at_once`). Close behind the writer it is as many as are there: asking the store costs more than a small
+block does."""
 
 MAX_WINDOW_BYTES = 2**30
 """Bytes of all windows together, where nothing else is said."""
@@ -37,8 +39,11 @@ class WindowCache:
         max_bytes: int = MAX_WINDOW_BYTES,
         device: torch.device | str = "cpu",
         key_space: KeySpace = RAW_KEYS,
+        read_segments: int = READ_SEGMENTS,
     ) -> None:
+        """Start empty; `read_segments` blocks are fetched at a time."""
         self.source = source
+        self._read_segments = read_segments
         self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._max_bytes = max_bytes
         self._device = device
@@ -51,8 +56,13 @@ class WindowCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all windows, with the room that they have for more."""
+        """Bytes of all windows, in memory and in files, with the room that they have for more."""
         return sum(buffer.num_bytes for buffer in self._buffers.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all windows in their files."""
+        return sum(buffer.file_bytes for buffer in self._buffers.values())
 
     def evict(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
@@ -101,17 +111,21 @@ class WindowCache:
         return self._whole[key]
 
     def _buffer(self) -> WindowBuffer:
-        retained = self._window.memory_tokens + READ_SEGMENTS * self._window.segment_tokens
+        # blocks that are read ahead must not end the window of the segment that they are read for
+        retained = self._window.memory_tokens + (self._read_segments - 1) * self._window.segment_tokens
         return WindowBuffer(retained, self._device, self._key_space)
 
     def _fill(self, key: DocumentKey, buffer: WindowBuffer, segments: range, ahead: bool = True) -> None:
         # out of the cache while it grows: a failed read must not leave a half-filled window behind
         self._buffers.pop(key, None)
         self._whole.pop(key, None)
-        for first in range(segments.start, segments.stop, READ_SEGMENTS):
-            stop = min(first + READ_SEGMENTS, segments.stop)
-            for block in self._read(key, first, stop, first + READ_SEGMENTS - stop if ahead else 0):
+        for first in range(segments.start, segments.stop, self._read_segments):
+            stop = min(first + self._read_segments, segments.stop)
+            for block in self._read(key, first, stop, first + self._read_segments - stop if ahead else 0):
                 buffer.append(block)
+        if segments and self._read_segments < READ_SEGMENTS:
+            # what reading large blocks took from the heap: 0.1 GiB in pieces, for 5 ms
+            trim_heap()
         self._buffers[key] = buffer
         while self.num_bytes > self._max_bytes and len(self._buffers) > 1:
             evicted, _ = self._buffers.popitem(last=False)

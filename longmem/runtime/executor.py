@@ -28,6 +28,7 @@ from longmem.model.source import ModelDescription, describe
 from longmem.runtime.requests import Request
 from longmem.stages import STAGES, Stage
 from longmem.store.base import AbstractMemoryStore, check_fingerprint, put_each
+from longmem.stored_format import blocks_at_once
 from longmem.system.allocator import in_pages
 from longmem.types import DocumentKey, EncodedSegment, PutReceipt, Segment, SegmentInfo, SegmentScore
 
@@ -162,8 +163,9 @@ class AbstractExecutor(ABC):
 
 
 PUT_SEGMENTS = 8
-"""Segments per put, fewer when no other task is runnable. A commit costs the same for all of them, and each waits in
-memory for the later ones. With 1, 4, 8 and 16 a segment costs 25, 9, 4.5 and 4 ms of CPU, written and read."""
+"""Segments per put, fewer when no other task is runnable or blocks are large (`blocks_at_once`). A commit costs the
+same for all of them, and each waits in memory for the later ones. With 1, 4, 8 and 16 a segment costs 25, 9, 4.5 and
+4 ms of CPU, written and read."""
 
 
 class InlineExecutor(AbstractExecutor):
@@ -178,6 +180,7 @@ class InlineExecutor(AbstractExecutor):
         self._model = model
         self._store = store
         self._windows = windows_of(model, store, window_bytes)
+        self._put_segments = blocks_at_once(model.fingerprint.block_bytes, PUT_SEGMENTS)
         # late stages first: they free the data that early stages hold
         self._queues: dict[Stage, deque[Segment]] = {"score": deque(), "encode": deque()}
         self._requests: deque[tuple[int, Request]] = deque()
@@ -194,7 +197,7 @@ class InlineExecutor(AbstractExecutor):
 
     def slots(self, stage: Stage) -> int:
         if stage == "put":
-            return PUT_SEGMENTS - len(self._to_put) - len(self._being_put)
+            return self._put_segments - len(self._to_put) - len(self._being_put)
         return 1 - len(self._queues[stage]) - (len(self._requests) if stage == "encode" else 0)
 
     def submit(self, stage: Stage, segment: Segment) -> None:
@@ -211,7 +214,7 @@ class InlineExecutor(AbstractExecutor):
     def wait(self, timeout_s: float) -> list[Completion]:
         if written := self._written(timeout_s=0.0):
             return written
-        if len(self._to_put) >= PUT_SEGMENTS:
+        if len(self._to_put) >= self._put_segments:
             self._start_putting()
         for stage, queue in self._queues.items():
             if queue:

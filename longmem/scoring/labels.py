@@ -232,7 +232,7 @@ def _behind(backbone: Backbone, context: _Context, view: MemoryView, places: Ten
     parts: dict[str, Tensor] = {}
     for name, stored in (("keys", view.layer_keys), ("values", view.layer_values)):
         assert stored is not None, "a view of one layer"
-        chosen = stored.index_select(0, places).to(backbone.dtype)
+        chosen = stored.gather(places).to(backbone.dtype)
         before = context.states(name)
         sink = context.num_sink
         parts[name] = chosen if before is None else torch.cat([before[:sink], chosen, before[sink:]])

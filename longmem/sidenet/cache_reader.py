@@ -182,8 +182,8 @@ class CacheReader(ReadingModel):
             assert view.layer_keys is not None, "a view of one layer"
             assert view.layer_values is not None, "a view of one layer"
             dtype = self._backbone.dtype
-            keys.append(view.layer_keys.index_select(0, index).to(dtype))
-            values.append(view.layer_values.index_select(0, index).to(dtype))
+            keys.append(view.layer_keys.gather(index).to(dtype))
+            values.append(view.layer_values.gather(index).to(dtype))
         if not keys:
             return self._backbone.new_cache()
         return self._assembly.assemble(torch.cat(keys), torch.cat(values), batch)

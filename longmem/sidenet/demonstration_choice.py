@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from longmem.config import DemonstrationChoice
 from longmem.dtypes import to_array
+from longmem.memory.layer_states import LayerStates
 from longmem.memory.view import MemoryView
 from longmem.sidenet.label_regression import LabelRegression, taking_part
 from longmem.sidenet.token_overlap import TokenOverlap
@@ -206,18 +207,18 @@ class DemonstrationIndex:
         places = self._places + self.plan.demonstrations.prompts - 1
         return self._space(self._view.layer_values, places, np.arange(len(places)))
 
-    def _space(self, stored: Tensor | None, places: np.ndarray, owner: np.ndarray) -> "StateSpace":
-        """Return the space of demonstrations' mean states; `stored` is [tokens, stored_heads, head_dim]."""
+    def _space(self, stored: LayerStates | None, places: np.ndarray, owner: np.ndarray) -> "StateSpace":
+        """Return the space of demonstrations' mean states."""
         assert stored is not None, "a view of one layer"
-        layers = upper_layers(self._num_layers)
-        heads = stored.shape[1] // self._num_layers
-        stored = stored[:, layers.start * heads :]
-        means = torch.zeros((len(self._places), *stored.shape[1:]), device=stored.device)
+        layers, device = upper_layers(self._num_layers), self._view.keys.device
+        heads = stored.stored_heads // self._num_layers
+        upper = (len(layers) * heads, self._view.keys.shape[3])
+        means = torch.zeros((len(self._places), *upper), device=device)
         for first in range(0, len(places), ROWS_AT_ONCE):
             part = slice(first, first + ROWS_AT_ONCE)
-            rows, owners = (torch.from_numpy(each[part]).to(stored.device) for each in (places, owner))
-            means.index_add_(0, owners, stored.index_select(0, rows).float())
-        counts = torch.from_numpy(np.bincount(owner, minlength=len(self._places))).to(stored.device)
+            rows, owners = (torch.from_numpy(each[part]).to(device) for each in (places, owner))
+            means.index_add_(0, owners, stored.gather(rows)[:, layers.start * heads :].float())
+        counts = torch.from_numpy(np.bincount(owner, minlength=len(self._places))).to(device)
         return StateSpace((means / counts[:, None, None]).unflatten(1, (len(layers), heads)).flatten(2))
 
 

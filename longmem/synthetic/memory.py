@@ -22,8 +22,7 @@ from longmem.types import DocumentKey, KVBlock, Segment
 
 KEY = DocumentKey("synthetic", "memory")
 PARTS = ("chunk_keys", "keys", "values", "tokens", "starts", "lengths")
-"""Fields of a view that a needle changes, in addition to the sketch and to those of all layers."""
-LAYER_PARTS = ("layer_keys", "layer_values")
+"""Tensors of a view that a needle changes, in addition to the sketch."""
 
 Tokens = Int32[np.ndarray, " _"]
 """Token ids; any two arrays may differ in length."""
@@ -93,14 +92,18 @@ class FillerMemory:
         view = replace(self._buffer.view(0, num_tokens), growing_repeats=None)
         ours = self._buffer.view(first * size, last * size)
         theirs = changed.view(first * size, last * size)
-        parts = PARTS if ours.layer_keys is None else (*LAYER_PARTS, *PARTS)
-        written = {name: (getattr(ours, name), getattr(theirs, name)) for name in parts}
+        written = {name: (getattr(ours, name), getattr(theirs, name)) for name in PARTS}
         if ours.sketch is not None:
             # otherwise the bounds of the replaced tokens would hide the needle from the search
             written["sketch"] = ours.sketch.rows, ours.sketch.basis.place_keys(theirs.chunk_keys)
         if view.cells is not None:
             begin = int(torch.searchsorted(view.starts, first * size))
             view = replace(view, cells=view.cells.with_keys(begin, theirs.chunk_keys))
+        for name in ("layer_keys", "layer_values"):
+            held, new = getattr(view, name), getattr(theirs, name)
+            if held is not None:
+                rows = new.rows(0, min(len(new), len(held) - first * size))
+                view = replace(view, **{name: held.replaced(first * size, rows)})
         kept = {name: part.clone() for name, (part, _) in written.items()}
         try:
             for part, new in written.values():

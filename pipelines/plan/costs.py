@@ -111,7 +111,7 @@ class UnitCosts:
     state_bytes: int
     """Bytes of hidden states of a full segment."""
     window_bytes: int
-    """Bytes of a reader's full window."""
+    """Bytes of a reader's full window in memory."""
     store_overhead: float
     """Bytes on disk per byte of a block."""
     record_bytes: int

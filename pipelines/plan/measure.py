@@ -279,7 +279,8 @@ class _Scores:
 
     @property
     def window_bytes(self) -> int:
-        return self._cache.num_bytes
+        """Bytes of a full window in memory."""
+        return self._cache.num_bytes - self._cache.file_bytes
 
     @property
     def read(self) -> Cost:

@@ -14,6 +14,7 @@ import numpy as np
 from actors.executor.write_batcher import pause_s
 from longmem.errors import ConfigError
 from longmem.runtime.executor import PUT_SEGMENTS
+from longmem.stored_format import blocks_at_once
 from pipelines.plan.costs import Cost, UnitCosts
 from pipelines.plan.resources import disk_bytes, network_bytes, object_store_bytes, open_documents, ram_bytes
 from pipelines.plan.workload import Cluster, Segments, Workload, kinds_of_segments
@@ -245,7 +246,7 @@ def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) ->
     not pause while readers are idle: it then does more work than predicted, but encoders limit the job.
     """
     if cluster.in_process:
-        return np.full(len(segment_s), float(PUT_SEGMENTS))
+        return np.full(len(segment_s), float(blocks_at_once(costs.block_bytes, PUT_SEGMENTS)))
     first_s, more_s = costs.put.wall_s, costs.put_more.wall_s
     room_s = np.maximum(segment_s - more_s, 1e-9)
     together: np.ndarray = np.clip((first_s - more_s + pause_s(first_s)) / room_s, 1.0, PUT_SEGMENTS)

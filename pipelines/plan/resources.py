@@ -4,6 +4,7 @@
 from math import ceil
 
 from longmem.memory.window_cache import READ_SEGMENTS
+from longmem.stored_format import blocks_at_once
 from pipelines.job.executors import default_in_flight
 from pipelines.plan.costs import UnitCosts
 from pipelines.plan.workload import Cluster, Segments, Workload
@@ -49,7 +50,8 @@ def object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -
     if cluster.in_process:
         return 0
     waiting = min(waiting_segments(cluster), segments.total)
-    fetched = min(READ_SEGMENTS, segments.total) * cluster.readers * (costs.memory_tokens > 0)
+    at_once = blocks_at_once(costs.block_bytes, READ_SEGMENTS)
+    fetched = min(at_once, segments.total) * cluster.readers * (costs.memory_tokens > 0)
     return waiting * costs.segment_bytes + fetched * costs.block_bytes
 
 

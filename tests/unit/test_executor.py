@@ -10,6 +10,7 @@ from threading import Event
 import numpy as np
 import pytest
 
+from longmem import stored_format
 from longmem.errors import ConflictError, StoreError
 from longmem.model.longmem import LongMem
 from longmem.runtime.executor import PUT_SEGMENTS, InlineExecutor
@@ -75,6 +76,21 @@ def test_puts_wait_for_each_other_only_while_there_is_other_work(model: LongMem,
         assert (executor.slots("put"), begun) == (PUT_SEGMENTS - 2, [])
         assert [each.segment.index for each in executor.wait(60.0)] == [0, 1]
         assert (executor.slots("put"), begun.count("put:catalogue")) == (PUT_SEGMENTS, 1)
+
+
+def test_large_blocks_are_put_one_at_a_time(model: LongMem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_format, "BATCH_BYTES", 2 * model.fingerprint.block_bytes - 1)
+    begun: list[str] = []
+    first, second, *_ = cut(model, DocumentKey("default", "large"), TEXT)
+    with InlineExecutor(model, LanceMemoryStore(str(tmp_path / "memory.lance"), begun.append)) as executor:
+        assert executor.slots("put") == 1
+        encoded(executor, [first])
+        executor.submit("put", first)
+        assert executor.slots("put") == 0
+        executor.submit("encode", second)
+        done = [*executor.wait(60.0), *executor.wait(60.0)]
+        assert {(each.stage, each.segment.index) for each in done} == {("encode", 1), ("put", 0)}
+        assert (executor.slots("put"), begun.count("put:catalogue")) == (1, 1)
 
 
 def test_an_error_belongs_to_the_segment_that_meets_it(model: LongMem, tmp_path: Path) -> None:

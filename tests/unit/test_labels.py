@@ -244,8 +244,9 @@ def test_states_are_compared_by_cosines_of_the_upper_layers(tmp_path: Path, by: 
     case = case_of(tmp_path)
     question = question_of(case, np.array([25, 31, 40, 59], dtype=np.int32))
     index = DemonstrationIndex(case.view, case.plan(), 24, 4)
-    stored = case.view.layer_keys if by == "keys" else case.view.layer_values
-    assert stored is not None
+    layers = case.view.layer_keys if by == "keys" else case.view.layer_values
+    assert layers is not None
+    stored = layers.gather(torch.arange(len(layers)))
     means = []
     for start, prompt in zip(case.units.starts, case.units.prompts, strict=True):
         place = int((case.view.starts == int(start)).nonzero())

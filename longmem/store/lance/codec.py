@@ -47,8 +47,11 @@ def to_rows(block: KVBlock, write: int) -> pa.Table:
     }
     for name, array in (("tokens", block.tokens), ("keys", block.keys), ("values", block.values)):
         kind = schema.field(name).type
-        padded = np.zeros((num_chunks * chunk, *array.shape[1:]), dtype=array.dtype)
-        padded[: len(array)] = array
+        # a whole block that nobody changes is not copied: one of all layers has 94 MB
+        padded = array
+        if array.flags.writeable or len(array) < num_chunks * chunk:
+            padded = np.zeros((num_chunks * chunk, *array.shape[1:]), dtype=array.dtype)
+            padded[: len(array)] = array
         bits = padded.reshape(-1).view(kind.value_type.to_pandas_dtype())
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(bits), kind.list_size)
     return pa.table(columns, schema=schema)
@@ -94,9 +97,13 @@ def from_rows(
 
 
 def _numbers(rows: pa.Table, name: str) -> np.ndarray:
-    column = rows.column(name).combine_chunks()
-    flat: np.ndarray = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten().to_numpy()
-    return flat
+    column = rows.column(name)
+    parts: list[np.ndarray] = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    if len(parts) == 1:
+        return parts[0]
+    # joined by NumPy, which returns large arrays to the system; `combine_chunks` takes them from Arrow's default pool,
+    # which keeps them (pyarrow 26, whatever `memory_pool` it is given)
+    return np.concatenate([np.empty(0, dtype=column.type.value_type.to_pandas_dtype()), *parts])
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from pipelines.cli import app
 TEXT = "The mill stood by the river, and the river by the mill. " * 4
 SEGMENT = 64
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAPS = Path("/proc/self/maps")
 BLOCK = "model.layers.1.self_attn"
 
 
@@ -513,6 +514,22 @@ def test_digest_of_weights_is_of_the_values_alone(folder: Callable[[str], Folder
     before = Backbone.load(model.path).digest()
     model.shard()
     assert Backbone.load(model.path).digest() == before
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="needs /proc, which tells what files are mapped")
+def test_a_file_of_which_most_is_converted_does_not_stay_in_memory(folder: Callable[[str], Folder]) -> None:
+    """Check a file in float32 whose norms are bfloat16, as `longmem.backbone.converted` writes them."""
+    model = folder("llama")
+    model.save({name: part.bfloat16() if part.ndim == 1 else part.float() for name, part in model.weights.items()})
+    rounded = Backbone.load(model.path, "bfloat16")
+    assert str(model.path) not in MAPS.read_text()
+    stored = model.weights
+    for name, parameter in rounded.model.named_parameters():
+        assert torch.equal(parameter, stored[name].bfloat16()), name
+    # of the requested type: its pages are shared by all processes
+    whole = Backbone.load(model.path, "float32")
+    assert str(model.path) in MAPS.read_text()
+    assert torch.equal(whole.model.get_output_embeddings().weight, stored["lm_head.weight"])
 
 
 def test_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

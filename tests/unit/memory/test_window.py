@@ -20,7 +20,7 @@ from longmem.memory.window_cache import READ_SEGMENTS, WindowCache
 from longmem.retrieval.repeats import RepeatIndex
 from longmem.store.base import missing_blocks, with_more
 from longmem.store.source import AbstractBlockSource
-from longmem.stored_format import STORED_TYPES
+from longmem.stored_format import STORED_TYPES, blocks_at_once
 from longmem.types import DocumentKey, Fingerprint, KVBlock
 from tests.blocks import make_block
 
@@ -421,6 +421,22 @@ def test_what_is_stored_ahead_is_read_with_the_window_and_not_seen(naive_view: N
     assert len(source.reads) == 8
     same(cache.view(KEY, 25), naive_view(blocks, 168, 200))
     assert source.reads[8:] == [(KEY, 24)], "nothing behind a gap"
+
+
+@pytest.mark.parametrize(("block_bytes", "expected"), [(0, 8), (2**22, 8), (2**24, 4), (2**26, 1), (2**30, 1)])
+def test_large_blocks_are_read_few_at_a_time(block_bytes: int, expected: int) -> None:
+    assert blocks_at_once(block_bytes, READ_SEGMENTS) == expected
+
+
+def test_large_blocks_need_no_room_for_those_read_ahead(naive_view: NaiveView) -> None:
+    """Check a cache that reads one block at a time: its windows have no token more than a segment reads."""
+    blocks = segments_of("book", 40, 8, 4)
+    source = DictSource(blocks)
+    cache = WindowCache(source, 8, 32, read_segments=1)
+    for segment in range(40):
+        same(cache.view(KEY, segment), naive_view(blocks, max(0, 8 * segment - 32), 8 * segment))
+    assert [segment for _, segment in source.reads] == list(range(39)), "each once, none ahead"
+    assert cache._buffers[KEY]._retain_tokens == 32
 
 
 def test_a_window_that_begins_inside_a_segment(naive_view: NaiveView) -> None:

@@ -18,6 +18,7 @@ from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
 from longmem.config import BlockChoice
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
+from longmem.sidenet import block_choice
 from longmem.sidenet.block_choice import (
     PROMPT_TOKENS,
     Asking,
@@ -189,7 +190,11 @@ def test_every_layer_reads_the_near_past_and_chosen_blocks_once(tmp_path: Path) 
     assert (first % 4).tolist() == [0, 0, 0]
 
 
-def test_blocks_have_the_most_votes_of_the_last_segment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [5, 256])
+def test_blocks_have_the_most_votes_of_the_last_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(block_choice, "ASKING_AT_ONCE", at_once)
     model = open_model(tmp_path, read_blocks=5)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
     assert view is not None

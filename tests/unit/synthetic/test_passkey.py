@@ -14,6 +14,7 @@ from longmem.dtypes import to_tensor
 from longmem.errors import ConfigError
 from longmem.kv_format import unpack
 from longmem.memory import window
+from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
 from longmem.retrieval import create_search, ivf_index
 from longmem.retrieval.ivf_search import IvfSearch
@@ -101,24 +102,27 @@ def test_a_needle_is_read_at_every_layer(small_model: Callable[..., LongMem]) ->
     model = small_model(**{**ALL_LAYERS, "segment_tokens": 64})
     memory = FillerMemory(model, "some hay, and more of it. ", 256)
     needle, whole = tokens_of(model.tokenizer, "a needle of 20 bytes"), memory.tokens.copy()
-    before = [part.clone() for part in layers_of(memory)]
+    before = layers_of(memory._buffer.view(0, 256))
     whole[100:120] = needle
     blocks = [encode(model, index, whole[64 * index : 64 * index + 64]) for index in range(4)]
     with memory.with_needle(needle, 100, 256) as view:
-        assert view.layer_keys is not None
-        assert view.layer_values is not None
-        for part, name in ((view.layer_keys, "keys"), (view.layer_values, "values")):
-            expected = torch.cat([unpack(getattr(block, name), model.config.kv_dtype) for block in blocks])
-            torch.testing.assert_close(part, expected, rtol=0, atol=0)
-    for part, kept in zip(layers_of(memory), before, strict=True):
+        found = layers_of(view)
+    for part, name in zip(found, ("keys", "values"), strict=True):
+        expected = torch.cat([unpack(getattr(block, name), model.config.kv_dtype) for block in blocks])
+        torch.testing.assert_close(part, expected, rtol=0, atol=0)
+    with memory.with_needle(needle, 100, 125) as view:
+        # the view ends inside the segment of the needle
+        shorter = layers_of(view)
+    for one, other, kept, part in zip(shorter, found, before, layers_of(memory._buffer.view(0, 256)), strict=True):
+        torch.testing.assert_close(one, other[:125], rtol=0, atol=0)
         torch.testing.assert_close(part, kept, rtol=0, atol=0)
 
 
-def layers_of(memory: FillerMemory) -> tuple[torch.Tensor, torch.Tensor]:
-    view = memory._buffer.view(0, 256)
+def layers_of(view: MemoryView) -> tuple[torch.Tensor, torch.Tensor]:
     assert view.layer_keys is not None
     assert view.layer_values is not None
-    return view.layer_keys, view.layer_values
+    every = torch.arange(view.num_chunks)
+    return view.layer_keys.gather(every), view.layer_values.gather(every)
 
 
 def test_a_needle_is_found_in_a_memory_that_is_sketched(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
