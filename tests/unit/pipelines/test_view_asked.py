@@ -91,7 +91,7 @@ def test_probe_lists_hold_the_questions_of_their_kind(probe: Path) -> None:
     run = answers.run()
     assert [task["name"] for task in run["tasks"]] == ["pass key", "random labels"]
     passkey, labels = ({each["name"]: each for each in task["controls"]} for task in run["tasks"])
-    assert passkey["depth"]["options"] == [(-1, "any"), (0, "0%"), (100, "100%")]
+    assert passkey["depth"]["options"] == [(-1, "any"), (0, "0%"), (1, "100%")]
     assert passkey["memory"]["options"] == [(160, "160 tokens")]
     assert labels["shots"]["options"] == [(-1, "any"), (0, "0"), (1, "1")]
     for task, subject in enumerate(("passkey", "labels")):
@@ -105,7 +105,7 @@ def test_probe_lists_hold_the_questions_of_their_kind(probe: Path) -> None:
             for show, kind in enumerate((*KINDS, "unread")):
                 assert asked(answers, "items", task, scoring=scoring, show=show)["numbers"] == sorted(sets[kind])
     deep = [at for at, trial in enumerate(trials) if trial["subject"] == "passkey" and trial["depth"] == 1]
-    assert asked(answers, "items", depth=100)["numbers"] == deep
+    assert asked(answers, "items", depth=1)["numbers"] == deep
     shots = [at for at, trial in enumerate(trials) if trial["shots"] == 1]
     assert asked(answers, "items", 1, shots=1)["numbers"] == shots
 
