@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, local_or_hub, parse_settings, show_summary
+from pipelines.command.command_line import check_model, command_text, local_or_hub, parse_settings, show_summary
 from pipelines.command.fields import (
     REQUIRED,
     choice_field,
@@ -57,6 +57,7 @@ class FitSpec(
     def run(self, console: Console) -> None:
         self.check_track()
         if not self.resume:
+            check_model(self.model)
             self.check_data()
         from longmem.model.source import REFERENCE_MODEL, ModelSource
         from longmem.training.copy_head_fit import CopyFitConfig

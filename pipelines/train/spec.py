@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, local_or_hub, parse_settings, show_summary
+from pipelines.command.command_line import check_model, command_text, local_or_hub, parse_settings, show_summary
 from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
@@ -116,6 +116,7 @@ class TrainSpec(TrackOption, WorkerThreads, TrainedModelOptions, TrainingRunOpti
     def run(self, console: Console) -> None:
         self.check_track()
         if not self.resume:
+            check_model(self.backbone)
             self.check_data()
         from longmem.training.config import TrainingConfig
         from longmem.training.worker import TrainingTask
