@@ -22,11 +22,11 @@ from pipelines.command.options import (
     BackboneOptions,
     ProcessThreads,
     RestartOption,
-    TrainingDataOptions,
     model_settings,
 )
 from pipelines.command.spec import CommandSpec, command
 from pipelines.command.tracking_option import TrackOption
+from pipelines.command.training_options import TrainingDataOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class FitSpec(
                 settings=parse_settings(self.setting or []) | model_settings(self),
                 adapter=self.adapter_folder(self.model),
             ),
-            data=self.data_paths,
-            validation=self.validation_paths,
+            data=self.training_data,
+            validation=self.validation_data,
             config=from_options(CopyFitConfig, self),
             command=command_text(),
         )
