@@ -20,7 +20,7 @@ ONLY_WITH_DATASET = "only with --dataset, which names the dataset"
 class DatasetOptions:
     """Dataset to read instead of files."""
 
-    PANEL: ClassVar[HelpPanel | None] = DATASET
+    PANEL: ClassVar[HelpPanel] = DATASET
 
     dataset: str | None = text_field(
         None,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class TrainingDataOptions(DatasetOptions, SummaryOption):
     """Documents of a job that trains."""
 
-    PANEL: ClassVar[HelpPanel | None] = None
+    # not below those of a dataset: the heading of options without one
+    PANEL: ClassVar[HelpPanel] = HelpPanel("Options")
 
     data: list[str] | None = text_field(
         None, "Documents to learn from: files and folders as in perplexity; or give --dataset.", shown=False
