@@ -68,6 +68,7 @@ def test_short_commands_load_no_heavy_library(tmp_path: Path) -> None:
         ("resume", missing): (2, "it holds no job.json"),
         ("compare", missing, str(tmp_path)): (2, "it holds no job.json"),
         ("generate", "--prompt", "a", "--memory-file", missing): (2, "input not found"),
+        ("doctor", "--model", "gpt2", "--text", missing): (2, "input not found"),
     }
     listing = ("memory", "ls", "--store", str(tmp_path / "memory.lance"))
     *light, last = run_in_one_process([list(command) for command in (*expected, listing)], str(ROOT))
