@@ -32,18 +32,21 @@ class Room:
         tell: Callable[[str], None],
         advice: str,
         *,
+        own: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`tell` receives messages for the operator; `advice` says how to reduce the needs, as `use fewer …`."""
+        """`tell` receives messages for the operator; `advice` says how to reduce the needs, as `use fewer …`. `own` is
+        True for a cluster without other jobs: it has enough resources, and its workers are only slow to start."""
         self._needs = num_cpus, num_gpus
         self._limit_s = limit_s
         self._tell = tell
         self._advice = advice
+        self._own = own
         self._clock = clock
         self._begun_s = clock()
         self._next_s = self._begun_s + FIRST_S
         check_capacity(*self._needs, self._advice)
-        if (lack := describe_lack(*self._needs)) is not None:
+        if not own and (lack := describe_lack(*self._needs)) is not None:
             tell(
                 f"the job cannot start yet: {lack}. It waits for at most {limit_s:g} s; let other jobs end, "
                 f"{self._advice}"
@@ -54,9 +57,10 @@ class Room:
         now = self._clock()
         if now >= self._next_s:
             self._next_s = now + AGAIN_S
+            why = "each loads the model" if self._own else f"{free_cpus()}; where other jobs hold them, {self._advice}"
             self._tell(
                 f"waiting for {counted(num_missing, 'worker')} to start, {now - self._begun_s:.0f} s so far, at most "
-                f"{self._limit_s:g} s; {free_cpus()}; where other jobs hold them, {self._advice}"
+                f"{self._limit_s:g} s; {why}"
             )
 
     def exhausted(self, num_missing: int, share: float) -> ClusterError:

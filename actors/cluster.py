@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock, current_thread, main_thread
+from threading import Lock, Timer, current_thread, main_thread
 from typing import Any
 
 import ray
@@ -36,6 +36,13 @@ CLIENT_DIED_STARTING = (
     "NoSuchProcess",
 )
 """Substrings of Ray's message in that case; the moment of the death decides which one it contains."""
+SLOW_S = 5.0
+"""Seconds after which the operator is told what is waited for."""
+START_MINUTES = 2
+"""Limit of Ray 2.60 for the start of a cluster: 30 s each for the port of the head process, for answers from it, for
+the ports of the node process, and for its registration."""
+JOIN_S = 50
+"""Limit of Ray 2.60 for joining: 20 s until the head process answers, 30 s until a node is found."""
 _JOINING = Lock()
 """Held while joining: Ray has one connection per process, and clients may join from several threads."""
 
@@ -90,7 +97,12 @@ def connect(
             return join(AUTO, tell)
         except NoClusterError as error:
             before = error.before
-    connection = _start(num_cpus, object_store_bytes)
+    waits = (
+        "starting a Ray cluster on this machine; its processes are slow to start on a busy one, and Ray gives up after "
+        f"about {START_MINUTES} minutes (--address none needs no cluster)"
+    )
+    with _told_if_slow(tell, waits):
+        connection = _start(num_cpus, object_store_bytes)
     tell(f"{before}started a Ray cluster on this machine, at {connection.address}")
     return connection
 
@@ -123,7 +135,9 @@ def _join(address: str, tell: Callable[[str], None]) -> Connection:
         return connection
     _prepare()
     head = _head(address)
-    _init(head, tell)
+    waits = f"joining the Ray cluster at {head}; Ray gives up after about {JOIN_S} s"
+    with _told_if_slow(tell, waits):
+        _init(head, tell)
     if head.source == "found" and (whose := _internal_kv_get(PRIVATE)):
         ray.shutdown()
         raise NoClusterError(f"the Ray cluster at {head.address} ends with the command of {whose.decode()}: ")
@@ -269,6 +283,18 @@ def _prepare() -> None:
     """Turn off usage statistics, and changes of CUDA_VISIBLE_DEVICES for CPU workers, before Ray starts."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@contextmanager
+def _told_if_slow(tell: Callable[[str], None], text: str) -> Iterator[None]:
+    """Tell the operator what is waited for, once the block takes longer than SLOW_S."""
+    timer = Timer(SLOW_S, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -99,8 +99,8 @@ class RayTraining:
         actor = TrainingActor.options(num_cpus=task.threads, num_gpus=num_gpus // num_workers)  # type: ignore[attr-defined]
         try:
             with self._explained("starting the training workers"):
-                waits = say_nothing if self._connection.started_here else tell
-                room = Room(num_cpus, num_gpus, START_S, waits, self._connection.advice("--workers or --threads"))
+                own, advice = self._connection.started_here, self._connection.advice("--workers or --threads")
+                room = Room(num_cpus, num_gpus, START_S, tell, advice, own=own)
                 self._actors = [
                     actor.remote(task, rank, range(rank * share, (rank + 1) * share)) for rank in range(num_workers)
                 ]

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ablations as ablations_benchmark
+from benchmarks import block_recall as block_recall_benchmark
 from benchmarks import compare as compare_benchmark
 from benchmarks import controls as controls_benchmark
 from benchmarks import demonstrations as demonstrations_benchmark
@@ -26,9 +27,9 @@ from benchmarks.baselines import memorizing_training, neural_cache, ngram_cache
 from benchmarks.baselines.base import Sequence
 from benchmarks.baselines.frozen import FrozenBackbone
 from benchmarks.baselines.memorizing_transformer import MemorizingTransformer
-from benchmarks.environment import environment
 from benchmarks.inputs import read_sequences
 from benchmarks.lineup import assemble
+from benchmarks.results import KeepingGroup, write_results
 from benchmarks.speed import commands as speed_commands
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import DemonstrationChoice, Dtype
@@ -38,6 +39,7 @@ from longmem.scoring.labels import CHOSEN_BY_TOKENS
 from longmem.synthetic.training_texts import training_texts
 from longmem.text.documents import InputFile, find_files
 from longmem.text.language_reference import language_reference
+from longmem.wording import counted, part_of
 from pipelines.icl.task import load_task
 from pipelines.icl.task_data import PreparedTask
 
@@ -52,7 +54,7 @@ Model = Annotated[Path, typer.Option(help="LongMem folder.")]
 ComputeDtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")]
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of LongMem.")
+app = typer.Typer(cls=KeepingGroup, add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of LongMem.")
 app.registered_commands += speed_commands.app.registered_commands
 
 
@@ -97,9 +99,12 @@ def quick(
     resolved = out.absolute()
     texts = [str(Path(book).absolute()) for book in books or []]
     folder = None if icl is None else str(icl.absolute())
-    results = quick_benchmark.run_steps(steps, texts, folder, resolved, Console(stderr=True))
-    table = quick_benchmark.markdown(results)
-    _write(resolved / "quick.json", quick_benchmark.figures(results), table)
+    results = []
+    for result in quick_benchmark.run_steps(steps, texts, folder, resolved, Console(stderr=True)):
+        results.append(result)
+        table = quick_benchmark.markdown(results)
+        part = part_of(len(results), len(steps), "step")
+        write_results(resolved / "quick.json", quick_benchmark.figures(results), part, table)
     Console().print(table, markup=False, soft_wrap=True)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
@@ -119,9 +124,7 @@ def growth(
             f"expected at least {3 * growth_benchmark.SPAN_TOKENS:,}, got {tokens:,}", param_hint="--tokens"
         )
     figures = growth_benchmark.run(tokens, inputs or [], threads, Console(stderr=True))
-    figures = {"environment": environment(), **figures}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "growth.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_results(RESULTS / "growth.json", figures, counted(figures["tokens"], "token"))
     table = Table(title=f"growth: {figures['tokens']:,} tokens, window {figures['memory_tokens']:,}")
     for column in ("", "second 100k", "last 100k", "ratio"):
         table.add_column(column, justify="right" if column else "left")
@@ -159,9 +162,8 @@ def compare(
     rows = []
     for row in compare_benchmark.run(lineup.baselines, lineup.references, documents, lineup.segment_tokens):
         rows.append(row)
-        # after every row, so that a crash does not lose hours of work
         table = compare_benchmark.markdown(rows, lineup.references, not_run)
-        _write(out, settings | compare_benchmark.figures(rows, not_run), table)
+        write_results(out, settings | compare_benchmark.figures(rows, not_run), counted(len(rows), "row"), table)
         Console(stderr=True).print(f"{row.name}: {row.perplexity.value:.2f}, {row.tokens_per_s:,.0f} tokens/s")
     Console().print(table, markup=False, soft_wrap=True)
 
@@ -182,9 +184,11 @@ def controls(
     documents = read_sequences(books, opened.tokenizer, limit_tokens)
     if len(documents) < 2:
         raise typer.BadParameter("expected at least two books: each reads the memory of another", param_hint="BOOK")
-    figures = controls_benchmark.run(opened, documents)
-    table = controls_benchmark.markdown(figures)
-    _write(out, {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents), **figures}, table)
+    settings = {"dtype": dtype, "limit_tokens": limit_tokens}
+    for count, figures in enumerate(controls_benchmark.run(opened, documents), 1):
+        table = controls_benchmark.markdown(figures)
+        done = {"books": list(documents)[:count]}
+        write_results(out, settings | done | figures, part_of(count, len(documents), "book"), table)
     Console().print(table, markup=False, soft_wrap=True)
 
 
@@ -215,7 +219,7 @@ def demonstrations(
     choice = cast(DemonstrationChoice, choose)
     figures = demonstrations_benchmark.run(opened, prepared, in_memory, read, choice, seed)
     table = demonstrations_benchmark.markdown(figures)
-    _write(out, figures, table)
+    write_results(out, figures, counted(len(prepared.items), "item"), table)
     Console().print(table, markup=False, soft_wrap=True)
 
 
@@ -241,10 +245,38 @@ def parts(
         settings["segment_tokens"] = segment_tokens
     opened = ModelSource(model, _dtype(dtype), settings=settings).open()
     documents = read_sequences(books, opened.tokenizer, limit_tokens)
-    rows = parts_benchmark.run(opened, documents, shapes, only or [])
-    table = parts_benchmark.markdown(rows)
-    settings |= {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents)}
-    _write(out, settings | parts_benchmark.figures(rows), table)
+    settings |= {"dtype": dtype, "limit_tokens": limit_tokens}
+    for count, rows in enumerate(parts_benchmark.run(opened, documents, shapes, only or []), 1):
+        table = parts_benchmark.markdown(rows)
+        done = settings | {"books": list(documents)[:count]}
+        write_results(out, done | parts_benchmark.figures(rows), part_of(count, len(documents), "book"), table)
+    Console().print(table, markup=False, soft_wrap=True)
+
+
+@app.command("block-recall")
+def block_recall(
+    books: Books,
+    model: Annotated[str, typer.Option(help="LongMem or backbone, by name or folder.")] = "longmem-smollm2-135m",
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Layer whose keys choose too; several for several rows.")
+    ] = None,
+    segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment.")] = 1024,
+    near_tokens: Annotated[int, typer.Option(help="Newest tokens of memory, which are no candidates.")] = 1024,
+    limit_tokens: LimitTokens = None,
+    dtype: ComputeDtype = "bfloat16",
+    threads: Threads = 1,
+    out: Path = RESULTS / "block-recall.json",
+) -> None:
+    """Measure what share of full attention's weight on older blocks falls on those that each choice takes."""
+    torch.set_num_threads(threads)
+    settings = {"memory_layers": "all", "segment_tokens": segment_tokens, "near_tokens": near_tokens}
+    opened = ModelSource(model, _dtype(dtype), settings=settings).open()
+    documents = read_sequences(books, opened.tokenizer, limit_tokens)
+    for count, rows in enumerate(block_recall_benchmark.run(opened, documents, layer or []), 1):
+        table = block_recall_benchmark.markdown(rows)
+        done = settings | {"dtype": dtype, "limit_tokens": limit_tokens, "books": list(documents)[:count]}
+        figures = done | block_recall_benchmark.figures(rows)
+        write_results(out, figures, part_of(count, len(documents), "book"), table)
     Console().print(table, markup=False, soft_wrap=True)
 
 
@@ -279,7 +311,8 @@ def ablations(
         lines.append(line)
         Console(stderr=True).print(f"{line.group} {line.name}: {line.perplexity:.3f} ({line.change:+.1%})")
         table = ablations_benchmark.markdown(lines)
-        _write(out, settings | {"lines": [vars(line) for line in lines]}, table)
+        figures = settings | {"lines": [vars(line) for line in lines]}
+        write_results(out, figures, counted(len(lines), "line"), table)
     ablations_benchmark.draw(lines, out.with_suffix(".png"))
     Console().print(table, markup=False, soft_wrap=True)
 
@@ -357,13 +390,6 @@ def _dtype(name: str) -> Dtype:
 
 def _first_sequence(file: InputFile, tokenizer: Tokenizer) -> Sequence:
     return next(iter(read_sequences([file.path], tokenizer).values()))
-
-
-def _write(out: Path, figures: dict[str, Any], table: str) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figures = {"environment": environment(), **figures}
-    out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

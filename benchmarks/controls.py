@@ -6,7 +6,7 @@ not come from the content read. A second analysis splits the difference between 
 target: its frequency, its earlier occurrences in the book, and its position there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,8 +41,9 @@ class Bucket:
     """Difference of nats per target with and without memory: negative where memory helps."""
 
 
-def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> dict[str, Any]:
-    """Score every document in four ways; the other book is the next one of the list."""
+def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> Iterator[dict[str, Any]]:
+    """Score every document in four ways, and yield the figures of all so far; the other book is the next one of the
+    list."""
     if len(documents) < 2:
         raise ValueError("expected at least two documents: one must read the memory of another")
     sequences = list(documents.values())
@@ -52,7 +53,12 @@ def run(model: LongMem, documents: Mapping[str, base.Sequence]) -> dict[str, Any
         readings: dict[str, ReadingChange] = {OWN: own_memory, OFF: no_memory, OTHER: other, SHUFFLED: shuffled_values}
         for name, logprobs in score_readings(model, sequence, readings).items():
             scores[name].append(logprobs)
-    segment_tokens = model.config.segment_tokens
+        yield _figures(sequences[: index + 1], scores, model.config.segment_tokens)
+
+
+def _figures(
+    sequences: Sequence[base.Sequence], scores: Mapping[str, list[base.LogProbs]], segment_tokens: int
+) -> dict[str, Any]:
     compared = {name: compare_scores(logprobs, scores[OFF], segment_tokens) for name, logprobs in scores.items()}
     measures = {
         "occurrences per million tokens": (frequencies(sequences), PER_MILLION),

@@ -74,8 +74,9 @@ class PartRow:
 
 def run(
     model: LongMem, documents: Mapping[str, base.Sequence], windows: Sequence[tuple[int, int]], only: Sequence[str]
-) -> list[PartRow]:
-    """Score every document in every part of `only` (all where empty); the first rows are the references.
+) -> Iterator[list[PartRow]]:
+    """Score every document in every part of `only` (all where empty), and yield the rows of all documents so far; the
+    first rows are the references.
 
     Raises ConfigError for a model that reads one layer, an unknown part, or a single document.
     """
@@ -95,10 +96,10 @@ def run(
         other = sequences[(index + 1) % len(sequences)]
         for name, logprobs in score_parts(model, sequence, other, parts).items():
             scores.setdefault(name, []).append(logprobs)
-    references = [ALONE, *(name for name in scores if name.startswith("windows"))]
-    size = model.config.segment_tokens
-    positions = [np.arange(1, len(sequence)) for sequence in sequences]
-    return [_row(name, scores, references, size, positions) for name in [*references, *parts]]
+        references = [ALONE, *(name for name in scores if name.startswith("windows"))]
+        positions = [np.arange(1, len(each)) for each in sequences[: index + 1]]
+        size = model.config.segment_tokens
+        yield [_row(name, scores, references, size, positions) for name in [*references, *parts]]
 
 
 def score_parts(

@@ -9,7 +9,7 @@ the same number, except for the demo, which is whole.
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,11 +146,10 @@ def command_of(step: QuickStep, books: Sequence[str], icl: str | None, out: Path
 
 def run_steps(
     steps: Sequence[QuickStep], books: Sequence[str], icl: str | None, out: Path, console: Console
-) -> list[QuickResult]:
-    """Run the steps one after the other; a step that fails does not stop the others."""
+) -> Iterator[QuickResult]:
+    """Run the steps one after the other, and yield each result; a step that fails does not stop the others."""
     out.mkdir(parents=True, exist_ok=True)
     given = books or _halves(out)
-    results = []
     for step in steps:
         reason = step.missing() or (
             "its data is not given: --icl FOLDER" if "ICL" in step.command and not icl else None
@@ -161,9 +160,8 @@ def run_steps(
             result = _run(step, words, shown, out)
         else:
             result = QuickResult(step.name, step.stands_for, shown, "not run", reason, 0.0, 0.0)
-        results.append(result)
         console.print(f"{step.name}: {result.outcome}, {result.wall_s:,.0f} s {result.reason}", markup=False)
-    return results
+        yield result
 
 
 def _run(step: QuickStep, words: Sequence[str], shown: str, out: Path) -> QuickResult:

@@ -7,6 +7,16 @@ def counted(number: int, unit: str) -> str:
     return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
+def part_of(part: int, whole: int, unit: str) -> str:
+    """Return how many of at least one thing are meant: `none of 4 answers`, `1 of 4 answers`, `all 4 answers`, `both
+    answers`, `the only answer`; for none of a single thing `no answer`."""
+    if part == 0:
+        return f"none of {counted(whole, unit)}" if whole > 1 else f"no {unit}"
+    if part < whole:
+        return f"{part:,} of {counted(whole, unit)}"
+    return f"the only {unit}" if whole == 1 else f"both {unit}s" if whole == 2 else f"all {counted(whole, unit)}"
+
+
 def signed(number: float, form: str) -> str:
     """Return a number in a form with a sign, such as `+.3%`; the minus is typographic, as wide as the plus."""
     return f"{number:{form}}".replace("-", "−")

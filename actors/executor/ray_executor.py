@@ -45,10 +45,9 @@ class RayExecutor(PooledExecutor):
         self._open = True
         try:
             with self.connection.watch.explaining(), translated("starting the workers"):
-                # a cluster of its own has enough resources: its workers are only slow to start
-                waits = say_nothing if self.connection.started_here else tell
-                advice = self.connection.advice(FEWER)
-                room = Room(shape.min_cpus, shape.min_gpus, shape.timeouts.no_worker_s, waits, advice)
+                limit_s, advice = shape.timeouts.no_worker_s, self.connection.advice(FEWER)
+                own = self.connection.started_here
+                room = Room(shape.min_cpus, shape.min_gpus, limit_s, tell, advice, own=own)
                 workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
             super().__init__(workers, shape.timeouts, connection=self.connection)
         except BaseException:

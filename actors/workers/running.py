@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
+from socket import gethostname
 from struct import calcsize, pack, unpack
 from typing import Any
 
@@ -19,6 +20,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.result import TaskResult, run_task
+from longmem.errors import ClusterError
+from longmem.wording import reason_of
 
 FIELDS = "<16sqd"
 """Job, number and deadline of a ticket; a text, because Ray pickles what `_read` uses, and a Struct cannot be."""
@@ -46,8 +49,15 @@ class RunningTask:
         self._record: mmap | None = None
 
     def run(self, ticket: Ticket, work: Callable[[], Any]) -> TaskResult:
-        """Return the result of `run_task`; the record holds `ticket` meanwhile. Costs microseconds."""
-        record = self._mapped()
+        """Return the result of `run_task`; the record holds `ticket` meanwhile. Costs microseconds.
+
+        The result is a ClusterError, and `work` does not run, where the record cannot be made. That is no fault of the
+        task, and an exception would count as one.
+        """
+        try:
+            record = self._mapped()
+        except ClusterError as error:
+            return TaskResult(None, error, 0.0)
         record[1 : 1 + calcsize(FIELDS)] = pack(FIELDS, ticket.job.encode(), ticket.number, ticket.deadline_s)
         record[0] = WRITTEN
         self.ticket = ticket
@@ -60,10 +70,16 @@ class RunningTask:
     def _mapped(self) -> mmap:
         if self._record is None:
             path = _path(os.getpid(), psutil.Process().create_time())
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(bytes(1 + calcsize(FIELDS)))
-            with path.open("r+b") as file:
-                self._record = mmap(file.fileno(), 0)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(bytes(1 + calcsize(FIELDS)))
+                with path.open("r+b") as file:
+                    self._record = mmap(file.fileno(), 0)
+            except OSError as error:
+                raise ClusterError(
+                    f"cannot record the running task in {path} on {gethostname()}: {reason_of(error)}; Ray keeps its "
+                    "files there: make room, then continue the job"
+                ) from error
         return self._record
 
 
@@ -75,9 +91,9 @@ def _path(pid: int, created_s: float) -> Path:
 @ray.remote(num_cpus=0, max_retries=0)
 def _read(pid: int, created_s: float) -> Ticket | None:
     path = _path(pid, created_s)
-    # a process that has begun no task has no record
-    record = path.read_bytes() if path.exists() else bytes(1)
-    if record[0] == EMPTY:
+    # a process that has begun no task has no record; one on a full disk has an empty file
+    record = path.read_bytes() if path.exists() else b""
+    if not record or record[0] == EMPTY:
         return None
     job, number, deadline_s = unpack(FIELDS, record[1:])
     return Ticket(job.decode(), number, deadline_s)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line of the speed benchmarks: each writes NAME.json, NAME.md and NAME.png, and prints its tables."""
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -42,7 +44,12 @@ def retrieval(
 
     torch.set_num_threads(threads)
     memory = real_memory(ModelSource(str(model)), inputs or [])
-    _finish(out / "retrieval", [benchmark.gaussian(repeats), benchmark.real(memory, repeats)])
+
+    def tables() -> Iterator[SpeedTable]:
+        yield benchmark.gaussian(repeats)
+        yield benchmark.real(memory, repeats)
+
+    _finish(out / "retrieval", tables())
 
 
 @app.command()
@@ -59,8 +66,12 @@ def fusion(
 
     torch.set_num_threads(threads)
     memory = real_memory(ModelSource(str(model)), inputs or [])
-    tables = [benchmark.fusion(memory, memory.model.backbone.name, repeats)]
-    _finish(out / "fusion", [*tables, benchmark.fusion(random_memory(GPT2_MEDIUM), GPT2_MEDIUM.name, repeats)])
+
+    def tables() -> Iterator[SpeedTable]:
+        yield benchmark.fusion(memory, memory.model.backbone.name, repeats)
+        yield benchmark.fusion(random_memory(GPT2_MEDIUM), GPT2_MEDIUM.name, repeats)
+
+    _finish(out / "fusion", tables())
 
 
 @app.command()
@@ -148,7 +159,7 @@ def attention(
     if not is_available():
         raise ConfigError("attention in C needs a C compiler and a processor with AVX-512 BF16; this machine lacks one")
     torch.set_num_threads(threads)
-    tables = [benchmark.attention(tokens, count, heads, kv_heads, dim, repeats) for count in (cached, 0)]
+    tables = (benchmark.attention(tokens, count, heads, kv_heads, dim, repeats) for count in (cached, 0))
     _finish(out / "attention", tables)
 
 
@@ -191,11 +202,9 @@ def approximate(
     from benchmarks.speed import approximate as benchmark
 
     torch.set_num_threads(threads)
-    tables = []
-    for number in tokens or [65_536, 262_144, 1_048_576]:
-        source = ModelSource(str(model), search="ivf", settings={"memory_tokens": number})
-        found = benchmark.approximate(
-            source,
+    tables = (
+        benchmark.approximate(
+            ModelSource(str(model), search="ivf", settings={"memory_tokens": number}),
             inputs or [],
             number,
             probes or [16, 32, 64, 128],
@@ -203,7 +212,8 @@ def approximate(
             repeats,
             with_faiss=with_faiss,
         )
-        tables.append(found)
+        for number in tokens or [65_536, 262_144, 1_048_576]
+    )
     _finish(out / "approximate", tables)
 
 
@@ -283,10 +293,13 @@ def peers(
 
     torch.set_num_threads(threads)
     memory = real_memory(ModelSource(str(model)), inputs or [])
-    tables = [benchmark.segment_with_memory(memory, repeats)]
-    for num_tokens in context_tokens or (8_192, 16_384, 32_768):
-        tables.append(benchmark.long_context(memory, num_tokens, benchmark.repeats_for(num_tokens, repeats)))
-    _finish(out / "peers", tables)
+
+    def tables() -> Iterator[SpeedTable]:
+        yield benchmark.segment_with_memory(memory, repeats)
+        for num_tokens in context_tokens or (8_192, 16_384, 32_768):
+            yield benchmark.long_context(memory, num_tokens, benchmark.repeats_for(num_tokens, repeats))
+
+    _finish(out / "peers", tables())
 
 
 @app.command()
@@ -309,10 +322,8 @@ def gpu(
     if unknown := [name for name in names if name not in SHAPES]:
         raise typer.BadParameter(f"expected one of {', '.join(SHAPES)}, got {unknown[0]!r}", param_hint="--shape")
     lengths = context_tokens or [8_192, 16_384, 32_768, 65_536]
-    tables = []
-    for name in names:
-        tables += benchmark.gpu(SHAPES[name], device, dtype, memory_tokens, lengths, repeats)
-    _finish(out / "gpu", tables)
+    tables = (benchmark.gpu(SHAPES[name], device, dtype, memory_tokens, lengths, repeats) for name in names)
+    _finish(out / "gpu", chain.from_iterable(tables))
 
 
 @app.command()
@@ -344,5 +355,11 @@ def window_shape(given: str) -> tuple[int, int]:
     return int(window), int(stride)
 
 
-def _finish(out: Path, tables: list[SpeedTable]) -> None:
-    Console().print(write_tables(out, tables), markup=False, soft_wrap=True)
+def _finish(out: Path, tables: Iterable[SpeedTable]) -> None:
+    """Write and print the tables; each is written once it is measured, so that an interruption loses only the running
+    one."""
+    done: list[SpeedTable] = []
+    for table in tables:
+        done.append(table)
+        text = write_tables(out, done)
+    Console().print(text, markup=False, soft_wrap=True)

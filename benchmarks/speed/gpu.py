@@ -5,6 +5,8 @@ Keys and values of the window are in GPU memory; search and fusion are torch's (
 times after the GPU has finished.
 """
 
+from collections.abc import Iterator
+
 from benchmarks.speed import fusion, peers, pipeline, retrieval
 from benchmarks.speed.real_memory import random_memory
 from benchmarks.speed.shapes import Shape
@@ -21,12 +23,11 @@ def gpu(
     repeats: int,
     *,
     compiled: bool = True,
-) -> list[SpeedTable]:
-    """Return every table of one shape; `compiled` has its meaning in `fusion`."""
+) -> Iterator[SpeedTable]:
+    """Yield every table of one shape; `compiled` has its meaning in `fusion`."""
     memory = random_memory(shape, device, dtype, memory_tokens=memory_tokens)
-    tables = [
-        retrieval.on_device(memory, shape.name, repeats),
-        fusion.fusion(memory, shape.name, repeats, compiled=compiled),
-        pipeline.segment(memory, f"one segment of {shape.name}", repeats),
-    ]
-    return tables + [peers.long_context(memory, num_tokens, repeats) for num_tokens in context_tokens]
+    yield retrieval.on_device(memory, shape.name, repeats)
+    yield fusion.fusion(memory, shape.name, repeats, compiled=compiled)
+    yield pipeline.segment(memory, f"one segment of {shape.name}", repeats)
+    for num_tokens in context_tokens:
+        yield peers.long_context(memory, num_tokens, repeats)

@@ -2,7 +2,7 @@
 """Store against plain files: writing blocks one by one, and opening and reading a full window."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,8 +21,8 @@ NUM_BLOCKS = 128
 """Number of blocks: a window of 65,536 tokens in segments of 512."""
 
 
-def store(memory: RealMemory, repeats: int) -> list[SpeedTable]:
-    """Return one table for writing and one for reading."""
+def store(memory: RealMemory, repeats: int) -> Iterator[SpeedTable]:
+    """Yield one table for writing and one for reading."""
     blocks = [_block(memory.encoded.block, segment) for segment in range(NUM_BLOCKS)]
     num_bytes = sum(block.num_bytes for block in blocks)
     with TemporaryDirectory(prefix="longmem-speed-") as name:
@@ -48,7 +48,7 @@ def store(memory: RealMemory, repeats: int) -> list[SpeedTable]:
                         os.fsync(file.fileno())
             return path
 
-        writing = _table(
+        yield _table(
             f"write {NUM_BLOCKS} blocks one by one, {num_bytes / 2**20:.0f} MiB",
             {
                 "plain files": lambda: files(sync=False),
@@ -60,7 +60,7 @@ def store(memory: RealMemory, repeats: int) -> list[SpeedTable]:
             repeats,
         )
         kept, plain = written("process"), files(sync=False)
-        reading = _table(
+        yield _table(
             "open again and read the whole window",
             {
                 "plain files": lambda: [np.fromfile(path, dtype=np.uint8) for path in sorted(plain.iterdir())],
@@ -70,7 +70,6 @@ def store(memory: RealMemory, repeats: int) -> list[SpeedTable]:
             num_bytes,
             repeats,
         )
-    return [writing, reading]
 
 
 def _open(path: Path, use: Callable[[AbstractMemoryStore], object]) -> None:

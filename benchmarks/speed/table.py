@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stored result of one benchmark: JSON, a Markdown table, and a bar chart."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.environment import environment
+from benchmarks.results import write_results
 from benchmarks.speed.timing import Timing
+from longmem.wording import counted
 
 matplotlib.use("Agg")
 
@@ -75,12 +75,10 @@ class SpeedTable:
 
 
 def write_tables(out: Path, tables: list[SpeedTable]) -> str:
-    """Write OUT.json, OUT.md and OUT.png; return the Markdown."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Write OUT.json, OUT.md and OUT.png; return the Markdown. Raises OutputError."""
     text = "\n".join(table.markdown() for table in tables)
-    figures = {"environment": environment(), "tables": [table.figures() for table in tables]}
-    out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    figures = {"tables": [table.figures() for table in tables]}
+    write_results(out.with_suffix(".json"), figures, counted(len(tables), "table"), text)
     _draw(out.with_suffix(".png"), tables)
     return text
 

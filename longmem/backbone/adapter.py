@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longmem.backbone.files import find_file, is_local, one_line, read_json
+from longmem.backbone.files import find_file, one_line, read_json
+from longmem.backbone.model_names import is_local
 from longmem.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

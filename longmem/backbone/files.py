@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from longmem.backbone.model_names import CONFIG_FILE, is_local
 from longmem.errors import CheckpointError
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -40,12 +40,6 @@ def one_line(error: BaseException) -> str:
     if " " not in text:
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}…"
-
-
-def is_local(source: str | Path) -> bool:
-    """Return True if a source is a path. A hub id is `name` or `owner/name`, and is not the name of a local folder."""
-    text = str(source)
-    return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(source).is_dir()
 
 
 def find_file(source: str | Path, name: str) -> Path | None:

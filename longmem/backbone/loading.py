@@ -20,16 +20,8 @@ from longmem.backbone.converted import model_folder
 from longmem.backbone.families import FAMILIES, family_of
 from longmem.backbone.fast_attention import use_fast_attention
 from longmem.backbone.fast_linear import use_fast_linear
-from longmem.backbone.files import (
-    CONFIG_FILE,
-    StoredTensor,
-    find_file,
-    is_local,
-    one_line,
-    read_headers,
-    read_json,
-    weight_files,
-)
+from longmem.backbone.files import StoredTensor, find_file, one_line, read_headers, read_json, weight_files
+from longmem.backbone.model_names import CONFIG_FILE, check_source
 from longmem.backbone.weight_check import check_weights, first_not_finite
 from longmem.config import Dtype
 from longmem.dtypes import TORCH_DTYPES, to_array
@@ -45,8 +37,7 @@ def load_config(source: str | Path, adapter: str | Path | None = None) -> Pretra
     Raises CheckpointError (not a model, quantised, an adapter that was not requested, custom code), UnknownFamilyError.
     """
     source = model_folder(source)
-    if is_local(source) and not Path(source).is_dir():
-        raise CheckpointError(f"model folder not found: {source} (expected config.json and *.safetensors)")
+    check_source(source)
     refuse_adapter_files(source, adapter)
     path = find_file(source, CONFIG_FILE)
     if path is None:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from longmem.backbone.adapter import refuse_adapter_files
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.files import CONFIG_FILE, find_file, read_json
+from longmem.backbone.files import find_file, read_json
 from longmem.backbone.loading import hash_weights
+from longmem.backbone.model_names import CONFIG_FILE
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig
 from longmem.dtypes import TORCH_DTYPES

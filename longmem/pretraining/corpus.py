@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from longmem.errors import DocumentError, OutputError
 from longmem.pretraining.tokenizer import START_ID, token_parts
-from longmem.text.documents import UnreadableDocument, find_files, read_documents
+from longmem.text.documents import DocumentInput, UnreadableDocument, find_documents, read_documents
 from longmem.wording import reason_of
 
 
@@ -39,9 +39,9 @@ class Corpus:
     facts: CorpusFacts
 
 
-def read_texts(inputs: Sequence[str], role: str) -> Iterator[str]:
+def read_texts(inputs: Sequence[DocumentInput], role: str) -> Iterator[str]:
     """Yield the texts of all documents. Raises ConfigError, or DocumentError for the first unreadable document."""
-    for document in read_documents(find_files(inputs)):
+    for document in read_documents(find_documents(inputs)):
         if isinstance(document, UnreadableDocument):
             raise DocumentError(f"{role} data: {document.error}")
         yield document.text

@@ -67,11 +67,15 @@ class CacheReader(ReadingModel):
 
     def _check_positions(self) -> None:
         config, limit = self.config, self._backbone.max_tokens
-        needed = 1 + config.near_tokens + config.read_blocks * config.block_tokens + config.segment_tokens
+        # the first position is the sink's
+        needed, what, sizes = 1 + config.segment_tokens, "sink", "segment_tokens; lower it"
+        if config.memory_tokens:
+            needed += config.near_tokens + config.read_blocks * config.block_tokens
+            what, sizes = "memory", "near_tokens + read_blocks * block_tokens + segment_tokens; lower one of them"
         if limit is not None and needed > limit:
             raise ConfigError(
-                f"a segment with its memory must fit the {limit} positions of backbone {self._backbone.name}, got "
-                f"{needed} = 1 + near_tokens + read_blocks * block_tokens + segment_tokens; lower one of them"
+                f"a segment with its {what} must fit the {limit} positions of backbone {self._backbone.name}, got "
+                f"{needed} = 1 + {sizes}"
             )
 
     @property

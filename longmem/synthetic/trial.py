@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One question to a memory: its scores and their evaluation.
 
-greedy   every token of the answer is the most probable one: greedy decoding would produce the answer
+greedy   every token of the answer is the most probable of the vocabulary: greedy decoding gives the answer
 chosen   the answer is the most probable of the offered ones
 read     for each token of the answer, the chunk with the token before it in the memory was retrieved
 """
@@ -74,9 +74,9 @@ class Trial:
     """Most probable of the answers offered with memory; empty for a tie."""
     backbone: str | None = None
     """Most probable of the answers offered without memory; empty for a tie."""
-    written: str | None = None
-    """Beginning of the answer that greedy decoding writes, up to its first token that differs from the right one."""
-    written_without: str | None = None
+    greedy_answer: str | None = None
+    """Beginning of the answer of greedy decoding, up to its first token that differs from the right one."""
+    greedy_answer_without: str | None = None
     readings: AnswerReadings | None = None
     """Readings of the right answer; kept only on request."""
 
@@ -120,8 +120,8 @@ def trials_of(
             answer=question.texts[0],
             longmem=_chosen(question.texts, [score.longmem.total for score in own]),
             backbone=_chosen(question.texts, [score.backbone.total for score in own]),
-            written=_written(model.tokenizer, own[0].longmem),
-            written_without=_written(model.tokenizer, own[0].backbone),
+            greedy_answer=_greedy_answer(model.tokenizer, own[0].longmem),
+            greedy_answer_without=_greedy_answer(model.tokenizer, own[0].backbone),
             readings=_readings(model, question, own, view) if keep_readings else None,
         )
 
@@ -184,6 +184,6 @@ def _chosen(texts: Sequence[str], totals: list[float]) -> str:
     return texts[totals.index(best)] if totals.count(best) == 1 else ""
 
 
-def _written(tokenizer: Tokenizer, scores: TargetScores) -> str:
+def _greedy_answer(tokenizer: Tokenizer, scores: TargetScores) -> str:
     right = int(scores.greedy.argmin()) if not scores.greedy.all() else len(scores.greedy)
     return tokenizer.decode(scores.choices[: right + 1].tolist()).strip()

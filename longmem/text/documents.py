@@ -23,13 +23,31 @@ from longmem.text.unreadable import UnreadableDocument, unreadable
 from longmem.types import Document
 
 __all__ = [
+    "DocumentInput",
     "FoundFiles",
     "InputFile",
     "LeftOut",
     "UnreadableDocument",
+    "find_documents",
     "find_files",
     "read_documents",
+    "shown_inputs",
 ]
+
+DocumentInput = str | DatasetSource
+"""Input of a command: a file, a folder or a URI, or a dataset."""
+
+
+def find_documents(inputs: Sequence[DocumentInput]) -> FoundFiles:
+    """Return all files of the inputs (see `find_files`), and behind them the datasets, which are not opened."""
+    found = find_files([each for each in inputs if isinstance(each, str)])
+    datasets = tuple(each for each in inputs if isinstance(each, DatasetSource))
+    return FoundFiles((*found.files, *datasets), found.left_out)
+
+
+def shown_inputs(inputs: Sequence[DocumentInput]) -> list[str]:
+    """Return the names of the inputs, which also tell two selections from one dataset apart."""
+    return [each if isinstance(each, str) else each.shown for each in inputs]
 
 
 def read_documents(files: Sequence[InputFile | DatasetSource]) -> Iterator[Document | UnreadableDocument]:

@@ -13,7 +13,13 @@ from torch import Tensor
 from longmem.errors import ConfigError, DocumentError
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource, describe
-from longmem.text.documents import UnreadableDocument, find_files, read_documents
+from longmem.text.documents import (
+    DocumentInput,
+    UnreadableDocument,
+    find_documents,
+    read_documents,
+    shown_inputs,
+)
 from longmem.training.calibration import calibrate_on
 from longmem.training.checkpoint import load_checkpoint, save_checkpoint
 from longmem.training.config import TrainingConfig
@@ -28,9 +34,9 @@ class TrainingTask:
 
     model: ModelSource
     """Backbone (a new SideNet) or LongMem folder (its SideNet is trained further)."""
-    data: tuple[str, ...]
-    """Training documents: files, folders, URIs."""
-    validation: tuple[str, ...]
+    data: tuple[DocumentInput, ...]
+    """Training documents: files, folders, URIs, or a dataset."""
+    validation: tuple[DocumentInput, ...]
     """Validation documents; empty for no validation."""
     validation_tokens: int
     """Tokens read of each validation document, from its start."""
@@ -92,17 +98,17 @@ def save_trained(model: LongMem, folder: Path, trained_steps: int) -> None:
     model.sidenet.load_state_dict(weights)
 
 
-def read_texts(inputs: tuple[str, ...], role: str) -> list[str]:
+def read_texts(inputs: Sequence[DocumentInput], role: str) -> list[str]:
     """Return all documents' texts, in order. Raises DocumentError, naming the first that cannot be read."""
     if not inputs:
-        raise ConfigError(f"no {role} data: give files or folders of text")
+        raise ConfigError(f"no {role} data: give files or folders of text, or a dataset")
     texts = []
-    for document in read_documents(find_files(inputs)):
+    for document in read_documents(find_documents(inputs)):
         if isinstance(document, UnreadableDocument):
             raise DocumentError(f"{role} data: {document.error}")
         texts.append(document.text)
     if not texts:
-        raise DocumentError(f"no {role} documents in {', '.join(inputs)}: expected at least one")
+        raise DocumentError(f"no {role} documents in {', '.join(shown_inputs(inputs))}: expected at least one")
     return texts
 
 

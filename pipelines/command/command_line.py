@@ -18,6 +18,7 @@ import typer.core
 from rich.console import Console
 from rich.markup import escape
 
+from longmem.backbone.model_names import check_source
 from longmem.errors import ConfigError, LongMemError
 from longmem.system.redaction import know_secrets, redacted
 from pipelines.command.console import open_console, printable
@@ -172,6 +173,15 @@ def check_inputs(*inputs: str) -> None:
         from longmem.text.finding import find_files
 
         find_files(absent)
+
+
+def check_model(model: str | None) -> None:
+    """Raise CheckpointError or ConfigError for a model that is not there; None is the default one.
+
+    Loading it finds that out too, but only after the imports that it needs, which take seconds. Hub ids are left to it.
+    """
+    if model is not None:
+        check_source(local_or_hub(model))
 
 
 def check_device(device: str) -> None:

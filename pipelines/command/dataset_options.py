@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     # loads pyarrow
     from longmem.text.dataset_rows import DatasetSource
 
+DATASET = HelpPanel("Dataset")
 OF_DATASET = OptionMark("It selects a part of the dataset.")
+ONLY_WITH_DATASET = "only with --dataset, which names the dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
     """Dataset to read instead of files."""
 
-    PANEL: ClassVar[HelpPanel] = HelpPanel("Dataset")
+    PANEL: ClassVar[HelpPanel] = DATASET
 
     dataset: str | None = text_field(
         None,
@@ -38,6 +40,6 @@ class DatasetOptions:
         from longmem.text.dataset_rows import DatasetSource
 
         if self.dataset is None:
-            refuse_given(self, OF_DATASET, "only with --dataset, which names the dataset")
+            refuse_given(self, OF_DATASET, ONLY_WITH_DATASET)
             return None
         return DatasetSource(local_or_hub(self.dataset), self.subset, self.split, self.text_column, self.id_column)

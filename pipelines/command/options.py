@@ -18,14 +18,13 @@ from longmem.config import KvDtype, SpecialTokens
 from longmem.errors import ConfigError
 from longmem.store.lance.fsync import Durability
 from pipelines.command.choices import JobDtype, SearchEngine
-from pipelines.command.command_line import check_inputs, local_inputs, local_or_hub, num_cores
+from pipelines.command.command_line import local_or_hub, num_cores
 from pipelines.command.compute_type import with_compute_type
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
     MODEL,
     MODEL_SETTING,
-    REQUIRED,
     WORKERS,
     HelpPanel,
     choice_field,
@@ -349,35 +348,6 @@ class StoreOptions:
     durability: Durability = choice_field(
         "process", "What stored blocks survive: the death of processes, or also a power cut.", DECIDED_BY_SERVICE
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingDataOptions(SummaryOption):
-    """Documents of a job that trains."""
-
-    data: list[str] = text_field(REQUIRED, "Documents to learn from: files and folders as in perplexity.")
-    valid: list[str] | None = text_field(None, "Documents to judge by.", shown="none")
-
-    def check_data(self) -> None:
-        """Raise ConfigError for documents on this machine that do not exist."""
-        check_inputs(*self.data, *self.valid or ())
-
-    @property
-    def data_paths(self) -> tuple[str, ...]:
-        return local_inputs(self.data)
-
-    @property
-    def validation_paths(self) -> tuple[str, ...]:
-        return local_inputs(self.valid or [])
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRunOptions(TrainingDataOptions):
-    """Device and intervals of a job that trains step by step."""
-
-    device: str = text_field("cpu", "cpu or cuda.")
-    validate_every: int = whole_field(200, "Steps between validations.")
-    checkpoint_every: int = whole_field(200, "Steps between checkpoints.")
 
 
 def model_settings(options: Any) -> dict[str, Any]:

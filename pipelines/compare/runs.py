@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from longmem.errors import ConfigError, OutputError
 from longmem.wording import reason_of
 from pipelines.job.folder import JOB_FILE
-from pipelines.watch.status import read_status
+from pipelines.watch.status import unfinished
 
 COMPARABLE = ("perplexity", "icl")
 SUMMARY_FILE = "summary.json"
@@ -107,7 +107,7 @@ def _open(folder: Path, name: str) -> FinishedRun:
         identity = dict(json.loads(path.read_text(encoding="utf-8"))["identity"])
         kind = str(identity["job"])
     except FileNotFoundError as error:
-        raise OutputError(f"{folder} is not the output folder of a job: it holds no {JOB_FILE}") from error
+        raise OutputError(unfinished(folder)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"cannot read {path}: {reason_of(error)}; restore it from a copy") from error
     if kind not in COMPARABLE:
@@ -117,22 +117,13 @@ def _open(folder: Path, name: str) -> FinishedRun:
         run = FinishedRun(name, folder, kind, identity, summary)
         _described(run)
     except FileNotFoundError as error:
-        raise OutputError(
-            f"{folder} holds a job that is not finished ({_progress(folder)}); continue it with: "
-            f"longmem resume {quote(str(folder))}"
-        ) from error
+        raise OutputError(unfinished(folder)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"cannot read {folder / SUMMARY_FILE}: {type(error).__name__}: {error}; remove it and write it anew with: "
             f"longmem resume {quote(str(folder))}"
         ) from error
     return run
-
-
-def _progress(folder: Path) -> str:
-    status = read_status(folder)
-    total = "" if status.snapshot.units_total is None else f" of {status.snapshot.units_total:,}"
-    return f"{status.verdict}, {status.snapshot.unit} {status.snapshot.units_done:,}{total} done"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

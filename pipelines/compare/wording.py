@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from longmem.wording import counted, signed
+from longmem.wording import counted, part_of, signed
 from pipelines.command.console import printable
 from pipelines.job.format import NOTHING, figure, percent_digits, percentage_points, short_count, signed_percent
 
@@ -54,12 +54,16 @@ def _direction(change: Row) -> str:
 def _cells_verdict(cells: list[Row], index: int, names: list[str]) -> str:
     changes = [cell["runs"][index]["change"] for cell in cells]
     apart = [change for change in changes if is_apart(change)]
-    cells_text = counted(len(changes), "cell")
+    if len(changes) == 1:
+        way = "does not differ from" if not apart else "is above" if apart[0]["value"] > 0 else "is below"
+        return f"{names[index]}: the only cell {way} {names[0]} beyond its 95% interval."
     if not apart:
-        return f"{names[index]}: none of {cells_text} differs from {names[0]} beyond its 95% interval."
+        which = part_of(0, len(changes), "cell")
+        return f"{names[index]}: {which} differs from {names[0]} beyond its 95% interval."
     above = sum(change["value"] > 0 for change in apart)
+    cells_text, verb = counted(len(changes), "cell"), "is" if above == 1 else "are"
     return (
-        f"{names[index]}: of {cells_text}, {above:,} are above {names[0]} and {len(apart) - above:,} below, "
+        f"{names[index]}: of {cells_text}, {above:,} {verb} above {names[0]} and {len(apart) - above:,} below, "
         f"beyond their 95% intervals; about {len(changes) * 0.05:.1f} would be by chance."
     )
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import EXIT_BAD_INPUT, local_or_hub
+from pipelines.command.command_line import EXIT_BAD_INPUT, check_inputs, check_model, local_or_hub
 from pipelines.command.console import open_console, say_json
 from pipelines.command.fields import MODEL_SETTING, choice_field, flag_field, path_field, text_field, whole_field
 from pipelines.command.layer_options import ReadingOptions
@@ -44,6 +44,8 @@ class DoctorSpec(ReadingOptions, BackboneOptions, CommandSpec):
     def run(self, console: Console) -> int | None:
         if self.model is None:
             return self._examine_machine()
+        check_model(self.model)
+        check_inputs(*([self.text] if self.text else []))
         from pipelines.doctor.backbone import examine_model, probe_as_json, render_probe
 
         if not self.reading:

@@ -20,7 +20,7 @@ import longmem
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource, describe
-from longmem.text.documents import FoundFiles
+from longmem.text.documents import DocumentInput, FoundFiles, shown_inputs
 from longmem.training.calibration import calibrate_on
 from longmem.training.copy_head_fit import (
     CopyFitConfig,
@@ -50,8 +50,8 @@ class FitJob:
     """Validated options of the job. Raises ConfigError."""
 
     model: ModelSource
-    data: tuple[str, ...]
-    validation: tuple[str, ...]
+    data: tuple[DocumentInput, ...]
+    validation: tuple[DocumentInput, ...]
     document_tokens: int
     """Tokens that are read of each document, from its start."""
     config: CopyFitConfig
@@ -103,8 +103,8 @@ class Fit(AbstractJob[FitWorker]):
         spec = self._spec
         return {
             "job": self.name,
-            "data": list(spec.data),
-            "validation": list(spec.validation),
+            "data": shown_inputs(spec.data),
+            "validation": shown_inputs(spec.validation),
             "document_tokens": spec.document_tokens,
             "config": asdict(spec.config),
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, local_or_hub, parse_settings, show_summary
+from pipelines.command.command_line import check_model, command_text, local_or_hub, parse_settings, show_summary
 from pipelines.command.fields import (
     REQUIRED,
     choice_field,
@@ -22,11 +22,11 @@ from pipelines.command.options import (
     BackboneOptions,
     ProcessThreads,
     RestartOption,
-    TrainingDataOptions,
     model_settings,
 )
 from pipelines.command.spec import CommandSpec, command
 from pipelines.command.tracking_option import TrackOption
+from pipelines.command.training_options import TrainingDataOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class FitSpec(
     def run(self, console: Console) -> None:
         self.check_track()
         if not self.resume:
+            check_model(self.model)
             self.check_data()
         from longmem.model.source import REFERENCE_MODEL, ModelSource
         from longmem.training.copy_head_fit import CopyFitConfig
@@ -71,8 +72,8 @@ class FitSpec(
                 settings=parse_settings(self.setting or []) | model_settings(self),
                 adapter=self.adapter_folder(self.model),
             ),
-            data=self.data_paths,
-            validation=self.validation_paths,
+            data=self.training_data,
+            validation=self.validation_data,
             config=from_options(CopyFitConfig, self),
             command=command_text(),
         )

@@ -15,7 +15,7 @@ from rich.progress import track
 from longmem.errors import ConfigError, DocumentError
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Segment
 from longmem.wording import counted
-from pipelines.command.command_line import check_inputs
+from pipelines.command.command_line import check_inputs, check_model
 from pipelines.command.console import say, say_json, say_piece
 from pipelines.command.fields import HelpPanel, flag_field, path_field, real_field, text_field, whole_field
 from pipelines.command.interrupts import tidying
@@ -61,6 +61,7 @@ class GenerateSpec(ProcessThreads, StoredModelOptions, CommandSpec):
 
     def run(self, console: Console) -> None:
         self._refuse_contradictions()
+        check_model(self.model)
         if self.memory_file is not None:
             check_inputs(self.memory_file)
         prompt = self._prompt()

@@ -16,6 +16,7 @@ from longmem.errors import ConfigError, DocumentError
 from longmem.sidenet.demonstration_choice import Demonstrations
 from longmem.text.demonstrations import Tokens, digest, pack, positions_of, segments_of
 from longmem.types import DocumentKey, Segment
+from longmem.wording import part_of
 from pipelines.icl.task import Example, IclTask
 
 NAMESPACE = "icl"
@@ -125,8 +126,8 @@ class PreparedTask:
         self.num_long_items = len(items) - len(self.items)
         if not self.items:
             raise DocumentError(
-                f"task {task.name}: none of {len(items)} items fits a segment of {segment_tokens} tokens; use longer "
-                "segments (--segment-tokens)"
+                f"task {task.name}: {part_of(0, len(items), 'item')} fits a segment of {segment_tokens} tokens; use "
+                "longer segments (--segment-tokens)"
             )
 
     @property

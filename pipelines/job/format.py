@@ -4,7 +4,7 @@
 Functions that accept None return `NOTHING` for it. All of them take plain SI values: shares in [0, 1], seconds, bytes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from longmem.wording import counted, signed
@@ -74,6 +74,14 @@ def percent(share: float | None) -> str:
 def short_percent(share: float) -> str:
     """Return a share in per cent with one decimal, or none if it is 0."""
     return percent(share).replace(".0%", "%")
+
+
+def distinct_percents(shares: Iterable[float]) -> dict[float, str]:
+    """Return shares in ascending order, each in per cent with as many decimals as make all of them differ."""
+    ordered, decimals = sorted(set(shares)), 0
+    while len({f"{share:.{decimals}%}" for share in ordered}) < len(ordered):
+        decimals += 1
+    return {share: f"{share:.{decimals}%}" for share in ordered}
 
 
 def percent_digits(share: float, like: float) -> str:

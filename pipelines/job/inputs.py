@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from longmem.errors import ConfigError
 from longmem.text.dataset_rows import DatasetSource
-from longmem.text.documents import FoundFiles, LeftOut, find_files
+from longmem.text.documents import DocumentInput, FoundFiles, find_documents
 from pipelines.command.console import printable
 
 if TYPE_CHECKING:
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from longmem.model.source import ModelSource
 
 
-def find_inputs(inputs: Sequence[str], console: Console, dataset: DatasetSource | None = None) -> FoundFiles:
-    """Return all files of the inputs, or the dataset if there is one, and print what is skipped.
+def find_inputs(inputs: Sequence[DocumentInput], console: Console) -> FoundFiles:
+    """Return all files and datasets of the inputs, and print what is skipped.
 
     A summary takes `left_out.as_dict()`. Raises ConfigError (see `find_files`, `DatasetSource.check`).
     """
-    if dataset is not None:
-        dataset.check()
-        return FoundFiles((dataset,), LeftOut())
-    found = find_files(inputs)
+    for each in inputs:
+        if isinstance(each, DatasetSource):
+            each.check()
+    found = find_documents(inputs)
     if found.left_out:
         console.print(f"[yellow]not read:[/] {escape(printable(str(found.left_out)))}", soft_wrap=True, highlight=False)
     return found

@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from longmem.backbone.converted import gguf_file
+from longmem.backbone.model_names import gguf_file
 from longmem.model.source import ModelSource
 
 

@@ -142,7 +142,8 @@ class PerplexityJob:
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
     """Run (or resume) a job and return its summary; see `pipelines.job.runner.run`."""
-    return run_to_end(Perplexity(job, find_inputs(job.inputs, console, job.dataset)), console)
+    inputs = job.inputs if job.dataset is None else (job.dataset,)
+    return run_to_end(Perplexity(job, find_inputs(inputs, console)), console)
 
 
 def open_executor(job: PerplexityJob, tell: Tell = lambda _text: None) -> AbstractExecutor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from longmem.errors import (
+    ClusterError,
     ConflictError,
     CorruptionError,
     LongMemError,
@@ -231,5 +232,8 @@ class PerplexityRun:
         self._observer.document_ended(record.document, error, self._keep_memory)
 
     def _raise_if_fatal(self, error: LongMemError) -> None:
+        """Raise an error that is no fault of the document: the others would meet it too."""
+        if isinstance(error, ClusterError):
+            raise error
         if isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingBlockError | CorruptionError):
             raise error

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
-from pipelines.command.command_line import check_inputs, local_inputs, num_cores
+from pipelines.command.command_line import check_inputs, check_model, local_inputs, num_cores
 from pipelines.command.console import open_console, say_json
 from pipelines.command.fields import (
     choice_field,
@@ -70,6 +70,7 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
 
     def run(self, console: Console) -> int:
         self._refuse_contradictions()
+        check_model(self.model)
         check_inputs(*self.inputs or ())
         from pipelines.doctor.machine import usable_cores
         from pipelines.plan import console as plan_view

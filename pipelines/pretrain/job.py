@@ -8,6 +8,7 @@ from typing import Any
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 from longmem.pretraining.presets import Preset
+from longmem.text.documents import DocumentInput, shown_inputs
 from pipelines.command.choices import TrackerName
 from pipelines.command.command_line import check_device
 
@@ -17,8 +18,8 @@ class PretrainingJob:
     """Validated options of the job. Raises ConfigError."""
 
     preset: Preset
-    data: tuple[str, ...]
-    valid: tuple[str, ...]
+    data: tuple[DocumentInput, ...]
+    valid: tuple[DocumentInput, ...]
     """Validation inputs; empty for no validation."""
     out: Path
     valid_tokens: int = 4096
@@ -41,7 +42,7 @@ class PretrainingJob:
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ConfigError(f"--max-minutes must be more than 0, got {self.max_minutes:g}")
         if not self.data:
-            raise ConfigError("no training data: give files or folders of text with --data")
+            raise ConfigError("no training data: give files or folders of text with --data, or a dataset")
         check_device(self.device)
 
 
@@ -51,10 +52,10 @@ def identity(job: PretrainingJob) -> dict[str, Any]:
     del config["micro_rows"]
     return {
         "job": "pretrain",
-        "data": list(job.data),
+        "data": shown_inputs(job.data),
         "shape": asdict(job.preset.shape),
         "training": config,
         "dtype": job.dtype,
-        "validation": list(job.valid),
+        "validation": shown_inputs(job.valid),
         "validation_tokens": job.valid_tokens,
     }

@@ -25,9 +25,9 @@ from pipelines.command.fields import (
     whole_field,
 )
 from pipelines.command.option_types import MOST_THREADS
-from pipelines.command.options import TrainingRunOptions
 from pipelines.command.spec import CommandSpec, command
 from pipelines.command.tracking_option import TrackOption
+from pipelines.command.training_options import TrainingRunOptions
 
 if TYPE_CHECKING:
     # loads torch
@@ -85,8 +85,8 @@ class PretrainSpec(TrackOption, TrainingRunOptions, CommandSpec):
             PretrainingJob,
             self,
             preset=self._preset(),
-            data=self.data_paths,
-            valid=self.validation_paths,
+            data=self.training_data,
+            valid=self.validation_data,
             threads=threads,
             command=command_text(),
         )

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from longmem.wording import counted
-from pipelines.job.format import short_percent
+from pipelines.job.format import distinct_percents, short_percent
 
 NAMES = {"passkey": "pass key", "lookup": "lookup", "labels": "random labels"}
 
@@ -27,9 +27,9 @@ def print_trials(console: Console, summary: dict[str, Any], out: Path) -> None:
 
 def passkey_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Return a table of greedy shares by length and depth, with means over all depths of a length."""
-    depths = sorted({row["depth"] for row in rows})
+    depths = distinct_percents(row["depth"] for row in rows)
     table = Table(title=f"{title}: greedy, by depth", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("memory", *(f"{depth:.0%}" for depth in depths), "chosen", "read", "chance"):
+    for name in ("memory", *depths.values(), "chosen", "read", "chance"):
         table.add_column(name, justify="right")
     for length in sorted({row["memory_tokens"] for row in rows}):
         own = {row["depth"]: row for row in rows if row["memory_tokens"] == length}

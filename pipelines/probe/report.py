@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from longmem.synthetic.trial import Trial
-from longmem.wording import counted
+from longmem.wording import counted, part_of
 from pipelines.html.charts import (
     INK,
     NARROW_INCHES,
@@ -24,7 +24,7 @@ from pipelines.html.charts import (
 )
 from pipelines.html.page import REPORT_NAME, write_page
 from pipelines.job.folder import JobFolder
-from pipelines.job.format import FILTERS, short_count, short_percent
+from pipelines.job.format import FILTERS, distinct_percents, short_count, short_percent
 from pipelines.probe.console import NAMES
 
 PAIR_TITLES = {"lookup": "Lookup by lines in memory", "labels": "Random labels by demonstrations in memory"}
@@ -46,6 +46,7 @@ def write_probe_report(folder: JobFolder, summary: dict[str, Any], trials: Seque
         {**FILTERS, "percent": short_percent, "question": _in_one_line},
         summary=summary,
         names=NAMES,
+        depths=_depths(summary["conditions"]),
         pair_titles=list(PAIR_TITLES.values()),
         title=finding(summary["overall"]),
         charts=charts(summary["conditions"]),
@@ -58,21 +59,29 @@ def finding(overall: dict[str, Any]) -> str:
     """Return the result of all questions in one sentence."""
     count = overall["trials"]
     right, without = (round(overall[name]["value"] * count) for name in ("chosen", "chosen_without"))
-    which = f"All {count:,} answers" if right == count else f"{right:,} of {count:,} answers"
+    low, high = (short_percent(overall["chosen"][bound]) for bound in ("low", "high"))
+    if count == 1:
+        first, second = ("right" if part else "wrong" for part in (right, without))
+        return f"The only answer is chosen {first} with memory (95% interval {low} to {high}), {second} without"
+    which = part_of(right, count, "answer")
+    also = "none" if without == 0 else "all" if without == count else f"{without:,}"
     return (
-        f"{which} chosen right with memory (95% interval {short_percent(overall['chosen']['low'])} to "
-        f"{short_percent(overall['chosen']['high'])}), {without:,} without"
+        f"{which[0].upper()}{which[1:]} {'are' if right > 1 else 'is'} chosen right with memory (95% interval {low} to "
+        f"{high}), {also} without"
     )
 
 
 def worst_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Return wrong answers first, then those that greedy decoding does not write, then those whose place was not
-    read."""
+    """Return wrong answers first, then those that are not greedy, then those whose place was not read."""
     return sorted(trials, key=lambda trial: (trial.chosen, trial.greedy, trial.read))
 
 
 def _in_one_line(question: str) -> str:
     return question.replace("\n", " · ")
+
+
+def _depths(conditions: list[dict[str, Any]]) -> dict[float, str]:
+    return distinct_percents(row["depth"] for row in conditions if row["subject"] == "passkey")
 
 
 def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
@@ -81,7 +90,8 @@ def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
     share = f"{worst['greedy']['value']:.0%}"
     if worst["greedy"]["value"] == best["greedy"]["value"]:
         return f"{share} at every length and depth"
-    return f"lowest {share}, with {counted(worst['memory_tokens'], 'token')} of memory at depth {worst['depth']:.0%}"
+    depth = _depths(passkey_rows)[worst["depth"]]
+    return f"lowest {share}, with {counted(worst['memory_tokens'], 'token')} of memory at depth {depth}"
 
 
 def charts(conditions: list[dict[str, Any]]) -> list[Chart]:
@@ -89,7 +99,7 @@ def charts(conditions: list[dict[str, Any]]) -> list[Chart]:
     drawn = []
     passkeys = [row for row in conditions if row["subject"] == "passkey"]
     if passkeys:
-        description = f"Share of pass keys written greedily: {_lowest(passkeys)}."
+        description = f"Share of greedy pass keys: {_lowest(passkeys)}."
         drawn.append(_chart("Pass keys by depth and length of memory", description, partial(_draw_heat, passkeys), "p"))
     for subject, title in PAIR_TITLES.items():
         rows = [row for row in conditions if row["subject"] == subject]
@@ -112,17 +122,17 @@ def _chart(title: str, description: str, draw: Any, prefix: str) -> Chart:
 
 def _draw_heat(rows: list[dict[str, Any]], axes: Axes) -> None:
     lengths = sorted({row["memory_tokens"] for row in rows})
-    depths = sorted({row["depth"] for row in rows})
+    depths = _depths(rows)
     shares = np.full((len(depths), len(lengths)), np.nan)
     for row in rows:
-        shares[depths.index(row["depth"]), lengths.index(row["memory_tokens"])] = row["greedy"]["value"]
+        shares[list(depths).index(row["depth"]), lengths.index(row["memory_tokens"])] = row["greedy"]["value"]
     axes.grid(visible=False)
     axes.pcolormesh(shares, cmap=HEAT, vmin=0, vmax=1, edgecolors="white", linewidth=1)
     for y, x in np.argwhere(~np.isnan(shares)):
         colour = ON_YELLOW if 0.25 < shares[y, x] < 0.75 else ON_DARK
         axes.text(x + 0.5, y + 0.5, f"{shares[y, x]:.0%}", ha="center", va="center", color=colour, fontweight="bold")
     axes.set_xticks(np.arange(len(lengths)) + 0.5, [short_count(length, 1024) for length in lengths])
-    axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:.0%}" for depth in depths])
+    axes.set_yticks(np.arange(len(depths)) + 0.5, list(depths.values()))
     axes.invert_yaxis()
     axes.set_xlabel("tokens of memory")
     axes.set_ylabel("depth")
@@ -134,7 +144,7 @@ def _draw_pairs(rows: list[dict[str, Any]], axes: Axes) -> None:
     positions = {lines: position for position, lines in enumerate(ticks)}
     kinds = [
         ("chosen", WITH_MEMORY, "chosen"),
-        ("greedy", WITH_MEMORY, "written"),
+        ("greedy", WITH_MEMORY, "greedy"),
         ("chosen_without", WITHOUT_MEMORY, "without"),
     ]
     drawn = [(shots, *kind) for kind in kinds for shots in all_shots]

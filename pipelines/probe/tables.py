@@ -27,8 +27,8 @@ TRIAL_SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("longmem", pa.string()),
         ("backbone", pa.string()),
-        ("written", pa.string()),
-        ("written_without", pa.string()),
+        ("greedy_answer", pa.string()),
+        ("greedy_answer_without", pa.string()),
     ]
 )
 """Columns of trials.parquet, explained at `longmem.synthetic.trial.Trial`: a row for each question."""

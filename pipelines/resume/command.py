@@ -85,7 +85,9 @@ def read_command(out: Path) -> BegunCommand:
     Raises OutputError for a folder without a job or a readable log, and ConfigError for a job that no command began.
     """
     if not (out / JOB_FILE).exists():
-        raise OutputError(f"{out} is not the output folder of a job: it holds no {JOB_FILE}")
+        raise OutputError(
+            f"{out} is not the output folder of a job: it holds no {JOB_FILE}; name the --out folder of one"
+        )
     found = list(_beginnings(out / LOG_FILE))
     message = str(found[-1]["message"]) if found else ""
     try:

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from longmem.errors import ConfigError
 from longmem.system.redaction import redacted
+from pipelines.command.command_line import check_model
 from pipelines.command.console import open_console, say_json
 from pipelines.command.fields import MEMORY_STORE, flag_field, text_field
 from pipelines.command.interrupts import tidying
@@ -57,6 +58,7 @@ class UpSpec(StoreOptions, ClusterOptions, StoredModelOptions, NamedServiceOptio
     store: str = text_field(STORE, "Memory store: LanceDB folder or URI. It stays when the service ends.", MEMORY_STORE)
 
     def run(self, console: Console) -> None:
+        check_model(self.model)
         from actors.service.registry import Service, start_service
         from longmem.store.config import StoreSettings
 

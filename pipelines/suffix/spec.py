@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.command.command_line import command_text, parse_numbers, show_summary
+from pipelines.command.command_line import check_model, command_text, parse_numbers, show_summary
 from pipelines.command.fields import (
     REQUIRED,
     WORKERS,
@@ -49,11 +49,13 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
     )
 
     def run(self, console: Console) -> None:
+        self.check_resume()
+        if not self.resume:
+            check_model(self.model)
         from pipelines.suffix.job import SuffixJob, run_suffix
         from pipelines.suffix.report import print_suffix_result
         from pipelines.suffix.scoring import SuffixLengths
 
-        self.check_resume()
         lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
         source = self.source(
             console, on_gpu=self.gpus > 0, resumed=self.resumed_folder, on_service=self.service is not None

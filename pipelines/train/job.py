@@ -18,7 +18,7 @@ from rich.console import Console
 import longmem
 from longmem.errors import ConfigError
 from longmem.model.source import ModelDescription
-from longmem.text.documents import FoundFiles
+from longmem.text.documents import FoundFiles, shown_inputs
 from longmem.training.checkpoint import checkpoints
 from longmem.training.trainer import StepResult
 from longmem.training.validation import Validation
@@ -121,9 +121,9 @@ class Train(AbstractJob[Training]):
         task = self._spec.task
         return {
             "job": self.name,
-            "data": list(task.data),
+            "data": shown_inputs(task.data),
             "training": {name: value for name, value in asdict(task.config).items() if name != "micro_rows"},
-            "validation": list(task.validation),
+            "validation": shown_inputs(task.validation),
             "validation_tokens": task.validation_tokens,
         }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, local_or_hub, parse_settings, show_summary
+from pipelines.command.command_line import check_model, command_text, local_or_hub, parse_settings, show_summary
 from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
@@ -22,9 +22,10 @@ from pipelines.command.fields import (
     whole_field,
 )
 from pipelines.command.option_types import MOST_WORKERS
-from pipelines.command.options import BackboneOptions, TrainingRunOptions, WorkerThreads, model_settings, without_memory
+from pipelines.command.options import BackboneOptions, WorkerThreads, model_settings, without_memory
 from pipelines.command.spec import CommandSpec, command
 from pipelines.command.tracking_option import TrackOption
+from pipelines.command.training_options import TrainingRunOptions
 
 if TYPE_CHECKING:
     # loads torch
@@ -116,6 +117,7 @@ class TrainSpec(TrackOption, WorkerThreads, TrainedModelOptions, TrainingRunOpti
     def run(self, console: Console) -> None:
         self.check_track()
         if not self.resume:
+            check_model(self.backbone)
             self.check_data()
         from longmem.training.config import TrainingConfig
         from longmem.training.worker import TrainingTask
@@ -123,8 +125,8 @@ class TrainSpec(TrackOption, WorkerThreads, TrainedModelOptions, TrainingRunOpti
 
         task = TrainingTask(
             model=self.source(self.device),
-            data=self.data_paths,
-            validation=self.validation_paths,
+            data=self.training_data,
+            validation=self.validation_data,
             validation_tokens=self.valid_tokens,
             config=from_options(TrainingConfig, self),
             threads=self.worker_threads(self.workers),

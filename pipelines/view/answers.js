@@ -18,10 +18,10 @@ function nameOf(each) {
   return text.length > 60 ? `${each.number + 1} “${text.slice(0, 60)}…”` : text;
 }
 
-function writtenTable(written, run) {
-  const rows = written.map((each, at) => {
+function greedyTable(greedy, run) {
+  const rows = greedy.map((each, at) => {
     const text = each.right ? each.text : `${each.text || "␣"}…`;
-    return element("tr", {}, element("th", { scope: "row" }, `written ${run.ways[at]}`), element("td", {}, labelOf(text, each.right), " ", signOf(each.right)));
+    return element("tr", {}, element("th", { scope: "row" }, `greedy ${run.ways[at]}`), element("td", {}, labelOf(text, each.right), " ", signOf(each.right)));
   });
   return element("table", {}, element("tbody", {}, ...rows));
 }
@@ -31,8 +31,9 @@ function standing(found) {
   const { place } = found;
   const missed = found.found.filter((each) => !each).length;
   const all = found.found.length;
-  let said = `The right place was retrieved for all ${counted(all, "token")} of the answer.`;
-  if (missed) said = `The right place was not retrieved for ${number(missed)} of ${counted(all, "token")} of the answer.`;
+  const whole = all === 1 ? "the only token" : `all ${counted(all, "token")}`;
+  let said = `The right place was retrieved for ${missed ? "no token" : whole} of the answer.`;
+  if (missed && missed < all) said = `The right place was not retrieved for ${number(missed)} of ${counted(all, "token")} of the answer.`;
   const inBlocks = found.blocks.length ? ` Every layer read ${found.blocks.some((each) => each.right) ? "a passage that holds the answer" : "other passages, without the answer"}.` : "";
   return [
     element("h2", {}, `The answer stands at position ${number(place.position)} of the memory, ${counted(place.distance, "token")} back`),
@@ -78,7 +79,7 @@ function answersPanel(found, run, askToken) {
   ];
   if (found.held) parts.push(element("p", { class: "hint" }, found.held));
   parts.push(offeredTable(found, run));
-  if (found.written.length) parts.push(writtenTable(found.written, run));
+  if (found.greedy.length) parts.push(greedyTable(found.greedy, run));
   if (found.place) parts.push(...standing(found));
   const heated = found.answers.filter((each) => each.heat);
   parts.push(element("h2", {}, "Tokens that are more likely with memory are blue, less likely ones orange. Choose one to see what it read."));

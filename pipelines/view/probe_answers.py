@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from longmem.errors import ConfigError
 from longmem.wording import counted
+from pipelines.job.format import distinct_percents
 from pipelines.view.item_answers import KINDS, Control, ItemAnswers, short, shortened
 from pipelines.view.questions import BadRequestError
 from pipelines.view.tables import GroupedTable, read_summary, written_anew
@@ -58,10 +59,19 @@ class ProbeAnswers(ItemAnswers):
         self._of_subject: dict[str, list[int]] = {}
         for number, trial in enumerate(folder.trials):
             self._of_subject.setdefault(trial["subject"], []).append(number)
+        # in ascending order: the fields of a page are whole numbers, so a depth is chosen by its index
+        passkeys = (trial for trial in folder.trials if trial["subject"] == "passkey")
+        self._depths = distinct_percents(trial["depth"] for trial in passkeys)
 
     @property
     def _names(self) -> list[str]:
         return [SUBJECTS[subject] for subject in self._of_subject]
+
+    def _condition(self, trial: dict[str, Any]) -> str:
+        if trial["subject"] == "passkey":
+            return f"{counted(trial['memory_tokens'], 'token')} of memory, depth {self._depths[trial['depth']]}"
+        shots = f", {trial['shots']:,} in context" if trial["shots"] else ""
+        return f"{counted(trial['examples'], 'line')} in memory{shots}"
 
     def run(self) -> dict[str, Any]:
         summary = self._folder.summary
@@ -83,13 +93,11 @@ class ProbeAnswers(ItemAnswers):
         subject = list(self._of_subject)[task]
         trials = [self._folder.trials[number] for number in self._of_subject[subject]]
         scoring = Control("scoring", "s", "Answer by", list(enumerate(SCORINGS)), 0)
-        # percent: depths are fractions, and the fields of a page whole numbers
-        depths = sorted({_percent(trial) for trial in trials})
         if subject == "passkey":
             lengths = sorted({trial["memory_tokens"] for trial in trials})
             return [
                 _any_of("memory", "m", "Memory", [(length, counted(length, "token")) for length in lengths]),
-                _any_of("depth", "e", "Depth", [(depth, f"{depth}%") for depth in depths]),
+                _any_of("depth", "e", "Depth", list(enumerate(self._depths.values()))),
                 scoring,
             ]
         lines, shots = (sorted({trial[name] for trial in trials}) for name in ("examples", "shots"))
@@ -103,12 +111,12 @@ class ProbeAnswers(ItemAnswers):
         subject = list(self._of_subject)[task]
         if cell["scoring"] not in range(len(SCORINGS)):
             raise BadRequestError(f"scoring must be 0 to {len(SCORINGS) - 1}, got {cell['scoring']}")
-        rows = []
+        rows, depths = [], list(self._depths)
         for number in self._of_subject[subject]:
             trial = self._folder.trials[number]
             held = {
                 "memory": trial["memory_tokens" if subject == "passkey" else "examples"],
-                "depth": _percent(trial),
+                "depth": depths.index(trial["depth"]) if subject == "passkey" else 0,
                 "shots": trial["shots"],
             }
             if all(cell[name] in (-1, value) for name, value in held.items() if name in cell):
@@ -120,7 +128,7 @@ class ProbeAnswers(ItemAnswers):
 
     def _listed(self, task: int, item: int) -> dict[str, str]:  # noqa: ARG002
         trial = self._folder.trials[item]
-        return {"text": shortened(_in_one_line(trial["question"])), "about": _condition(trial)}
+        return {"text": shortened(_in_one_line(trial["question"])), "about": self._condition(trial)}
 
     def _item(self, task: int, cell: dict[str, int], item: int) -> dict[str, Any]:  # noqa: ARG002
         trial, read = self._trial(task, item), self._folder.readings(item)
@@ -140,13 +148,13 @@ class ProbeAnswers(ItemAnswers):
         ]
         return {
             "item": item,
-            "name": _condition(trial),
+            "name": self._condition(trial),
             "prompt": _in_one_line(trial["question"]),
             "label": trial["answer"],
             "answers": answers,
-            "written": [
+            "greedy": [
                 {"text": trial[name], "right": trial[f"greedy{way}"]}
-                for name, way in (("written", ""), ("written_without", "_without"))
+                for name, way in (("greedy_answer", ""), ("greedy_answer_without", "_without"))
             ],
             "place": {**_cut(place), "distance": read["asked"] - place["position"]},
             "found": [token["read"] for token in tokens],
@@ -195,25 +203,13 @@ def _any_of(name: str, letter: str, title: str, options: list[tuple[int, str]]) 
     )
 
 
-def _percent(trial: dict[str, Any]) -> int:
-    percent: int = round(100 * trial["depth"])
-    return percent
-
-
-def _condition(trial: dict[str, Any]) -> str:
-    if trial["subject"] == "passkey":
-        return f"{counted(trial['memory_tokens'], 'token')} of memory, depth {_percent(trial)}%"
-    shots = f", {trial['shots']:,} in context" if trial["shots"] else ""
-    return f"{counted(trial['examples'], 'line')} in memory{shots}"
-
-
 def _in_one_line(question: str) -> str:
     """Return a question with its lines, of which each is a pair, one after the other."""
     return question.replace("\n", " · ")
 
 
 def _judged(trial: dict[str, Any], greedy: bool) -> dict[str, Any]:
-    names = ("written", "written_without", "greedy") if greedy else ("longmem", "backbone", "chosen")
+    names = ("greedy_answer", "greedy_answer_without", "greedy") if greedy else ("longmem", "backbone", "chosen")
     return {
         "gold": trial["answer"],
         "longmem": trial[names[0]] or None,

@@ -166,7 +166,7 @@ class SuffixAnswers(ItemAnswers):
             "label": self._named(item, row["label"]),
             # the right one first, then the most probable
             "answers": sorted(answers, key=lambda each: (not each["right"], -each["logprobs"][0])),
-            "written": [],
+            "greedy": [],
             "place": None,
             "found": [],
             "blocks": [

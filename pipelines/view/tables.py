@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from longmem.errors import ConfigError
 from longmem.wording import reason_of
+from pipelines.watch.status import unfinished
 
 SUMMARY = "summary.json"
 KEPT_GROUPS = 4
@@ -68,10 +69,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = dict(json.loads((path / SUMMARY).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} holds no {SUMMARY}: the job has not finished, or this is not the folder of a job; continue a job "
-            f"with: longmem resume {quote(str(path))}"
-        ) from None
+        raise ConfigError(unfinished(path)) from None
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"cannot read {path / SUMMARY}: {reason_of(error)}; {written_anew(path)}") from error
     return summary

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -69,6 +70,21 @@ def read_status(folder: Path, now: Callable[[], float] = time.time) -> JobStatus
     except (ValueError, TypeError) as error:
         raise OutputError(f"{folder / STATUS_FILE} is damaged: {error}; the job replaces it while it runs") from error
     return status_of(JobSnapshot.from_json(values), _is_locked(folder), now)
+
+
+def unfinished(folder: Path) -> str:
+    """Return why a folder holds no summary of a finished job, and what to do. Raises OutputError for a damaged
+    status."""
+    if not (folder / JOB_FILE).exists():
+        return f"{folder} is not the output folder of a job: it holds no {JOB_FILE}; name the --out folder of one"
+    status = read_status(folder)
+    snapshot, place = status.snapshot, quote(str(folder))
+    total = "" if snapshot.units_total is None else f" of {snapshot.units_total:,}"
+    progress = f"{status.verdict}, {snapshot.unit} {snapshot.units_done:,}{total} done"
+    advice = f"continue it with: longmem resume {place}"
+    if status.verdict in ("running", "silent"):
+        advice = f"wait until it ends; it is shown by: longmem status --out {place}"
+    return f"{folder} holds a job that is not finished ({progress}); {advice}"
 
 
 def _is_locked(folder: Path) -> bool:

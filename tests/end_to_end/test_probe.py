@@ -67,8 +67,8 @@ def test_all_subjects_leave_a_folder_that_agrees_with_itself(
     assert report.count("<svg") == 6
     assert "<script" not in report
     chosen = sum(trial["chosen"] for trial in trials)
-    which = "All 32" if chosen == 32 else f"{chosen} of 32"
-    assert f"{which} answers chosen right with memory (95% interval" in report
+    which = "All 32 answers are" if chosen == 32 else f"{chosen} of 32 answers {'are' if chosen > 1 else 'is'}"
+    assert f"{which} chosen right with memory (95% interval" in report
     shown = re.findall(r'<td class="named" data-name="right">([^<]*)</td>', report)
     ranked = sorted(trials, key=lambda trial: (trial["chosen"], trial["greedy"], trial["read"]))
     assert shown == [trial["answer"] for trial in ranked], "wrong answers first"

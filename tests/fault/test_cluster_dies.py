@@ -97,7 +97,7 @@ def assert_lost(folder: Path, name: str, what: str, more: tuple[str, ...]) -> No
         part(process.pid, what).kill()
         assert process.wait(TOLD_S) == 2, log.read_text("utf-8")
     said = log.read_bytes()[before:].decode().strip().splitlines()
-    assert any(line.startswith("started a Ray cluster on this machine, at ") for line in said[:1]), said[0]
+    assert any(line.startswith("started a Ray cluster on this machine, at ") for line in said[:2]), said
     shown = {"gcs": "head process (GCS)", "raylet": "node process (raylet)"}[what]
     assert said[-1].startswith(f"error: the Ray cluster that this command started was lost: its {shown} has ended"), (
         said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longmem.wording import counted, reason_of, signed
+from longmem.wording import counted, part_of, reason_of, signed
 
 ROOT = Path(__file__).parents[2]
 UNITS = "document|segment|token|word|window|block|item|question|example|demonstration|seed|worker|cell|epoch|passage"
@@ -28,6 +28,18 @@ def test_counts_have_their_plural() -> None:
         "2 tokens",
         "1,234,567 tokens",
     ]
+
+
+def test_parts_of_a_count_are_right_for_none_one_some_and_all() -> None:
+    assert [part_of(part, 3, "cell") for part in range(4)] == [
+        "none of 3 cells",
+        "1 of 3 cells",
+        "2 of 3 cells",
+        "all 3 cells",
+    ]
+    assert [part_of(part, 2, "cell") for part in range(3)] == ["none of 2 cells", "1 of 2 cells", "both cells"]
+    assert [part_of(part, 1, "cell") for part in range(2)] == ["no cell", "the only cell"]
+    assert part_of(1_200, 2_400, "cell") == "1,200 of 2,400 cells"
 
 
 def test_the_minus_is_as_wide_as_the_plus() -> None:

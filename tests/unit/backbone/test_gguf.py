@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from longmem.backbone import converted, gguf
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.converted import PACKAGED_MODELS, PackagedModel, gguf_file, model_folder
+from longmem.backbone.converted import model_folder
 from longmem.backbone.gguf_tokenizer import TOKENIZER_RULES, gguf_tokenizer
 from longmem.backbone.loading import hash_weights
+from longmem.backbone.model_names import PACKAGED_MODELS, PackagedModel, gguf_file
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import CheckpointError, ConfigError
 from longmem.model.longmem import LongMem

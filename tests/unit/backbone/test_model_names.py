@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import constants
 
 from longmem.backbone import files
-from longmem.backbone.converted import FITTED_NAMES, gguf_file, model_folder
-from longmem.backbone.model_names import HUB_NAMES
+from longmem.backbone.converted import model_folder
+from longmem.backbone.model_names import FITTED_NAMES, HUB_NAMES, gguf_file
 from longmem.errors import CheckpointError
 from longmem.model.checkpoint import FITTED_MODELS
 from longmem.model.source import ModelSource

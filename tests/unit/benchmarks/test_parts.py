@@ -53,7 +53,8 @@ def test_parts_are_what_they_are_called(model: LongMem, tmp_path: Path) -> None:
 
 def test_rows_have_intervals_against_every_reference(model: LongMem) -> None:
     documents = {"a": sequence(0), "b": sequence(1)}
-    rows = parts.run(model, documents, [(64, 32)], ["copies only", parts.ALL])
+    first, rows = parts.run(model, documents, [(64, 32)], ["copies only", parts.ALL])
+    assert [row.name for row in first] == [row.name for row in rows]
     assert [row.name for row in rows] == [parts.ALONE, "windows of 64, stride 32", parts.ALL, "copies only"]
     assert rows[0].changes[parts.ALONE].value == 0
     table = parts.markdown(rows)
@@ -61,7 +62,7 @@ def test_rows_have_intervals_against_every_reference(model: LongMem) -> None:
     assert table.count("\n| 0 |") == 1
     for only, documents_given, message in ((["none"], documents, "no part is named"), ([], {"a": sequence(0)}, "two")):
         with pytest.raises(ConfigError, match=message):
-            parts.run(model, documents_given, [], only)
+            next(parts.run(model, documents_given, [], only))
 
 
 def test_the_command_writes_json_and_table(model: LongMem, tmp_path: Path) -> None:

@@ -50,6 +50,27 @@ def test_a_step_that_fails_is_told_and_the_next_one_runs(tmp_path: Path, monkeyp
     assert "longmem --version" in (tmp_path / "quick" / "version.log").read_text(encoding="utf-8")
 
 
+def interrupted() -> str | None:
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_keeps_the_steps_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [QuickStep(name, "nothing", ("jobs",), missing=lambda: "none here") for name in ("first", "second")]
+    steps += [QuickStep("third", "nothing", ("jobs",), missing=interrupted)]
+    monkeypatch.setattr(quick, "STEPS", steps)
+    done = CliRunner().invoke(main.app, ["quick", "--out", str(tmp_path)])
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == f"interrupted; kept: {tmp_path / 'quick.json'} (2 of 3 steps)"
+    figures = json.loads((tmp_path / "quick.json").read_text(encoding="utf-8"))
+    assert [step["name"] for step in figures["steps"]] == ["first", "second"]
+    assert "cpu" in figures["environment"]
+    assert "| second | nothing |" in (tmp_path / "quick.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(quick, "STEPS", steps[2:])
+    done = CliRunner().invoke(main.app, ["quick", "--out", str(tmp_path / "other")])
+    assert done.stderr.splitlines()[-1] == "interrupted; no part had ended, so nothing was kept"
+    assert not (tmp_path / "other" / "quick.json").exists()
+
+
 def test_an_unknown_step_is_told(tmp_path: Path) -> None:
     done = CliRunner().invoke(main.app, ["quick", "--only", "no such step", "--out", str(tmp_path)])
     assert done.exit_code == 2

@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of timed cases: CPU columns only where CPU time was measured."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import KEPT
+from benchmarks.speed.commands import _finish
 from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import Timing
 
@@ -24,3 +32,17 @@ def test_a_case_of_other_processes_has_no_cpu_time() -> None:
     assert "| case | median ms | spread | ratio | tokens/s |" in table.markdown()
     assert "CPU" not in table.markdown()
     assert table.figures()["cases"]["one"]["cpu_median_s"] is None
+
+
+def test_every_table_is_written_once_it_is_measured(tmp_path: Path) -> None:
+    def tables() -> Iterator[SpeedTable]:
+        for number in (1, 2):
+            yield SpeedTable(f"table {number}", [BenchmarkRow("one", Timing((1.0, 2.0, 3.0)))], {})
+            written = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+            assert len(written["tables"]) == number
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _finish(tmp_path / "speed", tables())
+    assert KEPT[tmp_path / "speed.json"] == "2 tables"
+    assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.md", "speed.png"}

@@ -106,7 +106,7 @@ def test_absurd_threads_are_refused(threads: str) -> None:
 
 def test_an_error_with_foreign_text_reaches_the_terminal_without_control_characters(tmp_path: Path) -> None:
     (tmp_path / "\x1b]0;title\x07\x1b[31mred.xyz").touch()
-    options = ["--model", "none", "--address", "none", "--out", str(tmp_path / "out")]
+    options = ["--address", "none", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, ["perplexity", str(tmp_path), *options], prog_name="longmem")
     assert result.exit_code == 2
     assert "\ufffd]0;title\ufffd\ufffd[31mred.xyz" in result.stderr

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backlog hints that a job gives its executor."""
+"""Backlog hints that a job gives its executor, and errors that end a job instead of failing a document."""
 
 from collections import Counter
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 import pipelines.perplexity.job
+from longmem.errors import ClusterError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor, Completion, InlineExecutor, Stage
 from longmem.runtime.scheduler import Limits
@@ -47,12 +49,46 @@ class Told(InlineExecutor):
         return completions
 
 
-def test_run_backlog_is_known_once_all_documents_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_longmem(tmp_path / "backbone").save_pretrained(tmp_path / "model")
-    texts = tmp_path / "texts"
+def job_of(folder: Path) -> PerplexityJob:
+    """Return a job of five short documents in this process."""
+    small_longmem(folder / "backbone").save_pretrained(folder / "model")
+    texts = folder / "texts"
     texts.mkdir()
     for number in range(5):
         (texts / f"{number}.txt").write_text(prose(number, 60), "utf-8")
+    return PerplexityJob(
+        inputs=(str(texts),),
+        out=folder / "out",
+        model=ModelSource(str(folder / "model")),
+        cluster=None,
+        threads=1,
+        limits=Limits(4, 2**30),
+    )
+
+
+class OnFullDisk(InlineExecutor):
+    """Executor whose workers cannot record the tasks that they run."""
+
+    def wait(self, timeout_s: float) -> list[Completion]:
+        error = ClusterError("cannot record the running task: No space left on device")
+        return [replace(each, result=None, error=error) for each in super().wait(timeout_s)]
+
+
+def test_an_error_of_the_cluster_ends_the_job_and_fails_no_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            pipelines.perplexity.job, "open_executor", lambda job, _tell: OnFullDisk(job.model.open(), InMemoryStore())
+        )
+        with pytest.raises(ClusterError, match="No space left"):
+            run_job(job, Console(file=StringIO()))
+    summary = run_job(replace(job, resume=True), Console(file=StringIO()))
+    assert (summary["failures"], summary["counts"]["documents"]) == ([], 5)
+
+
+def test_run_backlog_is_known_once_all_documents_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Told] = []
 
     def opening(job: PerplexityJob, _tell: object) -> AbstractExecutor:
@@ -60,15 +96,7 @@ def test_run_backlog_is_known_once_all_documents_are(tmp_path: Path, monkeypatch
         return opened[-1]
 
     monkeypatch.setattr(pipelines.perplexity.job, "open_executor", opening)
-    job = PerplexityJob(
-        inputs=(str(texts),),
-        out=tmp_path / "out",
-        model=ModelSource(str(tmp_path / "model")),
-        cluster=None,
-        threads=1,
-        limits=Limits(4, 2**30),
-    )
-    summary = run_job(job, Console(file=StringIO()))
+    summary = run_job(job_of(tmp_path), Console(file=StringIO()))
     assert summary["failures"] == []
     (executor,) = opened
     num_segments = len(executor.left)

@@ -32,7 +32,7 @@ from pipelines.command.fields import (
     text_field,
     whole_field,
 )
-from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, TrainingDataOptions
+from pipelines.command.options import ClusterOptions, OptionalMemoryOptions
 from pipelines.command.spec import CommandSpec, command
 from pipelines.fit.spec import FitSpec
 from pipelines.icl.spec import IclSpec
@@ -248,9 +248,9 @@ def test_settings_are_the_given_ones_and_no_memory_is_a_memory_of_0_tokens() -> 
 def test_local_training_data_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()
-    options = TrainingDataOptions(data=["books", "s3://bucket/books"])
-    assert options.data_paths == (str(tmp_path / "books"), "s3://bucket/books")
-    assert options.validation_paths == ()
+    options = FitSpec(data=["books", "s3://bucket/books"], out=tmp_path / "out")
+    assert options.training_data == (str(tmp_path / "books"), "s3://bucket/books")
+    assert options.validation_data == ()
 
 
 def test_a_folder_that_is_not_named_stays_the_same_during_the_command() -> None:

@@ -68,6 +68,7 @@ def test_short_commands_load_no_heavy_library(tmp_path: Path) -> None:
         ("resume", missing): (2, "it holds no job.json"),
         ("compare", missing, str(tmp_path)): (2, "it holds no job.json"),
         ("generate", "--prompt", "a", "--memory-file", missing): (2, "input not found"),
+        ("doctor", "--model", "gpt2", "--text", missing): (2, "input not found"),
     }
     listing = ("memory", "ls", "--store", str(tmp_path / "memory.lance"))
     *light, last = run_in_one_process([list(command) for command in (*expected, listing)], str(ROOT))
@@ -78,6 +79,40 @@ def test_short_commands_load_no_heavy_library(tmp_path: Path) -> None:
     assert (last[0], set(last[2]) - {"pandas"}) == (0, {"lancedb"}), last[1]
     assert "moby-dick" in last[1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_model_is_told_before_a_heavy_library_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("Call me Ishmael.")
+    book, out = str(tmp_path / "book.txt"), ("--out", str(tmp_path / "out"))
+    commands = [
+        ["perplexity", book, "--model", "smollm2-135", *out],
+        ["icl", "sst2", "--model", "smollm2-135", *out],
+        ["suffix", "examples.jsonl", "--model", "smollm2-135", *out],
+        ["probe", "--model", "smollm2-135", *out],
+        ["train", "--data", book, "--model", "smollm2-135", *out],
+        ["fit", "--data", book, "--model", "smollm2-135", *out],
+        ["plan", book, "--model", "smollm2-135"],
+        ["doctor", "--model", "smollm2-135"],
+        ["generate", "--prompt", "Call me", "--model", "smollm2-135"],
+        ["service", "up", "--model", "smollm2-135"],
+    ]
+    absent = [
+        (["doctor", "--model", str(tmp_path / "absent.gguf")], "model file not found"),
+        (["doctor", "--model", str(tmp_path / "absent")], "model folder not found"),
+    ]
+    said = [*zip(commands, ["no model smollm2-135: did you mean smollm2-135m?"] * len(commands), strict=True), *absent]
+    seen = run_in_one_process([command for command, _ in said], str(ROOT))
+    for (command, text), (code, shown, heavy) in zip(said, seen, strict=True):
+        assert (code, heavy) == (2, []), (command, shown)
+        assert text in shown, command
+    assert not (tmp_path / "out").exists()
+    named = {name for name in COMMANDS if "--model" in options_of(name)}
+    assert named == {command[0] for command in commands if command[0] != "service"}
+
+
+def options_of(name: str) -> set[str]:
+    """Return the options of a command of the table, not of commands below it."""
+    return {option for parameter in COMMANDS[name].load(name).params for option in parameter.opts}
 
 
 def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:

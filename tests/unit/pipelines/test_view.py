@@ -266,7 +266,6 @@ def copy_of(out: Path, folder: Path, *left_out: str) -> Path:
 
 def test_a_folder_without_readings_says_how_to_get_them(out: Path, tmp_path: Path) -> None:
     assert "--tokens" in refusal(copy_of(out, tmp_path / "plain", "readings.parquet", "passages.parquet"))
-    assert "has not finished" in refusal(copy_of(out, tmp_path / "running", "summary.json"))
     assert "is no folder" in refusal(tmp_path / "absent")
     (tmp_path / "icl").mkdir()
     write_json(tmp_path / "icl" / "summary.json", {"model": {"name": "a"}, "grid": []})

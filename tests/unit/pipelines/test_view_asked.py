@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data behind `longmem view` of probes and of suffix identification, against whole tables and the texts."""
 
+import fcntl
 import json
 import math
 from pathlib import Path
+from shutil import copytree
+from time import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
+from pipelines.job.folder import LOCK_FILE, STATUS_FILE
 from pipelines.job.output import write_table
 from pipelines.suffix.data import read_examples
 from pipelines.view.item_answers import KINDS, ItemAnswers
@@ -91,7 +95,7 @@ def test_probe_lists_hold_the_questions_of_their_kind(probe: Path) -> None:
     run = answers.run()
     assert [task["name"] for task in run["tasks"]] == ["pass key", "random labels"]
     passkey, labels = ({each["name"]: each for each in task["controls"]} for task in run["tasks"])
-    assert passkey["depth"]["options"] == [(-1, "any"), (0, "0%"), (100, "100%")]
+    assert passkey["depth"]["options"] == [(-1, "any"), (0, "0%"), (1, "100%")]
     assert passkey["memory"]["options"] == [(160, "160 tokens")]
     assert labels["shots"]["options"] == [(-1, "any"), (0, "0"), (1, "1")]
     for task, subject in enumerate(("passkey", "labels")):
@@ -105,7 +109,7 @@ def test_probe_lists_hold_the_questions_of_their_kind(probe: Path) -> None:
             for show, kind in enumerate((*KINDS, "unread")):
                 assert asked(answers, "items", task, scoring=scoring, show=show)["numbers"] == sorted(sets[kind])
     deep = [at for at, trial in enumerate(trials) if trial["subject"] == "passkey" and trial["depth"] == 1]
-    assert asked(answers, "items", depth=100)["numbers"] == deep
+    assert asked(answers, "items", depth=1)["numbers"] == deep
     shots = [at for at, trial in enumerate(trials) if trial["shots"] == 1]
     assert asked(answers, "items", 1, shots=1)["numbers"] == shots
 
@@ -256,3 +260,32 @@ def check_refusals(out: Path, folder: Path, command: str) -> None:
     (folder / "readings.parquet").unlink()
     with pytest.raises(ConfigError, match=f"no readings.parquet: the job kept no tokens.*{command} … --tokens"):
         open_answers(folder)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        open_answers(folder)
+    return str(error.value)
+
+
+def test_a_folder_without_a_finished_job_says_what_it_is_and_what_to_do(probe: Path, tmp_path: Path) -> None:
+    for name in ("empty", "begun"):
+        (tmp_path / name).mkdir()
+    # the lock alone: the job ended before its folder had an identity
+    (tmp_path / "begun" / LOCK_FILE).touch()
+    for name in ("empty", "begun"):
+        said = "is not the output folder of a job: it holds no job.json; name the --out folder of one"
+        assert refused(tmp_path / name) == f"{tmp_path / name} {said}"
+    ended = tmp_path / "ended"
+    copytree(probe, ended)
+    (ended / "summary.json").unlink()
+    head = f"{ended} holds a job that is not finished"
+    resume = f"continue it with: longmem resume {ended}"
+    assert refused(ended) == f"{head} (finished, questions 8 of 8 done); {resume}"
+    status = json.loads((ended / STATUS_FILE).read_text())
+    (ended / STATUS_FILE).write_text(json.dumps({**status, "state": "running", "updated": time()}))
+    with (ended / LOCK_FILE).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        wait = f"wait until it ends; it is shown by: longmem status --out {ended}"
+        assert refused(ended) == f"{head} (running, questions 8 of 8 done); {wait}"
+    assert refused(ended) == f"{head} (killed, questions 8 of 8 done); {resume}"

@@ -154,6 +154,24 @@ def test_without_memory_it_is_the_backbone(tmp_path: Path) -> None:
         np.testing.assert_allclose(score.logprobs, model.encode(segment).backbone_logprobs, atol=TOLERANCE)
 
 
+def test_without_memory_only_the_segment_and_its_sink_must_fit(tmp_path: Path) -> None:
+    """The small backbone has 128 positions, and the sizes of the memory that is not read take 28 of them."""
+    model = open_model(tmp_path, memory_tokens=0, segment_tokens=127)
+    sequence = np.tile(sequence_of(model), 3)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    second = model.encode(cut_segments(KEY, sequence, 127)[1])
+    own = torch.tensor(np.concatenate([sequence[:1], sequence[127:254]])[None].astype(np.int64))
+    with torch.no_grad():
+        expected = torch.log_softmax(plain(own).logits[0, 1:], dim=-1)
+    own_targets = torch.tensor(sequence[128:255].astype(np.int64))
+    expected = expected[torch.arange(127), own_targets].numpy()
+    np.testing.assert_allclose(second.backbone_logprobs, expected, atol=TOLERANCE)
+    with pytest.raises(ConfigError, match=r"segment with its sink must fit .* got 129 = 1 \+ segment"):
+        open_model(tmp_path, memory_tokens=0, segment_tokens=128)
+    with pytest.raises(ConfigError, match="segment with its memory must fit the 128 positions"):
+        open_model(tmp_path, segment_tokens=127)
+
+
 def test_the_sink_is_in_front_of_every_segment_but_the_first(tmp_path: Path) -> None:
     model = open_model(tmp_path)
     sequence = sequence_of(model)

@@ -125,7 +125,7 @@ def test_items_and_demonstrations_longer_than_a_segment_are_counted(tmp_path: Pa
         task_of(tmp_path, TRAIN, [(fits, "no"), (fits + "x", "no")], WORDS), tokenizer, SEGMENT, None, 0
     )
     assert (len(edge.items), edge.num_long_items) == (1, 1)
-    with pytest.raises(DocumentError, match="none of 1 items fits a segment of 64 tokens"):
+    with pytest.raises(DocumentError, match="no item fits a segment of 64 tokens"):
         PreparedTask(task_of(tmp_path, TRAIN, [(long, "no")], WORDS), tokenizer, SEGMENT, None, 4)
 
 
