@@ -7,7 +7,8 @@
 
 All that asks lies before the first predicted token, so that no prediction depends on a token after it. It asks with
 keys of the memory layer, or with token ids. A model attends best to what is near: the best block is nearest to a
-prompt, and the near past only where the prompt continues it (docs/probes.md).
+prompt, and the near past only where the prompt continues it. Blocks that follow each other stay together. For a prompt
+of its own the near past is memory like any other, so that its best blocks are read once more, next to the prompt.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class Asking:
     ahead: int = 0
     """Tokens behind a match that are wanted too: the last tokens of a block also count for the next one."""
     best_last: bool = False
-    """True to read the best block last; False to read blocks by age."""
+    """True to read the best block last, with its neighbours; False to read blocks by age."""
     continues: bool = True
     """True where the text that asks continues the memory."""
 
@@ -74,10 +75,11 @@ def tokens_to_read(
     count = view.num_chunks
     near = min(config.near_tokens, count)
     parts = [torch.arange(count - near, count, device=view.keys.device)]
-    older = chosen_blocks(view, config, count - near, asking)
-    if older is not None:
-        offsets = torch.arange(config.block_tokens, device=older.device)
-        parts.insert(int(asking is not None and not asking.continues), (older[:, None] + offsets).flatten())
+    continues = asking is None or asking.continues
+    chosen = chosen_blocks(view, config, count - near if continues else count, asking)
+    if chosen is not None:
+        offsets = torch.arange(config.block_tokens, device=chosen.device)
+        parts.insert(0 if continues else 1, (chosen[:, None] + offsets).flatten())
     places = torch.cat(parts)
     return places if len(places) else None
 
@@ -95,8 +97,16 @@ def chosen_blocks(
     blocks = BlockRow(view, num_older - num_blocks * config.block_tokens, num_blocks, config.block_tokens)
     asking = asking or Asking.near_past(view, config)
     best = _SCORES[config.block_choice](blocks, asking).topk(min(config.read_blocks, num_blocks)).indices
-    order = best.flip(0) if asking.best_last else best.sort().values
+    order = best_run_last(best) if asking.best_last else best.sort().values
     return blocks.first + order * config.block_tokens
+
+
+def best_run_last(best: Int64[Tensor, " blocks"]) -> Int64[Tensor, " blocks"]:
+    """Return blocks, given best first, in reading order: runs of neighbours by age, the run with the best one last."""
+    blocks, rank = best.sort()
+    run = torch.cat([blocks[:1] * 0, (blocks.diff() > 1).cumsum(0)])
+    best_rank = torch.full_like(blocks, len(best)).scatter_reduce(0, run, rank, "amin")
+    return blocks[best_rank[run].argsort(descending=True, stable=True)]
 
 
 @dataclass(frozen=True)

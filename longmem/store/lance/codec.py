@@ -47,7 +47,7 @@ def to_rows(block: KVBlock, write: int) -> pa.Table:
     }
     for name, array in (("tokens", block.tokens), ("keys", block.keys), ("values", block.values)):
         kind = schema.field(name).type
-        # a whole block that nobody changes is not copied: one of all layers has 94 MB
+        # a whole block that nothing changes is not copied: one of all layers has 94 MB
         padded = array
         if array.flags.writeable or len(array) < num_chunks * chunk:
             padded = np.zeros((num_chunks * chunk, *array.shape[1:]), dtype=array.dtype)

@@ -227,6 +227,11 @@ def test_blocks_have_the_most_votes_of_the_last_segment(
     assert first.tolist() == sorted(4 * np.argsort(votes)[-5:])
 
 
+def test_the_best_block_is_last_with_its_neighbours() -> None:
+    best = torch.tensor([7, 2, 12, 6, 3, 9])
+    assert block_choice.best_run_last(best).tolist() == [9, 12, 2, 3, 6, 7]
+
+
 @pytest.mark.parametrize("continues", [True, False])
 @pytest.mark.parametrize("ahead", [0, 2, 16])
 def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: int, continues: bool) -> None:
@@ -239,10 +244,11 @@ def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: 
     assert view is not None
     random = torch.Generator().manual_seed(0)
     asking = torch.randn((PROMPT_TOKENS + 30, *view.keys[:, 0, 0].shape), generator=random)
-    keys = view.keys[:, :64, 0].transpose(0, 1).flatten(1).double().numpy()
-    votes = np.zeros(17)
+    num_blocks = 16 if continues else 20
+    keys = view.keys[:, : 4 * num_blocks, 0].transpose(0, 1).flatten(1).double().numpy()
+    votes = np.zeros(num_blocks + 1)
     for query in asking[30:].flatten(1).double().numpy():
-        closeness = (keys @ query).reshape(16, 4)
+        closeness = (keys @ query).reshape(num_blocks, 4)
         for block in np.argsort(closeness.max(axis=1))[-8:]:
             vote = max(closeness[block].max(), 0) ** 4
             votes[block] += vote
@@ -251,7 +257,16 @@ def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: 
     prompt = replace(Asking.prompt(torch.arange(len(asking)), asking, continues=continues), ahead=ahead)
     places = tokens_to_read(view, model.config, prompt)
     assert places is not None
-    blocks = [4 * block + offset for block in np.argsort(votes[:16])[-5:] for offset in range(4)]
+    # the near past is memory like any other for a prompt of its own
+    best = np.argsort(votes[:num_blocks])[-5:].tolist()
+    runs: list[list[int]] = []
+    for block in sorted(best):
+        if runs and runs[-1][-1] == block - 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    runs.sort(key=lambda run: max(map(best.index, run)))
+    blocks = [4 * block + offset for run in runs for block in run for offset in range(4)]
     near = list(range(64, 80))
     assert places.tolist() == (blocks + near if continues else near + blocks)
 
