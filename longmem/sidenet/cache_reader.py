@@ -122,7 +122,7 @@ class CacheReader(ReadingModel):
             index = self._chosen(given, rows[0])
             read, _ = self._run(given.tokens[rows], view, index, begins)
             for row, hidden in zip(rows, read, strict=True):
-                parts[row], layers_read[row] = hidden, None if index is None else index.sort().values
+                parts[row], layers_read[row] = hidden, None if index is None else index.unique()
         return torch.stack([part for part in parts if part is not None])
 
     def _decoded(self, given: ReadingInput, cache: DecodingCache) -> Float[Tensor, "batch tokens head_input"]:

@@ -340,7 +340,7 @@ def test_what_is_read_for_a_prompt_equals_plain_attention(tmp_path: Path, begins
     texts = _prompts(model)
     items = [Item("text", np.concatenate([start, tokens]), len(start) + 7) for tokens in texts]
     chosen = []
-    for tokens, score in zip(texts, score_items(model, items, [view] * 3), strict=True):
+    for tokens, score in zip(texts, score_items(model, items, [view] * 3, keep_readings=True), strict=True):
         own = torch.tensor(tokens.astype(np.int64))[None]
         keys = model.key_space.transform(model.searched(model.run_backbone(own[:, :7]).keys)[0])
         places = tokens_to_read(view, model.config, Asking.prompt(own[0, :7], keys, continues=not begins))
@@ -350,6 +350,10 @@ def test_what_is_read_for_a_prompt_equals_plain_attention(tmp_path: Path, begins
             logits = plain(own[:, :-1], past_key_values=naive_cache(plain, segments, view.starts[places].tolist()))
         expected = logits.logits[0, 6:].log_softmax(dim=1).gather(1, own[0, 7:, None])[:, 0]
         np.testing.assert_allclose(score.longmem.logprobs, expected.numpy(), atol=TOLERANCE)
+        assert score.readings is not None
+        # intervals name a token once, even one that is read twice
+        named = [position for first, end in score.readings.blocks.tolist() for position in range(first, end)]
+        assert named == sorted(set(view.starts[places].tolist()))
     assert chosen[0] == chosen[1] != chosen[2]
 
 
