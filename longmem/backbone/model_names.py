@@ -91,7 +91,8 @@ def _check_name(source: str) -> None:
     near = get_close_matches(source.lower(), known, n=1)
     advice = f"did you mean {near[0]}? " if near else ""
     raise CheckpointError(
-        f"no model {source}: {advice}Expected a folder, a .gguf file, a hub id OWNER/NAME, or one of {', '.join(known)}"
+        f"no model {source}: {advice}Expected a folder, a .gguf file, a hub id OWNER/NAME, or one of "
+        f"{', '.join(known)}; without a model's name, the reference model is used"
     )
 
 

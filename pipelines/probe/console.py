@@ -23,6 +23,8 @@ def print_trials(console: Console, summary: dict[str, Any], out: Path) -> None:
             console.print(passkey_table(rows, title) if subject == "passkey" else pair_table(rows, title))
     console.print(f"  {counted(summary['num_trials'], 'question')} in {summary['wall_s']:,.1f} s")
     console.print(f"  report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+    if (out / "readings.parquet").is_file():
+        console.print(f"  what each answer read: longmem view {escape(str(out))}", soft_wrap=True)
 
 
 def passkey_table(rows: list[dict[str, Any]], title: str) -> Table:

@@ -48,6 +48,8 @@ def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) ->
         f"{percent(summary['chance'])}, {summary['wall_s']:.1f} s"
     )
     console.print(f"  report: {escape(str(out / REPORT_NAME))}", soft_wrap=True)
+    if (out / "readings.parquet").is_file():
+        console.print(f"  what each candidate read: longmem view {escape(str(out))}", soft_wrap=True)
 
 
 def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:

@@ -817,6 +817,13 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_an_absent_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance sorts rows on disk, in TMPDIR."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
+    with pytest.raises(StoreError, match=f"temporary folder in {tmp_path}/absent; set TMPDIR to a folder that exists"):
+        MemoryStore.open(tmp_path / "memory.lance").put(make_block())
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

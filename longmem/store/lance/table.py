@@ -378,6 +378,11 @@ def _translated(doing: str, damage: bool = True) -> Iterator[None]:
         text = str(error).lower()
         if any(sign in text for sign in _NO_SPACE):
             raise PlaceError(f"{doing}: the disk is full; free some space and run again ({error})") from error
+        if "failed to create temp dir" in text:
+            raise PlaceError(
+                f"{doing}: Lance cannot make a temporary folder in {os.environ.get('TMPDIR', 'the system’s')}; set "
+                f"TMPDIR to a folder that exists and can be written ({error})"
+            ) from error
         if any(sign in text for sign in _NO_WRITE):
             raise PlaceError(f"{doing}: no permission to write there; choose another folder ({error})") from error
         if any(sign in text for sign in _NO_ANSWER):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Result tables fit 80 columns, without truncation or wrapped cells, for the largest figures that jobs have."""
 
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -91,3 +92,18 @@ def test_tables_with_large_figures_fit_80_columns(print_table: Callable[[Console
     assert max(map(len, texts[0])) <= 80
     # a wider terminal changes nothing: no cell is wrapped or cut
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("print_table", [suffix, probe])
+def test_kept_readings_are_named_with_the_command_that_shows_them(
+    print_table: Callable[[Console], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OUT", tmp_path)
+    shown = []
+    for _ in range(2):
+        console = Console(file=StringIO(), width=300)
+        print_table(console)
+        shown.append(console.file.getvalue())  # type: ignore[attr-defined]
+        (tmp_path / "readings.parquet").touch()
+    assert "longmem view" not in shown[0]
+    assert f"read: longmem view {tmp_path}\n" in shown[1]
