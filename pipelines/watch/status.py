@@ -114,13 +114,15 @@ def _parts(job: JobStatus) -> list[RenderableType]:
 
 
 def _stages(snapshot: JobSnapshot) -> Table:
-    """Return a table of stages that fits 80 columns."""
+    """Return a table of stages that fits 80 columns. Of jobs that score no segments, it has those that did work."""
     stages = Table(box=None, padding=(0, 1), header_style="dim")
     stages.add_column("stage")
     for title in ("tokens/s", "tokens", "segments", "busy", "queued", "retries", "stalls"):
         stages.add_column(title, justify="right")
     for stage in STAGES:
         figures = snapshot.stages[stage]
+        if snapshot.kind != "perplexity" and not figures.segments:
+            continue
         stages.add_row(
             stage,
             f"{figures.tokens_per_s:,.0f}",

@@ -115,3 +115,15 @@ def test_status_written_before_jobs_had_units_counts_documents(running: JobRepor
 def test_status_says_what_is_planned_before_the_first_unit_ends(running: JobReporter, tmp_path: Path) -> None:
     running.planned("examples", 60, 2)
     assert "examples 2 of 60 done" in shown(tmp_path, 3)
+
+
+def test_a_job_that_scores_no_segments_shows_no_such_stage(running: JobReporter, tmp_path: Path) -> None:
+    values = json.loads((tmp_path / STATUS_FILE).read_text())
+    values |= {"kind": "icl", "unit": "items", "units_done": 32, "units_total": 32}
+    values["stages"]["encode"] |= {"segments": 2, "tokens": 138}
+    (tmp_path / STATUS_FILE).write_text(json.dumps(values))
+    text = shown(tmp_path)
+    assert "items 32 of 32 done" in text
+    rows = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert "encode" in rows
+    assert not {"put", "score"} & set(rows)
