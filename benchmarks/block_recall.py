@@ -20,7 +20,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from benchmarks.baselines import base
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, DocumentError
 from longmem.memory.context import LocalMemory, text_key
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
@@ -43,18 +43,27 @@ class ChoiceRow:
 
 
 def run(model: LongMem, documents: Mapping[str, base.Sequence], layers: Sequence[int]) -> Iterator[list[ChoiceRow]]:
-    """Choose blocks for every segment of every document that has enough text before it; yield all rows so far.
+    """Yield, after each document, the rows of all segments so far that have enough text before them.
 
-    `layers` are those whose keys choose, each alone and all together. Raises ConfigError for a model that reads one
-    layer, or has too few positions, or for an unknown layer.
+    Blocks are also chosen by the keys of each of `layers`, and of all of them. Raises ConfigError for a model that
+    reads one layer, has no sink or too few positions, or for an unknown layer, and DocumentError for a document that is
+    too short.
     """
     if not isinstance(model.sidenet, CacheReader):
         raise ConfigError("expected a model that reads the memory at every layer (memory_layers=all)")
+    if not model.config.has_sink:
+        raise ConfigError("expected sink=True: full attention is measured behind a start token")
     if unknown := [layer for layer in layers if not 0 <= layer < model.backbone.num_layers]:
         raise ConfigError(f"expected layers 0 to {model.backbone.num_layers - 1}, got {unknown[0]}")
     num_older = older_tokens(model)
     found: dict[str, list[tuple[float, float]]] = {}
-    for sequence in documents.values():
+    needed = num_older + model.config.near_tokens + model.config.segment_tokens
+    for document, sequence in documents.items():
+        # the last token is predicted and not read; whole segments are counted from the start
+        if (len(sequence) - 1) // model.config.segment_tokens * model.config.segment_tokens < needed:
+            raise DocumentError(
+                f"{document}: expected at least {needed:,} tokens in whole segments, got {len(sequence):,}"
+            )
         for name, weight, recall in _choices(model, sequence, layers, num_older):
             found.setdefault(name, []).append((weight, recall))
         yield [ChoiceRow(name, *np.mean(values, axis=0).tolist()) for name, values in found.items()]
@@ -172,9 +181,9 @@ def block_weights(model: LongMem, text: base.Sequence, num_older: int, block_tok
         older = weights[..., 1 : 1 + num_older].double().sum(dim=(0, 1, 2))
         sums.add_(older.unflatten(0, (-1, block_tokens)).sum(dim=1))
 
-    start = [] if model.tokenizer.start_token is None or not model.config.has_sink else [model.tokenizer.start_token]
-    assert start, "candidates begin behind a start token"
-    tokens = torch.tensor([[*start, *text.tolist()]])
+    start = model.tokenizer.start_token
+    assert start is not None, "a model with a sink has one"
+    tokens = torch.tensor([[start, *text.tolist()]])
     cache = model.backbone.new_cache()
     model.backbone.run(tokens[:, :-size], cache)
     with _attention_weights(model, add):

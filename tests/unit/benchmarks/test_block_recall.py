@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks import block_recall
 from longmem import LongMem
 from longmem.backbone.small import save_small_backbone
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, DocumentError
 
 SIZES = {"segment_tokens": 16, "memory_tokens": 256, "near_tokens": 16, "read_blocks": 3, "block_tokens": 8, "top_k": 8}
 
@@ -73,3 +73,14 @@ def test_what_leaves_no_choice_is_refused(model: LongMem, tmp_path: Path) -> Non
     few = LongMem.from_backbone(tmp_path / "llama", memory_layers="all", **{**SIZES, "near_tokens": 72})
     with pytest.raises(ConfigError, match="so that there is a choice"):
         next(block_recall.run(few, {"a": sequence(200)}, []))
+    without = LongMem.from_backbone(tmp_path / "llama", memory_layers="all", sink=False, **SIZES)
+    with pytest.raises(ConfigError, match="expected sink=True"):
+        next(block_recall.run(without, {"a": sequence(200)}, []))
+
+
+def test_a_document_without_a_full_history_is_refused(model: LongMem) -> None:
+    """The last segment, of 16 tokens, needs 104 before it; 127 tokens that are read have seven whole segments."""
+    with pytest.raises(DocumentError, match="a: expected at least 120 tokens in whole segments, got 128"):
+        next(block_recall.run(model, {"a": sequence(128)}, []))
+    rows = next(block_recall.run(model, {"a": sequence(129)}, []))
+    assert rows[-1].recall == 1
