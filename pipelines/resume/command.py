@@ -25,6 +25,7 @@ from pipelines.command.fields import REQUIRED, flag_field, path_argument_field
 from pipelines.command.spec import CommandSpec, command
 from pipelines.job.folder import JOB_FILE, LOG_FILE
 from pipelines.registry import JOBS
+from pipelines.watch.status import unfinished
 
 BEGINNINGS = ("job_started", "job_resumed")
 """Events whose message is the command of the job."""
@@ -85,9 +86,7 @@ def read_command(out: Path) -> BegunCommand:
     Raises OutputError for a folder without a job or a readable log, and ConfigError for a job that no command began.
     """
     if not (out / JOB_FILE).exists():
-        raise OutputError(
-            f"{out} is not the output folder of a job: it holds no {JOB_FILE}; name the --out folder of one"
-        )
+        raise OutputError(unfinished(out))
     found = list(_beginnings(out / LOG_FILE))
     message = str(found[-1]["message"]) if found else ""
     try:
