@@ -185,14 +185,17 @@ class Supervisor:
                 self.lost(stage, worker, error)
             return
         if worker.info is ping.process:
-            self._check_deadline(stage, worker, running)
+            self._check_deadline(stage, worker, running, ping.sent_s)
         if ping.reported:
             unresponsive_s = self._clock() - ping.sent_s
             self._emit("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")
 
-    def _check_deadline(self, stage: Stage, worker: PoolWorker, running: Ticket | None) -> None:
-        """Kill a worker whose task is overdue; `running` is what it has just answered. A task that waits behind that of
-        another job is not overdue, and another job ends its own."""
+    def _check_deadline(self, stage: Stage, worker: PoolWorker, running: Ticket | None, asked_s: float) -> None:
+        """Kill a worker whose task is overdue; `running` is what it answered to a check sent at `asked_s`.
+
+        A task that waits behind that of another job is not overdue, and another job ends its own. An answer may be
+        handled long after it was given, so it is evidence of what ran at `asked_s` and not of what runs now.
+        """
         now = self._clock()
         if running != worker.running:
             worker.running, worker.running_since_s = running, now
@@ -200,11 +203,11 @@ class Supervisor:
             return
         if running is None:
             # a call without a deadline, such as the deletion of a document
-            if now - worker.first_since_s > self._timeouts.task_s:
+            if asked_s - worker.first_since_s > self._timeouts.task_s:
                 self._kill(stage, worker, f"did not begin a task within {self._timeouts.task_s:g} s")
             return
         worker.first_since_s = now
-        late_s = now - worker.running_since_s - running.deadline_s
+        late_s = asked_s - worker.running_since_s - running.deadline_s
         if running.job == self._job and late_s > 0:
             self._kill(stage, worker, f"worked on one task for more than {running.deadline_s:g} s")
         elif late_s > ORPHAN_S:

@@ -136,6 +136,24 @@ def test_what_runs_has_a_deadline_and_a_worker_without_tasks_has_none(
     assert [info.result for info in seen.killed] == ["encode-1"]
 
 
+@pytest.mark.parametrize("running", [Ticket("mine", 1, 30), None], ids=["own", "none"])
+def test_supervision_answer_handled_late_is_no_evidence_of_now(
+    monkeypatch: pytest.MonkeyPatch, running: Ticket | None
+) -> None:
+    """Check a driver that handles an answer 40 s after its check: the worker was not overdue when it was asked."""
+    seen = watch(monkeypatch, Timeouts(task_s=30, unresponsive_s=50, kill_s=60))
+    worker = seen.worker()
+    worker.tasks.append(object())
+    seen.after(5)
+    worker.running, worker.running_since_s = running, 105.0
+    worker.first_since_s = 105.0
+    # steps below those of a suspended process
+    assert seen.after(40) == []
+    seen.running = running
+    assert seen.after(1) == []
+    assert seen.after(5) == ["killed"]
+
+
 def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watch(monkeypatch, Timeouts(no_worker_s=60, unresponsive_s=1e6, kill_s=1e6), encoders=2)
     seen.worker(rank=0).info = None
