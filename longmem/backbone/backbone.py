@@ -36,6 +36,29 @@ class BackboneOutput:
     """Input of the language-model head, after the final norm. As wide as the residual stream, unless the model projects
     it first (small OPT models)."""
 
+    def continued(self, rest: "BackboneOutput") -> "BackboneOutput":
+        """Return one output for rows that begin with this output's only row and go on with those of `rest`."""
+        parts = {}
+        for name, rows in vars(rest).items():
+            row_axis = _ROW_AXIS[name]
+            size = [-1] * rows.ndim
+            size[row_axis] = rows.shape[row_axis]
+            parts[name] = torch.cat([getattr(self, name).expand(size), rows], dim=row_axis + 1)
+        return BackboneOutput(**parts)
+
+
+_ROW_AXIS = {"keys": 0, "values": 0, "taps": 1, "hidden": 0}
+"""Axis of the batch in each field of an output. That of the tokens follows it."""
+
+
+def joined_rows(outputs: Sequence[BackboneOutput], order: Int[Tensor, " rows"]) -> BackboneOutput:
+    """Return one output of all rows; its row i is row `order[i]` of the outputs one after the other."""
+    parts = {}
+    for name, axis in _ROW_AXIS.items():
+        rows = torch.cat([getattr(output, name) for output in outputs], dim=axis)
+        parts[name] = rows.index_select(axis, order.to(rows.device))
+    return BackboneOutput(**parts)
+
 
 class Backbone:
     """A frozen Hugging Face causal LM and the map of its family. It is never trained.

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
-from longmem.backbone.backbone import Backbone, BackboneOutput
+from longmem.backbone.backbone import Backbone, BackboneOutput, joined_rows
+from longmem.backbone.shared_prompts import rows_by_prompt, shared_tokens
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import LongMemConfig
 from longmem.dtypes import to_array, to_tensor
@@ -109,10 +110,28 @@ class SegmentModel:
             return self._run(tokens, cache)
         if begins.any():
             assert cache is None, "decoding takes one kind of row: all begin with the sink, or none"
-            return _merged(begins, self._run(tokens[begins], None), self.run_backbone(tokens[~begins]))
+            outputs = self._run(tokens[begins], None), self.run_backbone(tokens[~begins])
+            return joined_rows(outputs, torch.cat([begins.nonzero(), (~begins).nonzero()]).flatten().argsort())
         sink = torch.full_like(tokens[:, :1], start)
         output = self._run(torch.cat([sink, tokens], dim=1), cache)
         return BackboneOutput(output.keys[:, 1:], output.values[:, 1:], output.taps[:, :, 1:], output.hidden[:, 1:])
+
+    def run_prompts(self, tokens: Int[Tensor, "batch tokens"], prompts: Sequence[int]) -> BackboneOutput:
+        """Return `run_backbone(tokens)` up to rounding; rows with equal first `prompts[row]` tokens run these once."""
+        whole, outputs, order = [], [], []
+        for prompt, rows in rows_by_prompt(tokens, prompts).items():
+            shared = shared_tokens(len(prompt), len(rows))
+            if shared == 0:
+                whole += rows
+                continue
+            cache = self.backbone.new_cache()
+            first = self.run_backbone(tokens[rows[:1], :shared], cache)
+            cache.batch_repeat_interleave(len(rows))
+            outputs.append(first.continued(self.run_backbone(tokens[rows, shared:], cache)))
+            order += rows
+        if whole:
+            outputs.append(self.run_backbone(tokens[whole]))
+        return joined_rows(outputs, torch.tensor([*order, *whole]).argsort())
 
     def _run(self, tokens: Int[Tensor, "batch tokens"], cache: Any) -> BackboneOutput:
         parts = self.sidenet.num_parts
@@ -290,18 +309,6 @@ def _unread(
         retrieval=retrieval_stats(None, None, 0.0, None, segment.start_token),
         readings=token_readings(None, None, None, tokens, targets, logprobs) if segment.keep_readings else None,
     )
-
-
-def _merged(first: Tensor, chosen: BackboneOutput, others: BackboneOutput) -> BackboneOutput:
-    """Return one batch of the rows of `chosen`, where `first` is true, and of `others`."""
-    order = torch.cat([first.nonzero(), (~first).nonzero()]).flatten().argsort()
-    parts = {
-        name: torch.cat([part, getattr(others, name)], dim=(axis := int(name == "taps"))).index_select(
-            axis, order.to(part.device)
-        )
-        for name, part in vars(chosen).items()
-    }
-    return BackboneOutput(**parts)
 
 
 def require_finite(tensor: Tensor, what: str, advice: str) -> None:

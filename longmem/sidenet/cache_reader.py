@@ -23,6 +23,7 @@ from torch import Tensor
 
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.cache_assembly import CacheAssembly
+from longmem.backbone.shared_prompts import shared_tokens
 from longmem.config import LongMemConfig
 from longmem.errors import ConfigError
 from longmem.memory.view import MemoryView
@@ -114,13 +115,13 @@ class CacheReader(ReadingModel):
         rows_of: dict[tuple[int, bool, tuple[int, ...]], list[int]] = {}
         starts = self._starts(given.tokens)
         for row, view in enumerate(given.views):
-            prompt = given.tokens[row, : given.prompts[row]].tolist() if given.prompts else []
-            rows_of.setdefault((id(view), starts[row], tuple(prompt)), []).append(row)
+            begun = given.tokens[row, : given.prompts[row]].tolist() if given.prompts else []
+            rows_of.setdefault((id(view), starts[row], tuple(begun)), []).append(row)
         parts: list[Tensor | None] = [None] * len(given.views)
-        for (_, begins, _), rows in rows_of.items():
+        for (_, begins, prompt), rows in rows_of.items():
             view = given.views[rows[0]]
             index = self._chosen(given, rows[0])
-            read, _ = self._run(given.tokens[rows], view, index, begins)
+            read = self._run_shared(given.tokens[rows], view, index, begins, shared_tokens(len(prompt), len(rows)))
             for row, hidden in zip(rows, read, strict=True):
                 parts[row], layers_read[row] = hidden, None if index is None else index.unique()
         return torch.stack([part for part in parts if part is not None])
@@ -172,6 +173,22 @@ class CacheReader(ReadingModel):
         if tokens.shape[1] == 1:
             return first, cache
         return torch.cat([first, self._backbone.run(tokens[:, 1:], cache)], dim=1), cache
+
+    def _run_shared(
+        self,
+        tokens: Int[Tensor, "rows tokens"],
+        view: MemoryView | None,
+        index: Int64[Tensor, " read"] | None,
+        begins: bool,
+        shared: int,
+    ) -> Float[Tensor, "rows tokens head_input"]:
+        """Return the hidden states of `_run`; the first `shared` tokens are equal in all rows, and run once."""
+        if not shared or shared == tokens.shape[1]:
+            return self._run(tokens, view, index, begins)[0]
+        first, cache = self._run(tokens[:1, :shared], view, index, begins)
+        cache.batch_repeat_interleave(len(tokens))
+        first = first.expand(len(tokens), -1, -1)
+        return torch.cat([first, self._backbone.run(tokens[:, shared:], cache)], dim=1)
 
     def assembled(self, view: MemoryView) -> Any:
         """Return the transformers cache behind which a segment reads this view."""
