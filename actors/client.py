@@ -169,7 +169,7 @@ class MemoryClient:
         return await _within(self._timeout_s, f"deleting {key}", self._delete(key))
 
     async def _write(self, key: DocumentKey, text: str) -> WriteReceipt:
-        _, segments, infos = await self._prepared(key, text)
+        _, segments, infos = await self._prepared(key, text, scored=False)
         result = await self._read(segments, infos, scored=False)
         new = [receipt for receipt in result.receipts.values() if not receipt.duplicate]
         held = {info.segment: info.num_bytes for info in infos}
@@ -177,7 +177,7 @@ class MemoryClient:
         return WriteReceipt(key, segments[-1].end_token, len(segments), len(new), sum(held.values()))
 
     async def _score(self, key: DocumentKey, text: str) -> TextScores:
-        tokenized, segments, infos = await self._prepared(key, text)
+        tokenized, segments, infos = await self._prepared(key, text, scored=True)
         result = await self._read(segments, infos, scored=True)
         scores = [result.scores[segment.index] for segment in segments]
         return TextScores(
@@ -187,7 +187,9 @@ class MemoryClient:
             segments=scores,
         )
 
-    async def _prepared(self, key: DocumentKey, text: str) -> tuple[TokenizedText, list[Segment], list[SegmentInfo]]:
+    async def _prepared(
+        self, key: DocumentKey, text: str, *, scored: bool
+    ) -> tuple[TokenizedText, list[Segment], list[SegmentInfo]]:
         """Return the text's tokens and segments, and the stored segments of the document.
 
         Encoder actors tokenise, because only they are sure to have the tokenizer's files.
@@ -199,7 +201,8 @@ class MemoryClient:
         if outcome.error is not None:
             raise outcome.error
         tokenized: TokenizedText = outcome.result
-        segments = cut_segments(key, tokenized.sequence, self.model.settings["segment_tokens"])
+        segment_tokens = self.model.settings["segment_tokens"]
+        segments = cut_segments(key, tokenized.sequence, segment_tokens, scored=scored)
         shard = self._executor.workers.stores.shard(key)
         infos: list[SegmentInfo] = await _answer(f"listing {key}", shard.actor.segments.remote(key))
         return tokenized, segments, infos

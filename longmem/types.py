@@ -84,7 +84,7 @@ class Segment:
 
     `targets[i]` is the token after `tokens[i]`. The last position therefore predicts the first token of the *next*
     segment, and every token of a document is predicted exactly once. Only the last segment of a document has one target
-    fewer than tokens.
+    fewer than tokens. Segments that are only stored have no targets, and cost no logits.
     """
 
     key: DocumentKey

@@ -162,7 +162,7 @@ class ContextMemory:
 
     def _encode(self, start: int, end: int) -> KVBlock:
         tokens = self._tokens[start:end]
-        return self._model.encode(Segment(DocumentKey("", ""), 0, self._offset + start, tokens, tokens[1:])).block
+        return self._model.encode(Segment(DocumentKey("", ""), 0, self._offset + start, tokens, tokens[:0])).block
 
 
 def windows_of(model: SegmentModel, source: AbstractBlockSource, max_bytes: int = MAX_WINDOW_BYTES) -> WindowCache:

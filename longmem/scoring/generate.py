@@ -106,7 +106,7 @@ class Decoder:
     def _finish_segment(self) -> None:
         tokens = np.asarray(self._tokens, dtype=np.int32)
         start = self._segment * self._model.config.segment_tokens
-        segment = Segment(self._key, self._segment, start, tokens, tokens[1:])
+        segment = Segment(self._key, self._segment, start, tokens, tokens[:0])
         self._source.accept(self._model.block(segment, torch.cat(self._keys), torch.cat(self._values)))
         self._segment += 1
         self._start_segment()

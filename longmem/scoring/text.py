@@ -119,7 +119,7 @@ def remembered_text(
     store = MemoryStore.open(IN_MEMORY)
     memory = store.document(name)
     sequence = model.tokenizer.sequence(text)
-    segments = cut_segments(memory.key, sequence, model.config.segment_tokens)
+    segments = cut_segments(memory.key, sequence, model.config.segment_tokens, scored=False)
     window = SlidingWindow.of(model.config)
     read = window.segments(window.before(len(sequence)))
     for segment in shown(segments[read.start : read.stop]):

@@ -41,7 +41,7 @@ def start_of(tokenizer: Tokenizer) -> Tokens:
 @torch.no_grad()
 def encode(model: LongMem, index: int, tokens: Tokens) -> KVBlock:
     """Return the block of segment `index`. Raises NumericError."""
-    segment = Segment(KEY, index, index * model.config.segment_tokens, tokens, tokens[1:])
+    segment = Segment(KEY, index, index * model.config.segment_tokens, tokens, tokens[:0])
     output = model.run_backbone(torch.from_numpy(tokens.astype(np.int64))[None])
     return model.block(segment, output.keys[0], output.values[0])
 

@@ -78,7 +78,7 @@ def segments_of(key: DocumentKey, packed: Sequence[Tokens], segment_tokens: int)
     for index, part in enumerate(packed):
         tokens = part.copy()
         tokens.flags.writeable = False
-        segments.append(Segment(key, index, index * segment_tokens, tokens, tokens[1:]))
+        segments.append(Segment(key, index, index * segment_tokens, tokens, tokens[:0]))
     return segments
 
 

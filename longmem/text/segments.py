@@ -23,19 +23,25 @@ class Passage:
 
 
 def cut_segments(
-    key: DocumentKey, sequence: Int32[np.ndarray, " tokens"], segment_tokens: int, *, keep_readings: bool = False
+    key: DocumentKey,
+    sequence: Int32[np.ndarray, " tokens"],
+    segment_tokens: int,
+    *,
+    scored: bool = True,
+    keep_readings: bool = False,
 ) -> list[Segment]:
     """Return segments of `segment_tokens` tokens; the last one may be shorter.
 
     Position i of the sequence predicts token i + 1, also across a segment border. n tokens therefore give n - 1
-    targets, and the first token of the sequence (the start token, if there is one) is never a target. `keep_readings`
-    is passed on to the segments.
+    targets, and the first token of the sequence (the start token, if there is one) is never a target. Segments that
+    are not `scored` have none. `keep_readings` is passed on to the segments.
     """
     assert len(sequence) > 0, f"{key}: an empty sequence has no segments"
     segments = []
     for index, start in enumerate(range(0, len(sequence), segment_tokens)):
         end = start + segment_tokens
-        tokens, targets = _frozen(sequence[start:end]), _frozen(sequence[start + 1 : end + 1])
+        tokens = _frozen(sequence[start:end])
+        targets = _frozen(sequence[start + 1 : end + 1] if scored else sequence[:0])
         segments.append(Segment(key, index, start, tokens, targets, keep_readings))
     return segments
 

@@ -6,11 +6,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from longmem.memory.context import ContextMemory, read_blocks
 from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
+from longmem.scoring.text import remembered_text
 from longmem.store.config import MemoryStore
 from longmem.types import DocumentKey, KVBlock, Segment
 
@@ -105,3 +107,19 @@ def test_only_blocks_that_may_be_read_are_fetched(model: LongMem) -> None:
     window = SlidingWindow.of(model.config)
     assert len(read_blocks(store.document("book"), window)) < len(store.document("book").segments)
     assert read_blocks(store.document("none"), window) == []
+
+
+def test_what_is_only_remembered_costs_no_logits(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    logits = model.backbone.logits
+
+    def counted(hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return logits(hidden)
+
+    monkeypatch.setattr(model.backbone, "logits", counted)
+    ContextMemory(model, TOKENS).view(100)
+    remembered_text(model, "the cat sat on the mat, " * 5)
+    assert sum(rows) == 0
+    model.score("the cat sat")
+    assert sum(rows) > 0, "what is counted"

@@ -104,3 +104,10 @@ def test_the_checksum_names_place_and_tokens_of_the_block_to_come() -> None:
 def test_an_empty_sequence_is_a_bug_of_the_caller() -> None:
     with pytest.raises(AssertionError, match="empty sequence"):
         cut_segments(KEY, np.array([], dtype=np.int32), 4)
+
+
+def test_segments_that_are_only_stored_have_no_targets() -> None:
+    sequence = np.arange(11, dtype=np.int32)
+    scored, stored = (cut_segments(KEY, sequence, 4, scored=scored) for scored in (True, False))
+    assert [segment.tokens.tolist() for segment in stored] == [segment.tokens.tolist() for segment in scored]
+    assert [len(segment.targets) for segment in stored] == [0, 0, 0]
