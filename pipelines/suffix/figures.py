@@ -13,12 +13,18 @@ from pipelines.suffix.scoring import SuffixScore
 WAYS = ("memory", "no_memory", "backbone")
 """Compared models: LongMem, LongMem with an empty memory, and the frozen backbone, on the same local context."""
 
+SCORINGS = ("probability", "information")
+"""What an answer has the most of: log-probability (the task's protocol), or the nats that the context adds to it."""
+
 
 @dataclass(frozen=True)
 class WayFigures:
     """Figures of one model at one context length."""
 
     accuracy: Interval
+    """By probability."""
+    accuracy_information: Interval
+    """By information."""
     nll_per_token: Interval
     """Mean nats per token of the correct candidates."""
 
@@ -36,14 +42,22 @@ class LengthFigures:
     backbone: WayFigures
     accuracy_gain: Interval
     """Accuracy with memory minus accuracy without, on the same examples."""
+    accuracy_information_gain: Interval
+    """The same by information."""
     nll_gain: Interval
     """Nats per token with memory minus those without; negative if memory helps."""
 
 
-def is_correct(score: SuffixScore, way: str) -> bool:
-    """Return whether the correct candidate is more probable than every other; a tie counts as wrong."""
-    nats = getattr(score, f"nll_{way}")
-    return all(nats[score.label] < other for index, other in enumerate(nats) if index != score.label)
+def is_correct(score: SuffixScore, way: str, scoring: str = "probability") -> bool:
+    """Return whether the correct candidate scores higher than every other; a tie counts as wrong.
+
+    By information, a candidate's score is its log-probability less that without any context: pointwise mutual
+    information (Holtzman et al. 2021, arXiv 2104.08315). It does not favour texts that are probable anywhere.
+    """
+    nats = np.array(getattr(score, f"nll_{way}"))
+    if scoring == "information":
+        nats = nats - score.nll_alone
+    return bool((nats[score.label] < np.delete(nats, score.label)).all())
 
 
 def figures_by_length(scores: Sequence[SuffixScore]) -> list[LengthFigures]:
@@ -68,16 +82,29 @@ def mean_interval(values: Float64[np.ndarray, " examples"]) -> Interval:
 
 
 def _figures(scores: list[SuffixScore]) -> LengthFigures:
-    correct = {way: np.array([is_correct(score, way) for score in scores], dtype=np.float64) for way in WAYS}
+    correct = {
+        (way, scoring): np.array([is_correct(score, way, scoring) for score in scores], dtype=np.float64)
+        for way in WAYS
+        for scoring in SCORINGS
+    }
     nats = {way: np.array([_gold_nats(score, way) for score in scores]) for way in WAYS}
-    ways = {way: WayFigures(mean_interval(correct[way]), mean_interval(nats[way])) for way in WAYS}
+    ways = {
+        way: WayFigures(
+            accuracy=mean_interval(correct[way, "probability"]),
+            accuracy_information=mean_interval(correct[way, "information"]),
+            nll_per_token=mean_interval(nats[way]),
+        )
+        for way in WAYS
+    }
+    gains = {by: mean_interval(correct["memory", by] - correct["no_memory", by]) for by in SCORINGS}
     return LengthFigures(
         context_tokens=scores[0].context_tokens,
         num_examples=len(scores),
         local_tokens=float(np.mean([score.local_tokens for score in scores])),
         memory_tokens=float(np.mean([score.memory_tokens for score in scores])),
         **ways,
-        accuracy_gain=mean_interval(correct["memory"] - correct["no_memory"]),
+        accuracy_gain=gains["probability"],
+        accuracy_information_gain=gains["information"],
         nll_gain=mean_interval(nats["memory"] - nats["no_memory"]),
     )
 

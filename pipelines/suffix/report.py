@@ -27,6 +27,8 @@ from pipelines.job.format import FILTERS, nats, percent, percentage_points, shor
 
 TITLES = {"memory": "with memory", "no_memory": "without memory", "backbone": "backbone alone"}
 COLOURS = {"memory": WITH_MEMORY, "no_memory": WITHOUT_MEMORY, "backbone": INK}
+ACCURACY = {"probability": "accuracy", "information": "accuracy_information"}
+"""Accuracy of each scoring in the figures."""
 DASHES: dict[str, Any] = {"memory": "-", "no_memory": (0, (4, 1.5)), "backbone": (0, (1, 1.5))}
 
 
@@ -35,12 +37,15 @@ def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) ->
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("context", "with memory", "without", "backbone", "points of memory (95%)"):
         table.add_column(title, justify="right")
-    for row in summary["lengths"]:
-        table.add_row(
-            f"{row['context_tokens']:,}",
-            *(f"{percent(row[way]['accuracy']['value'])}" for way in TITLES),
-            points(row["accuracy_gain"]),
-        )
+    for scoring, accuracy in ACCURACY.items():
+        table.add_section()
+        table.add_row(f"by {scoring}")
+        for row in summary["lengths"]:
+            table.add_row(
+                f"{row['context_tokens']:,}",
+                *(f"{percent(row[way][accuracy]['value'])}" for way in TITLES),
+                points(row[f"{accuracy}_gain"]),
+            )
     console.print(table)
     counts = summary["counts"]
     console.print(
@@ -54,13 +59,6 @@ def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) ->
 
 def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
     """Write `folder/report.html` from the content of summary.json. Raises OutputError."""
-    draw = partial(_draw_accuracy, summary["lengths"], summary["chance"])
-    last = summary["lengths"][-1]
-    description = (
-        f"Accuracy by context length; at {counted(last['context_tokens'], 'token')} "
-        f"{percent(last['memory']['accuracy']['value'])} with memory, "
-        f"{percent(last['no_memory']['accuracy']['value'])} without."
-    )
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,
@@ -73,9 +71,24 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
         },
         summary=summary,
         titles=TITLES,
-        verdict=_verdict(summary),
-        chart=Chart("Accuracy", description, svg(draw, WIDE_INCHES, "w"), svg(draw, NARROW_INCHES, "n")),
+        verdict=" ".join(_verdict(summary, scoring) for scoring in ACCURACY),
+        charts={scoring: _chart(summary, scoring) for scoring in ACCURACY},
+        accuracy=ACCURACY,
     )
+
+
+def _chart(summary: dict[str, Any], scoring: str) -> Chart:
+    accuracy, last = ACCURACY[scoring], summary["lengths"][-1]
+    draw = partial(_draw_accuracy, summary["lengths"], summary["chance"], accuracy)
+    description = (
+        f"Accuracy by {scoring} and context length; at {counted(last['context_tokens'], 'token')} "
+        f"{percent(last['memory'][accuracy]['value'])} with memory, "
+        f"{percent(last['no_memory'][accuracy]['value'])} without."
+    )
+    wide, narrow = (
+        svg(draw, inches, f"{scoring[0]}{name}") for inches, name in ((WIDE_INCHES, "w"), (NARROW_INCHES, "n"))
+    )
+    return Chart(f"Accuracy by {scoring}", description, wide, narrow)
 
 
 def points(gain: dict[str, float | None]) -> str:
@@ -83,12 +96,12 @@ def points(gain: dict[str, float | None]) -> str:
     return with_interval(gain, percentage_points)
 
 
-def _verdict(summary: dict[str, Any]) -> str:
+def _verdict(summary: dict[str, Any], scoring: str) -> str:
     """Return the finding at the longest context in one sentence."""
-    last = summary["lengths"][-1]
-    gain = last["accuracy_gain"]
-    given = f"With {counted(last['context_tokens'], 'token')} of context"
-    with_memory, without = (last[way]["accuracy"]["value"] for way in ("memory", "no_memory"))
+    last, accuracy_name = summary["lengths"][-1], ACCURACY[scoring]
+    gain = last[f"{accuracy_name}_gain"]
+    given = f"By {scoring}, with {counted(last['context_tokens'], 'token')} of context"
+    with_memory, without = (last[way][accuracy_name]["value"] for way in ("memory", "no_memory"))
     accuracy = f"{percent(with_memory)} with memory, {percent(without)} without"
     if gain["low"] is None:
         return f"{given}: {accuracy}, measured on a single example: too little for an interval."
@@ -97,10 +110,10 @@ def _verdict(summary: dict[str, Any]) -> str:
     return f"{given}, memory {'raised' if gain['value'] > 0 else 'lowered'} accuracy: {accuracy}."
 
 
-def _draw_accuracy(lengths: list[dict[str, Any]], chance: float, axes: Axes) -> None:
+def _draw_accuracy(lengths: list[dict[str, Any]], chance: float, accuracy: str, axes: Axes) -> None:
     positions = [row["context_tokens"] for row in lengths]
     for way, colour in COLOURS.items():
-        figures = [row[way]["accuracy"] for row in lengths]
+        figures = [row[way][accuracy] for row in lengths]
         values = [100 * figure["value"] for figure in figures]
         axes.plot(positions, values, color=colour, linestyle=DASHES[way], marker="o", markersize=3.5)
         if all(figure["low"] is not None for figure in figures) and way != "backbone":

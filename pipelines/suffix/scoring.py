@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of one example at every context length: nats of its candidates with memory, without it, and of the backbone.
+"""Scores of one example at every context length: nats of its candidates with memory, without it, of the backbone, and
+without any context.
 
 memory (context_tokens − local)    local context          candidate
 ──────────────────────────────────┤ equal for all models ├── at most suffix_tokens ──┤
@@ -82,6 +83,9 @@ class SuffixScore:
     """Negative log-likelihood of the same model and local context, with an empty memory."""
     nll_backbone: list[float]
     """Negative log-likelihood of the frozen backbone with the same local context."""
+    nll_alone: list[float]
+    """Negative log-likelihood of the frozen backbone behind the start token alone. Without a start token it is that of
+    all tokens but the first."""
     readings: list[CandidateReadings] | None = None
     """Readings of each candidate; kept only on request."""
 
@@ -115,6 +119,7 @@ def score_example(
     ]
     scores = score_items(model, items, [*ways.values()] * len(candidates), keep_readings=keep_readings)
     scores_of = {way: scores[first :: len(ways)] for first, way in enumerate(ways)}
+    alone = _nll_alone(model, candidates)
     of_length = [
         (scores_of[local[index], view_index[index]], scores_of[local[index], -1]) for index in range(len(read))
     ]
@@ -130,12 +135,23 @@ def score_example(
             nll_memory=[-score.longmem.total for score in with_memory],
             nll_no_memory=[-score.longmem.total for score in without],
             nll_backbone=[-score.backbone.total for score in without],
+            nll_alone=alone,
             readings=list(map(_readings, with_memory, without)) if keep_readings else None,
         )
         for index, (context_tokens, (with_memory, without)) in enumerate(
             zip(lengths.context_tokens, of_length, strict=True)
         )
     ]
+
+
+def _nll_alone(model: LongMem, candidates: list[Int32[np.ndarray, " tokens"]]) -> list[float]:
+    start = model.tokenizer.start_token
+    begin = np.zeros(0, dtype=np.int32) if start is None else np.array([start], dtype=np.int32)
+    texts = [np.concatenate([begin, tokens]) for tokens in candidates]
+    # a single token without a start token has nothing in front of it
+    items = [Item(f"candidate {index}", text, 1) for index, text in enumerate(texts) if len(text) > 1]
+    scores = iter(score_items(model, items, [None] * len(items)))
+    return [-next(scores).backbone.total if len(text) > 1 else 0.0 for text in texts]
 
 
 def _readings(with_memory: ItemScore, without: ItemScore) -> CandidateReadings:

@@ -22,7 +22,9 @@ ITEM_SCHEMA = pa.schema(
         ("memory_tokens", pa.int64()),
         ("suffix_tokens", pa.list_(pa.int64())),
         *((f"nll_{way}", pa.list_(pa.float64())) for way in WAYS),
+        ("nll_alone", pa.list_(pa.float64())),
         *((f"correct_{way}", pa.bool_()) for way in WAYS),
+        *((f"correct_information_{way}", pa.bool_()) for way in WAYS),
     ]
 )
 """Columns of items.parquet: one row per example and context length; lists have one entry per candidate."""
@@ -67,7 +69,14 @@ GROUP_ROWS = {"readings": 64, "texts": 64}
 
 def items_table(scores: Sequence[SuffixScore]) -> pa.Table:
     """Return the rows in the order of the file, by ascending context length."""
-    rows = [{**vars(score), **{f"correct_{way}": is_correct(score, way) for way in WAYS}} for score in scores]
+    columns = {"probability": "correct", "information": "correct_information"}
+    rows = [
+        {
+            **vars(score),
+            **{f"{column}_{way}": is_correct(score, way, by) for by, column in columns.items() for way in WAYS},
+        }
+        for score in scores
+    ]
     return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
 
 

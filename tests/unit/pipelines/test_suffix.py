@@ -90,7 +90,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def scored(memory: list[float], none: list[float], label: int = 0, context_tokens: int = 512) -> SuffixScore:
+def scored(
+    memory: list[float],
+    none: list[float],
+    label: int = 0,
+    context_tokens: int = 512,
+    alone: tuple[float, ...] = (0.0, 0.0),
+) -> SuffixScore:
     return SuffixScore(
         example="e",
         work="w",
@@ -102,6 +108,7 @@ def scored(memory: list[float], none: list[float], label: int = 0, context_token
         nll_memory=memory,
         nll_no_memory=none,
         nll_backbone=none,
+        nll_alone=list(alone),
     )
 
 
@@ -109,6 +116,18 @@ def test_a_tie_is_no_answer() -> None:
     assert is_correct(scored([1.0, 2.0], [1.0, 1.0]), "memory")
     assert not is_correct(scored([1.0, 2.0], [1.0, 1.0]), "no_memory")
     assert not is_correct(scored([1.0, 2.0], [1.0, 1.0], label=1), "memory")
+
+
+def test_information_is_what_the_context_adds() -> None:
+    """Check a candidate that is probable anywhere: the context makes the other one more probable than it was."""
+    score = scored([4.0, 3.0], [6.0, 3.0], alone=(6.0, 3.5))
+    assert [is_correct(score, "memory", by) for by in ("probability", "information")] == [False, True]
+    assert not is_correct(score, "no_memory", "information")
+    tie = scored([4.0, 3.0], [6.0, 3.0], alone=(5.0, 4.0))
+    assert not is_correct(tie, "memory", "information")
+    (row,) = figures_by_length([score])
+    assert (row.memory.accuracy_information.value, row.no_memory.accuracy_information.value) == (1.0, 0.0)
+    assert (row.accuracy_gain.value, row.accuracy_information_gain.value) == (0.0, 1.0)
 
 
 def test_figures_by_hand() -> None:
@@ -182,6 +201,28 @@ def test_the_backbone_is_plain_transformers(model: LongMem, small_backbone: Call
             logits = plain(torch.from_numpy(np.concatenate([context, targets]))[None]).logits[0].log_softmax(dim=1)
         expected = sum(-float(logits[len(context) - 1 + i, token]) for i, token in enumerate(targets))
         assert nats == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_candidate_alone_is_plain_transformers(
+    model: LongMem, small_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, start: bool
+) -> None:
+    """Without a start token, the first token of a candidate has nothing in front of it and is not scored."""
+    plain = AutoModelForCausalLM.from_pretrained(small_backbone("llama")).eval()
+    example = SuffixExample("e", "w", TEXT, ("I thought I would sail", "w"), 1)
+    texts = [model.tokenizer.sequence(text)[(not start) : 11].astype(np.int64) for text in example.candidates]
+    if not start:
+        monkeypatch.setattr(type(model.tokenizer), "start_token", None)
+    found = {tuple(score.nll_alone) for score in score_example(model, example, LENGTHS)}
+    assert len(found) == 1, "it depends on no context"
+    for text, nats in zip(texts, found.pop(), strict=True):
+        tokens = torch.from_numpy(text)
+        if len(tokens) == 1:
+            assert nats == 0.0
+            continue
+        with torch.no_grad():
+            logprobs = plain(tokens[None, :-1]).logits[0].log_softmax(dim=1)
+        assert nats == pytest.approx(-float(logprobs.gather(1, tokens[1:, None]).sum()), abs=1e-4)
 
 
 def test_a_short_length_knows_nothing_of_what_lies_before_it(model: LongMem) -> None:
