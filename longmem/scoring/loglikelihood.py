@@ -5,8 +5,9 @@
     ───────────────────────────────────────────────────────────┤ context ├ target ┤
                                                                 └─ one segment ────┘
 
-The end of the context shares a segment with the targets, as far as it fits; the earlier part is memory. Targets longer
-than a segment are scored in pieces, each with all preceding tokens as its context.
+The end of the context shares a segment with the targets, as far as it fits; the earlier part is memory. With memory,
+the segment begins at a multiple of 1/16 of its size, so that answers of almost equal length share memory and context.
+Targets longer than a segment are scored in pieces, each with all preceding tokens as its context.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ from longmem.types import KVBlock
 
 MAX_VIEWS, MAX_SHORT = 16, 512
 """Pieces that are prepared together: at most `MAX_VIEWS` that may have own memories, or `MAX_SHORT` that share one."""
+
+STARTS_PER_SEGMENT = 16
+"""Places of a context per segment where a local context may begin. More cost less of it, and are shared by fewer."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ class ContinuationScorer:
         for first in range(len(request.context), len(tokens), size):
             end = min(first + size, len(tokens))
             start = max(0, end - 1 - size)
+            if self._memory:
+                step = max(1, size // STARTS_PER_SEGMENT)
+                # a target needs a token in front of it
+                start = min(-(-start // step) * step, first - 1)
             yield _Piece(index, tokens[:start], Item(request.name, tokens[start:end], first - start))
 
     def _groups(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:

@@ -27,6 +27,7 @@ from longmem.scoring.text import score_sequence
 from longmem.store.config import MemoryStore
 from longmem.testing import small_longmem
 from longmem.text.language_reference import language_reference
+from longmem.types import Segment
 
 SEGMENT_TOKENS = 32
 LONG = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse"
@@ -169,6 +170,29 @@ def test_long_continuations_are_scored_once_each(make: Make) -> None:
     ]
     assert len(pieces) == 4
     assert whole == pytest.approx(sum(total for total, _ in model._loglikelihood_tokens(pieces, True)), abs=TOLERANCE)
+
+
+def test_answers_of_almost_equal_length_share_the_memory_of_their_context(make: Make) -> None:
+    """Check that three answers to one long context encode it once, and that each has the score that it has alone."""
+    # segments of 32 begin at every second token: one start for answers of four and of five tokens
+    context, answers = LONG[:80], ["oars", "sail.", "boat"]
+    alone = [_encoded(make(), [(context, answer)]) for answer in answers]
+    together, num_encoded = _encoded(make(), [(context, answer) for answer in answers])
+    assert num_encoded == alone[0][1] > 0
+    assert_same(together, [scores[0] for scores, _ in alone])
+
+
+def _encoded(model: HarnessModel, pairs: list[tuple[str, str]]) -> tuple[list[Any], int]:
+    """Return the answers, and how many segments of memory were encoded for them."""
+    calls: list[Segment] = []
+    encode = model.model.encode
+
+    def counted(segment: Segment) -> Any:
+        calls.append(segment)
+        return encode(segment)
+
+    model.model.encode = counted  # type: ignore[method-assign, assignment]
+    return asked(model, "loglikelihood", pairs), len(calls)
 
 
 def test_batches_and_order_change_nothing(make: Make) -> None:
