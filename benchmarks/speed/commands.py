@@ -22,7 +22,7 @@ from pipelines.command.command_line import check_device
 RESULTS = Path(__file__).parents[1] / "results"
 
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Text; default: the language reference.")]
-Model = Annotated[Path, typer.Option(help="LongMem folder.")]
+Model = Annotated[Path, typer.Option(help="LongMem, by name or folder.")]
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
 Repeats = Annotated[int, typer.Option(help="Rounds; each runs every case once.", min=2)]
 Out = Annotated[Path, typer.Option(help="Folder for results.")]
@@ -241,6 +241,8 @@ def jobs(
     cores: Annotated[int, typer.Option(help="Cores for each job.")] = 2,
     only: Annotated[str, typer.Option(help="Part of the names of jobs to run.", show_default="all")] = "",
     tokens: Annotated[int, typer.Option(help="Tokens of the document.", min=1)] = 120_000,
+    segment_tokens: Annotated[int | None, typer.Option(help="Tokens of a segment; default: the model's.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Compute dtype of the model.")] = "float32",
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
@@ -248,7 +250,7 @@ def jobs(
     from benchmarks.speed import pipeline as benchmark
 
     quiet = Console(stderr=True, quiet=True)
-    source = ModelSource(str(model))
+    source = ModelSource(str(model), dtype, settings={"segment_tokens": segment_tokens} if segment_tokens else {})
     _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only, tokens)])
 
 

@@ -97,6 +97,7 @@ def jobs(
         parallel: (None, None, 1),
         "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
         "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
+        "Ray, 2 encoders + 2 readers, LanceDB": (None, replace(cluster, encoders=2, readers=2), cluster.threads),
     }
     chosen = {name: shape for name, shape in shapes.items() if only in name}
     if not chosen:
