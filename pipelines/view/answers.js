@@ -4,7 +4,7 @@
 
 // all answers, with their log-probabilities and the choice of each way
 function offeredTable(found, run) {
-  const head = element("tr", {}, element("th", { scope: "col" }, "Log-probability, nats"), ...run.ways.map((way) => element("th", { scope: "col" }, way)));
+  const head = element("tr", {}, element("th", { scope: "col" }, found.measure || "Log-probability, nats"), ...run.ways.map((way) => element("th", { scope: "col" }, way)));
   const rows = found.answers.map((each) => {
     const cells = each.logprobs.map((value, at) => element("td", each.chosen[at] ? { class: "most" } : {}, (each.chosen[at] ? "→ " : "") + value.toFixed(1).replace("-", "−")));
     const name = element("th", { scope: "row", class: "offered" }, each.right ? `${nameOf(each)} ✓` : nameOf(each));

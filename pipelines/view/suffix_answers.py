@@ -18,6 +18,9 @@ from pipelines.view.questions import BadRequestError
 from pipelines.view.tables import GroupedTable, read_summary, written_anew
 
 WAYS = {"memory": "with memory", "no_memory": "without memory", "backbone": "backbone alone"}
+SCORINGS = {"correct": "probability", "correct_information": "information"}
+"""Columns of right answers in items.parquet, with what chooses an answer."""
+MEASURES = ("Log-probability, nats", "Nats that the context adds")
 AROUND = 24
 """Tokens shown before and after a place that was read."""
 BLOCK_TOKENS = 16
@@ -49,7 +52,7 @@ class SuffixFolder:
             self._tokens = GroupedTable(path / "texts.parquet", ("first", "tokens"))
             passages = pq.read_table(path / "texts.parquet", columns=["passage"])["passage"].to_pylist()
             lengths = list(dict.fromkeys(row["context_tokens"] for row in items))
-            counts = [len(row["suffix_tokens"]) for row in items]
+            counts = [len(row["nll_alone"]) for row in items]
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ConfigError(f"cannot read the tables in {path}: {error}; {written_anew(path)}") from error
         per_example = counts[:: len(lengths)]
@@ -119,20 +122,23 @@ class SuffixAnswers(ItemAnswers):
 
     def _controls(self, task: int) -> list[Control]:  # noqa: ARG002
         lengths = self._folder.lengths
-        return [Control("context", "c", "Context", [(each, counted(each, "token")) for each in lengths], lengths[-1])]
+        return [
+            Control("context", "c", "Context", [(each, counted(each, "token")) for each in lengths], lengths[-1]),
+            Control("scoring", "s", "Answer by", list(enumerate(SCORINGS.values())), 0),
+        ]
 
     def _rows(self, task: int, cell: dict[str, int]) -> list[dict[str, Any]]:  # noqa: ARG002
-        rows = []
+        rows, right = [], list(SCORINGS)[_scoring(cell)]
         for example, row in enumerate(self._at(cell)):
-            chosen = [self._chosen(example, row, way) for way in ("memory", "no_memory")]
+            chosen = [self._chosen(example, row, way, cell) for way in ("memory", "no_memory")]
             rows.append(
                 {
                     "item": example,
                     "gold": self._named(example, row["label"]),
                     "longmem": chosen[0],
-                    "right": row["correct_memory"],
+                    "right": row[f"{right}_memory"],
                     "backbone": chosen[1],
-                    "backbone_right": row["correct_no_memory"],
+                    "backbone_right": row[f"{right}_no_memory"],
                 }
             )
         return rows
@@ -143,14 +149,15 @@ class SuffixAnswers(ItemAnswers):
 
     def _item(self, task: int, cell: dict[str, int], item: int) -> dict[str, Any]:  # noqa: ARG002
         row = self._row(cell, item)
-        best = {way: _best(row[f"nll_{way}"]) for way in WAYS}
+        scores = {way: _scores(row, way, cell) for way in WAYS}
+        best = {way: _best(scores[way]) for way in WAYS}
         answers = [
             {
                 "number": number,
                 "text": text,
                 "right": number == row["label"],
                 "chosen": [best[way] == number for way in WAYS],
-                "logprobs": [short(-row[f"nll_{way}"][number]) for way in WAYS],
+                "logprobs": [short(scores[way][number]) for way in WAYS],
                 "heat": self._heat(item, cell["context"], number),
             }
             for number, text in enumerate(self._folder.passages[item][1:])
@@ -164,6 +171,7 @@ class SuffixAnswers(ItemAnswers):
             "prompt": f"…{context}",
             "held": f"The context is {local} in the segment of every suffix, and {memory} before them in memory.",
             "label": self._named(item, row["label"]),
+            "measure": MEASURES[_scoring(cell)],
             # the right one first, then the most probable
             "answers": sorted(answers, key=lambda each: (not each["right"], -each["logprobs"][0])),
             "greedy": [],
@@ -219,8 +227,8 @@ class SuffixAnswers(ItemAnswers):
             raise BadRequestError(f"the run has examples 0 to {len(rows) - 1}, got {item}")
         return rows[item]
 
-    def _chosen(self, example: int, row: dict[str, Any], way: str) -> str | None:
-        best = _best(row[f"nll_{way}"])
+    def _chosen(self, example: int, row: dict[str, Any], way: str, cell: dict[str, int]) -> str | None:
+        best = _best(_scores(row, way, cell))
         return None if best is None else self._named(example, best)
 
     def _named(self, example: int, candidate: int) -> str:
@@ -245,7 +253,19 @@ class SuffixAnswers(ItemAnswers):
         return "".join(tokens[max(begin - first, 0) : max(end - first, 0)])
 
 
-def _best(nats: list[float]) -> int | None:
-    """Return the most probable candidate; None for a tie."""
-    least = min(nats)
-    return nats.index(least) if nats.count(least) == 1 else None
+def _scoring(cell: dict[str, int]) -> int:
+    if cell["scoring"] not in range(len(SCORINGS)):
+        raise BadRequestError(f"scoring must be 0 to {len(SCORINGS) - 1}, got {cell['scoring']}")
+    return cell["scoring"]
+
+
+def _scores(row: dict[str, Any], way: str, cell: dict[str, int]) -> list[float]:
+    """Return the score of each candidate in nats, the higher the better."""
+    without = row["nll_alone"] if _scoring(cell) else [0.0] * len(row["suffix_tokens"])
+    return [alone - nats for alone, nats in zip(without, row[f"nll_{way}"], strict=True)]
+
+
+def _best(scores: list[float]) -> int | None:
+    """Return the candidate with the highest score; None for a tie."""
+    most = max(scores)
+    return scores.index(most) if scores.count(most) == 1 else None

@@ -171,7 +171,18 @@ def test_an_example_is_shown_with_its_candidates_and_the_places_they_read(suffix
     tokenizer = ModelSource(str(next(suffix.parent.glob("identifying *")))).open_tokenizer()
     firsts = {row["example"]: row["first"] for row in rows(suffix, "texts") if row["kind"] == "context"}
     read_from_memory = 0
+    assert task["controls"][1]["options"] == [(0, "probability"), (1, "information")]
     for length in LENGTHS:
+        own = [row for row in items if row["context_tokens"] == length]
+        informed = asked(answers, "items", context=length, scoring=1)["items"]
+        assert [each["right"] for each in informed] == [row["correct_information_memory"] for row in own]
+        assert [each["backbone_right"] for each in informed] == [row["correct_information_no_memory"] for row in own]
+        for number, row in enumerate(own):
+            found = asked(answers, "item", context=length, item=number, scoring=1)
+            assert found["measure"] == "Nats that the context adds"
+            for each in found["answers"]:
+                gains = [row["nll_alone"][each["number"]] - row[f"nll_{way}"][each["number"]] for way in WAYS]
+                assert each["logprobs"] == pytest.approx(gains, abs=1e-4)
         listed = asked(answers, "items", context=length)
         own = [row for row in items if row["context_tokens"] == length]
         assert [each["right"] for each in listed["items"]] == [row["correct_memory"] for row in own]
@@ -232,6 +243,7 @@ def test_a_bad_question_about_a_probe_is_told(probe: Path, name: str, fields: di
     ("name", "fields", "words"),
     [
         ("items", {"context": 13}, "contexts of 12, 128 tokens, got 13"),
+        ("items", {"scoring": 2}, "scoring must be 0 to 1, got 2"),
         ("item", {"item": EXAMPLES}, f"examples 0 to {EXAMPLES - 1}, got {EXAMPLES}"),
         ("token", {"item": 0, "answer": 3, "token": 0}, "no token 0 of candidate 3"),
     ],
