@@ -37,6 +37,7 @@ from longmem.errors import ClusterError, QuarantineError
 from longmem.model.source import ModelDescription
 from longmem.runtime.executor import PUT_SEGMENTS, STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
 from longmem.runtime.requests import Request
+from longmem.runtime.steps import OnStep, ignore_step
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
@@ -130,9 +131,9 @@ class PooledExecutor(AbstractExecutor):
         self._waiting[stage].append(SegmentTask(stage, segment))
         self._send_waiting()
 
-    def ask(self, request: Request) -> int:
+    def ask(self, request: Request, on_step: OnStep = ignore_step) -> int:
         self._num_requests += 1
-        self._waiting["encode"].append(RequestTask("encode", self._num_requests, request))
+        self._waiting["encode"].append(RequestTask("encode", self._num_requests, request, on_step))
         self._send_waiting()
         return self._num_requests
 
