@@ -54,13 +54,6 @@ def print_suffix_result(console: Console, summary: dict[str, Any], out: Path) ->
 
 def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
     """Write `folder/report.html` from the content of summary.json. Raises OutputError."""
-    draw = partial(_draw_accuracy, summary["lengths"], summary["chance"])
-    last = summary["lengths"][-1]
-    description = (
-        f"Accuracy by context length; at {counted(last['context_tokens'], 'token')} "
-        f"{percent(last['memory']['accuracy']['value'])} with memory, "
-        f"{percent(last['no_memory']['accuracy']['value'])} without."
-    )
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,
@@ -74,8 +67,23 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
         summary=summary,
         titles=TITLES,
         verdict=_verdict(summary),
-        chart=Chart("Accuracy", description, svg(draw, WIDE_INCHES, "w"), svg(draw, NARROW_INCHES, "n")),
+        chart=accuracy_chart(summary["lengths"], summary["chance"]),
     )
+
+
+def accuracy_chart(lengths: list[dict[str, Any]], chance: float) -> Chart | None:
+    """Return accuracy by context length; None for one length, which the verdict and the table tell."""
+    if len(lengths) == 1:
+        return None
+    said = [
+        f"at {counted(row['context_tokens'], 'token')} {percent(row['memory']['accuracy']['value'])} with memory, "
+        f"{percent(row['no_memory']['accuracy']['value'])} without"
+        for row in lengths[:-1]
+    ]
+    draw = partial(_draw_accuracy, lengths, chance)
+    # the longest context is that of the verdict
+    description = f"Accuracy by context length: {'; '.join(said)}."
+    return Chart("Accuracy", description, svg(draw, WIDE_INCHES, "w"), svg(draw, NARROW_INCHES, "n"))
 
 
 def points(gain: dict[str, float | None]) -> str:
