@@ -100,7 +100,9 @@ class ContinuationScorer:
         for first in range(len(request.context), len(tokens), size):
             end = min(first + size, len(tokens))
             start = max(0, end - 1 - size)
-            yield _Piece(index, tokens[:start], Item(request.name, tokens[start:end], first - start))
+            yield _Piece(
+                index, tokens[:start], Item(request.name, tokens[start:end], first - start, continues=start > 0)
+            )
 
     def _groups(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         """Group short pieces, which share one view; group pieces with own memories a few at a time, equal ones
