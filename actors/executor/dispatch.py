@@ -30,13 +30,14 @@ from actors.executor.timeouts import Timeouts
 from actors.executor.write_batcher import PutBatch, WriteBatcher
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo
-from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
+from actors.workers.pools import PoolWorker
 from actors.workers.running import Ticket
 from actors.workers.start import Workers
 from longmem.errors import ClusterError, QuarantineError
 from longmem.model.source import ModelDescription
-from longmem.runtime.executor import PUT_SEGMENTS, STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
+from longmem.runtime.executor import STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
 from longmem.runtime.requests import Request
+from longmem.runtime.steps import OnStep, ignore_step
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
@@ -68,10 +69,10 @@ class PooledExecutor(AbstractExecutor):
         self._pools = workers.by_stage()
         self._router = Router(workers)
         self._prepare_policy = PreparePolicy(workers)
-        self._write_batcher = WriteBatcher(self._router, clock)
+        self._model_check = ModelCheck()
+        self._write_batcher = WriteBatcher(self._router, clock, self._model_check)
         self._timeouts = timeouts
         self._clock = clock
-        self._model_check = ModelCheck()
         self._job = token_hex(8)
         self._numbers = count(1)
         self._supervisor = Supervisor(self._pools, timeouts, self._model_check, self._job, clock)
@@ -120,7 +121,7 @@ class PooledExecutor(AbstractExecutor):
             return 0
         if stage == "put":
             sent = sum(len(task.members) for task in self._running.values() if isinstance(task, PutBatch))
-            return PUT_SEGMENTS * TASKS_PER_ACTOR * len(self._pools[stage].usable) - sent - len(self._waiting[stage])
+            return self._write_batcher.slots(len(self._pools[stage].usable)) - sent - len(self._waiting[stage])
         return self._pools[stage].slots - len(self._waiting[stage])
 
     def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
@@ -130,9 +131,9 @@ class PooledExecutor(AbstractExecutor):
         self._waiting[stage].append(SegmentTask(stage, segment))
         self._send_waiting()
 
-    def ask(self, request: Request) -> int:
+    def ask(self, request: Request, on_step: OnStep = ignore_step) -> int:
         self._num_requests += 1
-        self._waiting["encode"].append(RequestTask("encode", self._num_requests, request))
+        self._waiting["encode"].append(RequestTask("encode", self._num_requests, request, on_step))
         self._send_waiting()
         return self._num_requests
 

@@ -185,6 +185,10 @@ class Supervisor:
                 self.lost(stage, worker, error)
             return
         if worker.info is ping.process:
+            if running is not None and running.step is not None:
+                for task in worker.tasks:
+                    if task.ticket == running:
+                        task.stepped(running.step)
             self._check_deadline(stage, worker, running, ping.sent_s)
         if ping.reported:
             unresponsive_s = self._clock() - ping.sent_s

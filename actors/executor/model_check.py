@@ -5,8 +5,9 @@ from typing import Any
 
 from longmem.errors import ClusterError
 from longmem.model.source import ModelDescription
-from longmem.runtime.executor import Stage
+from longmem.runtime.executor import PUT_SEGMENTS, Stage
 from longmem.store.base import check_fingerprint
+from longmem.stored_format import blocks_at_once
 from longmem.types import Fingerprint
 
 
@@ -34,6 +35,11 @@ class ModelCheck:
             )
         if self._model is not None:
             check_fingerprint(self._stored, self._model)
+
+    @property
+    def put_segments(self) -> int:
+        """Return how many blocks of this model a store commits together: fewer where they are large."""
+        return PUT_SEGMENTS if self._model is None else blocks_at_once(self._model.block_bytes, PUT_SEGMENTS)
 
     def describe(self) -> ModelDescription:
         assert self._description is not None, "no encoder was ever ready"

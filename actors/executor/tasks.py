@@ -9,6 +9,7 @@ from actors.workers.pools import PoolWorker
 from actors.workers.running import Ticket
 from longmem.runtime.executor import Stage
 from longmem.runtime.requests import Request
+from longmem.runtime.steps import OnStep, Step
 from longmem.types import DocumentKey, Segment
 
 SegmentId = tuple[DocumentKey, int]
@@ -41,6 +42,9 @@ class Task:
     ticket: Ticket | None = field(default=None, init=False)
     """Identity of this try, which the worker records while it runs."""
 
+    def stepped(self, step: Step) -> None:
+        """Report a step of a running request."""
+
 
 @dataclass(eq=False)
 class SegmentTask(Task):
@@ -66,6 +70,10 @@ class RequestTask(Task):
 
     number: int
     request: Request
+    on_step: OnStep
+
+    def stepped(self, step: Step) -> None:
+        self.on_step(step)
 
     def __str__(self) -> str:
         return str(self.request)

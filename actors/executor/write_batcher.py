@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batching of writes: a commit costs the same for one block or eight.
+"""Batching of writes: a commit costs the same for one small block or eight.
 
 A store that commits every segment separately takes CPU time from the models. While readers have a backlog, delaying a
 write does not reduce throughput. A store then commits again after a pause that is long compared with its last commit.
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
+from actors.executor.model_check import ModelCheck
 from actors.executor.routing import Router
 from actors.executor.tasks import SegmentTask, Task
 from actors.result import TaskResult
 from actors.workers.pools import TASKS_PER_ACTOR, PoolWorker
 from longmem.errors import LongMemError
-from longmem.runtime.executor import PUT_SEGMENTS
 
 PAUSE = 20
 """Pause between commits as a multiple of the last commit: commits take at most about 1/20 of a store's time."""
@@ -52,14 +52,19 @@ class PutBatch(Task):
 
 
 class WriteBatcher:
-    """Groups waiting puts into batches, and tracks the pause of each store."""
+    """Groups waiting puts into batches, bounded by number and bytes, and tracks the pause of each store."""
 
-    def __init__(self, router: Router, clock: Callable[[], float]) -> None:
+    def __init__(self, router: Router, clock: Callable[[], float], model: ModelCheck) -> None:
         self._router = router
         self._clock = clock
+        self._model = model
         self._pause_ends_s: dict[PoolWorker, float] = {}
         self.wait_s = inf
         """Seconds until one of the batches that the last `take` left is due."""
+
+    def slots(self, num_stores: int) -> int:
+        """Return how many puts so many stores take before their queues are full."""
+        return self._model.put_segments * TASKS_PER_ACTOR * num_stores
 
     def ended(self, store: PoolWorker, busy_s: float) -> None:
         """Record that the store has committed, which took `busy_s`."""
@@ -78,11 +83,12 @@ class WriteBatcher:
                 break
         self.wait_s = inf
         taken = []
+        most = self._model.put_segments
         for store, puts in by_store.items():
-            num_whole = len(puts) // PUT_SEGMENTS
-            for first in range(0, len(puts), PUT_SEGMENTS):
-                group = PutBatch("put", puts[first : first + PUT_SEGMENTS])
-                whole = len(group.members) == PUT_SEGMENTS
+            num_whole = len(puts) // most
+            for first in range(0, len(puts), most):
+                group = PutBatch("put", puts[first : first + most])
+                whole = len(group.members) == most
                 wait_s = 0.0 if whole else self._wait_of(store, len(store.tasks) + num_whole, may_wait)
                 if wait_s > 0:
                     self.wait_s = min(self.wait_s, wait_s)

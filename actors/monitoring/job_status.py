@@ -62,7 +62,7 @@ class JobSnapshot:
     tokens_left: int
     """Number of tokens of admitted documents that are not scored yet."""
     eta_s: float | None
-    """Remaining seconds for `tokens_left` at the average rate of this run; None before the first score."""
+    """Remaining seconds at the measured pace of this run; None before there is one."""
     checksum_failures: int
     duplicate_puts: int
     blocks_encoded_again: int
@@ -83,6 +83,8 @@ class JobSnapshot:
     """Units that are done, by earlier runs too."""
     units_total: int | None = None
     """Units of the whole job; None while that is unknown."""
+    detail: str = ""
+    """Newest figures of a training, or newest step of a request that takes long."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

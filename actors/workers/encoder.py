@@ -92,7 +92,7 @@ class EncoderActor:
         model = self._loaded()
         if self._windows is None:
             self._windows = windows_of(model, self._store, self._window_bytes)
-        return request.answer(model, self._windows)
+        return request.answer_in_steps(model, self._windows, self._running.stepped)
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
     def tokenize(self, text: str) -> TaskResult:

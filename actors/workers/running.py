@@ -8,7 +8,7 @@ page cache of its node, where SIGKILL does not reach it. The records lie in Ray'
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from mmap import mmap
 from pathlib import Path
 from socket import gethostname
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.result import TaskResult, run_task
 from longmem.errors import ClusterError
+from longmem.runtime.steps import Step
 from longmem.wording import reason_of
 
 FIELDS = "<16sqd"
@@ -38,6 +39,8 @@ class Ticket:
     number: int
     deadline_s: float
     """Time that it may run, in seconds."""
+    step: Step | None = field(default=None, compare=False)
+    """Newest step of a running request that has steps; not recorded."""
 
 
 class RunningTask:
@@ -66,6 +69,11 @@ class RunningTask:
         finally:
             self.ticket = None
             record[0] = EMPTY
+
+    def stepped(self, step: Step) -> None:
+        """Tell those who ask for the running task of a step in it."""
+        assert self.ticket is not None, f"{step} of no task"
+        self.ticket = replace(self.ticket, step=step)
 
     def _mapped(self) -> mmap:
         if self._record is None:

@@ -30,7 +30,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
-from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
+from longmem.sidenet.reading_model import Prompt, ReadingInput, ReadingModel, ReadingOutput
 from longmem.sidenet.sidenet import start_state
 from longmem.sidenet.token_readings import token_readings
 from longmem.stored_format import num_not_finite
@@ -156,7 +156,7 @@ class SegmentModel:
         keys: Float[Tensor, "batch tokens stored_heads head_dim"] | None = None,
         cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
-        prompts: Sequence[int] | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ) -> ReadingInput:
         """Return what the SideNet is given after `run_backbone(tokens)`; row b reads `views[b]`.
 
@@ -166,7 +166,7 @@ class SegmentModel:
             keys: Keys that ask the memory; by default those of `output`, rounded as the store rounds them.
             cache: Of `sidenet.new_cache()`, to decode step by step.
             before: Tokens of the segment that earlier steps have read.
-            prompts: Leading tokens of each row that are a prompt, which chooses what every layer reads.
+            prompts: Leading tokens of each row that choose what every layer reads.
         """
         given = rounded(self.searched(output.keys), self.config.kv_dtype) if keys is None else self.searched(keys)
         return self._input(tokens, self._start(output), given, views, cache, before, prompts)
@@ -185,7 +185,7 @@ class SegmentModel:
         views: Sequence[MemoryView | None],
         cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
-        prompts: Sequence[int] | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ) -> ReadingInput:
         return ReadingInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before, prompts)
 

@@ -26,6 +26,7 @@ from longmem.memory.window_cache import MAX_WINDOW_BYTES
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, describe
 from longmem.runtime.requests import Request
+from longmem.runtime.steps import OnStep, ignore_step
 from longmem.stages import STAGES, Stage
 from longmem.store.base import AbstractMemoryStore, check_fingerprint, put_each
 from longmem.stored_format import blocks_at_once
@@ -114,8 +115,11 @@ class AbstractExecutor(ABC):
         """
 
     @abstractmethod
-    def ask(self, request: Request) -> int:
-        """Start a request in a slot of stage `encode` and return its number. Documents that it reads must be stored."""
+    def ask(self, request: Request, on_step: OnStep = ignore_step) -> int:
+        """Start a request in a slot of stage `encode` and return its number. Documents that it reads must be stored.
+
+        `on_step` is called during `wait`, with steps of the running request; on a cluster not with every one.
+        """
 
     @abstractmethod
     def wait(self, timeout_s: float) -> list[Completion]:
@@ -183,7 +187,7 @@ class InlineExecutor(AbstractExecutor):
         self._put_segments = blocks_at_once(model.fingerprint.block_bytes, PUT_SEGMENTS)
         # late stages first: they free the data that early stages hold
         self._queues: dict[Stage, deque[Segment]] = {"score": deque(), "encode": deque()}
-        self._requests: deque[tuple[int, Request]] = deque()
+        self._requests: deque[tuple[int, Request, OnStep]] = deque()
         self._num_requests = 0
         self._answers: list[Answer] = []
         self._encoded: dict[tuple[DocumentKey, int], EncodedSegment] = {}
@@ -206,9 +210,9 @@ class InlineExecutor(AbstractExecutor):
         else:
             self._queues[stage].append(segment)
 
-    def ask(self, request: Request) -> int:
+    def ask(self, request: Request, on_step: OnStep = ignore_step) -> int:
         self._num_requests += 1
-        self._requests.append((self._num_requests, request))
+        self._requests.append((self._num_requests, request, on_step))
         return self._num_requests
 
     def wait(self, timeout_s: float) -> list[Completion]:
@@ -253,11 +257,11 @@ class InlineExecutor(AbstractExecutor):
         answers, self._answers = self._answers, []
         return answers
 
-    def _answer(self, number: int, request: Request) -> None:
+    def _answer(self, number: int, request: Request, on_step: OnStep) -> None:
         start = perf_counter()
         result, error = None, None
         try:
-            result = request.answer(self._model, self._windows)
+            result = request.answer_in_steps(self._model, self._windows, on_step)
         except LongMemError as caught:
             error = caught
         self._answers.append(Answer(number, result, error, perf_counter() - start))

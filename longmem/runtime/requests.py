@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32
 
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
+from longmem.runtime.steps import OnStep
 from longmem.scoring.batch import Item, ItemScore, score_items
 from longmem.scoring.evaluation_window import EvaluationWindow, score_window
 from longmem.scoring.generate import complete
@@ -27,6 +28,10 @@ class Request(ABC):
 
         Raises LongMemError for what the user can fix.
         """
+
+    def answer_in_steps(self, model: LongMem, windows: WindowCache, on_step: OnStep) -> Any:  # noqa: ARG002
+        """Return `answer`; a request that takes minutes calls `on_step` after each of its steps."""
+        return self.answer(model, windows)
 
 
 @dataclass(frozen=True)

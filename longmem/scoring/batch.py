@@ -25,6 +25,7 @@ from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel, require_finite
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.readers import RetrievedMemory
+from longmem.sidenet.reading_model import Prompt
 from longmem.sidenet.token_readings import PlacesRead, positions_of, token_readings
 from longmem.types import TokenReadings
 
@@ -47,6 +48,8 @@ class Item:
     alternatives: Int32[np.ndarray, " alternatives"] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     """Other tokens whose probability is wanted where the first target is predicted: one row then scores many one-token
     labels."""
+    continues: bool = False
+    """True where the text was cut from that of its memory; False for a text of its own."""
 
     @property
     def num_targets(self) -> int:
@@ -225,7 +228,7 @@ def _score_batch(
     if reading_rows:
         index = row_of[torch.tensor(reading_rows, device=backbone.device)]
         # tokens before the first target are known before anything is predicted: they choose what is read
-        prompts = [items[row].first_target for row in reading_rows]
+        prompts = [Prompt(items[row].first_target, items[row].continues) for row in reading_rows]
         given = once.rows(index, [views[row] for row in reading_rows], prompts)
         read = model.sidenet(given, model.search)
     scores = []

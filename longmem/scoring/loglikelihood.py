@@ -108,7 +108,9 @@ class ContinuationScorer:
                 step = max(1, size // STARTS_PER_SEGMENT)
                 # a target needs a token in front of it
                 start = min(-(-start // step) * step, first - 1)
-            yield _Piece(index, tokens[:start], Item(request.name, tokens[start:end], first - start))
+            yield _Piece(
+                index, tokens[:start], Item(request.name, tokens[start:end], first - start, continues=start > 0)
+            )
 
     def _groups(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         """Group short pieces, which share one view; group pieces with own memories a few at a time, equal ones

@@ -31,7 +31,7 @@ from longmem.retrieval import AbstractChunkSearch
 from longmem.sidenet.block_choice import Asking, tokens_to_read
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory
-from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput
+from longmem.sidenet.reading_model import NO_PROMPT, ReadingInput, ReadingModel, ReadingOutput
 
 
 @dataclass
@@ -112,16 +112,17 @@ class CacheReader(ReadingModel):
         self, given: ReadingInput, layers_read: list[Int64[Tensor, " read"] | None]
     ) -> Float[Tensor, "batch tokens head_input"]:
         """Run rows of one view and one prompt together, and note the places that they read."""
-        rows_of: dict[tuple[int, bool, tuple[int, ...]], list[int]] = {}
+        rows_of: dict[tuple[int, bool, bool, tuple[int, ...]], list[int]] = {}
         starts = self._starts(given.tokens)
         for row, view in enumerate(given.views):
-            begun = given.tokens[row, : given.prompts[row]].tolist() if given.prompts else []
-            rows_of.setdefault((id(view), starts[row], tuple(begun)), []).append(row)
+            prompt = given.prompts[row] if given.prompts else NO_PROMPT
+            begun = tuple(given.tokens[row, : prompt.num_tokens].tolist())
+            rows_of.setdefault((id(view), starts[row], prompt.continues, begun), []).append(row)
         parts: list[Tensor | None] = [None] * len(given.views)
-        for (_, begins, prompt), rows in rows_of.items():
+        for (_, begins, _, begun), rows in rows_of.items():
             view = given.views[rows[0]]
             index = self._chosen(given, rows[0])
-            read = self._run_shared(given.tokens[rows], view, index, begins, shared_tokens(len(prompt), len(rows)))
+            read = self._run_shared(given.tokens[rows], view, index, begins, shared_tokens(len(begun), len(rows)))
             for row, hidden in zip(rows, read, strict=True):
                 parts[row], layers_read[row] = hidden, None if index is None else index.unique()
         return torch.stack([part for part in parts if part is not None])
@@ -139,12 +140,12 @@ class CacheReader(ReadingModel):
             return None
         tokens = given.tokens[row]
         # a text of its own begins with the start token, which is read anyway and asks for nothing
-        begins = bool(tokens[0] == self._start_token)
-        prompt = slice(int(begins), given.prompts[row] if given.prompts else 0)
+        first, prompt = int(tokens[0] == self._start_token), given.prompts[row] if given.prompts else NO_PROMPT
         asking = None
-        if prompt.start < prompt.stop:
-            keys = self.reader.key_space.transform(given.keys[row, prompt])
-            asking = Asking.prompt(tokens[prompt], keys, continues=not begins)
+        if first < prompt.num_tokens:
+            asks = slice(first, prompt.num_tokens)
+            keys = self.reader.key_space.transform(given.keys[row, asks])
+            asking = Asking.prompt(tokens[asks], keys, continues=prompt.continues)
         return tokens_to_read(view, self.config, asking)
 
     def _starts(self, tokens: Int[Tensor, "batch tokens"]) -> list[bool]:

@@ -24,6 +24,19 @@ from longmem.sidenet.token_readings import PlacesRead
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """Leading tokens of a row that choose what every layer reads."""
+
+    num_tokens: int
+    """0 for a row without a prompt."""
+    continues: bool
+    """True where the row was cut from the text of its memory, and goes on where the memory ends."""
+
+
+NO_PROMPT = Prompt(0, continues=True)
+
+
+@dataclass(frozen=True)
 class ReadingInput:
     """Batch of segments, or of pieces of segments when decoding step by step."""
 
@@ -37,11 +50,11 @@ class ReadingInput:
     """View that row b may read (None: no memory, local attention only)."""
     before: Int[Tensor, "batch earlier"] | None = None
     """Tokens of the segment that earlier decoding steps have read."""
-    prompts: Sequence[int] | None = None
-    """Leading tokens of each row that are a prompt: they choose what every layer reads. None where no row has one."""
+    prompts: Sequence[Prompt] | None = None
+    """Prompt of each row; None where no row has one."""
 
     def rows(
-        self, index: Int64[Tensor, " rows"], views: list[MemoryView | None], prompts: Sequence[int] | None = None
+        self, index: Int64[Tensor, " rows"], views: list[MemoryView | None], prompts: Sequence[Prompt] | None = None
     ) -> "ReadingInput":
         """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
         tokens = self.tokens[index.to(self.tokens.device)]

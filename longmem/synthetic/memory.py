@@ -6,7 +6,7 @@ placed in a filler requires encoding only the segments that hold it. Cells of an
 needle is assigned to the nearest existing cell, and the cell means stay those of the filler.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -23,6 +23,14 @@ from longmem.types import DocumentKey, KVBlock, Segment
 KEY = DocumentKey("synthetic", "memory")
 PARTS = ("chunk_keys", "keys", "values", "tokens", "starts", "lengths")
 """Tensors of a view that a needle changes, in addition to the sketch."""
+
+OnEncoded = Callable[[int, int], None]
+"""Receiver of the segments that are encoded, and of those to be encoded."""
+
+
+def ignore_encoded(_done: int, _total: int) -> None:
+    """Do nothing."""
+
 
 Tokens = Int32[np.ndarray, " _"]
 """Token ids; any two arrays may differ in length."""
@@ -49,7 +57,7 @@ def encode(model: LongMem, index: int, tokens: Tokens) -> KVBlock:
 class FillerMemory:
     """Memory of one long text. Not thread-safe."""
 
-    def __init__(self, model: LongMem, text: str, num_tokens: int) -> None:
+    def __init__(self, model: LongMem, text: str, num_tokens: int, on_encoded: OnEncoded = ignore_encoded) -> None:
         """Encode `text`, repeated up to `num_tokens`; every repeat begins at a segment boundary.
 
         Raises DocumentError for a text without tokens, NumericError.
@@ -65,11 +73,16 @@ class FillerMemory:
         start = start_of(model.tokenizer)
         self.tokens[: len(start)] = start
         self._buffer = WindowBuffer(len(self.tokens), model.backbone.device, model.key_space)
+        indices = range(len(self.tokens) // size)
+        num_different = len({self._segment(index).tobytes() for index in indices})
         encoded: dict[bytes, KVBlock] = {}
-        for index in range(len(self.tokens) // size):
+        on_encoded(0, num_different)
+        for index in indices:
             tokens = self._segment(index)
-            block = encoded.get(tokens.tobytes()) or encode(model, index, tokens)
-            encoded[tokens.tobytes()] = block
+            block = encoded.get(tokens.tobytes())
+            if block is None:
+                block = encoded[tokens.tobytes()] = encode(model, index, tokens)
+                on_encoded(len(encoded), num_different)
             self._buffer.append(replace(block, segment=index, start_token=index * size))
 
     @contextmanager
@@ -119,9 +132,13 @@ class FillerMemory:
         return self.tokens[index * size : (index + 1) * size].copy()
 
 
-def packed_memory(model: LongMem, segments: Iterable[Tokens]) -> MemoryView:
+def packed_memory(model: LongMem, segments: Sequence[Tokens], on_encoded: OnEncoded = ignore_encoded) -> MemoryView:
     """Return the memory of packed segments; each may be shorter than the model's. Raises NumericError."""
-    blocks = [encode(model, index, tokens) for index, tokens in enumerate(segments)]
+    blocks = []
+    on_encoded(0, len(segments))
+    for index, tokens in enumerate(segments):
+        blocks.append(encode(model, index, tokens))
+        on_encoded(len(blocks), len(segments))
     buffer = WindowBuffer(blocks[-1].end_token, model.backbone.device, model.key_space)
     for block in blocks:
         buffer.append(block)

@@ -18,7 +18,7 @@ import numpy as np
 
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
-from longmem.synthetic.memory import Tokens, packed_memory, start_of, tokens_of
+from longmem.synthetic.memory import OnEncoded, Tokens, ignore_encoded, packed_memory, start_of, tokens_of
 from longmem.synthetic.trial import Trial, question_of, trials_of
 from longmem.synthetic.vocabulary import words_of
 from longmem.text.demonstrations import pack, positions_of
@@ -98,8 +98,16 @@ def _combinations(words: list[str], count: int, chance: random.Random) -> list[s
     return list(drawn)
 
 
-def pair_trials(model: LongMem, text: str, plan: PairPlan, keep_readings: bool = False) -> Iterator[Trial]:
+def pair_trials(
+    model: LongMem,
+    text: str,
+    plan: PairPlan,
+    keep_readings: bool = False,
+    on_encoded: OnEncoded = ignore_encoded,
+) -> Iterator[Trial]:
     """Yield trials by number of lines and of shots. `keep_readings` keeps what the right answers read.
+
+    `on_encoded` is called after each encoded segment of a memory.
 
     Raises ConfigError, DocumentError when a question fits no segment, NumericError.
     """
@@ -110,7 +118,7 @@ def pair_trials(model: LongMem, text: str, plan: PairPlan, keep_readings: bool =
         lines = [_line(model, pair) for pair in pairs]
         segments = pack(lines, model.config.segment_tokens, tokenizer.start_token)
         positions = positions_of(lines, segments, model.config.segment_tokens)
-        view = packed_memory(model, segments)
+        view = packed_memory(model, segments, on_encoded)
         values = sorted({pair.value for pair in pairs})
         for shots in plan.shots:
             chance = random.Random(f"{plan.seed} {len(pairs)} {shots}")

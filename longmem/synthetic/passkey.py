@@ -13,7 +13,7 @@ import numpy as np
 
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
-from longmem.synthetic.memory import FillerMemory, Tokens, start_of, tokens_of
+from longmem.synthetic.memory import FillerMemory, OnEncoded, Tokens, ignore_encoded, start_of, tokens_of
 from longmem.synthetic.trial import Trial, question_of, trials_of
 from longmem.synthetic.vocabulary import sentences_of, words_of
 
@@ -96,10 +96,16 @@ def check_length(memory_tokens: int, chunk_tokens: int) -> None:
         )
 
 
-def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan, keep_readings: bool = False) -> Iterator[Trial]:
+def passkey_trials(
+    model: LongMem,
+    text: str,
+    plan: PasskeyPlan,
+    keep_readings: bool = False,
+    on_encoded: OnEncoded = ignore_encoded,
+) -> Iterator[Trial]:
     """Yield trials by length, depth and number. The filler of the longest memory is encoded once and reused.
 
-    `keep_readings` keeps what the right answers read.
+    `keep_readings` keeps what the right answers read. `on_encoded` is called after each encoded segment of the filler.
 
     Raises ConfigError for a memory shorter than the needle, DocumentError, NumericError.
     """
@@ -114,7 +120,7 @@ def passkey_trials(model: LongMem, text: str, plan: PasskeyPlan, keep_readings: 
     for length in plan.lengths:
         check_length(length, model.config.chunk_tokens)
         place_of(0.0, len(needle_of(longest)), length, len(start))
-    filler = FillerMemory(model, shuffled(text, plan.seed), max(plan.lengths))
+    filler = FillerMemory(model, shuffled(text, plan.seed), max(plan.lengths), on_encoded)
     context = np.concatenate([start, question])
     for length in plan.lengths:
         for depth in plan.depths:

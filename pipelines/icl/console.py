@@ -49,7 +49,8 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
                 escape(f"  chance: {chance}; always {label}, the most frequent label: {share}"), soft_wrap=True
             )
         console.print(escape(f"  {printable(sentence(name, task))}"), soft_wrap=True)
-        console.print(escape(f"  {verdict(task)}"), soft_wrap=True)
+        if said := verdict(task):
+            console.print(escape(f"  {said}"), soft_wrap=True)
         for model, label in (("reading", "model reading alone"), ("idf_votes", "votes of shared words alone")):
             for row in task["grid"]:
                 if (row["model"], row["metric"]) == (model, "accuracy"):

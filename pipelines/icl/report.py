@@ -52,6 +52,8 @@ def write_report(folder: Path, summary: dict[str, Any], items: Mapping[str, Sequ
         charts={
             name: shots_chart(number, name, task, headline(task)[0], headline_rows(task))
             for number, (name, task) in enumerate(summary["tasks"].items())
+            # of a single cell, a chart would repeat the grid
+            if len(summary["grid"]["shots"]) * len(summary["grid"]["memory_shots"]) > 1
         },
         headlines={name: headline(task) for name, task in summary["tasks"].items()},
         items={name: each[:MAX_ITEMS] for name, each in items.items()},
@@ -194,7 +196,8 @@ def headline_rows(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(task: dict[str, Any]) -> str:
-    """Return one sentence that compares results with memory to those without."""
+    """Return one sentence that compares results with memory to those without, beyond the finding; empty if it has said
+    all."""
     metric, scoring = headline(task)
     scoring = scoring if metric == "accuracy" else metric
     with_memory = [
@@ -205,8 +208,11 @@ def verdict(task: dict[str, Any]) -> str:
     ]
     # of several numbers of shots in context, the fewest: memory alone
     with_memory = [each for each in with_memory if each["ours"] == with_memory[0]["ours"]]
+    if task["finding"] is not None and task["finding"]["against"] == "longmem":
+        # of the same cells
+        with_memory = [each for each in with_memory if each["theirs"] != "neither"]
     if not with_memory:
-        return "The grid has no cell with memory to compare with one without."
+        return ""
     said = [
         f"{percentage_points(comparison['value'])} points against {_spoken(comparison['theirs'])} "
         f"(95% interval {percentage_points(comparison['low'])} to {percentage_points(comparison['high'])})"

@@ -135,7 +135,7 @@ class IclRun:
     def _tell_stored(self, memory: Memory) -> None:
         tokens = sum(segment.num_tokens for segment in memory.segments)
         demonstrations = counted(memory.num_demonstrations, "demonstration")
-        self.tell(f"{memory.key.document}: {demonstrations}, {counted(tokens, 'token')} in memory")
+        self.tell(f"{memory.name}: {demonstrations}, {counted(tokens, 'token')} in memory")
 
     def ask(self, points: Mapping[GridPoint, OpenPoint], batch_items: int) -> None:
         """Answer every item of every grid point that the journal does not hold."""

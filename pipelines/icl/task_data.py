@@ -68,6 +68,8 @@ class Prompt:
 class Memory:
     """Demonstrations of one seed, packed as a document."""
 
+    name: str
+    """Task and seed, for messages; the document's name is a digest."""
     key: DocumentKey
     segments: list[Segment]
     num_demonstrations: int
@@ -170,7 +172,8 @@ class PreparedTask:
             prompts=np.array([num_common(encoded.prompt, encoded.demonstration) for encoded in chosen]),
         )
         labels = [encoded.example.answers[0] for encoded in chosen]
-        return Memory(key, segments_of(key, packed, self._segment_tokens), memory_shots, units, labels)
+        name = f"{self.task.name}, seed {seed}"
+        return Memory(name, key, segments_of(key, packed, self._segment_tokens), memory_shots, units, labels)
 
     def prompts(self, point: GridPoint) -> list[Prompt]:
         """Return the prompts of all items. If demonstrations do not fit, those nearest to the item are kept whole."""

@@ -4,6 +4,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -47,15 +48,16 @@ def ask_all(
     """
     left = iter(requests)
     following = next(left, None)
-    running: dict[int, T] = {}
+    running: dict[int, tuple[T, str]] = {}
     while following is not None or running:
         while following is not None and executor.slots("encode") > 0:
             tag, request = following
-            running[executor.ask(request)] = tag
+            running[executor.ask(request, partial(observer.stepped, str(request)))] = tag, str(request)
             following = next(left, None)
         executor.wait(WAIT_S)
         for answer in executor.answers():
-            tag = running.pop(answer.number)
+            tag, name = running.pop(answer.number)
+            observer.request_ended(name)
             if answer.error is not None:
                 failed(tag, answer.error)
             else:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from longmem.errors import LongMemError
+from longmem.runtime.steps import Step
 from longmem.stages import Stage
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class JobObserver:
 
     def turned(self) -> None:
         """Called several times a second by a job of requests, which has no levels to report."""
+
+    def stepped(self, request: str, step: Step) -> None:
+        """Handle a step inside a running request, which tells its own work of one kind so far."""
+
+    def request_ended(self, request: str) -> None:
+        """Handle the end of a request, whose steps count no more: its units are those of `advanced`."""
 
     def worker_event(self, event: "ExecutorEvent") -> None:
         """Handle a worker event after which the job continues: a retry, a stall, a loss."""
@@ -95,6 +102,14 @@ class Observers(JobObserver):
     def detail(self, text: str) -> None:
         for observer in self._observers:
             observer.detail(text)
+
+    def stepped(self, request: str, step: Step) -> None:
+        for observer in self._observers:
+            observer.stepped(request, step)
+
+    def request_ended(self, request: str) -> None:
+        for observer in self._observers:
+            observer.request_ended(request)
 
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         for observer in self._observers:

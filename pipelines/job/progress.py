@@ -6,6 +6,7 @@ counters. Names of documents are foreign text: Rich markup and control character
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longmem.errors import LongMemError
+from longmem.runtime.steps import Step
 from longmem.stages import STAGES, Stage
 from longmem.wording import counted
 from pipelines.command.console import printable
@@ -44,6 +46,12 @@ class WorkDone:
         self._open: dict[str, list[int]] = {}
         """Tokens scored and tokens to be scored of every open document."""
         self._share = self._first_share = self._began_s = 0.0
+        self._requests: dict[str, dict[str, Step]] = {}
+        """Newest step of each unit, of every running request; the one that moved last is the last."""
+        self._stepped_s: dict[str, float] = {}
+        """Time of the newest step of every running request."""
+        self._paces: dict[str, tuple[int, float]] = {}
+        """Steps of each unit whose time was measured, and the seconds that they took."""
 
     def plan(self, unit: str, total: int | None, done: int, elapsed_s: float = 0.0) -> None:
         """Set the unit, the total and the units that earlier runs have done, which do not count for this run's pace.
@@ -52,6 +60,7 @@ class WorkDone:
         """
         if unit != self.unit:
             self._share, self._began_s = 0.0, elapsed_s
+            self._paces.clear()
         self.unit, self.total, self.done = unit, total, done
         self._first_share = done / total if total else 0.0
 
@@ -66,6 +75,36 @@ class WorkDone:
         self._open.pop(document, None)
         self.done += 1
 
+    def step(self, request: str, step: Step, elapsed_s: float) -> None:
+        """Count a step inside a request, and measure its pace since the step before it."""
+        steps = self._requests.pop(request, {})
+        done = steps[step.unit].done if step.unit in steps else 0
+        if step.done < done:
+            # the request was lost with its worker, and another one has begun it anew
+            steps = {}
+        elif step.done > done and request in self._stepped_s:
+            count, seconds = self._paces.get(step.unit, (0, 0.0))
+            self._paces[step.unit] = count + step.done - done, seconds + elapsed_s - self._stepped_s[request]
+        self._stepped_s[request] = elapsed_s
+        self._requests[request] = {**steps, step.unit: step}
+
+    def end_request(self, request: str) -> None:
+        self._requests.pop(request, None)
+        self._stepped_s.pop(request, None)
+
+    @property
+    def inside(self) -> str:
+        """Newest step of the requests that run; empty for none."""
+        if not self._requests:
+            return ""
+        request, steps = next(reversed(self._requests.items()))
+        return f"{request}: {next(reversed(steps.values()))}"
+
+    @property
+    def _units_inside(self) -> int:
+        """Units of the job that running requests have done."""
+        return sum(steps[self.unit].done for steps in self._requests.values() if self.unit in steps)
+
     @property
     def tokens_left(self) -> int:
         """Tokens of open documents that are not scored yet."""
@@ -77,11 +116,23 @@ class WorkDone:
         if not self.total:
             return None
         inside = sum(scored / total for scored, total in self._open.values() if total)
-        self._share = max(self._share, min(1.0, (self.done + inside) / self.total))
+        self._share = max(self._share, min(1.0, (self.done + self._units_inside + inside) / self.total))
         return self._share
 
     def seconds_left(self, elapsed_s: float) -> float | None:
-        """Return the time left at the average pace in this unit; None before there is a pace."""
+        """Return the time left at the average pace in this unit; None before there is a pace.
+
+        With steps inside requests, each unit of theirs has a pace of its own. One without a pace yet, such as questions
+        while segments are encoded, takes as long as the slowest known.
+        """
+        if self._paces and self.total:
+            left = Counter({self.unit: self.total - self.done - self._units_inside})
+            for step in (step for steps in self._requests.values() for step in steps.values()):
+                if step.unit != self.unit:
+                    left[step.unit] += step.total - step.done
+            paces = {unit: seconds / count for unit, (count, seconds) in self._paces.items()}
+            slowest = max(paces.values())
+            return sum(count * paces.get(unit, slowest) for unit, count in left.items()) / max(1, len(self._requests))
         share = self.share
         if share is None or share <= self._first_share:
             return None
@@ -160,6 +211,13 @@ class JobProgress(JobObserver):
         self._num_failed += 1
         self.note(f"{document} failed: {error}")
 
+    def stepped(self, request: str, step: Step) -> None:
+        self._work.step(request, step, self._clock() - self._start)
+        self._show()
+
+    def request_ended(self, request: str) -> None:
+        self._work.end_request(request)
+
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:  # noqa: ARG002
         self._depths.update(queue_depths)
         self._in_flight_bytes = in_flight_bytes
@@ -195,13 +253,17 @@ class JobProgress(JobObserver):
         parts = [
             self.elapsed,
             self.units,
-            self._detail,
+            self._newest,
             self._scored(),
             f"queued: {busy}" if busy else "",
             f"{megabytes(self._in_flight_bytes)} in flight" if self._in_flight_bytes else "",
             self.left,
         ]
         return " · ".join(part for part in parts if part)
+
+    @property
+    def _newest(self) -> str:
+        return self._detail or printable(self._work.inside)
 
     @property
     def share(self) -> float:
@@ -235,9 +297,10 @@ class JobProgress(JobObserver):
         return f"{verb} {counted(self._tokens[stage], 'token')} · {self._rates[stage].per_second():,.0f} tokens/s"
 
     def below_bar(self) -> Iterable[RenderableType]:
-        """Yield the renderables below the bar: the newest detail, and a table of stages for a job with segments."""
-        if self._detail:
-            yield Text(self._detail, overflow="ellipsis", no_wrap=True, style="dim")
+        """Yield the renderables below the bar: the newest detail or step, and for a job with segments a table of
+        stages."""
+        if self._newest:
+            yield Text(self._newest, overflow="ellipsis", no_wrap=True, style="dim")
         if not any(self._tokens.values()):
             return
         stages = Table(box=None, padding=(0, 2), header_style="dim")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from actors.monitoring.job_status import State
 from longmem.errors import LostClusterError, OutputError
 from longmem.runtime.executor import Completion, Stage
+from longmem.runtime.steps import Step
 from pipelines.job.event_log import EventLog, Level
 from pipelines.job.folder import LOG_FILE, STATUS_FILE, JobFolder
 from pipelines.job.observer import Observers
@@ -63,6 +64,10 @@ class JobReporter(Observers):
 
     def advanced(self, count: int = 1) -> None:
         super().advanced(count)
+        self._publish_if_due()
+
+    def stepped(self, request: str, step: Step) -> None:
+        super().stepped(request, step)
         self._publish_if_due()
 
     def turned(self) -> None:

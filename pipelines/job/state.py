@@ -13,6 +13,7 @@ from pathlib import Path
 from actors.monitoring.job_status import JobSnapshot, StageSnapshot, State
 from longmem.errors import CorruptionError, LongMemError
 from longmem.runtime.executor import STAGES, Completion, EncodeReceipt, EventKind, ExecutorEvent, Stage
+from longmem.runtime.steps import Step
 from longmem.system.redaction import redacted
 from longmem.types import PutReceipt, SegmentScore
 from pipelines.job.observer import JobObserver
@@ -57,6 +58,7 @@ class JobState(JobObserver):
         self._rates = {stage: TokenRate(clock) for stage in STAGES}
         self._documents: Counter[str] = Counter()
         self._work = WorkDone()
+        self._detail = ""
         self._stored: dict[str, array[int]] = {}
         """Bytes of each stored segment, by document."""
         self._stored_bytes = 0
@@ -131,6 +133,15 @@ class JobState(JobObserver):
     def advanced(self, count: int = 1) -> None:
         self._work.done += count
 
+    def detail(self, text: str) -> None:
+        self._detail = redacted(text)
+
+    def stepped(self, request: str, step: Step) -> None:
+        self._work.step(request, step, self._clock() - self._begun)
+
+    def request_ended(self, request: str) -> None:
+        self._work.end_request(request)
+
     def levels(self, queue_depths: Mapping[Stage, int], in_flight_bytes: int, lag_segments: int) -> None:
         self._queue_depths = queue_depths
         self._in_flight_bytes = in_flight_bytes
@@ -191,6 +202,7 @@ class JobState(JobObserver):
             unit=work.unit,
             units_done=work.done,
             units_total=work.total,
+            detail=self._detail or work.inside,
         )
 
     def _seconds_left(self, elapsed_s: float) -> float | None:

@@ -245,11 +245,12 @@ def _puts_together(costs: UnitCosts, cluster: Cluster, segment_s: np.ndarray) ->
     A commit takes the segments that arrive during the last commit and its pause. The model ignores that a store does
     not pause while readers are idle: it then does more work than predicted, but encoders limit the job.
     """
+    most = blocks_at_once(costs.block_bytes, PUT_SEGMENTS)
     if cluster.in_process:
-        return np.full(len(segment_s), float(blocks_at_once(costs.block_bytes, PUT_SEGMENTS)))
+        return np.full(len(segment_s), float(most))
     first_s, more_s = costs.put.wall_s, costs.put_more.wall_s
     room_s = np.maximum(segment_s - more_s, 1e-9)
-    together: np.ndarray = np.clip((first_s - more_s + pause_s(first_s)) / room_s, 1.0, PUT_SEGMENTS)
+    together: np.ndarray = np.clip((first_s - more_s + pause_s(first_s)) / room_s, 1.0, most)
     return together
 
 

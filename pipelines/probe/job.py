@@ -23,6 +23,7 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelDescription, ModelSource
 from longmem.runtime.executor import AbstractExecutor
 from longmem.runtime.requests import Request
+from longmem.runtime.steps import OnStep, Step, ignore_step
 from longmem.synthetic.answer_readings import AnswerReadings, AnswerToken, ReadPlace, ShownPlace
 from longmem.synthetic.pairs import PairPlan, pair_trials
 from longmem.synthetic.passkey import PasskeyPlan, check_length, passkey_trials
@@ -31,6 +32,7 @@ from longmem.text.documents import InputFile, UnreadableDocument
 from longmem.text.formats import read_file
 from longmem.text.language_reference import language_reference
 from longmem.text.opening import compression_of
+from longmem.wording import counted
 from pipelines.command.command_line import num_cores
 from pipelines.job.ask import RequestJob, ask_all, on_service
 from pipelines.job.executors import where
@@ -47,6 +49,8 @@ PART_S = 86_400.0
 """Timeout of one request (all questions about one memory) on a cluster, in seconds."""
 Plan = PasskeyPlan | PairPlan
 CONDITION = ("subject", "examples", "shots", "memory_tokens", "depth")
+UNIT = "questions"
+"""Unit of the job's progress, and of the steps of a request."""
 SHARES = ("greedy", "chosen", "read", "greedy_without", "chosen_without")
 Z = 1.959964
 """Normal quantile of a 95% interval."""
@@ -81,13 +85,29 @@ class ProbeRequest(Request):
     part: Plan
     keep_readings: bool = False
 
-    def answer(self, model: LongMem, windows: WindowCache) -> list[Trial]:  # noqa: ARG002
+    def answer(self, model: LongMem, windows: WindowCache) -> list[Trial]:
         """Return the trials. Raises ConfigError for an impossible plan, DocumentError, NumericError."""
-        trials = passkey_trials if isinstance(self.part, PasskeyPlan) else pair_trials
-        return list(trials(model, self.text, self.part, self.keep_readings))  # type: ignore[arg-type]
+        return self.answer_in_steps(model, windows, ignore_step)
+
+    def answer_in_steps(self, model: LongMem, windows: WindowCache, on_step: OnStep) -> list[Trial]:  # noqa: ARG002
+        """Return the trials, in steps of encoded segments and of answered questions. Raises what `answer` raises."""
+
+        def encoded(done: int, total: int) -> None:
+            on_step(Step("segments", "encoded", done, total))
+
+        trials_of = passkey_trials if isinstance(self.part, PasskeyPlan) else pair_trials
+        trials: list[Trial] = []
+        for trial in trials_of(model, self.text, self.part, self.keep_readings, encoded):  # type: ignore[arg-type]
+            trials.append(trial)
+            on_step(Step(UNIT, "answered", len(trials), num_trials(self.part)))
+        return trials
 
     def __str__(self) -> str:
-        return f"questions of {self.part}"
+        if isinstance(self.part, PasskeyPlan):
+            memory = " and ".join(counted(length, "token") for length in self.part.lengths)
+        else:
+            memory = " and ".join(counted(examples, "line") for examples in self.part.examples)
+        return f"{name_of(self.part)} with {memory} in memory"
 
 
 @dataclass(frozen=True)
@@ -173,7 +193,7 @@ class Probe(RequestJob[ProbeJob]):
             tokenizer_with_spans(spec.model, context.model.name, "--tokens")
         with ProbeJournal(self.out / JOURNAL) as journal:
             done = sum(len(trials) for trials in journal.trials.values())
-            context.observer.planned("questions", sum(map(num_trials, spec.plans)), done)
+            context.observer.planned(UNIT, sum(map(num_trials, spec.plans)), done)
 
             def answered(plan_and_part: tuple[int, int], trials: list[Trial], _busy_s: float) -> None:
                 journal.add(PartRecord(*plan_and_part, trials))

@@ -86,24 +86,28 @@ def _depths(conditions: list[dict[str, Any]]) -> dict[float, str]:
 
 def _lowest(passkey_rows: list[dict[str, Any]]) -> str:
     """Describe the condition with the lowest greedy share, or the share if it is constant."""
+    lengths, depths = ({row[name] for row in passkey_rows} for name in ("memory_tokens", "depth"))
     worst, best = (pick(passkey_rows, key=lambda row: row["greedy"]["value"]) for pick in (min, max))
     share = f"{worst['greedy']['value']:.0%}"
     if worst["greedy"]["value"] == best["greedy"]["value"]:
-        return f"{share} at every length and depth"
+        return f"{share} at every {' and '.join(['length'] * (len(lengths) > 1) + ['depth'] * (len(depths) > 1))}"
     depth = _depths(passkey_rows)[worst["depth"]]
     return f"lowest {share}, with {counted(worst['memory_tokens'], 'token')} of memory at depth {depth}"
 
 
 def charts(conditions: list[dict[str, Any]]) -> list[Chart]:
-    """Return a heat map of pass keys by depth and length, and curves for each kind of pairs, if tested."""
+    """Return a heat map of pass keys by depth and length, and curves for each kind of pairs.
+
+    A subject of one condition has no chart: it would repeat the tables.
+    """
     drawn = []
     passkeys = [row for row in conditions if row["subject"] == "passkey"]
-    if passkeys:
+    if len(passkeys) > 1:
         description = f"Share of greedy pass keys: {_lowest(passkeys)}."
         drawn.append(_chart("Pass keys by depth and length of memory", description, partial(_draw_heat, passkeys), "p"))
     for subject, title in PAIR_TITLES.items():
         rows = [row for row in conditions if row["subject"] == subject]
-        if rows:
+        if len(rows) > 1:
             best = max(rows, key=lambda row: (row["examples"], row["chosen"]["value"]))
             description = (
                 f"With {best['examples']:,} lines in memory and {best['shots']} in context "

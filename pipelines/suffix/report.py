@@ -72,19 +72,24 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
         summary=summary,
         titles=TITLES,
         verdict=" ".join(_verdict(summary, scoring) for scoring in ACCURACY),
-        charts={scoring: _chart(summary, scoring) for scoring in ACCURACY},
+        charts={scoring: accuracy_chart(summary["lengths"], summary["chance"], scoring) for scoring in ACCURACY},
         accuracy=ACCURACY,
     )
 
 
-def _chart(summary: dict[str, Any], scoring: str) -> Chart:
-    accuracy, last = ACCURACY[scoring], summary["lengths"][-1]
-    draw = partial(_draw_accuracy, summary["lengths"], summary["chance"], accuracy)
-    description = (
-        f"Accuracy by {scoring} and context length; at {counted(last['context_tokens'], 'token')} "
-        f"{percent(last['memory'][accuracy]['value'])} with memory, "
-        f"{percent(last['no_memory'][accuracy]['value'])} without."
-    )
+def accuracy_chart(lengths: list[dict[str, Any]], chance: float, scoring: str) -> Chart | None:
+    """Return accuracy by context length; None for one length, which the verdict and the table tell."""
+    if len(lengths) == 1:
+        return None
+    accuracy = ACCURACY[scoring]
+    said = [
+        f"at {counted(row['context_tokens'], 'token')} {percent(row['memory'][accuracy]['value'])} with memory, "
+        f"{percent(row['no_memory'][accuracy]['value'])} without"
+        for row in lengths[:-1]
+    ]
+    draw = partial(_draw_accuracy, lengths, chance, accuracy)
+    # the longest context is that of the verdict
+    description = f"Accuracy by {scoring} and context length: {'; '.join(said)}."
     wide, narrow = (
         svg(draw, inches, f"{scoring[0]}{name}") for inches, name in ((WIDE_INCHES, "w"), (NARROW_INCHES, "n"))
     )

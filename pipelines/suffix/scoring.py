@@ -113,7 +113,12 @@ def score_example(
     }
     # grouped by candidate, so that the backbone reads each once for all its views
     items = [
-        Item(f"{example.id} candidate {index}", np.concatenate([context[-num_local:], tokens]), num_local)
+        Item(
+            f"{example.id} candidate {index}",
+            np.concatenate([context[-num_local:], tokens]),
+            num_local,
+            continues=num_local < len(context),
+        )
         for index, tokens in enumerate(candidates)
         for num_local, _ in ways
     ]

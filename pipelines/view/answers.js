@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Panel of one question or example: its answers with and without memory, where the right one stands, and what the
+// Panel of one question or example: its answers with and without memory, where the right one is, and what the
 // tokens of an answer read.
 
 // all answers, with their log-probabilities and the choice of each way
@@ -26,7 +26,7 @@ function greedyTable(greedy, run) {
   return element("table", {}, element("tbody", {}, ...rows));
 }
 
-// where the right answer stands in the memory, and for which of its tokens that place was retrieved
+// where the right answer is in the memory, and for which of its tokens that place was retrieved
 function standing(found) {
   const { place } = found;
   const missed = found.found.filter((each) => !each).length;
@@ -36,7 +36,7 @@ function standing(found) {
   if (missed && missed < all) said = `The right place was not retrieved for ${number(missed)} of ${counted(all, "token")} of the answer.`;
   const inBlocks = found.blocks.length ? ` Every layer read ${found.blocks.some((each) => each.right) ? "a passage that holds the answer" : "other passages, without the answer"}.` : "";
   return [
-    element("h2", {}, `The answer stands at position ${number(place.position)} of the memory, ${counted(place.distance, "token")} back`),
+    element("h2", {}, `The answer is at position ${number(place.position)} of the memory, ${counted(place.distance, "token")} back`),
     element("span", { class: "quote", dir: "auto" }, `…${inOneLine(place.before)}`, element("mark", {}, inOneLine(place.text)), `${inOneLine(place.after)}…`),
     element("p", { class: "verdict standing" }, signOf(!missed), ` ${said}${inBlocks}`),
   ];

@@ -78,7 +78,7 @@ function itemLink(each) {
   const about = element("span", { class: "about" }, element("span", {}, "right: ", element("b", {}, shownText(each.gold))));
   about.append(element("span", {}, "LongMem: ", labelOf(each.longmem, each.right, none)));
   if (each.backbone_right !== null) about.append(element("span", {}, `${other}: `, labelOf(each.backbone, each.backbone_right, none)));
-  if (each.about) about.append(element("span", {}, shownText(each.about)));
+  if (each.about) about.append(element("span", { class: "condition" }, shownText(each.about)));
   const text = element("span", { class: "text", dir: "auto" }, inOneLine(each.text));
   return element("a", { href: address({ item: each.item }), "data-item": each.item, tabindex: -1 }, signOf(each.right), text, about);
 }

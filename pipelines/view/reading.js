@@ -44,7 +44,7 @@ function blockItem(block, link) {
   return element("li", {}, ...(href === null ? parts : [element("a", { href }, ...parts)]));
 }
 
-// everything of a token but the blocks; `where` says where it stands
+// everything of a token but the blocks; `where` says where it is
 function readingParts(token, run, where, link) {
   const gain = token.with - token.without;
   const rows = [row("with memory", token.with), row("without memory", token.without)];

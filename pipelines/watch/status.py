@@ -108,6 +108,8 @@ def render(jobs: list[JobStatus]) -> RenderableType:
 def _parts(job: JobStatus) -> list[RenderableType]:
     snapshot = job.snapshot
     parts: list[RenderableType] = [Text(_headline(job), style="bold"), Text(_units(snapshot))]
+    if snapshot.detail and snapshot.state == "running":
+        parts.append(Text(printable(snapshot.detail)))
     if snapshot.kind == "perplexity" or any(stage.segments for stage in snapshot.stages.values()):
         parts += [_stages(snapshot), Text(_levels(snapshot))]
     return [*parts, *_ends(job)]

@@ -86,6 +86,10 @@ def test_a_job_writes_every_cell_of_the_grid(icl: Callable[..., Outcome], tmp_pa
     outcome = icl(tmp_path / "a")
     assert outcome.code == 0, outcome.stderr
     assert "colours: accuracy of 10 items" in outcome.stdout
+    told = [line for line in outcome.stderr.splitlines() if "in memory" in line]
+    assert [re.sub(r"\d+ tokens", "N tokens", line) for line in told] == [
+        f"colours, seed {seed}: 20 demonstrations, N tokens in memory" for seed in (0, 1)
+    ]
     items = pq.read_table(tmp_path / "a" / "items.parquet").to_pylist()
     cells = {(row["seed"], row["shots"], row["memory_shots"]) for row in items}
     assert cells == {(seed, shots, memory) for seed in (0, 1) for shots in (0, 2) for memory in (0, 20)}

@@ -26,6 +26,7 @@ from longmem.errors import (
 from longmem.model.longmem import LongMem
 from longmem.model.source import describe
 from longmem.runtime.executor import Stage
+from longmem.runtime.steps import OnStep, ignore_step
 from longmem.scoring.generate import Sampling
 from longmem.scoring.text import TextScores
 from longmem.store.in_memory import InMemoryStore
@@ -198,8 +199,8 @@ async def test_no_more_is_in_flight_than_allowed(service: str, model: LongMem, m
             held.discard((segment.key, segment.index))
             super().release(segment)
 
-        def ask(self, request: Any) -> int:
-            texts.add(number := super().ask(request))
+        def ask(self, request: Any, on_step: OnStep = ignore_step) -> int:
+            texts.add(number := super().ask(request, on_step))
             peaks.append(len(held) + len(texts))
             return number
 

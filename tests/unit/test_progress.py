@@ -11,6 +11,7 @@ from rich.console import Console
 
 from longmem.errors import DocumentError
 from longmem.runtime.executor import Completion
+from longmem.runtime.steps import Step
 from longmem.stages import Stage
 from longmem.types import DocumentKey, Segment
 from pipelines.command.console import printable
@@ -166,6 +167,61 @@ def test_a_second_kind_of_work_has_a_pace_of_its_own() -> None:
     left = work.seconds_left(1010.0)
     assert left is not None
     assert round(left) == 40
+
+
+def segments(done: int) -> Step:
+    return Step("segments", "encoded", done, 10)
+
+
+def questions(done: int) -> Step:
+    return Step("questions", "answered", done, 20)
+
+
+def test_steps_inside_a_request_are_shown_with_the_time_left() -> None:
+    """10 segments of 6 s each, then 20 questions of 2 s each; the job has 40 questions."""
+    console, file = log_console()
+    clock = Clock()
+    with JobProgress(console, clock=clock) as progress:
+        progress.planned("questions", 40)
+        progress.stepped("a book", segments(0))
+        for done in range(1, 11):
+            clock.now += 6
+            progress.stepped("a book", segments(done))
+        # before there is a pace of questions, one takes as long as a segment
+        assert file.getvalue().splitlines()[1] == (
+            "0:00:06 · questions 0 of 40 (0%) · a book: 1 of 10 segments encoded · 0:04:54 left"
+        )
+        for done in range(1, 11):
+            clock.now += 2
+            progress.stepped("a book", questions(done))
+        assert file.getvalue().splitlines()[-1] == (
+            "0:01:18 · questions 0 of 40 (22%) · a book: 9 of 20 questions answered · 0:01:02 left"
+        )
+        clock.now += 20
+        progress.stepped("a book", questions(20))
+        progress.request_ended("a book")
+        progress.advanced(20)
+    assert file.getvalue().splitlines()[-1] == "0:01:40 · questions 20 of 40 (50%) · 0:00:40 left"
+
+
+def test_a_request_that_begins_anew_counts_its_work_again() -> None:
+    work = WorkDone()
+    work.plan("questions", 20, 0)
+    for second, step in enumerate([segments(0), segments(10), questions(5), segments(2), segments(4)]):
+        work.step("a book", step, 10.0 * second)
+    assert work.inside == "a book: 4 of 10 segments encoded"
+    # 12 segments in 20 s, 5 questions in 10 s: 6 segments and 20 questions are left
+    assert work.seconds_left(40.0) == 6 * 20 / 12 + 20 * 10 / 5
+
+
+def test_requests_that_run_side_by_side_share_the_time_left() -> None:
+    work = WorkDone()
+    work.plan("questions", 40, 0)
+    for second in range(3):
+        for request in "ab":
+            work.step(request, questions(second), 10.0 * second)
+    assert work.seconds_left(20.0) == 36 * 10 / 2
+    assert work.share == 0.1
 
 
 def test_failures_queues_and_bytes_are_shown() -> None:

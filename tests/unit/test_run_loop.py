@@ -12,6 +12,7 @@ from longmem.runtime.executor import AbstractExecutor, Answer, Completion, Execu
 from longmem.runtime.requests import Request
 from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.runtime.steps import OnStep, ignore_step
 from longmem.stages import Stage
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
@@ -54,7 +55,7 @@ class ListExecutor(AbstractExecutor):
     def describe(self) -> ModelDescription:
         raise AssertionError("a loop asks for no model")
 
-    def ask(self, request: Request) -> int:
+    def ask(self, request: Request, on_step: OnStep = ignore_step) -> int:
         raise AssertionError(f"a loop asks nothing: {request}")
 
     def answers(self) -> list[Answer]:

@@ -4,9 +4,11 @@
 from collections import deque
 from dataclasses import dataclass
 from math import inf
+from types import SimpleNamespace
 
 import pytest
 
+from actors.executor.model_check import ModelCheck
 from actors.executor.routing import Router
 from actors.executor.tasks import SegmentTask, Task
 from actors.executor.write_batcher import MOST_WAIT_S, PAUSE, PutBatch, WriteBatcher
@@ -39,7 +41,8 @@ class Stores:
         self.clock = Clock()
         self.waiting: deque[Task] = deque()
         nobody = ActorPool([], [])
-        self.batcher = WriteBatcher(Router(Workers(nobody, stores, nobody)), self.clock)
+        self.model = ModelCheck()
+        self.batcher = WriteBatcher(Router(Workers(nobody, stores, nobody)), self.clock, self.model)
 
     def wait(self, document: str, count: int, exclusive: tuple[int, ...] = ()) -> None:
         for segment in segments_of(document, count):
@@ -126,6 +129,22 @@ def test_what_does_not_fill_a_group_waits_behind_those_that_go(may_wait: bool) -
     assert stores.taken(may_wait) == [list(range(PUT_SEGMENTS))]
     assert len(stores.waiting) == 1
     assert stores.batcher.wait_s == inf
+
+
+@pytest.mark.parametrize(
+    ("kilobytes_per_token", "groups"),
+    # 4,096 tokens of 8 MB: eight blocks are 64 MB; of 24 and 96 MB: two fit into 64 MiB, and one always does
+    [(2, [[*range(8)], [8]]), (6, [[0, 1], [2, 3], [4, 5], [6, 7], [8]]), (24, [[each] for each in range(9)])],
+)
+def test_a_group_is_bounded_by_bytes(kilobytes_per_token: int, groups: list[list[int]]) -> None:
+    stores = Stores()
+    stores.model("encode", SimpleNamespace(fingerprint=SimpleNamespace(block_bytes=4096 * 1000 * kilobytes_per_token)))
+    stores.wait("a", 9)
+    taken = stores.taken(may_wait=False)
+    while stores.waiting:
+        stores.committed(busy_s=0.0)
+        taken += stores.taken(may_wait=False)
+    assert taken == groups
 
 
 def test_a_full_group_does_not_wait() -> None:

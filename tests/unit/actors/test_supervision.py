@@ -12,6 +12,7 @@ import pytest
 
 import actors.executor.health
 from actors.executor.health import ORPHAN_S, Supervisor
+from actors.executor.tasks import RequestTask
 from actors.executor.timeouts import Timeouts
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import ActorPool, PoolWorker
@@ -19,6 +20,7 @@ from actors.workers.running import Ticket
 from actors.workers.store import StorePool
 from longmem.errors import ClusterError, ConfigError
 from longmem.runtime.executor import Stage
+from longmem.runtime.steps import Step
 
 
 class Call:
@@ -152,6 +154,29 @@ def test_supervision_answer_handled_late_is_no_evidence_of_now(
     seen.running = running
     assert seen.after(1) == []
     assert seen.after(5) == ["killed"]
+
+
+def test_a_step_of_a_running_request_reaches_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, steps = watch(monkeypatch, Timeouts()), list[Step]()
+    tasks = [RequestTask("encode", number, SimpleNamespace(), steps.append) for number in (1, 2)]  # type: ignore[arg-type]
+    for number, task in enumerate(tasks, 1):
+        task.ticket = Ticket("mine", number, 30)
+    seen.worker().tasks = list(tasks)
+    step = Step("segments", "encoded", 3, 8)
+    for running in (tasks[0].ticket, Ticket("other", 1, 30, step), Ticket("mine", 1, 30, step)):
+        assert steps == []
+        seen.running = running
+        seen.after(5)
+    assert steps == [step]
+
+
+def test_a_step_does_not_extend_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch, Timeouts())
+    seen.worker().tasks = [SimpleNamespace(ticket=None)]
+    for done in range(5):
+        seen.running = Ticket("mine", 1, 21, Step("segments", "encoded", done, 8))
+        assert seen.after(5) == []
+    assert seen.after(6) == ["killed"]
 
 
 def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,12 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import REFERENCE_MODEL
 from longmem.scoring.generate import Decoder, Sampling, decode
 from longmem.scoring.text import score_sequence
+from longmem.sidenet.block_choice import Asking
 from longmem.store.config import MemoryStore
 from longmem.testing import small_longmem
 from longmem.text.language_reference import language_reference
 from longmem.types import Segment
+from tests.inputs import ALL_LAYERS
 
 SEGMENT_TOKENS = 32
 LONG = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse"
@@ -245,6 +247,37 @@ def test_a_long_context_after_a_document_is_what_score_reads(make: Make, store: 
     last = expected[1].logprobs.sum()
     ours = model._loglikelihood_tokens([(None, tokens[: SEGMENT_TOKENS + 1], tokens[SEGMENT_TOKENS + 1 :])], True)
     assert ours[0][0] == pytest.approx(last, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_prompt_continues_the_memory_only_where_it_was_cut_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bos: bool
+) -> None:
+    """Check the choice of blocks: prompts that fit a segment, with a start token and without one, and longer ones."""
+    sizes = {"segment_tokens": SEGMENT_TOKENS, "memory_tokens": 256}
+    small_longmem(tmp_path, **ALL_LAYERS, **sizes).save_pretrained(tmp_path / "model")
+    with MemoryStore.open(str(tmp_path / "memory.lance")) as store:
+        LongMem.from_pretrained(tmp_path / "model").score(LONG, store.document("book"))
+    seen: list[bool] = []
+    prompt = Asking.prompt
+
+    def watched(*given: Any, continues: bool) -> Asking:
+        seen.append(continues)
+        return prompt(*given, continues=continues)
+
+    monkeypatch.setattr(Asking, "prompt", watched)
+    model = HarnessModel(
+        str(tmp_path / "model"), store=str(tmp_path / "memory.lance"), document="book", add_bos_token=bos
+    )
+    arguments = {"until": [], "max_gen_toks": 2}
+    for context, cut in (("Call me", False), (LONG, True)):
+        for kind, request in (("loglikelihood", (context, " x")), ("generate_until", (context, arguments))):
+            asked(model, kind, [request])
+            assert set(seen) == {cut}, (kind, context)
+            seen.clear()
+    # a whole text follows the document, whose end asks: before its first token nothing else is known
+    asked(model, "loglikelihood_rolling", [(LONG,)])
+    assert seen == []
 
 
 # --- the harness around it -------------------------------------------------------------------------------------------

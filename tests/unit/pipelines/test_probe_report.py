@@ -27,6 +27,19 @@ def test_the_worst_place_of_pass_keys_is_named_if_there_is_one(shares: tuple[flo
     assert chart.description == words
 
 
+@pytest.mark.parametrize(
+    ("cells", "where"),
+    [(((4096, 0.0), (4096, 1.0)), "depth"), (((4096, 0.5), (8192, 0.5)), "length")],
+)
+def test_what_was_not_varied_is_not_named(cells: tuple[tuple[int, float], ...], where: str) -> None:
+    (chart,) = charts([pass_key(*cell, 0.4) for cell in cells])
+    assert chart.description == f"Share of greedy pass keys: 40% at every {where}."
+
+
+def test_a_subject_of_one_condition_has_no_chart_that_repeats_it() -> None:
+    assert charts([pass_key(4096, 0.5, 1.0), {"subject": "lookup"}]) == []
+
+
 def test_depths_that_round_to_one_per_cent_are_told_apart() -> None:
     rows = [pass_key(4096, depth, share) for depth, share in ((0.25, 1.0), (0.251, 0.4), (0.254, 0.6))]
     (chart,) = charts(rows)

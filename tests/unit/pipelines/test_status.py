@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from longmem.errors import OutputError
+from longmem.runtime.steps import Step
 from pipelines.cli import app
 from pipelines.job.folder import STATUS_FILE, JobFolder
 from pipelines.job.reporter import JobReporter
@@ -115,6 +116,13 @@ def test_status_written_before_jobs_had_units_counts_documents(running: JobRepor
 def test_status_says_what_is_planned_before_the_first_unit_ends(running: JobReporter, tmp_path: Path) -> None:
     running.planned("examples", 60, 2)
     assert "examples 2 of 60 done" in shown(tmp_path, 3)
+
+
+def test_status_shows_the_steps_of_a_request_while_it_runs(running: JobReporter, tmp_path: Path) -> None:
+    running.planned("questions", 60)
+    running.stepped("a book", Step("segments", "encoded", 12, 256))
+    running.planned("questions", 60)
+    assert "a book: 12 of 256 segments encoded" in shown(tmp_path, 3)
 
 
 def test_a_job_that_scores_no_segments_shows_no_such_stage(running: JobReporter, tmp_path: Path) -> None:

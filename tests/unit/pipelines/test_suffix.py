@@ -17,6 +17,7 @@ from longmem.model.longmem import LongMem
 from longmem.types import DocumentKey, Segment
 from pipelines.suffix.data import SuffixExample, read_examples
 from pipelines.suffix.figures import chance, figures_by_length, is_correct, mean_interval
+from pipelines.suffix.report import accuracy_chart
 from pipelines.suffix.scoring import SuffixLengths, SuffixScore, score_example
 
 OURS = {"id": "a", "book": "b", "prefix": "It was", "candidates": ["one", "two", "three"], "label": 2}
@@ -140,6 +141,24 @@ def test_figures_by_hand() -> None:
     assert chance(scores) == 0.5
     longer = figures_by_length([*scores, scored([1, 2], [1, 2], context_tokens=128)])
     assert [each.context_tokens for each in longer] == [128, 512]
+
+
+def test_the_chart_repeats_no_finding() -> None:
+    def figures(context_tokens: int, with_memory: float, without: float) -> dict[str, Any]:
+        none = {"low": None, "high": None}
+        ways = {"memory": with_memory, "no_memory": without, "backbone": without}
+        return {"context_tokens": context_tokens} | {
+            way: {"accuracy": {"value": value, **none}} for way, value in ways.items()
+        }
+
+    one, two = figures(512, 0.25, 0.5), figures(1024, 0.75, 0.5)
+    assert accuracy_chart([one], 0.2, "probability") is None
+    chart = accuracy_chart([one, two], 0.2, "probability")
+    assert chart is not None
+    assert (
+        chart.description
+        == "Accuracy by probability and context length: at 512 tokens 25.0% with memory, 50.0% without."
+    )
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say() -> None:

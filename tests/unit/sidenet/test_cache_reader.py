@@ -326,8 +326,8 @@ def _prompts(model: LongMem) -> list[np.ndarray]:
     return [first, np.concatenate([first[:7], third[7:]]), second]
 
 
-@pytest.mark.parametrize("begins", [False, True])
-def test_what_is_read_for_a_prompt_equals_plain_attention(tmp_path: Path, begins: bool) -> None:
+@pytest.mark.parametrize(("begins", "continues"), [(False, False), (False, True), (True, False)])
+def test_what_is_read_for_a_prompt_equals_plain_attention(tmp_path: Path, begins: bool, continues: bool) -> None:
     """A prompt that begins with the start token has the memory between it and its other tokens."""
     from longmem.scoring.batch import Item, score_items
 
@@ -338,12 +338,12 @@ def test_what_is_read_for_a_prompt_equals_plain_attention(tmp_path: Path, begins
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
     start = segments[0].tokens[:begins]
     texts = _prompts(model)
-    items = [Item("text", np.concatenate([start, tokens]), len(start) + 7) for tokens in texts]
+    items = [Item("text", np.concatenate([start, tokens]), len(start) + 7, continues=continues) for tokens in texts]
     chosen = []
     for tokens, score in zip(texts, score_items(model, items, [view] * 3, keep_readings=True), strict=True):
         own = torch.tensor(tokens.astype(np.int64))[None]
         keys = model.key_space.transform(model.searched(model.run_backbone(own[:, :7]).keys)[0])
-        places = tokens_to_read(view, model.config, Asking.prompt(own[0, :7], keys, continues=not begins))
+        places = tokens_to_read(view, model.config, Asking.prompt(own[0, :7], keys, continues=continues))
         assert places is not None
         chosen.append(places.tolist())
         with torch.no_grad():
@@ -418,7 +418,7 @@ def test_decoding_step_by_step_gives_the_scores(tmp_path: Path) -> None:
 def test_items_that_begin_with_the_sink_have_their_memory_behind_it(tmp_path: Path) -> None:
     from longmem.scoring.batch import Item, score_items
 
-    # the near past alone: its place among older blocks depends on the start token
+    # the near past alone: the start token, which asks for nothing, chooses no block
     model = open_model(tmp_path, copy_head=False, read_blocks=0)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[4]
     tokens = sequence_of(model, seed=3)[:9]
