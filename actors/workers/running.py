@@ -71,7 +71,7 @@ class RunningTask:
             record[0] = EMPTY
 
     def stepped(self, step: Step) -> None:
-        """Tell those who ask for the running task of a step in it."""
+        """Add a step to the running task, where liveness checks read it."""
         assert self.ticket is not None, f"{step} of no task"
         self.ticket = replace(self.ticket, step=step)
 

@@ -196,8 +196,7 @@ def headline_rows(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(task: dict[str, Any]) -> str:
-    """Return one sentence that compares results with memory to those without, beyond the finding; empty if it has said
-    all."""
+    """Return one sentence that compares results with memory to those without; empty where the finding says all."""
     metric, scoring = headline(task)
     scoring = scoring if metric == "accuracy" else metric
     with_memory = [

@@ -52,7 +52,7 @@ class JobObserver:
         """Called several times a second by a job of requests, which has no levels to report."""
 
     def stepped(self, request: str, step: Step) -> None:
-        """Handle a step inside a running request, which tells its own work of one kind so far."""
+        """Handle a step inside a running request: its work of one kind so far."""
 
     def request_ended(self, request: str) -> None:
         """Handle the end of a request, whose steps count no more: its units are those of `advanced`."""

@@ -78,7 +78,7 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
 
 
 def accuracy_chart(lengths: list[dict[str, Any]], chance: float, scoring: str) -> Chart | None:
-    """Return accuracy by context length; None for one length, which the verdict and the table tell."""
+    """Return accuracy by context length; None for one length, which is in the verdict and the table."""
     if len(lengths) == 1:
         return None
     accuracy = ACCURACY[scoring]
