@@ -3,6 +3,9 @@
 
 LanceDB's exceptions, whose types are unspecific, become StoreError if the storage cannot be used, and CorruptionError
 if stored bytes cannot be read.
+
+LanceDB is imported with the first connection, because that takes a quarter of the start of a job. A new local store
+connects at its first put, which a job in one process makes next to the model.
 """
 
 import errno
@@ -20,7 +23,6 @@ from secrets import token_hex
 from threading import RLock
 from typing import Any, NamedTuple
 
-import lancedb
 import pyarrow as pa
 
 from longmem.errors import CorruptionError, StoreError
@@ -82,7 +84,8 @@ class LanceDatabase:
         """Tables known to have their primary key, which Lance never removes."""
         self._lock = RLock()
         self._connection: Any = None
-        self._session = _shared_session()
+        self._session: Any = None
+        """Cache of metadata; None before the first connection, which takes that of the process."""
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{uri} is a file; a memory store is a folder: choose another path")
 
@@ -285,6 +288,9 @@ class LanceDatabase:
         """Return the connection; None while the folder does not exist, because reads must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
+                import lancedb
+
+                self._session = _shared_session() if self._session is None else self._session
                 self._connection = lancedb.connect(
                     self.uri, read_consistency_interval=timedelta(0), session=self._session
                 )
@@ -322,6 +328,8 @@ def _shared_session() -> Any:
 
 
 def _new_session() -> Any:
+    import lancedb
+
     return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 
