@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter of LanceDB with the operations that the store needs; the only module that imports lancedb.
+"""Adapter of LanceDB with the operations that the store needs; the only module that imports lancedb, when it connects.
 
 LanceDB's exceptions, whose types are unspecific, become StoreError if the storage cannot be used, and CorruptionError
 if stored bytes cannot be read.
-
-LanceDB is imported with the first connection, because that takes a quarter of the start of a job. A new local store
-connects at its first put, which a job in one process makes next to the model.
 """
 
 import errno
@@ -85,7 +82,6 @@ class LanceDatabase:
         self._lock = RLock()
         self._connection: Any = None
         self._session: Any = None
-        """Cache of metadata; None before the first connection, which takes that of the process."""
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{uri} is a file; a memory store is a folder: choose another path")
 
@@ -288,11 +284,10 @@ class LanceDatabase:
         """Return the connection; None while the folder does not exist, because reads must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
-                import lancedb
+                import lancedb  # a quarter of the start of a job; a new store connects at its first put
 
-                self._session = _shared_session() if self._session is None else self._session
                 self._connection = lancedb.connect(
-                    self.uri, read_consistency_interval=timedelta(0), session=self._session
+                    self.uri, read_consistency_interval=timedelta(0), session=self._session or _shared_session()
                 )
             return self._connection
 
