@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import lancedb  # noqa: F401 - else each process loads it at its first put, when it should race
+
 from longmem.errors import LongMemError
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import MemoryStore

@@ -330,7 +330,7 @@ def gpu(
 
 @app.command()
 def startup(repeats: Repeats = REPEATS, out: Out = RESULTS) -> None:
-    """Seconds that short commands take from a new process to its end; half a minute."""
+    """Seconds that short commands, and a job of one segment, take from a new process to its end; minutes."""
     from benchmarks.speed import startup as benchmark
 
     _finish(out / "startup", [benchmark.startup(repeats)])

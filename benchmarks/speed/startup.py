@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start-up of the command line: seconds from a new process to its end, for commands that have little to do."""
+"""Start-up of the command line: seconds from a new process to its end, for commands that have little to do.
+
+The longest is a job of one segment, in one process: most of it are the imports before its first score.
+"""
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
+from shutil import rmtree
 from subprocess import DEVNULL, run
 from tempfile import TemporaryDirectory
 from time import perf_counter, time
@@ -23,6 +27,8 @@ from pipelines.job.output import write_json
 
 ROOT = Path(__file__).parents[2]
 FLOOR = "python -c pass"
+JOB = "whole-job"
+"""Output folder of the job, new in each round."""
 PROGRAM = (sys.executable, "-c", "from pipelines.cli import main; main()")
 
 
@@ -40,12 +46,14 @@ def startup(repeats: int) -> SpeedTable:
             "status --out DIR": ("status", "--out", str(_write_status(folder / "job"))),
             "memory ls": ("memory", "ls", "--store", str(_write_store(folder / "memory.lance"))),
             "perplexity, missing input": ("perplexity", str(folder / "missing.txt"), "--out", str(folder / "out")),
+            "perplexity, one segment": (*_job_of_one_segment(folder), "--out", str(folder / JOB)),
         }
         cases = {FLOOR: (sys.executable, "-c", "pass"), **{key: (*PROGRAM, *given) for key, given in commands.items()}}
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         runs: dict[str, list[tuple[float, float]]] = {key: [] for key in cases}
         for turn in range(repeats + 1):
             for key, command in cases.items():
+                rmtree(folder / JOB, ignore_errors=True)
                 measured = _measure(command, folder, environment, 2 if "missing" in key else 0)
                 if turn:
                     runs[key].append(measured)
@@ -63,6 +71,13 @@ def _measure(
     if done.returncode != exit_code:
         raise RuntimeError(f"{command} ended with exit code {done.returncode}")
     return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _job_of_one_segment(folder: Path) -> tuple[str, ...]:
+    """Write a text that is shorter than a segment, and return the command that scores it with the reference model."""
+    text = folder / "text.txt"
+    text.write_text("Call me Ishmael. Some years ago I went to sea.\n", encoding="utf-8")
+    return ("perplexity", str(text), "--address", "none", "--threads", "1")
 
 
 def _write_status(folder: Path) -> Path:

@@ -4,6 +4,7 @@
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
 """
 
+import gc
 import json
 import os
 import shlex
@@ -182,6 +183,22 @@ def check_model(model: str | None) -> None:
     """
     if model is not None:
         check_source(local_or_hub(model))
+
+
+@contextmanager
+def loading(console: Console) -> Iterator[None]:
+    """Print the first line of a command that works with a model, for the block of its imports, which take seconds.
+
+    The garbage collector waits meanwhile, and leaves out what was loaded from then on: modules stay, and its search
+    through them takes a fifth of the imports.
+    """
+    console.print("starting: torch and other libraries are loaded", soft_wrap=True)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def check_device(device: str) -> None:

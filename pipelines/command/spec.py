@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -54,12 +55,17 @@ def command(spec: type[CommandSpec]) -> Callable[..., None]:
     """
 
     def run_spec(context: typer.Context, **values: Any) -> None:
+        # the script gives the time at which it began, before it imported this
+        begun_s = monotonic() if context.obj is None else context.obj
         sources = {name: context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
         made = spec(given=given, **values)
         # errors are printed by a quiet command too
         with exit_codes(open_console(stderr=True), made.resumable_folder):
-            code = made.run(open_console(stderr=True, detail=made.detail))
+            console = open_console(stderr=True, detail=made.detail)
+            code = made.run(console)
+            if made.resumable_folder is not None:
+                console.print(f"the command took {monotonic() - begun_s:,.1f} s, start-up included", soft_wrap=True)
         if code:
             raise typer.Exit(code)
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import check_model, command_text, local_or_hub, parse_settings, show_summary
+from pipelines.command.command_line import (
+    check_model,
+    command_text,
+    loading,
+    local_or_hub,
+    parse_settings,
+    show_summary,
+)
 from pipelines.command.fields import (
     REQUIRED,
     choice_field,
@@ -59,9 +66,10 @@ class FitSpec(
         if not self.resume:
             check_model(self.model)
             self.check_data()
-        from longmem.model.source import REFERENCE_MODEL, ModelSource
-        from longmem.training.copy_head_fit import CopyFitConfig
-        from pipelines.fit.job import MODEL_FOLDER, FitJob, run_fit
+        with loading(console):
+            from longmem.model.source import REFERENCE_MODEL, ModelSource
+            from longmem.training.copy_head_fit import CopyFitConfig
+            from pipelines.fit.job import MODEL_FOLDER, FitJob, run_fit
 
         job = from_options(
             FitJob,

@@ -8,7 +8,6 @@ from typing import Any
 
 from longmem.wording import counted
 from pipelines.html.page import REPORT_NAME, write_page
-from pipelines.icl.charts import shots_chart
 from pipelines.icl.results import AnsweredItem
 from pipelines.job.format import FILTERS, NOTHING, percent, percentage_points
 
@@ -40,6 +39,9 @@ def write_report(folder: Path, summary: dict[str, Any], items: Mapping[str, Sequ
 
     Raises OutputError.
     """
+    # only now: it loads matplotlib, and the console takes sentences from here
+    from pipelines.icl.charts import shots_chart
+
     return write_page(
         folder / REPORT_NAME,
         Path(__file__).parent,

@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 
 from longmem.config import DemonstrationChoice
-from pipelines.command.command_line import check_model, command_text, parse_numbers, show_summary
+from pipelines.command.command_line import check_model, command_text, loading, parse_numbers, show_summary
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
     MEMORY_STORE,
@@ -97,9 +97,10 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         self.check_resume()
         if not self.resume:
             check_model(self.model)
-        from pipelines.icl.console import print_result
-        from pipelines.icl.job import IclJob, run_icl
-        from pipelines.icl.task import load_task
+        with loading(console):
+            from pipelines.icl.console import print_result
+            from pipelines.icl.job import IclJob, run_icl
+            from pipelines.icl.task import load_task
 
         source = self.source(
             console, on_gpu=self.gpus > 0, resumed=self.resumed_folder, on_service=self.service is not None

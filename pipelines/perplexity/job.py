@@ -36,7 +36,6 @@ from pipelines.job.spec import AbstractJob, JobContext, Tell
 from pipelines.job.work_slices import Slices
 from pipelines.perplexity.inputs import JobDocuments
 from pipelines.perplexity.journal import Journal
-from pipelines.perplexity.report import write_report
 from pipelines.perplexity.run import PerplexityRun, RunTotals, StageTotals
 from pipelines.perplexity.summary import summarise
 from pipelines.perplexity.tables import GROUP_ROWS, documents_table, segments_table, tables_of_tokens
@@ -344,6 +343,9 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             tables |= tables_of_tokens(segments, windows, context.tell)
         for name, table in tables.items():
             context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS.get(name))
+        # only now: it loads matplotlib, a tenth of what a job imports
+        from pipelines.perplexity.report import write_report
+
         write_report(self.out, summary, tables["documents"], tables["segments"])
         return summary
 

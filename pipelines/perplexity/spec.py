@@ -9,7 +9,14 @@ from rich.console import Console
 from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
-from pipelines.command.command_line import EXIT_FAILED_DOCUMENTS, check_inputs, check_model, command_text, show_summary
+from pipelines.command.command_line import (
+    EXIT_FAILED_DOCUMENTS,
+    check_inputs,
+    check_model,
+    command_text,
+    loading,
+    show_summary,
+)
 from pipelines.command.dataset_options import DatasetOptions
 from pipelines.command.fields import (
     DECIDED_BY_SERVICE,
@@ -110,8 +117,9 @@ class PerplexitySpec(
         if not self.resume:
             check_model(self.model)
         check_inputs(*self.inputs or ())
-        from pipelines.perplexity.console import print_result
-        from pipelines.perplexity.job import run_job
+        with loading(console):
+            from pipelines.perplexity.console import print_result
+            from pipelines.perplexity.job import run_job
 
         job = self.job(console)
         summary = run_job(job, console)

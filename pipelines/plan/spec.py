@@ -9,7 +9,7 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
-from pipelines.command.command_line import check_inputs, check_model, local_inputs, num_cores
+from pipelines.command.command_line import check_inputs, check_model, loading, local_inputs, num_cores
 from pipelines.command.console import open_console, say_json
 from pipelines.command.fields import (
     choice_field,
@@ -72,10 +72,11 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
         self._refuse_contradictions()
         check_model(self.model)
         check_inputs(*self.inputs or ())
-        from pipelines.doctor.machine import usable_cores
-        from pipelines.plan import console as plan_view
-        from pipelines.plan.predict import predict, suggest
-        from pipelines.plan.workload import Cluster, Workload
+        with loading(console):
+            from pipelines.doctor.machine import usable_cores
+            from pipelines.plan import console as plan_view
+            from pipelines.plan.predict import predict, suggest
+            from pipelines.plan.workload import Cluster, Workload
 
         in_process = self.address == "none"
         source = self.source(console)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import command_text, num_cores, show_summary
+from pipelines.command.command_line import command_text, loading, num_cores, show_summary
 from pipelines.command.fields import (
     REQUIRED,
     OptionMark,
@@ -78,8 +78,9 @@ class PretrainSpec(TrackOption, TrainingRunOptions, CommandSpec):
         self.check_track()
         if not self.resume:
             self.check_data()
-        from pipelines.pretrain.job import PretrainingJob
-        from pipelines.pretrain.run import run_pretraining
+        with loading(console):
+            from pipelines.pretrain.job import PretrainingJob
+            from pipelines.pretrain.run import run_pretraining
 
         job = from_options(
             PretrainingJob,

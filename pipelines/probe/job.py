@@ -42,7 +42,6 @@ from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext
 from pipelines.job.summary import about
-from pipelines.probe.report import write_probe_report
 from pipelines.probe.tables import GROUP_ROWS, readings_table, trials_table
 
 PART_S = 86_400.0
@@ -209,6 +208,9 @@ class Probe(RequestJob[ProbeJob]):
         context.folder.write_table("trials.parquet", trials_table(trials))
         if spec.keep_tokens:
             context.folder.write_table("readings.parquet", readings_table(trials), GROUP_ROWS)
+        # only now: it loads matplotlib
+        from pipelines.probe.report import write_probe_report
+
         write_probe_report(context.folder, summary, trials)
         return summary
 

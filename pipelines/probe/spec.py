@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from rich.console import Console
 
-from pipelines.command.command_line import check_model, command_text, parse_numbers, show_summary
+from pipelines.command.command_line import check_model, command_text, loading, parse_numbers, show_summary
 from pipelines.command.fields import (
     WORKERS,
     choice_field,
@@ -67,8 +67,9 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
         self.check_resume()
         if not self.resume:
             check_model(self.model)
-        from pipelines.probe.console import print_trials
-        from pipelines.probe.job import ProbeJob, run_probe
+        with loading(console):
+            from pipelines.probe.console import print_trials
+            from pipelines.probe.job import ProbeJob, run_probe
 
         source = self.source(
             console, on_gpu=self.gpus > 0, resumed=self.resumed_folder, on_service=self.service is not None

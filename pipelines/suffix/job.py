@@ -30,7 +30,6 @@ from pipelines.job.spec import JobContext
 from pipelines.job.summary import about
 from pipelines.suffix.data import SuffixExample, read_examples
 from pipelines.suffix.figures import SCORINGS, chance, figures_by_length
-from pipelines.suffix.report import write_suffix_report
 from pipelines.suffix.scoring import CandidateReadings, SuffixLengths, SuffixScore, score_example
 from pipelines.suffix.tables import GROUP_ROWS, items_table, readings_table, texts_table
 
@@ -168,6 +167,9 @@ class Suffix(RequestJob[SuffixJob]):
             }
             for name, table in tables.items():
                 context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS[name])
+        # only now: it loads matplotlib
+        from pipelines.suffix.report import write_suffix_report
+
         write_suffix_report(self.out, summary)
         return summary
 

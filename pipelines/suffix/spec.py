@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.command.command_line import check_model, command_text, parse_numbers, show_summary
+from pipelines.command.command_line import check_model, command_text, loading, parse_numbers, show_summary
 from pipelines.command.fields import (
     REQUIRED,
     WORKERS,
@@ -52,9 +52,9 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
         self.check_resume()
         if not self.resume:
             check_model(self.model)
-        from pipelines.suffix.job import SuffixJob, run_suffix
-        from pipelines.suffix.report import print_suffix_result
-        from pipelines.suffix.scoring import SuffixLengths
+        with loading(console):
+            from pipelines.suffix.job import SuffixJob, run_suffix
+            from pipelines.suffix.scoring import SuffixLengths
 
         lengths = parse_numbers(self.context_tokens, int, "--context-tokens must be numbers with commas between them,")
         source = self.source(
@@ -74,6 +74,9 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
             command=command_text(),
         )
         summary = run_suffix(job, console)
+        # only now: it loads matplotlib
+        from pipelines.suffix.report import print_suffix_result
+
         show_summary(summary, job.out, self.as_json, lambda console: print_suffix_result(console, summary, job.out))
 
 

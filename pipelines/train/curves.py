@@ -7,9 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from longmem.training.trainer import StepResult
 from pipelines.job.output import GrowingFile, write_bytes, write_text
 from pipelines.tracking.tracker import NO_TRACKING, Tracking
@@ -64,6 +61,10 @@ class CurveFiles:
 
     def draw(self) -> None:
         """Write `curves.png`: training loss and validation perplexities."""
+        # only now: matplotlib takes a tenth of what a job imports
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         steps, validations = self._read("curve.csv"), self._read("validation.csv")
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)

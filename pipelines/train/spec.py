@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pipelines.command.choices import ComputeDtype
-from pipelines.command.command_line import check_model, command_text, local_or_hub, parse_settings, show_summary
+from pipelines.command.command_line import (
+    check_model,
+    command_text,
+    loading,
+    local_or_hub,
+    parse_settings,
+    show_summary,
+)
 from pipelines.command.fields import (
     MODEL_SETTING,
     REQUIRED,
@@ -119,9 +126,10 @@ class TrainSpec(TrackOption, WorkerThreads, TrainedModelOptions, TrainingRunOpti
         if not self.resume:
             check_model(self.backbone)
             self.check_data()
-        from longmem.training.config import TrainingConfig
-        from longmem.training.worker import TrainingTask
-        from pipelines.train.job import TrainingJob, run_training
+        with loading(console):
+            from longmem.training.config import TrainingConfig
+            from longmem.training.worker import TrainingTask
+            from pipelines.train.job import TrainingJob, run_training
 
         task = TrainingTask(
             model=self.source(self.device),

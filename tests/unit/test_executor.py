@@ -7,6 +7,7 @@ from mmap import mmap
 from pathlib import Path
 from threading import Event
 
+import lancedb  # noqa: F401 - else the first put loads it, and the puts of these tests have time limits
 import numpy as np
 import pytest
 

@@ -262,6 +262,9 @@ class LanceReader(AbstractMemoryStore):
 
     def _rows(self, where: str | None = None) -> list[dict[str, Any]]:
         """Return complete catalogue rows, one per block, by segment."""
+        if not self._is_there():
+            # to make an empty table, pyarrow imports pandas where that is installed
+            return []
         return once_each(self._catalogue(where).sort_by("segment").to_pylist())
 
     def _payload_tables(self, where: str | None = None) -> set[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter of LanceDB with the operations that the store needs; the only module that imports lancedb.
+"""Adapter of LanceDB with the operations that the store needs; the only module that imports lancedb, when it connects.
 
 LanceDB's exceptions, whose types are unspecific, become StoreError if the storage cannot be used, and CorruptionError
 if stored bytes cannot be read.
@@ -20,7 +20,6 @@ from secrets import token_hex
 from threading import RLock
 from typing import Any, NamedTuple
 
-import lancedb
 import pyarrow as pa
 
 from longmem.errors import CorruptionError, StoreError
@@ -82,7 +81,7 @@ class LanceDatabase:
         """Tables known to have their primary key, which Lance never removes."""
         self._lock = RLock()
         self._connection: Any = None
-        self._session = _shared_session()
+        self._session: Any = None
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{uri} is a file; a memory store is a folder: choose another path")
 
@@ -285,8 +284,10 @@ class LanceDatabase:
         """Return the connection; None while the folder does not exist, because reads must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
+                import lancedb  # a quarter of the start of a job; a new store connects at its first put
+
                 self._connection = lancedb.connect(
-                    self.uri, read_consistency_interval=timedelta(0), session=self._session
+                    self.uri, read_consistency_interval=timedelta(0), session=self._session or _shared_session()
                 )
             return self._connection
 
@@ -322,6 +323,8 @@ def _shared_session() -> Any:
 
 
 def _new_session() -> Any:
+    import lancedb
+
     return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 

@@ -12,6 +12,8 @@ import sys
 from collections import Counter
 from typing import Any
 
+import lancedb  # noqa: F401 - else a new store loads it at its first put, and kills hit that
+
 import longmem.store.lance.writer
 from longmem.errors import ConflictError, StoreError
 from longmem.store.lance.store import LanceMemoryStore

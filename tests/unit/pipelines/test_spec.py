@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from time import monotonic
 from typing import ClassVar, Literal, get_args
 
 import pytest
@@ -113,6 +114,27 @@ def test_an_option_given_with_the_value_of_its_default_counts_as_given() -> None
 def test_an_alias_sets_the_same_field() -> None:
     assert count("--title", "T", "--limit", "5").exit_code == 0
     assert RAN[0].limit_words == 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec(CommandSpec):
+    """Do nothing, in a folder."""
+
+    @property
+    def resumable_folder(self) -> Path:
+        return Path("out")
+
+    def run(self, console: Console) -> None:
+        pass
+
+
+def test_the_time_of_a_job_begins_with_its_process() -> None:
+    app = typer.Typer(cls=LongMemGroup)
+    app.callback()(lambda: None)
+    app.command()(command(JobSpec))
+    runner = CliRunner(env={"COLUMNS": "100"})
+    assert runner.invoke(app, ["job"]).stderr == "the command took 0.0 s, start-up included\n"
+    assert "took 3,600." in runner.invoke(app, ["job"], obj=monotonic() - 3600.0).stderr
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start-up of the command line: commands are imported when they are used, and short ones load no heavy library."""
 
+import gc
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from longmem.store.config import MemoryStore
 from pipelines.app import COMMANDS, app
+from pipelines.command.command_line import loading
 from pipelines.command.lazy import LazyCommand, LazyGroup, LoadedOnUse
+from pipelines.registry import JOBS
 from tests.blocks import make_block
 
 ROOT = Path(__file__).parents[3]
@@ -108,6 +114,68 @@ def test_a_misspelt_model_is_told_before_a_heavy_library_is_loaded(tmp_path: Pat
     assert not (tmp_path / "out").exists()
     named = {name for name in COMMANDS if "--model" in options_of(name)}
     assert named == {command[0] for command in commands if command[0] != "service"}
+
+
+def test_a_job_says_that_it_starts_before_torch_is_loaded(tmp_path: Path) -> None:
+    """Planted: a torch whose import ends the command."""
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
+    (tmp_path / "book.txt").write_text("Call me Ishmael.")
+    (tmp_path / "examples.jsonl").write_text("{}\n")
+    book, out = str(tmp_path / "book.txt"), ["--out", str(tmp_path / "out")]
+    commands = [
+        ["perplexity", book, *out],
+        ["icl", "sst2", *out],
+        ["suffix", str(tmp_path / "examples.jsonl"), *out],
+        ["probe", *out],
+        ["train", "--data", book, *out],
+        ["fit", "--data", book, *out],
+        ["pretrain", "--size", "8m", "--data", book, *out],
+        ["plan", book],
+    ]
+    assert {command[0] for command in commands} == {*JOBS, "plan"}
+    for command in commands:
+        [(code, shown, heavy)] = run_in_one_process([command], f"{tmp_path}{os.pathsep}{ROOT}")
+        assert (code, shown) == (7, "starting: torch and other libraries are loaded\n"), (command, shown)
+        assert not {"lancedb", "matplotlib", "ray"} & set(heavy), command
+
+
+BEFORE_A_SCORE = f"""
+import json, sys
+from pipelines.job.executors import start_executor
+from pipelines.registry import JOBS, job_class
+for name in JOBS:
+    job_class(name)
+from longmem.model.source import REFERENCE_MODEL, ModelSource
+from longmem.store.config import StoreSettings
+with start_executor(ModelSource(str(REFERENCE_MODEL), search="torch"), StoreSettings(sys.argv[1]), None, 1):
+    print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+
+
+def test_a_job_in_one_process_loads_no_charts_ray_or_store_before_its_first_score(tmp_path: Path) -> None:
+    """LanceDB, with pandas, is loaded at the first put of a new store, in a thread next to the model."""
+    ended = subprocess.run(
+        [sys.executable, "-c", BEFORE_A_SCORE, str(tmp_path / "memory.lance")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert json.loads(ended.stdout) == ["torch", "transformers"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_garbage_is_collected_again_after_the_imports(fails: bool) -> None:
+    try:
+        with suppress(ImportError), loading(Console(file=StringIO())):
+            assert not gc.isenabled()
+            if fails:
+                raise ImportError("planted")
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def options_of(name: str) -> set[str]:
