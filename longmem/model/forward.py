@@ -30,7 +30,7 @@ from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import choose_engine, create_search
 from longmem.sidenet.readers import retrieval_stats
-from longmem.sidenet.reading_model import Prompt, ReadingInput, ReadingModel, ReadingOutput
+from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput, RowPrompt
 from longmem.sidenet.sidenet import start_state
 from longmem.sidenet.token_readings import token_readings
 from longmem.stored_format import num_not_finite
@@ -156,7 +156,7 @@ class SegmentModel:
         keys: Float[Tensor, "batch tokens stored_heads head_dim"] | None = None,
         cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
-        prompts: Sequence[Prompt] | None = None,
+        prompts: Sequence[RowPrompt] | None = None,
     ) -> ReadingInput:
         """Return what the SideNet is given after `run_backbone(tokens)`; row b reads `views[b]`.
 
@@ -185,7 +185,7 @@ class SegmentModel:
         views: Sequence[MemoryView | None],
         cache: Any = None,
         before: Int[Tensor, "batch earlier"] | None = None,
-        prompts: Sequence[Prompt] | None = None,
+        prompts: Sequence[RowPrompt] | None = None,
     ) -> ReadingInput:
         return ReadingInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before, prompts)
 

@@ -25,7 +25,7 @@ from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel, require_finite
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.readers import RetrievedMemory
-from longmem.sidenet.reading_model import Prompt
+from longmem.sidenet.reading_model import RowPrompt
 from longmem.sidenet.token_readings import PlacesRead, positions_of, token_readings
 from longmem.types import TokenReadings
 
@@ -228,7 +228,7 @@ def _score_batch(
     if reading_rows:
         index = row_of[torch.tensor(reading_rows, device=backbone.device)]
         # tokens before the first target are known before anything is predicted: they choose what is read
-        prompts = [Prompt(items[row].first_target, items[row].continues) for row in reading_rows]
+        prompts = [RowPrompt(items[row].first_target, items[row].continues) for row in reading_rows]
         given = once.rows(index, [views[row] for row in reading_rows], prompts)
         read = model.sidenet(given, model.search)
     scores = []

@@ -20,7 +20,7 @@ from longmem.errors import ConfigError, DocumentError
 from longmem.memory.context import FixedMemory, LocalMemory, SegmentMemory, text_key
 from longmem.memory.view import MemoryView
 from longmem.model.forward import SegmentModel
-from longmem.sidenet.reading_model import Prompt
+from longmem.sidenet.reading_model import RowPrompt
 from longmem.store.base import check_fingerprint
 from longmem.store.document import DocumentMemory
 from longmem.types import Segment
@@ -93,7 +93,7 @@ class Decoder:
         model, batch = self._model, torch.tensor([tokens])
         output = model.run_backbone(batch, self._backbone_cache)
         before = torch.tensor([self._tokens], dtype=torch.long)
-        asks = Prompt(prompt, continues=self._segment > 0)
+        asks = RowPrompt(prompt, continues=self._segment > 0)
         given = model.sidenet_input(
             batch, output, [self._view], cache=self._sidenet_cache, before=before, prompts=[asks]
         )

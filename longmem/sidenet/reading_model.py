@@ -24,7 +24,7 @@ from longmem.sidenet.token_readings import PlacesRead
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RowPrompt:
     """Leading tokens of a row that choose what every layer reads."""
 
     num_tokens: int
@@ -33,7 +33,7 @@ class Prompt:
     """True where the row was cut from the text of its memory, and goes on where the memory ends."""
 
 
-NO_PROMPT = Prompt(0, continues=True)
+NO_PROMPT = RowPrompt(0, continues=True)
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class ReadingInput:
     """View that row b may read (None: no memory, local attention only)."""
     before: Int[Tensor, "batch earlier"] | None = None
     """Tokens of the segment that earlier decoding steps have read."""
-    prompts: Sequence[Prompt] | None = None
+    prompts: Sequence[RowPrompt] | None = None
     """Prompt of each row; None where no row has one."""
 
     def rows(
-        self, index: Int64[Tensor, " rows"], views: list[MemoryView | None], prompts: Sequence[Prompt] | None = None
+        self, index: Int64[Tensor, " rows"], views: list[MemoryView | None], prompts: Sequence[RowPrompt] | None = None
     ) -> "ReadingInput":
         """Return rows `index` of the batch, row i with `views[i]` as its memory. A row may be taken several times."""
         tokens = self.tokens[index.to(self.tokens.device)]

@@ -14,7 +14,7 @@ WAYS = ("memory", "no_memory", "backbone")
 """Compared models: LongMem, LongMem with an empty memory, and the frozen backbone, on the same local context."""
 
 SCORINGS = ("probability", "information")
-"""What an answer has the most of: log-probability (the task's protocol), or the nats that the context adds to it."""
+"""Score of an answer: its log-probability (the task's protocol), or the nats that the context adds to it."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class WayFigures:
     """Figures of one model at one context length."""
 
     accuracy: Interval
-    """By probability."""
+    """Share of examples that are right by probability."""
     accuracy_information: Interval
-    """By information."""
+    """Share of examples that are right by information."""
     nll_per_token: Interval
     """Mean nats per token of the correct candidates."""
 
@@ -43,7 +43,7 @@ class LengthFigures:
     accuracy_gain: Interval
     """Accuracy with memory minus accuracy without, on the same examples."""
     accuracy_information_gain: Interval
-    """The same by information."""
+    """Difference of the accuracies by information."""
     nll_gain: Interval
     """Nats per token with memory minus those without; negative if memory helps."""
 

@@ -19,6 +19,7 @@ from actors.workers.start import Workers
 from actors.workers.store import StorePool
 from longmem.errors import ConflictError, StoreError
 from longmem.runtime.executor import PUT_SEGMENTS
+from longmem.types import Fingerprint
 from tests.scripted_driver import segments_of
 
 
@@ -138,7 +139,10 @@ def test_what_does_not_fill_a_group_waits_behind_those_that_go(may_wait: bool) -
 )
 def test_a_group_is_bounded_by_bytes(kilobytes_per_token: int, groups: list[list[int]]) -> None:
     stores = Stores()
-    stores.model("encode", SimpleNamespace(fingerprint=SimpleNamespace(block_bytes=4096 * 1000 * kilobytes_per_token)))
+    # 400 bytes a token for the keys and values of a head in float16
+    model = Fingerprint("b", "t", 1, 5 * kilobytes_per_token // 2, 100, 1, 4096, "float32", "float16")
+    assert model.block_bytes == 4096 * 1000 * kilobytes_per_token
+    stores.model("encode", SimpleNamespace(fingerprint=model))
     stores.wait("a", 9)
     taken = stores.taken(may_wait=False)
     while stores.waiting:

@@ -226,7 +226,7 @@ def test_the_backbone_is_plain_transformers(model: LongMem, small_backbone: Call
 def test_a_candidate_alone_is_plain_transformers(
     model: LongMem, small_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, start: bool
 ) -> None:
-    """Without a start token, the first token of a candidate has nothing in front of it and is not scored."""
+    """Check that without a start token the first token, which has nothing in front of it, is not scored."""
     plain = AutoModelForCausalLM.from_pretrained(small_backbone("llama")).eval()
     example = SuffixExample("e", "w", TEXT, ("I thought I would sail", "w"), 1)
     texts = [model.tokenizer.sequence(text)[(not start) : 11].astype(np.int64) for text in example.candidates]
