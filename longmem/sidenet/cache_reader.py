@@ -184,11 +184,13 @@ class CacheReader(ReadingModel):
         shared: int,
     ) -> Float[Tensor, "rows tokens head_input"]:
         """Return the hidden states of `_run`; the first `shared` tokens are equal in all rows, and run once."""
-        if not shared or shared == tokens.shape[1]:
+        if not shared:
             return self._run(tokens, view, index, begins)[0]
         first, cache = self._run(tokens[:1, :shared], view, index, begins)
-        cache.batch_repeat_interleave(len(tokens))
         first = first.expand(len(tokens), -1, -1)
+        if shared == tokens.shape[1]:
+            return first
+        cache.batch_repeat_interleave(len(tokens))
         return torch.cat([first, self._backbone.run(tokens[:, shared:], cache)], dim=1)
 
     def assembled(self, view: MemoryView) -> Any:

@@ -97,6 +97,23 @@ def test_a_context_runs_once_for_each_memory(
     assert shapes == [(1, 1 + NUM_PROMPT), (len(items), rest), (1, NUM_PROMPT), (len(items), rest)]
 
 
+def test_answers_of_one_token_cost_one_pass(
+    small_model: Callable[..., LongMem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check answers that differ in their last token, which is predicted and not read."""
+    model = open_model(small_model, "all layers")
+    view = ContextMemory(model, model.tokenizer.sequence(PAST)).view(128)
+    prompt = endings_of(model, start=True)[0].tokens[:NUM_PROMPT]
+    items = [Item(str(token), np.append(prompt, token).astype(np.int32), NUM_PROMPT) for token in range(97, 101)]
+    alone = [score_items(model, [item], [view])[0] for item in items]
+    shapes = count_run(model, monkeypatch)
+    together = score_items(model, items, [view] * len(items))
+    # the start token predicts without memory, and is known
+    assert shapes == [(1, NUM_PROMPT), (1, NUM_PROMPT - 1)]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.longmem.logprobs, other.longmem.logprobs, atol=TOLERANCE)
+
+
 def test_the_caches_of_endings_are_bounded(
     small_model: Callable[..., LongMem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
