@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
-MIN_SHARED_TOKENS = 32
-"""Tokens of a prompt below which one pass over whole rows costs less than two shorter ones."""
+MIN_SAVED_TOKENS = 512
+"""Tokens that are not run again, below which another pass costs more: short rows of many prompts share one."""
 
 
 def rows_by_prompt(tokens: Int[Tensor, "rows tokens"], prompts: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
@@ -27,4 +27,4 @@ def rows_by_prompt(tokens: Int[Tensor, "rows tokens"], prompts: Sequence[int]) -
 
 def shared_tokens(num_prompt: int, num_rows: int) -> int:
     """Return how many leading tokens `num_rows` rows of one prompt should run once; 0 where sharing does not pay."""
-    return num_prompt if num_rows > 1 and num_prompt >= MIN_SHARED_TOKENS else 0
+    return num_prompt if (num_rows - 1) * num_prompt >= MIN_SAVED_TOKENS else 0

@@ -31,9 +31,11 @@ from longmem.types import TokenReadings
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward: enough that a small model's matrix products fill a core's vector units."""
-CACHE_TOKENS = 8 * BATCH_TOKENS
-"""Tokens whose keys and values are held at once for rows that share a prompt: 750 MiB in bfloat16 for 30 layers of
+CACHE_TOKENS = 12 * BATCH_TOKENS
+"""Tokens whose keys and values are held at once for rows that share a prompt: 1.1 GiB in bfloat16 for 30 layers of
 width 192."""
+READ_TOKENS = 32 * BATCH_TOKENS
+"""Padded tokens of all items of a batch that reads every layer: 5 KB each, for a hidden size of 576."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def score_items(
     for item in items:
         check_item(item, model.config.segment_tokens)
     scores: dict[int, ItemScore] = {}
-    for batch in _batches(items, batch_tokens):
+    for batch in _batches(items, _Limits.of(model, batch_tokens)):
         chosen = [items[i] for i in batch], [views[i] for i in batch]
         for index, score in zip(batch, _score_batch(model, *chosen, keep_places, keep_readings), strict=True):
             scores[index] = score
@@ -158,7 +160,7 @@ def check_item(item: Item, segment_tokens: int) -> None:
         )
 
 
-def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
+def _batches(items: Sequence[Item], limits: "_Limits") -> Iterator[list[int]]:
     """Yield indices of items that run together: those of one long prompt, or those of similar length."""
     of_prompt: dict[bytes, list[int]] = {}
     for index, item in enumerate(items):
@@ -172,26 +174,49 @@ def _batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[int]]:
             continue
         # rows of one text follow each other, because they run once, for all their views
         ordered = sorted(indices, key=lambda index: (items[index].num_read, items[index].tokens.tobytes()))
-        yield from _fitting(items, ordered, batch_tokens, shared)
-    yield from _fitting(items, sorted(whole, key=lambda index: items[index].num_read), batch_tokens, 0)
+        yield from _fitting(items, ordered, limits, shared)
+    yield from _fitting(items, sorted(whole, key=lambda index: items[index].num_read), limits, 0)
 
 
-def _fitting(items: Sequence[Item], ordered: list[int], batch_tokens: int, shared: int) -> Iterator[list[int]]:
-    """Yield pieces of `ordered`, ascending in length, whose padded tokens behind the `shared` ones fit the budget, and
-    whose caches fit `CACHE_TOKENS`. One item always fits."""
+@dataclass(frozen=True)
+class _Limits:
+    """Bounds of a batch in tokens."""
+
+    run: int
+    """Padded tokens of one forward, behind the shared ones."""
+    cached: int
+    """Tokens whose keys and values are held for the rows of one prompt."""
+    read: int
+    """Padded tokens of all items, whose hidden states and copies are held."""
+    memory: int
+    """Tokens of memory in front of each row."""
+
+    @classmethod
+    def of(cls, model: SegmentModel, batch_tokens: int) -> "_Limits":
+        config = model.config
+        if not model.sidenet.runs_backbone:
+            # a SideNet runs every item whole
+            return cls(batch_tokens, CACHE_TOKENS, batch_tokens, 0)
+        memory = config.near_tokens + config.read_blocks * config.block_tokens
+        return cls(batch_tokens, CACHE_TOKENS, READ_TOKENS, memory)
+
+
+def _fitting(items: Sequence[Item], ordered: list[int], limits: _Limits, shared: int) -> Iterator[list[int]]:
+    """Yield pieces of `ordered`, ascending in length, that fit the limits. One item always fits."""
     batch: list[int] = []
     num_rows, last = 0, b""
     for index in ordered:
         length, text = items[index].num_read, items[index].tokens.tobytes()
         is_new = not shared or text != last
-        if batch and is_new:
-            rows = num_rows + 1
-            if rows * (length - shared) > batch_tokens or (shared and rows * length > CACHE_TOKENS):
-                yield batch
-                batch, num_rows = [], 0
+        rows = num_rows + is_new
+        fits = rows * (length - shared) <= limits.run and (len(batch) + 1) * length <= limits.read
+        if shared:
+            fits = fits and rows * (limits.memory + length) <= limits.cached
+        if batch and not fits:
+            yield batch
+            batch, rows = [], 1
         batch.append(index)
-        num_rows += is_new
-        last = text
+        num_rows, last = rows, text
     if batch:
         yield batch
 

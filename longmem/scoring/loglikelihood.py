@@ -106,8 +106,8 @@ class ContinuationScorer:
             start = max(0, end - 1 - size)
             if self._memory:
                 step = max(1, size // STARTS_PER_SEGMENT)
-                # a target needs a token in front of it
-                start = min(-(-start // step) * step, first - 1)
+                # where targets almost fill a segment, a step of context is kept, or what fits
+                start = min(-(-start // step) * step, max(start, first - step))
             yield _Piece(
                 index, tokens[:start], Item(request.name, tokens[start:end], first - start, continues=start > 0)
             )

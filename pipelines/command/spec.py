@@ -29,6 +29,8 @@ class CommandSpec(ABC):
 
     given: frozenset[str] = field(default=frozenset(), repr=False)
     """Names of the fields whose value comes from the user, not from a default."""
+    begun_s: float = field(default_factory=monotonic, repr=False, compare=False)
+    """Time at which the command began, of the monotonic clock."""
 
     @property
     def resumable_folder(self) -> Path | None:
@@ -59,7 +61,7 @@ def command(spec: type[CommandSpec]) -> Callable[..., None]:
         begun_s = monotonic() if context.obj is None else context.obj
         sources = {name: context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
-        made = spec(given=given, **values)
+        made = spec(given=given, begun_s=begun_s, **values)
         # errors are printed by a quiet command too
         with exit_codes(open_console(stderr=True), made.resumable_folder):
             console = open_console(stderr=True, detail=made.detail)
@@ -76,9 +78,13 @@ def command(spec: type[CommandSpec]) -> Callable[..., None]:
     return run_spec
 
 
+_NO_OPTIONS = {each.name for each in fields(CommandSpec)}
+"""Fields of every command that are no options."""
+
+
 def _parameters(spec: type[CommandSpec]) -> list[inspect.Parameter]:
     """Return one parameter per option; a field without a default is required."""
-    return [_parameter(spec, each) for each in fields(spec) if each.name != "given"]
+    return [_parameter(spec, each) for each in fields(spec) if each.name not in _NO_OPTIONS]
 
 
 def _parameter(spec: type, declared: "Field[Any]") -> inspect.Parameter:

@@ -101,7 +101,7 @@ class WorkDone:
         return f"{request}: {next(reversed(steps.values()))}"
 
     @property
-    def _units_inside(self) -> int:
+    def units_inside(self) -> int:
         """Units of the job that running requests have done."""
         return sum(steps[self.unit].done for steps in self._requests.values() if self.unit in steps)
 
@@ -116,7 +116,7 @@ class WorkDone:
         if not self.total:
             return None
         inside = sum(scored / total for scored, total in self._open.values() if total)
-        self._share = max(self._share, min(1.0, (self.done + self._units_inside + inside) / self.total))
+        self._share = max(self._share, min(1.0, (self.done + self.units_inside + inside) / self.total))
         return self._share
 
     def seconds_left(self, elapsed_s: float) -> float | None:
@@ -126,7 +126,7 @@ class WorkDone:
         while segments are encoded, takes as long as the slowest known.
         """
         if self._paces and self.total:
-            left = Counter({self.unit: self.total - self.done - self._units_inside})
+            left = Counter({self.unit: self.total - self.done - self.units_inside})
             for step in (step for steps in self._requests.values() for step in steps.values()):
                 if step.unit != self.unit:
                     left[step.unit] += step.total - step.done
@@ -281,7 +281,7 @@ class JobProgress(JobObserver):
         total = f" of {work.total:,}" if work.total is not None else ""
         share = f" ({work.share:.0%})" if work.share is not None else ""
         failed = f", {self._num_failed:,} failed" if self._num_failed else ""
-        return f"{work.unit} {work.done:,}{total}{share}{failed}"
+        return f"{work.unit} {work.done + work.units_inside:,}{total}{share}{failed}"
 
     @property
     def left(self) -> str:

@@ -51,7 +51,7 @@ class ResumeSpec(CommandSpec):
         sys.argv[1:] = arguments
         from pipelines.app import app
 
-        app(arguments, prog_name="longmem")
+        app(arguments, prog_name="longmem", obj=self.begun_s)
 
     def _arguments(self, begun: "BegunCommand", console: Console) -> list[str]:
         """Return the arguments of the command that continues the job, in which each added option is once."""

@@ -238,7 +238,8 @@ def _checked(uri: str) -> str:
     if uri == IN_MEMORY:
         raise ConfigError(f"--store {IN_MEMORY} lives in the process that made it; name a folder or a URI")
     if "://" not in uri and not Path(uri).is_dir():
-        raise ConfigError(f"--store {uri}: there is no such folder")
+        found = "is a file; a memory store is a folder" if Path(uri).exists() else "there is no such folder"
+        raise ConfigError(f"--store {uri}: {found}")
     return uri
 
 

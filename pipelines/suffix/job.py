@@ -29,7 +29,7 @@ from pipelines.job.service import ServiceChoice
 from pipelines.job.spec import JobContext
 from pipelines.job.summary import about
 from pipelines.suffix.data import SuffixExample, read_examples
-from pipelines.suffix.figures import SCORINGS, chance, figures_by_length
+from pipelines.suffix.figures import chance, figures_by_length
 from pipelines.suffix.scoring import CandidateReadings, SuffixLengths, SuffixScore, score_example
 from pipelines.suffix.tables import GROUP_ROWS, items_table, readings_table, texts_table
 
@@ -85,6 +85,11 @@ def _values_of(score: SuffixScore) -> dict[str, Any]:
 
 
 def _score_of(values: dict[str, Any]) -> SuffixScore:
+    if "nll_alone" not in values:
+        raise ConfigError(
+            "the journal is of an earlier version of longmem, which did not score candidates without a context: score "
+            "the examples again, with another --out"
+        )
     # absent in journals of earlier versions
     kept = values.get("readings")
     return SuffixScore(**{**values, "readings": None if kept is None else list(map(_readings_of, kept))})
@@ -131,7 +136,6 @@ class Suffix(RequestJob[SuffixJob]):
             "job": self.name,
             "examples": xxhash.xxh3_128_hexdigest(repr(self._examples).encode("utf-8")),
             "lengths": asdict(self._spec.lengths),
-            "scorings": list(SCORINGS),
             "search": self._spec.model.search,
             "threads": self._spec.threads,
             # absent without, as in jobs of earlier versions

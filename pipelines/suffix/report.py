@@ -71,7 +71,7 @@ def write_suffix_report(folder: Path, summary: dict[str, Any]) -> Path:
         },
         summary=summary,
         titles=TITLES,
-        verdict=" ".join(_verdict(summary, scoring) for scoring in ACCURACY),
+        verdict=_verdict(summary),
         charts={scoring: accuracy_chart(summary["lengths"], summary["chance"], scoring) for scoring in ACCURACY},
         accuracy=ACCURACY,
     )
@@ -101,18 +101,23 @@ def points(gain: dict[str, float | None]) -> str:
     return with_interval(gain, percentage_points)
 
 
-def _verdict(summary: dict[str, Any], scoring: str) -> str:
+def _verdict(summary: dict[str, Any]) -> str:
     """Return the finding at the longest context in one sentence."""
-    last, accuracy_name = summary["lengths"][-1], ACCURACY[scoring]
-    gain = last[f"{accuracy_name}_gain"]
-    given = f"By {scoring}, with {counted(last['context_tokens'], 'token')} of context"
-    with_memory, without = (last[way][accuracy_name]["value"] for way in ("memory", "no_memory"))
-    accuracy = f"{percent(with_memory)} with memory, {percent(without)} without"
+    last = summary["lengths"][-1]
+    found = "; ".join(f"by {scoring} {_effect(last, accuracy)}" for scoring, accuracy in ACCURACY.items())
+    few = "" if last["accuracy_gain"]["low"] is not None else ": a single example is too little for an interval"
+    return f"With up to {counted(last['context_tokens'], 'token')} of context, {found}{few}."
+
+
+def _effect(row: dict[str, Any], accuracy: str) -> str:
+    """Return what memory did to one accuracy."""
+    with_memory, without = (percent(row[way][accuracy]["value"]) for way in ("memory", "no_memory"))
+    gain = row[f"{accuracy}_gain"]
     if gain["low"] is None:
-        return f"{given}: {accuracy}, measured on a single example: too little for an interval."
+        return f"{with_memory} with memory, {without} without"
     if gain["low"] <= 0 <= gain["high"]:
-        return f"{given}, memory made no measurable difference to accuracy: {accuracy}."
-    return f"{given}, memory {'raised' if gain['value'] > 0 else 'lowered'} accuracy: {accuracy}."
+        return f"memory made no measurable difference to accuracy ({with_memory} with it, {without} without)"
+    return f"memory {'raised' if gain['value'] > 0 else 'lowered'} accuracy from {without} to {with_memory}"
 
 
 def _draw_accuracy(lengths: list[dict[str, Any]], chance: float, accuracy: str, axes: Axes) -> None:

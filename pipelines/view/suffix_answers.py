@@ -52,9 +52,14 @@ class SuffixFolder:
             self._tokens = GroupedTable(path / "texts.parquet", ("first", "tokens"))
             passages = pq.read_table(path / "texts.parquet", columns=["passage"])["passage"].to_pylist()
             lengths = list(dict.fromkeys(row["context_tokens"] for row in items))
-            counts = [len(row["nll_alone"]) for row in items]
+            counts = [len(row["suffix_tokens"]) for row in items]
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ConfigError(f"cannot read the tables in {path}: {error}; {written_anew(path)}") from error
+        if "nll_alone" not in items[0]:
+            raise ConfigError(
+                f"{path} is of an earlier version of longmem, which did not score candidates without a context: score "
+                "the examples again with `longmem suffix … --tokens` and another --out"
+            )
         per_example = counts[:: len(lengths)]
         if self._readings.num_rows != sum(counts) or len(passages) != sum(per_example) + len(per_example):
             raise ConfigError(f"the tables in {path} are not of one job; {written_anew(path)}")

@@ -195,7 +195,7 @@ def test_steps_inside_a_request_are_shown_with_the_time_left() -> None:
             clock.now += 2
             progress.stepped("a book", questions(done))
         assert file.getvalue().splitlines()[-1] == (
-            "0:01:18 · questions 0 of 40 (22%) · a book: 9 of 20 questions answered · 0:01:02 left"
+            "0:01:18 · questions 9 of 40 (22%) · a book: 9 of 20 questions answered · 0:01:02 left"
         )
         clock.now += 20
         progress.stepped("a book", questions(20))

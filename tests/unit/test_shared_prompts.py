@@ -6,19 +6,26 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from longmem.backbone.shared_prompts import MIN_SHARED_TOKENS
+from longmem.backbone.shared_prompts import MIN_SAVED_TOKENS
 from longmem.memory.context import ContextMemory
 from longmem.model.longmem import LongMem
 from longmem.scoring.batch import CACHE_TOKENS, Item, score_items
+from longmem.sidenet.reading_model import ReadingInput
 from longmem.testing import FAMILIES
 from tests.inputs import EVERY_FORM
 
 TOLERANCE = 1e-5
 """Tolerance in nats for float32, whose sums have another order in one pass than in two."""
-NUM_PROMPT = MIN_SHARED_TOKENS + 3
+NUM_PROMPT = 35
 ENDINGS = (" and the dog", " and the cat sat", " or", " x")
 """Endings of different lengths; the last one is scored from its first token like the others."""
 PAST = "the cat sat on the mat and the dog sat on the cat, " * 4
+
+
+@pytest.fixture(autouse=True)
+def share_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share prompts that fit the segments of small models."""
+    monkeypatch.setattr("longmem.backbone.shared_prompts.MIN_SAVED_TOKENS", NUM_PROMPT)
 
 
 def endings_of(model: LongMem, *, start: bool) -> list[Item]:
@@ -121,11 +128,13 @@ def test_the_caches_of_endings_are_bounded(
     model = open_model(small_model, "all layers")
     view = ContextMemory(model, model.tokenizer.sequence(PAST)).view(128)
     prompt = endings_of(model, start=False)[0].tokens[:NUM_PROMPT]
-    ends = np.random.default_rng(0).integers(1, 255, (CACHE_TOKENS // (NUM_PROMPT + 2) + 5, 3)).astype(np.int32)
-    items = [Item(str(row), np.concatenate([prompt, end]), NUM_PROMPT) for row, end in enumerate(ends)]
+    # the caches hold the memory too: near past, blocks, prompt and two tokens behind it
+    ends = np.random.default_rng(0).integers(1, 255, (CACHE_TOKENS // (24 + 3 * 4 + NUM_PROMPT + 2) + 5, 3))
+    items = [Item(str(row), np.concatenate([prompt, end]).astype(np.int32), NUM_PROMPT) for row, end in enumerate(ends)]
     shapes = count_run(model, monkeypatch)
     scores = score_items(model, items, [view] * len(items))
-    assert max(rows for rows, _ in shapes) * (NUM_PROMPT + 2) <= CACHE_TOKENS
+    read = model.config.near_tokens + model.config.read_blocks * model.config.block_tokens
+    assert len(items) / 2 < max(rows for rows, _ in shapes) <= CACHE_TOKENS // (read + NUM_PROMPT + 2)
     assert [score.name for score in scores] == [item.name for item in items]
     [alone] = score_items(model, items[-1:], [view])
     np.testing.assert_allclose(scores[-1].longmem.logprobs, alone.longmem.logprobs, atol=TOLERANCE)
@@ -138,3 +147,39 @@ def test_one_ending_asked_for_twice_is_no_shared_prompt(small_model: Callable[..
     item = Item("one", prompt, NUM_PROMPT)
     first, second = score_items(model, [item, item], [view, view])
     np.testing.assert_array_equal(first.longmem.logprobs, second.longmem.logprobs)
+
+
+def test_short_prompts_of_many_questions_run_together(
+    small_model: Callable[..., LongMem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check questions whose prompts are not worth a pass of their own, at the real bound."""
+    monkeypatch.setattr("longmem.backbone.shared_prompts.MIN_SAVED_TOKENS", MIN_SAVED_TOKENS)
+    model = open_model(small_model, "default")
+    questions = np.random.default_rng(0).integers(1, 255, (12, NUM_PROMPT)).astype(np.int32)
+    endings = np.random.default_rng(1).integers(1, 255, (4, 4)).astype(np.int32)
+    items = [
+        Item("item", np.concatenate([question, ending]), NUM_PROMPT) for question in questions for ending in endings
+    ]
+    shapes = count_run(model, monkeypatch)
+    score_items(model, items, [None] * len(items))
+    assert len(shapes) == 1
+
+
+def test_a_sidenet_reads_no_more_tokens_at_once_than_without_shared_prompts(
+    small_model: Callable[..., LongMem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(small_model, "default")
+    view = ContextMemory(model, model.tokenizer.sequence(PAST)).view(128)
+    prompt = endings_of(model, start=True)[0].tokens[:NUM_PROMPT]
+    items = [Item("item", np.append(prompt, [row, row + 1]).astype(np.int32), NUM_PROMPT) for row in range(1, 40)]
+    sizes: list[int] = []
+    forward = model.sidenet.forward
+
+    def counted(given: ReadingInput, *others: object) -> object:
+        sizes.append(given.tokens.numel())
+        return forward(given, *others)
+
+    monkeypatch.setattr(model.sidenet, "forward", counted)
+    score_items(model, items, [view] * len(items), batch_tokens=200)
+    assert len(sizes) > 1
+    assert max(sizes) <= 200

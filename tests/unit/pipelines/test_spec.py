@@ -242,8 +242,8 @@ def test_options_that_a_service_decides_are_refused_by_their_flags() -> None:
     free = {each.name for each in fields(PerplexitySpec)} - set(marked_fields(PerplexitySpec, DECIDED_BY_SERVICE))
     # a new option is in this set, or carries DECIDED_BY_SERVICE
     assert free == {
-        *("given", "inputs", "model", "adapter", "out", "resume", "address", "service", "max_tries", "task_deadline_s"),
-        *("retention", "keep_memory", "namespace", "limit_documents", "limit_tokens", "tokens"),
+        *("given", "begun_s", "inputs", "model", "adapter", "out", "resume", "address", "service", "max_tries"),
+        *("task_deadline_s", "retention", "keep_memory", "namespace", "limit_documents", "limit_tokens", "tokens"),
         *("as_json", "quiet", "verbose", "dataset", "subset", "split", "text_column", "id_column"),
         *("max_in_flight_segments", "max_in_flight_bytes", "window", "stride"),
     }
