@@ -75,6 +75,10 @@ def test_a_job_and_its_folder(fixture: str, file: Path, tmp_path: Path, request:
             correct = sum(min(row[f"nll_{way}"]) == row[f"nll_{way}"][row["label"]] for row in own)
             assert figures[way]["accuracy"]["value"] == pytest.approx(correct / 6)
             assert [row[f"correct_{way}"] for row in own].count(True) == correct
+            gains = [[a - b for a, b in zip(row["nll_alone"], row[f"nll_{way}"], strict=True)] for row in own]
+            right = sum(max(gain) == gain[row["label"]] for gain, row in zip(gains, own, strict=True))
+            assert figures[way]["accuracy_information"]["value"] == pytest.approx(right / 6)
+            assert [row[f"correct_information_{way}"] for row in own].count(True) == right
     assert summary["lengths"][0]["nll_gain"]["value"] == 0, "sixteen tokens are all local"
     assert summary["lengths"][2]["nll_gain"]["value"] != 0
     html = (out / "report.html").read_text()

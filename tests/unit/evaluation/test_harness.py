@@ -23,6 +23,7 @@ from longmem.evaluation import HarnessModel, local_task
 from longmem.model.longmem import LongMem
 from longmem.model.source import REFERENCE_MODEL
 from longmem.scoring.generate import Decoder, Sampling, decode
+from longmem.scoring.loglikelihood import Continuation, ContinuationScorer
 from longmem.scoring.text import score_sequence
 from longmem.sidenet.block_choice import Asking
 from longmem.store.config import MemoryStore
@@ -182,6 +183,17 @@ def test_answers_of_almost_equal_length_share_the_memory_of_their_context(make: 
     together, num_encoded = _encoded(make(), [(context, answer) for answer in answers])
     assert num_encoded == alone[0][1] > 0
     assert_same(together, [scores[0] for scores, _ in alone])
+
+
+@pytest.mark.parametrize("num_targets", range(25, SEGMENT_TOKENS + 1))
+def test_a_long_answer_keeps_a_step_of_context_or_what_fits(make: Make, num_targets: int) -> None:
+    """Check segments of 32 that begin at every second token: a rounded start leaves two tokens of context, not one."""
+    scorer = ContinuationScorer(make().model, memory=True)
+    request = Continuation("x", np.arange(81, dtype=np.int32), np.arange(num_targets, dtype=np.int32))
+    [piece] = scorer._pieces(0, request)
+    assert piece.item.first_target >= min(2, SEGMENT_TOKENS + 1 - num_targets)
+    assert piece.item.num_targets == num_targets
+    assert piece.item.num_read <= SEGMENT_TOKENS
 
 
 def _encoded(model: HarnessModel, pairs: list[tuple[str, str]]) -> tuple[list[Any], int]:

@@ -71,6 +71,7 @@ def test_short_commands_load_no_heavy_library(tmp_path: Path) -> None:
         ("plan", missing): (2, "input not found"),
         ("train", "--data", missing, "--out", str(tmp_path / "out")): (2, "input not found"),
         ("memory", "ls", "--store", missing): (2, "there is no such folder"),
+        ("memory", "ls", "--store", str(Path(__file__))): (2, "is a file; a memory store is a folder"),
         ("resume", missing): (2, "it holds no job.json"),
         ("compare", missing, str(tmp_path)): (2, "it holds no job.json"),
         ("generate", "--prompt", "a", "--memory-file", missing): (2, "input not found"),

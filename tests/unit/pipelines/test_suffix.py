@@ -17,6 +17,7 @@ from longmem.model.longmem import LongMem
 from longmem.types import DocumentKey, Segment
 from pipelines.suffix.data import SuffixExample, read_examples
 from pipelines.suffix.figures import chance, figures_by_length, is_correct, mean_interval
+from pipelines.suffix.job import SuffixJournal
 from pipelines.suffix.report import accuracy_chart
 from pipelines.suffix.scoring import SuffixLengths, SuffixScore, score_example
 
@@ -220,6 +221,13 @@ def test_the_backbone_is_plain_transformers(model: LongMem, small_backbone: Call
             logits = plain(torch.from_numpy(np.concatenate([context, targets]))[None]).logits[0].log_softmax(dim=1)
         expected = sum(-float(logits[len(context) - 1 + i, token]) for i, token in enumerate(targets))
         assert nats == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_journal_of_an_earlier_version_is_told(tmp_path: Path) -> None:
+    values = {name: value for name, value in vars(scored([1.0, 2.0], [1.0, 1.0])).items() if name != "nll_alone"}
+    earlier = pytest.raises(ConfigError, match=r"of an earlier version of longmem.*another --out")
+    with SuffixJournal(tmp_path / "journal.jsonl") as journal, earlier:
+        journal._decode({"scores": [values]})
 
 
 @pytest.mark.parametrize("start", [True, False])

@@ -263,6 +263,14 @@ def test_folders_of_examples_that_cannot_be_shown_are_refused(suffix: Path, tmp_
     check_refusals(suffix, tmp_path, "longmem suffix")
 
 
+def test_examples_of_an_earlier_version_are_to_be_scored_again(suffix: Path, tmp_path: Path) -> None:
+    folder = copytree(suffix, tmp_path / "old")
+    items = pq.read_table(folder / "items.parquet")
+    write_table(folder / "items.parquet", items.drop_columns(["nll_alone"]))
+    with pytest.raises(ConfigError, match=r"of an earlier version of longmem.*another --out"):
+        open_answers(folder)
+
+
 def check_refusals(out: Path, folder: Path, command: str) -> None:
     for path in out.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
