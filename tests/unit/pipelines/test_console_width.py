@@ -67,8 +67,9 @@ def icl(console: Console) -> None:
 
 
 def suffix(console: Console) -> None:
-    sides = {way: {"accuracy": {"value": 1.0}} for way in ("memory", "no_memory", "backbone")}
-    rows = [{"context_tokens": 1_048_576, **sides, "accuracy_gain": interval(-0.1234)}]
+    names = ("accuracy", "accuracy_information")
+    sides = {way: {name: {"value": 1.0} for name in names} for way in ("memory", "no_memory", "backbone")}
+    rows = [{"context_tokens": 1_048_576, **sides, **{f"{name}_gain": interval(-0.1234) for name in names}}]
     counts = {"examples": 123_456, "resumed_examples": 12_345}
     print_suffix_result(console, {"lengths": rows, "counts": counts, "chance": 1 / 6, "wall_s": 123_456.7}, OUT)
 
