@@ -192,7 +192,7 @@ def loading(console: Console) -> Iterator[None]:
     The garbage collector waits meanwhile, and leaves out what was loaded from then on: modules stay, and its search
     through them takes a fifth of the imports.
     """
-    console.print("starting: torch and other libraries are loaded", soft_wrap=True)
+    console.print("starting: loading torch and other libraries", soft_wrap=True)
     gc.disable()
     try:
         yield

@@ -136,7 +136,7 @@ def test_a_job_says_that_it_starts_before_torch_is_loaded(tmp_path: Path) -> Non
     assert {command[0] for command in commands} == {*JOBS, "plan"}
     for command in commands:
         [(code, shown, heavy)] = run_in_one_process([command], f"{tmp_path}{os.pathsep}{ROOT}")
-        assert (code, shown) == (7, "starting: torch and other libraries are loaded\n"), (command, shown)
+        assert (code, shown) == (7, "starting: loading torch and other libraries\n"), (command, shown)
         assert not {"lancedb", "matplotlib", "ray"} & set(heavy), command
 
 
