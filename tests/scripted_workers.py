@@ -17,7 +17,7 @@ import ray
 
 from actors.result import TaskResult
 from actors.workers.base import HEALTH, UNTIL_DONE, opened
-from actors.workers.running import RunningTask, Ticket
+from actors.workers.running import Alive, RunningTask, Ticket
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class _Scripted:
         return opened(lambda: self.description)
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> Ticket | None:
-        return self._running.ticket
+    def alive(self) -> Alive:
+        return self._running.alive()
 
     def begin(self, ticket: Ticket, stage: "Stage", segment: Segment) -> TaskResult:
         return self._running.run(ticket, lambda: self._script.begin(stage, segment))

@@ -17,7 +17,7 @@ from actors.executor.timeouts import Timeouts
 from actors.result import TaskResult
 from actors.workers.base import WorkerInfo, kill_process
 from actors.workers.pools import ActorPool, PoolWorker
-from actors.workers.running import Ticket
+from actors.workers.running import Alive, Ticket
 from longmem.errors import ClusterError, LongMemError
 from longmem.runtime.executor import EventKind, ExecutorEvent, Stage
 
@@ -179,12 +179,15 @@ class Supervisor:
         worker = ping.worker
         stage = self._stage_of(worker)
         try:
-            running: Ticket | None = ray.get(ref)
+            answer: Alive = ray.get(ref)
         except ray.exceptions.RayError as error:
             if worker.info is ping.process:
                 self.lost(stage, worker, error)
             return
-        if worker.info is ping.process:
+        process, running = worker.info, answer.running
+        # Ray delivers a check to the next process of an actor, before it tells that calls to the last one have failed
+        is_asked = process is not None and (answer.pid, answer.created_s) == (process.pid, process.created_s)
+        if process is ping.process and is_asked:
             if running is not None and running.step is not None:
                 for task in worker.tasks:
                     if task.ticket == running:

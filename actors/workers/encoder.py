@@ -14,7 +14,7 @@ from jaxtyping import Int32
 
 from actors.result import TaskResult, run_task
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
-from actors.workers.running import RunningTask, Ticket
+from actors.workers.running import Alive, RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.memory.context import windows_of
@@ -71,9 +71,9 @@ class EncoderActor:
         return opened(lambda: describe(self._loaded()))
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> Ticket | None:
-        """Return the running task, if the process runs."""
-        return self._running.ticket
+    def alive(self) -> Alive:
+        """Return which process this is, and the task that it runs."""
+        return self._running.alive()
 
     def encode(self, ticket: Ticket, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
         """Return receipt, block, and state with the backbone's log-probabilities, as three objects: only the receipt is

@@ -7,7 +7,7 @@ import torch
 
 from actors.result import TaskResult
 from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
-from actors.workers.running import RunningTask, Ticket
+from actors.workers.running import Alive, RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
 from longmem.memory.context import windows_of
 from longmem.memory.window_cache import WindowCache
@@ -53,9 +53,9 @@ class ReaderActor:
         return opened(lambda: self._loaded()[2])
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> Ticket | None:
-        """Return the running task, if the process runs."""
-        return self._running.ticket
+    def alive(self) -> Alive:
+        """Return which process this is, and the task that it runs."""
+        return self._running.alive()
 
     def score(
         self, ticket: Ticket, segment: Segment, block: KVBlock, state: tuple[np.ndarray, np.ndarray]

@@ -43,6 +43,17 @@ class Ticket:
     """Newest step of a running request that has steps; not recorded."""
 
 
+@dataclass(frozen=True)
+class Alive:
+    """Answer of a process to a liveness check."""
+
+    pid: int
+    created_s: float
+    """Unix time at which the process began."""
+    running: Ticket | None
+    """Task that it runs; None between two tasks."""
+
+
 class RunningTask:
     """Record of the task that this process runs. One thread writes it."""
 
@@ -69,6 +80,10 @@ class RunningTask:
         finally:
             self.ticket = None
             record[0] = EMPTY
+
+    def alive(self) -> Alive:
+        """Return which process this is, and what it runs."""
+        return Alive(os.getpid(), psutil.Process().create_time(), self.ticket)
 
     def stepped(self, step: Step) -> None:
         """Add a step to the running task, where liveness checks read it."""

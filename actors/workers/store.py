@@ -12,7 +12,7 @@ from actors.errors import translated
 from actors.result import TaskResult
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
 from actors.workers.pools import ActorPool, PoolWorker
-from actors.workers.running import RunningTask, Ticket
+from actors.workers.running import Alive, RunningTask, Ticket
 from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
 from longmem.store.source import AbstractDocumentSource
@@ -46,9 +46,9 @@ class StoreActor:
         return opened(lambda: self._store().fingerprint())
 
     @ray.method(concurrency_group="health")
-    def alive(self) -> Ticket | None:
-        """Return the running batch of puts, if the process runs."""
-        return self._running.ticket
+    def alive(self) -> Alive:
+        """Return which process this is, and the batch of puts that it runs."""
+        return self._running.alive()
 
     @ray.method(concurrency_group="write")
     def put(self, ticket: Ticket, *blocks: KVBlock) -> TaskResult:

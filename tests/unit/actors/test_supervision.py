@@ -16,7 +16,7 @@ from actors.executor.tasks import RequestTask
 from actors.executor.timeouts import Timeouts
 from actors.workers.base import WorkerInfo
 from actors.workers.pools import ActorPool, PoolWorker
-from actors.workers.running import Ticket
+from actors.workers.running import Alive, Ticket
 from actors.workers.store import StorePool
 from longmem.errors import ClusterError, ConfigError
 from longmem.runtime.executor import Stage
@@ -46,6 +46,14 @@ class Watch:
     now: list[float] = field(default_factory=lambda: [100.0])
     running: Ticket | Literal["silent"] | None = "silent"
     """Answer of all workers to liveness checks."""
+
+    pid: int = 1
+    """Process that answers."""
+
+    @property
+    def answer(self) -> Alive:
+        assert self.running != "silent"
+        return Alive(self.pid, 0.0, self.running)
 
     def worker(self, stage: Stage = "encode", rank: int = 0) -> PoolWorker:
         return self.pools[stage].workers[rank]
@@ -79,7 +87,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, timeouts: Timeouts, encoders: int = 1
     for pool in pools.values():
         for worker in pool.workers:
             worker.info = WorkerInfo(pid=1, created_s=0.0, node_id="node", result=worker.name)
-    monkeypatch.setattr(actors.executor.health.ray, "get", lambda _ref: watching.running)
+    monkeypatch.setattr(actors.executor.health.ray, "get", lambda _ref: watching.answer)
     return watching
 
 
@@ -177,6 +185,17 @@ def test_a_step_does_not_extend_the_deadline(monkeypatch: pytest.MonkeyPatch) ->
         seen.running = Ticket("mine", 1, 21, Step("segments", "encoded", done, 8))
         assert seen.after(5) == []
     assert seen.after(6) == ["killed"]
+
+
+def test_supervision_answer_of_the_next_process_is_none_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a worker that was restarted before its lost call is told: its new process has not begun the task."""
+    seen = watch(monkeypatch, Timeouts(task_s=30, unresponsive_s=50, kill_s=60))
+    seen.worker().tasks.append(object())
+    seen.worker().first_since_s = 100.0
+    seen.running, seen.pid = None, 2
+    assert seen.after(60) == []
+    seen.pid = 1
+    assert seen.after(5) == ["killed"]
 
 
 def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
