@@ -129,6 +129,8 @@ class SegmentModel:
             cache.batch_repeat_interleave(len(rows))
             outputs.append(first.continued(self.run_backbone(tokens[rows, shared:], cache)))
             order += rows
+        if not outputs:
+            return self.run_backbone(tokens)
         if whole:
             outputs.append(self.run_backbone(tokens[whole]))
         return joined_rows(outputs, torch.tensor([*order, *whole]).argsort())
