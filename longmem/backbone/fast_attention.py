@@ -30,6 +30,8 @@ from longmem.native.threads import run_threads
 
 ATTENTION = "longmem_bfloat16"
 LANES = 16
+TILE_DEPTH = 32
+"""Numbers in a row of an AMX tile."""
 MAX_DIM = 256
 MIN_TOKENS = 16
 """Minimum number of query tokens; packing the keys for fewer costs more than it gains."""
@@ -48,6 +50,12 @@ def is_available() -> bool:
     except ConfigError as error:
         warnings.warn(f"attention is computed by torch, several times slower: {error}", stacklevel=2)
         return False
+
+
+@cache
+def _has_tiles() -> int:
+    """Return 1 where this process may use AMX, else 0."""
+    return int(native_library().longmem_attention_has_tiles())
 
 
 def use_fast_attention(model: PreTrainedModel) -> None:
@@ -134,6 +142,7 @@ def attend(
         tokens=tokens,
         count=keys.shape[1],
         dim=dim,
+        tiles=_has_tiles() if dim % TILE_DEPTH == 0 else 0,
         scale=scale * math.log2(math.e),
         packed_keys=None,
         packed_values=None,

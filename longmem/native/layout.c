@@ -80,6 +80,7 @@ static const field_layout LAYOUTS[] = {
     FIELD(attention_params, tokens),
     FIELD(attention_params, count),
     FIELD(attention_params, dim),
+    FIELD(attention_params, tiles),
     FIELD(attention_params, scale),
     FIELD(attention_params, packed_keys),
     FIELD(attention_params, packed_values),

@@ -82,6 +82,7 @@ typedef struct {
     const uint16_t *values;  /* [kv_heads, count, dim] */
     int64_t query_head, query_token, key_head, key_token, value_head, value_token; /* strides */
     int64_t heads, kv_heads, tokens, count, dim;
+    int64_t tiles;           /* whether to use AMX, which needs a dim that is a multiple of 32 */
     float scale;             /* factor of an inner product, times log2(e) */
     uint16_t *packed_keys;   /* longmem_attention_packed_bytes each, filled by longmem_attention_pack */
     uint16_t *packed_values;
@@ -102,6 +103,9 @@ void longmem_mixtures(const gather_params *params);
 
 /* Bytes of the memory that each thread passes to `longmem_attention_read`; 0 if this processor has no AVX-512 BF16. */
 int64_t longmem_attention_scratch_bytes(void);
+
+/* Whether the processor has AMX and Linux allows it to this process; to be called before `tiles` is set. */
+int64_t longmem_attention_has_tiles(void);
 int64_t longmem_attention_packed_bytes(const attention_params *params);
 
 /* Work of one thread: blocks first, first + step, … of keys and values to pack, then of rows to read. All blocks are
