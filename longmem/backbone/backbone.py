@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
 from longmem.backbone.converted import model_folder
 from longmem.backbone.families import AttentionShape, Family, family_of
 from longmem.backbone.hooks import projected, tapped
 from longmem.backbone.loading import hash_weights, load_causal_lm, max_tokens_of
+from longmem.backbone.target_logprobs import target_logprobs
 from longmem.config import Dtype
 from longmem.errors import ConfigError
 
@@ -180,9 +180,12 @@ class Backbone:
         return hidden
 
     def logits(self, hidden: Float[Tensor, "tokens head_input"]) -> Float32[Tensor, "tokens vocabulary"]:
+        return self._head(hidden).float()
+
+    def _head(self, hidden: Float[Tensor, "tokens head_input"]) -> Float[Tensor, "tokens vocabulary"]:
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         # before the conversion to float32, as in transformers
-        return logits.float() if self._logits_divisor == 1 else (logits / self._logits_divisor).float()
+        return logits if self._logits_divisor == 1 else logits / self._logits_divisor
 
     def target_logprobs(
         self, hidden: Float[Tensor, "tokens head_input"], targets: Int[Tensor, " targets"]
@@ -190,7 +193,7 @@ class Backbone:
         """Return the natural-log probability of target i at position i, for `targets <= tokens`."""
         wanted = targets.to(hidden.device, torch.long)
         parts = zip(hidden[: len(wanted)].split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True)
-        return torch.cat([-cross_entropy(self.logits(rows), part, reduction="none") for rows, part in parts])
+        return torch.cat([target_logprobs(self._head(rows), part) for rows, part in parts])
 
     def new_cache(self) -> DynamicCache:
         """Return an empty cache for incremental decoding with `forward`."""

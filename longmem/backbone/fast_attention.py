@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal bfloat16 attention in C (`longmem/native/attention.c`), on processors with AVX-512 BF16.
+"""Causal bfloat16 attention in C (`longmem/native/attention.c`), on processors with AVX-512 BF16, with or without AMX.
 
 With a KV cache in front of the tokens, as every layer reads the memory, torch's attention takes a mask and computes
 what the mask discards. Even without one it reaches a fraction of the speed of the matrix products. This one takes no
-mask, and is three to seven times as fast (`python -m benchmarks attention`). Weights and outputs are rounded where
+mask, and is two to three times as fast (`python -m benchmarks attention`). Weights and outputs are rounded where
 torch rounds them; its errors against float64 are as large as torch's.
 
 transformers calls it by the name `ATTENTION`. Everything else (masks, sliding windows that cut, few tokens, gradients)
@@ -53,9 +53,9 @@ def is_available() -> bool:
 
 
 @cache
-def _has_tiles() -> int:
-    """Return 1 where this process may use AMX, else 0."""
-    return int(native_library().longmem_attention_has_tiles())
+def has_tiles() -> bool:
+    """Return whether this process may use AMX, which multiplies matrices in tile registers."""
+    return bool(native_library().longmem_attention_has_tiles())
 
 
 def use_fast_attention(model: PreTrainedModel) -> None:
@@ -142,7 +142,7 @@ def attend(
         tokens=tokens,
         count=keys.shape[1],
         dim=dim,
-        tiles=_has_tiles() if dim % TILE_DEPTH == 0 else 0,
+        tiles=dim % TILE_DEPTH == 0 and has_tiles(),
         scale=scale * math.log2(math.e),
         packed_keys=None,
         packed_values=None,

@@ -315,8 +315,11 @@ def _unread(
 
 def require_finite(tensor: Tensor, what: str, advice: str) -> None:
     """Raise NumericError, naming `what` and giving the advice, unless every number is finite."""
-    if not bool(tensor.isfinite().all()):
-        count = int((~tensor.isfinite()).sum())
+    # a sum reads the numbers once; isfinite writes several arrays of their size
+    if bool(tensor.sum().isfinite()):
+        return
+    # the sum of finite numbers can be too large for their type
+    if count := int((~tensor.isfinite()).sum()):
         raise NumericError(
             f"{what}: expected finite numbers, {count} of {tensor.numel()} are NaN or infinite; {advice}"
         )

@@ -85,6 +85,12 @@ static const field_layout LAYOUTS[] = {
     FIELD(attention_params, packed_keys),
     FIELD(attention_params, packed_values),
     FIELD(attention_params, output),
+    WHOLE(logprobs_params),
+    FIELD(logprobs_params, logits),
+    FIELD(logprobs_params, targets),
+    FIELD(logprobs_params, stride),
+    FIELD(logprobs_params, vocabulary),
+    FIELD(logprobs_params, output),
 };
 
 static const field_layout *find_layout(const char *struct_name, const char *field) {

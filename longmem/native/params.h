@@ -89,6 +89,14 @@ typedef struct {
     uint16_t *output;        /* [tokens, heads, dim], contiguous */
 } attention_params;
 
+/* Natural-log probability of one token for each row of bfloat16 logits. */
+typedef struct {
+    const uint16_t *logits; /* [rows, vocabulary]; rows are `stride` numbers apart */
+    const int64_t *targets; /* [rows] */
+    int64_t stride, vocabulary;
+    float *output;          /* [rows] */
+} logprobs_params;
+
 /* Keys of a panel, and bytes of its quantised values for sketches of a width. */
 int64_t longmem_panel_keys(void);
 int64_t longmem_panel_bytes(int64_t sketch_width);
@@ -112,6 +120,9 @@ int64_t longmem_attention_packed_bytes(const attention_params *params);
    packed before any is read. */
 void longmem_attention_pack(const attention_params *params, int64_t first, int64_t step);
 void longmem_attention_read(const attention_params *params, int64_t first, int64_t step, void *scratch);
+
+/* Rows first to last - 1; only for processors with AVX-512 BF16. */
+void longmem_logprobs(const logprobs_params *params, int64_t first, int64_t last);
 
 /* Number of fields of a struct. Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where
    there is no such field. */

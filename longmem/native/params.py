@@ -143,6 +143,18 @@ class AttentionParams(NativeStruct):
     )
 
 
+class LogprobsParams(NativeStruct):
+    """Arguments of `longmem_logprobs`."""
+
+    _fields_ = (
+        ("logits", ctypes.c_void_p),
+        ("targets", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("vocabulary", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+    )
+
+
 STRUCTS: tuple[type[NativeStruct], ...] = (
     RowMatrix,
     PanelBounds,
@@ -152,6 +164,7 @@ STRUCTS: tuple[type[NativeStruct], ...] = (
     InvertedLists,
     GatherParams,
     AttentionParams,
+    LogprobsParams,
 )
 
 
@@ -180,6 +193,7 @@ def declare_functions(library: ctypes.CDLL) -> None:
         "longmem_attention_packed_bytes": (number, [ctypes.POINTER(AttentionParams)]),
         "longmem_attention_pack": (None, [ctypes.POINTER(AttentionParams), number, number]),
         "longmem_attention_read": (None, [ctypes.POINTER(AttentionParams), number, number, ctypes.c_void_p]),
+        "longmem_logprobs": (None, [ctypes.POINTER(LogprobsParams), number, number]),
     }
     for function, (result, arguments) in signatures.items():
         getattr(library, function).restype = result

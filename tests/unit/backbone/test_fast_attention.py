@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention in C against torch in float64, and whole models against transformers' own attention."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ from longmem.errors import ConfigError
 
 needs_instructions = pytest.mark.skipif(
     not fast_attention.is_available(), reason="needs a C compiler and a processor with AVX-512 BF16"
+)
+with_and_without_tiles = pytest.mark.parametrize(
+    "tiles",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                not (fast_attention.is_available() and fast_attention.has_tiles()), reason="needs a processor with AMX"
+            ),
+        ),
+    ],
+    ids=["vectors", "tiles"],
 )
 HALF_STEP = 2.0**-9
 """Largest relative error of rounding to bfloat16."""
@@ -37,6 +51,7 @@ def exact(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor
 
 
 @needs_instructions
+@with_and_without_tiles
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "tokens", "count", "dim"),
     [
@@ -50,8 +65,9 @@ def exact(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor
     ],
 )
 def test_attention_is_within_the_rounding_of_its_inputs(
-    heads: int, kv_heads: int, tokens: int, count: int, dim: int
+    heads: int, kv_heads: int, tokens: int, count: int, dim: int, tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fast_attention, "has_tiles", lambda: tiles)
     queries, keys, values = parts(heads, kv_heads, tokens, count, dim)
     scale = dim**-0.5
     found = fast_attention.attend(queries, keys, values, scale)
@@ -61,7 +77,9 @@ def test_attention_is_within_the_rounding_of_its_inputs(
 
 
 @needs_instructions
-def test_large_scores_and_a_query_that_sees_one_key() -> None:
+@with_and_without_tiles
+def test_large_scores_and_a_query_that_sees_one_key(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_attention, "has_tiles", lambda: tiles)
     queries, keys, values = parts(2, 2, 40, 40, 32)
     found = fast_attention.attend(queries * 100, keys * 100, values, 1.0)
     assert bool(found.isfinite().all())
@@ -69,8 +87,38 @@ def test_large_scores_and_a_query_that_sees_one_key() -> None:
 
 
 @needs_instructions
-def test_a_token_depends_on_its_own_keys_alone() -> None:
+@with_and_without_tiles
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_not_hidden(
+    number: float, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key of NaN, or a value that is not finite, shows in the queries that see it."""
+    monkeypatch.setattr(fast_attention, "has_tiles", lambda: tiles)
+    queries, keys, values = parts(2, 1, 40, 300, 32)
+    harmed = values.clone()
+    harmed[0, 280, 5] = number
+    found = fast_attention.attend(queries, keys, harmed, 0.2)
+    assert not bool(found[20:, :, 5].isfinite().any())
+    keys[0, 280, 5] = math.nan
+    assert bool(fast_attention.attend(queries, keys, values, 0.2)[20:].isnan().all())
+
+
+@needs_instructions
+@pytest.mark.skipif(not (fast_attention.is_available() and fast_attention.has_tiles()), reason="needs AMX")
+def test_products_of_other_libraries_are_right_after_it() -> None:
+    """oneDNN, in the same thread, shapes the tiles for its own products."""
+    random = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(96, 96, generator=random).bfloat16() for _ in range(2))
+    before = left @ right
+    fast_attention.attend(*parts(2, 1, 40, 300, 32), 0.2)
+    assert torch.equal(left @ right, before)
+
+
+@needs_instructions
+@with_and_without_tiles
+def test_a_token_depends_on_its_own_keys_alone(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the tokens after it, nor the number of tokens or threads, nor strides move a bit."""
+    monkeypatch.setattr(fast_attention, "has_tiles", lambda: tiles)
     queries, keys, values = parts(6, 2, 200, 900, 64)
     whole = fast_attention.attend(queries, keys, values, 0.125)
     part = fast_attention.attend(queries[:, 60:131], keys[:, :831], values[:, :831], 0.125)
