@@ -70,7 +70,7 @@ STEPS = (
     QuickStep(
         "pretrained-peers",
         "README, results of SmolLM2-135M; performance, reading at every layer and peers",
-        ("pretrained-peers", "BOOKS", "--history", "8192", "--window", "8192:4096", *THREADS, "--out", "OUT"),
+        ("pretrained-peers", "BOOKS", "--history", "4096", "--window", "4096:2048", *THREADS, "--out", "OUT"),
         missing=_smollm2,
     ),
     QuickStep(
@@ -113,14 +113,16 @@ STEPS = (
         ("attention", "--repeats", "2", "--out", "OUT"),
         missing=_attention_in_c,
     ),
-    QuickStep("retrieval", "performance, exact search", ("retrieval", "--repeats", "2", "--out", "OUT")),
-    QuickStep("fusion", "performance, reading retrieved rows", ("fusion", "--repeats", "2", "--out", "OUT")),
+    QuickStep("retrieval", "performance, exact search", ("retrieval", "--one-shape", "--repeats", "2", "--out", "OUT")),
+    QuickStep(
+        "fusion", "performance, reading retrieved rows", ("fusion", "--one-shape", "--repeats", "2", "--out", "OUT")
+    ),
     QuickStep("pipeline", "performance, cost of the memory", ("pipeline", "--repeats", "2", "--out", "OUT")),
     QuickStep("store", "performance, store", ("store", "--repeats", "2", "--out", "OUT")),
     QuickStep(
         "jobs",
         "performance, whole jobs and the second worker",
-        ("jobs", "--tokens", "10000", "--repeats", "2", "--out", "OUT"),
+        ("jobs", "--only", "one thread", "--only", "1 reader", "--tokens", "10000", "--repeats", "2", "--out", "OUT"),
     ),
     QuickStep(
         "peers",

@@ -25,6 +25,7 @@ Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Text;
 Model = Annotated[Path, typer.Option(help="LongMem, by name or folder.")]
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
 Repeats = Annotated[int, typer.Option(help="Rounds; each runs every case once.", min=2)]
+OneShape = Annotated[bool, typer.Option("--one-shape", help="Leave out the shape that is not the model's.")]
 Out = Annotated[Path, typer.Option(help="Folder for results.")]
 
 app = typer.Typer(add_completion=False)
@@ -36,6 +37,7 @@ def retrieval(
     model: Model = REFERENCE_MODEL,
     threads: Threads = 1,
     repeats: Repeats = REPEATS,
+    one_shape: OneShape = False,
     out: Out = RESULTS,
 ) -> None:
     """Compare exact search with FAISS and the matrix product alone, on Gaussian and on real keys."""
@@ -46,7 +48,8 @@ def retrieval(
     memory = real_memory(ModelSource(str(model)), inputs or [])
 
     def tables() -> Iterator[SpeedTable]:
-        yield benchmark.gaussian(repeats)
+        if not one_shape:
+            yield benchmark.gaussian(repeats)
         yield benchmark.real(memory, repeats)
 
     _finish(out / "retrieval", tables())
@@ -58,6 +61,7 @@ def fusion(
     model: Model = REFERENCE_MODEL,
     threads: Threads = 1,
     repeats: Repeats = REPEATS,
+    one_shape: OneShape = False,
     out: Out = RESULTS,
 ) -> None:
     """Compare reading of retrieved keys and values in C and in torch, at the model's shape and at GPT-2-medium's."""
@@ -69,7 +73,8 @@ def fusion(
 
     def tables() -> Iterator[SpeedTable]:
         yield benchmark.fusion(memory, memory.model.backbone.name, repeats)
-        yield benchmark.fusion(random_memory(GPT2_MEDIUM), GPT2_MEDIUM.name, repeats)
+        if not one_shape:
+            yield benchmark.fusion(random_memory(GPT2_MEDIUM), GPT2_MEDIUM.name, repeats)
 
     _finish(out / "fusion", tables())
 
@@ -239,7 +244,9 @@ def jobs(
     inputs: Inputs = None,
     model: Model = REFERENCE_MODEL,
     cores: Annotated[int, typer.Option(help="Cores for each job.")] = 2,
-    only: Annotated[str, typer.Option(help="Part of the names of jobs to run.", show_default="all")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Part of the names of jobs to run; several.", show_default="all")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the document.", min=1)] = 120_000,
     segment_tokens: Annotated[int | None, typer.Option(help="Tokens of a segment; default: the model's.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Compute dtype of the model.")] = "float32",
@@ -251,7 +258,7 @@ def jobs(
 
     quiet = Console(stderr=True, quiet=True)
     source = ModelSource(str(model), dtype, settings={"segment_tokens": segment_tokens} if segment_tokens else {})
-    _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only, tokens)])
+    _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only or [""], tokens)])
 
 
 @app.command()

@@ -5,7 +5,7 @@ The floor is one forward of the backbone and one of the SideNet without memory. 
 the read back, the reader's copy of the block, the search, gathering and fusion, and the copy head's work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -80,13 +80,13 @@ def jobs(
     threads: int,
     repeats: int,
     console: Console,
-    only: str = "",
+    only: Sequence[str] = ("",),
     num_tokens: int = JOB_TOKENS,
 ) -> SpeedTable:
-    """Time whole perplexity jobs on one document: in memory, on disk, on Ray; only those whose name contains `only`.
+    """Time whole perplexity jobs on one document: in memory, on disk, on Ray; those whose name contains one of `only`.
 
     Start-up is left out. The parallel case runs independent jobs together and shows the throughput of the cores for
-    two; its time is that of one job. Raises ConfigError where no name contains `only`.
+    two; its time is that of one job. Raises ConfigError for one of `only` that no name contains.
     """
     cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
     parallel = f"one thread, LanceDB, {threads} in parallel, each"
@@ -99,9 +99,10 @@ def jobs(
         "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
         "Ray, 2 encoders + 2 readers, LanceDB": (None, replace(cluster, encoders=2, readers=2), cluster.threads),
     }
-    chosen = {name: shape for name, shape in shapes.items() if only in name}
-    if not chosen:
-        raise ConfigError(f"--only {only!r}: expected a part of one of these names: {'; '.join(shapes)}")
+    for part in only:
+        if not any(part in name for name in shapes):
+            raise ConfigError(f"--only {part!r}: expected a part of one of these names: {'; '.join(shapes)}")
+    chosen = {name: shape for name, shape in shapes.items() if any(part in name for part in only)}
     document = long_document(num_tokens, inputs, source)
     with TemporaryDirectory(prefix="longmem-speed-") as folder:
         text = Path(folder) / "document.txt"

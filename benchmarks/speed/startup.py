@@ -46,7 +46,8 @@ def startup(repeats: int) -> SpeedTable:
             "status --out DIR": ("status", "--out", str(_write_status(folder / "job"))),
             "memory ls": ("memory", "ls", "--store", str(_write_store(folder / "memory.lance"))),
             "perplexity, missing input": ("perplexity", str(folder / "missing.txt"), "--out", str(folder / "out")),
-            "perplexity, one segment": (*_job_of_one_segment(folder), "--out", str(folder / JOB)),
+            "perplexity, one segment": (*_job_of_one_segment(folder, "none"), "--out", str(folder / JOB)),
+            "perplexity, one segment, on Ray": (*_job_of_one_segment(folder, "local"), "--out", str(folder / JOB)),
         }
         cases = {FLOOR: (sys.executable, "-c", "pass"), **{key: (*PROGRAM, *given) for key, given in commands.items()}}
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -73,11 +74,11 @@ def _measure(
     return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _job_of_one_segment(folder: Path) -> tuple[str, ...]:
+def _job_of_one_segment(folder: Path, address: str) -> tuple[str, ...]:
     """Write a text that is shorter than a segment, and return the command that scores it with the reference model."""
     text = folder / "text.txt"
     text.write_text("Call me Ishmael. Some years ago I went to sea.\n", encoding="utf-8")
-    return ("perplexity", str(text), "--address", "none", "--threads", "1")
+    return ("perplexity", str(text), "--address", address, "--threads", "1")
 
 
 def _write_status(folder: Path) -> Path:
