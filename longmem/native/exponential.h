@@ -10,19 +10,16 @@
 
 enum { LANES = 16 };
 
-/* Return 2 to the power of each lane, at most 2^0; relative error below 2^-22. Minus infinity gives zero. */
+/* Return 2 to the power of each lane; relative error below 2^-18. Zero gives 1, minus infinity 0. */
 static inline __m512 exp2_of(__m512 power) {
-    /* the second operand is returned where one is NaN */
-    power = _mm512_max_ps(_mm512_set1_ps(-150.0f), power);
-    const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 part = _mm512_sub_ps(power, whole);
-    __m512 sum = _mm512_set1_ps(0.00133335581f);
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.00961812911f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.0555041087f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.240226507f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.693147181f));
+    /* what the power has above the whole number below it; scalef rounds it down, too */
+    const __m512 part = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 sum = _mm512_set1_ps(0.0134266885f);
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.0522424653f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.241280213f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.693044841f));
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(sum, whole);
+    return _mm512_scalef_ps(sum, power);
 }
 
 #endif
