@@ -173,7 +173,10 @@ def unchanged_layers(
     inputs: Inputs = None,
     model: Annotated[str, typer.Option(help="Backbone, or a copy-fitted LongMem.")] = "smollm2-135m",
     tokens: Annotated[int, typer.Option(help="Tokens of the job.", min=1)] = 4096,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="Compute dtype of every row.")] = "float32",
+    against_float32: Annotated[
+        bool, typer.Option("--against-float32", help="One more row: all layers run, in float32.")
+    ] = False,
     threads: Threads = 1,
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
@@ -183,10 +186,11 @@ def unchanged_layers(
     from benchmarks.speed import unchanged_layers as benchmark
 
     torch.set_num_threads(threads)
-    source = ModelSource(model, dtype=cast(Dtype, dtype))
+    source = ModelSource(model, dtype=dtype)
     opened = source.open()
     sequence = opened.tokenizer.sequence(long_document(tokens, inputs or [], source).text)[: tokens + 1]
-    _finish(out / "unchanged-layers", [benchmark.unchanged_layers(opened, sequence, repeats)])
+    exact = ModelSource(model, dtype="float32").open() if against_float32 else None
+    _finish(out / "unchanged-layers", [benchmark.unchanged_layers(opened, sequence, repeats, exact)])
 
 
 @app.command()

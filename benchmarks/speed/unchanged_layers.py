@@ -24,24 +24,31 @@ from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
 
 LEFT_OUT, RUN, FLOOR = "layers left out", "layers run", "plain forwards"
+FLOAT32 = "layers run, in float32"
 
 
-def unchanged_layers(model: LongMem, sequence: Int32[np.ndarray, " tokens"], repeats: int) -> SpeedTable:
-    """Time whole jobs on one document. Raises ConfigError for a model whose layers change results."""
+def unchanged_layers(
+    model: LongMem, sequence: Int32[np.ndarray, " tokens"], repeats: int, in_float32: LongMem | None = None
+) -> SpeedTable:
+    """Time whole jobs on one document; `in_float32`, the same model in that type, runs all of its layers.
+
+    Raises ConfigError for a model whose layers change results.
+    """
     sidenet = model.sidenet
     if not isinstance(sidenet, SideNet) or not sidenet.is_backbone:
         raise ConfigError(f"the layers of {model.backbone.name} change results; give a backbone or a copy-fitted model")
     segments = cut_segments(DocumentKey("", ""), sequence, model.config.segment_tokens)
     scores: dict[str, TextScores] = {}
 
-    def job(name: str) -> None:
-        sidenet.always_runs_layers = name == RUN
+    def job(name: str, model: LongMem = model) -> None:
+        assert isinstance(model.sidenet, SideNet)
+        model.sidenet.always_runs_layers = name != LEFT_OUT
         with (
             TemporaryDirectory(prefix="longmem-speed-") as folder,
             MemoryStore.open(Path(folder) / "memory.lance") as store,
         ):
             scores[name] = score_sequence(model, sequence, store.document("text"))
-        sidenet.always_runs_layers = False
+        model.sidenet.always_runs_layers = False
 
     def floor() -> None:
         for segment in segments:
@@ -49,6 +56,8 @@ def unchanged_layers(model: LongMem, sequence: Int32[np.ndarray, " tokens"], rep
             model.backbone.target_logprobs(hidden[0], torch.from_numpy(segment.targets.copy()))
 
     cases: dict[str, Callable[[], object]] = {LEFT_OUT: lambda: job(LEFT_OUT), RUN: lambda: job(RUN), FLOOR: floor}
+    if in_float32 is not None:
+        cases[FLOAT32] = lambda: job(FLOAT32, in_float32)
     with torch.no_grad():
         timings = take_turns(cases, repeats)
     ratio = _ratio(timings[RUN].wall_s, timings[LEFT_OUT].wall_s)
@@ -62,6 +71,9 @@ def unchanged_layers(model: LongMem, sequence: Int32[np.ndarray, " tokens"], rep
         "largest_difference_nats": float(differences.max()),
         "perplexity_changes_by": float(scores[LEFT_OUT].perplexity / scores[RUN].perplexity - 1),
     }
+    if in_float32 is not None:
+        settings["times_as_fast_as_in_float32"] = _ratio(timings[FLOAT32].wall_s, timings[LEFT_OUT].wall_s)
+        settings["perplexity_against_float32"] = float(scores[LEFT_OUT].perplexity / scores[FLOAT32].perplexity - 1)
     title = f"{model.backbone.name}, {len(sequence) - 1:,} tokens: {ratio:.2f} times as fast without the layers"
     return SpeedTable(title, [BenchmarkRow(name, timing) for name, timing in timings.items()], settings)
 

@@ -27,8 +27,8 @@ static int tiles_are_allowed(void) {
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
-/* GCC 12 and 13 do not know that instructions on tiles read memory (amxtileintrin.h has no clobber), and would move earlier
-   stores behind them. */
+/* GCC (12.2, amxtileintrin.h) does not declare that instructions on tiles read memory, and could move earlier stores
+   behind them. */
 static inline void finish_stores(void) { __asm__ volatile("" ::: "memory"); }
 
 /* Shape the tiles of this thread. Other libraries may rely on the shapes they have set: `before` gets them. */

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.speed.unchanged_layers import FLOOR, LEFT_OUT, RUN, unchanged_layers
+from benchmarks.speed.unchanged_layers import FLOAT32, FLOOR, LEFT_OUT, RUN, unchanged_layers
 from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNet
@@ -23,6 +23,15 @@ def test_both_jobs_give_the_same_numbers(small_model: Callable[..., LongMem]) ->
     assert table.settings["tokens"] == len(sequence) - 1
     assert isinstance(model.sidenet, SideNet)
     assert model.sidenet.is_backbone
+
+
+def test_a_job_in_float32_beside_it(small_model: Callable[..., LongMem]) -> None:
+    model = small_model("llama", unsettled=False, dtype="bfloat16", **DEFAULT_FORM)
+    exact = small_model("llama", unsettled=False, **DEFAULT_FORM)
+    table = unchanged_layers(model, model.tokenizer.sequence("a text that goes on and on, " * 6), 2, exact)
+    assert [line.name for line in table.lines] == [LEFT_OUT, RUN, FLOOR, FLOAT32]
+    assert table.settings["times_as_fast_as_in_float32"] > 0
+    assert abs(table.settings["perplexity_against_float32"]) < 0.01
 
 
 def test_layers_that_change_results_are_refused(small_model: Callable[..., LongMem]) -> None:
