@@ -40,22 +40,28 @@ def unchanged_layers(
     segments = cut_segments(DocumentKey("", ""), sequence, model.config.segment_tokens)
     scores: dict[str, TextScores] = {}
 
-    def job(name: str, model: LongMem = model) -> None:
-        assert isinstance(model.sidenet, SideNet)
-        model.sidenet.always_runs_layers = name != LEFT_OUT
-        with (
-            TemporaryDirectory(prefix="longmem-speed-") as folder,
-            MemoryStore.open(Path(folder) / "memory.lance") as store,
-        ):
-            scores[name] = score_sequence(model, sequence, store.document("text"))
-        model.sidenet.always_runs_layers = False
+    def job(name: str, scorer: LongMem) -> None:
+        assert isinstance(scorer.sidenet, SideNet)
+        scorer.sidenet.always_runs_layers = name != LEFT_OUT
+        try:
+            with (
+                TemporaryDirectory(prefix="longmem-speed-") as folder,
+                MemoryStore.open(Path(folder) / "memory.lance") as store,
+            ):
+                scores[name] = score_sequence(scorer, sequence, store.document("text"))
+        finally:
+            scorer.sidenet.always_runs_layers = False
 
     def floor() -> None:
         for segment in segments:
             hidden = model.backbone.run(torch.from_numpy(segment.tokens.copy())[None])
             model.backbone.target_logprobs(hidden[0], torch.from_numpy(segment.targets.copy()))
 
-    cases: dict[str, Callable[[], object]] = {LEFT_OUT: lambda: job(LEFT_OUT), RUN: lambda: job(RUN), FLOOR: floor}
+    cases: dict[str, Callable[[], object]] = {
+        LEFT_OUT: lambda: job(LEFT_OUT, model),
+        RUN: lambda: job(RUN, model),
+        FLOOR: floor,
+    }
     if in_float32 is not None:
         cases[FLOAT32] = lambda: job(FLOAT32, in_float32)
     with torch.no_grad():

@@ -26,10 +26,14 @@ def target_logprobs(
     Raises:
         IndexError: A target is not in the vocabulary.
     """
+    assert targets.shape == logits.shape[:1], f"{len(targets)} targets of {len(logits)} rows"
+    assert (targets.dtype, targets.device) == (torch.long, logits.device), (targets.dtype, targets.device)
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        raise IndexError(
+            f"expected targets from 0 to {logits.shape[1] - 1}, got {int(targets.min())} to {int(targets.max())}"
+        )
     if not runs_natively(logits):
         return -cross_entropy(logits.float(), targets, reduction="none")
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
-        raise IndexError(f"expected targets from 0 to {logits.shape[1] - 1}, got {targets}")
     wanted, output = targets.contiguous(), torch.empty(len(logits))
     params = LogprobsParams(
         logits=logits.data_ptr(),

@@ -9,11 +9,12 @@
        weights = exp2(scores − maximum)     rounded to bfloat16, as the product needs them
        output  = output · correction + weights · values
 
-   A row's result depends on its own keys alone: not on the number of rows, nor on the number of threads. */
+   A row's result depends on its own keys alone, as long as all are finite: not on the number of rows or threads. */
 
+#include "bfloat16_set.h"
 #include "params.h"
 
-#if defined(__AVX512BF16__)
+#if defined(LONGMEM_BF16)
 
 #include <string.h>
 
@@ -81,7 +82,7 @@ static void read_block(
     products->mix(state, group, &block);
 }
 
-/* Rows first to last of the queries that share a KV head; row r is query r % group_size's head of token r / group_size. */
+/* ROW_BLOCK rows, from `first`, of the queries that share a KV head; row r is query r % group_size's head of token r / group_size. */
 static void attend_rows(
     const attention_params *params, const row_products *products, int64_t head, int64_t first, row_state *rows
 ) {
@@ -124,7 +125,7 @@ static void read_rows(
 void longmem_attention_read(const attention_params *params, int64_t first, int64_t step, void *scratch) {
 #if defined(LONGMEM_AMX)
     if (params->tiles) {
-        tile_shapes before;
+        tile_shapes before = {0};
         shape_tiles(&before);
         read_rows(params, &TILE_PRODUCTS, first, step, scratch);
         restore_tiles(&before);
@@ -134,7 +135,7 @@ void longmem_attention_read(const attention_params *params, int64_t first, int64
     read_rows(params, &VECTOR_PRODUCTS, first, step, scratch);
 }
 
-int64_t longmem_attention_has_tiles(void) {
+int64_t longmem_attention_request_tiles(void) {
 #if defined(LONGMEM_AMX)
     return tiles_are_allowed();
 #else
@@ -152,7 +153,7 @@ int64_t longmem_attention_packed_bytes(const attention_params *params) {
 
 /* Without the instructions nothing can be computed: scratch of 0 bytes says so, and no other function is called. */
 int64_t longmem_attention_scratch_bytes(void) { return 0; }
-int64_t longmem_attention_has_tiles(void) { return 0; }
+int64_t longmem_attention_request_tiles(void) { return 0; }
 int64_t longmem_attention_packed_bytes(const attention_params *params) { return params == 0; }
 void longmem_attention_pack(const attention_params *params, int64_t first, int64_t step) {
     (void)params, (void)first, (void)step;

@@ -6,9 +6,9 @@
 #define LONGMEM_ATTENTION_AMX_H
 
 #include "attention_rows.h"
+#include "bfloat16_set.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
-#define LONGMEM_AMX
+#if defined(LONGMEM_AMX)
 
 #include <sys/syscall.h>
 #include <unistd.h>

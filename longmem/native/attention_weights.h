@@ -17,8 +17,8 @@ static inline __m512 weights_of(const float *scores, __mmask16 sees, __m512 scal
     return _mm512_maskz_mov_ps(sees, exp2_of(power));
 }
 
-/* Turn `count` scores (a multiple of 32) into bfloat16 weights; `scale` is positive. Only the first `own` are seen; it may be negative. Return
-   the factor of what was summed before. */
+/* Turn `count` scores (a multiple of 32) into bfloat16 weights. Only the first `own` are seen, none where it is negative;
+   `scale` is positive. Return the factor of what was summed before. */
 static inline float weigh_row(
     const float *scores, int64_t own, int64_t count, float scale, row_total *total, uint16_t *weights
 ) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Log-probabilities of one token a row, from bfloat16 logits: nothing of the vocabulary's size is written. */
 
+#include "bfloat16_set.h"
 #include "params.h"
 
-#if defined(__AVX512BF16__)
+#if defined(LONGMEM_BF16)
 
 #include <string.h>
 
@@ -23,7 +24,7 @@ void longmem_logprobs(const logprobs_params *params, int64_t first, int64_t last
         const uint16_t *row = params->logits + each * params->stride;
         __m512 largest = _mm512_set1_ps(-INFINITY);
         for (int64_t at = 0; at < params->vocabulary; at += LANES)
-            /* the second operand is returned where one is NaN */
+            /* the second operand is returned where one is NaN: it is left to the sum */
             largest = _mm512_max_ps(load_logits(row + at, inside_of(params->vocabulary - at)), largest);
         const float maximum = _mm512_reduce_max_ps(largest);
         __m512 sum = _mm512_setzero_ps();

@@ -83,7 +83,7 @@ typedef struct {
     int64_t query_head, query_token, key_head, key_token, value_head, value_token; /* strides */
     int64_t heads, kv_heads, tokens, count, dim;
     int64_t tiles;           /* whether to use AMX, which needs a dim that is a multiple of 32 */
-    float scale;             /* factor of an inner product, times log2(e) */
+    float scale;             /* factor of an inner product, times log2(e); positive */
     uint16_t *packed_keys;   /* longmem_attention_packed_bytes each, filled by longmem_attention_pack */
     uint16_t *packed_values;
     uint16_t *output;        /* [tokens, heads, dim], contiguous */
@@ -112,8 +112,8 @@ void longmem_mixtures(const gather_params *params);
 /* Bytes of the memory that each thread passes to `longmem_attention_read`; 0 if this processor has no AVX-512 BF16. */
 int64_t longmem_attention_scratch_bytes(void);
 
-/* Whether the processor has AMX and Linux allows it to this process; to be called before `tiles` is set. */
-int64_t longmem_attention_has_tiles(void);
+/* Ask Linux for the tile registers of AMX, and return whether this process may use them. `tiles` without them ends it. */
+int64_t longmem_attention_request_tiles(void);
 int64_t longmem_attention_packed_bytes(const attention_params *params);
 
 /* Work of one thread: blocks first, first + step, … of keys and values to pack, then of rows to read. All blocks are

@@ -189,7 +189,7 @@ def declare_functions(library: ctypes.CDLL) -> None:
         "longmem_products": (None, [ctypes.POINTER(GatherParams)]),
         "longmem_mixtures": (None, [ctypes.POINTER(GatherParams)]),
         "longmem_attention_scratch_bytes": (number, []),
-        "longmem_attention_has_tiles": (number, []),
+        "longmem_attention_request_tiles": (number, []),
         "longmem_attention_packed_bytes": (number, [ctypes.POINTER(AttentionParams)]),
         "longmem_attention_pack": (None, [ctypes.POINTER(AttentionParams), number, number]),
         "longmem_attention_read": (None, [ctypes.POINTER(AttentionParams), number, number, ctypes.c_void_p]),

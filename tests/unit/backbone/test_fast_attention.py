@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention in C against torch in float64, and whole models against transformers' own attention."""
 
+import ctypes
 import math
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from longmem.backbone import fast_attention
@@ -15,22 +18,17 @@ from longmem.backbone.cache_assembly import CacheAssembly
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import save_small_backbone
 from longmem.errors import ConfigError
+from longmem.native import build
 
 needs_instructions = pytest.mark.skipif(
     not fast_attention.is_available(), reason="needs a C compiler and a processor with AVX-512 BF16"
 )
+needs_tiles = pytest.mark.skipif(
+    not (fast_attention.is_available() and fast_attention.has_tiles()),
+    reason="needs a C compiler and a processor with AMX",
+)
 with_and_without_tiles = pytest.mark.parametrize(
-    "tiles",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(
-                not (fast_attention.is_available() and fast_attention.has_tiles()), reason="needs a processor with AMX"
-            ),
-        ),
-    ],
-    ids=["vectors", "tiles"],
+    "tiles", [False, pytest.param(True, marks=needs_tiles)], ids=["vectors", "tiles"]
 )
 HALF_STEP = 2.0**-9
 """Largest relative error of rounding to bfloat16."""
@@ -103,23 +101,57 @@ def test_numbers_that_are_not_finite_are_not_hidden(
     assert bool(fast_attention.attend(queries, keys, values, 0.2)[20:].isnan().all())
 
 
-@needs_instructions
-@pytest.mark.skipif(not (fast_attention.is_available() and fast_attention.has_tiles()), reason="needs AMX")
-def test_products_of_other_libraries_are_right_after_it() -> None:
-    """oneDNN, in the same thread, shapes the tiles for its own products."""
-    random = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(96, 96, generator=random).bfloat16() for _ in range(2))
-    before = left @ right
-    fast_attention.attend(*parts(2, 1, 40, 300, 32), 0.2)
-    assert torch.equal(left @ right, before)
+@needs_tiles
+@pytest.mark.parametrize("palette", [0, 1])
+def test_shapes_of_tiles_are_left_as_they_were(palette: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries shape the tiles of a thread for their own products."""
+    library = tmp_path / "tile_shapes.so"
+    folder = Path(build.__file__).parent
+    flags = [*build.FLAGS, "-I", str(folder), "-Wno-unused-function", "-o", str(library)]
+    subprocess.run([str(build.find_compiler()), *flags, str(Path(__file__).with_name("tile_shapes.c"))], check=True)
+    native, results = build.native_library(), []
+
+    class Checked:
+        """The library, whose function that reads is called by the one in C."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(native, name)
+
+        def longmem_attention_read(self, params: Any, _first: int, _step: int, scratch: int) -> None:
+            survive = ctypes.CDLL(str(library)).shapes_survive
+            read = ctypes.cast(native.longmem_attention_read, ctypes.c_void_p)
+            results.append(survive(read, params, ctypes.c_void_p(scratch), palette))
+
+    monkeypatch.setattr(fast_attention, "native_library", Checked)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fast_attention.attend(*parts(2, 1, 40, 300, 32), 0.2)
+    finally:
+        torch.set_num_threads(before)
+    assert results == [1]
 
 
 @needs_instructions
 @with_and_without_tiles
-def test_a_token_depends_on_its_own_keys_alone(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_scales_that_are_not_positive_go_to_torch(scale: float, tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_attention, "has_tiles", lambda: tiles)
+    queries, keys, values = (part[None] for part in parts(2, 2, 40, 60, 32))
+    with torch.no_grad():
+        found, _ = fast_attention.attention_forward(nn.Identity(), queries, keys, values, None, scaling=scale)
+    torch.testing.assert_close(found[0].double(), exact(queries[0], keys[0], values[0], scale), atol=0.02, rtol=0)
+    with pytest.raises(AssertionError):
+        fast_attention.attend(queries[0], keys[0], values[0], scale)
+
+
+@needs_instructions
+@with_and_without_tiles
+@pytest.mark.parametrize("dim", [48, 64, 160])
+def test_a_token_depends_on_its_own_keys_alone(dim: int, tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the tokens after it, nor the number of tokens or threads, nor strides move a bit."""
     monkeypatch.setattr(fast_attention, "has_tiles", lambda: tiles)
-    queries, keys, values = parts(6, 2, 200, 900, 64)
+    queries, keys, values = parts(6, 2, 200, 900, dim)
     whole = fast_attention.attend(queries, keys, values, 0.125)
     part = fast_attention.attend(queries[:, 60:131], keys[:, :831], values[:, :831], 0.125)
     assert torch.equal(part, whole[60:131])
@@ -215,7 +247,7 @@ def test_code_that_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(fast_attention, "native_library", fails)
     monkeypatch.setattr(fast_attention, "find_compiler", lambda: "cc")
-    with pytest.warns(UserWarning, match="computed by torch, several times slower: no folder"):
+    with pytest.warns(UserWarning, match="log-probabilities are computed by torch, several times slower: no folder"):
         assert not fast_attention.is_available.__wrapped__()
     monkeypatch.setattr(fast_attention, "find_compiler", lambda: None)
     assert not fast_attention.is_available.__wrapped__()

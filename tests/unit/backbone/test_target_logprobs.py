@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from longmem.backbone import fast_attention
@@ -43,10 +44,23 @@ def test_what_is_not_finite_is_not_hidden() -> None:
     assert found[2:].tolist() == pytest.approx([-math.log(39), -math.log(40)])
 
 
-@pytest.mark.parametrize("target", [-1, 40])
-def test_a_target_outside_of_the_vocabulary_is_refused(target: int) -> None:
-    with pytest.raises(IndexError):
-        target_logprobs(torch.zeros(2, 40, dtype=torch.bfloat16), torch.tensor([0, target]))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("target", [-100, -1, 40])
+def test_a_target_outside_of_the_vocabulary_is_refused(target: int, dtype: torch.dtype) -> None:
+    with pytest.raises(IndexError, match=f"expected targets from 0 to 39, got .*{target}"):
+        target_logprobs(torch.zeros(2, 40, dtype=dtype), torch.tensor([0, target]))
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(1, dtype=torch.long), torch.zeros(2, dtype=torch.int32)])
+def test_targets_that_do_not_match_the_rows_are_a_bug(targets: torch.Tensor) -> None:
+    with pytest.raises((AssertionError, TypeCheckError)):
+        target_logprobs(torch.zeros(2, 40, dtype=torch.bfloat16), targets)
+
+
+def test_rows_that_share_their_numbers() -> None:
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)).bfloat16().expand(3, 40)
+    targets = torch.tensor([3, 4, 5])
+    assert (target_logprobs(logits, targets) - exact(logits, targets)).abs().max() <= 1e-5
 
 
 def test_no_rows() -> None:
