@@ -11,7 +11,7 @@ SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types docs bench bench-quick soak clean
+.PHONY: help install demo test test-thorough lint types docs bench bench-quick soak clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,8 +28,12 @@ demo: install ## Score the Python language reference with memory and without, an
 	$(BIN)/longmem perplexity
 
 test: install ## Run the default tests
-	$(BIN)/python -m pytest -m "not ray and not slow" --durations=20 $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m "ray and not slow" --durations=20 $(ON_RAY)
+	$(BIN)/python -m pytest -m "not ray and not slow and not thorough" --durations=20 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "ray and not slow and not thorough" --durations=20 $(ON_RAY)
+
+test-thorough: install ## Run the tests of many seconds each; CI runs them after the default ones
+	$(BIN)/python -m pytest -m "thorough and not ray and not slow" --durations=20 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "thorough and ray and not slow" --durations=20 $(ON_RAY)
 
 lint: install ## Check style and the arrows between folders
 	$(BIN)/ruff check .

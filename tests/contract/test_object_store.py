@@ -28,6 +28,8 @@ from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 from tests.racing import check_receipts, contested, put_groups, put_other_tokens, racers
 
+pytestmark = pytest.mark.thorough
+
 NUMBERS = count()
 
 

@@ -30,6 +30,8 @@ from tests.racing import (
     racers,
 )
 
+pytestmark = pytest.mark.thorough
+
 SEGMENTS = 24
 GROUPS, SIZE = 40, 6
 """Number and size of the groups. Both processes put all but one key of a group in one round."""

@@ -42,7 +42,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COL
 SEGMENT_TOKENS = 32
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet")
 
-pytestmark = pytest.mark.skipif(not LONGMEM.exists(), reason="longmem is not installed in this environment")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not LONGMEM.exists(), reason="longmem is not installed in this environment"),
+]
 
 
 def prose(seed: int, num_bytes: int) -> str:

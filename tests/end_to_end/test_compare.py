@@ -29,6 +29,8 @@ from tests.folders import snapshot
 from tests.jobs import SPECS, Inputs, write_inputs
 from tests.texts import prose
 
+pytestmark = pytest.mark.thorough
+
 QUIET = Console(file=StringIO())
 
 

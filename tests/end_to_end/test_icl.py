@@ -20,6 +20,8 @@ from tests.folders import snapshot
 from tests.inputs import DEFAULT_FORM
 from tests.jobs import TASK
 
+pytestmark = pytest.mark.thorough
+
 pytest_plugins = ["tests.ray_cluster"]
 
 TABLES = ("items.parquet", "grid.parquet", "demonstrations.parquet", "examples.parquet")

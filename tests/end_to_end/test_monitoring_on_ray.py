@@ -33,7 +33,7 @@ from pipelines.perplexity.job import PerplexityJob, run_job
 from pipelines.watch.export import DASHBOARD, export_monitoring
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.thorough, pytest.mark.ray, pytest.mark.timeout(240)]
 
 VISIBLE_S = 30.0
 """Timeout in seconds: Ray exports every 10 s, and the machine may be busy."""

@@ -15,6 +15,8 @@ from pipelines.plan.costs import UnitCosts, load_costs, save_costs
 from pipelines.plan.measure import identity_of, measure_costs
 from pipelines.plan.processes import folder_bytes
 
+pytestmark = pytest.mark.thorough
+
 SEGMENT_TOKENS, MEMORY_TOKENS = 32, 96
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
 

@@ -23,6 +23,8 @@ from pipelines.cli import app
 from tests.folders import snapshot
 from tests.texts import prose
 
+pytestmark = pytest.mark.thorough
+
 STEPS = 30
 TINY = Preset(
     shape=LlamaShape(

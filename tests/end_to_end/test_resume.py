@@ -24,6 +24,7 @@ TABLES = ("documents.parquet", "segments.parquet")
 SECRET = "hunter2-hunter2"
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.skipif(not LONGMEM.exists(), reason="longmem is not installed in this environment"),
     pytest.mark.timeout(180),
 ]

@@ -21,6 +21,8 @@ from longmem.testing import small_longmem
 from pipelines.app import app
 from pipelines.command.option_types import OptionValueError
 
+pytestmark = pytest.mark.thorough
+
 MARK = "S3cr3tMARKer"
 OTHER = "An0therS3cret"
 

@@ -14,7 +14,7 @@ import pytest
 from longmem.testing import small_longmem
 from tests.ray_heads import ROOT, Head, environment, started_heads
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.thorough, pytest.mark.ray, pytest.mark.timeout(300)]
 
 TOKEN = "a-token-of-this-test-0123456789"
 LIMIT_S = 120.0

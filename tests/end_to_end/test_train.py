@@ -17,6 +17,8 @@ from longmem.training.trainer import Trainer
 from pipelines.cli import app
 from tests.folders import snapshot
 
+pytestmark = pytest.mark.thorough
+
 STEPS = 6
 
 

@@ -12,6 +12,8 @@ from tests.end_to_end.test_pretrain import curve, tiny
 from tests.end_to_end.test_train import invoke
 from tests.texts import prose
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["tiny"]
 
 SIZES = ("--set=segment_tokens=32", "--set=memory_tokens=128", "--set=top_k=8")

@@ -7,6 +7,8 @@ import pytest
 
 from tests.tutorials import FOLDER, follow, steps_of, without_numbers
 
+pytestmark = pytest.mark.thorough
+
 ON_RAY = {"cluster.md"}
 
 

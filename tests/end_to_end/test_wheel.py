@@ -17,6 +17,8 @@ import pytest
 
 import longmem
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("longmem", "actors", "pipelines")
 DATA = {

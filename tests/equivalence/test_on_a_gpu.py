@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.thorough
+
 CHECKS = Path(__file__).parents[1] / "on_a_gpu"
 
 

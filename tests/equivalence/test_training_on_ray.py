@@ -11,6 +11,8 @@ from longmem.model.source import ModelSource
 from longmem.training.config import TrainingConfig
 from longmem.training.worker import TrainingTask, TrainingWorker
 
+pytestmark = pytest.mark.thorough
+
 pytest_plugins = ["tests.ray_cluster"]
 
 

@@ -20,7 +20,7 @@ from tests.fault.test_jobs_survive import books, checkpoint, table_bytes, undist
 
 __all__ = ["books", "checkpoint", "undisturbed"]
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 LIMIT = 4
 PAUSE_WAITS = 10

@@ -20,6 +20,8 @@ from tests.fault.crash.expected import ExpectedFile, Operation, Violation
 from tests.fault.crash.full_disk import NoSmallDisk, fill_and_free
 from tests.fault.crash.rounds import StoreRounds
 
+pytestmark = pytest.mark.thorough
+
 SEED = 4
 FAULTS = {"kills": 4, "stops": 2, "failpoints": 8}
 """Smallest numbers of faults in a short run."""

@@ -20,6 +20,8 @@ from longmem.store.lance.table import _shared_session
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 
+pytestmark = pytest.mark.thorough
+
 OTHER = DocumentKey("default", "other")
 NUM_BLOCKS = 3
 TABLES = {"catalogue": "catalogue.lance", "identity": "identity.lance", "payload": "p-*.lance"}

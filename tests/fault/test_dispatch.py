@@ -17,7 +17,7 @@ from longmem.types import DocumentKey
 from tests.scripted_driver import LIMIT_S, Driver, attach, segments_of, start
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 QUICK = Timeouts(max_tries=3, unresponsive_s=1.0, kill_s=2.0)
 

@@ -25,6 +25,8 @@ from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 
+pytestmark = pytest.mark.thorough
+
 SEED = 7
 QUICK = 8
 """Number of damages in a default run, for each kind and file type. A slow run makes ALL of them."""

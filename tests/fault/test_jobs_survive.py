@@ -24,7 +24,7 @@ from tests.fault.crash.killed_jobs import driver, run_and_kill
 from tests.poison import POISON, PoisonedSource
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 SENTENCES = ("Call me Ishmael. ", "Some years ago, never mind how long precisely. ", "Having little or no money. ")

@@ -19,6 +19,8 @@ from longmem.store.lance.store import LanceMemoryStore
 from longmem.store.lance.writer import COMPACT_EVERY, STEPS
 from tests.blocks import KEY, assert_same, make_block
 
+pytestmark = pytest.mark.thorough
+
 
 @dataclass
 class Disk:

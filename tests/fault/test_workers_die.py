@@ -28,7 +28,7 @@ from longmem.types import Segment
 from pipelines.perplexity.job import PerplexityJob, run_job
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 NO_CLUSTER_S = 15.0

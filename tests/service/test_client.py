@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from actors.client import MemoryClient
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 PATIENCE_S = 60.0
 LONG = "Call me Ishmael. Some years ago, never mind how long precisely, having little money. " * 3

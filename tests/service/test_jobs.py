@@ -26,7 +26,7 @@ from pipelines.perplexity.job import PerplexityJob, run_job
 from tests.texts import prose
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 Job = Callable[..., PerplexityJob]

@@ -17,7 +17,7 @@ from pipelines.job.service import ServiceChoice
 from tests.jobs import SPECS, Inputs, write_inputs
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 ICL = ("items.parquet", "grid.parquet", "demonstrations.parquet", "examples.parquet")
 TABLES = {"icl": ICL, "suffix": ("items.parquet",), "probe": ("trials.parquet",)}

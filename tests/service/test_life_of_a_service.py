@@ -14,7 +14,7 @@ from longmem.store.config import StoreSettings
 from pipelines.cli import app
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

