@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_workers_that_stop_are_told_and_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Send SIGSTOP to encoder, store and reader in the middle of a job, which simulates a hanging process."""
-    import actors.executor.ray_executor
+    import actors.executor.ray_executor  # noqa: F401
 
     class Stopping(actors.executor.ray_executor.RayExecutor):
         completed = 0
@@ -124,6 +125,9 @@ def test_a_document_that_ends_its_workers_is_set_aside(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # modules that are imported while the class is replaced would keep the replacement
+    import actors.executor.ray_executor  # noqa: F401
+    import longmem.model.remembered_dtype
     import longmem.model.source
     from pipelines.cli import app
 
@@ -151,6 +155,9 @@ def test_a_document_that_ends_its_workers_is_set_aside(
     documents = {row["document"]: row for row in pq.read_table(out / "documents.parquet").to_pylist()}
     assert documents.pop(failure["document"])["status"] == "failed"
     assert {row["status"] for row in documents.values()} == {"scored"}
+    monkeypatch.undo()
+    kept = [name for name, module in sys.modules.items() if vars(module).get("ModelSource") is PoisonedSource]
+    assert not kept, "import them before the class is replaced"
 
 
 # --- killed -------------------------------------------------------------------------------------------------------
