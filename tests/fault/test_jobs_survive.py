@@ -85,7 +85,7 @@ def test_workers_that_stop_are_told_and_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Send SIGSTOP to encoder, store and reader in the middle of a job, which simulates a hanging process."""
-    import actors.executor.ray_executor  # noqa: F401
+    import actors.executor.ray_executor
 
     class Stopping(actors.executor.ray_executor.RayExecutor):
         completed = 0
