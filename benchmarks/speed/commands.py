@@ -262,7 +262,7 @@ def jobs(
 
     quiet = Console(stderr=True, quiet=True)
     source = ModelSource(str(model), dtype, settings={"segment_tokens": segment_tokens} if segment_tokens else {})
-    _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only or [""], tokens)])
+    _finish(out / "jobs", [benchmark.jobs(source, inputs or [], cores, repeats, quiet, only or (), tokens)])
 
 
 @app.command()

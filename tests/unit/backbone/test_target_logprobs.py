@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from longmem.backbone import fast_attention
@@ -52,8 +51,8 @@ def test_a_target_outside_of_the_vocabulary_is_refused(target: int, dtype: torch
 
 
 @pytest.mark.parametrize("targets", [torch.zeros(1, dtype=torch.long), torch.zeros(2, dtype=torch.int32)])
-def test_targets_that_do_not_match_the_rows_are_a_bug(targets: torch.Tensor) -> None:
-    with pytest.raises((AssertionError, TypeCheckError)):
+def test_targets_that_do_not_match_the_rows_are_a_bug(targets: torch.Tensor, as_users_run: None) -> None:
+    with pytest.raises(AssertionError):
         target_logprobs(torch.zeros(2, 40, dtype=torch.bfloat16), targets)
 
 
