@@ -63,6 +63,8 @@ class SpeedTable:
     def _cpu_cells(timing: Timing, first: Timing) -> list[str]:
         if not first.cpu_s:
             return []
+        if not timing.cpu_s:
+            return ["", ""]
         return [f"{1000 * timing.cpu_median_s:,.1f}", f"{timing.cpu_median_s / first.cpu_median_s:.2f}"]
 
     def figures(self) -> dict[str, Any]:

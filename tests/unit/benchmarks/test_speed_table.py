@@ -27,6 +27,13 @@ def test_ratios_are_to_the_first_case() -> None:
     ]
 
 
+def test_a_case_without_cpu_time_has_empty_cells() -> None:
+    lines = [BenchmarkRow("here", Timing((1.0, 2.0), (1.0, 2.0))), BenchmarkRow("elsewhere", Timing((3.0, 6.0)))]
+    rows = [row.split("|")[2:-1] for row in SpeedTable("cases", lines, {}).markdown().splitlines()[2:]]
+    assert [cell.strip() for cell in rows[0]] == ["median ms", "spread", "ratio", "CPU ms", "CPU ratio"]
+    assert [cell.strip() for cell in rows[3]][2:] == ["3.00", "", ""]
+
+
 def test_a_case_of_other_processes_has_no_cpu_time() -> None:
     table = SpeedTable("jobs", [BenchmarkRow("one", Timing((1.0, 2.0, 3.0)), {"tokens/s": "5"})], {})
     assert "| case | median ms | spread | ratio | tokens/s |" in table.markdown()
