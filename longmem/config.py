@@ -109,6 +109,10 @@ class LongMemConfig:
     block_choice: BlockChoice = "keys"
     """Choice of blocks: by similar `keys` of the memory layer, by `overlap` of tokens weighted by their idf, by `both`,
     or at `random` (a control)."""
+    one_pass: bool = False
+    """True to encode a segment behind the memory that it reads, where `memory_layers` is `all`: one forward a token
+    instead of two. Stored keys and values then depend on the memory, and the segments of a document are encoded in
+    order. The backbone alone does not run."""
     sink: bool | None = None
     """True to put the start token in front of every segment that does not begin with it, as an attention sink. None:
     where `memory_layers` is `all`."""
@@ -137,7 +141,7 @@ class LongMemConfig:
         for name, allowed in CHOICES.items():
             if (chosen := getattr(self, name)) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {chosen!r}")
-        for name in ("copy_head", "fusion"):
+        for name in ("copy_head", "fusion", "one_pass"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}")
         if self.sink not in (None, True, False):
@@ -160,6 +164,11 @@ class LongMemConfig:
             raise ConfigError(
                 "memory_layers=all needs query=key_space and chunk_tokens=1, got "
                 f"query={self.query} and chunk_tokens={self.chunk_tokens}"
+            )
+        if self.one_pass and not self.reads_all_layers:
+            raise ConfigError(
+                f"one_pass=True needs memory_layers=all, got memory_layers={self.memory_layers}: only there does the "
+                "backbone itself read the memory"
             )
         for name in ("segment_tokens", "memory_tokens", "top_k"):
             value = getattr(self, name)
@@ -184,6 +193,14 @@ class LongMemConfig:
     def has_sink(self) -> bool:
         """True where every segment begins with the start token."""
         return self.reads_all_layers if self.sink is None else self.sink
+
+    @property
+    def encoded_behind(self) -> str:
+        """What segments are encoded behind, as settings of the memory that they read; empty where that is nothing."""
+        if not self.one_pass:
+            return ""
+        names = ("memory_tokens", "near_tokens", "read_blocks", "block_tokens", "block_choice")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def resolve_layer(self, num_layers: int) -> int:
         """Return the memory layer of a backbone of `num_layers` layers.

@@ -128,6 +128,8 @@ class Fingerprint:
     """Number of stored layers: the memory layer alone, or all layers of the backbone."""
     sink: bool = False
     """True where the start token was put in front of every segment."""
+    encoded_behind: str = ""
+    """Memory that segments were encoded behind, in one pass; empty where each was encoded alone."""
 
     @property
     def stored_heads(self) -> int:
@@ -198,13 +200,20 @@ class PutReceipt:
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """Output of encoding, which needs no memory: the block to store, the SideNet state, and the baseline scores."""
+    """Output of encoding: the block to store, the state that scoring begins with, and the backbone's scores."""
 
     block: KVBlock
     state: Shaped[np.ndarray, "parts tokens hidden"]
     """State of the SideNet (float32, or bfloat16 as uint16)."""
     backbone_logprobs: Float32[np.ndarray, " targets"]
     """Natural-log probability of every target under the frozen backbone."""
+    read_memory: bool = False
+    """True where the backbone read the memory while it encoded (`one_pass`)."""
+
+    @property
+    def baseline(self) -> Float32[np.ndarray, " targets"] | None:
+        """Return `backbone_logprobs` where they are those of the backbone alone; None in one pass."""
+        return None if self.read_memory else self.backbone_logprobs
 
     @property
     def num_bytes(self) -> int:

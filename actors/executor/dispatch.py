@@ -283,6 +283,7 @@ class PooledExecutor(AbstractExecutor):
         actor, segment = worker.actor, task.segment
         if task.stage == "encode":
             prepare = self._prepare_policy.encodes(worker)
+            self._router.encodes(worker, segment.key)
             outcome, block, state = actor.encode.options(num_returns=3).remote(ticket, segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome

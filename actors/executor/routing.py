@@ -2,7 +2,8 @@
 """Locality-aware routing: sends a task to a worker near its data.
 
 Encoded segments are held on the encoder's node, and windows in readers. A document is therefore encoded on the nodes of
-readers that hold its window. A segment is scored on the node that encoded it, preferably by a reader with the window.
+readers that hold its window, of equally busy encoders by the one that encoded it last: in one pass, that has the
+window too. A segment is scored on the node that encoded it, preferably by a reader with the window.
 """
 
 from typing import Any
@@ -23,6 +24,8 @@ class Router:
         self._workers = workers
         self._preferred: dict[DocumentKey, list[PoolWorker]] = {}
         """Preferred readers by document: those that hold its window, in order of their first score."""
+        self._encoders: dict[DocumentKey, list[PoolWorker]] = {}
+        """Encoders of each document, the latest last."""
 
     def choose(self, stage: Stage, key: DocumentKey, made_on: str | None, exclusive: bool = False) -> PoolWorker | None:
         """Return the worker for a task, or None while none has a free slot.
@@ -44,9 +47,21 @@ class Router:
             return worker.info.node_id != made_on
 
         if stage == "encode":
-            return self._workers.encoders.choose(is_far, exclusive)
+            latest = self._encoders.get(key, [None])[-1]
+            return self._workers.encoders.choose(
+                lambda worker: (is_far(worker), len(worker.tasks), worker is not latest), exclusive
+            )
         # node before window: a remote state costs more than a second window, which costs one block per segment
         return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in preferred), exclusive)
+
+    def encodes(self, worker: PoolWorker, key: DocumentKey) -> None:
+        """Record that `worker` was sent a segment of the document to encode."""
+        encoders = self._encoders.setdefault(key, [])
+        if worker in encoders:
+            encoders.remove(worker)
+        encoders.append(worker)
+        if len(self._encoders) > MAX_TRACKED_DOCUMENTS:
+            del self._encoders[next(iter(self._encoders))]
 
     def reads(self, worker: PoolWorker, key: DocumentKey) -> None:
         """Record that `worker` was sent a segment of the document to score."""
@@ -57,5 +72,5 @@ class Router:
             del self._preferred[next(iter(self._preferred))]
 
     def evict(self, key: DocumentKey) -> list[Any]:
-        """Return the readers that hold a window of the document, and evict the document."""
-        return self._preferred.pop(key, [])
+        """Return the workers that may hold a window of the document, and evict the document."""
+        return self._preferred.pop(key, []) + self._encoders.pop(key, [])

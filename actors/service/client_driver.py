@@ -118,7 +118,12 @@ class ClientDriver:
         self._executor = executor
         model = executor.describe()
         self._scheduler = SegmentScheduler(
-            self._limits, model.segment_bytes, model.settings["segment_tokens"], model.settings["memory_tokens"], True
+            self._limits,
+            model.segment_bytes,
+            model.settings["segment_tokens"],
+            model.settings["memory_tokens"],
+            True,
+            one_pass=model.settings["one_pass"],
         )
         self._loop = RunLoop(
             executor,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder actors: they hold a model and run all computation that needs no memory, without state between segments.
 
-They also answer requests that need the whole model, and tokenise texts for the clients of a service.
+For a model of one pass they read the memory, too. They also answer requests that need the whole model, and tokenise
+texts for the clients of a service.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import EncodeReceipt
 from longmem.runtime.requests import Request
 from longmem.system.redaction import redacted
-from longmem.types import EncodedSegment, KVBlock, Segment
+from longmem.types import DocumentKey, EncodedSegment, KVBlock, Segment
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,36 @@ class EncoderActor:
     def encode(self, ticket: Ticket, segment: Segment, prepare: bool) -> tuple[TaskResult, KVBlock | None, object]:
         """Return receipt, block, and state with the backbone's log-probabilities, as three objects: only the receipt is
         sent to the driver."""
-        outcome = self._running.run(ticket, lambda: self._loaded().encode(segment, prepare))
+        outcome = self._running.run(ticket, lambda: self._encode(segment, prepare))
         encoded: EncodedSegment | None = outcome.result
         if encoded is None:
             return outcome, None, None
-        receipt = EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
+        receipt = EncodeReceipt(encoded.baseline, encoded.num_bytes)
         return TaskResult(receipt, None, outcome.busy_s), encoded.block, (encoded.state, encoded.backbone_logprobs)
+
+    def _encode(self, segment: Segment, prepare: bool) -> EncodedSegment:
+        model = self._loaded()
+        if not model.config.one_pass:
+            return model.encode(segment, prepare)
+        return model.encode_behind(segment, self._opened_windows(model).view(segment.key, segment.index))
+
+    @ray.method(max_task_retries=UNTIL_DONE)
+    def evict(self, key: DocumentKey) -> None:
+        """Evict the document's window, after the segments that were submitted before."""
+        if self._windows is not None:
+            self._windows.evict(key)
 
     def answer(self, ticket: Ticket, request: Request) -> TaskResult:
         return self._running.run(ticket, lambda: self._answer(request))
 
     def _answer(self, request: Request) -> Any:
         model = self._loaded()
+        return request.answer_in_steps(model, self._opened_windows(model), self._running.stepped)
+
+    def _opened_windows(self, model: LongMem) -> WindowCache:
         if self._windows is None:
             self._windows = windows_of(model, self._store, self._window_bytes)
-        return request.answer_in_steps(model, self._windows, self._running.stepped)
+        return self._windows
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
     def tokenize(self, text: str) -> TaskResult:

@@ -29,6 +29,7 @@ from longmem.kv_format import pack, rounded, unpack
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
 from longmem.retrieval import choose_engine, create_search
+from longmem.sidenet.cache_reader import CacheReader
 from longmem.sidenet.readers import retrieval_stats
 from longmem.sidenet.reading_model import ReadingInput, ReadingModel, ReadingOutput, RowPrompt
 from longmem.sidenet.sidenet import start_state
@@ -78,7 +79,13 @@ class SegmentModel:
             kv_dtype=self.config.kv_dtype,
             num_layers=len(self.stored_layers),
             sink=self.config.has_sink,
+            encoded_behind=self.config.encoded_behind,
         )
+
+    @property
+    def num_state_parts(self) -> int:
+        """Number of parts of the state of an EncodedSegment."""
+        return 1 if self.config.one_pass else self.sidenet.num_parts
 
     @property
     def stored_layers(self) -> Sequence[int]:
@@ -196,20 +203,43 @@ class SegmentModel:
         """Run the backbone over the segment alone.
 
         With `prepare`, run the SideNet's layers below the memory layer too; else `score_segment` runs them. Raises
-        NumericError when anything that the backbone makes is not finite.
+        NumericError when anything that the backbone makes is not finite, ConfigError for a model of one pass.
         """
+        if self.config.one_pass:
+            raise ConfigError(
+                "one_pass=True encodes the segments of a document in order, each with the memory before it, and this "
+                "encodes text on its own; use one_pass=False"
+            )
         tokens = torch.from_numpy(np.array(segment.tokens))[None]
         output = self.run_backbone(tokens)
-        logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
-        where = f"{segment.key} segment {segment.index}"
         state = self._start(output)
         if prepare:
             state = self.sidenet.prepare(tokens, state)
+        return self._encoded(segment, output, state)
+
+    @torch.no_grad()
+    def encode_behind(self, segment: Segment, view: MemoryView | None) -> EncodedSegment:
+        """Run the backbone over the segment behind the memory that it reads, for a model of one pass.
+
+        The state that `score_segment` begins with is then the hidden states of this forward. Raises NumericError.
+        """
+        assert isinstance(self.sidenet, CacheReader), "one_pass needs memory_layers=all"
+        assert self.config.one_pass, "a model of two passes encodes a segment alone"
+        tokens = torch.from_numpy(np.array(segment.tokens))[None]
+        output = self.run_backbone(tokens) if view is None else self.sidenet.encode(tokens, view)
+        return self._encoded(segment, output, output.hidden[None])
+
+    def _encoded(
+        self, segment: Segment, output: BackboneOutput, state: Float[Tensor, "parts 1 tokens hidden"]
+    ) -> EncodedSegment:
+        logprobs = self.backbone.target_logprobs(output.hidden[0], torch.from_numpy(np.array(segment.targets)))
+        where = f"{segment.key} segment {segment.index}"
         require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
         return EncodedSegment(
             block=self.block(segment, output.keys[0], output.values[0]),
             state=to_array(state[:, 0]),
             backbone_logprobs=to_array(logprobs),
+            read_memory=self.config.one_pass,
         )
 
     def block(self, segment: Segment, keys: Tensor, values: Tensor) -> KVBlock:
@@ -275,6 +305,9 @@ class SegmentModel:
         readings = None
         if segment.keep_readings:
             read, layers_read = self.sidenet.places_read(output, 0), output.layers_read[0]
+            if self.config.one_pass and view is not None:
+                assert isinstance(self.sidenet, CacheReader), "one_pass needs memory_layers=all"
+                layers_read = self.sidenet.places(view)
             readings = token_readings(read, layers_read, view, tokens[0], targets, uncopied)
         return SegmentScore(
             key=segment.key,

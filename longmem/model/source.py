@@ -123,7 +123,7 @@ def describe(model: LongMem) -> ModelDescription:
     config, shape = model.config, model.backbone.shape
     compute_bytes = model.backbone.dtype.itemsize
     stored_bytes = token_bytes(model.fingerprint.stored_heads, shape.head_dim, config.kv_dtype)
-    per_token = model.sidenet.num_parts * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
+    per_token = model.num_state_parts * model.backbone.hidden_size * compute_bytes + stored_bytes + 4
     own = sum(parameter.numel() for parameter in model.sidenet.parameters())
     return ModelDescription(
         name=model.backbone.name,

@@ -2,8 +2,9 @@
 """Executor protocol that runs stages: in this process (here), or on a cluster (`actors.executor.ray_executor`).
 
 A segment passes three stages. `encode` does all work that needs no memory, `put` writes the block, `score` reads the
-memory. Encoded data never pass through the caller: the executor holds them, by segment, until `release`. The caller
-receives only receipts: log-probabilities and statistics, a few kilobytes per segment.
+memory. For a model of one pass, `encode` reads it too. Encoded data never pass through the caller: the executor holds
+them, by segment, until `release`. The caller receives only receipts: log-probabilities and statistics, a few kilobytes
+per segment.
 
 A request is answered as a whole by one worker that holds the whole model. It writes nothing.
 """
@@ -50,7 +51,8 @@ __all__ = [
 class EncodeReceipt:
     """Summary of an encoded segment for the caller."""
 
-    backbone_logprobs: Float32[np.ndarray, " targets"]
+    backbone_logprobs: Float32[np.ndarray, " targets"] | None
+    """Those of the backbone alone; None in one pass, where it does not run alone."""
     num_bytes: int
 
 
@@ -104,7 +106,7 @@ class AbstractExecutor(ABC):
     @abstractmethod
     def submit(self, stage: Stage, segment: Segment) -> None:
         """Start a task. `put` and `score` require that the segment's `encode` has completed; `score` also requires that
-        its past is stored."""
+        its past is stored, and so does `encode` of a model of one pass."""
 
     def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:  # noqa: B027 - unused in one process
         """Give the executor the current backlog, used only for load balancing; does not affect results.
@@ -285,12 +287,15 @@ class InlineExecutor(AbstractExecutor):
         return Completion(stage, segment, result, error, perf_counter() - start)
 
     def _encode(self, segment: Segment) -> EncodeReceipt:
-        encoded = self._model.encode(segment)
+        if self._model.config.one_pass:
+            encoded = self._model.encode_behind(segment, self._windows.view(segment.key, segment.index))
+        else:
+            encoded = self._model.encode(segment)
         # kept until it is scored; its block is kept as long as the store caches it
         block = replace(encoded.block, keys=in_pages(encoded.block.keys), values=in_pages(encoded.block.values))
         encoded = replace(encoded, block=block, state=in_pages(encoded.state))
         self._encoded[segment.key, segment.index] = encoded
-        return EncodeReceipt(encoded.backbone_logprobs, encoded.num_bytes)
+        return EncodeReceipt(encoded.baseline, encoded.num_bytes)
 
     def release(self, segment: Segment) -> None:
         self._encoded.pop((segment.key, segment.index), None)

@@ -10,6 +10,8 @@ A segment is encoded when there is credit for the bytes it will hold; the credit
 one document are encoded and scored in ascending order of readiness, by as many workers as are available. A score waits
 only for earlier segments of its own document, so deadlock is impossible. The order in which tasks finish does not
 change any result.
+
+For a model of one pass, encoding reads the memory: it waits as a score does, and documents are what runs in parallel.
 """
 
 from collections import deque
@@ -59,18 +61,21 @@ class SegmentScheduler:
         memory_tokens: int,
         write: bool,
         keep: bool = True,
+        one_pass: bool = False,
     ) -> None:
         """Start without documents.
 
         Args:
             write: True if blocks are put at all (a job without memory that keeps none writes nothing).
             keep: True if the whole memory is kept; else only blocks that a segment still to be scored may read are put.
+            one_pass: True if a segment is encoded behind the memory that it reads, so that its past must be stored.
         """
         self._limits = limits
         self._segment_bytes = segment_bytes
         self._window = SlidingWindow(memory_tokens, segment_tokens)
         self._write = write
         self._keep = keep
+        self._one_pass = one_pass
         self._documents: dict[DocumentKey, _DocumentState] = {}
 
     def add_document(self, segments: list[Segment], scored: set[int], stored: set[int]) -> bool:
@@ -85,12 +90,23 @@ class SegmentScheduler:
         if not self._keep:
             first = self._window.segments_before(min(to_score)).start if to_score else len(segments)
             to_store = {index for index in to_store if index >= first}
-        to_encode = deque(index for index in range(len(segments)) if index in to_score or index in to_store)
-        if not to_encode:
+        wanted = to_score | to_store
+        if self._one_pass:
+            wanted |= self._unstored_past(wanted, stored)
+        if not wanted:
             return False
+        to_encode = deque(sorted(wanted))
         is_stored = bytearray(index in stored for index in range(len(segments)))
         self._documents[key] = _DocumentState(segments, to_score, is_stored, to_encode)
         return True
+
+    def _unstored_past(self, wanted: set[int], stored: set[int]) -> set[int]:
+        """Return the segments that must be encoded and stored before those of `wanted` can be encoded."""
+        past: set[int] = set()
+        for index in range(max(wanted, default=0), 0, -1):
+            if index in wanted or index in past:
+                past |= set(self._window.segments_before(index)) - stored
+        return past
 
     def first_needed(self, key: DocumentKey) -> int:
         """Return the lowest segment that a segment of this admitted document still to be scored may read."""
@@ -147,15 +163,22 @@ class SegmentScheduler:
         if document.failed:
             return None
         if stage == "encode":
-            return document.to_encode.popleft() if document.to_encode and self._has_credit() else None
+            if not document.to_encode or not self._has_credit():
+                return None
+            if self._one_pass and not self._past_is_stored(document, document.to_encode[0]):
+                return None
+            return document.to_encode.popleft()
         if stage == "put":
             return document.put_queue.popleft() if document.put_queue else None
         for index in document.score_queue:
-            past = self._window.segments_before(index)
-            if all(document.stored[past.start : past.stop]):
+            if self._past_is_stored(document, index):
                 document.score_queue.remove(index)
                 return index
         return None
+
+    def _past_is_stored(self, document: _DocumentState, segment: int) -> bool:
+        past = self._window.segments_before(segment)
+        return all(document.stored[past.start : past.stop])
 
     def _has_credit(self) -> bool:
         held = self.num_in_flight

@@ -139,12 +139,11 @@ def _score_segments(
 ) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"]]]:
     """Yield the scores of each segment, and log-probabilities of the backbone alone."""
     for segment in segments:
-        encoded = model.encode(segment)
         placed = replace(segment, start_token=memory.offset + segment.start_token)
+        view = memory.view(segment.index)
+        encoded = model.encode_behind(segment, view) if model.config.one_pass else model.encode(segment)
         yield (
-            model.score_segment(
-                placed, encoded.block.keys, encoded.state, memory.view(segment.index), encoded.backbone_logprobs
-            ),
-            encoded.backbone_logprobs,
+            model.score_segment(placed, encoded.block.keys, encoded.state, view, encoded.backbone_logprobs),
+            encoded.baseline,
         )
         memory.accept(encoded.block)

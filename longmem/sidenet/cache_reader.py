@@ -10,7 +10,8 @@ and are rotated to consecutive ones. Nothing is trained; the copy head mixes cop
 
 Relatives: InfLLM (Xiao et al. 2024, arXiv 2402.04617) and EM-LLM (Fountas et al. 2024, arXiv 2407.09450) read blocks at
 every layer too, but of a context that one pass has read from its start. Here a block depends on its own segment alone,
-so that segments are encoded in parallel (as in Dynamic Block-Sparse Attention, arXiv 2503.08640).
+so that segments are encoded in parallel (as in Dynamic Block-Sparse Attention, arXiv 2503.08640). With `one_pass`, keys
+and values of the reading pass are stored, as in those works: a segment then needs one forward instead of two.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from longmem.backbone.backbone import Backbone
+from longmem.backbone.backbone import Backbone, BackboneOutput
 from longmem.backbone.cache_assembly import CacheAssembly
 from longmem.backbone.shared_prompts import shared_tokens
 from longmem.config import LongMemConfig
@@ -45,12 +46,12 @@ class DecodingCache:
 class CacheReader(ReadingModel):
     """Backbone with memory at every layer. Its parameters are those of the memory reader and the copy head."""
 
-    runs_backbone = True
-
     def __init__(self, backbone: Backbone, config: LongMemConfig, start_token: int | None) -> None:
         """`start_token` is the attention sink. Raises ConfigError for a backbone that cannot read so."""
         super().__init__()
         self.config = config
+        # in one pass, a segment comes with the hidden states that it was encoded with
+        self.runs_backbone = not config.one_pass
         self.memory_layer = config.resolve_layer(backbone.num_layers)
         self._assembly = CacheAssembly(backbone)
         self._start_token = start_token if config.has_sink else None
@@ -102,11 +103,34 @@ class CacheReader(ReadingModel):
         self, given: ReadingInput, search: AbstractChunkSearch, cache: DecodingCache | None = None
     ) -> ReadingOutput:
         layers_read: list[Int64[Tensor, " read"] | None] = [None] * len(given.views)
-        hidden = self._decoded(given, cache) if cache is not None else self._hidden(given, layers_read)
+        if cache is not None:
+            hidden = self._decoded(given, cache)
+        elif len(given.state):
+            hidden = given.state[0]
+        else:
+            hidden = self._hidden(given, layers_read)
         readings: list[RetrievedMemory | None] = [None] * len(given.views)
         if self.copy_head is not None:
             readings = self._read(None, given, search)
         return ReadingOutput(hidden, readings, self._copies(given, hidden, readings), layers_read)
+
+    def encode(self, tokens: Int[Tensor, "1 tokens"], view: MemoryView | None) -> BackboneOutput:
+        """Run the backbone over a segment behind what it reads of the view, and keep keys and values of all layers.
+
+        They have no position, and are those that every layer computes from hidden states which have read the memory.
+        """
+        backbone, layers = self._backbone, range(self._backbone.num_layers)
+        cache = self._cache(view, None if view is None else tokens_to_read(view, self.config), batch=1)
+        if not self._starts(tokens)[0]:
+            return backbone.forward(tokens, layers, None, cache)
+        keys, values, hidden = self._sink
+        first = BackboneOutput(keys[None], values[None], hidden.new_empty((0, 1, 1, hidden.shape[-1])), hidden)
+        return first if tokens.shape[1] == 1 else first.continued(backbone.forward(tokens[:, 1:], layers, None, cache))
+
+    def places(self, view: MemoryView) -> Int64[Tensor, " read"] | None:
+        """Return the places of the view that every layer of a segment reads, ascending; None for none."""
+        index = tokens_to_read(view, self.config)
+        return None if index is None else index.unique()
 
     def _hidden(
         self, given: ReadingInput, layers_read: list[Int64[Tensor, " read"] | None]

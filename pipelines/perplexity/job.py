@@ -246,6 +246,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             settings["memory_tokens"],
             spec.write_memory,
             spec.keep_memory,
+            settings["one_pass"],
         )
         feed = DocumentFeed(
             self._documents,

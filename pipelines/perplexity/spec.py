@@ -2,7 +2,7 @@
 """`longmem perplexity`: options become one checked job."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -107,10 +107,19 @@ class PerplexitySpec(
         "With --window: distance of windows in tokens; each scores that many new ones.",
         shown="512, or the window if that is shorter",
     )
+    one_pass: bool = flag_field(
+        "Encode each segment behind the memory that it reads: one forward a token instead of two, without a figure of "
+        "the backbone alone. For models that read the memory at every layer; segments of a document are encoded in "
+        "order, so give more encoders than readers. `longmem plan` does not know it.",
+        DECIDED_BY_SERVICE,
+    )
     max_in_flight_segments: int | None = whole_field(
         None, "Encoded segments that may wait for readers.", WORKERS, shown="8 per worker, 16 in process"
     )
     max_in_flight_bytes: int = whole_field(2**30, "Maximum bytes of encoded segments that wait for readers.", WORKERS)
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | ({"one_pass": True} if self.one_pass else {})
 
     def run(self, console: Console) -> int:
         self.check_resume()
