@@ -109,11 +109,18 @@ class SegmentScheduler:
         return past
 
     def first_needed(self, key: DocumentKey) -> int:
-        """Return the lowest segment that a segment of this admitted document still to be scored may read."""
+        """Return the lowest segment that a segment of this admitted document still to be scored may read, or in one
+        pass one still to be encoded."""
         document = self._documents[key]
         while document.lowest < len(document.segments) and document.lowest not in document.to_score:
             document.lowest += 1
-        return self._window.segments_before(document.lowest).start
+        reading = [document.lowest]
+        if self._one_pass:
+            reading += [
+                *list(document.to_encode)[:1],
+                *(index for stage, index in document.running if stage == "encode"),
+            ]
+        return self._window.segments_before(min(reading)).start
 
     @property
     def num_in_flight(self) -> int:

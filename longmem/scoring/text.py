@@ -24,7 +24,7 @@ class TextScores:
     """Log-probabilities (natural log) of a text's tokens, with memory and from the backbone alone."""
 
     logprobs: Float32[np.ndarray, " targets"]
-    backbone_logprobs: Float32[np.ndarray, " targets"]
+    backbone_logprobs: Float32[np.ndarray, " targets"] | None
     num_unscored_tokens: int
     """1 when the tokenizer has no start token, so that the first token had nothing to be predicted from."""
     segments: list[SegmentScore]
@@ -99,7 +99,7 @@ def score_sequence(
     scores, backbone = zip(*_score_segments(model, segments, source), strict=True)
     return TextScores(
         logprobs=np.concatenate([score.logprobs for score in scores]),
-        backbone_logprobs=np.concatenate(backbone),
+        backbone_logprobs=None if model.config.one_pass else np.concatenate(backbone),
         num_unscored_tokens=0,
         segments=list(scores),
     )

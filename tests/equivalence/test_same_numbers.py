@@ -122,7 +122,8 @@ def test_the_job_says_what_the_plain_loop_says(
             scores = score_text(model, (books / f"{name}.txt").read_text(), store.document(name))
         own = [index for index, document in enumerate(table["document"]) if document == name]
         assert [table["logprob_longmem"][index] for index in own] == scores.logprobs.tolist()
-        assert [table["logprob_backbone"][index] for index in own] == scores.backbone_logprobs.tolist()
+        alone = [None] * len(own) if scores.backbone_logprobs is None else scores.backbone_logprobs.tolist()
+        assert [table["logprob_backbone"][index] for index in own] == alone
         # exactly once: every token of the text, at its position
         assert [table["position"][index] for index in own] == list(range(1, LENGTHS[name] + 1))
         assert [table["token"][index] for index in own] == model.tokenizer.sequence(
@@ -132,7 +133,8 @@ def test_the_job_says_what_the_plain_loop_says(
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("form", "encoders", "readers", "stores"), [("default", 2, 3, 2), ("all layers", 1, 2, 2), ("untrained", 1, 1, 1)]
+    ("form", "encoders", "readers", "stores"),
+    [("default", 2, 3, 2), ("all layers", 1, 2, 2), ("one pass", 2, 1, 2), ("untrained", 1, 1, 1)],
 )
 def test_ray_workers_give_the_same_bytes(
     ray_cluster: None,
@@ -179,15 +181,21 @@ def interrupted(job: PerplexityJob, after: int, monkeypatch: pytest.MonkeyPatch)
     assert not (job.out / "tokens.parquet").exists()
 
 
+@pytest.mark.parametrize("form", ["default", "one pass"])
 @pytest.mark.parametrize("after", [[1], [30], [4, 16, 22]], ids=str)
 def test_a_job_that_was_stopped_and_resumed_gives_the_same_bytes(
-    after: list[int], expected: dict[str, bytes], job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: list[int],
+    form: str,
+    inline: dict[str, dict[str, bytes]],
+    job: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     for number, stop in enumerate(after):
-        interrupted(job(out, resume=number > 0), stop, monkeypatch)
+        interrupted(job(out, form=form, resume=number > 0), stop, monkeypatch)
     kept = segments_in_journal(out)
-    assert run(job(out, resume=True)) == expected
+    assert run(job(out, form=form, resume=True)) == inline[form]
     # previously scored segments are not scored again
     total = pq.read_metadata(out / "segments.parquet").num_rows
     assert segments_in_journal(out) == total
@@ -325,7 +333,9 @@ def run_all(
 ) -> tuple[dict[tuple[DocumentKey, int], SegmentScore], dict[tuple[DocumentKey, int], np.ndarray]]:
     """Run all documents at once; fail when a task is submitted or reported twice."""
     config = model.config
-    scheduler = SegmentScheduler(limits, 1, config.segment_tokens, config.memory_tokens, write=True)
+    scheduler = SegmentScheduler(
+        limits, 1, config.segment_tokens, config.memory_tokens, write=True, one_pass=config.one_pass
+    )
     for segments in documents.values():
         scheduler.add_document(segments, set(), set())
     scores: dict[tuple[DocumentKey, int], SegmentScore] = {}
@@ -339,7 +349,8 @@ def run_all(
             assert completion.error is None, completion.error
             place = (completion.segment.key, completion.segment.index)
             if isinstance(completion.result, EncodeReceipt):
-                backbone[place] = completion.result.backbone_logprobs
+                if completion.result.backbone_logprobs is not None:
+                    backbone[place] = completion.result.backbone_logprobs
             elif isinstance(completion.result, SegmentScore):
                 assert place not in scores, f"{place} was scored twice"
                 scores[place] = completion.result
@@ -407,6 +418,10 @@ def test_no_schedule_changes_a_number(
             assert score.retrieval.chunks_digest == one.retrieval.chunks_digest
             assert score.retrieval.memory_tokens == one.retrieval.memory_tokens
             np.testing.assert_array_equal(score.logprobs, one.logprobs, strict=True)
+        if model.config.one_pass:
+            assert plain.backbone_logprobs is None
+            assert backbone == {}
+            continue
         found = np.concatenate([backbone[key, index] for index in range(len(documents[key]))])
         np.testing.assert_array_equal(found, plain.backbone_logprobs, strict=True)
 

@@ -70,7 +70,7 @@ def test_names_that_are_none_of_the_choices(name: str) -> None:
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["copy_head", "fusion"])
+@pytest.mark.parametrize("name", ["copy_head", "fusion", "one_pass"])
 @pytest.mark.parametrize("value", [1, "yes", None])
 @pytest.mark.usefixtures("as_users_run")
 def test_what_is_neither_true_nor_false(name: str, value: Any) -> None:

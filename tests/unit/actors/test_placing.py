@@ -90,5 +90,21 @@ def test_readers_of_old_documents_are_forgotten() -> None:
     router = Router(workers)
     for number in range(MAX_TRACKED_DOCUMENTS + 1):
         router.reads(workers.readers.workers[0], DocumentKey("test", str(number)))
+        router.encodes(workers.encoders.workers[0], DocumentKey("test", str(number)))
     assert router.evict(DocumentKey("test", "0")) == []
-    assert router.evict(DocumentKey("test", "1")) == workers.readers.workers
+    assert router.evict(DocumentKey("test", "1")) == workers.readers.workers + workers.encoders.workers
+
+
+def test_of_equally_busy_encoders_the_latest_of_a_document_is_first() -> None:
+    workers = workers_on("aa")
+    router = Router(workers)
+    first, second = workers.encoders.workers
+    assert router.choose("encode", KEY, None) is first
+    router.encodes(first, KEY)
+    router.encodes(second, KEY)
+    assert router.choose("encode", KEY, None) is second
+    # an idle one is better than its window
+    second.tasks.append(object())
+    assert router.choose("encode", KEY, None) is first
+    assert router.evict(KEY) == [first, second]
+    assert router.evict(KEY) == []
