@@ -221,6 +221,7 @@ class ClientDriver:
         if completion.error is not None:
             active.error = active.error or completion.error
         elif isinstance(result, EncodeReceipt):
+            assert result.backbone_logprobs is not None, f"{segment.key}: a service never scores in one pass"
             active.result.backbone_logprobs[segment.index] = result.backbone_logprobs
         elif isinstance(result, PutReceipt):
             active.result.receipts[segment.index] = result

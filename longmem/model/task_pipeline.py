@@ -101,7 +101,7 @@ def generated_text(
     return [{"generated_text": prompt + written if return_full_text else written}]
 
 
-def perplexities(model: LongMem, text: str, memory: DocumentMemory | None) -> dict[str, float | int]:
+def perplexities(model: LongMem, text: str, memory: DocumentMemory | None) -> dict[str, float | int | None]:
     """Return perplexities with memory and without, their change, and the number of predicted tokens."""
     scores = model.score(text, memory)
     return {

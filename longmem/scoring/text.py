@@ -25,6 +25,7 @@ class TextScores:
 
     logprobs: Float32[np.ndarray, " targets"]
     backbone_logprobs: Float32[np.ndarray, " targets"] | None
+    """None in one pass: the backbone alone did not run."""
     num_unscored_tokens: int
     """1 when the tokenizer has no start token, so that the first token had nothing to be predicted from."""
     segments: list[SegmentScore]
@@ -35,34 +36,48 @@ class TextScores:
         return float(np.exp(-np.mean(self.logprobs, dtype=np.float64))) if len(self.logprobs) else float("nan")
 
     @property
-    def backbone_perplexity(self) -> float:
-        """Perplexity without SideNet and memory."""
+    def backbone_perplexity(self) -> float | None:
+        """Perplexity without SideNet and memory; NaN when no token was predicted, None if the backbone did not run."""
+        if self.backbone_logprobs is None:
+            return None
         if not len(self.backbone_logprobs):
             return float("nan")
         return float(np.exp(-np.mean(self.backbone_logprobs, dtype=np.float64)))
 
     @property
-    def change(self) -> float:
-        """Change of perplexity by memory: −0.1 where it is a tenth lower than that of the backbone."""
-        return self.perplexity / self.backbone_perplexity - 1
+    def change(self) -> float | None:
+        """Change of perplexity by memory: −0.1 where it is a tenth lower than that of the backbone.
+
+        None if the backbone did not run.
+        """
+        alone = self.backbone_perplexity
+        return None if alone is None else self.perplexity / alone - 1
 
     def __repr__(self) -> str:
+        alone = self.backbone_perplexity
+        without = "" if alone is None else f", {alone:,.3f} without"
         return (
-            f"TextScores({counted(len(self.logprobs), 'token')}, perplexity {self.perplexity:,.3f} with memory, "
-            f"{self.backbone_perplexity:,.3f} without)"
+            f"TextScores({counted(len(self.logprobs), 'token')}, perplexity {self.perplexity:,.3f} with memory"
+            f"{without})"
         )
 
     def _repr_html_(self) -> str:
-        """Return the perplexities, and the gain of each segment: what memory read is worth along the text."""
+        """Return the perplexities, and the gain of each segment: what memory read is worth along the text.
+
+        If the backbone did not run, return the perplexity with memory alone.
+        """
+        alone, change = self.backbone_perplexity, self.change
+        without = {} if alone is None else {"without memory": f"{alone:,.3f}", "change": f"{change:+.3%}"}
         facts = facts_html(
             "Perplexity per token",
             {
                 "with memory": f"{self.perplexity:,.3f}",
-                "without memory": f"{self.backbone_perplexity:,.3f}",
-                "change": f"{self.change:+.3%}",
+                **without,
                 "tokens": f"{len(self.logprobs):,} in {counted(len(self.segments), 'segment')}",
             },
         )
+        if self.backbone_logprobs is None:
+            return facts
         ends = np.cumsum([len(segment.logprobs) for segment in self.segments])[:-1]
         gains = np.split(self.logprobs.astype(np.float64) - self.backbone_logprobs, ends)
         means = [float(gain.mean()) for gain in gains if len(gain)]

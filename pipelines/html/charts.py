@@ -87,7 +87,8 @@ class Curve:
 
     positions: Float64[np.ndarray, " points"]
     longmem: Float64[np.ndarray, " points"]
-    backbone: Float64[np.ndarray, " points"]
+    backbone: Float64[np.ndarray, " points"] | None
+    """None in one pass: the backbone alone did not run."""
     window: int
     """Segments in one running mean; 1 if nothing was smoothed."""
 
@@ -95,16 +96,15 @@ class Curve:
 def document_charts(names: list[str], segments: pa.Table, sides: tuple[str, str]) -> list[Chart]:
     """Return one chart of perplexity by position for each named document; a single document gets the page's width.
 
-    `sides` names the two curves: that of LongMem and that of the backbone.
+    `sides` names the two curves: that of LongMem and that of the backbone, which is absent in one pass.
     """
     charts = []
     for index, name in enumerate(names):
         curve = document_curve(name, segments)
         draw = partial(_draw_curve, curve)
-        description = (
-            f"Perplexity along {name}: from {curve.longmem[0]:,.2f} to {curve.longmem[-1]:,.2f} ({sides[0]}), "
-            f"from {curve.backbone[0]:,.2f} to {curve.backbone[-1]:,.2f} ({sides[1]})."
-        )
+        curves = zip((curve.longmem, curve.backbone), sides, strict=True)
+        said = (f"from {each[0]:,.2f} to {each[-1]:,.2f} ({side})" for each, side in curves if each is not None)
+        description = f"Perplexity along {name}: {', '.join(said)}."
         wide = svg(draw, WIDE_INCHES, f"w{index}") if len(names) == 1 else None
         charts.append(Chart(name, description, wide, svg(draw, NARROW_INCHES, f"n{index}")))
     return charts
@@ -131,9 +131,10 @@ def document_curve(name: str, segments: pa.Table) -> Curve:
         curve: np.ndarray = np.exp(np.minimum(nats_per_token, MAX_NATS))
         return curve
 
-    return Curve(
-        running(middle * tokens) / running(tokens), perplexity("nll_longmem"), perplexity("nll_backbone"), window
-    )
+    absent = rows["nll_backbone"].null_count
+    assert absent in (0, len(rows)), f"{name}: the backbone alone scored all but {absent} of {len(rows)} segments"
+    alone = None if absent else perplexity("nll_backbone")
+    return Curve(running(middle * tokens) / running(tokens), perplexity("nll_longmem"), alone, window)
 
 
 def total_distances(segments: pa.Table) -> Int64[np.ndarray, " bins"]:
@@ -166,13 +167,19 @@ def distance_chart(segments: pa.Table) -> Chart | None:
 
 def _draw_curve(curve: Curve, axes: Axes) -> None:
     marker = "o" if len(curve.positions) <= 12 else ""
-    axes.fill_between(curve.positions, curve.longmem, curve.backbone, color=WITH_MEMORY, alpha=0.15, linewidth=0)
-    axes.plot(
-        curve.positions, curve.backbone, color=WITHOUT_MEMORY, marker=marker, markersize=3.5, linestyle=(0, (4, 1.5))
-    )
+    if curve.backbone is not None:
+        axes.fill_between(curve.positions, curve.longmem, curve.backbone, color=WITH_MEMORY, alpha=0.15, linewidth=0)
+        axes.plot(
+            curve.positions,
+            curve.backbone,
+            color=WITHOUT_MEMORY,
+            marker=marker,
+            markersize=3.5,
+            linestyle=(0, (4, 1.5)),
+        )
     axes.plot(curve.positions, curve.longmem, color=WITH_MEMORY, marker=marker, markersize=3.5)
-    lowest = min(curve.longmem.min(), curve.backbone.min())
-    highest = max(curve.longmem.max(), curve.backbone.max())
+    curves = [each for each in (curve.longmem, curve.backbone) if each is not None]
+    lowest, highest = min(each.min() for each in curves), max(each.max() for each in curves)
     if highest > LOG_SCALE_RATIO * lowest:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))

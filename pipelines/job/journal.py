@@ -181,7 +181,7 @@ def unpacked(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that `packed` was given, those of inner dataclasses as dictionaries."""
     fields: dict[str, Any] = {}
     for name, value in values.items():
-        if name in COLUMNS:
+        if name in COLUMNS and value is not None:
             dtype, width = COLUMNS[name]
             array = array_of(value, dtype)
             fields[name] = array if width == 1 else array.reshape(-1, width)

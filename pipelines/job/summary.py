@@ -57,6 +57,22 @@ def side_names(summary: dict[str, Any]) -> tuple[str, str]:
     return "LongMem, memory off", "backbone alone"
 
 
+def has_baseline(summary: dict[str, Any]) -> bool:
+    """Return whether the backbone alone scored the segments of a perplexity job; in one pass it did not."""
+    return summary["nats"]["backbone"] is not None
+
+
+def why_no_baseline(summary: dict[str, Any]) -> str:
+    """Return why a job in one pass has no perplexity of the backbone alone, and how to get one."""
+    said = "The backbone alone did not run in one pass"
+    if not summary["settings"].get("memory_tokens", 1):
+        return f"{said}." if "window" in summary else f"{said}: for its perplexity, score again with --window N."
+    again = "score again with --no-memory and use longmem compare"
+    if "window" in summary:
+        return f"{said}: for a perplexity without memory, {again}."
+    return f"{said}: for a perplexity without memory, give --window N, or {again}."
+
+
 def reads_memory(summary: dict[str, Any]) -> bool:
     """Return whether a model without trained layers read a memory: by its copy head, or at every layer."""
     settings = summary["settings"]

@@ -12,7 +12,14 @@ from rich.table import Table
 from longmem.wording import counted
 from pipelines.command.console import printable
 from pipelines.job.format import fine_figure, fine_interval, fine_percent, with_interval
-from pipelines.job.summary import cause_of_change, reads_memory, side_names, why_no_change
+from pipelines.job.summary import (
+    cause_of_change,
+    has_baseline,
+    reads_memory,
+    side_names,
+    why_no_baseline,
+    why_no_change,
+)
 from pipelines.perplexity.spread import spread_remarks
 
 
@@ -22,11 +29,12 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
     if perplexity:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
         ours, theirs = side_names(summary)
-        columns = {ours: "longmem", theirs: "backbone"}
+        columns = {ours: "longmem"}
         if window:
-            shown = f"window {window['window']:,}, stride {window['stride']:,}"
-            columns = {ours: "longmem", shown: "window", theirs: "backbone"}
+            columns[f"window {window['window']:,}, stride {window['stride']:,}"] = "window"
             perplexity = {unit: {**sides, "window": window["perplexity"][unit]} for unit, sides in perplexity.items()}
+        if has_baseline(summary):
+            columns[theirs] = "backbone"
         table.add_column("perplexity")
         for name in columns:
             table.add_column(name, justify="right")
@@ -36,9 +44,11 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
             if unit == "token":
                 table.add_row("  95% interval", *(fine_interval(side) for side in sides), style="dim")
         console.print(table)
-        console.print(
-            f"  change in token perplexity: {with_interval(summary['change'], fine_percent, '95% interval ')}"
-        )
+        if has_baseline(summary):
+            change = with_interval(summary["change"], fine_percent, "95% interval ")
+            console.print(f"  change in token perplexity: {change}")
+        else:
+            console.print(f"  {why_no_baseline(summary)}", soft_wrap=True)
         for line in spread_remarks(summary):
             console.print(f"  {escape(line)}", soft_wrap=True)
         if window:
@@ -49,7 +59,7 @@ def print_result(console: Console, summary: dict[str, Any], out: Path) -> None:
                 f"{counted(window['windows'], 'window')} {window['busy_s']:.1f} s "
                 f"({counted(window['tokens_read'], 'token')} read)"
             )
-        if not summary["model"]["trained"]:
+        if not summary["model"]["trained"] and has_baseline(summary):
             console.print(
                 f"  {cause_of_change(summary)}"
                 if reads_memory(summary)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of documents and segments: lines of the journal and rows of the parquet files."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -41,7 +42,8 @@ class TokenScores:
 
     targets: np.ndarray
     logprobs_longmem: np.ndarray
-    logprobs_backbone: np.ndarray
+    logprobs_backbone: np.ndarray | None
+    """None in one pass: the backbone alone did not run."""
     readings: TokenReadings | None = None
     """Readings of the tokens. This and `passage` are None only in records of earlier versions."""
     passage: Passage | None = None
@@ -61,7 +63,8 @@ class SegmentRecord:
     """Number of predicted tokens."""
     nll_longmem: float
     """Sum of negative log-probabilities in nats, added in float64."""
-    nll_backbone: float
+    nll_backbone: float | None
+    """None in one pass: the backbone alone did not run."""
     memory_tokens: int
     gate_mean: float
     copy_mean: float
@@ -111,9 +114,12 @@ def start_record(document: Document, order: int, segments: list[Segment], num_un
 
 
 def score_record(
-    segment: Segment, score: SegmentScore, backbone_logprobs: np.ndarray, passage: Passage | None
+    segment: Segment, score: SegmentScore, backbone_logprobs: np.ndarray | None, passage: Passage | None
 ) -> SegmentRecord:
-    """Return the record of a scored segment; with the `passage` of its targets it keeps every token's scores."""
+    """Return the record of a scored segment; with the `passage` of its targets it keeps every token's scores.
+
+    `backbone_logprobs` is None in one pass: the backbone alone did not run.
+    """
     read = score.retrieval
     kept = None
     if passage is not None:
@@ -131,7 +137,7 @@ def score_record(
         start_token=segment.start_token,
         num_tokens=len(segment.targets),
         nll_longmem=-float(np.sum(score.logprobs, dtype=np.float64)),
-        nll_backbone=-float(np.sum(backbone_logprobs, dtype=np.float64)),
+        nll_backbone=None if backbone_logprobs is None else -float(np.sum(backbone_logprobs, dtype=np.float64)),
         memory_tokens=read.memory_tokens,
         gate_mean=read.gate_mean,
         copy_mean=read.copy_mean,
@@ -141,6 +147,14 @@ def score_record(
         chunks_digest=read.chunks_digest,
         tokens=kept,
     )
+
+
+def baseline_nats(segments: Iterable[SegmentRecord]) -> list[float] | None:
+    """Return the nats of the backbone alone in each segment; None in one pass, where it scored none of them."""
+    nats = [segment.nll_backbone for segment in segments]
+    known = [each for each in nats if each is not None]
+    assert len(known) in (0, len(nats)), f"the backbone alone scored {len(known)} of {len(nats)} segments"
+    return known if known or not nats else None
 
 
 def window_record(

@@ -12,8 +12,15 @@ import pyarrow as pa
 
 from pipelines.html.charts import MAX_NATS, SMOOTHING, distance_chart, document_charts, total_distances
 from pipelines.html.page import REPORT_NAME, write_page
-from pipelines.job.format import FILTERS, percent_digits, signed_percent
-from pipelines.job.summary import cause_of_change, reads_memory, side_names, why_no_change
+from pipelines.job.format import FILTERS, figure, interval, percent_digits, signed_percent
+from pipelines.job.summary import (
+    cause_of_change,
+    has_baseline,
+    reads_memory,
+    side_names,
+    why_no_baseline,
+    why_no_change,
+)
 from pipelines.perplexity.spread import spread_remarks
 
 MAX_CHARTS = 12
@@ -23,7 +30,10 @@ MAX_ROWS = 1000
 
 @dataclass(frozen=True)
 class DocumentRow:
-    """Row of the table of documents; figures are None for a failed document."""
+    """Row of the table of documents; figures are None for a failed document.
+
+    In one pass, `backbone` and `change` are None: the backbone alone did not run.
+    """
 
     name: str
     status: str
@@ -67,6 +77,7 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
         verdict=verdict(summary),
         remarks=spread_remarks(summary),
         sides=sides,
+        no_baseline=None if has_baseline(summary) else why_no_baseline(summary),
         heads=[side[0].upper() + side[1:] for side in sides],
         charts=document_charts(scored[:MAX_CHARTS], segments, sides),
         num_scored=len(scored),
@@ -76,6 +87,7 @@ def write_report(folder: Path, summary: dict[str, Any], documents: pa.Table, seg
         num_documents=len(rows),
         reading=reading(segments),
         distances=distance_chart(segments),
+        sums=_sums(summary),
     )
 
 
@@ -83,6 +95,10 @@ def verdict(summary: dict[str, Any]) -> str:
     """Return the finding in one sentence, and for an untrained model its cause."""
     if summary["perplexity"] is None:
         return "No token was scored, so there is no perplexity to report."
+    if not has_baseline(summary):
+        ours = summary["perplexity"]["token"]["longmem"]
+        bounds = "" if ours["low"] is None else f" (95% interval {interval(ours)})"
+        return f"Token perplexity is {figure(ours['value'])} {side_names(summary)[0]}{bounds}."
     value = summary["change"]["value"]
     if value is None:
         return "The two perplexities are too far apart to compare: see the nats at the end of this page."
@@ -117,13 +133,15 @@ def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
     for name, tokens in _pairs(segments, "document", "num_tokens"):
         predicted[name] = predicted.get(name, 0) + tokens
 
-    def per_token(
-        function: Callable[[float], float], row: dict[str, Any], nats: Callable[[dict[str, Any]], float]
-    ) -> float | None:
+    def per_token(function: Callable[[float], float], row: dict[str, Any], nats: float | None) -> float | None:
         tokens = predicted.get(row["document"], 0)
-        if row["status"] != "scored" or not tokens:
+        if row["status"] != "scored" or not tokens or nats is None:
             return None
-        return function(min(nats(row) / tokens, MAX_NATS))
+        return function(min(nats / tokens, MAX_NATS))
+
+    def change(row: dict[str, Any]) -> float | None:
+        ours, alone = row["nll_longmem"], row["nll_backbone"]
+        return None if ours is None or alone is None else ours - alone
 
     return [
         DocumentRow(
@@ -131,10 +149,10 @@ def document_rows(documents: pa.Table, segments: pa.Table) -> list[DocumentRow]:
             status=row["status"],
             tokens=row["num_tokens"],
             words=row["num_words"],
-            longmem=per_token(math.exp, row, lambda row: row["nll_longmem"]),
-            backbone=per_token(math.exp, row, lambda row: row["nll_backbone"]),
-            change=per_token(math.expm1, row, lambda row: row["nll_longmem"] - row["nll_backbone"]),
-            window=per_token(math.exp, row, lambda row: row["nll_window"]) if "nll_window" in row else None,
+            longmem=per_token(math.exp, row, row["nll_longmem"]),
+            backbone=per_token(math.exp, row, row["nll_backbone"]),
+            change=per_token(math.expm1, row, change(row)),
+            window=per_token(math.exp, row, row.get("nll_window")),
         )
         for row in documents.sort_by("document").to_pylist()
     ]
@@ -160,6 +178,17 @@ def reading(segments: pa.Table) -> ReadStatistics | None:
         memory_tokens_mean=float(np.average(readers["memory_tokens"].to_numpy(), weights=tokens)),
         empty_slots=int(readers["empty_slots"].to_numpy().sum()),
     )
+
+
+def _sums(summary: dict[str, Any]) -> dict[str, str | int]:
+    """Return the sums that all figures divide, by name."""
+    sides = zip(("longmem", "backbone"), side_names(summary), strict=True)
+    nats = {f"nats, {name}": summary["nats"][side] for side, name in sides}
+    return {
+        **{name: figure(value) for name, value in nats.items() if value is not None},
+        "bytes": summary["counts"]["bytes"],
+        "tokens not scored": summary["counts"]["unscored_tokens"],
+    }
 
 
 def _pairs(table: pa.Table, first: str, second: str) -> "zip[tuple[Any, Any]]":

@@ -104,7 +104,7 @@ class PerplexityRun:
         self._trim_every = trim_every
         self._record = record
         self._trimmed: dict[DocumentKey, int] = {}
-        self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray] = {}
+        self._backbone_logprobs: dict[tuple[DocumentKey, int], np.ndarray | None] = {}
         self._passages: dict[DocumentKey, list[Passage]] = {}
         self._errors: dict[DocumentKey, LongMemError] = {}
         self.totals = totals or RunTotals()

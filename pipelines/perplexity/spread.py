@@ -46,7 +46,7 @@ class DocumentSpread:
     """Spread of a figure over documents."""
 
     median: float | None
-    """Median over documents, each of which counts once; None without a document."""
+    """Median over documents, each of which counts once; None without a document or where the model did not run."""
     dominant: DominantDocument | None
     """Document without which the pooled figure differs most, if that is much."""
 
@@ -68,20 +68,30 @@ def change_spread(names: Sequence[str], difference_nats: Sequence[float], tokens
 
 
 def spread_of(segments: "Sequence[SegmentRecord]") -> dict[str, Any]:
-    """Return the spread over documents of both perplexities and of their change, as JSON values."""
+    """Return the spread over documents of both perplexities and of their change, as JSON values.
+
+    In one pass the backbone alone did not run: the spreads of its perplexity and of the change hold None.
+    """
     sums: dict[str, tuple[list[float], list[float], list[int]]] = {}
     for segment in segments:
         longmem, backbone, tokens = sums.setdefault(segment.document, ([], [], []))
         longmem.append(segment.nll_longmem)
-        backbone.append(segment.nll_backbone)
+        if segment.nll_backbone is not None:
+            backbone.append(segment.nll_backbone)
         tokens.append(segment.num_tokens)
     names, counts = list(sums), [sum(tokens) for _, _, tokens in sums.values()]
     longmem_nats, backbone_nats = ([math.fsum(each[side]) for each in sums.values()] for side in (0, 1))
-    difference = [ours - theirs for ours, theirs in zip(longmem_nats, backbone_nats, strict=True)]
+    known = sum(len(backbone) for _, backbone, _ in sums.values())
+    assert known in (0, len(segments)), f"the backbone alone scored {known} of {len(segments)} segments"
+    backbone_spread = change = DocumentSpread(None, None)
+    if known:
+        backbone_spread = perplexity_spread(names, backbone_nats, counts)
+        difference = [ours - theirs for ours, theirs in zip(longmem_nats, backbone_nats, strict=True)]
+        change = change_spread(names, difference, counts)
     return {
         "longmem": asdict(perplexity_spread(names, longmem_nats, counts)),
-        "backbone": asdict(perplexity_spread(names, backbone_nats, counts)),
-        "change": asdict(change_spread(names, difference, counts)),
+        "backbone": asdict(backbone_spread),
+        "change": asdict(change),
     }
 
 
@@ -93,11 +103,13 @@ def spread_remarks(summary: dict[str, Any]) -> list[str]:
     spread = summary.get("spread")
     if not spread or summary["counts"]["documents"] < 2 or spread["longmem"]["median"] is None:
         return []
-    names = dict(zip(("longmem", "backbone"), side_names(summary), strict=True))
+    sides = zip(("longmem", "backbone"), side_names(summary), strict=True)
+    names = {side: name for side, name in sides if spread[side]["median"] is not None}
     medians = " and ".join(f"{figure(spread[side]['median'])} ({name})" for side, name in names.items())
+    change = f", change {signed_percent(spread['change']['median'])}" if "backbone" in names else ""
     said = [
-        f"Median over {counted(summary['counts']['documents'], 'document')}, each counted once: perplexity {medians}, "
-        f"change {signed_percent(spread['change']['median'])}."
+        f"Median over {counted(summary['counts']['documents'], 'document')}, each counted once: "
+        f"perplexity {medians}{change}."
     ]
     for side, name in names.items():
         if found := spread[side]["dominant"]:

@@ -9,7 +9,7 @@ from typing import Any
 from longmem.model.source import ModelDescription
 from longmem.scoring.metrics import SegmentNats, compute_perplexities
 from pipelines.job.summary import about
-from pipelines.perplexity.records import DocumentRecord, SegmentRecord
+from pipelines.perplexity.records import DocumentRecord, SegmentRecord, baseline_nats
 from pipelines.perplexity.run import RunTotals
 from pipelines.perplexity.spread import spread_of
 from pipelines.perplexity.windows import WindowResults
@@ -34,7 +34,7 @@ def summarise(
     (`longmem.text.finding.LeftOut`). `limits` has the numbers of documents, and of tokens of each, that were asked for.
     `window` is present only with the baseline in overlapping windows. Seconds, and segments and tokens of stages, are
     sums over all runs of the job (`work_slices.py`): a segment that was encoded again because its run was killed counts
-    each time.
+    each time. In one pass the backbone alone did not run: its nats, its figures and the change to it are None.
     """
     scored = [record for record in documents if record.status == "scored"]
     num_words = sum(record.num_words or 0 for record in scored)
@@ -42,6 +42,7 @@ def summarise(
     nats = [SegmentNats(record.nll_longmem, record.nll_backbone, record.num_tokens) for record in segments]
     num_tokens = sum(record.num_tokens for record in segments)
     figures = asdict(compute_perplexities(nats, num_words, num_bytes)) if num_tokens else None
+    alone = baseline_nats(segments)
     baseline = None if windows is None else _window_figures(windows, totals, segments, num_words, num_bytes)
     return {
         **about(command, model, executor, resumed),
@@ -54,7 +55,10 @@ def summarise(
             "words": num_words,
             "bytes": num_bytes,
         },
-        "nats": {side: fsum(getattr(segment, side) for segment in nats) for side in ("longmem", "backbone")},
+        "nats": {
+            "longmem": fsum(segment.longmem for segment in nats),
+            "backbone": None if alone is None else fsum(alone),
+        },
         "perplexity": figures and {name: figures[name] for name in ("token", "word", "byte")},
         "bits_per_byte": figures and figures["bits_per_byte"],
         "change": figures and figures["change"],
@@ -80,16 +84,17 @@ def _window_figures(
     The same segments are resampled as for the other figures, so the change is paired.
     """
     assert totals.window is not None, "windows were scored without being counted"
+    scored = [record for record in segments if record.num_tokens]
+    window_nats = [windows.nats[record.document, record.segment] for record in scored]
     nats = [
-        SegmentNats(record.nll_longmem, windows.nats[record.document, record.segment], record.num_tokens)
-        for record in segments
-        if record.num_tokens
+        SegmentNats(record.nll_longmem, alone, record.num_tokens)
+        for record, alone in zip(scored, window_nats, strict=True)
     ]
     figures = asdict(compute_perplexities(nats, num_words, num_bytes)) if nats else None
     return {
         **asdict(windows.shape),
         "windows": windows.num_windows,
-        "nats": fsum(segment.backbone for segment in nats),
+        "nats": fsum(window_nats),
         "perplexity": figures and {name: figures[name]["backbone"] for name in ("token", "word", "byte")},
         "bits_per_byte": figures and figures["bits_per_byte"]["backbone"],
         "change_to_memory": figures and figures["change"],

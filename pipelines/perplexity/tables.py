@@ -10,7 +10,7 @@ import pyarrow as pa
 from longmem.text.segments import Passage
 from longmem.types import TokenReadings
 from pipelines.perplexity.journal import Journal
-from pipelines.perplexity.records import DocumentRecord, SegmentRecord
+from pipelines.perplexity.records import DocumentRecord, SegmentRecord, baseline_nats
 from pipelines.perplexity.windows import WindowResults
 
 DOCUMENT_SCHEMA = pa.schema(
@@ -28,6 +28,8 @@ DOCUMENT_SCHEMA = pa.schema(
         ("nll_backbone", pa.float64()),
     ]
 )
+"""Columns of documents.parquet. `nll_backbone` is null in one pass, as are the columns of the backbone in the other
+tables: the backbone alone did not run."""
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -183,7 +185,8 @@ def documents_table(
         if record.status == "scored":
             segments = journal.scored(record.document)
             row["nll_longmem"] = float(np.sum([segment.nll_longmem for segment in segments]))
-            row["nll_backbone"] = float(np.sum([segment.nll_backbone for segment in segments]))
+            alone = baseline_nats(segments)
+            row["nll_backbone"] = None if alone is None else float(np.sum(alone))
             if windows is not None:
                 row[NLL_WINDOW.name] = float(np.sum([_window_nats(windows, segment) for segment in segments]))
         rows.append(row)
@@ -216,11 +219,12 @@ def tokens_table(segments: Sequence[SegmentRecord], windows: WindowResults | Non
     tables = []
     for record in segments:
         assert record.tokens is not None, f"{record.document} segment {record.segment}: tokens were not kept"
+        alone = record.tokens.logprobs_backbone
         columns = {
             **_token_columns(record),
             "token": record.tokens.targets,
             "logprob_longmem": record.tokens.logprobs_longmem,
-            "logprob_backbone": record.tokens.logprobs_backbone,
+            "logprob_backbone": pa.nulls(record.num_tokens, pa.float32()) if alone is None else alone,
         }
         if windows is not None:
             logprobs = windows.logprobs.get(record.document, np.empty(0, np.float32))
