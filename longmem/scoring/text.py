@@ -151,8 +151,8 @@ def score_segments(model: SegmentModel, sequence: Int32[np.ndarray, " tokens"]) 
 
 def _score_segments(
     model: SegmentModel, segments: Sequence[Segment], memory: SegmentMemory
-) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"]]]:
-    """Yield the scores of each segment, and log-probabilities of the backbone alone."""
+) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"] | None]]:
+    """Yield the scores of each segment, and log-probabilities of the backbone alone (None in one pass)."""
     for segment in segments:
         placed = replace(segment, start_token=memory.offset + segment.start_token)
         view = memory.view(segment.index)
