@@ -170,6 +170,11 @@ class LongMemConfig:
                 f"one_pass=True needs memory_layers=all, got memory_layers={self.memory_layers}: only there does the "
                 "backbone itself read the memory"
             )
+        if self.one_pass and not self.memory_tokens:
+            raise ConfigError(
+                "one_pass=True reads the memory while it encodes, got memory_tokens=0; use one_pass=False (without "
+                "--one-pass)"
+            )
         for name in ("segment_tokens", "memory_tokens", "top_k"):
             value = getattr(self, name)
             if value % self.chunk_tokens:

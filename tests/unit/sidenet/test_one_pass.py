@@ -212,3 +212,5 @@ def test_what_encodes_text_on_its_own_is_refused(tmp_path: Path) -> None:
         model.encode(cut_segments(KEY, sequence_of(model), 16)[0])
     with pytest.raises(ConfigError, match="one_pass=True needs memory_layers=all, got memory_layers=one"):
         open_model(tmp_path, memory_layers="one")
+    with pytest.raises(ConfigError, match="one_pass=True reads the memory while it encodes, got memory_tokens=0"):
+        open_model(tmp_path, memory_tokens=0)
