@@ -201,7 +201,7 @@ class LongMemConfig:
 
     @property
     def encoded_behind(self) -> str:
-        """What segments are encoded behind, as settings of the memory that they read; empty where that is nothing."""
+        """Settings of the memory that segments are encoded behind, in one pass; empty where each is encoded alone."""
         if not self.one_pass:
             return ""
         names = ("memory_tokens", "near_tokens", "read_blocks", "block_tokens", "block_choice")

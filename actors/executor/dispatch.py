@@ -281,14 +281,13 @@ class PooledExecutor(AbstractExecutor):
     def _send_segment(self, task: SegmentTask, ticket: Ticket, worker: PoolWorker, info: WorkerInfo) -> Any:
         """Send one stage of a segment; return the reference of its result."""
         actor, segment = worker.actor, task.segment
+        self._router.sent(task.stage, worker, segment.key)
         if task.stage == "encode":
             prepare = self._prepare_policy.encodes(worker)
-            self._router.encodes(worker, segment.key)
             outcome, block, state = actor.encode.options(num_returns=3).remote(ticket, segment, prepare)
             task.encoded = Encoded(block, state, info.node_id)
             return outcome
         task.encoded = self._encoded[task.segment_id]
-        self._router.reads(worker, segment.key)
         self._prepare_policy.scores(worker)
         return actor.score.remote(ticket, segment, task.encoded.block, task.encoded.state)
 

@@ -54,22 +54,16 @@ class Router:
         # node before window: a remote state costs more than a second window, which costs one block per segment
         return self._workers.readers.choose(lambda worker: (is_off(worker), worker not in preferred), exclusive)
 
-    def encodes(self, worker: PoolWorker, key: DocumentKey) -> None:
-        """Record that `worker` was sent a segment of the document to encode."""
-        encoders = self._encoders.setdefault(key, [])
-        if worker in encoders:
-            encoders.remove(worker)
-        encoders.append(worker)
-        if len(self._encoders) > MAX_TRACKED_DOCUMENTS:
-            del self._encoders[next(iter(self._encoders))]
-
-    def reads(self, worker: PoolWorker, key: DocumentKey) -> None:
-        """Record that `worker` was sent a segment of the document to score."""
-        preferred = self._preferred.setdefault(key, [])
-        if worker not in preferred:
-            preferred.append(worker)
-        if len(self._preferred) > MAX_TRACKED_DOCUMENTS:
-            del self._preferred[next(iter(self._preferred))]
+    def sent(self, stage: Stage, worker: PoolWorker, key: DocumentKey) -> None:
+        """Record that `worker` was sent a segment of the document to encode or to score."""
+        tracked = self._encoders if stage == "encode" else self._preferred
+        workers = tracked.setdefault(key, [])
+        if stage == "encode" and worker in workers:
+            workers.remove(worker)
+        if worker not in workers:
+            workers.append(worker)
+        if len(tracked) > MAX_TRACKED_DOCUMENTS:
+            del tracked[next(iter(tracked))]
 
     def evict(self, key: DocumentKey) -> list[Any]:
         """Return the workers that may hold a window of the document, and evict the document."""

@@ -137,6 +137,12 @@ class PerplexitySpec(
 
     def job(self, console: Console) -> "PerplexityJob":
         """Return the job that the options describe. Raise ConfigError where they contradict each other."""
+        if self.one_pass and self._retention() == "forever":
+            raise ConfigError(
+                "--one-pass and --keep-memory contradict each other: only models of one pass read what one pass wrote, "
+                "and no other command has one; leave one of them out, or use Python "
+                "(LongMem.from_pretrained(..., one_pass=True))"
+            )
         from longmem.runtime.scheduler import Limits
         from pipelines.job.executors import default_in_flight
         from pipelines.perplexity.job import PerplexityJob

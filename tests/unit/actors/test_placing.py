@@ -33,7 +33,7 @@ def test_a_segment_is_read_where_it_was_encoded() -> None:
     router = Router(workers)
     a, b = workers.readers.workers
     assert router.choose("score", KEY, "b") is b
-    router.reads(b, KEY)
+    router.sent("score", b, KEY)
     assert router.choose("score", KEY, "a") is a
     fill(a)
     assert router.choose("score", KEY, "a") is b
@@ -45,7 +45,7 @@ def test_on_a_node_the_reader_with_the_window_is_first() -> None:
     workers = workers_on("aa")
     router = Router(workers)
     first, second = workers.readers.workers
-    router.reads(second, KEY)
+    router.sent("score", second, KEY)
     assert router.choose("score", KEY, "a") is second
     second.tasks.append(object())
     assert router.choose("score", KEY, "a") is second
@@ -58,7 +58,7 @@ def test_on_a_node_the_reader_with_the_window_is_first() -> None:
 def test_a_document_is_encoded_on_the_node_of_its_reader() -> None:
     workers = workers_on("ab")
     router = Router(workers)
-    router.reads(workers.readers.workers[1], KEY)
+    router.sent("score", workers.readers.workers[1], KEY)
     a, b = workers.encoders.workers
     assert router.choose("encode", KEY, None) is b
     b.tasks.append(object())
@@ -89,8 +89,8 @@ def test_readers_of_old_documents_are_forgotten() -> None:
     workers = workers_on("a")
     router = Router(workers)
     for number in range(MAX_TRACKED_DOCUMENTS + 1):
-        router.reads(workers.readers.workers[0], DocumentKey("test", str(number)))
-        router.encodes(workers.encoders.workers[0], DocumentKey("test", str(number)))
+        router.sent("score", workers.readers.workers[0], DocumentKey("test", str(number)))
+        router.sent("encode", workers.encoders.workers[0], DocumentKey("test", str(number)))
     assert router.evict(DocumentKey("test", "0")) == []
     assert router.evict(DocumentKey("test", "1")) == workers.readers.workers + workers.encoders.workers
 
@@ -100,8 +100,8 @@ def test_of_equally_busy_encoders_the_latest_of_a_document_is_first() -> None:
     router = Router(workers)
     first, second = workers.encoders.workers
     assert router.choose("encode", KEY, None) is first
-    router.encodes(first, KEY)
-    router.encodes(second, KEY)
+    router.sent("encode", first, KEY)
+    router.sent("encode", second, KEY)
     assert router.choose("encode", KEY, None) is second
     # an idle one is better than its window
     second.tasks.append(object())

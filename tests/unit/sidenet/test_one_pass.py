@@ -171,7 +171,7 @@ def test_the_second_segment_reads_what_two_passes_write(tmp_path: Path) -> None:
 
 
 def test_a_text_after_a_document_reads_it(tmp_path: Path) -> None:
-    """Of a document of one segment both write the same, and of one segment after it they have the same score."""
+    """One pass and two write the same of a single segment, so that the segment after it has one score."""
     one, two = (open_model(tmp_path, copy_head=False, one_pass=one_pass) for one_pass in (True, False))
     words = "the cat sat on"
     scores = []
