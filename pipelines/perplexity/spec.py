@@ -137,17 +137,13 @@ class PerplexitySpec(
 
     def job(self, console: Console) -> "PerplexityJob":
         """Return the job that the options describe. Raise ConfigError where they contradict each other."""
-        if self.one_pass and self._retention() == "forever":
-            raise ConfigError(
-                "--one-pass and --keep-memory contradict each other: only models of one pass read what one pass wrote, "
-                "and no other command has one; leave one of them out, or use Python "
-                "(LongMem.from_pretrained(..., one_pass=True))"
-            )
+        retention = self._retention()
+        if self.one_pass:
+            self._check_one_pass(retention)
         from longmem.runtime.scheduler import Limits
         from pipelines.job.executors import default_in_flight
         from pipelines.perplexity.job import PerplexityJob
 
-        retention = self._retention()
         dataset = self.dataset_source()
         if dataset is not None and self.dtype == "auto":
             # like the files of inputs: one that is not there is told before minutes of measurement
@@ -182,6 +178,20 @@ class PerplexitySpec(
             write_memory=retention == "forever" or not self.no_memory,
             command=command_text(),
         )
+
+    def _check_one_pass(self, retention: Retention) -> None:
+        if self.no_memory or self.memory_tokens == 0:
+            given = "--no-memory" if self.no_memory else "--memory-tokens 0"
+            raise ConfigError(
+                f"--one-pass and {given} contradict each other: one pass reads the memory while it encodes; leave one of "
+                "them out"
+            )
+        if retention == "forever":
+            raise ConfigError(
+                "--one-pass and --keep-memory contradict each other: only models of one pass read what one pass wrote, "
+                "and no other command has one; leave one of them out, or use Python "
+                "(LongMem.from_pretrained(..., one_pass=True))"
+            )
 
     def _retention(self) -> Retention:
         if self.keep_memory and self.retention not in (None, "forever"):
