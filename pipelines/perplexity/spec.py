@@ -183,8 +183,8 @@ class PerplexitySpec(
         if self.no_memory or self.memory_tokens == 0:
             given = "--no-memory" if self.no_memory else "--memory-tokens 0"
             raise ConfigError(
-                f"--one-pass and {given} contradict each other: one pass reads the memory while it encodes; leave one of "
-                "them out"
+                f"--one-pass and {given} contradict each other: one pass reads the memory while it encodes; give one "
+                "of them"
             )
         if retention == "forever":
             raise ConfigError(
