@@ -63,12 +63,13 @@ def _print_whole(console: Console, compared: Row, names: Sequence[str]) -> None:
     unit = compared["unit"]
     units = counted(compared["count"], compared["counted"].removesuffix("s"))
     title = f"{unit} of {units}, {counted(len(compared['documents']), 'document')}"
-    table = _table(title, ["run"], ["LongMem", "backbone", "median document", "change", "95% interval"])
+    alone = ["backbone"] if compared["has_baseline"] else []
+    table = _table(title, ["run"], ["LongMem", *alone, "median document", "change", "95% interval"])
     for name, row in zip(names, compared["whole"], strict=True):
         table.add_row(
             Text(name),
             figure(row["figure"]["value"]),
-            figure(row["without_memory"]["value"]),
+            *(figure(row["without_memory"]["value"]) for _ in alone),
             figure(row["median"]),
             *_change(row["change"], unit),
         )

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from longmem.errors import OutputError
-from longmem.scoring.metrics import Interval, SegmentNats, compute_perplexities
+from longmem.scoring.metrics import NO_FIGURE, Interval, SegmentNats, compute_perplexities
 from pipelines.compare.pieces import Pieces, common_pieces
 from pipelines.compare.runs import FinishedRun
 from pipelines.perplexity.spread import DocumentSpread, change_spread, perplexity_spread
@@ -33,6 +33,7 @@ def compare_perplexity(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     the change is a difference. Raises ConfigError where the runs have no common text, OutputError for damaged files.
     """
     pieces = common_pieces(runs)
+    in_one_pass = [run.name for run, nats in zip(runs, pieces.backbone, strict=True) if nats is None]
     frequencies, reason = _by_frequency(runs, pieces)
     return {
         "unit": "perplexity" if pieces.unit == "tokens" else "bits per byte",
@@ -45,7 +46,8 @@ def compare_perplexity(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "positions": _by_position(pieces),
         "frequencies": frequencies,
         "no_frequencies": reason,
-        "notes": pieces.notes,
+        "notes": [*pieces.notes, *(f"{name}: the backbone alone did not run in one pass." for name in in_one_pass)],
+        "has_baseline": len(in_one_pass) < len(runs),
     }
 
 
@@ -66,6 +68,10 @@ def _figures(pieces: Pieces, nats: Float64[np.ndarray, "runs parts"], count: Int
     return rows
 
 
+def _figure_alone(pieces: Pieces, nats: Float64[np.ndarray, " pieces"]) -> Row:
+    return dict(_figures(pieces, nats[np.newaxis], pieces.count)[0]["figure"])
+
+
 def _in_unit(pieces: Pieces, interval: Interval, log: Callable[[float], float]) -> Interval:
     """Return a perplexity per byte, or its change, in bits; other figures as they are."""
     if pieces.unit == "tokens":
@@ -74,20 +80,22 @@ def _in_unit(pieces: Pieces, interval: Interval, log: Callable[[float], float]) 
 
 
 def _whole(pieces: Pieces) -> list[Row]:
-    """Return the figures of each run over all text, and their spread over documents."""
+    """Return the figures of each run over all text, and their spread over documents.
+
+    `without_memory` holds None for a run in one pass.
+    """
     with_memory = _figures(pieces, pieces.longmem, pieces.count)
-    without = _figures(pieces, pieces.backbone, pieces.count)
     count = _per_document(pieces, pieces.count).astype(np.int64).tolist()
     nats = [_per_document(pieces, ours) for ours in pieces.longmem]
     rows = []
-    for index, (ours, backbone) in enumerate(zip(with_memory, without, strict=True)):
+    for index, (ours, backbone) in enumerate(zip(with_memory, pieces.backbone, strict=True)):
         spread = perplexity_spread(pieces.documents, nats[index].tolist(), count)
         difference = nats[index] - nats[0]
         change = change_spread(pieces.documents, difference.tolist(), count) if index else DocumentSpread(None, None)
         rows.append(
             {
                 **ours,
-                "without_memory": backbone["figure"],
+                "without_memory": asdict(NO_FIGURE) if backbone is None else _figure_alone(pieces, backbone),
                 **_spread_row(pieces, spread, "", math.log),
                 **_spread_row(pieces, change, "_change", math.log1p),
                 "lower_documents": int(np.sum(difference < 0)) if index else None,

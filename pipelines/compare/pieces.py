@@ -18,13 +18,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64
 
-from longmem.errors import ConfigError
+from longmem.errors import ConfigError, OutputError
 from pipelines.command.console import printable
 from pipelines.compare.runs import FinishedRun
 from pipelines.job.format import limits_text
 from pipelines.job.journal import JOURNAL, read_lines
-
-SIDES = ("longmem", "backbone")
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Pieces:
     """Units of each piece."""
     longmem: Float64[np.ndarray, "runs pieces"]
     """Nats of each run with memory."""
-    backbone: Float64[np.ndarray, "runs pieces"]
-    """Nats of each run without memory."""
+    backbone: list[Float64[np.ndarray, " pieces"] | None]
+    """Nats of each run without memory; None for a run in one pass, whose backbone did not run alone."""
     are_segments: bool
     """True if every piece is one segment of every run."""
     notes: list[str]
@@ -62,7 +60,7 @@ class _ScoredSegments:
 
     ends: Int64[np.ndarray, " segments"]
     longmem: Float64[np.ndarray, " segments"]
-    backbone: Float64[np.ndarray, " segments"]
+    backbone: Float64[np.ndarray, " segments"] | None
 
 
 def common_pieces(runs: Sequence[FinishedRun]) -> Pieces:
@@ -110,7 +108,8 @@ def _by_tokens(runs: Sequence[FinishedRun], names: list[str], notes: list[str]) 
     if not kept:
         raise ConfigError("no token was scored in all runs: their documents are empty; compare runs of longer texts")
     starts, counts = [], []
-    nats: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+    longmem: list[np.ndarray] = []
+    backbone: list[list[np.ndarray | None]] = [[] for _ in runs]
     are_segments = True
     for name in kept:
         mine = [each[name] for each in segments]
@@ -124,8 +123,9 @@ def _by_tokens(runs: Sequence[FinishedRun], names: list[str], notes: list[str]) 
         are_segments &= all(len(each.ends) == len(ends) for each in mine)
         starts.append(np.concatenate([[0], ends[:-1]]))
         counts.append(ends - starts[-1])
-        for side in SIDES:
-            nats[side].append(np.array([_sums(ends, each.ends, getattr(each, side)) for each in mine]))
+        longmem.append(np.array([_sums(ends, each.ends, each.longmem) for each in mine]))
+        for parts, each in zip(backbone, mine, strict=True):
+            parts.append(None if each.backbone is None else _sums(ends, each.ends, each.backbone))
     if not are_segments:
         notes = [*notes, "Segments differ in length: pieces between borders that all runs share are paired."]
     return Pieces(
@@ -134,8 +134,8 @@ def _by_tokens(runs: Sequence[FinishedRun], names: list[str], notes: list[str]) 
         document=np.repeat(np.arange(len(kept)), [len(each) for each in starts]),
         start=np.concatenate(starts),
         count=np.concatenate(counts),
-        longmem=np.concatenate(nats["longmem"], axis=1),
-        backbone=np.concatenate(nats["backbone"], axis=1),
+        longmem=np.concatenate(longmem, axis=1),
+        backbone=[_joined(parts) for parts in backbone],
         are_segments=are_segments,
         notes=notes,
     )
@@ -150,18 +150,36 @@ def _by_bytes(runs: Sequence[FinishedRun], names: list[str], notes: list[str]) -
     if any(unscored):
         said = ", ".join(f"{count:,} in {run.name}" for count, run in zip(unscored, runs, strict=True) if count)
         notes.append(f"First tokens that have no context are not counted: {said}.")
-    nats = {side: np.array([[each[name][f"nll_{side}"] for name in kept] for each in rows]) for side in SIDES}
+    backbone = [[each[name]["nll_backbone"] for name in kept] for each in rows]
     return Pieces(
         unit="bytes",
         documents=kept,
         document=np.arange(len(kept)),
         start=np.zeros(len(kept), np.int64),
         count=np.array([rows[0][name]["num_bytes"] for name in kept]),
-        longmem=nats["longmem"],
-        backbone=nats["backbone"],
+        longmem=np.array([[each[name]["nll_longmem"] for name in kept] for each in rows]),
+        backbone=[_baseline(run, pa.array(nats, pa.float64())) for run, nats in zip(runs, backbone, strict=True)],
         are_segments=False,
         notes=notes,
     )
+
+
+def _joined(parts: list[np.ndarray | None]) -> Float64[np.ndarray, " pieces"] | None:
+    known = [part for part in parts if part is not None]
+    assert len(known) in (0, len(parts)), f"{len(known)} of {len(parts)} documents of one run have a baseline"
+    return np.concatenate(known) if known else None
+
+
+def _baseline(run: FinishedRun, nats: pa.Array | pa.ChunkedArray) -> np.ndarray | None:
+    """Return the nats of the backbone alone; None if it did not run. Raises OutputError for a part of them."""
+    if nats.null_count == 0:
+        return np.asarray(nats.to_numpy())
+    if nats.null_count < len(nats):
+        raise OutputError(
+            f"{run.name}: the tables lack nll_backbone in {nats.null_count:,} of {len(nats):,} rows; a run has it in "
+            "all rows or, in one pass, in none: remove summary.json and resume the job"
+        )
+    return None
 
 
 def _sums(
@@ -183,13 +201,14 @@ def _segments(run: FinishedRun) -> dict[str, _ScoredSegments]:
     )
     names = table["document"].to_pylist()
     ends = table["start_token"].to_numpy() + table["num_tokens"].to_numpy()
-    longmem, backbone = table["nll_longmem"].to_numpy(), table["nll_backbone"].to_numpy()
+    longmem, backbone = table["nll_longmem"].to_numpy(), _baseline(run, table["nll_backbone"])
     found = {}
     first = 0
     for index in range(1, len(names) + 1):
         if index == len(names) or names[index] != names[first]:
             part = slice(first, index)
-            found[names[first]] = _ScoredSegments(ends[part], longmem[part], backbone[part])
+            alone = None if backbone is None else backbone[part]
+            found[names[first]] = _ScoredSegments(ends[part], longmem[part], alone)
             first = index
     return found
 

@@ -69,7 +69,7 @@ def why_no_baseline(summary: dict[str, Any]) -> str:
         return f"{said}." if "window" in summary else f"{said}: for its perplexity, score again with --window N."
     again = "score again with --no-memory and use longmem compare"
     if "window" in summary:
-        return f"{said}: for a perplexity without memory, {again}."
+        return f"{said}: for a perplexity of the same segments without memory, {again}."
     return f"{said}: for a perplexity without memory, give --window N, or {again}."
 
 

@@ -57,6 +57,7 @@ class Answers(AbstractAnswers):
             "model": summary["model"]["name"],
             "created": summary.get("created"),
             "change": (summary.get("change") or {}).get("value"),
+            "baseline": self._folder.has_baseline,
             "copies": bool(settings.get("copy_head")),
             "every_layer": settings.get("memory_layers") == "all",
             "page_tokens": PAGE_TOKENS,
@@ -67,12 +68,19 @@ class Answers(AbstractAnswers):
         }
 
     def overview(self, document: int) -> dict[str, Any]:
-        """Return the mean gain along a document, in at most `OVERVIEW_BINS` bins."""
-        bins = self._folder.mean_gains(self._document(document), OVERVIEW_BINS)
-        return {"firsts": [first for first, _ in bins], "gains": [_short(gain) for _, gain in bins]}
+        """Return the mean gain along a document, in at most `OVERVIEW_BINS` bins.
+
+        Without a baseline there is the mean log-probability instead.
+        """
+        bins = self._folder.means(self._document(document), OVERVIEW_BINS)
+        name = "gains" if self._folder.has_baseline else "logprobs"
+        return {"firsts": [first for first, _ in bins], name: [_short(mean) for _, mean in bins]}
 
     def page(self, document: int, first: int, count: int) -> dict[str, Any]:
-        """Return texts and log-probabilities of at most `count` tokens from position `first` on."""
+        """Return texts and log-probabilities of at most `count` tokens from position `first` on.
+
+        Log-probabilities without memory are None for a job without a baseline, here and of single tokens.
+        """
         found = self._document(document)
         first = min(max(first, found.first_position), found.end_position)
         end = min(first + min(max(count, 0), MOST_TOKENS), found.end_position)
@@ -83,7 +91,7 @@ class Answers(AbstractAnswers):
             "gaps": tokens["gaps"],
             "texts": tokens["texts"],
             "with": list(map(_short, tokens["logprob_longmem"])),
-            "without": list(map(_short, tokens["logprob_backbone"])),
+            "without": list(map(_short, tokens["logprob_backbone"])) if self._folder.has_baseline else None,
             "rest": self._folder.rest(found) if end == found.end_position else "",
         }
 
@@ -104,7 +112,7 @@ class Answers(AbstractAnswers):
             "length": token["length"],
             "segment": self._folder.segment_of(found, position),
             "with": _short(token["logprob_longmem"]),
-            "without": _short(token["logprob_backbone"]),
+            "without": _short(token["logprob_backbone"]) if self._folder.has_baseline else None,
             "window": _short(token["logprob_window"]) if "logprob_window" in token else None,
             "uncopied": _short(token["logprob_uncopied"]),
             "share": _short(token["copy_share"]),
@@ -128,6 +136,8 @@ class Answers(AbstractAnswers):
     def extremes(self, document: int, sign: int) -> list[dict[str, Any]]:
         """Return the tokens of a document that gained most, or with sign -1 lost most, with their predecessors."""
         found = self._document(document)
+        if not self._folder.has_baseline:
+            raise BadRequestError("no token has a gain: the backbone alone did not run in one pass")
         positions = self._folder.extremes(found, EXTREMES, sign)
         # in the order of the text, so that each row group is read once
         listed = {position: self._listed(found, position) for position in sorted(positions)}

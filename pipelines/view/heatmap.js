@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text as a heat map of what memory gained or cost.
+// Text as a heat map of what memory gained or cost; without a baseline, of how unlikely each token was with memory.
 
 const LEVELS = [0.25, 1, 2, 4]; // nats from which a gain has the next colour: factors of 1.3, 2.7, 7 and 55
 
@@ -34,8 +34,8 @@ class Heatmap {
   show(page) {
     this.page = page;
     this.tokens = page.texts.map((text, at) => {
-      const gain = page.with[at] - page.without[at];
-      const kind = level(gain);
+      // a log-probability is never positive: an unlikely token has the colours of a loss
+      const kind = level(page.without === null ? page.with[at] : page.with[at] - page.without[at]);
       const made = element("span", { "data-at": at, ...(kind && { class: kind }) });
       if (text === "") {
         // one of several tokens that are bytes of one character

@@ -43,8 +43,9 @@ async function showDocument(doc) {
   // an exported passage is shown as a whole
   byId("along").hidden = byId("earlier").hidden = byId("later").hidden = !source.whole;
   const along = await source.overview(doc);
-  // means over many tokens are much smaller than the gain of one
-  byId("overview").replaceChildren(...along.gains.map((gain) => element("i", { class: level(8 * gain) })));
+  // means of gains over many tokens are much smaller than the gain of one
+  const levels = state.run.baseline ? along.gains.map((gain) => level(8 * gain)) : along.logprobs.map(level);
+  byId("overview").replaceChildren(...levels.map((kind) => element("i", { class: kind })));
 }
 
 async function showPanel() {
@@ -96,6 +97,7 @@ function moveTo(position, jumps = false) {
 }
 
 async function alongList(step) {
+  if (!state.run.baseline) return;
   const list = await source.extremes(state.doc, state.sign);
   if (!list.length) return;
   const at = list.findIndex((each) => each.position === state.position);
@@ -108,6 +110,16 @@ function turnPage(step) {
   if (!map.page || !source.whole) return;
   const position = step > 0 ? map.end : map.page.first - state.run.page_tokens;
   if (position >= named().first && position < named().end) moveTo(position, true);
+}
+
+// without a baseline no token has a gain: the colours show the probability itself, and there are no lists of gains
+function showWithoutBaseline() {
+  byId("facts").append(" · the backbone alone did not run in one pass, so there are no gains");
+  byId("legend").replaceChildren(
+    element("span", {}, "likely with memory"), ...["", "l1", "l2", "l3", "l4"].map((kind) => element("i", { class: kind })), element("span", {}, "unlikely"),
+  );
+  byId("tab-gained").hidden = byId("tab-lost").hidden = byId("list-keys").hidden = true;
+  byId("text").setAttribute("aria-label", "Text. Arrow keys move from token to token, 1 to 4 go to what was read.");
 }
 
 function openTab(name) {
@@ -127,8 +139,8 @@ function onKey(event) {
     state.tab = "token";
     moveTo(next);
   } else if (event.key in moves && event.target.closest("[role=tablist]")) {
-    const tabs = ["token", "gained", "lost"];
-    openTab(tabs[(tabs.indexOf(state.tab) + moves[event.key] + 3) % 3]);
+    const tabs = state.run.baseline ? ["token", "gained", "lost"] : ["token"];
+    openTab(tabs[(tabs.indexOf(state.tab) + moves[event.key] + tabs.length) % tabs.length]);
     byId(`tab-${state.tab}`).focus();
   } else if (event.target.closest("select")) return;
   else if (event.key === "n" || event.key === "p") alongList(event.key === "n" ? 1 : -1).catch(tell);
@@ -172,6 +184,7 @@ async function begin() {
   const size = `${(100 * Math.abs(change)).toFixed(1)}% ${change < 0 ? "lower" : "higher"}`;
   const changed = change === null ? "" : ` · perplexity ${size} with memory`;
   byId("facts").textContent = shownText(`${model}${changed}`);
+  if (!state.run.baseline) showWithoutBaseline();
   byId("document").replaceChildren(...documents.map((each, at) => element("option", { value: at }, shownText(each.name))));
   if (!source.whole) byId("document").disabled = true;
   if (!documents.length) throw new Error("no document was scored");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one token read: its probabilities, how far the copies were trusted, and the places with the text around them.
 
+const NO_GAIN = "No gain: the backbone alone did not run in one pass.";
+
 function row(name, logprob) {
   const value = element("td", {}, probability(logprob), element("small", {}, `${logprob.toFixed(2).replace("-", "−")} nats`));
   return element("tr", {}, element("th", { scope: "row" }, name), value);
@@ -46,16 +48,18 @@ function blockItem(block, link) {
 
 // everything of a token but the blocks; `where` says where it is
 function readingParts(token, run, where, link) {
-  const gain = token.with - token.without;
-  const rows = [row("with memory", token.with), row("without memory", token.without)];
+  const rows = [row("with memory", token.with)];
+  if (token.without !== null) rows.push(row("without memory", token.without));
   if (run.copies && token.places.length) rows.splice(1, 0, row("before copies", token.uncopied));
   if (token.window !== null) rows.push(row("backbone in windows", token.window));
+  const gained = token.without === null ? [] : [element("b", {}, `${factor(token.with - token.without)}.`), " "];
   const parts = [
     element("p", { class: "token", dir: "auto" }, token.text === "" ? "part of a character" : `“${withBreaks(token.text).trimEnd() || "␣"}”`),
     element("p", { class: "where" }, where),
     element("table", {}, element("tbody", {}, ...rows)),
-    element("p", { class: "verdict" }, element("b", {}, `${factor(gain)}.`), ` ${verdict(token, run)}`),
+    element("p", { class: "verdict" }, ...gained, verdict(token, run)),
   ];
+  if (token.without === null) parts.push(element("p", { class: "hint" }, NO_GAIN));
   if (run.copies && token.places.length) parts.push(bar(token.share));
   if (token.places.length) {
     const all = token.places.reduce((sum, place) => sum + place.weight, 0);

@@ -104,6 +104,14 @@ class RunFolder:
         counts = (self._tokens.num_rows, self._readings.num_rows, self._passages.num_rows)
         if counts != (num_rows, num_rows, len(self._segments)):
             raise ConfigError(f"the tables in {path} are not of one job; {written_anew(path)}")
+        absent = self._segments["nll_backbone"].null_count
+        if absent not in (0, len(self._segments)):
+            raise ConfigError(
+                f"the segments in {path} lack nll_backbone in {absent:,} of {len(self._segments):,} rows; expected "
+                f"it in all rows or, for a job in one pass, in none; {written_anew(path)}"
+            )
+        self.has_baseline = not absent
+        """False for a job in one pass: the backbone alone did not run, so no token has a gain."""
         self.documents = self._find_documents()
         self._text: Callable[[int], SegmentText] = lru_cache(KEPT_SEGMENTS)(self._cut)
 
@@ -119,25 +127,31 @@ class RunFolder:
         ]
 
     def gains(self, first: int, last: int) -> np.ndarray:
-        """Return log-probability with memory minus without, of rows `first` to `last`."""
+        """Return log-probability with memory minus without, of rows `first` to `last` of a job with a baseline."""
         with self._lock:
             table = self._tokens.rows(first, last)
+        assert not table["logprob_backbone"].null_count, f"{self.path}: tokens without a baseline have no gain"
         gains: np.ndarray = table["logprob_longmem"].to_numpy() - table["logprob_backbone"].to_numpy()
         return gains
 
-    def mean_gains(self, document: ViewedDocument, bins: int) -> list[tuple[int, float]]:
-        """Return first position and mean gain per token of at most `bins` equal numbers of segments of a document."""
+    def means(self, document: ViewedDocument, bins: int) -> list[tuple[int, float]]:
+        """Return first position and mean per token of at most `bins` equal numbers of segments of a document.
+
+        The mean is that of the gain or, without a baseline, of the log-probability with memory.
+        """
         part = self._segments.slice(document.segments.start, len(document.segments))
         starts, counts = part["start_token"].to_numpy(), part["num_tokens"].to_numpy()
-        gains = part["nll_backbone"].to_numpy() - part["nll_longmem"].to_numpy()
+        values = -part["nll_longmem"].to_numpy()
+        if self.has_baseline:
+            values = values + part["nll_backbone"].to_numpy()
         first = np.arange(0, len(part), -(-len(part) // bins))
-        means = np.add.reduceat(gains, first) / np.maximum(np.add.reduceat(counts, first), 1)
+        means = np.add.reduceat(values, first) / np.maximum(np.add.reduceat(counts, first), 1)
         return [(int(starts[at]) + 1, float(mean)) for at, mean in zip(first, means, strict=True)]
 
     def extremes(self, document: ViewedDocument, count: int, sign: int) -> list[int]:
         """Return positions of the `count` tokens of a document with the largest gain times `sign`, the largest first.
 
-        Tokens without a gain of that sign are left out.
+        Tokens without a gain of that sign are left out. The job must have a baseline.
         """
         found_rows, found_gains = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         end = document.first_row + document.num_tokens

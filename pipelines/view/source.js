@@ -29,7 +29,7 @@ function heldSource(data) {
   return {
     whole: false,
     run: async () => run,
-    overview: async () => ({ firsts: [], gains: [] }),
+    overview: async () => ({ firsts: [], [run.baseline ? "gains" : "logprobs"]: [] }),
     page: async () => page,
     token: async (doc, position) => data.tokens[position],
     blocks: async (doc, segment) => data.blocks[segment],

@@ -2,6 +2,7 @@
 """Objects in a notebook or terminal: short texts with the numbers that matter, and HTML without foreign markup."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def test_scores_show_both_perplexities_and_the_gain_of_each_segment(small_model:
     gain = np.mean(scores.logprobs[:first].astype(np.float64) - scores.backbone_logprobs[:first])
     assert f"0: {gain:+.4f} nats per token" in parsed.texts
     assert f"{scores.perplexity / scores.backbone_perplexity - 1:+.3%}" in parsed.texts
+
+
+def test_scores_without_a_baseline_show_memory_alone(small_model: Callable[..., LongMem]) -> None:
+    scores = replace(small_model("llama").score(TEXT), backbone_logprobs=None)
+    assert (scores.backbone_perplexity, scores.change) == (None, None)
+    assert repr(scores) == f"TextScores({len(scores.logprobs)} tokens, perplexity {scores.perplexity:,.3f} with memory)"
+    parsed = Parsed(scores._repr_html_())
+    assert "rect" not in parsed.tags
+    assert parsed.texts[:3] == ["Perplexity per token", "with memory", f"{scores.perplexity:,.3f}"]
+    assert not {"without memory", "change"} & set(parsed.texts)
 
 
 def test_window_scores_show_their_perplexity(small_model: Callable[..., LongMem]) -> None:

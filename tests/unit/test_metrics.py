@@ -2,7 +2,7 @@
 """Perplexities against sums by hand, and invariants of any segments."""
 
 import math
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from json import dumps
 
 import pytest
@@ -106,6 +106,21 @@ def test_sums_do_not_lose_small_segments() -> None:
 
 def test_repeated_calls_agree_exactly() -> None:
     assert compute_perplexities(SEGMENTS, 30, 150) == compute_perplexities(SEGMENTS, 30, 150)
+
+
+def test_without_a_baseline_the_figures_of_memory_stay_and_the_others_are_none() -> None:
+    alone = compute_perplexities([replace(each, backbone=None) for each in SEGMENTS], 30, 150)
+    both = compute_perplexities(SEGMENTS, 30, 150)
+    for unit in ("token", "word", "byte"):
+        assert getattr(alone, unit).longmem == getattr(both, unit).longmem
+        assert getattr(alone, unit).backbone == Interval(None, None, None)
+    assert alone.change == Interval(None, None, None)
+    assert (alone.bits_per_byte.longmem, alone.bits_per_byte.backbone) == (both.bits_per_byte.longmem, None)
+
+
+def test_a_baseline_of_some_segments_is_refused() -> None:
+    with pytest.raises(AssertionError, match="scored 2 of 3 segments"):
+        compute_perplexities([replace(SEGMENTS[0], backbone=None), *SEGMENTS[1:]], 30, 150)
 
 
 def test_one_segment_has_no_interval() -> None:

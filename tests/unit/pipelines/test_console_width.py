@@ -30,6 +30,7 @@ def perplexity(console: Console) -> None:
         "perplexity": {
             unit: {side: interval(value) for side in ("longmem", "backbone")} for unit, value in units.items()
         },
+        "nats": {"longmem": 123_456_789.0, "backbone": 123_456_789.0},
         "change": interval(-0.12345),
         "model": {"trained": False},
         "settings": {"copy_head": True, "memory_tokens": 65_536},

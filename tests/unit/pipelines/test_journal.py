@@ -69,6 +69,12 @@ RECORDS: list[Record] = [
 ]
 
 
+def in_one_pass(record: SegmentRecord) -> SegmentRecord:
+    """Return the record as it is where the backbone alone did not run."""
+    tokens = record.tokens and dataclasses.replace(record.tokens, logprobs_backbone=None)
+    return dataclasses.replace(record, nll_backbone=None, tokens=tokens)
+
+
 def write(path: Path, records: list[Record]) -> bytes:
     with Journal(path) as journal:
         for record in records:
@@ -107,6 +113,18 @@ def test_every_kind_of_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert segments["moby-dick", 1] == plain(segment(1, num_kept=5))
     assert read(path) == (documents, segments)
     assert len(path.read_bytes().splitlines()) == len(RECORDS), "one record is one line, whatever its texts hold"
+
+
+@pytest.mark.parametrize("num_kept", [None, 0, 5])
+def test_a_record_without_a_baseline_comes_back_without_it(tmp_path: Path, num_kept: int | None) -> None:
+    path = tmp_path / "journal.jsonl"
+    record = in_one_pass(segment(0, num_kept=num_kept))
+    write(path, [STARTED, record])
+    with Journal(path) as journal:
+        [found] = journal.scored("moby-dick")
+    assert plain(found) == plain(record)
+    assert found.nll_backbone is None
+    assert found.tokens is None or found.tokens.logprobs_backbone is None
 
 
 def test_a_record_is_on_disk_when_add_returns(tmp_path: Path) -> None:

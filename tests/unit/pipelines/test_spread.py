@@ -2,6 +2,7 @@
 """Median over documents, and the document that decides a pooled figure, against sums by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,26 @@ def segment(document: str, index: int, longmem: float, backbone: float) -> Segme
         distance_histogram=[],
         chunks_digest="",
     )
+
+
+def test_without_a_baseline_only_memory_has_a_spread() -> None:
+    nats = {"a": 20.0, "b": 20.5, "c": 20.0, "d": 60.0}
+    segments = [replace(segment(name, 0, each, 0.0), nll_backbone=None) for name, each in nats.items()]
+    spread = spread_of(segments)
+    absent = {"median": None, "dominant": None}
+    assert (spread["backbone"], spread["change"]) == (absent, absent)
+    summary = {
+        "counts": {"documents": 4},
+        "settings": {"memory_tokens": 1024},
+        "perplexity": {"token": {"longmem": {"value": math.exp(120.5 / 40)}}},
+        "spread": spread,
+    }
+    assert spread_remarks(summary) == [
+        "Median over 4 documents, each counted once: perplexity 7.576 (with memory).",
+        "One document decides the perplexity (with memory): without d it is 7.513, not 20.34.",
+    ]
+    with pytest.raises(AssertionError, match="scored 1 of 5 segments"):
+        spread_of([*segments, segment("e", 0, 1.0, 1.0)])
 
 
 def test_a_summary_says_which_document_decides_it() -> None:

@@ -141,6 +141,26 @@ def test_columns_and_rows(tmp_path: Path) -> None:
             assert row[f"nll_{side}"] == pytest.approx(total, rel=1e-12)
 
 
+def test_without_a_baseline_its_columns_are_null(tmp_path: Path) -> None:
+    records = []
+    for each in SEGMENTS:
+        assert each.tokens is not None
+        tokens = dataclasses.replace(each.tokens, logprobs_backbone=None)
+        records.append(dataclasses.replace(each, nll_backbone=None, tokens=tokens))
+    for folder, segments in (("both", SEGMENTS), ("alone", records)):
+        write_all(tmp_path / folder, [*DOCUMENTS, FAILED, *segments])
+    for table, name in (("documents", "nll_backbone"), ("segments", "nll_backbone"), ("tokens", "logprob_backbone")):
+        both, alone = (pq.read_table(tmp_path / folder / f"{table}.parquet") for folder in ("both", "alone"))
+        assert alone.schema == both.schema
+        assert alone[name].null_count == len(alone)
+        assert alone.drop_columns([name]).equals(both.drop_columns([name]))
+    with Journal(tmp_path / "mixed.jsonl") as journal:
+        for record in (DOCUMENTS[0], records[0], *SEGMENTS[1:3]):
+            journal.add(record)
+        with pytest.raises(AssertionError, match="scored 2 of 3 segments"):
+            documents_table(journal, DOCUMENTS[:1])
+
+
 def test_readings_and_passages_are_those_of_the_journal(tmp_path: Path) -> None:
     """Read what a process wrote that had opened the journal again."""
     with Journal(tmp_path / "journal.jsonl") as journal:
