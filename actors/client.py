@@ -32,7 +32,7 @@ from longmem.errors import ClusterError, ConfigError, RequestTimeoutError
 from longmem.model.source import ModelDescription
 from longmem.runtime.scheduler import Limits, stored_segments
 from longmem.scoring.generate import Sampling
-from longmem.scoring.text import TextScores
+from longmem.scoring.text import TextScores, joined_baseline
 from longmem.text.segments import cut_segments
 from longmem.types import DEFAULT_NAMESPACE, DocumentKey, Segment, SegmentInfo
 
@@ -182,7 +182,7 @@ class MemoryClient:
         scores = [result.scores[segment.index] for segment in segments]
         return TextScores(
             logprobs=np.concatenate([score.logprobs for score in scores]),
-            backbone_logprobs=np.concatenate([result.backbone_logprobs[segment.index] for segment in segments]),
+            backbone_logprobs=joined_baseline([result.backbone_logprobs[segment.index] for segment in segments]),
             num_unscored_tokens=tokenized.num_unscored_tokens,
             segments=scores,
         )
@@ -221,8 +221,12 @@ class MemoryClient:
         return removed
 
     async def _evict_windows(self, key: DocumentKey) -> None:
-        readers = [worker for worker in self._executor.workers.readers.workers if not worker.gone]
-        await asyncio.gather(*(_answer(f"evicting {key}", each.actor.evict.remote(key)) for each in readers))
+        workers = list(self._executor.workers.readers.workers)
+        if self._executor.describe().settings["one_pass"]:
+            # encoders read the memory, too
+            workers += self._executor.workers.encoders.workers
+        reached = (_answer(f"evicting {key}", each.actor.evict.remote(key)) for each in workers if not each.gone)
+        await asyncio.gather(*reached)
 
 
 async def _answer(doing: str, ref: Any) -> Any:

@@ -53,7 +53,8 @@ class DocumentResult:
 
     receipts: dict[int, PutReceipt] = field(default_factory=dict)
     """Receipts of segments that were not stored before."""
-    backbone_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
+    backbone_logprobs: dict[int, np.ndarray | None] = field(default_factory=dict)
+    """Those of the backbone alone; None in one pass."""
     scores: dict[int, SegmentScore] = field(default_factory=dict)
 
 
@@ -221,7 +222,6 @@ class ClientDriver:
         if completion.error is not None:
             active.error = active.error or completion.error
         elif isinstance(result, EncodeReceipt):
-            assert result.backbone_logprobs is not None, f"{segment.key}: a service never scores in one pass"
             active.result.backbone_logprobs[segment.index] = result.backbone_logprobs
         elif isinstance(result, PutReceipt):
             active.result.receipts[segment.index] = result

@@ -114,10 +114,19 @@ def score_sequence(
     scores, backbone = zip(*_score_segments(model, segments, source), strict=True)
     return TextScores(
         logprobs=np.concatenate([score.logprobs for score in scores]),
-        backbone_logprobs=None if model.config.one_pass else np.concatenate(backbone),
+        backbone_logprobs=joined_baseline(backbone),
         num_unscored_tokens=0,
         segments=list(scores),
     )
+
+
+def joined_baseline(
+    segments: Sequence[np.ndarray | None],
+) -> Float32[np.ndarray, " targets"] | None:
+    """Return the log-probabilities of the backbone alone over all segments; None in one pass."""
+    alone = [segment for segment in segments if segment is not None]
+    assert len(alone) in (0, len(segments)), "all segments have log-probabilities of the backbone alone, or none"
+    return np.concatenate(alone) if alone else None
 
 
 def remembered_text(
