@@ -112,6 +112,8 @@ def pretrained_peers(
     windows: Annotated[
         list[str] | None, typer.Option("--window", help="WINDOW:STRIDE of the backbone alone; several.")
     ] = None,
+    short_segment: Annotated[int, typer.Option(help="Segment of one more row in one pass, in tokens.", min=1)] = 1024,
+    short_near: Annotated[int, typer.Option(help="Near past of that row, in tokens.", min=0)] = 1024,
     infllm_blocks: Annotated[int, typer.Option(help="Blocks of 128 tokens that InfLLM reads.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "bfloat16",
     threads: Threads = 1,
@@ -136,11 +138,13 @@ def pretrained_peers(
                 f"expected a stride that divides {size:,} and a window within the history, got {window}:{stride}",
                 param_hint="--window",
             )
+    if size % short_segment:
+        raise typer.BadParameter(f"expected a divisor of {size:,}, got {short_segment}", param_hint="--short-segment")
     needed = history + segments * size
     # a text that is cut between tokens can have a few more or fewer of them
     text = long_document(needed + size, inputs or [], source).text
     sequence = opened.tokenizer.sequence(text)[: needed + 1]
-    peers = benchmark.lineup(opened, shapes, InfLLMSizes(read_blocks=infllm_blocks))
+    peers = benchmark.lineup(opened, shapes, InfLLMSizes(read_blocks=infllm_blocks), (short_segment, short_near))
     console = Console(stderr=True)
     table = benchmark.pretrained_peers(opened, sequence, history, segments, peers, console)
     _finish(out / "pretrained-peers", [table])

@@ -75,7 +75,12 @@ class LongMemPeer(AbstractPeer):
             self._memory.accept(self._encode(segment, self._memory.view(segment.index)).block)
 
     def score(self, sequence: base.Sequence, start: int, end: int) -> base.LogProbs:
-        segment = self._segments(sequence[: end + 1])[start // self._model.config.segment_tokens]
+        size = self._model.config.segment_tokens
+        return np.concatenate(
+            [self._score(each) for each in self._segments(sequence[: end + 1])[start // size : end // size]]
+        )
+
+    def _score(self, segment: Segment) -> base.LogProbs:
         view = self._memory.view(segment.index)
         encoded = self._encode(segment, view)
         score = self._model.score_segment(segment, encoded.block.keys, encoded.state, view, encoded.backbone_logprobs)
@@ -153,20 +158,25 @@ class InfLLMPeer(AbstractPeer):
         return self._baseline.score(self.context, tokens[:-1], tokens[1:])
 
 
-def in_one_pass(model: LongMem) -> LongMem:
-    """Return the model with segments encoded behind the memory that they read; both share the backbone."""
-    config = replace(model.config, one_pass=True)
+def in_one_pass(model: LongMem, segment_tokens: int, near_tokens: int) -> LongMem:
+    """Return the model in one pass with other sizes; both share the backbone."""
+    config = replace(model.config, one_pass=True, segment_tokens=segment_tokens, near_tokens=near_tokens)
     reader = new_reading_model(model.backbone, model.tokenizer, config)
     reader.load_state_dict(model.sidenet.state_dict())
     return LongMem(model.backbone, reader, model.tokenizer, config)
 
 
-def lineup(model: LongMem, windows: Sequence[tuple[int, int]], sizes: InfLLMSizes) -> list[AbstractPeer]:
-    """Return all peers, LongMem in one pass and in two first."""
+def lineup(
+    model: LongMem, windows: Sequence[tuple[int, int]], sizes: InfLLMSizes, short: tuple[int, int]
+) -> list[AbstractPeer]:
+    """Return all peers: LongMem in one pass with `short` tokens of a segment and of the near past, then with the
+    model's, then in two passes, then the others."""
+    config = model.config
     shown = f"InfLLM, {sizes.local_tokens:,} local tokens, {sizes.read_blocks} blocks of {sizes.block_tokens}"
     causal = InfLLMPeer(f"{shown}, chosen by the chunk before", model, sizes, "before")
     peers: list[AbstractPeer] = [
-        LongMemPeer("LongMem, one pass", in_one_pass(model)),
+        LongMemPeer(f"LongMem, one pass, segments of {short[0]:,}, near past {short[1]:,}", in_one_pass(model, *short)),
+        LongMemPeer("LongMem, one pass", in_one_pass(model, config.segment_tokens, config.near_tokens)),
         LongMemPeer("LongMem, two passes", model),
     ]
     for window, stride in windows:

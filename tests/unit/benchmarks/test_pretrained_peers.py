@@ -39,9 +39,12 @@ def test_peers_score_as_their_methods_do(model: LongMem, sequence: np.ndarray) -
 
     Tolerance: float32 log-probabilities below 20 in another order; bfloat16 plays no part.
     """
-    one_pass, longmem, half, quarter, causal, _ = benchmark.lineup(model, [(128, SEGMENT), (128, 8)], SIZES)
+    short, one_pass, longmem, half, quarter, causal, _ = benchmark.lineup(
+        model, [(128, SEGMENT), (128, 8)], SIZES, (16, 32)
+    )
     whole = {
-        one_pass: score_sequence(benchmark.in_one_pass(model), sequence).logprobs,
+        short: score_sequence(benchmark.in_one_pass(model, 16, 32), sequence).logprobs,
+        one_pass: score_sequence(benchmark.in_one_pass(model, SEGMENT, 64), sequence).logprobs,
         longmem: LongMemBaseline(model, "").logprobs(sequence),
         half: np.concatenate([score_window(model, each, "") for each in cut_windows(sequence, 128, SEGMENT)]),
         quarter: np.concatenate([score_window(model, each, "") for each in cut_windows(sequence, 128, 8)]),
@@ -59,9 +62,10 @@ def test_peers_score_as_their_methods_do(model: LongMem, sequence: np.ndarray) -
 
 
 def test_the_table_has_every_peer(model: LongMem, sequence: np.ndarray) -> None:
-    peers = benchmark.lineup(model, [(128, SEGMENT), (128, 8)], SIZES)
+    peers = benchmark.lineup(model, [(128, SEGMENT), (128, 8)], SIZES, (16, 32))
     table = benchmark.pretrained_peers(model, sequence, 3 * SEGMENT, 2, peers, Console(quiet=True))
     assert [line.name.split(",")[0] for line in table.lines] == [
+        "LongMem",
         "LongMem",
         "LongMem",
         "plain transformers",
@@ -69,10 +73,10 @@ def test_the_table_has_every_peer(model: LongMem, sequence: np.ndarray) -> None:
         "InfLLM",
         "InfLLM",
     ]
-    own = table.settings["peers"]["LongMem, one pass"]
+    own = table.settings["peers"]["LongMem, one pass, segments of 16, near past 32"]
     assert own["perplexity"] == own["longmem_perplexity"]
     scored = [each["scored_tokens"] for each in table.settings["peers"].values()]
-    assert scored == [2 * SEGMENT, 2 * SEGMENT, 2 * SEGMENT, 32, 2 * SEGMENT, 2 * SEGMENT]
+    assert scored == [2 * SEGMENT, 2 * SEGMENT, 2 * SEGMENT, 2 * SEGMENT, 32, 2 * SEGMENT, 2 * SEGMENT]
     fastest = max(each["tokens_per_cpu_s"] for name, each in table.settings["peers"].items() if "LongMem" not in name)
     assert table.settings["speed_against_best"] == own["tokens_per_cpu_s"] / fastest
     assert "memorizing-transformers-pytorch: not run, it cannot hold these weights" in table.markdown()
