@@ -112,7 +112,7 @@ class LongMemConfig:
     one_pass: bool = False
     """True to encode a segment behind the memory that it reads, where `memory_layers` is `all`: one forward a token
     instead of two. Stored keys and values then depend on the memory, and the segments of a document are encoded in
-    order. The backbone alone does not run."""
+    order. The backbone alone does not run. Only documents are scored so, and models are saved without this setting."""
     sink: bool | None = None
     """True to put the start token in front of every segment that does not begin with it, as an attention sink. None:
     where `memory_layers` is `all`."""

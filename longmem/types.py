@@ -206,7 +206,7 @@ class EncodedSegment:
     state: Shaped[np.ndarray, "parts tokens hidden"]
     """State of the SideNet (float32, or bfloat16 as uint16)."""
     backbone_logprobs: Float32[np.ndarray, " targets"]
-    """Natural-log probability of every target under the frozen backbone."""
+    """Natural-log probability of every target under the frozen backbone: alone, or in one pass behind its memory."""
     read_memory: bool = False
     """True where the backbone read the memory while it encoded (`one_pass`)."""
 

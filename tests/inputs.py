@@ -22,14 +22,16 @@ ALL_LAYERS: dict[str, Any] = {
     "read_blocks": 3,
     "block_tokens": 4,
 }
+EVERY_FORM = {**FORMS, "all layers": ALL_LAYERS}
 ONE_PASS: dict[str, Any] = {**ALL_LAYERS, "one_pass": True}
-EVERY_FORM = {**FORMS, "all layers": ALL_LAYERS, "one pass": ONE_PASS}
+FORMS_OF_DOCUMENTS = {**EVERY_FORM, "one pass": ONE_PASS}
+"""Forms in which documents are scored; items, prompts and training have no one pass."""
 
 
 def form_of_size(form: str, **sizes: Any) -> dict[str, Any]:
     """Return the settings of a form with other sizes. Layers of a cache are read token by token."""
     whole = {} if form in FORMS else {"chunk_tokens": 1}
-    return {**EVERY_FORM[form], **sizes, **whole}
+    return {**FORMS_OF_DOCUMENTS[form], **sizes, **whole}
 
 
 def sidenet_input(

@@ -41,6 +41,11 @@ class ModelCheck:
         """Return how many blocks of this model a store commits together: fewer where they are large."""
         return PUT_SEGMENTS if self._model is None else blocks_at_once(self._model.block_bytes, PUT_SEGMENTS)
 
+    @property
+    def one_pass(self) -> bool:
+        """True if the next segment of a document is encoded once the one before is stored."""
+        return self._model is not None and bool(self._model.encoded_behind)
+
     def describe(self) -> ModelDescription:
         assert self._description is not None, "no encoder was ever ready"
         return self._description

@@ -71,7 +71,11 @@ class WriteBatcher:
         self._pause_ends_s[store] = self._clock() + pause_s(busy_s)
 
     def take(self, waiting: deque[Task], may_wait: bool) -> list[tuple[PoolWorker, PutBatch]]:
-        """Remove from `waiting` and return the batches to be sent now. `may_wait` allows to wait for further puts."""
+        """Remove from `waiting` and return the batches to be sent now.
+
+        `may_wait` allows to wait for further puts, except in one pass, where encoders wait for them.
+        """
+        may_wait = may_wait and not self._model.one_pass
         by_store: dict[PoolWorker, list[SegmentTask]] = {}
         for task in waiting:
             assert isinstance(task, SegmentTask), f"{task} is no put"

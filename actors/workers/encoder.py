@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoder actors: they hold a model and run all computation that needs no memory, without state between segments.
+"""Encoder actors: they hold a model and run the computation that needs no memory; in one pass they read it, too.
 
-For a model of one pass they read the memory, too. They also answer requests that need the whole model, and tokenise
-texts for the clients of a service.
+Their windows are a cache of the store; they have no other state between segments. They also answer requests that need
+the whole model, and tokenise texts for the clients of a service.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Key form in which a reader searches and attends to stored keys. The stored keys never depend on it.
+"""Key form in which a reader searches and attends to stored keys. Keys are stored without it; in one pass it decides
+which memory they were encoded behind.
 
 raw      k                      as stored (the paper)
 centred  k − μ                  μ: mean key of the head; all keys of a layer share a large common direction

@@ -132,7 +132,8 @@ def save_parts(
         "sidenet_digest": hash_weights(sidenet),
         "tokenizer_digest": tokenizer.digest(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "longmem": vars(config),
+        # one pass is how a document is scored, and no property of the model
+        "longmem": {name: value for name, value in vars(config).items() if name != "one_pass"},
     }
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -235,7 +236,15 @@ def settings_of(description: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of a model folder's `config.json`. Raises CheckpointError."""
-    return read_json(folder / CONFIG_FILE)
+    path = folder / CONFIG_FILE
+    description = read_json(path)
+    settings = description.get("longmem")
+    if isinstance(settings, dict) and "one_pass" in settings:
+        raise CheckpointError(
+            f"{path}: expected the settings of a model, got one_pass, which is given when a document is scored "
+            "(`longmem perplexity --one-pass`); remove it"
+        )
+    return description
 
 
 def _check_description(path: Path, description: dict[str, Any]) -> None:

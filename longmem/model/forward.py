@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
@@ -66,7 +67,8 @@ class SegmentModel:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Identity of the keys and values that this model writes and can read."""
+        """Identity of the keys and values that this model writes and can read. Settings and mean keys must not change
+        afterwards."""
         return Fingerprint(
             backbone=self.backbone.digest(),
             tokenizer=self.tokenizer.digest(),
@@ -79,8 +81,19 @@ class SegmentModel:
             kv_dtype=self.config.kv_dtype,
             num_layers=len(self.stored_layers),
             sink=self.config.has_sink,
-            encoded_behind=self.config.encoded_behind,
+            encoded_behind=self._encoded_behind(),
         )
+
+    def _encoded_behind(self) -> str:
+        """Return all that decides what a segment is encoded behind; empty where each is encoded alone."""
+        found = self.config.encoded_behind
+        if not found or self.config.block_choice not in ("keys", "both"):
+            return found
+        # blocks are chosen by keys in the form in which they are searched
+        mean = self.sidenet.reader.key_space.mean
+        assert mean is not None, "keys=raw needs another query than key_space, which one pass has"
+        digest = xxhash.xxh3_64_hexdigest(mean.float().numpy(force=True).tobytes())
+        return f"{found}, keys={self.config.keys}, mean key {digest}"
 
     @property
     def num_state_parts(self) -> int:
@@ -169,7 +182,8 @@ class SegmentModel:
     ) -> ReadingInput:
         """Return what the SideNet is given after `run_backbone(tokens)`; row b reads `views[b]`.
 
-        Runs the SideNet's layers below the memory layer. Gradients reach them where they are enabled.
+        Runs the SideNet's layers below the memory layer. Gradients reach them where they are enabled. Raises
+        ConfigError for a model of one pass, whose tokens are encoded with the memory.
 
         Args:
             keys: Keys that ask the memory; by default those of `output`, rounded as the store rounds them.
@@ -177,6 +191,7 @@ class SegmentModel:
             before: Tokens of the segment that earlier steps have read.
             prompts: Leading tokens of each row that choose what every layer reads.
         """
+        self._refuse_one_pass()
         given = rounded(self.searched(output.keys), self.config.kv_dtype) if keys is None else self.searched(keys)
         return self._input(tokens, self._start(output), given, views, cache, before, prompts)
 
@@ -205,11 +220,7 @@ class SegmentModel:
         With `prepare`, run the SideNet's layers below the memory layer too; else `score_segment` runs them. Raises
         NumericError when anything that the backbone makes is not finite, ConfigError for a model of one pass.
         """
-        if self.config.one_pass:
-            raise ConfigError(
-                "one_pass=True encodes the segments of a document in order, each with the memory before it, and this "
-                "encodes text on its own; use one_pass=False"
-            )
+        self._refuse_one_pass()
         tokens = torch.from_numpy(np.array(segment.tokens))[None]
         output = self.run_backbone(tokens)
         state = self._start(output)
@@ -220,6 +231,8 @@ class SegmentModel:
     @torch.no_grad()
     def encode_behind(self, segment: Segment, view: MemoryView | None) -> EncodedSegment:
         """Run the backbone over the segment behind the memory that it reads, for a model of one pass.
+
+        `backbone_logprobs` are then those of the backbone behind its memory, without copies.
 
         The state that `score_segment` begins with is then the hidden states of this forward. Raises NumericError.
         """
@@ -236,7 +249,7 @@ class SegmentModel:
         where = f"{segment.key} segment {segment.index}"
         require_finite(logprobs, f"{where}: the backbone's log-probabilities", "check the backbone's weights")
         return EncodedSegment(
-            block=self.block(segment, output.keys[0], output.values[0]),
+            block=self._block(segment, output.keys[0], output.values[0]),
             state=to_array(state[:, 0]),
             backbone_logprobs=to_array(logprobs),
             read_memory=self.config.one_pass,
@@ -245,8 +258,20 @@ class SegmentModel:
     def block(self, segment: Segment, keys: Tensor, values: Tensor) -> KVBlock:
         """Pack keys and values [tokens, kv_heads, head_dim] of a segment as they are stored.
 
-        Raises NumericError for numbers that are not finite, or not once they are stored.
+        Raises NumericError for numbers that are not finite, or not once they are stored; ConfigError for a model of one
+        pass, where only `encode_behind` makes blocks.
         """
+        self._refuse_one_pass()
+        return self._block(segment, keys, values)
+
+    def _refuse_one_pass(self) -> None:
+        if self.config.one_pass:
+            raise ConfigError(
+                "one_pass=True scores documents, whose segments are encoded in order, each with the memory before it; "
+                "for anything else, open the model with one_pass=False"
+            )
+
+    def _block(self, segment: Segment, keys: Tensor, values: Tensor) -> KVBlock:
         stored = []
         for name, tensor in (("keys", keys), ("values", values)):
             layers = "all layers" if self.config.reads_all_layers else f"layer {self.sidenet.memory_layer}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executor protocol that runs stages: in this process (here), or on a cluster (`actors.executor.ray_executor`).
 
-A segment passes three stages. `encode` does all work that needs no memory, `put` writes the block, `score` reads the
-memory. For a model of one pass, `encode` reads it too. Encoded data never pass through the caller: the executor holds
+A segment passes three stages. `encode` does the work that needs no memory (in one pass it reads the memory, too), `put`
+writes the block, `score` reads the memory. Encoded data never pass through the caller: the executor holds
 them, by segment, until `release`. The caller receives only receipts: log-probabilities and statistics, a few kilobytes
 per segment.
 
@@ -186,7 +186,9 @@ class InlineExecutor(AbstractExecutor):
         self._model = model
         self._store = store
         self._windows = windows_of(model, store, window_bytes)
-        self._put_segments = blocks_at_once(model.fingerprint.block_bytes, PUT_SEGMENTS)
+        # in one pass, the next segment of a document waits for the block
+        most = 1 if model.config.one_pass else PUT_SEGMENTS
+        self._put_segments = blocks_at_once(model.fingerprint.block_bytes, most)
         # late stages first: they free the data that early stages hold
         self._queues: dict[Stage, deque[Segment]] = {"score": deque(), "encode": deque()}
         self._requests: deque[tuple[int, Request, OnStep]] = deque()

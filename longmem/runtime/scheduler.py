@@ -110,16 +110,16 @@ class SegmentScheduler:
 
     def first_needed(self, key: DocumentKey) -> int:
         """Return the lowest segment that a segment of this admitted document still to be scored may read, or in one
-        pass one still to be encoded."""
+        pass one still to be stored."""
         document = self._documents[key]
         while document.lowest < len(document.segments) and document.lowest not in document.to_score:
             document.lowest += 1
         reading = [document.lowest]
         if self._one_pass:
-            reading += [
-                *list(document.to_encode)[:1],
-                *(index for stage, index in document.running if stage == "encode"),
-            ]
+            # what is encoded and not stored can be lost, and is then encoded again
+            reading += [index for index in document.encoded if not document.stored[index]]
+            reading += [index for stage, index in document.running if stage == "encode"]
+            reading += [document.to_encode[0]] if document.to_encode else []
         return self._window.segments_before(min(reading)).start
 
     @property
@@ -143,6 +143,13 @@ class SegmentScheduler:
     def num_waiting(self) -> int:
         """Number of segments of admitted documents whose encoding has not begun."""
         return sum(len(document.to_encode) for document in self._documents.values())
+
+    @property
+    def num_encodable(self) -> int:
+        """Number of segments that could be encoded side by side: those that wait, in one pass one of each document."""
+        if not self._one_pass:
+            return self.num_waiting
+        return sum(bool(document.to_encode) for document in self._documents.values())
 
     @property
     def active(self) -> list[DocumentKey]:

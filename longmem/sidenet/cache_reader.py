@@ -9,9 +9,9 @@ Each layer attends to all of it in one softmax, as to a context that the backbon
 and are rotated to consecutive ones. Nothing is trained; the copy head mixes copies into the result, as for a SideNet.
 
 Relatives: InfLLM (Xiao et al. 2024, arXiv 2402.04617) and EM-LLM (Fountas et al. 2024, arXiv 2407.09450) read blocks at
-every layer too, but of a context that one pass has read from its start. Here a block depends on its own segment alone,
-so that segments are encoded in parallel (as in Dynamic Block-Sparse Attention, arXiv 2503.08640). With `one_pass`, keys
-and values of the reading pass are stored, as in those works: a segment then needs one forward instead of two.
+every layer too, but of a context that one pass has read from its start. In two passes, a block depends on its own
+segment alone, so that segments are encoded in parallel (as in Dynamic Block-Sparse Attention, arXiv 2503.08640). With
+`one_pass`, keys and values of the reading pass are stored, as in InfLLM: one forward instead of two.
 """
 
 from dataclasses import dataclass, field

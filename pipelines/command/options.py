@@ -288,7 +288,9 @@ class PoolOptions(WorkerThreads):
     stores: int = whole_field(
         1, "Memory store actors; each document belongs to one.", DECIDED_BY_SERVICE, most=MOST_WORKERS
     )
-    window_bytes: int = whole_field(2**30, "Bytes of memory windows that each reader keeps.", DECIDED_BY_SERVICE)
+    window_bytes: int = whole_field(
+        2**30, "Bytes of memory windows that each reader keeps, and in one pass each encoder.", DECIDED_BY_SERVICE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

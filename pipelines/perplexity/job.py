@@ -270,7 +270,8 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             keep_memory=spec.keep_memory,
             keep_tokens=spec.keep_tokens,
             num_unscored_tokens=0 if tokenizer.start_token is not None else 1,
-            admit_below=2 * (spec.cluster.encoders if spec.cluster else 1),
+            # in one pass, an encoder that had two documents would read a window again for each segment
+            admit_below=(1 if settings["one_pass"] else 2) * (spec.cluster.encoders if spec.cluster else 1),
             trim_every=TRIM_EVERY if spec.retention == "window" and spec.write_memory else None,
             record=record,
             totals=totals,

@@ -85,7 +85,7 @@ class PerplexityRun:
     ) -> None:
         """Prepare a run.
 
-        `admit_below`: a document is admitted while fewer segments than this wait for an encoder.
+        `admit_below`: a document is admitted while fewer segments than this could be encoded side by side.
 
         `trim_every`: number of unneeded blocks at which they are removed; None keeps them until the document is done.
 
@@ -123,7 +123,7 @@ class PerplexityRun:
         start = perf_counter()
         more = True
         while more or self._scheduler.active:
-            while more and self._scheduler.num_waiting < self._admit_below:
+            while more and self._scheduler.num_encodable < self._admit_below:
                 prepared = feed.next()
                 more = prepared is not None
                 if prepared is not None:

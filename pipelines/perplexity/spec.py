@@ -188,9 +188,8 @@ class PerplexitySpec(
             )
         if retention == "forever":
             raise ConfigError(
-                "--one-pass and --keep-memory contradict each other: only models of one pass read what one pass wrote, "
-                "and no other command has one; leave one of them out, or use Python "
-                "(LongMem.from_pretrained(..., one_pass=True))"
+                "--one-pass and --keep-memory contradict each other: no later command reads what one pass wrote; give "
+                "one of them"
             )
 
     def _retention(self) -> Retention:

@@ -31,11 +31,11 @@ from longmem.testing import small_longmem
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, Segment, SegmentScore
 from pipelines.perplexity.job import PerplexityJob, run_job
-from tests.inputs import DEFAULT_FORM, EVERY_FORM, form_of_size
+from tests.inputs import DEFAULT_FORM, FORMS_OF_DOCUMENTS, form_of_size
 
 pytest_plugins = ["tests.ray_cluster"]
 
-MODELS: dict[str, dict[str, Any]] = {**EVERY_FORM, "untrained": {**DEFAULT_FORM, "unsettled": False}}
+MODELS: dict[str, dict[str, Any]] = {**FORMS_OF_DOCUMENTS, "untrained": {**DEFAULT_FORM, "unsettled": False}}
 """Settings of each model: every form, and a SideNet that is the backbone, whose layers do not run."""
 TABLES = ("documents.parquet", "segments.parquet", "tokens.parquet", "readings.parquet", "passages.parquet")
 LENGTHS = {"a-short": 7, "b-long": 600, "c-border": 64}
@@ -49,6 +49,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, of_model in MODELS.items():
         small_longmem(folder, **of_model).save_pretrained(folder / name)
     return {name: folder / name for name in MODELS}
+
+
+def source_of(checkpoints: dict[str, Path], form: str, **settings: Any) -> ModelSource:
+    """Return the source of a saved model; one pass is not saved."""
+    return ModelSource(str(checkpoints[form]), settings=settings | ({"one_pass": True} if form == "one pass" else {}))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def job(checkpoints: dict[str, Path], books: Path) -> Job:
         return PerplexityJob(
             inputs=(str(books),),
             out=out,
-            model=ModelSource(str(checkpoints[form])),
+            model=source_of(checkpoints, form),
             cluster=ClusterShape(address="local", **workers) if workers else None,
             threads=1,
             limits=Limits(8, 2**30),
@@ -110,11 +115,11 @@ def expected(inline: dict[str, dict[str, bytes]]) -> dict[str, bytes]:
 # --- whole jobs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", EVERY_FORM)
+@pytest.mark.parametrize("form", FORMS_OF_DOCUMENTS)
 def test_the_job_says_what_the_plain_loop_says(
     form: str, inline: dict[str, dict[str, bytes]], checkpoints: dict[str, Path], books: Path, tmp_path: Path
 ) -> None:
-    model = ModelSource(str(checkpoints[form])).open()
+    model = source_of(checkpoints, form).open()
     (tmp_path / "tokens.parquet").write_bytes(inline[form]["tokens.parquet"])
     table = pq.read_table(tmp_path / "tokens.parquet").to_pydict()
     for name in LENGTHS:
@@ -208,10 +213,10 @@ def test_a_job_that_was_stopped_and_resumed_gives_the_same_bytes(
 WINDOW_SEGMENTS = 3
 
 
-@pytest.fixture(scope="module")
-def short_window(job: Job, checkpoints: dict[str, Path]) -> Job:
+@pytest.fixture(scope="module", params=["default", "one pass"])
+def short_window(request: pytest.FixtureRequest, job: Job, checkpoints: dict[str, Path]) -> Job:
     """Return a factory of jobs whose windows are much shorter than the longest text."""
-    source = ModelSource(str(checkpoints["default"]), settings={"memory_tokens": WINDOW_SEGMENTS * 32})
+    source = source_of(checkpoints, request.param, memory_tokens=WINDOW_SEGMENTS * 32)
     return lambda *args, retention="document", durability="process", **kwargs: replace(
         job(*args, **kwargs), model=source, retention=retention, durability=durability
     )
@@ -387,7 +392,7 @@ def model_of(small_model: Callable[..., LongMem]) -> Iterator[Callable[..., Long
     sizes=st.sampled_from([(8, 4, 24), (8, 2, 8), (16, 4, 40), (16, 8, 4096), (32, 4, 0), (8, 8, 48)]),
     slots=st.tuples(*[st.integers(1, 4)] * 3),
     in_flight=st.integers(1, 9),
-    form=st.sampled_from(sorted(EVERY_FORM)),
+    form=st.sampled_from(sorted(FORMS_OF_DOCUMENTS)),
     probes=st.sampled_from([None, 1]),
 )
 def test_no_schedule_changes_a_number(

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from actors.config import ClusterShape
+from longmem.errors import ConfigError
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 from longmem.store.config import StoreSettings
+from longmem.store.in_memory import InMemoryStore
 from tests.inputs import ONE_PASS
 from tests.texts import prose
 
@@ -27,7 +29,8 @@ async def test_scores_are_those_of_python(
     from actors.service.registry import Service, start_service, stop_service
 
     small_model(**ONE_PASS).save_pretrained(tmp_path / "model")
-    source, shape = ModelSource(str(tmp_path / "model")), ClusterShape(encoders=2, readers=1, stores=1)
+    source = ModelSource(str(tmp_path / "model"), settings={"one_pass": True})
+    shape = ClusterShape(encoders=2, readers=1, stores=1)
     model, store = source.open(), StoreSettings(str(tmp_path / "memory.lance"))
     texts = [prose(seed, 60) for seed in range(3)]
     start_service(Service(name="one-pass", source=source, store=store, shape=shape))
@@ -39,9 +42,15 @@ async def test_scores_are_those_of_python(
             found += [await client.score(texts[2], name) for name in ("a", "b")]
             await client.write("c", texts[0])
             follows = await client.score(texts[1], "c", follows=True)
+            with pytest.raises(ConfigError, match="one_pass=True scores documents"):
+                await client.generate("It was", "c", max_new_tokens=4)
     finally:
         stop_service("one-pass")
     assert [scores.backbone_logprobs for scores in found] == [None] * 4
     for scores, text in zip(found, [*texts[:2], texts[2], texts[2]], strict=True):
         assert np.array_equal(scores.logprobs, model.score(text).logprobs)
+    with InMemoryStore() as memories:
+        model.score(texts[0], memories.document("c"))
+        expected = model.score(texts[1], memories.document("c").as_read_only())
+    assert np.array_equal(follows.logprobs, expected.logprobs)
     assert follows.backbone_logprobs is None

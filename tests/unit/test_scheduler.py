@@ -74,6 +74,8 @@ class Driver:
     ended: dict[DocumentKey, bool] = field(default_factory=dict)
     encoded: set[SegmentId] = field(default_factory=set)
     stored: set[SegmentId] = field(default_factory=set)
+    written: set[SegmentId] = field(default_factory=set)
+    """Segments that were stored at any time, also those removed since."""
     failed: set[DocumentKey] = field(default_factory=set)
     max_in_flight: int = 0
 
@@ -113,6 +115,7 @@ class Driver:
         segments = cut(number, book, self.job.segment_tokens)
         key = segments[0].key
         self.stored |= {(key, index) for index in book.stored}
+        self.written |= {(key, index) for index in book.stored}
         if not self.scheduler.add_document(segments, set(book.scored), set(book.stored)):
             self.ended[key] = False
 
@@ -148,6 +151,7 @@ class Driver:
                 self.encoded.add((segment.key, segment.index))
             elif stage == "put":
                 self.stored.add((segment.key, segment.index))
+                self.written.add((segment.key, segment.index))
             released = self.scheduler.finish(stage, segment)
             if stage == "score" and not self.job.keep:
                 self.trim(segment.key)
@@ -160,6 +164,15 @@ class Driver:
     def trim(self, key: DocumentKey) -> None:
         first = self.scheduler.first_needed(key)
         self.stored = {segment_id for segment_id in self.stored if segment_id[0] != key or segment_id[1] >= first}
+        if not self.job.one_pass:
+            return
+        for segment_id in self.encoded - self.written:
+            if segment_id[0] == key and self.job.write and not self.released[segment_id]:
+                # lost with its worker, it would be encoded again
+                past = {(key, index) for index in self.job.past_of(segment_id[1])}
+                assert past <= self.stored, (
+                    f"what segment {segment_id[1]} was encoded behind is removed before it is stored"
+                )
 
     def of(self, stage: Stage, number: int) -> dict[int, int]:
         """Return how often each segment of a document was started."""
@@ -389,3 +402,20 @@ def test_queue_depths_count_what_runs_and_what_could() -> None:
     scheduler.finish("encode", segments[0])
     assert depths() == {"encode": 3, "put": 2, "score": 2}
     assert scheduler.in_flight_bytes == 2 * SEGMENT_BYTES
+
+
+def test_in_one_pass_documents_are_encoded_side_by_side() -> None:
+    """Check admission: a document counts once, however many segments it has left."""
+    scheduler = SegmentScheduler(Limits(100, 10**9), SEGMENT_BYTES, 4, 8, write=True, one_pass=True)
+    for number in range(3):
+        assert scheduler.num_encodable == number
+        scheduler.add_document(cut(number, Book(40), 4), set(), set())
+    started = []
+
+    def slots(stage: Stage) -> int:
+        return 4 - len(started) if stage == "encode" else 0
+
+    for _, segment in scheduler.start(slots):
+        started.append((segment.key, segment.index))
+    assert started == [(key_of(number), 0) for number in range(3)]
+    assert scheduler.num_waiting == 27

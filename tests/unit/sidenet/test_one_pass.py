@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pass: against plain transformers, which reads the whole text at once, or behind caches that are put together."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from longmem import LongMem, MemoryStore
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
-from longmem.errors import ConfigError, FingerprintError
-from longmem.memory.context import LocalMemory
+from longmem.errors import CheckpointError, ConfigError, FingerprintError
+from longmem.memory.context import ContextMemory, LocalMemory
+from longmem.scoring.batch import Item, score_items
 from longmem.scoring.text import score_sequence
 from longmem.sidenet.block_choice import tokens_to_read
+from longmem.synthetic.memory import encode
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
 
@@ -150,7 +153,7 @@ def test_a_store_gives_the_scores_of_a_private_memory_and_keeps_its_form(tmp_pat
     alone = model.score(TEXT)
     with MemoryStore.open(tmp_path / "memory.lance") as store:
         stored = model.score(TEXT, store.document("text"))
-        for other in ({"one_pass": False}, {"near_tokens": 12}, {"block_choice": "overlap"}):
+        for other in ({"one_pass": False}, {"near_tokens": 12}, {"block_choice": "overlap"}, {"keys": "centred"}):
             with pytest.raises(
                 FingerprintError, match="encoded_behind: 'memory_tokens=96, near_tokens=16, read_blocks=3"
             ):
@@ -189,6 +192,28 @@ def test_the_backbone_alone_has_no_scores(tmp_path: Path) -> None:
     assert np.isfinite(scores.perplexity)
 
 
+def test_the_fingerprint_names_the_mean_key_by_which_blocks_are_chosen(tmp_path: Path) -> None:
+    model, other = open_model(tmp_path), open_model(tmp_path)
+    other.calibrate("another text, of other letters: 0123456789")
+    assert "mean key" in model.fingerprint.differences(other.fingerprint)
+    # tokens choose without keys
+    model, other = open_model(tmp_path, block_choice="overlap"), open_model(tmp_path, block_choice="overlap")
+    other.calibrate("another text, of other letters: 0123456789")
+    assert model.fingerprint == other.fingerprint
+
+
+def test_a_model_is_saved_without_it(tmp_path: Path) -> None:
+    open_model(tmp_path).save_pretrained(tmp_path / "saved")
+    again = LongMem.from_pretrained(tmp_path / "saved")
+    assert again.config == replace(open_model(tmp_path).config, one_pass=False)
+    path = tmp_path / "saved" / "config.json"
+    description = json.loads(path.read_text())
+    description["longmem"]["one_pass"] = True
+    path.write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="got one_pass, which is given when a document is scored"):
+        LongMem.from_pretrained(tmp_path / "saved")
+
+
 def test_readings_name_the_blocks_that_every_layer_read(tmp_path: Path) -> None:
     model = open_model(tmp_path)
     memory = LocalMemory(model)
@@ -206,10 +231,21 @@ def test_readings_name_the_blocks_that_every_layer_read(tmp_path: Path) -> None:
         memory.accept(encoded.block)
 
 
-def test_what_encodes_text_on_its_own_is_refused(tmp_path: Path) -> None:
-    model = open_model(tmp_path)
-    with pytest.raises(ConfigError, match="one_pass=True encodes the segments of a document in order"):
-        model.encode(cut_segments(KEY, sequence_of(model), 16)[0])
+def test_all_but_documents_is_refused(tmp_path: Path) -> None:
+    """Items, prompts and contexts are encoded alone, so that their keys would not be those of one pass."""
+    model = open_model(tmp_path, kv_dtype="float16")
+    sequence = sequence_of(model)
+    item = Item("item", sequence[:9], 5)
+    uses: list[Callable[[], object]] = [
+        lambda: model.encode(cut_segments(KEY, sequence, 16)[0]),
+        lambda: model.generate("the cat", max_new_tokens=2),
+        lambda: score_items(model, [item], [None]),
+        lambda: ContextMemory(model, sequence).view(40),
+        lambda: encode(model, 0, sequence[:16]),
+    ]
+    for use in uses:
+        with pytest.raises(ConfigError, match="one_pass=True scores documents"):
+            use()
     with pytest.raises(ConfigError, match="one_pass=True needs memory_layers=all, got memory_layers=one"):
         open_model(tmp_path, memory_layers="one")
     with pytest.raises(ConfigError, match="one_pass=True reads the memory while it encodes, got memory_tokens=0"):
