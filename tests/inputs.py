@@ -29,8 +29,11 @@ FORMS_OF_DOCUMENTS = {**EVERY_FORM, "one pass": ONE_PASS}
 
 
 def form_of_size(form: str, **sizes: Any) -> dict[str, Any]:
-    """Return the settings of a form with other sizes. Layers of a cache are read token by token."""
-    whole = {} if form in FORMS else {"chunk_tokens": 1}
+    """Return the settings of a form with other sizes. Layers of a cache are read token by token, and one pass needs a
+    memory."""
+    whole: dict[str, Any] = {} if form in FORMS else {"chunk_tokens": 1}
+    if form == "one pass" and not sizes.get("memory_tokens", 1):
+        whole["one_pass"] = False
     return {**FORMS_OF_DOCUMENTS[form], **sizes, **whole}
 
 

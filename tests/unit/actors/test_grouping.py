@@ -160,6 +160,17 @@ def test_a_full_group_does_not_wait() -> None:
     assert len(stores.waiting) == 2
 
 
+def test_in_one_pass_no_put_waits() -> None:
+    stores = Stores()
+    model = Fingerprint("b", "t", 1, 2, 4, 1, 8, "float32", "float16", encoded_behind="a memory")
+    stores.model("encode", SimpleNamespace(fingerprint=model))
+    stores.wait("a", 1)
+    assert stores.taken() == [[0]]
+    stores.committed(busy_s=1.0)
+    stores.wait("b", 1)
+    assert stores.taken(may_wait=True) == [[0]]
+
+
 def test_each_store_has_groups_and_pauses_of_its_own() -> None:
     stores = Stores(count=2)
     for document in "abcdefgh":
