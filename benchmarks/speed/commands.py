@@ -115,6 +115,9 @@ def pretrained_peers(
     short_segment: Annotated[int, typer.Option(help="Segment of one more row in one pass, in tokens.", min=1)] = 1024,
     short_near: Annotated[int, typer.Option(help="Near past of that row, in tokens.", min=0)] = 1024,
     infllm_blocks: Annotated[int, typer.Option(help="Blocks of 128 tokens that InfLLM reads.")] = 8,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Part of the names of methods to run, LongMem's first; several.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "bfloat16",
     threads: Threads = 1,
     out: Out = RESULTS,
@@ -145,6 +148,7 @@ def pretrained_peers(
     text = long_document(needed + size, inputs or [], source).text
     sequence = opened.tokenizer.sequence(text)[: needed + 1]
     peers = benchmark.lineup(opened, shapes, InfLLMSizes(read_blocks=infllm_blocks), (short_segment, short_near))
+    peers = benchmark.selected(peers, only or ())
     console = Console(stderr=True)
     table = benchmark.pretrained_peers(opened, sequence, history, segments, peers, console)
     _finish(out / "pretrained-peers", [table])

@@ -22,6 +22,7 @@ from benchmarks.speed.every_layer import torch_attention
 from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import Timing
 from longmem.backbone.fast_attention import ATTENTION
+from longmem.errors import ConfigError
 from longmem.memory.context import LocalMemory, text_key
 from longmem.memory.view import MemoryView
 from longmem.model.checkpoint import new_reading_model
@@ -144,14 +145,14 @@ class InfLLMPeer(AbstractPeer):
     ) -> None:
         super().__init__(name)
         self._baseline = InfLLM(model.backbone, sizes, asking)
-        self._history = history
+        self.history = history
         self.context = self._baseline.new_context()
 
     def take_history(self, sequence: base.Sequence) -> None:
-        if self._history is None:
+        if self.history is None:
             self._baseline.read(self.context, torch.from_numpy(sequence.astype(np.int64)))
         else:
-            self.context = [layer.fork() for layer in self._history.context]
+            self.context = [layer.fork() for layer in self.history.context]
 
     def score(self, sequence: base.Sequence, start: int, end: int) -> base.LogProbs:
         tokens = torch.from_numpy(sequence[start : end + 1].astype(np.int64))
@@ -185,6 +186,24 @@ def lineup(
         if model.backbone.model.config._attn_implementation == ATTENTION and model.config.segment_tokens == stride:
             peers.append(WindowPeer("the same, with attention in C", model, window, stride, plain=False))
     return [*peers, causal, InfLLMPeer(f"{shown}, chosen by the chunk itself", model, sizes, "chunk", causal)]
+
+
+def selected(peers: Sequence[AbstractPeer], only: Sequence[str]) -> list[AbstractPeer]:
+    """Return the peers whose names have one of the parts; all without parts.
+
+    Raises ConfigError for a part of no name, and where LongMem, all others or a history that is taken over are left out.
+    """
+    names = "; ".join(peer.name for peer in peers)
+    for part in only:
+        if not any(part in peer.name for peer in peers):
+            raise ConfigError(f"--only {part!r}: expected a part of one of these names: {names}")
+    chosen = [peer for peer in peers if not only or any(part in peer.name for part in only)]
+    if len({isinstance(peer, LongMemPeer) for peer in chosen}) != 2:
+        raise ConfigError(f"--only: expected a row of LongMem and another one, of: {names}")
+    for peer in chosen:
+        if isinstance(peer, InfLLMPeer) and peer.history is not None and peer.history not in chosen:
+            raise ConfigError(f"--only: {peer.name!r} takes over the history of {peer.history.name!r}; give both")
+    return chosen
 
 
 def pretrained_peers(

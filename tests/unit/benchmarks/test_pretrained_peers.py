@@ -12,6 +12,7 @@ from benchmarks.memory_scoring import LongMemBaseline
 from benchmarks.speed import pretrained_peers as benchmark
 from longmem import LongMem
 from longmem.backbone.small import save_small_backbone
+from longmem.errors import ConfigError
 from longmem.scoring.evaluation_window import cut_windows, score_window
 from longmem.scoring.text import score_sequence
 
@@ -80,3 +81,18 @@ def test_the_table_has_every_peer(model: LongMem, sequence: np.ndarray) -> None:
     fastest = max(each["tokens_per_cpu_s"] for name, each in table.settings["peers"].items() if "LongMem" not in name)
     assert table.settings["speed_against_best"] == own["tokens_per_cpu_s"] / fastest
     assert "memorizing-transformers-pytorch: not run, it cannot hold these weights" in table.markdown()
+
+
+def test_some_peers_alone(model: LongMem) -> None:
+    peers = benchmark.lineup(model, [(128, SEGMENT)], SIZES, (16, 32))
+    assert benchmark.selected(peers, []) == peers
+    some = benchmark.selected(peers, ["near past", "window"])
+    assert [peer.name.split(",")[0] for peer in some] == ["LongMem", "plain transformers"]
+    for only, said in (
+        (["any"], "--only 'any': expected a part of one of these names: LongMem, one pass"),
+        (["window"], "expected a row of LongMem and another one"),
+        (["LongMem"], "expected a row of LongMem and another one"),
+        (["LongMem", "the chunk itself"], "takes over the history of .* give both"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            benchmark.selected(peers, only)
