@@ -116,7 +116,7 @@ def pretrained_peers(
     short_near: Annotated[int, typer.Option(help="Near past of that row, in tokens.", min=0)] = 1024,
     infllm_blocks: Annotated[int, typer.Option(help="Blocks of 128 tokens that InfLLM reads.")] = 8,
     only: Annotated[
-        list[str] | None, typer.Option(help="Part of the names of methods to run, LongMem's first; several.")
+        list[str] | None, typer.Option(help="Part of the names of methods to run; several.", show_default="all")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for every row.")] = "bfloat16",
     threads: Threads = 1,

@@ -191,7 +191,8 @@ def lineup(
 def selected(peers: Sequence[AbstractPeer], only: Sequence[str]) -> list[AbstractPeer]:
     """Return the peers whose names have one of the parts; all without parts.
 
-    Raises ConfigError for a part of no name, and where LongMem, all others or a history that is taken over are left out.
+    Raises ConfigError for a part of no name, and where LongMem, all others, or a history that is taken over are left
+    out.
     """
     names = "; ".join(peer.name for peer in peers)
     for part in only:
