@@ -232,9 +232,8 @@ class SegmentModel:
     def encode_behind(self, segment: Segment, view: MemoryView | None) -> EncodedSegment:
         """Run the backbone over the segment behind the memory that it reads, for a model of one pass.
 
-        `backbone_logprobs` are then those of the backbone behind its memory, without copies.
-
-        The state that `score_segment` begins with is then the hidden states of this forward. Raises NumericError.
+        `backbone_logprobs` are then those of the backbone behind its memory, without copies. The state is the hidden
+        states of this forward, so that `score_segment` runs no layer. Raises NumericError.
         """
         assert isinstance(self.sidenet, CacheReader), "one_pass needs memory_layers=all"
         assert self.config.one_pass, "a model of two passes encodes a segment alone"

@@ -2,9 +2,9 @@
 """Executor protocol that runs stages: in this process (here), or on a cluster (`actors.executor.ray_executor`).
 
 A segment passes three stages. `encode` does the work that needs no memory (in one pass it reads the memory, too), `put`
-writes the block, `score` reads the memory. Encoded data never pass through the caller: the executor holds
-them, by segment, until `release`. The caller receives only receipts: log-probabilities and statistics, a few kilobytes
-per segment.
+writes the block, `score` reads the memory. Encoded data never pass through the caller: the executor holds them, by
+segment, until `release`. The caller receives only receipts: log-probabilities and statistics, a few kilobytes per
+segment.
 
 A request is answered as a whole by one worker that holds the whole model. It writes nothing.
 """
@@ -52,7 +52,7 @@ class EncodeReceipt:
     """Summary of an encoded segment for the caller."""
 
     backbone_logprobs: Float32[np.ndarray, " targets"] | None
-    """Those of the backbone alone; None in one pass, where it does not run alone."""
+    """Those of the backbone alone; None in one pass, where it reads the memory."""
     num_bytes: int
 
 

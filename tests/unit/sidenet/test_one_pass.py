@@ -17,9 +17,11 @@ from longmem.backbone.families import FAMILIES
 from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
 from longmem.errors import CheckpointError, ConfigError, FingerprintError
 from longmem.memory.context import ContextMemory, LocalMemory
+from longmem.memory.view import MemoryView
 from longmem.scoring.batch import Item, score_items
 from longmem.scoring.text import score_sequence
 from longmem.sidenet.block_choice import tokens_to_read
+from longmem.sidenet.cache_reader import CacheReader
 from longmem.synthetic.memory import encode
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey
@@ -214,8 +216,17 @@ def test_a_model_is_saved_without_it(tmp_path: Path) -> None:
         LongMem.from_pretrained(tmp_path / "saved")
 
 
-def test_readings_name_the_blocks_that_every_layer_read(tmp_path: Path) -> None:
+def test_readings_name_the_blocks_that_every_layer_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare them with the places whose keys and values were in the cache of the forward."""
     model = open_model(tmp_path)
+    cached: list[torch.Tensor | None] = []
+    assemble = CacheReader._cache
+
+    def watched(reader: CacheReader, view: MemoryView | None, index: torch.Tensor | None, batch: int) -> object:
+        cached.append(index)
+        return assemble(reader, view, index, batch)
+
+    monkeypatch.setattr(CacheReader, "_cache", watched)
     memory = LocalMemory(model)
     for segment in cut_segments(KEY, sequence_of(model), 16):
         view = memory.view(segment.index)
@@ -224,8 +235,9 @@ def test_readings_name_the_blocks_that_every_layer_read(tmp_path: Path) -> None:
             replace(segment, keep_readings=True), encoded.block.keys, encoded.state, view, encoded.backbone_logprobs
         )
         assert score.readings is not None
-        places = None if view is None else tokens_to_read(view, model.config)
-        expected = set() if places is None else set(view.starts[places].tolist())
+        assert len(cached) == (view is not None), "one forward for each segment"
+        expected = set() if view is None else set(view.starts[cached.pop()].tolist())
+        assert bool(expected) == (segment.index > 0)
         blocks = score.readings.blocks.tolist()
         assert {position for start, end in blocks for position in range(start, end)} == expected
         memory.accept(encoded.block)
