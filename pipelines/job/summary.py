@@ -65,8 +65,6 @@ def has_baseline(summary: dict[str, Any]) -> bool:
 def why_no_baseline(summary: dict[str, Any]) -> str:
     """Return why a job in one pass has no perplexity of the backbone alone, and how to get one."""
     said = "The backbone alone did not run in one pass"
-    if not summary["settings"].get("memory_tokens", 1):
-        return f"{said}." if "window" in summary else f"{said}: for its perplexity, score again with --window N."
     again = "score again with --no-memory and use longmem compare"
     if "window" in summary:
         return f"{said}: for a perplexity of the same segments without memory, {again}."

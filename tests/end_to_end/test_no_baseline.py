@@ -77,8 +77,8 @@ def runs(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     with pytest.MonkeyPatch.context() as monkeypatch:
         leave_out_the_baseline(monkeypatch)
         found["one pass"] = run("one pass")
+        found["less memory"] = run("less memory", model=replace(inputs.small, settings={"memory_tokens": 32}))
         found["windows"] = run("windows", window=WINDOW, stride=STRIDE)
-        found["one pass, off"] = run("one pass, off", model=off)
     return found
 
 
@@ -156,14 +156,6 @@ def test_windows_stay_shown(runs: dict[str, Path]) -> None:
     assert "Without memory" not in report
 
 
-def test_a_memory_that_is_off_is_named_so(runs: dict[str, Path]) -> None:
-    said = printed(runs["one pass, off"])
-    assert "LongMem, memory off" in said
-    assert f"{WHY}: for its perplexity, score again with --window N." in said
-    assert "without memory" not in said
-    assert "no change is expected" not in said
-
-
 def test_the_report_leaves_out_line_and_columns(runs: dict[str, Path]) -> None:
     html, ordinary = ((runs[name] / "report.html").read_text() for name in ("one pass", "ordinary"))
     value = summary_of(runs["one pass"])["perplexity"]["token"]["longmem"]["value"]
@@ -209,7 +201,7 @@ def test_runs_with_and_without_a_baseline_are_compared(
 
 
 def test_without_any_baseline_the_comparison_has_no_such_column(runs: dict[str, Path], tmp_path: Path) -> None:
-    found = compare([runs["one pass"], runs["one pass, off"]])
+    found = compare([runs["one pass"], runs["less memory"]])
     assert found["whole"][1]["change"]["value"] != 0
     console = Console(file=StringIO(), width=120)
     print_comparison(console, found)
