@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int32
 
 from actors.result import TaskResult, run_task
-from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
+from actors.workers.base import HEALTH, UNTIL_DONE, opened
 from actors.workers.running import Alive, RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
 from longmem.backbone.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import EncodeReceipt
 from longmem.runtime.requests import Request
+from longmem.system.heap import keep_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, EncodedSegment, KVBlock, Segment
 

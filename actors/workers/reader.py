@@ -6,13 +6,14 @@ import ray
 import torch
 
 from actors.result import TaskResult
-from actors.workers.base import HEALTH, UNTIL_DONE, keep_freed_memory, opened
+from actors.workers.base import HEALTH, UNTIL_DONE, opened
 from actors.workers.running import Alive, RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
 from longmem.memory.context import windows_of
 from longmem.memory.window_cache import WindowCache
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
+from longmem.system.heap import keep_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentScore
 

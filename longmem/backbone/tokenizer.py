@@ -15,7 +15,7 @@ from longmem.backbone.files import find_file, one_line, read_json
 from longmem.backbone.loading import refuse_code
 from longmem.config import SpecialTokens
 from longmem.errors import CheckpointError, DocumentError
-from longmem.system.allocator import trim_heap
+from longmem.system.heap import trim_heap
 
 LONG_TOKENS = 100_000
 """Tokens from which the heap is trimmed: tokenizers use about 600 bytes per token, and leave half in the heap."""

@@ -12,7 +12,7 @@ from longmem.memory.sliding_window import SlidingWindow
 from longmem.memory.view import MemoryView
 from longmem.memory.window import RAW_KEYS, WindowBuffer
 from longmem.store.source import AbstractBlockSource
-from longmem.system.allocator import trim_heap
+from longmem.system.heap import trim_heap
 from longmem.types import DocumentKey, KVBlock, SegmentInfo
 
 READ_SEGMENTS = 8

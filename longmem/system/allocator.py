@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocates long-lived arrays with `mmap`, and returns free heap pages to the system.
+"""Allocates long-lived arrays with `mmap`.
 
 The glibc heap holds tensors that live for one operation. A long-lived array takes part of the free block of a larger
 tensor, so the next such tensor does not fit and the heap grows: measured, up to 90 MiB in 2 s. `mmap` avoids this
 fragmentation. It costs a page fault per 4 KiB written: 0.1 ms for a segment's keys and values.
 """
 
-import ctypes
 import math
 from collections.abc import Sequence
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
@@ -37,10 +36,3 @@ def in_pages(array: Shaped[np.ndarray, "*any"]) -> Shaped[np.ndarray, "*any"]:
 
 def _mapping(num_bytes: int) -> mmap:
     return mmap(-1, num_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-
-
-def trim_heap() -> None:
-    """Return all free pages of the C library's heap to the system. Does nothing without glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -20,7 +20,7 @@ MAX_LINES = 400
 
 ROOMS = {
     "ray": ("actors/",),
-    "lancedb": ("longmem/store/lance/table.py",),
+    "lancedb": ("longmem/store/lance/connection.py",),
     "obstore": ("longmem/store/object_files.py",),
     "lm_eval": ("longmem/evaluation/",),
     "faiss": ("longmem/retrieval/faiss_search.py",),
@@ -192,7 +192,7 @@ VIOLATIONS = {
         ("longmem/memory", "import ray"),
         ("pipelines", "from ray.util import state"),
     ],
-    "lancedb lives in longmem.store.lance.table": [
+    "lancedb lives in longmem.store.lance.connection": [
         ("longmem/memory", "import lancedb"),
         ("actors", "import lancedb"),
         ("pipelines", "import lancedb"),

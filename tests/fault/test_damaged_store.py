@@ -14,9 +14,9 @@ import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
 from longmem.store.config import MemoryStore
+from longmem.store.lance.connection import shared_session
 from longmem.store.lance.repair import recover
 from longmem.store.lance.store import LanceMemoryStore
-from longmem.store.lance.table import _shared_session
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
 
@@ -83,7 +83,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 def test_damage_is_told_and_repaired(folder: Path, name: str, damage: str) -> None:
     DAMAGES[damage](table_of(folder, name))
     # Lance caches files that it has read: reopen like another process
-    _shared_session.cache_clear()
+    shared_session.cache_clear()
     with pytest.raises(CorruptionError, match="repair"), MemoryStore.open(folder) as store:
         store.read(KEY, 0, NUM_BLOCKS)
     with pytest.raises(CorruptionError), MemoryStore.open(folder) as store:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
-from longmem.store.lance import acknowledged, table
+from longmem.store.lance import acknowledged, connection
 from longmem.store.lance.repair import RecoveryReport, recover
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
@@ -123,7 +123,7 @@ def copy(sound: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound, folder)
     # Lance caches files that it has read, and the next copy has this path
-    table._shared_session.cache_clear()
+    connection.shared_session.cache_clear()
     return folder
 
 

@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from threading import RLock
@@ -23,15 +22,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from longmem.errors import CorruptionError, StoreError
+from longmem.store.lance.connection import connect, new_session, shared_session
 
 DOOMED_PREFIX = ".dropped-"
 """Prefix of folders of tables that are being removed."""
 
 REPAIR = "run `longmem memory verify --repair`, or restore the store from a copy"
-
-INDEX_CACHE_BYTES = 8 * 2**20
-METADATA_CACHE_BYTES = 16 * 2**20
-"""Cache sizes in bytes. LanceDB's default is 7 GiB per connection, but most files are read once."""
 
 NEVER = timedelta(days=36500)
 
@@ -226,7 +222,7 @@ class LanceDatabase:
         with self._lock:
             self._tables.clear()
             self._connection = None
-            self._session = _new_session()
+            self._session = new_session()
 
     def evict(self, name: str) -> None:
         """Evict the handle of a table, so that the next call opens it again."""
@@ -284,11 +280,7 @@ class LanceDatabase:
         """Return the connection; None while the folder does not exist, because reads must not create it."""
         with self._lock, _translated(f"opening {self.uri}", damage=False):
             if self._connection is None and (self.folder is None or self.folder.is_dir()):
-                import lancedb  # a quarter of the start of a job; a new store connects at its first put
-
-                self._connection = lancedb.connect(
-                    self.uri, read_consistency_interval=timedelta(0), session=self._session or _shared_session()
-                )
+                self._connection = connect(self.uri, self._session or shared_session())
             return self._connection
 
     def _table(self, name: str, columns: list[str]) -> Any:
@@ -314,18 +306,6 @@ def quoted(value: str) -> str:
     """Return a string literal for a condition. Accepts only hashes and generated names, never a user's text."""
     assert value.replace("-", "").isalnum(), f"not a generated name: {value!r}"
     return f"'{value}'"
-
-
-@cache
-def _shared_session() -> Any:
-    """Return the session that all databases of the process share as a metadata cache."""
-    return _new_session()
-
-
-def _new_session() -> Any:
-    import lancedb
-
-    return lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
 
 
 def _is_key(field: pa.Field) -> bool:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections of LanceDB, and limits of what it keeps in the memory of this process.
+
+LanceDB is imported with the first connection: it is a quarter of the start of a job, and a new store connects at its
+first put.
+"""
+
+from datetime import timedelta
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from longmem.system.heap import limit_heaps
+
+INDEX_CACHE_BYTES = 8 * 2**20
+METADATA_CACHE_BYTES = 16 * 2**20
+"""Cache sizes in bytes. LanceDB's default is 7 GiB per connection, but most files are read once."""
+
+
+def connect(uri: str, session: Any) -> Any:
+    """Return a connection that sees the commits of all processes."""
+    return _lancedb().connect(uri, read_consistency_interval=timedelta(0), session=session)
+
+
+@cache
+def shared_session() -> Any:
+    """Return the session that all databases of the process share as a metadata cache."""
+    return new_session()
+
+
+def new_session() -> Any:
+    """Return a session with empty caches."""
+    return _lancedb().Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
+
+
+@cache
+def _lancedb() -> ModuleType:
+    """Return the imported library."""
+    limit_heaps()  # before the import, which starts threads
+    import lancedb
+
+    return lancedb

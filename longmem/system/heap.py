@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the C library's heaps. Without glibc, all functions do nothing."""
+
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Options of glibc's `mallopt`."""
+
+NUM_HEAPS = 2
+"""One for the main thread, one for all others."""
+
+KEPT_BYTES = 2**29
+"""Freed bytes that a worker process may keep; more than the intermediate results of a segment need."""
+
+LARGEST_IN_HEAP_BYTES = 2**25
+"""Largest M_MMAP_THRESHOLD that glibc accepts, in bytes."""
+
+
+def trim_heap() -> None:
+    """Return free pages of the C library's heaps to the system.
+
+    The free end of a thread's heap stays (glibc 2.36): see `limit_heaps`.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def limit_heaps() -> None:
+    """Let all threads that start from now on share two heaps.
+
+    Each thread of Lance otherwise has a heap of its own, of which up to 64 MiB stay after large buffers: measured, 0.4
+    GiB after 60 blocks of all layers, and rising. Writing and reading small blocks cost the same.
+    """
+    _set_options({M_ARENA_MAX: NUM_HEAPS})
+
+
+def keep_freed_memory() -> None:
+    """Make the C library reuse freed memory instead of returning it to the system.
+
+    Ray runs tasks in threads, whose heaps are otherwise trimmed after each large tensor: measured in a reader, 40,000
+    page faults per second and 12% of the time.
+    """
+    _set_options({M_TRIM_THRESHOLD: KEPT_BYTES, M_MMAP_THRESHOLD: LARGEST_IN_HEAP_BYTES})
+
+
+def _set_options(options: dict[int, int]) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in options.items():
+            mallopt(option, value)
