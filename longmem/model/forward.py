@@ -238,7 +238,7 @@ class SegmentModel:
         assert isinstance(self.sidenet, CacheReader), "one_pass needs memory_layers=all"
         assert self.config.one_pass, "a model of two passes encodes a segment alone"
         tokens = torch.from_numpy(np.array(segment.tokens))[None]
-        output = self.run_backbone(tokens) if view is None else self.sidenet.encode(tokens, view)
+        output = self.run_backbone(tokens) if view is None else self.sidenet.encode(tokens, view, self.search)
         return self._encoded(segment, output, output.hidden[None])
 
     def _encoded(
@@ -331,7 +331,7 @@ class SegmentModel:
             read, layers_read = self.sidenet.places_read(output, 0), output.layers_read[0]
             if self.config.one_pass and view is not None:
                 assert isinstance(self.sidenet, CacheReader), "one_pass needs memory_layers=all"
-                layers_read = self.sidenet.places(view)
+                layers_read = self.sidenet.places(view, self.search)
             readings = token_readings(read, layers_read, view, tokens[0], targets, uncopied)
         return SegmentScore(
             key=segment.key,

@@ -29,6 +29,9 @@ class AbstractChunkSearch(ABC):
     on the arguments only: engines keep no state between calls, so views may change between them.
     """
 
+    skips_products: bool = False
+    """True if the engine finds a few exact results without most of the products."""
+
     reads_sketches: bool = False
     """True if sketches make the engine faster; they never change its results."""
 

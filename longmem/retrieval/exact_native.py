@@ -44,6 +44,7 @@ class NativeSearch(AbstractChunkSearch):
     """
 
     name = "native"
+    skips_products = True
     reads_sketches = True
 
     def __init__(self) -> None:

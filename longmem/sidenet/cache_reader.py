@@ -104,36 +104,38 @@ class CacheReader(ReadingModel):
     ) -> ReadingOutput:
         layers_read: list[Int64[Tensor, " read"] | None] = [None] * len(given.views)
         if cache is not None:
-            hidden = self._decoded(given, cache)
+            hidden = self._decoded(given, search, cache)
         elif len(given.state):
             hidden = given.state[0]
         else:
-            hidden = self._hidden(given, layers_read)
+            hidden = self._hidden(given, search, layers_read)
         readings: list[RetrievedMemory | None] = [None] * len(given.views)
         if self.copy_head is not None:
             readings = self._read(None, given, search)
         return ReadingOutput(hidden, readings, self._copies(given, hidden, readings), layers_read)
 
-    def encode(self, tokens: Int[Tensor, "1 tokens"], view: MemoryView | None) -> BackboneOutput:
+    def encode(
+        self, tokens: Int[Tensor, "1 tokens"], view: MemoryView | None, search: AbstractChunkSearch
+    ) -> BackboneOutput:
         """Run the backbone over a segment behind what it reads of the view, and keep keys and values of all layers.
 
         They have no position, and are those that every layer computes from hidden states which have read the memory.
         """
         backbone, layers = self._backbone, range(self._backbone.num_layers)
-        cache = self._cache(view, None if view is None else tokens_to_read(view, self.config), batch=1)
+        cache = self._cache(view, None if view is None else tokens_to_read(view, self.config, search=search), batch=1)
         if not self._starts(tokens)[0]:
             return backbone.forward(tokens, layers, None, cache)
         keys, values, hidden = self._sink
         first = BackboneOutput(keys[None], values[None], hidden.new_empty((0, 1, 1, hidden.shape[-1])), hidden)
         return first if tokens.shape[1] == 1 else first.continued(backbone.forward(tokens[:, 1:], layers, None, cache))
 
-    def places(self, view: MemoryView) -> Int64[Tensor, " read"] | None:
+    def places(self, view: MemoryView, search: AbstractChunkSearch) -> Int64[Tensor, " read"] | None:
         """Return the places of the view that every layer of a segment reads, ascending; None for none."""
-        index = tokens_to_read(view, self.config)
+        index = tokens_to_read(view, self.config, search=search)
         return None if index is None else index.unique()
 
     def _hidden(
-        self, given: ReadingInput, layers_read: list[Int64[Tensor, " read"] | None]
+        self, given: ReadingInput, search: AbstractChunkSearch, layers_read: list[Int64[Tensor, " read"] | None]
     ) -> Float[Tensor, "batch tokens head_input"]:
         """Run rows of one view and one prompt together, and note the places that they read."""
         rows_of: dict[tuple[int, bool, bool, tuple[int, ...]], list[int]] = {}
@@ -145,20 +147,22 @@ class CacheReader(ReadingModel):
         parts: list[Tensor | None] = [None] * len(given.views)
         for (_, begins, _, begun), rows in rows_of.items():
             view = given.views[rows[0]]
-            index = self._chosen(given, rows[0])
+            index = self._chosen(given, rows[0], search)
             read = self._run_shared(given.tokens[rows], view, index, begins, shared_tokens(len(begun), len(rows)))
             for row, hidden in zip(rows, read, strict=True):
                 parts[row], layers_read[row] = hidden, None if index is None else index.unique()
         return torch.stack([part for part in parts if part is not None])
 
-    def _decoded(self, given: ReadingInput, cache: DecodingCache) -> Float[Tensor, "batch tokens head_input"]:
+    def _decoded(
+        self, given: ReadingInput, search: AbstractChunkSearch, cache: DecodingCache
+    ) -> Float[Tensor, "batch tokens head_input"]:
         if cache.held is not None:
             return self._backbone.run(given.tokens, cache.held)
         begins = self._starts(given.tokens)[0]
-        hidden, cache.held = self._run(given.tokens, given.views[0], self._chosen(given, 0), begins)
+        hidden, cache.held = self._run(given.tokens, given.views[0], self._chosen(given, 0, search), begins)
         return hidden
 
-    def _chosen(self, given: ReadingInput, row: int) -> Int64[Tensor, " read"] | None:
+    def _chosen(self, given: ReadingInput, row: int, search: AbstractChunkSearch) -> Int64[Tensor, " read"] | None:
         view = given.views[row]
         if view is None:
             return None
@@ -170,7 +174,7 @@ class CacheReader(ReadingModel):
             asks = slice(first, prompt.num_tokens)
             keys = self.reader.key_space.transform(given.keys[row, asks])
             asking = Asking.prompt(tokens[asks], keys, continues=prompt.continues)
-        return tokens_to_read(view, self.config, asking)
+        return tokens_to_read(view, self.config, asking, search)
 
     def _starts(self, tokens: Int[Tensor, "batch tokens"]) -> list[bool]:
         """Return for each row whether it begins with the sink itself."""

@@ -18,6 +18,7 @@ from longmem.backbone.small import SMALL_CONFIGS, save_small_backbone
 from longmem.config import BlockChoice
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
+from longmem.retrieval import create_search
 from longmem.sidenet import block_choice
 from longmem.sidenet.block_choice import (
     PROMPT_TOKENS,
@@ -208,11 +209,22 @@ def test_every_layer_reads_the_near_past_and_chosen_blocks_once(tmp_path: Path) 
     assert (first % 4).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("at_once", [5, 256])
+@pytest.mark.parametrize(
+    ("engine", "searched_keys", "at_once"),
+    [
+        pytest.param("torch", 32, 5, id="compared, five tokens at a time"),
+        pytest.param("torch", 32, 256, id="compared"),
+        pytest.param("native", 32, 256, id="searched"),
+        pytest.param("native", 12, 256, id="searched, some compared"),
+        pytest.param("native", 4, 5, id="searched, all compared"),
+        pytest.param("ivf", 32, 256, id="searched by an approximate engine"),
+    ],
+)
 def test_blocks_have_the_most_votes_of_the_last_segment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, searched_keys: int, at_once: int
 ) -> None:
     monkeypatch.setattr(block_choice, "ASKING_AT_ONCE", at_once)
+    monkeypatch.setattr(block_choice, "SEARCHED_KEYS", searched_keys)
     model = open_model(tmp_path, read_blocks=5)
     view = _memory(model, cut_segments(KEY, sequence_of(model), 16))[5]
     assert view is not None
@@ -222,7 +234,7 @@ def test_blocks_have_the_most_votes_of_the_last_segment(
         closeness = [max(asking @ keys[place] for place in range(first, first + 4)) for first in range(0, 64, 4)]
         for block in np.argsort(closeness)[-8:]:
             votes[block] += max(closeness[block], 0) ** 4
-    first = chosen_blocks(view, model.config, 64)
+    first = chosen_blocks(view, model.config, 64, search=create_search(engine))
     assert first is not None
     assert first.tolist() == sorted(4 * np.argsort(votes)[-5:])
 
@@ -234,7 +246,10 @@ def test_the_best_block_is_last_with_its_neighbours() -> None:
 
 @pytest.mark.parametrize("continues", [True, False])
 @pytest.mark.parametrize("ahead", [0, 2, 16])
-def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: int, continues: bool) -> None:
+@pytest.mark.parametrize("engine", ["torch", "native"])
+def test_a_prompt_asks_for_blocks_with_its_newest_tokens(
+    tmp_path: Path, engine: str, ahead: int, continues: bool
+) -> None:
     """A match in the last tokens of a block votes for the next block as well: what follows it is wanted too.
 
     The best block is read last, and by a prompt of its own behind the near past.
@@ -255,7 +270,7 @@ def test_a_prompt_asks_for_blocks_with_its_newest_tokens(tmp_path: Path, ahead: 
             if closeness[block].argmax() >= 4 - ahead:
                 votes[block + 1] += vote
     prompt = replace(Asking.prompt(torch.arange(len(asking)), asking, continues=continues), ahead=ahead)
-    places = tokens_to_read(view, model.config, prompt)
+    places = tokens_to_read(view, model.config, prompt, create_search(engine))
     assert places is not None
     # the near past is memory like any other for a prompt of its own
     best = np.argsort(votes[:num_blocks])[-5:].tolist()
