@@ -89,9 +89,9 @@ class EncoderActor:
 
     def _encode(self, segment: Segment, prepare: bool) -> EncodedSegment:
         model = self._loaded()
-        if not model.config.one_pass:
-            return model.encode(segment, prepare)
-        return model.encode_behind(segment, self._opened_windows(model).view(segment.key, segment.index))
+        return model.encode_in_document(
+            segment, lambda: self._opened_windows(model).view(segment.key, segment.index), prepare
+        )
 
     @ray.method(max_task_retries=UNTIL_DONE)
     def evict(self, key: DocumentKey) -> None:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from time import perf_counter, process_time
 
 import numpy as np
@@ -24,13 +25,12 @@ from benchmarks.speed.timing import Timing
 from longmem.backbone.fast_attention import ATTENTION
 from longmem.errors import ConfigError
 from longmem.memory.context import LocalMemory, text_key
-from longmem.memory.view import MemoryView
 from longmem.model.checkpoint import new_reading_model
 from longmem.model.longmem import LongMem
 from longmem.scoring.evaluation_window import EvaluationWindow, score_window
 from longmem.scoring.metrics import Interval
 from longmem.text.segments import cut_segments
-from longmem.types import EncodedSegment, Segment
+from longmem.types import Segment
 
 PIECE_TOKENS = 512
 """Targets that the bootstrap of an interval draws together."""
@@ -73,7 +73,8 @@ class LongMemPeer(AbstractPeer):
 
     def take_history(self, sequence: base.Sequence) -> None:
         for segment in self._segments(sequence):
-            self._memory.accept(self._encode(segment, self._memory.view(segment.index)).block)
+            past = partial(self._memory.view, segment.index)
+            self._memory.accept(self._model.encode_in_document(segment, past).block)
 
     def score(self, sequence: base.Sequence, start: int, end: int) -> base.LogProbs:
         size = self._model.config.segment_tokens
@@ -82,14 +83,11 @@ class LongMemPeer(AbstractPeer):
         )
 
     def _score(self, segment: Segment) -> base.LogProbs:
-        view = self._memory.view(segment.index)
-        encoded = self._encode(segment, view)
-        score = self._model.score_segment(segment, encoded.block.keys, encoded.state, view, encoded.backbone_logprobs)
+        past = partial(self._memory.view, segment.index)
+        encoded = self._model.encode_in_document(segment, past)
+        score = self._model.score_segment(segment, encoded.block.keys, encoded.state, past(), encoded.backbone_logprobs)
         self._memory.accept(encoded.block)
         return score.logprobs
-
-    def _encode(self, segment: Segment, view: MemoryView | None) -> EncodedSegment:
-        return self._model.encode_behind(segment, view) if self._model.config.one_pass else self._model.encode(segment)
 
     def _segments(self, sequence: base.Sequence) -> list[Segment]:
         return cut_segments(text_key(None), sequence, self._model.config.segment_tokens)

@@ -9,7 +9,7 @@ Every caller builds what the SideNet is given with `SegmentModel.sidenet_input`,
 caller. This module knows no texts, stores or documents: `longmem.scoring` and `longmem.memory.context` are above it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -212,6 +212,15 @@ class SegmentModel:
         prompts: Sequence[RowPrompt] | None = None,
     ) -> ReadingInput:
         return ReadingInput(tokens, self.sidenet.prepare(tokens, state, cache), keys, list(views), before, prompts)
+
+    def encode_in_document(
+        self, segment: Segment, past: Callable[[], MemoryView | None], prepare: bool = False
+    ) -> EncodedSegment:
+        """Encode a segment of a document: behind the view of its past in one pass, otherwise alone.
+
+        `past` returns that view, and is called in one pass only; `prepare` is for `encode`. Raises NumericError.
+        """
+        return self.encode_behind(segment, past()) if self.config.one_pass else self.encode(segment, prepare)
 
     @torch.no_grad()
     def encode(self, segment: Segment, prepare: bool = False) -> EncodedSegment:

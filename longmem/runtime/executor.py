@@ -289,10 +289,7 @@ class InlineExecutor(AbstractExecutor):
         return Completion(stage, segment, result, error, perf_counter() - start)
 
     def _encode(self, segment: Segment) -> EncodeReceipt:
-        if self._model.config.one_pass:
-            encoded = self._model.encode_behind(segment, self._windows.view(segment.key, segment.index))
-        else:
-            encoded = self._model.encode(segment)
+        encoded = self._model.encode_in_document(segment, lambda: self._windows.view(segment.key, segment.index))
         # kept until it is scored; its block is kept as long as the store caches it
         block = replace(encoded.block, keys=in_pages(encoded.block.keys), values=in_pages(encoded.block.values))
         encoded = replace(encoded, block=block, state=in_pages(encoded.state))

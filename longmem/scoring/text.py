@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -164,10 +165,10 @@ def _score_segments(
     """Yield the scores of each segment, and log-probabilities of the backbone alone (None in one pass)."""
     for segment in segments:
         placed = replace(segment, start_token=memory.offset + segment.start_token)
-        view = memory.view(segment.index)
-        encoded = model.encode_behind(segment, view) if model.config.one_pass else model.encode(segment)
+        past = partial(memory.view, segment.index)
+        encoded = model.encode_in_document(segment, past)
         yield (
-            model.score_segment(placed, encoded.block.keys, encoded.state, view, encoded.backbone_logprobs),
+            model.score_segment(placed, encoded.block.keys, encoded.state, past(), encoded.backbone_logprobs),
             encoded.baseline,
         )
         memory.accept(encoded.block)
