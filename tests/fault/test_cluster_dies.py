@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PARTS = {
     "encoder": "ray::Encoder",
-    "reader": "ray::SideNet",
+    "reader": "ray::Reader",
     "store": "Store",
     "monitor": "JobMonitor",
     "dashboard": "dashboard/dashboard.py",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-OUR_WORKERS = ("ray::Encoder", "ray::SideNet", "ray::MemoryStore", "ray::Store")
+OUR_WORKERS = ("ray::Encoder", "ray::Reader", "ray::Store")
 LIMIT_S = 120.0
 
 
