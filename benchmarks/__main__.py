@@ -116,14 +116,15 @@ def growth(
         list[str] | None, typer.Argument(metavar="INPUT", help="Text; default: the language reference.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Length of the document.")] = 1_000_000,
-    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    model: Model = REFERENCE_MODEL,
+    threads: Threads = 1,
 ) -> None:
     """Measure time and memory along one very long document."""
     if tokens < 3 * growth_benchmark.SPAN_TOKENS:
         raise typer.BadParameter(
             f"expected at least {3 * growth_benchmark.SPAN_TOKENS:,}, got {tokens:,}", param_hint="--tokens"
         )
-    figures = growth_benchmark.run(tokens, inputs or [], threads, Console(stderr=True))
+    figures = growth_benchmark.run(tokens, inputs or [], model, threads, Console(stderr=True))
     write_results(RESULTS / "growth.json", figures, counted(figures["tokens"], "token"))
     table = Table(title=f"growth: {figures['tokens']:,} tokens, window {figures['memory_tokens']:,}")
     for column in ("", "second 100k", "last 100k", "ratio"):

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from longmem.errors import ConfigError
-from longmem.model.source import REFERENCE_MODEL, ModelSource
+from longmem.model.source import ModelSource
 from longmem.runtime.executor import Completion, InlineExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.config import MemoryStore
@@ -78,21 +78,25 @@ def _new_peak_bytes() -> int:
     return 1024 * peak_kib
 
 
-def run(tokens: int, inputs: Sequence[str], threads: int, console: Console) -> dict[str, Any]:
+def run(tokens: int, inputs: Sequence[str], model: Path, threads: int, console: Console) -> dict[str, Any]:
     """Score one document of `tokens` tokens; returns figures, samples and verdicts. Raises ConfigError where the system
     cannot say what a process needed since it was last asked."""
     if not FORGET_PEAK.exists():
         raise ConfigError(f"growth needs Linux: there is no {FORGET_PEAK} here")
     torch.set_num_threads(threads)
-    source = ModelSource(str(REFERENCE_MODEL))
+    source = ModelSource(str(model))
     document = long_document(tokens, inputs, source)
     with TemporaryDirectory(prefix="longmem-growth-") as folder:
         executor = SampledExecutor(source.open(), MemoryStore.open(Path(folder) / "memory.lance"))
         with executor, Journal(Path(folder) / "journal.jsonl") as journal, JobProgress(console) as progress:
-            model = executor.describe()
-            segment_tokens, memory_tokens = model.settings["segment_tokens"], model.settings["memory_tokens"]
+            described = executor.describe()
+            segment_tokens, memory_tokens = described.settings["segment_tokens"], described.settings["memory_tokens"]
             scheduler = SegmentScheduler(
-                Limits(default_in_flight(None), 2**30), model.segment_bytes, segment_tokens, memory_tokens, write=True
+                Limits(default_in_flight(None), 2**30),
+                described.segment_bytes,
+                segment_tokens,
+                memory_tokens,
+                write=True,
             )
             job = PerplexityRun(
                 executor,
