@@ -13,7 +13,8 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.display import facts_html
-from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
+from longmem.model.checkpoint import load_parts, new_reading_model, save_parts
+from longmem.model.folders import backbone_name
 from longmem.model.forward import SegmentModel
 from longmem.scoring.generate import Sampling, generate
 from longmem.scoring.text import TextScores, score_text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.errors import ConfigError
+from longmem.model.folders import backbone_of, checkpoint_folder, is_checkpoint, read_config
 from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
 
@@ -23,8 +24,6 @@ REFERENCE_MODEL = Path(__file__).parents[1] / "reference_model"
 
 def reference_settings(*names: str) -> dict[str, Any]:
     """Return fields of the reference model's configuration."""
-    from longmem.model.checkpoint import read_config
-
     config = read_config(REFERENCE_MODEL)["longmem"]
     return {name: config[name] for name in names}
 
@@ -69,7 +68,6 @@ class ModelSource:
 
     def open(self) -> "LongMem":
         """Load the model. Raises ModelError and its kinds, ConfigError."""
-        from longmem.model.checkpoint import is_checkpoint
         from longmem.model.longmem import LongMem
 
         if not is_checkpoint(self.source):
@@ -92,13 +90,7 @@ class ModelSource:
         Raises CheckpointError, ConfigError.
         """
         from longmem.backbone.loading import load_config, max_tokens_of
-        from longmem.model.checkpoint import (
-            checkpoint_folder,
-            is_checkpoint,
-            read_config,
-            refuse_other_layers,
-            settings_of,
-        )
+        from longmem.model.checkpoint import refuse_other_layers, settings_of
 
         if is_checkpoint(self.source):
             saved = settings_of(read_config(checkpoint_folder(self.source)))
@@ -112,7 +104,6 @@ class ModelSource:
         """Open only the tokenizer, so that a driver can cut documents into segments without loading weights."""
         from longmem.backbone.loading import load_config
         from longmem.backbone.tokenizer import Tokenizer
-        from longmem.model.checkpoint import backbone_of, checkpoint_folder, is_checkpoint, read_config
 
         checkpoint = is_checkpoint(self.source)
         folder = backbone_of(self.source) if checkpoint else self.source
@@ -125,8 +116,6 @@ class ModelSource:
 def refuse_adapter(source: str, adapter: str | None) -> None:
     """Raise ConfigError for an adapter to a LongMem folder, whose SideNet was trained on the backbone without it."""
     if adapter is not None:
-        from longmem.model.checkpoint import backbone_of
-
         backbone = backbone_of(source)
         raise ConfigError(
             f"an adapter changes the backbone that the SideNet of {source} was trained on; give --model {backbone} "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports of large libraries without the garbage collector, which searches through the loaded modules again and again."""
+"""Imports of large libraries without the garbage collector, which would search all loaded modules again and again."""
 
 import gc
 from collections.abc import Iterator
