@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.baselines.base import Sequence as Tokens
 from longmem.config import PAPER_FORM, Dtype
-from longmem.model.checkpoint import BACKBONE_FOLDER
+from longmem.model.folders import BACKBONE_FOLDER
 from longmem.model.source import ModelSource
 from longmem.training.validation import validate
 

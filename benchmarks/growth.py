@@ -18,7 +18,8 @@ from rich.console import Console
 
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
-from longmem.runtime.executor import Completion, InlineExecutor
+from longmem.runtime.executor import Completion
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.config import MemoryStore
 from longmem.synthetic.memory import tokens_of

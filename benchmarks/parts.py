@@ -21,8 +21,9 @@ from longmem.memory.context import LocalMemory, text_key
 from longmem.memory.layer_states import LayerStates
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
-from longmem.scoring.evaluation_window import cut_windows, score_window
+from longmem.scoring.evaluation_window import cut_windows
 from longmem.scoring.metrics import Interval
+from longmem.scoring.window_scores import score_window
 from longmem.sidenet.cache_reader import CacheReader
 from longmem.text.segments import cut_segments
 from longmem.types import Segment

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -13,6 +14,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.result import TaskResult, run_task
+from longmem.system.heap import keep_freed_memory
+from longmem.system.imports import uncollected
 
 NAMESPACE = "longmem"
 """Ray namespace of every named actor of the project, so that any job can find those of a service."""
@@ -26,6 +29,20 @@ HEALTH = {"health": 1}
 
 UNTIL_DONE = -1
 """`max_task_retries` of idempotent calls: Ray retries them itself while the actor restarts."""
+
+
+def import_model(threads: int) -> None:
+    """Import in a worker what a model needs, and set the heap and torch's threads.
+
+    The modules of the actors do not import it: the driver, which imports them, starts its workers before torch.
+    """
+    keep_freed_memory()
+    with uncollected():
+        import torch
+
+        import_module("longmem.memory.context")
+        import_module("longmem.model.longmem")
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

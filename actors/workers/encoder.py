@@ -6,27 +6,26 @@ the whole model, and tokenise texts for the clients of a service.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-import torch
 from jaxtyping import Int32
 
 from actors.result import TaskResult, run_task
-from actors.workers.base import HEALTH, UNTIL_DONE, opened
+from actors.workers.base import HEALTH, UNTIL_DONE, import_model, opened
 from actors.workers.running import Alive, RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
-from longmem.backbone.tokenizer import Tokenizer
-from longmem.memory.context import windows_of
-from longmem.memory.window_cache import WindowCache
-from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource, describe
 from longmem.runtime.executor import EncodeReceipt
 from longmem.runtime.requests import Request
-from longmem.system.heap import keep_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, EncodedSegment, KVBlock, Segment
+
+if TYPE_CHECKING:
+    from longmem.backbone.tokenizer import Tokenizer
+    from longmem.memory.window_cache import WindowCache
+    from longmem.model.longmem import LongMem
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class EncoderActor:
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
     ) -> None:
-        keep_freed_memory()
-        torch.set_num_threads(threads)
+        import_model(threads)
         self._source = source
         self._rank = rank
         self._threads = threads
@@ -60,7 +58,7 @@ class EncoderActor:
     def __repr__(self) -> str:
         return f"Encoder(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
-    def _loaded(self) -> LongMem:
+    def _loaded(self) -> "LongMem":
         # at first use, not in __init__: errors then reach the caller with their type, and a restarted actor loads its
         # model again
         if self._model is None:
@@ -106,8 +104,10 @@ class EncoderActor:
         model = self._loaded()
         return request.answer_in_steps(model, self._opened_windows(model), self._running.stepped)
 
-    def _opened_windows(self, model: LongMem) -> WindowCache:
+    def _opened_windows(self, model: "LongMem") -> "WindowCache":
         if self._windows is None:
+            from longmem.memory.context import windows_of
+
             self._windows = windows_of(model, self._store, self._window_bytes)
         return self._windows
 

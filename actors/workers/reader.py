@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader actors: they hold a SideNet and memory windows of documents, and score segments."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import ray
-import torch
 
 from actors.result import TaskResult
-from actors.workers.base import HEALTH, UNTIL_DONE, opened
+from actors.workers.base import HEALTH, UNTIL_DONE, import_model, opened
 from actors.workers.running import Alive, RunningTask, Ticket
 from actors.workers.store import RemoteBlockSource
-from longmem.memory.context import windows_of
-from longmem.memory.window_cache import WindowCache
-from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
-from longmem.system.heap import keep_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, Segment, SegmentScore
+
+if TYPE_CHECKING:
+    from longmem.memory.window_cache import WindowCache
+    from longmem.model.longmem import LongMem
 
 
 @ray.remote(concurrency_groups=HEALTH)
@@ -25,8 +26,7 @@ class ReaderActor:
     def __init__(
         self, source: ModelSource, rank: int, threads: int, store: RemoteBlockSource, window_bytes: int
     ) -> None:
-        keep_freed_memory()
-        torch.set_num_threads(threads)
+        import_model(threads)
         self._source = source
         self._rank = rank
         self._threads = threads
@@ -39,8 +39,10 @@ class ReaderActor:
         # shown in Ray's dashboard; the actor's name, `…-sidenet-N`, is older than readers without a SideNet
         return f"Reader(rank={self._rank}, model={redacted(self._source.source)}, threads={self._threads})"
 
-    def _loaded(self) -> tuple[LongMem, WindowCache, Fingerprint]:
+    def _loaded(self) -> "tuple[LongMem, WindowCache, Fingerprint]":
         if self._opened is None:
+            from longmem.memory.context import windows_of
+
             model = self._source.open()
             fingerprint = model.fingerprint
             if not model.sidenet.runs_backbone:

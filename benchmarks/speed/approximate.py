@@ -27,7 +27,8 @@ from longmem.memory.view import MemoryView
 from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
-from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search
+from longmem.retrieval import create_search
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
 from longmem.retrieval.faiss_search import make_cells
 from longmem.retrieval.ivf_index import STRETCHES
 from longmem.retrieval.ivf_search import IvfSearch

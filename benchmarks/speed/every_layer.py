@@ -17,7 +17,8 @@ from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import take_turns
 from longmem.memory.context import LocalMemory
 from longmem.model.longmem import LongMem
-from longmem.scoring.evaluation_window import cut_windows, score_window
+from longmem.scoring.evaluation_window import cut_windows
+from longmem.scoring.window_scores import score_window
 from longmem.sidenet.block_choice import tokens_to_read
 from longmem.sidenet.cache_reader import CacheReader
 from longmem.text.segments import cut_segments

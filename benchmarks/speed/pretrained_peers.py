@@ -27,8 +27,9 @@ from longmem.errors import ConfigError
 from longmem.memory.context import LocalMemory, text_key
 from longmem.model.checkpoint import new_reading_model
 from longmem.model.longmem import LongMem
-from longmem.scoring.evaluation_window import EvaluationWindow, score_window
+from longmem.scoring.evaluation_window import EvaluationWindow
 from longmem.scoring.metrics import Interval
+from longmem.scoring.window_scores import score_window
 from longmem.text.segments import cut_segments
 from longmem.types import Segment
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import platformdirs
 import xxhash
 
-from longmem.backbone.gguf import convert_gguf
 from longmem.backbone.model_names import gguf_file
 from longmem.errors import CheckpointError
 
@@ -81,6 +80,8 @@ def _convert(file: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
         part = Path(made) / "model"
         part.mkdir()
+        from longmem.backbone.gguf import convert_gguf
+
         convert_gguf(file, part)
         digests = {each.name: _digest(each) for each in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps({"source": file.name, "digests": digests}, indent=2), encoding="utf-8")

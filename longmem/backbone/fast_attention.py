@@ -25,7 +25,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from longmem.errors import ConfigError
-from longmem.native.build import find_compiler, native_library
+from longmem.native.build import native_library
+from longmem.native.compiler import find_compiler
 from longmem.native.params import AttentionParams
 from longmem.native.threads import run_threads
 

@@ -5,15 +5,15 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
-from torch import Tensor
-from transformers.utils import cached_file
 
 from longmem.backbone.model_names import CONFIG_FILE, is_local
 from longmem.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -50,6 +50,10 @@ def find_file(source: str | Path, name: str) -> Path | None:
     if is_local(source):
         path = Path(source) / name
         return path if path.is_file() else None
+    # only now: they take a second, and most models are local
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from transformers.utils import cached_file
+
     try:
         # a model has its configuration: without it the hub is unreachable, of which transformers says nothing otherwise
         found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=name == CONFIG_FILE)
@@ -150,7 +154,7 @@ def read_headers(source: str | Path, files: list[Path]) -> dict[str, StoredTenso
     return tensors
 
 
-def read_tensor(tensor: StoredTensor, name: str) -> Tensor:
+def read_tensor(tensor: StoredTensor, name: str) -> "Tensor":
     """Return one tensor listed by `read_headers`. Raises CheckpointError."""
     try:
         with safe_open(tensor.file, framework="pt") as file:

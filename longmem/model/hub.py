@@ -9,7 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from longmem.backbone.files import one_line
 from longmem.errors import CheckpointError
-from longmem.model.checkpoint import BACKBONE_FOLDER, SIDENET_FILE, save_parts
+from longmem.model.checkpoint import SIDENET_FILE, save_parts
+from longmem.model.folders import BACKBONE_FOLDER
 from longmem.model.forward import SegmentModel
 from longmem.version import __version__
 

@@ -13,11 +13,12 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.display import facts_html
-from longmem.model.checkpoint import backbone_name, load_parts, new_reading_model, save_parts
+from longmem.model.checkpoint import load_parts, new_reading_model, save_parts
+from longmem.model.folders import backbone_name
 from longmem.model.forward import SegmentModel
-from longmem.scoring.evaluation_window import WindowScores, score_windows
 from longmem.scoring.generate import Sampling, generate
 from longmem.scoring.text import TextScores, score_text
+from longmem.scoring.window_scores import WindowScores, score_windows
 from longmem.store.document import DocumentMemory
 from longmem.stored_format import token_bytes
 from longmem.text.language_reference import language_reference
@@ -168,7 +169,7 @@ class LongMem(SegmentModel):
     def score_windows(self, text: str, window: int, stride: int) -> WindowScores:
         """Return the backbone's log-probability of every token in overlapping windows, as published work evaluates it.
 
-        See `longmem.scoring.evaluation_window.score_windows`.
+        See `longmem.scoring.window_scores.score_windows`.
         """
         return score_windows(self, text, window, stride)
 

@@ -10,21 +10,24 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
-import torch
 import xxhash
 
 from longmem.backbone.converted import model_folder
-from longmem.backbone.fast_linear import CPU_INFO
 from longmem.config import Dtype
-from longmem.model.checkpoint import backbone_of, checkpoint_folder, is_checkpoint
-from longmem.model.precision import DtypeChoice, choose_dtype
+from longmem.model.folders import backbone_of, checkpoint_folder, is_checkpoint
 from longmem.model.source import ModelSource
+
+if TYPE_CHECKING:
+    from longmem.model.precision import DtypeChoice
 
 logger = logging.getLogger(__name__)
 
+CPU_INFO = Path("/proc/cpuinfo")
 SMALL_BYTES = 64 * 2**20
 """Weight files of a model that computes in float32 without a measurement: its products are too small to gain, and its
 numbers stay the same on every machine."""
@@ -42,8 +45,8 @@ class RememberedChoice:
 
 def settled_dtype(
     source: ModelSource,
+    choose: "Callable[[ModelSource], DtypeChoice]",
     on_measure: Callable[[], None] = lambda: None,
-    choose: Callable[[ModelSource], DtypeChoice] = choose_dtype,
 ) -> RememberedChoice | None:
     """Return the choice for a model on this machine, measured where none is remembered; None for a small model.
 
@@ -100,7 +103,7 @@ def _digest(source: ModelSource, folders: list[Path]) -> str:
     processor = CPU_INFO.read_text("utf-8", "replace") if CPU_INFO.is_file() else ""
     # lines that do not change with the load
     kind = sorted({line for line in processor.splitlines() if line.startswith(("model name", "flags"))})
-    identity = (source.source, source.settings, files, kind, torch.__version__, source.device)
+    identity = (source.source, source.settings, files, kind, version("torch"), source.device)
     return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Location of a model and options to open it: small enough to send to every worker, which then opens its own copy."""
+"""Location of a model and options to open it: small enough to send to every worker, which then opens its own copy.
+
+Imports torch and transformers only to open a model, so that a driver starts its workers before it imports them.
+"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from longmem.backbone.loading import hash_weights, load_config, max_tokens_of
-from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import Dtype, LongMemConfig, with_fitting_sizes
 from longmem.errors import ConfigError
-from longmem.model.checkpoint import (
-    backbone_of,
-    checkpoint_folder,
-    is_checkpoint,
-    read_config,
-    refuse_other_layers,
-    settings_of,
-)
-from longmem.model.longmem import LongMem
+from longmem.model.folders import backbone_of, checkpoint_folder, is_checkpoint, read_config
 from longmem.stored_format import token_bytes
 from longmem.types import Fingerprint
+
+if TYPE_CHECKING:
+    from longmem.backbone.tokenizer import Tokenizer
+    from longmem.model.longmem import LongMem
 
 REFERENCE_MODEL = Path(__file__).parents[1] / "reference_model"
 """Folder of the model that ships with the package."""
@@ -69,8 +66,10 @@ class ModelSource:
         """Return a source of this model that opens it on the worker's GPU."""
         return replace(self, device="cuda")
 
-    def open(self) -> LongMem:
+    def open(self) -> "LongMem":
         """Load the model. Raises ModelError and its kinds, ConfigError."""
+        from longmem.model.longmem import LongMem
+
         if not is_checkpoint(self.source):
             return LongMem.from_backbone(
                 self.source,
@@ -90,6 +89,9 @@ class ModelSource:
 
         Raises CheckpointError, ConfigError.
         """
+        from longmem.backbone.loading import load_config, max_tokens_of
+        from longmem.model.checkpoint import refuse_other_layers, settings_of
+
         if is_checkpoint(self.source):
             saved = settings_of(read_config(checkpoint_folder(self.source)))
             refuse_other_layers(self.source, saved, self.settings)
@@ -98,8 +100,11 @@ class ModelSource:
         positions = max_tokens_of(load_config(self.source, self.adapter))
         return LongMemConfig.from_dict(with_fitting_sizes(self.settings, positions))
 
-    def open_tokenizer(self) -> Tokenizer:
+    def open_tokenizer(self) -> "Tokenizer":
         """Open only the tokenizer, so that a driver can cut documents into segments without loading weights."""
+        from longmem.backbone.loading import load_config
+        from longmem.backbone.tokenizer import Tokenizer
+
         checkpoint = is_checkpoint(self.source)
         folder = backbone_of(self.source) if checkpoint else self.source
         saved = read_config(checkpoint_folder(self.source))["longmem"] if checkpoint else {}
@@ -118,8 +123,10 @@ def refuse_adapter(source: str, adapter: str | None) -> None:
         )
 
 
-def describe(model: LongMem) -> ModelDescription:
+def describe(model: "LongMem") -> ModelDescription:
     """Return the description of a loaded model."""
+    from longmem.backbone.loading import hash_weights
+
     config, shape = model.config, model.backbone.shape
     compute_bytes = model.backbone.dtype.itemsize
     stored_bytes = token_bytes(model.fingerprint.stored_heads, shape.head_dim, config.kv_dtype)

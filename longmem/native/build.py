@@ -7,7 +7,6 @@ identify the compiler and the instruction sets of the processor, so different ma
 
 import ctypes
 import os
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -17,6 +16,7 @@ import platformdirs
 import xxhash
 
 from longmem.errors import ConfigError
+from longmem.native.compiler import COMPILERS, find_compiler
 from longmem.native.params import declare_functions
 from longmem.wording import reason_of
 
@@ -25,13 +25,7 @@ SOURCES = tuple(
 )
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
-COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_S = 120.0
-
-
-def find_compiler() -> str | None:
-    """Return the path of the first C compiler on PATH, or None if there is none."""
-    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 @cache

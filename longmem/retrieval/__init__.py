@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search engines for chunk keys, created by name."""
+"""Search engines for chunk keys, created by name. Imports torch only with an engine."""
+
+from typing import TYPE_CHECKING
 
 from longmem.errors import ConfigError
-from longmem.native.build import find_compiler
-from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
+from longmem.native.compiler import find_compiler
+
+if TYPE_CHECKING:
+    from longmem.retrieval.base import AbstractChunkSearch
 
 SEARCH_ENGINES = ("native", "torch", "faiss", "ivf")
-
-__all__ = ["SEARCH_ENGINES", "AbstractChunkSearch", "ChunkHits", "choose_engine", "create_search"]
 
 
 def choose_engine(name: str, device: str) -> str:
@@ -21,7 +23,7 @@ def choose_engine(name: str, device: str) -> str:
     return "native" if device == "cpu" and find_compiler() is not None else "torch"
 
 
-def create_search(name: str) -> AbstractChunkSearch:
+def create_search(name: str) -> "AbstractChunkSearch":
     """Create the engine of a name. FAISS is imported, and C code compiled, only if the engine needs it.
 
     Raises:

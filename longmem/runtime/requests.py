@@ -1,35 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that one worker with the whole model answers at once: it reads stored documents and writes nothing."""
+"""Requests that one worker with the whole model answers at once: it reads stored documents and writes nothing.
+
+Imports torch only to answer, because a driver makes requests and has no model.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from longmem.memory.window_cache import WindowCache
-from longmem.model.longmem import LongMem
 from longmem.runtime.steps import OnStep
-from longmem.scoring.batch import Item, ItemScore, score_items
-from longmem.scoring.evaluation_window import EvaluationWindow, score_window
-from longmem.scoring.generate import complete
-from longmem.scoring.labels import LabelledScore, LabelPrompt, score_labels
-from longmem.sidenet.demonstration_choice import DemonstrationPlan
+from longmem.scoring.evaluation_window import EvaluationWindow
 from longmem.types import SegmentInfo
+
+if TYPE_CHECKING:
+    from longmem.memory.window_cache import WindowCache
+    from longmem.model.longmem import LongMem
+    from longmem.scoring.batch import Item, ItemScore
+    from longmem.scoring.labels import LabelledScore, LabelPrompt
+    from longmem.sidenet.demonstration_choice import DemonstrationPlan
 
 
 class Request(ABC):
     """Work that travels to a worker; `str` names it in messages."""
 
     @abstractmethod
-    def answer(self, model: LongMem, windows: WindowCache) -> Any:
+    def answer(self, model: "LongMem", windows: "WindowCache") -> Any:
         """Return the result; stored documents are read through `windows`, which the worker keeps between requests.
 
         Raises LongMemError for what the user can fix.
         """
 
-    def answer_in_steps(self, model: LongMem, windows: WindowCache, on_step: OnStep) -> Any:  # noqa: ARG002
+    def answer_in_steps(self, model: "LongMem", windows: "WindowCache", on_step: OnStep) -> Any:  # noqa: ARG002
         """Return `answer`; a request that takes minutes calls `on_step` after each of its steps."""
         return self.answer(model, windows)
 
@@ -40,12 +44,14 @@ class ItemsRequest(Request):
 
     memory: SegmentInfo | None
     """The last block of the document that is read; None for no memory."""
-    items: tuple[Item, ...]
+    items: "tuple[Item, ...]"
     keep_places: bool = False
     """True to report the places that each item's first target was taken from."""
 
-    def answer(self, model: LongMem, windows: WindowCache) -> list[ItemScore]:
+    def answer(self, model: "LongMem", windows: "WindowCache") -> "list[ItemScore]":
         """Raise what `score_items` and `WindowCache.whole` raise."""
+        from longmem.scoring.batch import score_items
+
         views = [windows.whole(self.memory)] * len(self.items)
         return score_items(model, self.items, views, keep_places=self.keep_places)
 
@@ -59,12 +65,14 @@ class LabelsRequest(Request):
 
     memory: SegmentInfo | None
     """The last block of the document that is read; None for no memory."""
-    prompts: tuple[LabelPrompt, ...]
-    plan: DemonstrationPlan | None = None
+    prompts: "tuple[LabelPrompt, ...]"
+    plan: "DemonstrationPlan | None" = None
     """Plan of the demonstrations that are read; None without memory."""
 
-    def answer(self, model: LongMem, windows: WindowCache) -> list[LabelledScore]:
+    def answer(self, model: "LongMem", windows: "WindowCache") -> "list[LabelledScore]":
         """Raise what `score_labels` and `WindowCache.whole` raise."""
+        from longmem.scoring.labels import score_labels
+
         return score_labels(model, self.prompts, windows.whole(self.memory), self.plan)
 
     def __str__(self) -> str:
@@ -82,8 +90,10 @@ class CompletionsRequest(Request):
     until: str
     """Text at which a continuation ends."""
 
-    def answer(self, model: LongMem, windows: WindowCache) -> list[str]:
+    def answer(self, model: "LongMem", windows: "WindowCache") -> list[str]:
         """Raise what `complete` and `WindowCache.whole` raise."""
+        from longmem.scoring.generate import complete
+
         view = windows.whole(self.memory)
         return [complete(model, prompt, view, self.max_new_tokens, self.until) for prompt in self.prompts]
 
@@ -98,8 +108,10 @@ class WindowRequest(Request):
     document: str
     window: EvaluationWindow
 
-    def answer(self, model: LongMem, windows: WindowCache) -> Float32[np.ndarray, " targets"]:  # noqa: ARG002
+    def answer(self, model: "LongMem", windows: "WindowCache") -> Float32[np.ndarray, " targets"]:  # noqa: ARG002
         """Raise what `score_window` raises."""
+        from longmem.scoring.window_scores import score_window
+
         return score_window(model, self.window, self.document)
 
     def __str__(self) -> str:

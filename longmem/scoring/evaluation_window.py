@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probabilities of a text under the backbone alone, read in overlapping windows of a fixed length.
+"""Overlapping windows of a fixed length, in which the backbone alone reads a text; `window_scores` scores them.
 
     sequence   0 ········ window ·· +stride ·· +2 stride · end
     window 0   ├─ reads, scores all ┤
@@ -15,13 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
-from longmem.dtypes import to_array
 from longmem.errors import ConfigError
-from longmem.model.forward import SegmentModel, require_finite
-from longmem.wording import counted
 
 
 @dataclass(frozen=True)
@@ -38,27 +34,6 @@ class EvaluationWindow:
     def first_target(self) -> int:
         """Position of the first scored target in the sequence."""
         return self.start_token + len(self.tokens) - len(self.targets) + 1
-
-
-@dataclass(frozen=True, repr=False)
-class WindowScores:
-    """Log-probabilities (natural log) of a text's tokens under the backbone in overlapping windows."""
-
-    logprobs: Float32[np.ndarray, " targets"]
-    num_unscored_tokens: int
-    """1 when the tokenizer has no start token, so that the first token had nothing to be predicted from."""
-    num_windows: int
-
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the mean negative log-probability per token; NaN when no token was predicted."""
-        return float(np.exp(-np.mean(self.logprobs, dtype=np.float64))) if len(self.logprobs) else float("nan")
-
-    def __repr__(self) -> str:
-        return (
-            f"WindowScores({counted(len(self.logprobs), 'token')} in {counted(self.num_windows, 'window')}, "
-            f"perplexity {self.perplexity:,.3f})"
-        )
 
 
 def check_window(window: int, stride: int) -> None:
@@ -98,37 +73,6 @@ def cut_windows(sequence: Int32[np.ndarray, " tokens"], window: int, stride: int
         end = min(start + window, last)
         first = start + 1 if index == 0 else start + window - stride + 1
         yield EvaluationWindow(index, start, _own(sequence[start:end]), _own(sequence[first : end + 1]))
-
-
-@torch.no_grad()
-def score_window(model: SegmentModel, window: EvaluationWindow, name: str) -> Float32[np.ndarray, " targets"]:
-    """Return the backbone's log-probability of every target. One forward; only scored positions pass the head.
-
-    `name` is that of the document, for messages. Raises NumericError.
-    """
-    backbone = model.backbone
-    hidden = backbone.run(torch.from_numpy(np.array(window.tokens))[None])[0, -len(window.targets) :]
-    logprobs = backbone.target_logprobs(hidden, torch.from_numpy(np.array(window.targets)))
-    where = f"{name} evaluation window {window.index}: the backbone's log-probabilities"
-    require_finite(logprobs, where, "check the backbone's weights")
-    return to_array(logprobs)
-
-
-def score_windows(model: SegmentModel, text: str, window: int, stride: int) -> WindowScores:
-    """Score a text window by window, with the start token in front where the tokenizer has one.
-
-    Raises ConfigError (stride beyond the window, window beyond the backbone's positions), DocumentError (no tokens),
-    NumericError.
-    """
-    check_window(window, stride)
-    check_window_fits(window, model.backbone.max_tokens, model.backbone.name)
-    sequence = model.tokenizer.sequence(text)
-    parts = [score_window(model, each, "text") for each in cut_windows(sequence, window, stride)]
-    return WindowScores(
-        logprobs=np.concatenate([np.empty(0, np.float32), *parts]),
-        num_unscored_tokens=int(model.tokenizer.start_token is None),
-        num_windows=len(parts),
-    )
 
 
 def _own(part: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 from longmem.config import LongMemConfig
 from longmem.dtypes import to_array
 from longmem.memory.view import MemoryView
-from longmem.retrieval import AbstractChunkSearch
+from longmem.retrieval.base import AbstractChunkSearch
 from longmem.sidenet.token_overlap import TokenOverlap
 
 BEST_BLOCKS = 8

@@ -28,7 +28,7 @@ from longmem.backbone.shared_prompts import shared_tokens
 from longmem.config import LongMemConfig
 from longmem.errors import ConfigError
 from longmem.memory.view import MemoryView
-from longmem.retrieval import AbstractChunkSearch
+from longmem.retrieval.base import AbstractChunkSearch
 from longmem.sidenet.block_choice import Asking, tokens_to_read
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory

@@ -21,7 +21,7 @@ from longmem.config import LongMemConfig
 from longmem.dtypes import to_array
 from longmem.memory.key_transform import KeySpace
 from longmem.memory.view import MemoryView
-from longmem.retrieval import AbstractChunkSearch
+from longmem.retrieval.base import AbstractChunkSearch
 from longmem.retrieval.gather import AbstractGather
 from longmem.retrieval.positions import RetrievedPositions, num_searchable, places_of
 from longmem.sidenet.memory_attention import attend, memory_products

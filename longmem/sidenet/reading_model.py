@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from longmem.config import LongMemConfig
 from longmem.memory.view import MemoryView
-from longmem.retrieval import AbstractChunkSearch
+from longmem.retrieval.base import AbstractChunkSearch
 from longmem.sidenet.copies import Copies
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.readers import MemoryReader, RetrievedMemory

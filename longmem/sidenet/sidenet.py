@@ -35,7 +35,7 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced, projected
 from longmem.config import LongMemConfig
-from longmem.retrieval import AbstractChunkSearch
+from longmem.retrieval.base import AbstractChunkSearch
 from longmem.sidenet.copy_head import CopyHead
 from longmem.sidenet.low_rank import use_low_rank
 from longmem.sidenet.memory_attention import fuse

@@ -4,7 +4,6 @@
 Exit codes: 0 ok, 1 some documents failed, 2 usage or bad input, 130 interrupted.
 """
 
-import gc
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from rich.markup import escape
 
 from longmem.backbone.model_names import check_source
 from longmem.errors import ConfigError, LongMemError
+from longmem.system.imports import uncollected
 from longmem.system.redaction import know_secrets, redacted
 from pipelines.command.console import open_console, printable
 from pipelines.command.interrupts import EXIT_INTERRUPTED, is_interrupted, say_interrupted
@@ -187,18 +187,10 @@ def check_model(model: str | None) -> None:
 
 @contextmanager
 def loading(console: Console) -> Iterator[None]:
-    """Print the first line of a command that works with a model, for the block of its imports, which take seconds.
-
-    The garbage collector waits meanwhile, and leaves out what was loaded from then on: modules stay, and its search
-    through them takes a fifth of the imports.
-    """
+    """Print the first line of a command that works with a model, for the block of its imports, which take seconds."""
     console.print("starting: loading torch and other libraries", soft_wrap=True)
-    gc.disable()
-    try:
+    with uncollected():
         yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def check_device(device: str) -> None:

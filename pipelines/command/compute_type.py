@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +17,7 @@ from pipelines.command.interrupts import tidying
 
 if TYPE_CHECKING:
     # loads torch
+    from longmem.model.precision import DtypeChoice
     from longmem.model.source import ModelSource
 
 
@@ -55,7 +55,6 @@ def with_compute_type(
     if on_gpu:
         say("computing in float32: this machine's CPU does not speak for GPUs, give --dtype bfloat16 to use it there")
         return replace(source, dtype="float32")
-    from longmem.model.precision import choose_dtype
     from longmem.model.remembered_dtype import settled_dtype
     from longmem.text.documents import find_files
     from pipelines.job.progress import JobProgress
@@ -70,6 +69,12 @@ def with_compute_type(
                 progress.planned("tokens", most)
             progress.advanced(new_tokens)
 
+        def choose(measured: "ModelSource") -> "DtypeChoice":
+            # only now: it loads torch, and a small model or a remembered choice needs no measurement
+            from longmem.model.precision import choose_dtype
+
+            return choose_dtype(measured, on_read=read)
+
         progress = JobProgress(console)
         choice = settled_dtype(
             source,
@@ -77,7 +82,7 @@ def with_compute_type(
                 "measuring float32 and bfloat16 with this model, once on this machine; ends as soon as the difference "
                 "is clear; --dtype float32 skips it"
             ),
-            choose=partial(choose_dtype, on_read=read),
+            choose=choose,
         )
     if choice is None:
         return replace(source, dtype="float32")

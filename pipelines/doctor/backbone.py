@@ -12,7 +12,7 @@ from rich.table import Table
 from longmem.backbone.backbone import Backbone
 from longmem.config import LongMemConfig, SpecialTokens
 from longmem.errors import DocumentError
-from longmem.model.checkpoint import backbone_of, is_checkpoint
+from longmem.model.folders import backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.text.documents import UnreadableDocument, read_documents
 from longmem.text.language_reference import language_reference

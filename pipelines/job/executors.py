@@ -2,14 +2,13 @@
 """Start of executors: this process, workers on Ray, or a service."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
-
-import torch
 
 from actors.config import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
-from longmem.runtime.executor import PUT_SEGMENTS, AbstractExecutor, InlineExecutor
+from longmem.runtime.executor import PUT_SEGMENTS, AbstractExecutor
 from longmem.store.config import StoreSettings
 from pipelines.command.command_line import num_cores
 from pipelines.job.service import ServiceChoice, attach_to
@@ -33,7 +32,14 @@ def use_threads(threads: int) -> None:
     """Set torch's number of threads in this process. Raises ConfigError above `THREADS_FOR_EACH_CORE` per core."""
     if threads > (most := THREADS_FOR_EACH_CORE * num_cores()):
         raise ConfigError(f"--threads must be at most {most:,} on {num_cores()} cores, got {threads:,}")
+    import torch
+
     torch.set_num_threads(threads)
+
+
+def import_executor(address: str) -> None:
+    """Import what opens the workers of an address; in this process, that is torch and takes seconds."""
+    import_module("longmem.runtime.inline_executor" if address == "none" else "actors.executor.ray_executor")
 
 
 def start_executor(
@@ -48,6 +54,8 @@ def start_executor(
     Ray is imported only for a cluster. `tell` receives messages for the user.
     """
     if cluster is None:
+        from longmem.runtime.inline_executor import InlineExecutor
+
         use_threads(threads)
         return InlineExecutor(model.open(), store.open())
     from actors.executor.ray_executor import RayExecutor

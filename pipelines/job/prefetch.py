@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Event, Thread
+from typing import TYPE_CHECKING
 
-from longmem.backbone.tokenizer import Tokenizer
 from longmem.errors import DocumentError
 from longmem.text.documents import UnreadableDocument
 from longmem.text.segments import Passage, cut_passages, cut_segments
 from longmem.types import Document, DocumentKey, Segment
+
+if TYPE_CHECKING:
+    # loads torch
+    from longmem.backbone.tokenizer import Tokenizer
 
 AHEAD = 2
 """Documents that are prefetched: hides reading and tokenising, and bounds their memory."""
@@ -33,7 +37,7 @@ class DocumentFeed:
     def __init__(
         self,
         documents: Iterable[Document | UnreadableDocument],
-        tokenizer: Tokenizer,
+        tokenizer: "Tokenizer",
         segment_tokens: int,
         namespace: str,
         needs_work: Callable[[Document], bool],

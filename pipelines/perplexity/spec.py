@@ -127,9 +127,11 @@ class PerplexitySpec(
             check_model(self.model)
         check_inputs(*self.inputs or ())
         with loading(console):
+            from pipelines.job.executors import import_executor
             from pipelines.perplexity.console import print_result
             from pipelines.perplexity.job import run_job
 
+            import_executor(self.address)
         job = self.job(console)
         summary = run_job(job, console)
         show_summary(summary, job.out, self.as_json, lambda console: print_result(console, summary, job.out))

@@ -23,7 +23,8 @@ from longmem.errors import (
 from longmem.memory.context import windows_of
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource, describe
-from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
+from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, Stage
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.runtime.requests import ItemsRequest, Request
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.scoring.batch import Item, score_items

@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from longmem.errors import ConfigError, OutputError
-from longmem.runtime.executor import EncodeReceipt, InlineExecutor
+from longmem.runtime.executor import EncodeReceipt
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.types import Segment
 from pipelines.app import app
 from pipelines.compare.compare import compare

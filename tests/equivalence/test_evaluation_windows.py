@@ -18,7 +18,8 @@ import pipelines.perplexity.job
 from actors.config import ClusterShape
 from longmem.errors import ConfigError, DocumentError
 from longmem.model.source import ModelSource
-from longmem.runtime.executor import AbstractExecutor, Answer, InlineExecutor
+from longmem.runtime.executor import AbstractExecutor, Answer
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.runtime.scheduler import Limits
 from longmem.scoring.evaluation_window import num_windows
 from longmem.store.config import MemoryStore

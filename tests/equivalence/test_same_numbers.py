@@ -22,7 +22,8 @@ from actors.config import ClusterShape
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 from longmem.retrieval.ivf_search import IvfSearch
-from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, InlineExecutor, Stage
+from longmem.runtime.executor import STAGES, AbstractExecutor, Completion, EncodeReceipt, Stage
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.scoring.text import score_text
 from longmem.store.config import MemoryStore

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem.model.longmem import LongMem
-from longmem.runtime.executor import Completion, InlineExecutor, Stage
+from longmem.runtime.executor import Completion, Stage
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.scoring.text import TextScores
 from longmem.store.config import MemoryStore
 from longmem.store.document import DocumentMemory

@@ -19,7 +19,7 @@ from longmem.backbone.families import FAMILIES
 from longmem.backbone.tokenizer import Tokenizer
 from longmem.config import LongMemConfig
 from longmem.errors import CheckpointError, ConfigError, LongMemError
-from longmem.model.checkpoint import is_checkpoint
+from longmem.model.folders import is_checkpoint
 from longmem.model.longmem import LongMem
 from longmem.sidenet.sidenet import SideNet
 from longmem.testing import save_small_backbone, unsettle

@@ -15,7 +15,8 @@ from longmem.errors import ConfigError, DocumentError, NumericError
 from longmem.memory.context import windows_of
 from longmem.model.longmem import LongMem
 from longmem.runtime.requests import WindowRequest
-from longmem.scoring.evaluation_window import check_window, cut_windows, num_windows, score_window
+from longmem.scoring.evaluation_window import check_window, cut_windows, num_windows
+from longmem.scoring.window_scores import score_window
 from longmem.store.in_memory import InMemoryStore
 from tests.texts import prose
 

@@ -14,7 +14,8 @@ import pytest
 from longmem import stored_format
 from longmem.errors import ConflictError, StoreError
 from longmem.model.longmem import LongMem
-from longmem.runtime.executor import PUT_SEGMENTS, InlineExecutor
+from longmem.runtime.executor import PUT_SEGMENTS
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.store.config import MemoryStore
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.text.segments import cut_segments

@@ -11,7 +11,7 @@ import pytest
 
 from longmem import LongMem
 from longmem.errors import CheckpointError, ConfigError
-from longmem.model.checkpoint import FITTED_MODELS, backbone_of, is_checkpoint
+from longmem.model.folders import FITTED_MODELS, backbone_of, is_checkpoint
 from longmem.model.source import ModelSource
 from longmem.synthetic.passkey import PasskeyPlan, passkey_trials
 from longmem.testing import small_longmem

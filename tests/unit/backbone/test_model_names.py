@@ -4,13 +4,13 @@
 from pathlib import Path
 
 import pytest
+import transformers
 from huggingface_hub import constants
 
-from longmem.backbone import files
 from longmem.backbone.converted import model_folder
 from longmem.backbone.model_names import FITTED_NAMES, HUB_NAMES, gguf_file
 from longmem.errors import CheckpointError
-from longmem.model.checkpoint import FITTED_MODELS
+from longmem.model.folders import FITTED_MODELS
 from longmem.model.source import ModelSource
 
 
@@ -24,7 +24,7 @@ def test_a_misspelt_name_is_told_its_nearest_without_a_request(
     def requested(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(files, "cached_file", requested)
+    monkeypatch.setattr(transformers.utils, "cached_file", requested)
     with pytest.raises(CheckpointError, match=f"^no model {name}: did you mean {near}\\? Expected a folder"):
         ModelSource(name).config()
 

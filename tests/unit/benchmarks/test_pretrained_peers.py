@@ -13,8 +13,9 @@ from benchmarks.speed import pretrained_peers as benchmark
 from longmem import LongMem
 from longmem.backbone.small import save_small_backbone
 from longmem.errors import ConfigError
-from longmem.scoring.evaluation_window import cut_windows, score_window
+from longmem.scoring.evaluation_window import cut_windows
 from longmem.scoring.text import score_sequence
+from longmem.scoring.window_scores import score_window
 
 SEGMENT = 64
 SIZES = InfLLMSizes(

@@ -12,7 +12,8 @@ from rich.console import Console
 import pipelines.perplexity.job
 from longmem.errors import ClusterError
 from longmem.model.source import ModelSource
-from longmem.runtime.executor import AbstractExecutor, Completion, InlineExecutor, Stage
+from longmem.runtime.executor import AbstractExecutor, Completion, Stage
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.runtime.scheduler import Limits
 from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from longmem.model.longmem import LongMem
-from longmem.runtime.executor import InlineExecutor
+from longmem.runtime.inline_executor import InlineExecutor
 from longmem.runtime.requests import Request
 from longmem.store.in_memory import InMemoryStore
 from longmem.synthetic.pairs import PairPlan

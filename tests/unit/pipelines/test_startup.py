@@ -124,7 +124,7 @@ def test_a_job_says_that_it_starts_before_torch_is_loaded(tmp_path: Path) -> Non
     (tmp_path / "examples.jsonl").write_text("{}\n")
     book, out = str(tmp_path / "book.txt"), ["--out", str(tmp_path / "out")]
     commands = [
-        ["perplexity", book, *out],
+        ["perplexity", book, "--address", "none", *out],
         ["icl", "sst2", *out],
         ["suffix", str(tmp_path / "examples.jsonl"), *out],
         ["probe", *out],
@@ -164,6 +164,37 @@ def test_a_job_in_one_process_loads_no_charts_ray_or_store_before_its_first_scor
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert json.loads(ended.stdout) == ["torch", "transformers"]
+
+
+BEFORE_WORKERS = f"""
+import json, sys
+import actors.executor.ray_executor
+from actors.config import ClusterShape
+from pipelines.job.executors import start_executor
+from pipelines.perplexity.spec import PerplexitySpec
+from rich.console import Console
+
+def connect(*_):
+    print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+    raise SystemExit
+actors.executor.ray_executor.connect = connect
+job = PerplexitySpec(address="local").job(Console())
+start_executor(job.model, job.store_settings, job.cluster, 1)
+"""
+
+
+def test_a_job_on_ray_starts_its_workers_before_it_loads_torch(tmp_path: Path) -> None:
+    """The workers load torch at the same time as the driver, which needs the tokenizer only."""
+    ended = subprocess.run(
+        [sys.executable, "-c", BEFORE_WORKERS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert json.loads(ended.stdout) == ["ray"], ended.stdout
 
 
 @pytest.mark.parametrize("fails", [False, True])

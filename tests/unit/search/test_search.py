@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longmem.errors import ConfigError
-from longmem.retrieval import SEARCH_ENGINES, AbstractChunkSearch, ChunkHits, create_search, torch_search
+from longmem.retrieval import SEARCH_ENGINES, create_search, torch_search
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
 
 every_engine = pytest.mark.parametrize("engine", SEARCH_ENGINES)
 

@@ -17,7 +17,8 @@ from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
 from longmem.memory.view import MemoryView
 from longmem.model.longmem import LongMem
-from longmem.retrieval import AbstractChunkSearch, ChunkHits, create_search, gather
+from longmem.retrieval import create_search, gather
+from longmem.retrieval.base import AbstractChunkSearch, ChunkHits
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
 from longmem.retrieval.positions import RetrievedPositions, num_searchable, places_of
