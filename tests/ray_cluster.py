@@ -35,6 +35,8 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=folder,
+        # tests wait for metrics, which are exported every ten seconds by default
+        _system_config={"metrics_report_interval_ms": 1000},
     )
     yield
     ray.shutdown()

@@ -26,7 +26,7 @@ from longmem.store.lance.repair import recover
 from longmem.store.lance.store import LanceMemoryStore
 from longmem.types import DocumentKey
 from tests.blocks import KEY, assert_same, make_block
-from tests.racing import check_receipts, contested, put_groups, put_other_tokens, racers
+from tests.racing import Racers, check_receipts, contested, put_groups, put_other_tokens, racers
 
 pytestmark = pytest.mark.thorough
 
@@ -66,38 +66,50 @@ class Front:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Front, int]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """Yield the front of a running server that this process and its children use."""
     front = Front()
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield front, server.server_port
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use(f"http://127.0.0.1:{server.server_port}", tmp_path_factory.mktemp("account"), monkeypatch)
+        yield front
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.fixture
-def front(served: tuple[Front, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
-    front, port = served
-    account = {"gcs_base_url": f"http://127.0.0.1:{port}", "disable_oauth": True}
+def use(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment in which clients of both kinds find the server."""
+    account = {"gcs_base_url": url, "disable_oauth": True}
     account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-    (tmp_path / "account.json").write_text(json.dumps(account))
+    (folder / "account.json").write_text(json.dumps(account))
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": url,
         "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": "something",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "GOOGLE_SERVICE_ACCOUNT": str(tmp_path / "account.json"),
+        "GOOGLE_SERVICE_ACCOUNT": str(folder / "account.json"),
         "GOOGLE_ALLOW_HTTP": "true",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    yield front
-    front.ignores_conditions = front.refuses_reads = False
+
+
+@pytest.fixture
+def front(served: Front) -> Iterator[Front]:
+    yield served
+    served.ignores_conditions = served.refuses_reads = False
+
+
+@pytest.fixture(scope="module")
+def processes(served: Front) -> Iterator[Racers]:
+    with racers(2) as found:
+        yield found
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -163,17 +175,18 @@ def test_two_writers_of_one_bucket_lose_nothing(bucket: str, scheme: str) -> Non
         assert store.verify() == 10
 
 
-GROUPS, SIZE = 10, 21
+GROUPS, SIZE = 5, 41
 """Number and size of the groups. Both processes put all but one key of a group in one round: 200 keys are contested."""
 GROUPED = DocumentKey("default", "groups")
 
 
-def test_two_processes_that_put_the_same_blocks_in_a_bucket_have_one_winner(bucket: str, scheme: str) -> None:
+def test_two_processes_that_put_the_same_blocks_in_a_bucket_have_one_winner(
+    bucket: str, scheme: str, processes: Racers
+) -> None:
     """Run the server in this process and each writer in a process of its own."""
     uri = f"{scheme}://{bucket}/x"
-    with racers(2) as processes:
-        found = processes.race(uri, partial(put_groups, GROUPS, SIZE))
-        conflicts = processes.race(uri, partial(put_other_tokens, 3))
+    found = processes.race(uri, partial(put_groups, GROUPS, SIZE))
+    conflicts = processes.race(uri, partial(put_other_tokens, 3))
     assert contested(found, GROUPS) >= 200
     held = {each.segment for receipts in found for each in receipts}
     check_receipts(found, held)

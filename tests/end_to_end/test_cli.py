@@ -872,11 +872,11 @@ main()
 
 @pytest.mark.parametrize(("record", "counted"), [("SegmentRecord", "segments"), ("WindowRecord", "windows")])
 def test_what_is_in_the_journal_of_an_interrupted_job_is_counted(
-    model: Path, long_books: Path, tmp_path: Path, record: str, counted: str
+    model: Path, text: Path, tmp_path: Path, record: str, counted: str
 ) -> None:
     """Interrupt between a record and the totals that count it."""
     out = tmp_path / "out"
-    args = arguments(long_books, model, out, "--window", 64, "--stride", 32)
+    args = arguments(text, model, out, "--window", 64, "--stride", 32)
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_AT_A_RECORD, record, *args],
         env=ENVIRONMENT,

@@ -182,7 +182,7 @@ def test_answers_can_be_generated(icl: Callable[..., Outcome], task: Path, tmp_p
 
 @pytest.mark.ray
 def test_workers_on_ray_give_the_same_scores(icl: Callable[..., Outcome], tmp_path: Path, ray_cluster: None) -> None:
-    """Compare two workers; one of them is compared in `tests/service/test_jobs_of_requests.py`."""
+    """Compare two workers; `test_icl_whole.py` compares bytes."""
     options = ("--address", "local", "--workers", 2, "--stores", 2, "--batch-items", 3)
     assert icl(tmp_path / "here").code == 0
     outcome = icl(tmp_path / "ray", *options)

@@ -60,7 +60,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "colours.toml"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def icl(model: Path, task: Path) -> Callable[..., Result]:
     """Return a runner `icl(out, *options)` of the command in this process, with a small grid."""
 
@@ -77,16 +77,23 @@ def icl(model: Path, task: Path) -> Callable[..., Result]:
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(icl: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """Return the outcome and folder of a finished job in batches of three items. Read-only."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return icl(out, "--batch-items", 3), out
+
+
 def summary_of(out: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 
 
-def test_every_part_is_reported_and_words_decide(icl: Callable[..., Result], tmp_path: Path) -> None:
-    outcome = icl(tmp_path / "a")
+def test_every_part_is_reported_and_words_decide(finished: tuple[Result, Path]) -> None:
+    outcome, out = finished
     assert outcome.exit_code == 0, outcome.stderr
     assert "votes of shared words alone, 0 in context, 20 in memory" in outcome.stdout
-    summary = summary_of(tmp_path / "a")
+    summary = summary_of(out)
     assert summary["grid"]["whole"] == {"num_read": 2, "choice": "idf", "num_left_out": 8, "pack_tokens": 96}
     colours = summary["tasks"]["colours"]
     accuracy = {
@@ -107,10 +114,10 @@ def test_every_part_is_reported_and_words_decide(icl: Callable[..., Result], tmp
         assert fit["models"]["votes"]["examples"] == 8
     compared = {(each["ours"], each["theirs"]) for each in colours["comparisons"] if each["metric"] == "calibrated"}
     assert {("20 in memory", "0 in context"), ("20 in memory", "idf votes alone")} <= compared
-    items = pq.read_table(tmp_path / "a" / "items.parquet").to_pylist()
+    items = pq.read_table(out / "items.parquet").to_pylist()
     assert {len(row["demonstrations_read"] or ()) for row in items if row["memory_shots"]} == {2}
     assert all(row["longmem_calibrated"] is None for row in items if not row["memory_shots"])
-    page = (tmp_path / "a" / "report.html").read_text()
+    page = (out / "report.html").read_text()
     assert "what is trusted" in page
     assert "idf votes" in page
 
@@ -154,33 +161,34 @@ def test_a_task_of_77_labels(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_item_reads_the_demonstrations_that_share_its_words(
-    icl: Callable[..., Result], task: Path, model: Path, tmp_path: Path
+    finished: tuple[Result, Path], task: Path, model: Path
 ) -> None:
     from longmem.model.source import ModelSource
 
-    assert icl(tmp_path / "a").exit_code == 0
     prepared = PreparedTask(load_task(str(task), None), ModelSource(str(model)).open_tokenizer(), 96, None, 1)
     memory = prepared.memory(0, 20)
     assert memory is not None
-    for row in pq.read_table(tmp_path / "a" / "items.parquet").to_pylist():
+    for row in pq.read_table(finished[1] / "items.parquet").to_pylist():
         if (row["seed"], row["memory_shots"]) == (0, 20):
             assert {memory.labels[index] for index in row["demonstrations_read"]} == {row["gold"]}
 
 
-def test_a_job_that_was_cut_off_ends_with_the_same_bytes(icl: Callable[..., Result], tmp_path: Path) -> None:
-    assert icl(tmp_path / "whole", "--batch-items", 3).exit_code == 0
-    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+def test_a_job_that_was_cut_off_ends_with_the_same_bytes(
+    icl: Callable[..., Result], finished: tuple[Result, Path], tmp_path: Path
+) -> None:
+    whole = finished[1]
+    lines = (whole / "journal.jsonl").read_bytes().splitlines(keepends=True)
     left_out = [number for number, line in enumerate(lines) if b'"left_out"' in line]
     # once while demonstrations are left out, once while items are answered
     for cut in (left_out[1], len(lines) - 2):
-        shutil.copytree(tmp_path / "whole", tmp_path / f"cut {cut}")
+        shutil.copytree(whole, tmp_path / f"cut {cut}")
         (tmp_path / f"cut {cut}" / "journal.jsonl").write_bytes(b"".join(lines[:cut]) + lines[-1][:50])
         for name in (*TABLES, "summary.json"):
             (tmp_path / f"cut {cut}" / name).unlink()
         assert icl(tmp_path / f"cut {cut}", "--batch-items", 3, "--resume").exit_code == 0
         for name in TABLES:
-            assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / f"cut {cut}" / name).read_bytes()
-    other = icl(tmp_path / "whole", "--resume", "--choose", "random")
+            assert (whole / name).read_bytes() == (tmp_path / f"cut {cut}" / name).read_bytes()
+    other = icl(whole, "--resume", "--choose", "random")
     assert other.exit_code == 2
     assert "holds another job" in other.stderr
 
@@ -244,10 +252,11 @@ def test_options_of_whole_demonstrations_are_refused_where_tokens_are_read(
 
 @pytest.mark.ray
 def test_workers_on_ray_give_the_same_bytes(icl: Callable[..., Result], tmp_path: Path, ray_cluster: None) -> None:
-    options = ("--address", "local", "--workers", 2, "--stores", 2, "--batch-items", 3)
+    options = ("--address", "local", "--workers", 2, "--batch-items", 3)
     assert icl(tmp_path / "here", "--seeds", 1).exit_code == 0
     outcome = icl(tmp_path / "ray", "--seeds", 1, *options)
     assert outcome.exit_code == 0, outcome.stderr
+    assert not (tmp_path / "ray" / "memory.lance").exists()
     for name in TABLES:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
 

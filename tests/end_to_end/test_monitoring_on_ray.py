@@ -36,7 +36,7 @@ pytest_plugins = ["tests.ray_cluster"]
 pytestmark = [pytest.mark.thorough, pytest.mark.ray, pytest.mark.timeout(240)]
 
 VISIBLE_S = 30.0
-"""Timeout in seconds: Ray exports every 10 s, and the machine may be busy."""
+"""Timeout in seconds: Ray exports every second (tests/ray_cluster.py), but the machine may be busy."""
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely. " * 8
 
 PROMETHEUS = shutil.which("prometheus")

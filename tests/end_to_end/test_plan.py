@@ -108,7 +108,11 @@ def test_costs_without_ray_are_refused_for_a_cluster(saved: Path, model: Path) -
     assert "holds no costs of Ray" in result.stderr
 
 
-def test_measuring_and_checking_in_one_command(model: Path, book: Path, tmp_path: Path) -> None:
+def test_measuring_and_checking_in_one_command(
+    model: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # costs before the job are measured in a process of their own, which takes seconds to start; those after it, here
+    monkeypatch.setattr("pipelines.plan.check.measure_apart", measure_costs)
     out = tmp_path / "costs.json"
     result = plan(book, "--model", model, "--seconds", 0.3, "--save-costs", out, "--check", "--json")
     # a run this short may deviate; the test checks that both sides are reported
@@ -145,8 +149,11 @@ def test_bad_input_is_told(args: list[object], message: str) -> None:
     assert message in " ".join(result.stderr.split())
 
 
-def test_disk_of_a_memory_at_every_layer(small_backbone: Callable[[str], Path], book: Path, tmp_path: Path) -> None:
+def test_disk_of_a_memory_at_every_layer(
+    small_backbone: Callable[[str], Path], book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compare the predicted bytes on disk with a store that keeps the document."""
+    monkeypatch.setattr("pipelines.plan.measure.measure_apart", measure_costs)
     sizes = ("--segment-tokens", 32, "--memory-tokens", 96, "--top-k", 8, "--near-tokens", 12, "--read-blocks", 2)
     options = ("--model", small_backbone("llama"), "--memory-layers", "all", *sizes, "--block-tokens", 4)
     result = plan(book, *options, "--retention", "forever", "--seconds", 0.3, "--json")

@@ -37,7 +37,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_longmem(folder).save_pretrained(folder / "model")
     (folder / "my books").mkdir()
     for number in range(3):
-        (folder / "my books" / f"{number}.txt").write_text(prose(number, 1200), encoding="utf-8")
+        (folder / "my books" / f"{number}.txt").write_text(prose(number, 500), encoding="utf-8")
     return folder
 
 
@@ -57,7 +57,9 @@ def run(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
 OPTIONS = ("perplexity", "my books", "--model", "model", "--address", "none", "--threads", "1")
 
 
-def test_a_killed_job_is_continued_from_another_folder_with_nothing_retyped(work: Path, tmp_path: Path) -> None:
+def test_a_killed_job_is_continued_from_another_folder_with_nothing_retyped(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(*OPTIONS, "--out", "whole", cwd=work)
     assert whole.returncode == 0, whole.stderr
     begun = subprocess.Popen(
@@ -87,8 +89,9 @@ def test_a_killed_job_is_continued_from_another_folder_with_nothing_retyped(work
     continued = commands[0].replace(" --out out", "") + f" --resume --out {tmp_path / 'moved'}"
     assert commands[1] == continued, "the command that was continued, with each option once"
 
-    again = run("resume", "moved", "--json", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(app, ["resume", "moved", "--json"], prog_name="longmem")
+    assert again.exit_code == 0, again.stderr
     assert json.loads(again.stdout) == json.loads((tmp_path / "moved" / "summary.json").read_text())
     assert "nothing was changed" in again.stderr
 
