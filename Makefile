@@ -7,26 +7,23 @@ MINUTES ?= 120
 # files side by side, but not those with a Ray cluster: it takes all cores. Only they are imported for its tests.
 ON_RAY = $(sort $(shell grep -rlF mark.ray tests --include='test_*.py'))
 THOROUGH = $(sort $(shell grep -rlF mark.thorough tests --include='test_*.py'))
-# in the order of tests/conftest.py, long files first; by default, files of few tests come last, and one core waits
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # empty is unset: hundreds of processes import the package, and each would compile it again
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-thorough test-all lint types docs bench bench-quick soak clean
+.PHONY: help install demo test test-thorough lint types docs bench bench-quick soak clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/installed ## Create the virtual environment and install the package with its tools
 
-# compiled by all cores, which pip does on one; like pip, without regard to files that are of another version of Python
-$(VENV)/installed: pyproject.toml constraints.txt Makefile
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) --editable '.[dev,docs]'
-	$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: install ## Score the Python language reference with memory and without, and write a report
@@ -36,13 +33,10 @@ test: install ## Run the default tests
 	$(BIN)/python -m pytest -m "not ray and not slow and not thorough" --durations=20 $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest -m "ray and not slow and not thorough" --durations=20 $(ON_RAY)
 
-test-thorough: install ## Run the tests of many seconds each
-	$(BIN)/python -m pytest -m "thorough and not ray and not slow" --durations=20 $(SIDE_BY_SIDE) $(THOROUGH)
+# not the files of few tests last, which is the default: they have the longest tests, and one core would wait for another
+test-thorough: install ## Run the tests of many seconds each; CI runs them after the default ones
+	$(BIN)/python -m pytest -m "thorough and not ray and not slow" --durations=20 $(SIDE_BY_SIDE) --no-loadscope-reorder $(THOROUGH)
 	$(BIN)/python -m pytest -m "thorough and ray and not slow" --durations=20 $(ON_RAY)
-
-test-all: install ## Run the tests of both, as CI does: each set-up once
-	$(BIN)/python -m pytest -m "not ray and not slow" --durations=40 $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m "ray and not slow" --durations=40 $(ON_RAY)
 
 lint: install ## Check style and the arrows between folders
 	$(BIN)/ruff check .
@@ -54,6 +48,7 @@ types: install ## Check types
 
 # not --quiet: it would hide the warnings from --strict
 docs: install ## Build the documents as a site, with every link checked
+	$(PIP_INSTALL) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the site is in build/site; see it with: $(PYTHON) -m http.server --directory build/site --bind 127.0.0.1"
 

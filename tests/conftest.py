@@ -38,10 +38,3 @@ def pytest_configure(config: pytest.Config) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             config.pluginmanager.import_plugin("tests.fixtures")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the files of long tests first where files run side by side, so that no core waits for one at the end."""
-    if hasattr(config, "workerinput"):
-        long = {item.path for item in items if item.get_closest_marker("thorough")}
-        items.sort(key=lambda item: item.path not in long)
