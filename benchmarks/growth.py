@@ -113,7 +113,7 @@ def run(tokens: int, inputs: Sequence[str], model: Path, threads: int, console: 
             feed = DocumentFeed(iter([document]), tokenizer, segment_tokens, "growth", needs_work=lambda _: True)
             job.run(feed)
             feed.close()
-    return _figures(executor.samples, memory_tokens)
+    return {"model": described.name, "threads": threads, **_figures(executor.samples, memory_tokens)}
 
 
 def long_document(tokens: int, inputs: Sequence[str], source: ModelSource) -> Document:

@@ -16,6 +16,7 @@ from actors.workers.running import Alive, RunningTask, Ticket
 from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
 from longmem.store.source import AbstractDocumentSource
+from longmem.system.heap import return_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
@@ -25,6 +26,8 @@ class StoreActor:
     """One shard of the store. Reads and writes have separate concurrency groups: a write never waits for a read."""
 
     def __init__(self, settings: StoreSettings, shard: int) -> None:
+        # Ray's threads have heaps already, too many to limit them
+        return_freed_memory()
         self._settings = settings
         self._shard = shard
         self._opening = Lock()

@@ -175,8 +175,10 @@ def _compared_matches(blocks: BlockRow, asking: Float32[Tensor, "asking width"])
     keys = blocks.keys.float()
     for some in asking.split(ASKING_AT_ONCE):
         closest, at = (some @ keys.T).unflatten(1, (blocks.count, blocks.size)).max(dim=2)
-        best = closest.topk(min(BEST_BLOCKS, blocks.count))
-        yield _Matches(best.indices, at.gather(1, best.indices), best.values)
+        # of equal ones the oldest, as every search engine finds them: a text may repeat itself
+        similarity, block = closest.sort(dim=1, descending=True, stable=True)
+        best = block[:, : min(BEST_BLOCKS, blocks.count)]
+        yield _Matches(best, at.gather(1, best), similarity[:, : best.shape[1]])
 
 
 def _searched_matches(

@@ -9,6 +9,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 NUM_HEAPS = 2
 """One for the main thread, one for all others."""
 
+RETURNED_BYTES = 2**20
+"""Size from which freed memory is returned at once. By default it grows with each freed buffer, up to 64 MiB a heap."""
+
 KEPT_BYTES = 2**29
 """Freed bytes that a worker process may keep; more than the intermediate results of a segment need."""
 
@@ -27,12 +30,22 @@ def trim_heap() -> None:
 
 
 def limit_heaps() -> None:
-    """Let all threads that start from now on share two heaps.
+    """Let threads that start from now on share the heaps that there are, at least two.
 
     Each thread of Lance otherwise has a heap of its own, of which up to 64 MiB stay after large buffers: measured, 0.4
-    GiB after 60 blocks of all layers, and rising. Writing and reading small blocks cost the same.
+    GiB after 60 blocks of all layers, and rising. Writing and reading small blocks cost the same. Call it early: once a
+    process has more than eight heaps, glibc has settled their limit (8 a core) and ignores another.
     """
     _set_options({M_ARENA_MAX: NUM_HEAPS})
+
+
+def return_freed_memory() -> None:
+    """Make the C library return large buffers, and free ends of heaps, to the system at once.
+
+    For processes without a model, whatever threads they have already. Costs a page fault for each 4 KiB of a large
+    buffer.
+    """
+    _set_options({M_TRIM_THRESHOLD: RETURNED_BYTES, M_MMAP_THRESHOLD: RETURNED_BYTES})
 
 
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from longmem.backbone.model_names import check_source
 from longmem.errors import ConfigError, LongMemError
+from longmem.system.heap import limit_heaps
 from longmem.system.imports import uncollected
 from longmem.system.redaction import know_secrets, redacted
 from pipelines.command.console import open_console, printable
@@ -188,7 +189,9 @@ def check_model(model: str | None) -> None:
 @contextmanager
 def loading(console: Console) -> Iterator[None]:
     """Print the first line of a command that works with a model, for the block of its imports, which take seconds."""
-    console.print("starting: loading torch and other libraries", soft_wrap=True)
+    console.print("starting: loading libraries", soft_wrap=True)
+    # before any library has threads with heaps
+    limit_heaps()
     with uncollected():
         yield
 

@@ -198,7 +198,7 @@ def test_quiet_prints_the_result_only_and_verbose_every_event(inputs: Inputs, tm
     assert result.exit_code == 0, result.output
     assert "per token" in result.stdout
     assert (result.stderr == "") == (level == "--quiet")
-    for words in ("starting: loading torch", "start-up included"):
+    for words in ("starting: loading libraries", "start-up included"):
         assert (words in result.stderr) == (level != "--quiet"), words
     for words in ("versions: longmem ", "memory_tokens=", "0: segment 0 encode ", "1: every segment is scored"):
         assert (words in result.stderr) == (level == "-v"), words

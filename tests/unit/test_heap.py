@@ -83,3 +83,49 @@ def test_threads_of_lance_share_two_heaps(tmp_path: Path) -> None:
         for how in ("limit", "free")
     )
     assert limited == 2 < free
+
+
+RETURNED = """
+import ctypes, sys, threading
+import psutil
+from longmem.system.heap import return_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def use(count, num_bytes):
+    held = [libc.malloc(num_bytes) for _ in range(count)]
+    for address in held:
+        ctypes.memset(address, 1, num_bytes)
+    together.wait()
+    for address in held:
+        libc.free(address)
+
+def in_threads(count, num_bytes):
+    threads = [threading.Thread(target=use, args=(count, num_bytes)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+together = threading.Barrier(12)
+# heaps of their own, before anything is set
+in_threads(1, 1000)
+if sys.argv[1] == "return":
+    return_freed_memory()
+else:
+    # as any large buffer does that was freed
+    libc.free(libc.malloc(30 * 2**20))
+before = psutil.Process().memory_info().rss
+in_threads(50, 2**19)
+print((psutil.Process().memory_info().rss - before) // 2**20)
+"""
+
+
+def test_heaps_of_earlier_threads_return_freed_memory() -> None:
+    """Use 25 MiB in each of twelve threads, in buffers below the size that is mapped on its own."""
+    returned, kept = (
+        int(subprocess.run([sys.executable, "-c", RETURNED, how], check=True, capture_output=True).stdout)
+        for how in ("return", "keep")
+    )
+    assert returned < 30 < 100 < kept

@@ -239,6 +239,45 @@ def test_blocks_have_the_most_votes_of_the_last_segment(
     assert first.tolist() == sorted(4 * np.argsort(votes)[-5:])
 
 
+@pytest.mark.parametrize("engine", ["torch", "native", "faiss"])
+def test_of_equal_blocks_the_oldest_are_chosen(tmp_path: Path, engine: str) -> None:
+    """Read a text of equal segments of one block each, more than a token votes for."""
+    model = open_model(tmp_path, segment_tokens=4, near_tokens=4, read_blocks=3)
+    sequence = sequence_of(model)
+    sequence[4:] = np.resize(sequence[4:8], len(sequence) - 4)
+    view = _memory(model, cut_segments(KEY, sequence, 4))[20]
+    assert view is not None
+    first = chosen_blocks(view, model.config, 76, search=create_search(engine))
+    assert first is not None
+    # the first block begins with the start token
+    assert set(first.tolist()) <= set(range(4, 4 * 9, 4))
+    compared = chosen_blocks(view, model.config, 76)
+    assert compared is not None
+    assert first.tolist() == compared.tolist()
+
+
+def test_a_segment_chooses_its_blocks_by_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where keys are compared although the engine skips products, and the closest keys are in enough blocks."""
+    monkeypatch.setattr(block_choice, "SEARCHED_KEYS", 64)
+
+    def compared(*_: object) -> None:
+        raise AssertionError("all keys are compared")
+
+    monkeypatch.setattr(block_choice, "_compared_matches", compared)
+    sequence = np.concatenate([[0], np.random.default_rng(0).permutation(200)[:NUM_TOKENS]]).astype(np.int32)
+    for settings in ({}, {"one_pass": True}):
+        model = replace_search(open_model(tmp_path, **settings), "native")
+        sequence[0] = model.tokenizer.start_token
+        assert np.isfinite(np.concatenate([score.logprobs for score in _scores(model, sequence)])).all()
+    with pytest.raises(AssertionError, match="all keys are compared"):
+        _scores(replace_search(open_model(tmp_path), "torch"), sequence)
+
+
+def replace_search(model: LongMem, engine: str) -> LongMem:
+    model.search = create_search(engine)
+    return model
+
+
 def test_the_best_block_is_last_with_its_neighbours() -> None:
     best = torch.tensor([7, 2, 12, 6, 3, 9])
     assert block_choice.best_run_last(best).tolist() == [9, 12, 2, 3, 6, 7]
