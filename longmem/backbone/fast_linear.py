@@ -7,15 +7,15 @@ bits, as they do between processors. They do not depend on the number of threads
 """
 
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from longmem.system.processor import CPU_INFO
+
 MIN_ROWS = 4
 """Minimum number of rows; fewer gain nothing."""
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 @cache

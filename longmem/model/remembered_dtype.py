@@ -21,13 +21,13 @@ from longmem.backbone.converted import model_folder
 from longmem.config import Dtype
 from longmem.model.folders import backbone_of, checkpoint_folder, is_checkpoint
 from longmem.model.source import ModelSource
+from longmem.system.processor import CPU_INFO
 
 if TYPE_CHECKING:
     from longmem.model.precision import DtypeChoice
 
 logger = logging.getLogger(__name__)
 
-CPU_INFO = Path("/proc/cpuinfo")
 SMALL_BYTES = 64 * 2**20
 """Weight files of a model that computes in float32 without a measurement: its products are too small to gain, and its
 numbers stay the same on every machine."""
