@@ -175,7 +175,7 @@ def _compared_matches(blocks: BlockRow, asking: Float32[Tensor, "asking width"])
     keys = blocks.keys.float()
     for some in asking.split(ASKING_AT_ONCE):
         closest, at = (some @ keys.T).unflatten(1, (blocks.count, blocks.size)).max(dim=2)
-        # of equal ones the oldest, as every search engine finds them: a text may repeat itself
+        # of equal ones the oldest, as the search finds them: a text may repeat itself
         similarity, block = closest.sort(dim=1, descending=True, stable=True)
         best = block[:, : min(BEST_BLOCKS, blocks.count)]
         yield _Matches(best, at.gather(1, best), similarity[:, : best.shape[1]])
