@@ -40,7 +40,7 @@ def limit_heaps() -> None:
 
 
 def return_freed_memory() -> None:
-    """Make the C library return large buffers, and free ends of heaps, to the system at once.
+    """Make the C library return large buffers to the system at once, and most free ends of heaps.
 
     For processes without a model, whatever threads they have already. Costs a page fault for each 4 KiB of a large
     buffer.

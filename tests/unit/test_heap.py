@@ -117,13 +117,13 @@ else:
     # as any large buffer does that was freed
     libc.free(libc.malloc(30 * 2**20))
 before = psutil.Process().memory_info().rss
-in_threads(50, 2**19)
+in_threads(12, 2**21)
 print((psutil.Process().memory_info().rss - before) // 2**20)
 """
 
 
 def test_heaps_of_earlier_threads_return_freed_memory() -> None:
-    """Use 25 MiB in each of twelve threads, in buffers below the size that is mapped on its own."""
+    """Use 24 MiB in each of twelve threads, in buffers of 2 MiB, as large as those of blocks or smaller."""
     returned, kept = (
         int(subprocess.run([sys.executable, "-c", RETURNED, how], check=True, capture_output=True).stdout)
         for how in ("return", "keep")
