@@ -5,6 +5,7 @@ Two claims are checked, both against the second 100,000 tokens, when the window 
 needs more, while it works on a segment and after it. Time: the last 100,000 take as long per token.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class SampledExecutor(InlineExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.samples: list[Sample] = []
+        self._samples = array("d")
+        """Fields of one sample after the other: as objects, those of a long job would be memory that grows."""
         self._process = psutil.Process()
         self._scored_tokens = 0
 
@@ -66,8 +68,16 @@ class SampledExecutor(InlineExecutor):
                 self._scored_tokens += completion.segment.num_tokens
                 rss = self._process.memory_info().rss
                 peak = _new_peak_bytes()
-                self.samples.append(Sample(self._scored_tokens, perf_counter(), process_time(), rss, peak))
+                self._samples.extend((self._scored_tokens, perf_counter(), process_time(), rss, peak))
         return completions
+
+    @property
+    def samples(self) -> list[Sample]:
+        fields = iter(self._samples)
+        return [
+            Sample(int(tokens), wall_s, cpu_s, int(rss), int(peak))
+            for tokens, wall_s, cpu_s, rss, peak in zip(*[fields] * 5, strict=True)
+        ]
 
 
 def _new_peak_bytes() -> int:

@@ -18,12 +18,18 @@ class TokenRate:
         self._sum = 0
 
     def add(self, tokens: int) -> None:
-        self._events.append((self._clock(), tokens))
+        now = self._clock()
+        # here too: a job without a display never asks for the rate
+        self._drop_before(now - WINDOW_S)
+        self._events.append((now, tokens))
         self._sum += tokens
 
     def per_second(self) -> float:
         now = self._clock()
-        while self._events and self._events[0][0] <= now - WINDOW_S:
-            self._sum -= self._events.popleft()[1]
+        self._drop_before(now - WINDOW_S)
         elapsed = min(WINDOW_S, now - self._start)
         return self._sum / elapsed if elapsed > 0 else 0.0
+
+    def _drop_before(self, start: float) -> None:
+        while self._events and self._events[0][0] <= start:
+            self._sum -= self._events.popleft()[1]

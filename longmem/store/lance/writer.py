@@ -27,6 +27,7 @@ from longmem.store.lance.catalogue import (
 from longmem.store.lance.codec import payload_schema, to_rows
 from longmem.store.lance.fsync import Durability, TableSync
 from longmem.store.lance.identity import IDENTITY, IDENTITY_SCHEMA, identity_rows
+from longmem.store.lance.known_segments import KnownSegments
 from longmem.store.lance.quota import Quota
 from longmem.store.lance.reader import LanceReader
 from longmem.store.lance.table import KEEP_VERSIONS, quoted
@@ -84,7 +85,7 @@ class LanceWriter(LanceReader):
         self._on_step = on_step
         self._change = Lock()
         self._commits = 0
-        self._known: OrderedDict[DocumentKey, set[int]] = OrderedDict()
+        self._known: OrderedDict[DocumentKey, KnownSegments] = OrderedDict()
         self._epoch = token_hex(4)
         self._quota = Quota(max_bytes, self.num_bytes, uri)
         folder = self._database.folder
@@ -297,11 +298,11 @@ class LanceWriter(LanceReader):
         if self._disk is not None:
             self._disk.table(table)
 
-    def _known_segments(self, key: DocumentKey) -> set[int]:
+    def _known_segments(self, key: DocumentKey) -> KnownSegments:
         """Return the cached stored segments of a document: those of the last query, and those put since."""
         known = self._known.pop(key, None)
         if known is None:
-            known = set(self._catalogue(at(key), ["segment"])["segment"].to_pylist())
+            known = KnownSegments(self._catalogue(at(key), ["segment"])["segment"].to_pylist())
         self._known[key] = known
         if len(self._known) > KNOWN_DOCUMENTS:
             self._known.popitem(last=False)
