@@ -6,10 +6,9 @@
 #
 # Expected: the process holds what it is about to write. The table is 800 numbers.
 # Happens: the heap has grown by more than 100 MiB, faster with each commit: one near the 800th takes four times what one
-#   near the 150th takes. Each version of the table has a manifest that names all
-#   fragments so far, and a connection keeps the manifests of all versions that it wrote in its metadata cache. Nothing
-#   ever asks for them again. The limit is 7 GiB for a connection, unless it gets a session with a lower one: with 1 MiB,
-#   the heap grows by less than 10 MiB.
+#   near the 150th takes. Each version of the table has a manifest that names all fragments so far, and a connection keeps
+#   the manifests of all versions that it wrote in its metadata cache. Nothing ever asks for them again. The limit is
+#   7 GiB for a connection, unless it gets a session with a lower one: with 1 MiB, the heap grows by less than 10 MiB.
 #
 # Output seen:
 #   default session: more than 100 MiB after 800 commits, commits 700 to 800 take more than 3 times those of 100 to 200
