@@ -19,6 +19,7 @@ from longmem.stages import Stage
 from longmem.store.base import AbstractMemoryStore, check_fingerprint, put_each
 from longmem.stored_format import blocks_at_once
 from longmem.system.allocator import in_pages
+from longmem.system.heap import PeriodicTrim
 from longmem.types import DocumentKey, EncodedSegment, Segment, SegmentInfo, SegmentScore
 
 
@@ -47,6 +48,7 @@ class InlineExecutor(AbstractExecutor):
         self._to_put: list[Segment] = []
         self._being_put: list[Segment] = []
         self._putting: Future[list[Completion]] | None = None
+        self._trim_heap = PeriodicTrim()
 
     def describe(self) -> ModelDescription:
         return describe(self._model)
@@ -74,7 +76,9 @@ class InlineExecutor(AbstractExecutor):
             self._start_putting()
         for stage, queue in self._queues.items():
             if queue:
-                return [self._run(stage, queue.popleft())]
+                completion = self._run(stage, queue.popleft())
+                self._trim_heap()
+                return [completion]
         self._start_putting()
         if self._requests:
             self._answer(*self._requests.popleft())

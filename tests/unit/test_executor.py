@@ -18,6 +18,7 @@ from longmem.runtime.executor import PUT_SEGMENTS
 from longmem.runtime.inline_executor import InlineExecutor
 from longmem.store.config import MemoryStore
 from longmem.store.lance.store import LanceMemoryStore
+from longmem.system import heap
 from longmem.text.segments import cut_segments
 from longmem.types import DocumentKey, PutReceipt, Segment
 
@@ -64,6 +65,18 @@ def encoded(executor: InlineExecutor, segments: list[Segment]) -> None:
     for segment in segments:
         executor.submit("encode", segment)
         assert [each.error for each in executor.wait(1.0)] == [None]
+
+
+def test_the_heap_of_a_long_job_is_trimmed(model: LongMem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(heap, "trim_heap", lambda: trims.append(None))
+    segments = cut(model, DocumentKey("default", "long"), TEXT)[:2]
+    with InlineExecutor(model, LanceMemoryStore(str(tmp_path / "memory.lance"))) as executor:
+        encoded(executor, segments)
+        assert trims == []
+        monkeypatch.setattr(heap, "TRIM_S", 0.0)
+        encoded(executor, segments)
+        assert len(trims) == 2
 
 
 def test_puts_wait_for_each_other_only_while_there_is_other_work(model: LongMem, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from longmem.system import heap
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the options are glibc's")
 
 FAULTS = """
@@ -129,3 +131,13 @@ def test_heaps_of_earlier_threads_return_freed_memory() -> None:
         for how in ("return", "keep")
     )
     assert returned < 30 < 100 < kept
+
+
+def test_a_periodic_trim_trims_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[float] = []
+    now = 5.0
+    monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.append(now))
+    trim = heap.PeriodicTrim(clock=lambda: now)
+    for now in (5.0, 34.9, 35.0, 64.9, 65.5, 95.4, 95.5):  # noqa: B007 - read by the clock
+        trim()
+    assert trimmed == [35.0, 65.5, 95.5]

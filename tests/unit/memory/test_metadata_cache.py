@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the size of the heap is asked of glibc"),
 ]
 
-WARM, COMMITS = 96, 256
+WARM, COMMITS = 64, 160
 
 
 class MallInfo(ctypes.Structure):
