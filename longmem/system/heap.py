@@ -20,7 +20,7 @@ KEPT_BYTES = 2**29
 LARGEST_IN_HEAP_BYTES = 2**25
 """Largest M_MMAP_THRESHOLD that glibc accepts, in bytes."""
 
-TRIM_S = 30.0
+TRIM_S = 10.0
 """Seconds between two trims of a long job. One takes 20 ms, and page faults for what is used again."""
 
 

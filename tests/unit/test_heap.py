@@ -138,6 +138,6 @@ def test_a_periodic_trim_trims_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -
     now = 5.0
     monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.append(now))
     trim = heap.PeriodicTrim(clock=lambda: now)
-    for now in (5.0, 34.9, 35.0, 64.9, 65.5, 95.4, 95.5):  # noqa: B007 - read by the clock
+    for now in (5.0, 14.9, 15.0, 24.9, 25.5, 35.4, 35.5):  # noqa: B007 - read by the clock
         trim()
-    assert trimmed == [35.0, 65.5, 95.5]
+    assert trimmed == [15.0, 25.5, 35.5]
