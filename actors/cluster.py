@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -185,7 +186,9 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
     _prepare()
     reset_token_mode()
     try:
-        with _sigterm_stays_ours():
+        with _sigterm_stays_ours(), warnings.catch_warnings():
+            # of LanceDB, where it is loaded, in each child before it becomes one of Ray's processes
+            warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
             ray.init(
                 address=LOCAL,
                 num_cpus=max(num_cpus, os.cpu_count() or 1),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lines that say what a start on Ray waits for, and for how long at most. Needs no running Ray."""
 
+import os
+import subprocess
+import sys
 from threading import Event
 
 import pytest
@@ -31,6 +34,43 @@ def test_a_slow_start_of_a_cluster_says_what_it_waits_for(monkeypatch: pytest.Mo
     [line] = told
     assert line.startswith("starting a Ray cluster on this machine; ")
     assert "Ray gives up after about 2 minutes" in line
+
+
+START = """
+import subprocess, sys
+import lancedb  # registers what warns
+from actors import cluster
+from longmem.errors import ClusterError
+
+def start_process(**settings):
+    subprocess.run([sys.executable, "-c", "pass"], check=True, preexec_fn=int)
+    if settings:
+        raise RuntimeError("one process is enough")
+
+if sys.argv[1] == "alone":
+    start_process()
+else:
+    cluster.ray.init = start_process
+    try:
+        cluster.connect("local", 1, None)
+    except ClusterError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="LanceDB warns of forks")
+def test_a_start_does_not_warn_of_lancedb() -> None:
+    """Start a process as Ray 2.60 starts its own, with a hook, for which lancedb 0.40 warns.
+
+    See findings/lancedb_imported_before_ray_warns_of_forks.sh.
+    """
+    alone, of_ray = (
+        subprocess.run([sys.executable, "-c", START, how], capture_output=True, text=True, check=True)
+        for how in ("alone", "of Ray")
+    )
+    assert "lancedb fork support" in alone.stderr
+    assert of_ray.stderr == ""
+    assert "one process is enough" in of_ray.stdout
 
 
 def test_a_quick_start_says_nothing_of_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
