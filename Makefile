@@ -46,12 +46,9 @@ lint: install ## Check style and the arrows between folders
 types: install ## Check types
 	$(BIN)/mypy
 
-$(VENV)/with-docs: $(VENV)/installed
-	$(PIP_INSTALL) --editable '.[docs]'
-	@touch $@
-
 # not --quiet: it would hide the warnings from --strict
-docs: $(VENV)/with-docs ## Build the documents as a site, with every link checked
+docs: install ## Build the documents as a site, with every link checked
+	$(PIP_INSTALL) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the site is in build/site; see it with: $(PYTHON) -m http.server --directory build/site --bind 127.0.0.1"
 

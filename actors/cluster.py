@@ -187,7 +187,8 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> Connection:
     reset_token_mode()
     try:
         with _sigterm_stays_ours(), warnings.catch_warnings():
-            # of LanceDB, where it is loaded, in each child before it becomes one of Ray's processes
+            # LanceDB, where it is loaded, warns in each child before that becomes one of Ray's processes. The filter is
+            # of the whole process: another thread that changes filters meanwhile may lose its own
             warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
             ray.init(
                 address=LOCAL,

@@ -14,13 +14,13 @@
 #   default session: more than 100 MiB after 800 commits, commits 700 to 800 take more than 3 times those of 100 to 200
 #   metadata cache of 1 MiB: less than 10 MiB after 800 commits
 #
-# Exits with 0 while this holds, with 1 when it changed, and with 2 where it cannot be tried (no glibc).
+# Exits with 0 while this holds, with 1 when it changed, and with 2 where it cannot be tried.
 set -euo pipefail
-getconf GNU_LIBC_VERSION > /dev/null 2>&1 || { echo "needs glibc"; exit 2; }
+python3 -c 'import ctypes; ctypes.CDLL(None).mallinfo2' 2> /dev/null || { echo "needs glibc 2.33 or later"; exit 2; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check lancedb==0.40.0 pyarrow==26.0.1
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check lancedb==0.40.0 pyarrow==26.0.1 || exit 2
 cat > "$work/try.py" <<'PYTHON'
 import ctypes
 import sys

@@ -9,7 +9,7 @@ WINDOW_S = 10.0
 
 
 class TokenRate:
-    """Tokens per wall-clock second over the last `WINDOW_S` seconds."""
+    """Tokens per wall-clock second over the last `WINDOW_S` seconds. Not thread-safe."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from mmap import mmap
 from pathlib import Path
 from threading import Event
@@ -70,6 +71,7 @@ def encoded(executor: InlineExecutor, segments: list[Segment]) -> None:
 def test_the_heap_of_a_long_job_is_trimmed(model: LongMem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[None] = []
     monkeypatch.setattr(heap, "trim_heap", lambda: trims.append(None))
+    monkeypatch.setattr(heap, "TRIM_S", inf)
     segments = cut(model, DocumentKey("default", "long"), TEXT)[:2]
     with InlineExecutor(model, LanceMemoryStore(str(tmp_path / "memory.lance"))) as executor:
         encoded(executor, segments)

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 
 class KnownSegments:
-    """A set of segment numbers whose size in memory is constant while they are added in order, without gaps."""
+    """A set of segment numbers. It takes constant memory while each new number continues the run of the others."""
 
     def __init__(self, segments: Iterable[int] = ()) -> None:
         self._run = range(0)
-        """Consecutive numbers, which begin with the first one that was added."""
+        """Consecutive numbers around the first one."""
         self._others: set[int] = set()
         for segment in sorted(segments):
             self.add(segment)
@@ -20,11 +20,13 @@ class KnownSegments:
     def add(self, segment: int) -> None:
         if not self._run:
             self._run = range(segment, segment + 1)
-        elif segment == self._run.stop:
-            end = segment + 1
+        elif segment not in self._run:
+            self._others.add(segment)
+            start, end = self._run.start, self._run.stop
             while end in self._others:
                 self._others.remove(end)
                 end += 1
-            self._run = range(self._run.start, end)
-        elif segment not in self._run:
-            self._others.add(segment)
+            while start - 1 in self._others:
+                start -= 1
+                self._others.remove(start)
+            self._run = range(start, end)

@@ -176,8 +176,10 @@ class LanceWriter(LanceReader):
         self._on_step("put:catalogue-sync")
         self._acknowledged.record(commit.version)
         self._on_step("put:acknowledged")
+        for block in blocks:
+            # all of them: those that this call did not insert, another process did
+            self._known_segments(block.key).add(block.segment)
         for write in inserted:
-            self._known_segments(writes[write].key).add(writes[write].segment)
             self._recent.keep(write, rows[write])
             self._quota.added(writes[write].num_bytes)
         self._commits += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines that say what a start on Ray waits for, and for how long at most. Needs no running Ray."""
+"""What a start on Ray prints: what it waits for, and for how long at most. Needs no running Ray."""
 
 import os
 import subprocess
@@ -58,18 +58,18 @@ else:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="LanceDB warns of forks")
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no process is forked here")
 def test_a_start_does_not_warn_of_lancedb() -> None:
     """Start a process as Ray 2.60 starts its own, with a hook, for which lancedb 0.40 warns.
 
     See findings/lancedb_imported_before_ray_warns_of_forks.sh.
     """
     alone, of_ray = (
-        subprocess.run([sys.executable, "-c", START, how], capture_output=True, text=True, check=True)
+        subprocess.run([sys.executable, "-c", START, how], capture_output=True, text=True, check=True, timeout=120)
         for how in ("alone", "of Ray")
     )
     assert "lancedb fork support" in alone.stderr
-    assert of_ray.stderr == ""
+    assert "lancedb fork support" not in of_ray.stderr
     assert "one process is enough" in of_ray.stdout
 
 
