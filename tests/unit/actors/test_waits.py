@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start on Ray prints: what it waits for, and for how long at most. Needs no running Ray."""
+"""Lines that a start on Ray prints: what it waits for, and for how long at most. Needs no running Ray."""
 
 import os
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a writer holds in the heap does not grow with the number of its commits."""
+"""Check that the heap of a writer does not grow with the number of its commits."""
 
 import ctypes
 from pathlib import Path
