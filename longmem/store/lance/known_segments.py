@@ -11,7 +11,7 @@ class KnownSegments:
         self._run = range(0)
         """Consecutive numbers around the first one."""
         self._others: set[int] = set()
-        for segment in sorted(segments):
+        for segment in segments:
             self.add(segment)
 
     def __contains__(self, segment: int) -> bool:

@@ -304,7 +304,9 @@ class LanceWriter(LanceReader):
         """Return the cached stored segments of a document: those of the last query, and those put since."""
         known = self._known.pop(key, None)
         if known is None:
-            known = KnownSegments(self._catalogue(at(key), ["segment"])["segment"].to_pylist())
+            # a damaged row may have none; reading it raises
+            numbers = self._catalogue(at(key), ["segment"])["segment"].drop_null()
+            known = KnownSegments(numbers.to_pylist())
         self._known[key] = known
         if len(self._known) > KNOWN_DOCUMENTS:
             self._known.popitem(last=False)
