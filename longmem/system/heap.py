@@ -37,7 +37,7 @@ def trim_heap() -> None:
 
 
 class PeriodicTrim:
-    """Trims the heap at most once in `TRIM_S`, for jobs of hours.
+    """Trims the heap at most once in `TRIM_S` seconds, for jobs of hours.
 
     Tokenising a long text leaves a heap of gigabytes, nearly all free and returned. Later allocations spread over it
     and leave pages behind that are resident and free: measured, 13 KiB a segment.

@@ -19,7 +19,7 @@ class TokenRate:
 
     def add(self, tokens: int) -> None:
         now = self._clock()
-        # here too: a job without a display never asks for the rate
+        # here too: without a display, nothing calls per_second
         self._drop_before(now - WINDOW_S)
         self._events.append((now, tokens))
         self._sum += tokens

@@ -24,7 +24,7 @@ def test_only_the_window_counts() -> None:
     assert rate.per_second() == 20 / WINDOW_S
 
 
-def test_a_rate_that_nobody_asks_for_keeps_its_window_only() -> None:
+def test_a_rate_that_is_only_added_to_keeps_its_window() -> None:
     clock = Clock()
     rate = TokenRate(clock)
     for second in range(1000):
