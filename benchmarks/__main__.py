@@ -134,6 +134,9 @@ def growth(
         table.add_row(f"{name} s per 1,000 tokens", *spans, f"{figures[ratio]:.3f}")
     held = [f"{figures[name] / 2**20:,.0f}" for name in ("rss_bytes_second_span", "rss_bytes_later")]
     table.add_row("most resident MiB after a segment (last: of all later)", *held, f"{figures['rss_growth']:.3f}")
+    medians = [figures[name] / 2**20 for name in ("rss_median_first_tenth", "rss_median_last_tenth")]
+    shown = [f"{each:,.0f}" for each in medians]
+    table.add_row("median of them (first and last tenth of all later)", *shown, f"{medians[1] / medians[0]:.3f}")
     peaks = [f"{figures[name] / 2**20:,.0f}" for name in ("peak_bytes_second_span", "peak_bytes_later")]
     table.add_row("peak resident MiB during a segment (likewise)", *peaks, f"{figures['peak_growth']:.3f}")
     Console().print(table)

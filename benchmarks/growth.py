@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
@@ -151,6 +152,8 @@ def _figures(samples: list[Sample], memory_tokens: int) -> dict[str, Any]:
     later = [sample for sample in samples if sample.scored_tokens > 2 * SPAN_TOKENS]
     rss_second, rss_later = (max(sample.rss_bytes for sample in span) for span in (full, later))
     peak_second, peak_later = (max(sample.peak_bytes for sample in span) for span in (full, later))
+    tenth = -(-len(later) // 10)
+    first_tenth, last_tenth = (median(each.rss_bytes for each in part) for part in (later[:tenth], later[-tenth:]))
     rss_growth, peak_growth = rss_later / rss_second, peak_later / peak_second
     return {
         "tokens": last,
@@ -165,6 +168,8 @@ def _figures(samples: list[Sample], memory_tokens: int) -> dict[str, Any]:
         "peak_bytes_second_span": peak_second,
         "peak_bytes_later": peak_later,
         "peak_growth": peak_growth,
+        "rss_median_first_tenth": first_tenth,
+        "rss_median_last_tenth": last_tenth,
         "passed": slowdown <= MAX_SLOWDOWN and max(rss_growth, peak_growth) <= MAX_MEMORY_GROWTH,
         "samples": [vars(sample) for sample in samples[:: max(1, len(samples) // 200)]],
     }

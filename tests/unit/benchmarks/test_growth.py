@@ -34,6 +34,15 @@ def test_each_claim_can_fail(worse: dict[str, float]) -> None:
     assert not _figures(samples(**worse), 65_536)["passed"]
 
 
+def test_a_trend_is_told_from_one_high_moment() -> None:
+    rising, one_high = samples(late_rss=150), samples()
+    one_high[-1] = Sample(500_000, 500.0, 500.0, 200 * MIB, 200 * MIB)
+    for made, medians in ((rising, [100 * MIB, 150 * MIB]), (one_high, [100 * MIB, 100 * MIB])):
+        figures = _figures(made, 65_536)
+        assert [figures["rss_median_first_tenth"], figures["rss_median_last_tenth"]] == medians
+        assert not figures["passed"]
+
+
 @pytest.mark.skipif(not FORGET_PEAK.exists(), reason="this system cannot forget a peak")
 def test_a_peak_is_of_the_time_since_the_last() -> None:
     _new_peak_bytes()
