@@ -169,7 +169,7 @@ class MemoryClient:
         return await _within(self._timeout_s, f"deleting {key}", self._delete(key))
 
     async def _write(self, key: DocumentKey, text: str) -> WriteReceipt:
-        _, segments, infos = await self._prepared(key, text, scored=False)
+        segments, infos = await self._prepared(key, text, scored=False)
         result = await self._read(segments, infos, scored=False)
         new = [receipt for receipt in result.receipts.values() if not receipt.duplicate]
         held = {info.segment: info.num_bytes for info in infos}
@@ -177,20 +177,18 @@ class MemoryClient:
         return WriteReceipt(key, segments[-1].end_token, len(segments), len(new), sum(held.values()))
 
     async def _score(self, key: DocumentKey, text: str) -> TextScores:
-        tokenized, segments, infos = await self._prepared(key, text, scored=True)
+        segments, infos = await self._prepared(key, text, scored=True)
         result = await self._read(segments, infos, scored=True)
         scores = [result.scores[segment.index] for segment in segments]
         return TextScores(
             logprobs=np.concatenate([score.logprobs for score in scores]),
             backbone_logprobs=joined_baseline([result.backbone_logprobs[segment.index] for segment in segments]),
-            num_unscored_tokens=tokenized.num_unscored_tokens,
+            num_unscored_tokens=int(self.model.start_token is None),
             segments=scores,
         )
 
-    async def _prepared(
-        self, key: DocumentKey, text: str, *, scored: bool
-    ) -> tuple[TokenizedText, list[Segment], list[SegmentInfo]]:
-        """Return the text's tokens and segments, and the stored segments of the document.
+    async def _prepared(self, key: DocumentKey, text: str, *, scored: bool) -> tuple[list[Segment], list[SegmentInfo]]:
+        """Return the text's segments, and the stored segments of the document.
 
         Encoder actors tokenise, because only they are sure to have the tokenizer's files.
         """
@@ -205,7 +203,7 @@ class MemoryClient:
         segments = cut_segments(key, tokenized.sequence, segment_tokens, scored=scored)
         shard = self._executor.workers.stores.shard(key)
         infos: list[SegmentInfo] = await _answer(f"listing {key}", shard.actor.segments.remote(key))
-        return tokenized, segments, infos
+        return segments, infos
 
     async def _read(self, segments: list[Segment], infos: list[SegmentInfo], *, scored: bool) -> DocumentResult:
         request = DocumentRequest(segments, stored_segments(infos, segments), scored)

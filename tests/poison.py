@@ -4,8 +4,11 @@
 import os
 from time import sleep
 
+import numpy as np
 import torch
+from jaxtyping import Int32
 
+from longmem.backbone.tokenizer import Tokenizer
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 from longmem.types import EncodedSegment, Segment
@@ -46,6 +49,24 @@ class NanSource(ModelSource):
         with torch.no_grad():
             model.backbone.model.get_input_embeddings().weight[token] = torch.nan
         return model
+
+
+class PoisonedTokenizer(Tokenizer):
+    """Tokenizer for worker processes only; it must not meet poison in the process of a test."""
+
+    def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        if POISON in text:
+            os._exit(1)
+        return super().sequence(text)
+
+
+class PoisonedTokenizerSource(ModelSource):
+    """Source that opens any tokenizer as a PoisonedTokenizer."""
+
+    def open_tokenizer(self) -> Tokenizer:
+        tokenizer = super().open_tokenizer()
+        tokenizer.__class__ = PoisonedTokenizer
+        return tokenizer
 
 
 class LingeringModel(LongMem):

@@ -21,8 +21,10 @@ from actors.capacity import Room, not_started
 from actors.cluster import Connection
 from actors.errors import failure_of, translated
 from actors.executor.health import Supervisor
+from actors.executor.lost_segments import LostSegments
 from actors.executor.model_check import ModelCheck
 from actors.executor.prepare_policy import PreparePolicy
+from actors.executor.remote_tokenizer import RemoteTokenizer
 from actors.executor.routing import Router
 from actors.executor.suspects import Suspects
 from actors.executor.tasks import Encoded, RequestTask, SegmentId, SegmentTask, Task
@@ -38,6 +40,7 @@ from longmem.model.source import ModelDescription
 from longmem.runtime.executor import STAGES, AbstractExecutor, Answer, Completion, ExecutorEvent, Stage
 from longmem.runtime.requests import Request
 from longmem.runtime.steps import OnStep, ignore_step
+from longmem.text.tokenizer import AbstractTokenizer
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 TICK_S = 1.0
@@ -45,9 +48,6 @@ TICK_S = 1.0
 
 LATE_S = 10.0
 """Seconds that an elastic job waits for its remaining workers once it could begin."""
-
-MAX_ENCODED_AGAIN = 10
-"""Times that one block is encoded again; more losses mean a faulty cluster."""
 
 
 class PooledExecutor(AbstractExecutor):
@@ -79,9 +79,8 @@ class PooledExecutor(AbstractExecutor):
         self._suspects = Suspects()
         self._waiting: dict[Stage, deque[Task]] = {stage: deque() for stage in STAGES}
         self._running: dict[Any, Task] = {}
-        self._parked: dict[SegmentId, list[SegmentTask]] = {}
         self._encoded: dict[SegmentId, Encoded] = {}
-        self._encoded_again: dict[SegmentId, int] = {}
+        self._lost = LostSegments()
         self._completed: list[Completion] = []
         self._num_requests = 0
         self._answers: list[Answer] = []
@@ -116,6 +115,9 @@ class PooledExecutor(AbstractExecutor):
     def describe(self) -> ModelDescription:
         return self._model_check.describe()
 
+    def tokenizer(self) -> AbstractTokenizer:
+        return RemoteTokenizer(self._workers.encoders, self.describe(), self._explaining)
+
     def slots(self, stage: Stage) -> int:
         if stage not in self._pools:
             return 0
@@ -148,7 +150,7 @@ class PooledExecutor(AbstractExecutor):
                 self._send_waiting()
                 self._supervisor.check()
             # starting workers count: a caller that cannot submit for lack of a worker waits for it
-            tasks = self._running or self._suspects.refs or self._parked or any(self._waiting.values())
+            tasks = self._running or self._suspects.refs or self._lost or any(self._waiting.values())
             busy = tasks or self._supervisor.num_starting
             ended = self._completed or self._answers
             left_s = min(deadline_s - self._clock(), self._write_batcher.wait_s)
@@ -194,7 +196,7 @@ class PooledExecutor(AbstractExecutor):
 
     def release(self, segment: Segment) -> None:
         self._encoded.pop((segment.key, segment.index), None)
-        self._encoded_again.pop((segment.key, segment.index), None)
+        self._lost.release((segment.key, segment.index))
 
     def stored(self, key: DocumentKey) -> list[SegmentInfo]:
         shard = self._workers.stores.shard(key)
@@ -218,7 +220,7 @@ class PooledExecutor(AbstractExecutor):
             waiting.clear()
         self._running.clear()
         self._suspects.clear()
-        self._parked.clear()
+        self._lost.clear()
         self._encoded.clear()
 
     def _answer(self, ref: Any, doing: str) -> Any:
@@ -304,7 +306,7 @@ class PooledExecutor(AbstractExecutor):
         if outcome.error is None:
             assert task.encoded is not None, f"{task} ended and was never sent"
             self._encoded[task.segment_id] = task.encoded
-        for each in reversed(self._parked.pop(task.segment_id, [])):
+        for each in reversed(self._lost.unpark(task.segment_id)):
             if outcome.error is None:
                 self._waiting[each.stage].appendleft(each)
             else:
@@ -373,7 +375,7 @@ class PooledExecutor(AbstractExecutor):
         outcome = TaskResult(None, QuarantineError(f"{text}; {self.after_quarantine}"), 0.0)
         self._report(task, outcome)
         if isinstance(task, SegmentTask) and task.stage == "encode":
-            for each in self._parked.pop(task.segment_id, []):
+            for each in self._lost.unpark(task.segment_id):
                 self._report(each, outcome)
 
     def _handle_lost_objects(self, task: Task, error: ray.exceptions.RayError) -> None:
@@ -385,13 +387,8 @@ class PooledExecutor(AbstractExecutor):
             # another task noticed the loss first, and the objects have been made again since
             self._waiting[task.stage].appendleft(task)
             return
-        parked = self._parked.setdefault(task.segment_id, [])
-        parked.append(task)
-        if len(parked) > 1:
+        if not self._lost.park(task):
             return
-        times = self._encoded_again[task.segment_id] = self._encoded_again.get(task.segment_id, 0) + 1
-        if times > MAX_ENCODED_AGAIN:
-            raise ClusterError(f"{task}: its block was lost {times} times; see `ray status` for nodes that fail")
         self._emit("encoded again", task, f"{task}: its block was lost with a node and is encoded again")
         self._waiting["encode"].appendleft(SegmentTask("encode", task.segment, reported=False))
 

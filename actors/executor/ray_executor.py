@@ -8,7 +8,6 @@ Encoded segments pass between workers through Ray's object store; the driver hol
 """
 
 from collections.abc import Callable
-from importlib import import_module
 from math import ceil
 from secrets import token_hex
 
@@ -22,7 +21,6 @@ from actors.executor.dispatch import PooledExecutor
 from actors.workers.start import start_workers
 from longmem.model.source import ModelSource
 from longmem.store.config import StoreSettings
-from longmem.system.imports import uncollected
 
 CLOSE_S = 60.0
 """Seconds that `close` waits for running writes."""
@@ -51,9 +49,6 @@ class RayExecutor(PooledExecutor):
                 own = self.connection.started_here
                 room = Room(shape.min_cpus, shape.min_gpus, limit_s, tell, advice, own=own)
                 workers = start_workers(source, store, shape, f"longmem-{token_hex(4)}")
-            # the workers load their models meanwhile; next, the driver needs the tokenizer
-            with uncollected():
-                import_module("longmem.backbone.tokenizer")
             super().__init__(workers, shape.timeouts, connection=self.connection)
         except BaseException:
             self.connection.close()

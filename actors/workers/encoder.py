@@ -33,8 +33,8 @@ class TokenizedText:
     """Tokens of a text, with the start token in front if the tokenizer has one."""
 
     sequence: Int32[np.ndarray, " tokens"]
-    num_unscored_tokens: int
-    """1 if there is no start token to predict the first token from, otherwise 0."""
+    spans: Int32[np.ndarray, "tokens 2"] | None
+    """Characters of each token, where they were asked for."""
 
 
 @ray.remote(concurrency_groups={"text": 1, **HEALTH})
@@ -112,14 +112,16 @@ class EncoderActor:
         return self._windows
 
     @ray.method(concurrency_group="text", max_task_retries=UNTIL_DONE)
-    def tokenize(self, text: str) -> TaskResult:
+    def tokenize(self, text: str, with_spans: bool = False) -> TaskResult:
         """Tokenise a text; the result is a TokenizedText.
 
         Runs concurrently with the model's tasks, with a separate tokenizer, because tokenizers are not thread-safe.
         """
-        return run_task(lambda: self._tokenize(text))
+        return run_task(lambda: self._tokenize(text, with_spans))
 
-    def _tokenize(self, text: str) -> TokenizedText:
+    def _tokenize(self, text: str, with_spans: bool) -> TokenizedText:
         if self._tokenizer is None:
             self._tokenizer = self._source.open_tokenizer()
-        return TokenizedText(self._tokenizer.sequence(text), int(self._tokenizer.start_token is None))
+        if with_spans:
+            return TokenizedText(*self._tokenizer.sequence_with_spans(text))
+        return TokenizedText(self._tokenizer.sequence(text), None)

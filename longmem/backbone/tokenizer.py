@@ -16,6 +16,7 @@ from longmem.backbone.loading import refuse_code
 from longmem.config import SpecialTokens
 from longmem.errors import CheckpointError, DocumentError
 from longmem.system.heap import trim_heap
+from longmem.text.tokenizer import AbstractTokenizer
 
 LONG_TOKENS = 100_000
 """Tokens from which the heap is trimmed: tokenizers use about 600 bytes per token, and leave half in the heap."""
@@ -24,7 +25,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 """Files of a tokenizer; a folder without any of them has none."""
 
 
-class Tokenizer:
+class Tokenizer(AbstractTokenizer):
     """A Hugging Face tokenizer that encodes a complete document as its sequence.
 
     Raises CheckpointError when the folder has none, or one with more entries than the backbone's vocabulary. Special
@@ -50,7 +51,6 @@ class Tokenizer:
 
     @property
     def start_token(self) -> int | None:
-        """Token before every document: beginning-of-text, else end-of-text (which ends the previous text)."""
         start = self._tokenizer.bos_token_id
         return int(start) if start is not None else self.end_token
 
@@ -94,21 +94,9 @@ class Tokenizer:
         return [""] * (len(self.sequence(text)) - len(parts)) + parts
 
     def sequence(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        """Return `[start] + tokens of the text`, or only the tokens if the tokenizer has no start token.
-
-        With a start token every token of the text is predicted once. Without one the first token cannot be predicted,
-        and counts as unscored. A text that begins with the start token gets no second one. Raises DocumentError if the
-        text has no other token.
-        """
         return self._begun(self.tokens(text))
 
     def sequence_with_spans(self, text: str) -> tuple[Int32[np.ndarray, " tokens"], Int32[np.ndarray, "tokens 2"]]:
-        """Return `sequence(text)` and the half-open interval of characters of each token.
-
-        The interval of a start token that was put in front is empty. Bytes of one character share its interval.
-
-        Raises DocumentError as `sequence` does. Needs `gives_spans`.
-        """
         assert self.gives_spans, "this tokenizer gives no character offsets"
         tokens, spans = self._tokens(text, with_spans=True)
         sequence = self._begun(tokens)
@@ -116,25 +104,8 @@ class Tokenizer:
             spans = np.concatenate([np.zeros((1, 2), np.int32), spans])
         return sequence, spans
 
-    def beginning(self, text: str, num_tokens: int) -> str:
-        """Return the whole characters that the first `num_tokens` tokens of a text stand for; at least one character.
-
-        A start token that is spelled out does not count. Needs `gives_spans`. Raises DocumentError as `sequence` does.
-        """
-        assert self.gives_spans, "this tokenizer gives no character offsets"
-        tokens, spans = self._tokens(text, with_spans=True)
-        if tokens[:1].tolist() == [self.start_token]:
-            num_tokens += 1
-        if len(spans) <= num_tokens:
-            return text
-        # a character may be several tokens, which share its interval
-        ends = [end for end in range(1, len(spans)) if spans[end, 0] >= spans[end - 1, 1]]
-        whole = max((end for end in ends if end <= num_tokens), default=min(ends, default=len(spans)))
-        return text[: int(spans[whole - 1, 1])]
-
     @property
     def gives_spans(self) -> bool:
-        """True for tokenizers of the `tokenizers` library; those written in Python give no character offsets."""
         return bool(self._tokenizer.is_fast)
 
     def _begun(self, tokens: Int32[np.ndarray, " tokens"]) -> Int32[np.ndarray, " all"]:

@@ -46,6 +46,10 @@ class ModelDescription:
     """Fields of the resolved LongMemConfig."""
     max_tokens: int | None
     """Longest context of the backbone in tokens; None without a limit."""
+    start_token: int | None
+    """Token before every document; None if the tokenizer has none."""
+    gives_spans: bool
+    """True if the tokenizer gives the characters of each token."""
 
 
 @dataclass(frozen=True)
@@ -142,4 +146,6 @@ def describe(model: "LongMem") -> ModelDescription:
         segment_bytes=per_token * config.segment_tokens,
         settings=vars(config) | {"memory_layer": model.sidenet.memory_layer},
         max_tokens=model.backbone.max_tokens,
+        start_token=model.tokenizer.start_token,
+        gives_spans=model.tokenizer.gives_spans,
     )

@@ -22,6 +22,7 @@ from longmem.model.source import ModelDescription
 from longmem.runtime.requests import Request
 from longmem.runtime.steps import OnStep, ignore_step
 from longmem.stages import STAGES, Stage
+from longmem.text.tokenizer import AbstractTokenizer
 from longmem.types import DocumentKey, PutReceipt, Segment, SegmentInfo, SegmentScore
 
 __all__ = [
@@ -87,6 +88,10 @@ class AbstractExecutor(ABC):
     @abstractmethod
     def describe(self) -> ModelDescription:
         """Return the description of the model that the workers hold."""
+
+    @abstractmethod
+    def tokenizer(self) -> AbstractTokenizer:
+        """Return the model's tokenizer, for one other thread than the caller's; it may run in a worker."""
 
     @abstractmethod
     def slots(self, stage: Stage) -> int:

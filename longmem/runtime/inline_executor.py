@@ -20,6 +20,7 @@ from longmem.store.base import AbstractMemoryStore, check_fingerprint, put_each
 from longmem.stored_format import blocks_at_once
 from longmem.system.allocator import in_pages
 from longmem.system.heap import PeriodicTrim
+from longmem.text.tokenizer import AbstractTokenizer
 from longmem.types import DocumentKey, EncodedSegment, Segment, SegmentInfo, SegmentScore
 
 
@@ -52,6 +53,9 @@ class InlineExecutor(AbstractExecutor):
 
     def describe(self) -> ModelDescription:
         return describe(self._model)
+
+    def tokenizer(self) -> AbstractTokenizer:
+        return self._model.tokenizer
 
     def slots(self, stage: Stage) -> int:
         if stage == "put":

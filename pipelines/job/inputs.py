@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input discovery for every command that reads documents, and the tokenizer of a job that keeps their texts."""
+"""Input discovery for every command that reads documents, and the check of a tokenizer that must give offsets."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,9 +13,7 @@ from longmem.text.documents import DocumentInput, FoundFiles, find_documents
 from pipelines.command.console import printable
 
 if TYPE_CHECKING:
-    # load torch
-    from longmem.backbone.tokenizer import Tokenizer
-    from longmem.model.source import ModelSource
+    from longmem.model.source import ModelDescription
 
 
 def find_inputs(inputs: Sequence[DocumentInput], console: Console) -> FoundFiles:
@@ -32,15 +30,10 @@ def find_inputs(inputs: Sequence[DocumentInput], console: Console) -> FoundFiles
     return found
 
 
-def tokenizer_with_spans(model: "ModelSource", name: str, option: str) -> "Tokenizer":
-    """Return the tokenizer of the model with that name for an option that needs character offsets.
-
-    Raises ConfigError if it gives none.
-    """
-    tokenizer = model.open_tokenizer()
-    if not tokenizer.gives_spans:
+def check_spans(model: "ModelDescription", option: str) -> None:
+    """Raise ConfigError for an option that needs character offsets if the model's tokenizer gives none."""
+    if not model.gives_spans:
         raise ConfigError(
-            f"{option} needs a tokenizer that gives character offsets, and that of {name} is written in Python; add a "
-            f"tokenizer.json to the model, or leave out {option}"
+            f"{option} needs a tokenizer that gives character offsets, and that of {model.name} is written in Python; "
+            f"add a tokenizer.json to the model, or leave out {option}"
         )
-    return tokenizer

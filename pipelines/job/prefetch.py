@@ -3,18 +3,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
 
 from longmem.errors import DocumentError
 from longmem.text.documents import UnreadableDocument
 from longmem.text.segments import Passage, cut_passages, cut_segments
+from longmem.text.tokenizer import AbstractTokenizer
 from longmem.types import Document, DocumentKey, Segment
-
-if TYPE_CHECKING:
-    # loads torch
-    from longmem.backbone.tokenizer import Tokenizer
 
 AHEAD = 2
 """Documents that are prefetched: hides reading and tokenising, and bounds their memory."""
@@ -37,7 +33,7 @@ class DocumentFeed:
     def __init__(
         self,
         documents: Iterable[Document | UnreadableDocument],
-        tokenizer: "Tokenizer",
+        tokenizer: AbstractTokenizer,
         segment_tokens: int,
         namespace: str,
         needs_work: Callable[[Document], bool],
@@ -56,9 +52,15 @@ class DocumentFeed:
         self._thread = Thread(target=self._produce, name="document-feed", daemon=True)
         self._thread.start()
 
-    def next(self) -> Prepared | None:
-        """Return the next document, or None after the last. Raises errors of reading that are not of one document."""
-        item = self._queue.get()
+    def next(self, timeout_s: float | None = None) -> Prepared | None:
+        """Return the next document, or None after the last.
+
+        Raises TimeoutError if it is not prepared in time, and errors of reading that are not of one document.
+        """
+        try:
+            item = self._queue.get(timeout=timeout_s)
+        except Empty:
+            raise TimeoutError(f"no document was prepared within {timeout_s:g} s") from None
         if item is None or isinstance(item, BaseException):
             # keep the end marker: the job calls `next` again
             self._queue.put(item)
@@ -74,6 +76,7 @@ class DocumentFeed:
 
     def close(self) -> None:
         self._stop.set()
+        self._tokenizer.stop()
         self._thread.join()
 
     def _produce(self) -> None:

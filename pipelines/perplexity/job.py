@@ -26,7 +26,7 @@ from pipelines.command.choices import Retention
 from pipelines.command.console import printable
 from pipelines.job.executors import MEMORY_FOLDER, open_workers
 from pipelines.job.folder import JobFolder
-from pipelines.job.inputs import find_inputs, tokenizer_with_spans
+from pipelines.job.inputs import check_spans, find_inputs
 from pipelines.job.journal import JOURNAL
 from pipelines.job.prefetch import DocumentFeed
 from pipelines.job.requested_model import describe_request
@@ -202,7 +202,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             known = {name: record.text_digest for name, record in journal.documents.items()}
         seen = {
             document.id: document.digest if isinstance(document, Document) else str(document.error)
-            for document in self._documents
+            for document in self._documents.read()
         }
         if changed := sorted(name for name in {*known, *seen} if known.get(name) != seen.get(name)):
             raise OutputError(
@@ -232,11 +232,9 @@ class Perplexity(AbstractJob[AbstractExecutor]):
 
     def _score(self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals) -> None:
         spec, settings, slices = self._spec, context.model.settings, context.slices
-        needs_spans = "--tokens" if spec.keep_tokens else "--limit-tokens" if spec.limit_tokens else None
-        if needs_spans:
-            tokenizer = tokenizer_with_spans(spec.model, context.model.name, needs_spans)
-        else:
-            tokenizer = spec.model.open_tokenizer()
+        if needs_spans := "--tokens" if spec.keep_tokens else "--limit-tokens" if spec.limit_tokens else None:
+            check_spans(context.model, needs_spans)
+        tokenizer = context.worker.tokenizer()
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
         scheduler = SegmentScheduler(
@@ -249,7 +247,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             settings["one_pass"],
         )
         feed = DocumentFeed(
-            self._documents,
+            self._documents.read(tokenizer),
             tokenizer,
             settings["segment_tokens"],
             namespace,
@@ -269,7 +267,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             context.observer,
             keep_memory=spec.keep_memory,
             keep_tokens=spec.keep_tokens,
-            num_unscored_tokens=0 if tokenizer.start_token is not None else 1,
+            num_unscored_tokens=0 if context.model.start_token is not None else 1,
             # in one pass, an encoder that had two documents would read a window again for each segment
             admit_below=(1 if settings["one_pass"] else 2) * (spec.cluster.encoders if spec.cluster else 1),
             trim_every=TRIM_EVERY if spec.retention == "window" and spec.write_memory else None,
@@ -302,9 +300,9 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             record=record,
         )
         context.tell(f"backbone alone in windows of {counted(shape.window, 'token')}, stride {shape.stride:,}")
-        feed = DocumentFeed(
-            self._documents, spec.model.open_tokenizer(), segment_tokens, DEFAULT_NAMESPACE, run.needs_work
-        )
+        tokenizer = context.worker.tokenizer()
+        documents = self._documents.read(tokenizer)
+        feed = DocumentFeed(documents, tokenizer, segment_tokens, DEFAULT_NAMESPACE, run.needs_work)
         with closing(feed):
             run.run(feed)
 

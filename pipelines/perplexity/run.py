@@ -124,7 +124,11 @@ class PerplexityRun:
         more = True
         while more or self._scheduler.active:
             while more and self._scheduler.num_encodable < self._admit_below:
-                prepared = feed.next()
+                try:
+                    # a worker may prepare it: workers are checked, and results taken, meanwhile
+                    prepared = feed.next(0.0 if self._scheduler.active else WAIT_S)
+                except TimeoutError:
+                    break
                 more = prepared is not None
                 if prepared is not None:
                     self._admit(prepared)

@@ -18,9 +18,9 @@ from longmem.runtime.requests import WindowRequest
 from longmem.scoring.evaluation_window import EvaluationWindow, cut_windows, num_windows
 from longmem.types import Document
 from pipelines.command.interrupts import undivided
-from pipelines.job.ask import ask_all
+from pipelines.job.ask import WAIT_S, ask_all
 from pipelines.job.observer import JobObserver
-from pipelines.job.prefetch import DocumentFeed
+from pipelines.job.prefetch import DocumentFeed, Prepared
 from pipelines.perplexity.journal import Journal
 from pipelines.perplexity.records import DocumentRecord, WindowRecord, window_record
 
@@ -115,7 +115,7 @@ class WindowRun:
         return record.status == "scored" and found < self._shape.count(record)
 
     def _requests(self, feed: DocumentFeed) -> Iterator[tuple[tuple[str, EvaluationWindow], WindowRequest]]:
-        while (prepared := feed.next()) is not None:
+        while (prepared := self._next(feed)) is not None:
             document = prepared.document
             # a document that can no longer be read, or is another text, gets no windows and fails at the end
             if not prepared.segments or not isinstance(document, Document):
@@ -128,6 +128,14 @@ class WindowRun:
                     break
                 if window.index not in self._journal.windows.get(document.id, ()):
                     yield (document.id, window), WindowRequest(document.id, window)
+
+    def _next(self, feed: DocumentFeed) -> Prepared | None:
+        while True:
+            try:
+                return feed.next(WAIT_S)
+            except TimeoutError:
+                # a worker may prepare it: workers are checked meanwhile. Answers stay with the executor
+                self._executor.wait(0.0)
 
     def _take(self, tag: tuple[str, EvaluationWindow], logprobs: np.ndarray, busy_s: float) -> None:
         document, window = tag

@@ -36,7 +36,7 @@ from longmem.wording import counted
 from pipelines.command.command_line import num_cores
 from pipelines.job.ask import RequestJob, ask_all, on_service
 from pipelines.job.executors import where
-from pipelines.job.inputs import tokenizer_with_spans
+from pipelines.job.inputs import check_spans
 from pipelines.job.journal import JOURNAL, AbstractJournal
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
@@ -189,7 +189,7 @@ class Probe(RequestJob[ProbeJob]):
         }
         check_lengths(spec.plans, context.model.settings["chunk_tokens"])
         if spec.keep_tokens:
-            tokenizer_with_spans(spec.model, context.model.name, "--tokens")
+            check_spans(context.model, "--tokens")
         with ProbeJournal(self.out / JOURNAL) as journal:
             done = sum(len(trials) for trials in journal.trials.values())
             context.observer.planned(UNIT, sum(map(num_trials, spec.plans)), done)

@@ -22,7 +22,7 @@ from longmem.runtime.requests import Request
 from longmem.types import TokenReadings
 from pipelines.job.ask import RequestJob, ask_all, on_service
 from pipelines.job.executors import where
-from pipelines.job.inputs import tokenizer_with_spans
+from pipelines.job.inputs import check_spans
 from pipelines.job.journal import JOURNAL, AbstractJournal, packed, unpacked
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice
@@ -146,7 +146,8 @@ class Suffix(RequestJob[SuffixJob]):
         spec, slices, start = self._spec, context.slices, time.perf_counter()
         # raises ConfigError before any example is scored
         spec.lengths.local_tokens(context.model.settings["segment_tokens"])
-        tokenizer = tokenizer_with_spans(spec.model, context.model.name, "--tokens") if spec.keep_tokens else None
+        if spec.keep_tokens:
+            check_spans(context.model, "--tokens")
         with SuffixJournal(self.out / JOURNAL) as journal:
             num_resumed = len(journal.scores)
             left = [example for example in self._examples if example.id not in journal.scores]
@@ -164,10 +165,10 @@ class Suffix(RequestJob[SuffixJob]):
         wall_s = slices.total({"wall_s": time.perf_counter() - start})["wall_s"]
         summary = _summary(spec, flat, context.model, num_resumed, wall_s)
         context.folder.write_table("items.parquet", items_table(flat))
-        if tokenizer is not None:
+        if spec.keep_tokens:
             tables = {
                 "readings": readings_table(flat),
-                "texts": texts_table(self._examples, tokenizer, spec.lengths),
+                "texts": texts_table(self._examples, spec.model.open_tokenizer(), spec.lengths),
             }
             for name, table in tables.items():
                 context.folder.write_table(f"{name}.parquet", table, GROUP_ROWS[name])

@@ -238,6 +238,23 @@ def test_describe_says_what_the_model_is(executor: AbstractExecutor, model: Long
 # --- tasks ------------------------------------------------------------------------------------------------------
 
 
+def test_its_tokenizer_is_that_of_the_model(executor: AbstractExecutor, model: LongMem) -> None:
+    tokenizer = executor.tokenizer()
+    assert (tokenizer.start_token, tokenizer.gives_spans) == (model.tokenizer.start_token, True)
+    assert executor.describe().start_token == model.tokenizer.start_token
+    for text in (*TEXTS.values(), "naïve 🐳", "\n\n"):
+        assert tokenizer.sequence(text).tolist() == model.tokenizer.sequence(text).tolist()
+        for ours, theirs in zip(
+            tokenizer.sequence_with_spans(text), model.tokenizer.sequence_with_spans(text), strict=True
+        ):
+            assert ours.tolist() == theirs.tolist()
+        assert tokenizer.beginning(text, 5) == model.tokenizer.beginning(text, 5)
+    for unusable in (tokenizer.sequence, tokenizer.sequence_with_spans):
+        with pytest.raises(DocumentError, match="gives no tokens"):
+            unusable("")
+    tokenizer.stop()
+
+
 def test_every_task_completes_exactly_once(executor: AbstractExecutor, model: LongMem) -> None:
     documents = [cut(model, DocumentKey("once", str(index)), TEXTS["long"]) for index in range(2)]
     run = drive(executor, model, documents)

@@ -179,7 +179,7 @@ state = vars(driver.executor)
 print(json.dumps({
     "completions": [[each.stage, each.segment.index, str(each.error)] for each in driver.completions],
     "events": [[event.kind, event.message] for event in driver.events],
-    "left": len(state["_encoded"]) + len(state["_parked"]) + len(state["_encoded_again"]),
+    "left": len(state["_encoded"]) + len(state["_lost"]) + len(vars(state["_lost"])["_times"]),
 }))
 """
 

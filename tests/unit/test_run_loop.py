@@ -14,6 +14,7 @@ from longmem.runtime.run_loop import RunLoop
 from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.runtime.steps import OnStep, ignore_step
 from longmem.stages import Stage
+from longmem.text.tokenizer import AbstractTokenizer
 from longmem.types import DocumentKey, Segment, SegmentInfo
 
 SIZE = 4
@@ -54,6 +55,9 @@ class ListExecutor(AbstractExecutor):
 
     def describe(self) -> ModelDescription:
         raise AssertionError("a loop asks for no model")
+
+    def tokenizer(self) -> AbstractTokenizer:
+        raise AssertionError("a loop tokenises nothing")
 
     def ask(self, request: Request, on_step: OnStep = ignore_step) -> int:
         raise AssertionError(f"a loop asks nothing: {request}")

@@ -200,7 +200,7 @@ start_executor(job.model, job.store_settings, job.cluster, 1)
 
 
 def test_a_job_on_ray_starts_its_workers_before_it_loads_torch(tmp_path: Path) -> None:
-    """The workers load torch at the same time as the driver, which needs the tokenizer only."""
+    """The driver itself needs no torch at all: encoders tokenise."""
     ended = subprocess.run(
         [sys.executable, "-c", BEFORE_WORKERS],
         capture_output=True,
