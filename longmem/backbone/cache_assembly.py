@@ -6,6 +6,7 @@ cache, as if the backbone had read these tokens there. ALiBi (BLOOM) needs no ro
 """
 
 import sys
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 from longmem.backbone.backbone import Backbone
 from longmem.errors import ConfigError
+
+CONVERTED_TOKENS = 64
+"""Tokens that are converted at a time: those of all layers of SmolLM2-135M are 1.5 MB in float32, and stay in the
+cache."""
 
 
 class CacheAssembly:
@@ -33,30 +38,40 @@ class CacheAssembly:
 
     def assemble(
         self,
-        keys: Float[Tensor, "tokens stored_heads head_dim"],
-        values: Float[Tensor, "tokens stored_heads head_dim"],
+        keys: Sequence[Float[Tensor, "_ stored_heads head_dim"]],
+        values: Sequence[Float[Tensor, "_ stored_heads head_dim"]],
         batch: int = 1,
     ) -> Any:
-        """Return a transformers cache which holds the tokens at positions 0 to `tokens - 1`, for every row.
+        """Return a transformers cache which holds the tokens at positions 0, 1, … in order of the parts, for every row.
 
-        Keys and values are those of all layers, before position encoding. They are computed with in the backbone's
-        dtype. Layers with a sliding window keep what their window reaches, as they do in transformers.
+        Keys and values are those of all layers, before position encoding; parts may have different dtypes. They are
+        computed with in the backbone's dtype. Layers with a sliding window keep what their window reaches, as they do
+        in transformers.
         """
         backbone = self._backbone
         cache = backbone.new_cache()
         tables: dict[str | None, tuple[Tensor, Tensor]] = {}
-        by_layer = (len(keys), backbone.num_layers, backbone.shape.kv_heads, backbone.shape.head_dim)
-        # [layers, kv_heads, tokens, head_dim], each layer contiguous
-        moved_keys, moved_values = (
-            part.to(backbone.device, backbone.dtype).view(by_layer).permute(1, 2, 0, 3).contiguous()
-            for part in (keys, values)
-        )
-        for index, (layer_keys, layer_values) in enumerate(zip(moved_keys, moved_values, strict=True)):
+        by_layer = self._by_layer(keys), self._by_layer(values)
+        for index, (layer_keys, layer_values) in enumerate(zip(*by_layer, strict=True)):
             attention = backbone.family.attention_of(backbone.layers[index])
             rotated = self._rotated(layer_keys[None], attention, tables)
             size = (batch, -1, -1, -1)
             cache.update(rotated.expand(size), layer_values[None].expand(size), index)
         return cache
+
+    def _by_layer(
+        self, parts: Sequence[Float[Tensor, "_ stored_heads head_dim"]]
+    ) -> Float[Tensor, "layers kv_heads tokens head_dim"]:
+        """Return the parts in the backbone's dtype, joined. They are tens of megabytes: each number is moved once."""
+        backbone = self._backbone
+        layers, heads, dim = backbone.num_layers, backbone.shape.kv_heads, backbone.shape.head_dim
+        size = (layers, heads, sum(map(len, parts)), dim)
+        joined = torch.empty(size, dtype=backbone.dtype, device=backbone.device)
+        for place, part in zip(joined.split([len(part) for part in parts], dim=2), parts, strict=True):
+            step = CONVERTED_TOKENS if part.device.type == "cpu" else max(len(part), 1)
+            for target, rows in zip(place.split(step, dim=2), part.split(step), strict=True):
+                target.copy_(_widened(rows, target.dtype).view(-1, layers, heads, dim).permute(1, 2, 0, 3))
+        return joined
 
     def _rotated(
         self,
@@ -77,5 +92,12 @@ class CacheAssembly:
             tables[layer_type] = make_tables(keys, positions, *([layer_type] if by_type else []))
         cos, sin = tables[layer_type]
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-        rotated: Tensor = rotate(keys, keys, cos, sin)[1]
+        # it rotates queries, too: there are none
+        rotated: Tensor = rotate(keys[:, :0], keys, cos, sin)[1]
         return rotated
+
+
+def _widened(rows: Float[Tensor, "*any"], dtype: torch.dtype) -> Float[Tensor, "*any"]:
+    """Return rows for a copy to `dtype`: float16 as float32, which is exact, and twice as fast as torch's copy of
+    float16 to bfloat16 (torch 2.13: it converts one number at a time)."""
+    return rows.float() if rows.dtype == torch.float16 and dtype == torch.bfloat16 else rows

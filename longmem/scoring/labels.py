@@ -229,14 +229,14 @@ def _score(
 
 def _behind(backbone: Backbone, context: _Context, view: MemoryView, places: Tensor) -> Any:
     """Return the cache [sink | demonstrations from memory | demonstrations in context]."""
-    parts: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {}
     for name, stored in (("keys", view.layer_keys), ("values", view.layer_values)):
         assert stored is not None, "a view of one layer"
-        chosen = stored.gather(places).to(backbone.dtype)
+        chosen = stored.gather(places)
         before = context.states(name)
         sink = context.num_sink
-        parts[name] = chosen if before is None else torch.cat([before[:sink], chosen, before[sink:]])
-    if not len(parts["keys"]):
+        parts[name] = [chosen] if before is None else [before[:sink], chosen, before[sink:]]
+    if not sum(map(len, parts["keys"])):
         return backbone.new_cache()
     return CacheAssembly(backbone).assemble(parts["keys"], parts["values"])
 

@@ -233,12 +233,11 @@ class CacheReader(ReadingModel):
         if view is not None and index is not None:
             assert view.layer_keys is not None, "a view of one layer"
             assert view.layer_values is not None, "a view of one layer"
-            dtype = self._backbone.dtype
-            keys.append(view.layer_keys.gather(index).to(dtype))
-            values.append(view.layer_values.gather(index).to(dtype))
+            keys.append(view.layer_keys.gather(index))
+            values.append(view.layer_values.gather(index))
         if not keys:
             return self._backbone.new_cache()
-        return self._assembly.assemble(torch.cat(keys), torch.cat(values), batch)
+        return self._assembly.assemble(keys, values, batch)
 
     @cached_property
     def _sink(self) -> tuple[Tensor, Tensor, Tensor]:

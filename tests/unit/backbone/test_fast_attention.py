@@ -216,7 +216,7 @@ def test_a_cache_from_memory_goes_through_it(tmp_path: Path, monkeypatch: pytest
         return wanted(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fast_attention, "attend", counted)
-    backbone.run(tokens[:, 50:], CacheAssembly(backbone).assemble(read.keys[0], read.values[0]))
+    backbone.run(tokens[:, 50:], CacheAssembly(backbone).assemble([read.keys[0]], [read.values[0]]))
     assert len(calls) == backbone.num_layers
 
 
