@@ -15,6 +15,7 @@ from longmem.model.forward import SegmentModel
 from longmem.store.base import WritableDocument, check_fingerprint
 from longmem.store.config import IN_MEMORY, MemoryStore
 from longmem.store.document import DocumentMemory
+from longmem.system.heap import PeriodicTrim
 from longmem.text.segments import cut_segments
 from longmem.types import Segment, SegmentScore
 from longmem.wording import counted
@@ -163,6 +164,7 @@ def _score_segments(
     model: SegmentModel, segments: Sequence[Segment], memory: SegmentMemory
 ) -> Iterator[tuple[SegmentScore, Float32[np.ndarray, " targets"] | None]]:
     """Yield the scores of each segment, and log-probabilities of the backbone alone (None in one pass)."""
+    trim = PeriodicTrim()
     for segment in segments:
         placed = replace(segment, start_token=memory.offset + segment.start_token)
         past = partial(memory.view, segment.index)
@@ -172,3 +174,5 @@ def _score_segments(
             encoded.baseline,
         )
         memory.accept(encoded.block)
+        # as a job does: a text of millions of tokens would otherwise spread over what its tokenizer left
+        trim()

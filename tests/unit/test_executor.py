@@ -81,6 +81,15 @@ def test_the_heap_of_a_long_job_is_trimmed(model: LongMem, tmp_path: Path, monke
         assert len(trims) == 2
 
 
+def test_the_heap_is_trimmed_while_a_long_text_is_scored(model: LongMem, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(heap, "trim_heap", lambda: trims.append(None))
+    for seconds, per_segment in ((inf, 0), (0.0, 1)):
+        monkeypatch.setattr(heap, "TRIM_S", seconds)
+        scores = model.score(TEXT)
+        assert len(trims) == per_segment * len(scores.segments)
+
+
 def test_puts_wait_for_each_other_only_while_there_is_other_work(model: LongMem, tmp_path: Path) -> None:
     begun: list[str] = []
     first, second, third, *_ = cut(model, DocumentKey("default", "few"), TEXT)
