@@ -98,7 +98,7 @@ class RemoteTokenizer(AbstractTokenizer):
         """Return one encoder's tokens; the last error if it ended at every call, and None if it ended for good."""
         ended: ray.exceptions.RayError | None = None
         for _ in range(self._deaths):
-            # no retries of Ray's own: it spends one each second while an actor restarts (Ray 2.60)
+            # no retries of Ray's own: while an actor restarts, it spends four in 3 s (Ray 2.60)
             call = actor.tokenize.options(max_task_retries=0)
             try:
                 outcome = self._result(call.remote(text, with_spans))

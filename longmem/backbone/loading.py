@@ -19,6 +19,7 @@ from longmem.backbone.adapter import merge_adapter, refuse_adapter_files
 from longmem.backbone.converted import model_folder
 from longmem.backbone.families import FAMILIES, family_of
 from longmem.backbone.fast_attention import use_fast_attention
+from longmem.backbone.fast_elementwise import use_fast_elementwise
 from longmem.backbone.fast_linear import use_fast_linear
 from longmem.backbone.files import StoredTensor, find_file, one_line, read_headers, read_json, weight_files
 from longmem.backbone.model_names import CONFIG_FILE, check_source
@@ -92,6 +93,7 @@ def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None 
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     use_fast_linear(frozen)
     use_fast_attention(frozen)
+    use_fast_elementwise(frozen)
     return frozen
 
 

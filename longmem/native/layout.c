@@ -91,6 +91,16 @@ static const field_layout LAYOUTS[] = {
     FIELD(logprobs_params, stride),
     FIELD(logprobs_params, vocabulary),
     FIELD(logprobs_params, output),
+    WHOLE(rms_norm_params),
+    FIELD(rms_norm_params, rows),
+    FIELD(rms_norm_params, weight),
+    FIELD(rms_norm_params, width),
+    FIELD(rms_norm_params, epsilon),
+    FIELD(rms_norm_params, output),
+    WHOLE(silu_product_params),
+    FIELD(silu_product_params, gates),
+    FIELD(silu_product_params, factors),
+    FIELD(silu_product_params, output),
 };
 
 static const field_layout *find_layout(const char *struct_name, const char *field) {

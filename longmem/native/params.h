@@ -97,6 +97,21 @@ typedef struct {
     float *output;          /* [rows] */
 } logprobs_params;
 
+/* Root mean square norm of bfloat16 rows: each number times the inverse root, rounded, times its weight. */
+typedef struct {
+    const uint16_t *rows;   /* [rows, width], contiguous */
+    const uint16_t *weight; /* [width] */
+    int64_t width;
+    float epsilon;          /* added to the mean of squares */
+    uint16_t *output;       /* [rows, width] */
+} rms_norm_params;
+
+/* SiLU of bfloat16 gates, rounded, times as many factors. */
+typedef struct {
+    const uint16_t *gates, *factors;
+    uint16_t *output;
+} silu_product_params;
+
 /* Keys of a panel, and bytes of its quantised values for sketches of a width. */
 int64_t longmem_panel_keys(void);
 int64_t longmem_panel_bytes(int64_t sketch_width);
@@ -123,6 +138,10 @@ void longmem_attention_read(const attention_params *params, int64_t first, int64
 
 /* Rows first to last - 1; only for processors with AVX-512 BF16. */
 void longmem_logprobs(const logprobs_params *params, int64_t first, int64_t last);
+
+/* Rows, or numbers, first to last - 1; only for processors with AVX-512 BF16. */
+void longmem_rms_norm(const rms_norm_params *params, int64_t first, int64_t last);
+void longmem_silu_product(const silu_product_params *params, int64_t first, int64_t last);
 
 /* Number of fields of a struct. Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where
    there is no such field. */

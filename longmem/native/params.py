@@ -155,6 +155,24 @@ class LogprobsParams(NativeStruct):
     )
 
 
+class RmsNormParams(NativeStruct):
+    """Arguments of `longmem_rms_norm`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("output", ctypes.c_void_p),
+    )
+
+
+class SiluProductParams(NativeStruct):
+    """Arguments of `longmem_silu_product`."""
+
+    _fields_ = (("gates", ctypes.c_void_p), ("factors", ctypes.c_void_p), ("output", ctypes.c_void_p))
+
+
 STRUCTS: tuple[type[NativeStruct], ...] = (
     RowMatrix,
     PanelBounds,
@@ -165,6 +183,8 @@ STRUCTS: tuple[type[NativeStruct], ...] = (
     GatherParams,
     AttentionParams,
     LogprobsParams,
+    RmsNormParams,
+    SiluProductParams,
 )
 
 
@@ -194,6 +214,8 @@ def declare_functions(library: ctypes.CDLL) -> None:
         "longmem_attention_pack": (None, [ctypes.POINTER(AttentionParams), number, number]),
         "longmem_attention_read": (None, [ctypes.POINTER(AttentionParams), number, number, ctypes.c_void_p]),
         "longmem_logprobs": (None, [ctypes.POINTER(LogprobsParams), number, number]),
+        "longmem_rms_norm": (None, [ctypes.POINTER(RmsNormParams), number, number]),
+        "longmem_silu_product": (None, [ctypes.POINTER(SiluProductParams), number, number]),
     }
     for function, (result, arguments) in signatures.items():
         getattr(library, function).restype = result
