@@ -60,7 +60,7 @@ def _smollm2() -> str | None:
 
 
 def _attention_in_c() -> str | None:
-    return None if is_available() else "attention in C needs a C compiler and a processor with AVX-512 BF16"
+    return None if is_available() else "C code for bfloat16 needs a C compiler and a processor with AVX-512 BF16"
 
 
 THREADS = ("--threads", "2")
@@ -111,6 +111,12 @@ STEPS = (
         "attention",
         "performance, attention in bfloat16",
         ("attention", "--repeats", "2", "--out", "OUT"),
+        missing=_attention_in_c,
+    ),
+    QuickStep(
+        "elementwise",
+        "performance, norms and gated activations",
+        ("elementwise", "--repeats", "2", "--out", "OUT"),
         missing=_attention_in_c,
     ),
     QuickStep("retrieval", "performance, exact search", ("retrieval", "--one-shape", "--repeats", "2", "--out", "OUT")),

@@ -177,6 +177,25 @@ def attention(
 
 
 @app.command()
+def elementwise(
+    tokens: Annotated[int, typer.Option(help="Rows: tokens of a segment.")] = 1024,
+    width: Annotated[int, typer.Option(help="Width of a norm.")] = 576,
+    inner: Annotated[int, typer.Option(help="Width of a gated activation.")] = 1536,
+    threads: Threads = 1,
+    repeats: Repeats = REPEATS,
+    out: Out = RESULTS,
+) -> None:
+    """Compare bfloat16 norms and gated activations in C with torch's (default: SmolLM2-135M)."""
+    from benchmarks.speed import elementwise as benchmark
+    from longmem.backbone.fast_attention import is_available
+
+    if not is_available():
+        raise ConfigError("this code in C needs a C compiler and a processor with AVX-512 BF16; this machine lacks one")
+    torch.set_num_threads(threads)
+    _finish(out / "elementwise", benchmark.elementwise(tokens, width, inner, repeats))
+
+
+@app.command()
 def unchanged_layers(
     inputs: Inputs = None,
     model: Annotated[str, typer.Option(help="Backbone, or a copy-fitted LongMem.")] = "smollm2-135m",

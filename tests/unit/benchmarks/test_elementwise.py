@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmark of norms and gated activations in C against torch's."""
+
+import pytest
+
+from benchmarks.speed import elementwise as benchmark
+from longmem.backbone.fast_attention import is_available
+
+
+@pytest.mark.skipif(not is_available(), reason="needs a C compiler and a processor with AVX-512 BF16")
+def test_each_is_timed_on_torch_and_in_c() -> None:
+    tables = list(benchmark.elementwise(8, 192, 256, repeats=2))
+    assert [table.title.split(" of ")[0].split(",")[0] for table in tables] == ["norm", "gated activation", "one layer"]
+    for table in tables:
+        assert [line.name for line in table.lines] == ["torch", "C"]
