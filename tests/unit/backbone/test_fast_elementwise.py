@@ -16,6 +16,7 @@ from longmem.backbone.families import FAMILIES
 from longmem.backbone.fast_attention import is_available
 from longmem.backbone.fast_elementwise import silu_product, use_fast_elementwise
 from longmem.backbone.small import save_small_backbone
+from longmem.config import Dtype
 
 needs_bf16 = pytest.mark.skipif(not is_available(), reason="needs a C compiler, and a processor with AVX-512 BF16")
 BORDER_SHARE = 0.01
@@ -124,6 +125,24 @@ def test_layers_of_a_family_compute_what_they_did(tmp_path: Path, family: str, m
         with torch.no_grad():
             # a product with a matrix spreads a number that was rounded otherwise
             torch.testing.assert_close(after(rows), before(rows), rtol=2**-6, atol=2**-8)
+
+
+@needs_bf16
+def test_a_model_is_as_near_to_float32_as_with_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_small_backbone(tmp_path / "llama", "llama")
+    tokens = torch.randint(0, 200, (1, 400), generator=torch.Generator().manual_seed(8))
+
+    def logprobs(dtype: Dtype) -> Tensor:
+        backbone = Backbone.load(tmp_path / "llama", dtype=dtype)
+        if dtype == "bfloat16":
+            backbone.model.set_attn_implementation("sdpa")
+        return backbone.target_logprobs(backbone.forward(tokens, 1, None).hidden[0], tokens[0, 1:])
+
+    exact, fast = logprobs("float32"), logprobs("bfloat16")
+    monkeypatch.setattr("longmem.backbone.loading.use_fast_elementwise", lambda _model: None)
+    plain = logprobs("bfloat16")
+    assert not torch.equal(fast, plain)
+    assert (fast - exact).square().mean() <= 1.2 * (plain - exact).square().mean()
 
 
 @needs_bf16
