@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoders' tokenizer, called by a driver.
+"""Calls the tokenizer of encoders from a driver.
 
 The driver then imports neither torch nor transformers, which takes as long as a worker's start, and needs none of the
 model's files.
@@ -25,7 +25,7 @@ from longmem.model.source import ModelDescription
 from longmem.text.tokenizer import AbstractTokenizer
 from longmem.wording import counted
 
-DEATHS = 5
+DEATHS = 3
 """Deaths of one encoder during calls for one text, after which the text is tried on the next encoder."""
 
 POLL_S = 0.2
@@ -35,7 +35,8 @@ POLL_S = 0.2
 class RemoteTokenizer(AbstractTokenizer):
     """Tokenizer in encoder processes, which tokenise next to their other tasks.
 
-    Its owner must check the workers meanwhile: a hanging encoder is killed by that, and its next process is asked.
+    Its owner must check the workers meanwhile: a hanging encoder is killed by that, and its next process is asked. The
+    death of an encoder counts as a try of the segment that it encoded, too, because its record names that task alone.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class CacheAssembly:
         size = (layers, heads, sum(map(len, parts)), dim)
         joined = torch.empty(size, dtype=backbone.dtype, device=backbone.device)
         for place, part in zip(joined.split([len(part) for part in parts], dim=2), parts, strict=True):
-            step = CONVERTED_TOKENS if part.device.type == "cpu" else max(len(part), 1)
+            step = CONVERTED_TOKENS if part.device.type == joined.device.type == "cpu" else max(len(part), 1)
             for target, rows in zip(place.split(step, dim=2), part.split(step), strict=True):
                 target.copy_(_widened(rows, target.dtype).view(-1, layers, heads, dim).permute(1, 2, 0, 3))
         return joined

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input discovery for every command that reads documents, and the check of a tokenizer that must give offsets."""
+"""Finds the inputs of every command that reads documents, and checks that a tokenizer gives offsets."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -36,6 +36,9 @@ from pipelines.perplexity.windows import WindowTotals, changed_since
 WAIT_S = 0.2
 """Longest wait for a completion, in seconds; display and Ctrl-C are checked between waits."""
 
+STARVED_S = 0.02
+"""Longest wait while encoders lack a document that is being prepared."""
+
 
 @dataclass
 class StageTotals:
@@ -132,7 +135,9 @@ class PerplexityRun:
                 more = prepared is not None
                 if prepared is not None:
                     self._admit(prepared)
-            loop.turn(WAIT_S)
+            # a document that is prepared meanwhile does not end the wait
+            starved = more and self._scheduler.num_encodable < self._admit_below
+            loop.turn(STARVED_S if starved else WAIT_S)
             self._observer.levels(
                 {stage: self._scheduler.queue_depth(stage) for stage in STAGES},
                 self._scheduler.in_flight_bytes,

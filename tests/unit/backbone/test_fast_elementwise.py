@@ -2,6 +2,7 @@
 """Norms and gated activations in C against transformers' own, on processors with AVX-512 BF16."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_large_and_broken_numbers_go_through_as_in_torch() -> None:
 def test_numbers_depend_on_no_threads_and_no_other_rows(threads: int) -> None:
     _, norm = norms(96)
     random = torch.Generator().manual_seed(6)
-    rows, gates = (torch.randn(50, 96, generator=random).bfloat16() for _ in range(2))
+    rows, gates = (torch.randn(1500, 96, generator=random).bfloat16() for _ in range(2))
     alone = norm(rows[7:8]), silu_product(rows[7:8], gates[7:8])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -143,6 +144,61 @@ def test_a_model_is_as_near_to_float32_as_with_torch(tmp_path: Path, monkeypatch
     plain = logprobs("bfloat16")
     assert not torch.equal(fast, plain)
     assert (fast - exact).square().mean() <= 1.2 * (plain - exact).square().mean()
+
+
+def gated() -> tuple[nn.Module, nn.Module]:
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+    torch.manual_seed(9)
+    plain = (
+        LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=24, num_attention_heads=1))
+        .to(torch.bfloat16)
+        .requires_grad_(False)
+    )
+    fast = copy.deepcopy(plain)
+    fast.__class__ = fast_elementwise._derived(fast_elementwise._FastGated, LlamaMLP)
+    return plain, fast
+
+
+@needs_bf16
+@pytest.mark.parametrize("trained", ["gate_proj", "up_proj", "down_proj"])
+def test_a_trained_part_of_a_gated_layer_gets_the_gradients_of_torch(trained: str) -> None:
+    rows = torch.randn(3, 16, generator=torch.Generator().manual_seed(10)).bfloat16()
+    gradients = []
+    for layer in gated():
+        weight = getattr(layer, trained).weight.requires_grad_()
+        layer(rows).float().sum().backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(*gradients, rtol=2**-6, atol=2**-8)
+
+
+@needs_bf16
+def test_layers_are_pickled_and_copied(tmp_path: Path) -> None:
+    for _, fast in (gated(), norms(16)):
+        rows = torch.randn(3, 16, generator=torch.Generator().manual_seed(11)).bfloat16()
+        for again in (pickle.loads(pickle.dumps(fast)), copy.deepcopy(fast)):
+            assert type(again) is type(fast)
+            assert torch.equal(again(rows), fast(rows))
+            assert again.state_dict().keys() == fast.state_dict().keys()
+
+
+@needs_bf16
+def test_rows_of_another_width_are_an_error_as_in_torch() -> None:
+    for norm in norms(16):
+        with pytest.raises(RuntimeError, match="must match"):
+            norm(torch.zeros(2, 32).bfloat16())
+
+
+@needs_bf16
+@pytest.mark.parametrize(("rows", "calls"), [(fast_elementwise.THREADED // 96, 0), (fast_elementwise.THREADED, 2)])
+def test_few_numbers_start_no_threads(rows: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(fast_elementwise, "run_threads", lambda work, count: seen.append(count) or work(0, count))
+    numbers = torch.zeros(rows, 96).bfloat16()
+    _, norm = norms(96)
+    norm(numbers)
+    silu_product(numbers, numbers)
+    assert len(seen) == calls
 
 
 @needs_bf16

@@ -200,7 +200,7 @@ start_executor(job.model, job.store_settings, job.cluster, 1)
 
 
 def test_a_job_on_ray_starts_its_workers_before_it_loads_torch(tmp_path: Path) -> None:
-    """The driver itself needs no torch at all: encoders tokenise."""
+    """The driver has imported only Ray when it starts its workers."""
     ended = subprocess.run(
         [sys.executable, "-c", BEFORE_WORKERS],
         capture_output=True,
