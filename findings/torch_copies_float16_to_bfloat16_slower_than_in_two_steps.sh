@@ -6,7 +6,7 @@
 #
 # Expected: `x.to(torch.bfloat16)` is at least as fast as `x.float().to(torch.bfloat16)`, which writes and reads an
 #   intermediate result of twice the size. Both round each number once, because float16 to float32 is exact.
-# Happens: the direct copy takes two to three times as long: it converts one number after the other. Copies from float16
+# Happens: the direct copy takes 1.5 to 3 times as long: it converts one number after the other. Copies from float16
 #   to float32, and from float32 to bfloat16, use vectors. The results have equal bits.
 #
 # Output seen (CPU time, best of 15; the ratio varies from machine to machine):
