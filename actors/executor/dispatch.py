@@ -116,7 +116,8 @@ class PooledExecutor(AbstractExecutor):
         return self._model_check.describe()
 
     def tokenizer(self) -> AbstractTokenizer:
-        return RemoteTokenizer(self._workers.encoders, self.describe(), self._explaining)
+        deaths = self._timeouts.max_tries + 1
+        return RemoteTokenizer(self._workers.encoders, self.describe(), self._explaining, deaths)
 
     def slots(self, stage: Stage) -> int:
         if stage not in self._pools:

@@ -25,9 +25,6 @@ from longmem.model.source import ModelDescription
 from longmem.text.tokenizer import AbstractTokenizer
 from longmem.wording import counted
 
-DEATHS = 3
-"""Deaths of one encoder during calls for one text, after which the text is tried on the next encoder."""
-
 POLL_S = 0.2
 """Seconds between checks whether a waiting call was stopped or the cluster lost."""
 
@@ -44,9 +41,13 @@ class RemoteTokenizer(AbstractTokenizer):
         encoders: ActorPool,
         model: ModelDescription,
         explaining: Callable[[], AbstractContextManager[None]],
-        deaths: int = DEATHS,
+        deaths: int,
     ) -> None:
-        """`explaining` returns a context that replaces errors of calls when the cluster is lost."""
+        """`explaining` returns a context that replaces errors of calls when the cluster is lost.
+
+        A text is tried on the next encoder after `deaths` of one encoder. They must be more than the tries of a
+        segment, which may be what ends the encoder.
+        """
         self._encoders = encoders
         self._model = model
         self._explaining = explaining

@@ -100,7 +100,7 @@ def test_a_text_that_ends_each_encoder_is_an_error_of_that_text(executor: RayExe
 def test_encoders_that_ended_for_good_are_no_fault_of_the_text(executor: RayExecutor) -> None:
     actor = EncoderActor.remote(ModelSource("none"), 0, 1, RemoteBlockSource([]), 1)
     ray.kill(actor, no_restart=True)
-    tokenizer = RemoteTokenizer(ActorPool([actor], ["none"]), executor.describe(), nullcontext)
+    tokenizer = RemoteTokenizer(ActorPool([actor], ["none"]), executor.describe(), nullcontext, deaths=2)
     with pytest.raises(ClusterError, match="no encoder is left"):
         tokenizer.sequence(TEXT)
 
