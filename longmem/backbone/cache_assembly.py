@@ -42,7 +42,7 @@ class CacheAssembly:
         values: Sequence[Float[Tensor, "_ stored_heads head_dim"]],
         batch: int = 1,
     ) -> Any:
-        """Return a transformers cache which holds the tokens at positions 0, 1, … in order of the parts, for every row.
+        """Return a transformers cache of the tokens at positions 0, 1, … in the order of the parts, equal in every row.
 
         Keys and values are those of all layers, before position encoding; parts may have different dtypes. They are
         computed with in the backbone's dtype. Layers with a sliding window keep what their window reaches, as they do

@@ -108,6 +108,7 @@ def silu_product(
     gates: BFloat16[Tensor, "*rows width"], factors: BFloat16[Tensor, "*rows width"]
 ) -> BFloat16[Tensor, "*rows width"]:
     """Return `silu(gates) * factors`, rounded to bfloat16 after each of the two; without gradients."""
+    assert gates.shape == factors.shape, (gates.shape, factors.shape)
     gates, factors = gates.contiguous(), factors.contiguous()
     output = torch.empty_like(gates)
     params = SiluProductParams(gates=gates.data_ptr(), factors=factors.data_ptr(), output=output.data_ptr())

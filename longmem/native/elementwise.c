@@ -7,14 +7,11 @@
 
 #if defined(LONGMEM_BF16)
 
-#include "exponential.h"
-
-static inline __mmask16 inside_of(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
+#include "bfloat16_lanes.h"
 
 /* Numbers `at` to `at + 15` of a row; zero outside of `inside`. */
 static inline __m512 load_row(const uint16_t *row, int64_t at, __mmask16 inside) {
-    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, row + at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    return load_bfloat16s(row + at, inside);
 }
 
 static inline void store_row(uint16_t *row, int64_t at, __mmask16 inside, __m512 numbers) {
@@ -22,8 +19,7 @@ static inline void store_row(uint16_t *row, int64_t at, __mmask16 inside, __m512
 }
 
 static inline __m512 rounded(__m512 numbers) {
-    const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(numbers);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    return widened((__m256i)_mm512_cvtneps_pbh(numbers));
 }
 
 void longmem_rms_norm(const rms_norm_params *params, int64_t first, int64_t last) {

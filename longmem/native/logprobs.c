@@ -8,15 +8,12 @@
 
 #include <string.h>
 
-#include "exponential.h"
+#include "bfloat16_lanes.h"
 
 /* Logits `at` to `at + 15` of a row; those outside of `inside` are minus infinity. */
 static inline __m512 load_logits(const uint16_t *row, __mmask16 inside) {
-    const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, row)), 16);
-    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), inside, _mm512_castsi512_ps(bits));
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), inside, load_bfloat16s(row, inside));
 }
-
-static inline __mmask16 inside_of(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
 
 void longmem_logprobs(const logprobs_params *params, int64_t first, int64_t last) {
     const float log2_e = 1.44269504f, ln_2 = 0.693147181f;

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenising in encoders that are killed, hang, or are gone."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -34,6 +37,7 @@ pytest_plugins = ["tests.ray_cluster"]
 pytestmark = [pytest.mark.thorough, pytest.mark.ray]
 
 TEXT = "Call me Ishmael."
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +144,29 @@ def test_a_job_goes_on_when_an_encoder_hangs_before_it_tokenises(
     assert len(stopped) == len(set(stopped)) == 2, "one for memory, one for windows"
     for table in ("documents.parquet", "segments.parquet"):
         assert hung(table) == alone(table)
+
+
+WHOLE_JOB = """
+import json, sys
+from pipelines.cli import main
+try:
+    main()
+finally:
+    print(json.dumps([name for name in ("torch", "transformers", "lancedb") if name in sys.modules]))
+"""
+
+
+def test_the_command_of_a_whole_job_imports_no_torch(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT, "utf-8")
+    arguments = ["perplexity", "a.txt", "--model", str(checkpoint), "--address", "local", "--threads", "1"]
+    arguments += ["--tokens", "--limit-tokens", "9", "--window", "8", "--out", "out"]
+    ended = subprocess.run(
+        [sys.executable, "-c", WHOLE_JOB, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert json.loads(ended.stdout.splitlines()[-1]) == []
