@@ -185,14 +185,17 @@ class Supervisor:
                 self.lost(stage, worker, error)
             return
         process, running = worker.info, answer.running
-        # Ray delivers a check to the next process of an actor, before it tells that calls to the last one have failed
-        is_asked = process is not None and (answer.pid, answer.created_s) == (process.pid, process.created_s)
-        if process is ping.process and is_asked:
-            if running is not None and running.step is not None:
-                for task in worker.tasks:
-                    if task.ticket == running:
-                        task.stepped(running.step)
-            self._check_deadline(stage, worker, running, ping.sent_s)
+        if process is None or process is not ping.process:
+            return
+        if (answer.pid, answer.created_s) != (process.pid, process.created_s):
+            # Ray delivers a check to the next process of an actor. No call to the last one may be left that would fail.
+            self.lost(stage, worker, ClusterError(f"process {process.pid} has ended, process {answer.pid} answers"))
+            return
+        if running is not None and running.step is not None:
+            for task in worker.tasks:
+                if task.ticket == running:
+                    task.stepped(running.step)
+        self._check_deadline(stage, worker, running, ping.sent_s)
         if ping.reported:
             unresponsive_s = self._clock() - ping.sent_s
             self._emit("back", stage, worker, f"{worker.name} answers again, after {unresponsive_s:.0f} s")

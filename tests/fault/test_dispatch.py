@@ -4,13 +4,17 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
+import ray
 
+from actors.executor.health import Supervisor
 from actors.executor.timeouts import Timeouts
+from actors.workers.pools import PoolWorker
 from longmem.errors import QuarantineError
 from longmem.runtime.executor import STAGES, Stage
 from longmem.types import DocumentKey
@@ -179,26 +183,48 @@ def test_shared_worker_that_a_dead_job_left_busy_is_ended_by_another(
 # --- workers that die or stop -----------------------------------------------------------------------------------
 
 
-def test_workers_that_die_while_nothing_runs_come_back(started: Callable[..., Driver]) -> None:
+def test_workers_that_die_while_nothing_runs_come_back(
+    started: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Check idle workers: a stage without its worker has no slots, so that a caller submits nothing and only waits."""
     driver = started()
     first = {stage: driver.pid(stage) for stage in STAGES}
     full = {stage: driver.executor.slots(stage) for stage in STAGES}
+    slots_of_lost: dict[Stage, int] = {}
+    lost = Supervisor.lost
+
+    def recording(self: Supervisor, stage: Stage, worker: PoolWorker, error: Exception) -> None:
+        # at the moment of the loss: the worker may be back before `wait` returns
+        lost(self, stage, worker, error)
+        slots_of_lost[stage] = driver.executor.slots(stage)
+
+    monkeypatch.setattr(Supervisor, "lost", recording)
     for pid in first.values():
         os.kill(pid, signal.SIGKILL)
-    empty: set[str] = set()
-
-    def all_were_empty() -> bool:
-        # one after the other, because a worker may be back before the next loss is detected
-        empty.update(stage for stage in STAGES if driver.executor.slots(stage) == 0)
-        return len(empty) == len(STAGES)
-
-    driver.until(all_were_empty)
-    driver.until(lambda: all(driver.executor.slots(stage) == full[stage] for stage in STAGES))
+    driver.until(lambda: len(driver.kinds("back")) == len(STAGES))
+    assert slots_of_lost == dict.fromkeys(STAGES, 0)
+    assert {stage: driver.executor.slots(stage) for stage in STAGES} == full
     assert sorted(driver.kinds("lost", "back")) == ["back"] * 3 + ["lost"] * 3
     assert all(driver.pid(stage) != first[stage] for stage in STAGES)
     for stage in STAGES:
         assert driver.run(stage, segments_of("a", 2)) == {0: None, 1: None}
+
+
+def test_idle_worker_that_is_back_before_the_next_check_is_noticed(started: Callable[..., Driver]) -> None:
+    """Check a worker that dies while it is idle and restarts between two checks, so that no call to it fails."""
+    driver = started(Timeouts(unresponsive_s=LIMIT_S, kill_s=LIMIT_S))
+    actor = driver.workers.by_stage()["encode"].workers[0].actor
+    first = driver.pid("encode")
+    os.kill(first, signal.SIGKILL)
+    while True:
+        with suppress(ray.exceptions.RayError):
+            if ray.get(actor.alive.remote()).pid != first:
+                break
+    driver.until(lambda: driver.kinds("back") == ["back"])
+    assert driver.kinds("stalled", "killed", "lost", "back") == ["lost", "back"]
+    assert f"process {first} has ended" in driver.events[0].message
+    assert driver.pid("encode") != first
+    assert driver.run("encode", segments_of("a", 2)) == {0: None, 1: None}
 
 
 def test_a_stopped_worker_is_told_once_and_killed(started: Callable[..., Driver]) -> None:

@@ -187,15 +187,29 @@ def test_a_step_does_not_extend_the_deadline(monkeypatch: pytest.MonkeyPatch) ->
     assert seen.after(6) == ["killed"]
 
 
-def test_supervision_answer_of_the_next_process_is_none_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check a worker that was restarted before its lost call is told: its new process has not begun the task."""
-    seen = watch(monkeypatch, Timeouts(task_s=30, unresponsive_s=50, kill_s=60))
-    seen.worker().tasks.append(object())
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_supervision_answer_of_the_next_process_is_none_of_the_last(
+    monkeypatch: pytest.MonkeyPatch, is_idle: bool
+) -> None:
+    """Check a worker that was restarted before a lost call is told, or between two checks of an idle worker: its new
+    process has not begun the task, and is made ready before it gets one."""
+    seen = watch(monkeypatch, Timeouts(task_s=30, unresponsive_s=50, kill_s=60, no_worker_s=1000))
+    if not is_idle:
+        seen.worker().tasks.append(SimpleNamespace(sent_to=seen.worker().info))
     seen.worker().first_since_s = 100.0
+    starting = seen.supervisor.num_starting
     seen.running, seen.pid = None, 2
-    assert seen.after(60) == []
-    seen.pid = 1
-    assert seen.after(5) == ["killed"]
+    assert seen.after(60) == ["lost"] * 2
+    assert [seen.worker(stage).info for stage in ("encode", "put")] == [None, None]
+    assert seen.supervisor.num_starting == starting + 2
+    assert seen.killed == []
+
+
+def test_supervision_no_worker_answers_again_for_its_last_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch, Timeouts(unresponsive_s=10, kill_s=20))
+    assert seen.after(16) == ["stalled"] * 2
+    seen.running, seen.pid = None, 2
+    assert seen.after(1) == ["lost"] * 2
 
 
 def test_a_stage_without_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
