@@ -22,7 +22,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from benchmarks.speed.startup import PROGRAM, ROOT
-from longmem.backbone.fast_attention import is_available
+from longmem.backbone.fast.attention import is_available
 from longmem.text.language_reference import language_reference
 
 Outcome = Literal["passed", "failed", "not run"]

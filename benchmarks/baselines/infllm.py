@@ -32,7 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.fast_attention import attention_forward
+from longmem.backbone.fast.attention import attention_forward
 from longmem.dtypes import to_array
 from longmem.errors import ConfigError
 

@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import take_turns
-from longmem.backbone.fast_attention import aligned_mask, attend
+from longmem.backbone.fast.attention import aligned_mask, attend
 
 
 def attention(tokens: int, cached: int, heads: int, kv_heads: int, dim: int, repeats: int) -> SpeedTable:

@@ -167,7 +167,7 @@ def attention(
 ) -> None:
     """Compare one layer's bfloat16 attention in C with torch's, with and without a KV cache (default: SmolLM2-135M)."""
     from benchmarks.speed import attention as benchmark
-    from longmem.backbone.fast_attention import is_available
+    from longmem.backbone.fast.attention import is_available
 
     if not is_available():
         raise ConfigError("attention in C needs a C compiler and a processor with AVX-512 BF16; this machine lacks one")
@@ -187,7 +187,7 @@ def elementwise(
 ) -> None:
     """Compare bfloat16 norms and gated activations in C with torch's (default: SmolLM2-135M)."""
     from benchmarks.speed import elementwise as benchmark
-    from longmem.backbone.fast_attention import is_available
+    from longmem.backbone.fast.attention import is_available
 
     if not is_available():
         raise ConfigError("this code in C needs a C compiler and a processor with AVX-512 BF16; this machine lacks one")

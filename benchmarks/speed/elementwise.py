@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import take_turns
-from longmem.backbone.fast_elementwise import silu_product, use_fast_elementwise
+from longmem.backbone.fast.elementwise import silu_product, use_fast_elementwise
 
 TURNS = 20
 """Calls of an operation that are timed together; each takes a millisecond."""

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks.speed.real_memory import RealMemory
 from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import REPEATS, Timing, take_turns
-from longmem.backbone.fast_linear import is_worthwhile, use_fast_linear
+from longmem.backbone.fast.linear import is_worthwhile, use_fast_linear
 from longmem.memory.window import WindowBuffer
 from longmem.store.in_memory import InMemoryStore
 

@@ -22,7 +22,7 @@ from benchmarks.paired import Chosen, compare_scores
 from benchmarks.speed.every_layer import torch_attention
 from benchmarks.speed.table import BenchmarkRow, SpeedTable
 from benchmarks.speed.timing import Timing
-from longmem.backbone.fast_attention import ATTENTION
+from longmem.backbone.fast.attention import ATTENTION
 from longmem.errors import ConfigError
 from longmem.memory.context import LocalMemory, text_key
 from longmem.model.checkpoint import new_reading_model

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen backbone: one forward pass of a segment gives keys and values, taps, and its log-probabilities."""
 
+import longmem.backbone.one_listing  # noqa: F401 - before anything else of transformers
+
+# isort: split
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -18,9 +18,9 @@ from transformers.utils import logging as hf_logging
 from longmem.backbone.adapter import merge_adapter, refuse_adapter_files
 from longmem.backbone.converted import model_folder
 from longmem.backbone.families import FAMILIES, family_of
-from longmem.backbone.fast_attention import use_fast_attention
-from longmem.backbone.fast_elementwise import use_fast_elementwise
-from longmem.backbone.fast_linear import use_fast_linear
+from longmem.backbone.fast.attention import use_fast_attention
+from longmem.backbone.fast.elementwise import use_fast_elementwise
+from longmem.backbone.fast.linear import use_fast_linear
 from longmem.backbone.files import StoredTensor, find_file, one_line, read_headers, read_json, weight_files
 from longmem.backbone.model_names import CONFIG_FILE, check_source
 from longmem.backbone.weight_check import check_weights, first_not_finite

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from longmem.backbone.fast_attention import is_available
+from longmem.backbone.fast.attention import is_available
 from longmem.native.build import native_library
 from longmem.native.params import LogprobsParams
 from longmem.native.threads import run_threads

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encodes text as token ids with the backbone's tokenizer."""
 
+import longmem.backbone.one_listing  # noqa: F401 - before anything else of transformers
+
+# isort: split
 import json
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from longmem.backbone.fast_linear import use_fast_linear
+from longmem.backbone.fast.linear import use_fast_linear
 from longmem.config import Dtype
 from longmem.model.source import ModelSource
 from longmem.scoring.text import score_segments

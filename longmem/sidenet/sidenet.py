@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.fast_linear import use_fast_linear
+from longmem.backbone.fast.linear import use_fast_linear
 from longmem.backbone.hooks import hidden_input, hidden_output, output_replaced, projected
 from longmem.config import LongMemConfig
 from longmem.retrieval.base import AbstractChunkSearch

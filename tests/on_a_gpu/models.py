@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longmem.backbone import fast_linear
+from longmem.backbone.fast import linear as fast_linear
 from longmem.config import PAPER_FORM, LongMemConfig
 from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from longmem.system.heap import limit_heaps
+from longmem.system.imports import lazily_validated
 
 INDEX_CACHE_BYTES = 8 * 2**20
 METADATA_CACHE_BYTES = 4 * 2**20
@@ -41,6 +42,7 @@ def new_session() -> Any:
 def _lancedb() -> ModuleType:
     """Return the imported library."""
     limit_heaps()  # before the import, which starts threads
-    import lancedb
+    with lazily_validated():
+        import lancedb
 
     return lancedb

@@ -71,19 +71,19 @@ def kill_gcs(pid: int) -> None:
 
 
 def run_and_kill(
-    arguments: list[str], out: Path, seed: int, kills: list[str], at_last: Sequence[str] = ()
+    arguments: list[str], out: Path, seed: int, kills: list[str], then: Sequence[str] | None = None
 ) -> list[str]:
     """Run a job to its end, with `kills` at random moments of its progress; return those that were sent.
 
-    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A dead driver is restarted with --resume,
-    and, once no kill is left, with the options `at_last`.
+    Kinds are "worker", "gcs", "driver", and "asked" (SIGTERM to the driver). A dead driver is restarted with --resume;
+    once no kill is left, with the arguments `then`, if any.
     """
     choose = random.Random(seed)
     journal, log, left, done = out / "journal.jsonl", out.with_suffix(".log"), list(kills), []
     resumed = False
     while True:
-        more = (*(["--resume"] if resumed else []), *(() if left else at_last))
-        with driver([*arguments, *more], log) as process:
+        given = arguments if left or then is None else then
+        with driver([*given, *(["--resume"] if resumed else [])], log) as process:
             goal = lines_of(journal) + choose.randint(2, 6)
             deadline = time.monotonic() + LIMIT_S
             while process.poll() is None:

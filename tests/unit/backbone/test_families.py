@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from longmem.backbone import backbone as backbone_module
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
-from longmem.backbone.fast_attention import ATTENTION
+from longmem.backbone.fast.attention import ATTENTION
 from longmem.backbone.loading import hash_weights, load_config
 from longmem.backbone.small import SMALL_CONFIGS, byte_tokenizer
 from longmem.errors import CheckpointError, ConfigError, UnknownFamilyError

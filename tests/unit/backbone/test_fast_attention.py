@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from longmem.backbone import fast_attention
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.cache_assembly import CacheAssembly
 from longmem.backbone.families import FAMILIES
+from longmem.backbone.fast import attention as fast_attention
 from longmem.backbone.small import save_small_backbone
 from longmem.errors import ConfigError
 from longmem.native import build

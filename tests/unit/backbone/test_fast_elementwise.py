@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from longmem.backbone import fast_elementwise
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
-from longmem.backbone.fast_attention import is_available
-from longmem.backbone.fast_elementwise import silu_product, use_fast_elementwise
+from longmem.backbone.fast import elementwise as fast_elementwise
+from longmem.backbone.fast.attention import is_available
+from longmem.backbone.fast.elementwise import silu_product, use_fast_elementwise
 from longmem.backbone.small import save_small_backbone
 from longmem.config import Dtype
 

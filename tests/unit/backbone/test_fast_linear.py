@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from longmem.backbone import fast_linear
 from longmem.backbone.backbone import Backbone
-from longmem.backbone.fast_linear import FastConv1D, FastLinear, use_fast_linear
+from longmem.backbone.fast import linear as fast_linear
+from longmem.backbone.fast.linear import FastConv1D, FastLinear, use_fast_linear
 
 UNIT_ROUNDOFF = 2.0**-24
 

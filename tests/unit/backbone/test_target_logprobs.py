@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longmem.backbone import fast_attention
+from longmem.backbone.fast import attention as fast_attention
 from longmem.backbone.target_logprobs import runs_natively, target_logprobs
 
 

@@ -4,7 +4,7 @@
 import pytest
 
 from benchmarks.speed import elementwise as benchmark
-from longmem.backbone.fast_attention import is_available
+from longmem.backbone.fast.attention import is_available
 
 
 @pytest.mark.skipif(not is_available(), reason="needs a C compiler and a processor with AVX-512 BF16")

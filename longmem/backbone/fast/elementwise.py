@@ -16,7 +16,7 @@ from jaxtyping import BFloat16
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longmem.backbone.fast_attention import is_available
+from longmem.backbone.fast.attention import is_available
 from longmem.native.build import native_library
 from longmem.native.params import RmsNormParams, SiluProductParams
 from longmem.native.threads import run_threads
