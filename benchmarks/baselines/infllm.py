@@ -18,7 +18,6 @@ The paper's lookup asks with all queries of the chunk, so that a prediction depe
 the choice. That is no likelihood of the text. `asking="before"` asks with the chunk before instead.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from benchmarks.baselines.base import AbstractBaseline, LogProbs, Sequence
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.fast.attention import attention_forward
+from longmem.backbone.fast.rotation import rotation_of
 from longmem.dtypes import to_array
 from longmem.errors import ConfigError
 
@@ -156,7 +156,7 @@ class Rotation:
 
     def __init__(self, backbone: Backbone, sizes: InfLLMSizes) -> None:
         attention = backbone.family.attention_of(backbone.layers[0])
-        self._rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        self._rotate = rotation_of(attention)
         tables = getattr(backbone.stack, backbone.family.rotary or "")
         # a block can wait in the local window until it is whole
         count = sizes.local_tokens + sizes.initial_tokens + sizes.block_tokens + sizes.chunk_tokens

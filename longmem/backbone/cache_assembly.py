@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a transformers KV cache of stored keys and values, moved to new positions.
 
-Stored keys have no position. The module's own `apply_rotary_pos_emb` rotates them to the positions 0, 1, 2, … of the
-cache, as if the backbone had read these tokens there. ALiBi (BLOOM) needs no rotation: it counts places of the cache.
+Stored keys have no position. The attention's own function rotates them to the positions 0, 1, 2, … of the cache, as if
+the backbone had read these tokens there. ALiBi (BLOOM) needs no rotation: it counts places of the cache.
 """
 
-import sys
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from longmem.backbone.backbone import Backbone
+from longmem.backbone.fast.rotation import rotation_of
 from longmem.errors import ConfigError
 
 CONVERTED_TOKENS = 64
@@ -91,9 +91,8 @@ class CacheAssembly:
             positions = torch.arange(keys.shape[2], device=keys.device)[None]
             tables[layer_type] = make_tables(keys, positions, *([layer_type] if by_type else []))
         cos, sin = tables[layer_type]
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         # it rotates queries, too: there are none
-        rotated: Tensor = rotate(keys[:, :0], keys, cos, sin)[1]
+        rotated: Tensor = rotation_of(attention)(keys[:, :0], keys, cos, sin)[1]
         return rotated
 
 

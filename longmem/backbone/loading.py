@@ -21,6 +21,7 @@ from longmem.backbone.families import FAMILIES, family_of
 from longmem.backbone.fast.attention import use_fast_attention
 from longmem.backbone.fast.elementwise import use_fast_elementwise
 from longmem.backbone.fast.linear import use_fast_linear
+from longmem.backbone.fast.rotation import use_fast_rotation
 from longmem.backbone.files import StoredTensor, find_file, one_line, read_headers, read_json, weight_files
 from longmem.backbone.model_names import CONFIG_FILE, check_source
 from longmem.backbone.weight_check import check_weights, first_not_finite
@@ -94,6 +95,7 @@ def load_causal_lm(source: str | Path, dtype: Dtype, adapter: str | Path | None 
     use_fast_linear(frozen)
     use_fast_attention(frozen)
     use_fast_elementwise(frozen)
+    use_fast_rotation(frozen)
     return frozen
 
 

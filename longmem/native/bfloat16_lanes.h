@@ -13,6 +13,10 @@ static inline __m512 widened(__m256i numbers) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
 }
 
+static inline __m512 rounded(__m512 numbers) {
+    return widened((__m256i)_mm512_cvtneps_pbh(numbers));
+}
+
 /* Numbers from `row` on; zero outside of `inside`, where nothing is read. */
 static inline __m512 load_bfloat16s(const uint16_t *row, __mmask16 inside) {
     return widened(_mm256_maskz_loadu_epi16(inside, row));

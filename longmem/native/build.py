@@ -22,7 +22,7 @@ from longmem.wording import reason_of
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("top_k.c", "gather.c", "attention.c", "logprobs.c", "elementwise.c", "layout.c")
+    for name in ("top_k.c", "gather.c", "attention.c", "logprobs.c", "elementwise.c", "rotation.c", "layout.c")
 )
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")

@@ -18,10 +18,6 @@ static inline void store_row(uint16_t *row, int64_t at, __mmask16 inside, __m512
     _mm256_mask_storeu_epi16(row + at, inside, (__m256i)_mm512_cvtneps_pbh(numbers));
 }
 
-static inline __m512 rounded(__m512 numbers) {
-    return widened((__m256i)_mm512_cvtneps_pbh(numbers));
-}
-
 void longmem_rms_norm(const rms_norm_params *params, int64_t first, int64_t last) {
     const int64_t width = params->width;
     for (int64_t each = first; each < last; each++) {

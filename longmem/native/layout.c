@@ -101,6 +101,22 @@ static const field_layout LAYOUTS[] = {
     FIELD(silu_product_params, gates),
     FIELD(silu_product_params, factors),
     FIELD(silu_product_params, output),
+    WHOLE(rotation_params),
+    FIELD(rotation_params, rows),
+    FIELD(rotation_params, row_batch),
+    FIELD(rotation_params, row_head),
+    FIELD(rotation_params, row_token),
+    FIELD(rotation_params, cos),
+    FIELD(rotation_params, sin),
+    FIELD(rotation_params, table_batch),
+    FIELD(rotation_params, table_token),
+    FIELD(rotation_params, output),
+    FIELD(rotation_params, output_batch),
+    FIELD(rotation_params, output_head),
+    FIELD(rotation_params, output_token),
+    FIELD(rotation_params, heads),
+    FIELD(rotation_params, tokens),
+    FIELD(rotation_params, dim),
 };
 
 static const field_layout *find_layout(const char *struct_name, const char *field) {

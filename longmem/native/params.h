@@ -112,6 +112,17 @@ typedef struct {
     uint16_t *output;
 } silu_product_params;
 
+/* Rotary positions of bfloat16 rows: row * cos + rotated half * sin, each of the three rounded. */
+typedef struct {
+    const uint16_t *rows;        /* [batch, heads, tokens, dim]; strides in numbers, those of a row contiguous */
+    int64_t row_batch, row_head, row_token;
+    const uint16_t *cos, *sin;   /* [batch, tokens, dim], both with these strides */
+    int64_t table_batch, table_token;
+    uint16_t *output;            /* [batch, heads, tokens, dim] */
+    int64_t output_batch, output_head, output_token;
+    int64_t heads, tokens, dim;  /* dim is even */
+} rotation_params;
+
 /* Keys of a panel, and bytes of its quantised values for sketches of a width. */
 int64_t longmem_panel_keys(void);
 int64_t longmem_panel_bytes(int64_t sketch_width);
@@ -142,6 +153,9 @@ void longmem_logprobs(const logprobs_params *params, int64_t first, int64_t last
 /* Rows, or numbers, first to last - 1; only for processors with AVX-512 BF16. */
 void longmem_rms_norm(const rms_norm_params *params, int64_t first, int64_t last);
 void longmem_silu_product(const silu_product_params *params, int64_t first, int64_t last);
+
+/* Tokens first to last - 1 of all batches, one batch after the other, with all heads; only with AVX-512 BF16. */
+void longmem_rotate(const rotation_params *params, int64_t first, int64_t last);
 
 /* Number of fields of a struct. Offset and size in bytes of a field; with the empty name, of the whole struct. -1 where
    there is no such field. */

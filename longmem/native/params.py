@@ -173,6 +173,28 @@ class SiluProductParams(NativeStruct):
     _fields_ = (("gates", ctypes.c_void_p), ("factors", ctypes.c_void_p), ("output", ctypes.c_void_p))
 
 
+class RotationParams(NativeStruct):
+    """Arguments of `longmem_rotate`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("row_batch", ctypes.c_int64),
+        ("row_head", ctypes.c_int64),
+        ("row_token", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("table_batch", ctypes.c_int64),
+        ("table_token", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+        ("output_batch", ctypes.c_int64),
+        ("output_head", ctypes.c_int64),
+        ("output_token", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+    )
+
+
 STRUCTS: tuple[type[NativeStruct], ...] = (
     RowMatrix,
     PanelBounds,
@@ -185,6 +207,7 @@ STRUCTS: tuple[type[NativeStruct], ...] = (
     LogprobsParams,
     RmsNormParams,
     SiluProductParams,
+    RotationParams,
 )
 
 
@@ -216,6 +239,7 @@ def declare_functions(library: ctypes.CDLL) -> None:
         "longmem_logprobs": (None, [ctypes.POINTER(LogprobsParams), number, number]),
         "longmem_rms_norm": (None, [ctypes.POINTER(RmsNormParams), number, number]),
         "longmem_silu_product": (None, [ctypes.POINTER(SiluProductParams), number, number]),
+        "longmem_rotate": (None, [ctypes.POINTER(RotationParams), number, number]),
     }
     for function, (result, arguments) in signatures.items():
         getattr(library, function).restype = result

@@ -7,8 +7,6 @@ last bit where a sum of squares or an exponential lies next to a border of round
 """
 
 import ctypes
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longmem.backbone.fast.attention import is_available
+from longmem.backbone.fast.modules import FastModule, derived, run_rows, suit
 from longmem.native.build import native_library
 from longmem.native.params import RmsNormParams, SiluProductParams
-from longmem.native.threads import run_threads
 
 NORMS = frozenset(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite"))
 """Classes of transformers whose forward is the weight times the rounded norm. Others round later, or add 1."""
@@ -29,9 +27,6 @@ GATED = frozenset(f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"
 
 SILU = ("SiLU", "SiLUActivation")
 """Classes of the activation that is computed here."""
-
-THREADED = 2**17
-"""Numbers from which threads are used: starting them takes as long as some 50,000 numbers."""
 
 
 def use_fast_elementwise(model: PreTrainedModel) -> None:
@@ -48,33 +43,17 @@ def use_fast_elementwise(model: PreTrainedModel) -> None:
         if not plain.__module__.startswith("transformers.models."):
             continue
         if plain.__name__ in NORMS:
-            module.__class__ = _derived(_FastNorm, plain)
+            module.__class__ = derived(_FastNorm, plain)
         elif plain.__name__ in GATED and type(module.act_fn).__name__ in SILU:
-            module.__class__ = _derived(_FastGated, plain)
+            module.__class__ = derived(_FastGated, plain)
 
 
-@cache
-def _derived(fast: Any, plain: Any) -> Any:
-    return type(f"Fast{plain.__name__}", (fast, plain), {})
-
-
-def _new(fast: Any, plain: Any) -> Any:
-    derived = _derived(fast, plain)
-    return derived.__new__(derived)
-
-
-class _Fast(nn.Module):
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # pickle finds no class that was made here, only what it is made of
-        return _new, type(self).__bases__, self.__dict__.copy()
-
-
-class _FastNorm(_Fast):
+class _FastNorm(FastModule):
     weight: nn.Parameter
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if not _suit(hidden_states, self.weight) or hidden_states.shape[-1] != len(self.weight):
+        if not suit(hidden_states, self.weight) or hidden_states.shape[-1] != len(self.weight):
             plain: Tensor = super().forward(hidden_states)
             return plain
         rows = hidden_states.contiguous()
@@ -87,11 +66,11 @@ class _FastNorm(_Fast):
             output=output.data_ptr(),
         )
         run, address = native_library().longmem_rms_norm, ctypes.byref(params)
-        _run(lambda first, last: run(address, first, last), rows)
+        run_rows(lambda first, last: run(address, first, last), rows.numel() // len(self.weight), len(self.weight))
         return output
 
 
-class _FastGated(_Fast):
+class _FastGated(FastModule):
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
@@ -99,7 +78,7 @@ class _FastGated(_Fast):
 
     def forward(self, x: Tensor) -> Tensor:
         gates, factors = self.gate_proj(x), self.up_proj(x)
-        product = silu_product(gates, factors) if _suit(gates, factors) else self.act_fn(gates) * factors
+        product = silu_product(gates, factors) if suit(gates, factors) else self.act_fn(gates) * factors
         gated: Tensor = self.down_proj(product)
         return gated
 
@@ -113,20 +92,5 @@ def silu_product(
     output = torch.empty_like(gates)
     params = SiluProductParams(gates=gates.data_ptr(), factors=factors.data_ptr(), output=output.data_ptr())
     run, address, width = native_library().longmem_silu_product, ctypes.byref(params), gates.shape[-1]
-    _run(lambda first, last: run(address, first * width, last * width), gates)
+    run_rows(lambda first, last: run(address, first * width, last * width), gates.numel() // max(width, 1), width)
     return output
-
-
-def _run(work: Callable[[int, int], None], rows: BFloat16[Tensor, "*rows width"]) -> None:
-    """Call `work(first, last)` for ranges that cover all rows, in threads where they are many."""
-    num_rows = rows.numel() // max(rows.shape[-1], 1)
-    if rows.numel() < THREADED:
-        work(0, num_rows)
-    else:
-        run_threads(work, num_rows)
-
-
-def _suit(*parts: Tensor) -> bool:
-    return all(part.dtype == torch.bfloat16 and part.device.type == "cpu" for part in parts) and not (
-        torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    )

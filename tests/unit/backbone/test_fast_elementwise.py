@@ -14,8 +14,10 @@ from torch.nn.functional import silu
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.families import FAMILIES
 from longmem.backbone.fast import elementwise as fast_elementwise
+from longmem.backbone.fast import modules
 from longmem.backbone.fast.attention import is_available
 from longmem.backbone.fast.elementwise import silu_product, use_fast_elementwise
+from longmem.backbone.fast.modules import THREADED, derived
 from longmem.backbone.small import save_small_backbone
 from longmem.config import Dtype
 
@@ -41,7 +43,7 @@ def norms(width: int) -> tuple[nn.Module, nn.Module]:
     plain.weight.data = torch.randn(width, generator=torch.Generator().manual_seed(3)).bfloat16()
     plain.requires_grad_(False)
     fast = copy.deepcopy(plain)
-    fast.__class__ = fast_elementwise._derived(fast_elementwise._FastNorm, LlamaRMSNorm)
+    fast.__class__ = derived(fast_elementwise._FastNorm, LlamaRMSNorm)
     return plain, fast
 
 
@@ -156,7 +158,7 @@ def gated() -> tuple[nn.Module, nn.Module]:
         .requires_grad_(False)
     )
     fast = copy.deepcopy(plain)
-    fast.__class__ = fast_elementwise._derived(fast_elementwise._FastGated, LlamaMLP)
+    fast.__class__ = derived(fast_elementwise._FastGated, LlamaMLP)
     return plain, fast
 
 
@@ -190,10 +192,10 @@ def test_rows_of_another_width_are_an_error_as_in_torch() -> None:
 
 
 @needs_bf16
-@pytest.mark.parametrize(("rows", "calls"), [(fast_elementwise.THREADED // 96, 0), (fast_elementwise.THREADED, 2)])
+@pytest.mark.parametrize(("rows", "calls"), [(THREADED // 96, 0), (THREADED, 2)])
 def test_few_numbers_start_no_threads(rows: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(fast_elementwise, "run_threads", lambda work, count: seen.append(count) or work(0, count))
+    monkeypatch.setattr(modules, "run_threads", lambda work, count: seen.append(count) or work(0, count))
     numbers = torch.zeros(rows, 96).bfloat16()
     _, norm = norms(96)
     norm(numbers)
@@ -208,7 +210,7 @@ def test_other_types_and_gradients_are_computed_as_before(tmp_path: Path, monkey
     def refuse(*_: Any) -> None:
         raise AssertionError("computed in C")
 
-    monkeypatch.setattr(fast_elementwise, "run_threads", refuse)
+    monkeypatch.setattr(modules, "run_threads", refuse)
     rows = torch.randn(3, 16)
     assert torch.equal(fast(rows), plain(rows))
     trained = rows.bfloat16().requires_grad_()
