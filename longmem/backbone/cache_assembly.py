@@ -5,21 +5,36 @@ Stored keys have no position. The attention's own function rotates them to the p
 the backbone had read these tokens there. ALiBi (BLOOM) needs no rotation: it counts places of the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.fast.rotation import rotation_of
+from longmem.backbone.preallocated_cache import CacheMemory, PreallocatedLayer
 from longmem.errors import ConfigError
 
 CONVERTED_TOKENS = 64
 """Tokens that are converted at a time: those of all layers of SmolLM2-135M are 1.5 MB in float32, and stay in the
 cache."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Keys, or values, of all layers [tokens, stored_heads, head_dim]: a tensor, or rows that are read on demand."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """Return `size` tokens at a time, in order."""
 
 
 class CacheAssembly:
@@ -35,43 +50,54 @@ class CacheAssembly:
                 f"({backbone.model.config.model_type}), which adds positions to its embeddings; use memory_layers=one"
             )
         self._backbone = backbone
+        self._memory = CacheMemory()
 
     def assemble(
         self,
-        keys: Sequence[Float[Tensor, "_ stored_heads head_dim"]],
-        values: Sequence[Float[Tensor, "_ stored_heads head_dim"]],
+        keys: Sequence[Rows],
+        values: Sequence[Rows],
         batch: int = 1,
+        room: int = 0,
     ) -> Any:
         """Return a transformers cache of the tokens at positions 0, 1, … in the order of the parts, equal in every row.
 
         Keys and values are those of all layers, before position encoding; parts may have different dtypes. They are
         computed with in the backbone's dtype. Layers with a sliding window keep what their window reaches, as they do
-        in transformers.
+        in transformers. The cache has memory for `room` tokens more, and grows beyond. Let go of it, and of what it
+        holds, before the next one is assembled: that one then uses its memory.
         """
         backbone = self._backbone
         cache = backbone.new_cache()
         tables: dict[str | None, tuple[Tensor, Tensor]] = {}
-        by_layer = self._by_layer(keys), self._by_layer(values)
-        for index, (layer_keys, layer_values) in enumerate(zip(*by_layer, strict=True)):
+        count, shape = sum(map(len, keys)), backbone.shape
+        size = (backbone.num_layers, batch, shape.kv_heads, count + room, shape.head_dim)
+        memory = self._memory.take(cache, size, backbone.dtype, backbone.device)
+        for parts, whole in zip((keys, values), memory, strict=True):
+            self._fill(whole[:, 0, :, :count], parts)
+        for index, (layer_keys, layer_values) in enumerate(zip(*memory, strict=True)):
             attention = backbone.family.attention_of(backbone.layers[index])
-            rotated = self._rotated(layer_keys[None], attention, tables)
-            size = (batch, -1, -1, -1)
-            cache.update(rotated.expand(size), layer_values[None].expand(size), index)
+            stored_keys, stored_values = layer_keys[:, :, :count], layer_values[:, :, :count]
+            rotated = self._rotated(stored_keys[:1], attention, tables)
+            if type(cache.layers[index]) is DynamicLayer:
+                stored_keys[:1].copy_(rotated)
+                for stored in (stored_keys, stored_values):
+                    stored[1:].copy_(stored[:1])
+                cache.layers[index] = PreallocatedLayer(layer_keys, layer_values, count)
+            else:
+                cache.update(rotated.expand(batch, -1, -1, -1), stored_values[:1].expand(batch, -1, -1, -1), index)
         return cache
 
-    def _by_layer(
-        self, parts: Sequence[Float[Tensor, "_ stored_heads head_dim"]]
-    ) -> Float[Tensor, "layers kv_heads tokens head_dim"]:
-        """Return the parts in the backbone's dtype, joined. They are tens of megabytes: each number is moved once."""
-        backbone = self._backbone
-        layers, heads, dim = backbone.num_layers, backbone.shape.kv_heads, backbone.shape.head_dim
-        size = (layers, heads, sum(map(len, parts)), dim)
-        joined = torch.empty(size, dtype=backbone.dtype, device=backbone.device)
-        for place, part in zip(joined.split([len(part) for part in parts], dim=2), parts, strict=True):
-            step = CONVERTED_TOKENS if part.device.type == joined.device.type == "cpu" else max(len(part), 1)
-            for target, rows in zip(place.split(step, dim=2), part.split(step), strict=True):
-                target.copy_(_widened(rows, target.dtype).view(-1, layers, heads, dim).permute(1, 2, 0, 3))
-        return joined
+    def _fill(
+        self,
+        target: Float[Tensor, "layers kv_heads tokens head_dim"],
+        parts: Sequence[Rows],
+    ) -> None:
+        """Copy the parts one after the other. They are tens of megabytes: each number is moved once."""
+        layers, heads, _, dim = target.shape
+        for place, part in zip(target.split([len(part) for part in parts], dim=2), parts, strict=True):
+            step = CONVERTED_TOKENS if part.device.type == target.device.type == "cpu" else max(len(part), 1)
+            for to, rows in zip(place.split(step, dim=2), part.split(step), strict=True):
+                to.copy_(_widened(rows, to.dtype).view(-1, layers, heads, dim).permute(1, 2, 0, 3))
 
     def _rotated(
         self,

@@ -10,7 +10,7 @@ another without a copy, and a view keeps the blocks that it covers. Rows stay as
 are dequantised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -46,6 +46,10 @@ class LayerStates:
         return sum(block.num_bytes for block in self._blocks)
 
     @property
+    def device(self) -> torch.device:
+        return self._blocks[0].device
+
+    @property
     def stored_heads(self) -> int:
         return self._blocks[0].row_shape[0]
 
@@ -65,6 +69,10 @@ class LayerStates:
             return dequantised(found)
         return found.view(torch.bfloat16) if found.dtype == torch.uint16 else found
 
+    def chosen(self, index: Int64[Tensor, " read"]) -> "ChosenRows":
+        """Return the rows of `gather(index)`, to be read a few at a time."""
+        return ChosenRows(self, index)
+
     def rows(self, first: int, last: int) -> "LayerStates":
         """Return the rows `[first, last)`, which keep no other block alive."""
         assert 0 <= first <= last <= len(self), f"rows [{first}, {last}) of {len(self)}"
@@ -83,3 +91,21 @@ class LayerStates:
         """Return the blocks that hold the newest `count` rows, whole, and at least one."""
         kept = int(torch.searchsorted(self._starts, max(len(self) - count, 0), right=True)) - 1
         return LayerStates(self._blocks[min(kept, len(self._blocks) - 1) :])
+
+
+class ChosenRows:
+    """Rows to be gathered: all of a segment are tens of megabytes, which need not be in memory at once."""
+
+    def __init__(self, states: LayerStates, index: Int64[Tensor, " read"]) -> None:
+        self._states, self._index = states, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def device(self) -> torch.device:
+        return self._states.device
+
+    def split(self, size: int) -> Iterator[Float[Tensor, "_ stored_heads head_dim"]]:
+        """Gather `size` rows at a time, in order, as `Tensor.split` cuts them. Raises StoreError, as `gather` does."""
+        return map(self._states.gather, self._index.split(size))

@@ -135,10 +135,9 @@ class _Space:
         done = 0
         with _explained():
             while done < len(out):
-                found = os.pread(self._file.descriptor, len(out) - done, self._offset + offset + done)
+                found = os.preadv(self._file.descriptor, [out[done:].data], self._offset + offset + done)
                 assert found, "the file is shorter than what was written to it"
-                out[done : done + len(found)] = np.frombuffer(found, dtype=np.uint8)
-                done += len(found)
+                done += found
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from longmem.backbone.backbone import Backbone, BackboneOutput
-from longmem.backbone.cache_assembly import CacheAssembly
+from longmem.backbone.cache_assembly import CacheAssembly, Rows
 from longmem.backbone.shared_prompts import shared_tokens
 from longmem.config import LongMemConfig
 from longmem.errors import ConfigError
@@ -122,7 +122,8 @@ class CacheReader(ReadingModel):
         They have no position, and are those that every layer computes from hidden states which have read the memory.
         """
         backbone, layers = self._backbone, range(self._backbone.num_layers)
-        cache = self._cache(view, None if view is None else tokens_to_read(view, self.config, search=search), batch=1)
+        index = None if view is None else tokens_to_read(view, self.config, search=search)
+        cache = self._cache(view, index, batch=1, room=tokens.shape[1])
         if not self._starts(tokens)[0]:
             return backbone.forward(tokens, layers, None, cache)
         keys, values, hidden = self._sink
@@ -195,7 +196,7 @@ class CacheReader(ReadingModel):
         if begins and index is None:
             cache = self._backbone.new_cache()
             return self._backbone.run(tokens, cache), cache
-        cache = self._cache(view, index, len(tokens))
+        cache = self._cache(view, index, *tokens.shape)
         if not begins:
             return self._backbone.run(tokens, cache), cache
         first = self._sink[2].expand(len(tokens), -1, -1)
@@ -223,21 +224,22 @@ class CacheReader(ReadingModel):
 
     def assembled(self, view: MemoryView) -> Any:
         """Return the transformers cache behind which a segment reads this view."""
-        return self._cache(view, tokens_to_read(view, self.config), batch=1)
+        return self._cache(view, tokens_to_read(view, self.config), batch=1, room=0)
 
-    def _cache(self, view: MemoryView | None, index: Int64[Tensor, " read"] | None, batch: int) -> Any:
-        keys, values = [], []
+    def _cache(self, view: MemoryView | None, index: Int64[Tensor, " read"] | None, batch: int, room: int) -> Any:
+        """Return a cache of what is read, with memory for `room` tokens behind it."""
+        keys, values = list[Rows](), list[Rows]()
         if self._start_token is not None:
             keys.append(self._sink[0])
             values.append(self._sink[1])
         if view is not None and index is not None:
             assert view.layer_keys is not None, "a view of one layer"
             assert view.layer_values is not None, "a view of one layer"
-            keys.append(view.layer_keys.gather(index))
-            values.append(view.layer_values.gather(index))
+            keys.append(view.layer_keys.chosen(index))
+            values.append(view.layer_values.chosen(index))
         if not keys:
             return self._backbone.new_cache()
-        return self._assembly.assemble(keys, values, batch)
+        return self._assembly.assemble(keys, values, batch, room)
 
     @cached_property
     def _sink(self) -> tuple[Tensor, Tensor, Tensor]:

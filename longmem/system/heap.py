@@ -76,8 +76,8 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Make the C library reuse freed memory instead of returning it to the system.
 
-    Ray runs tasks in threads, whose heaps are otherwise trimmed after each large tensor: measured in a reader, 40,000
-    page faults per second and 12% of the time.
+    For processes that compute. Heaps are otherwise trimmed after large tensors, most of all those of threads, in which
+    Ray runs tasks: measured in a reader, 40,000 page faults per second and 12% of the time.
     """
     _set_options({M_TRIM_THRESHOLD: KEPT_BYTES, M_MMAP_THRESHOLD: LARGEST_IN_HEAP_BYTES})
 

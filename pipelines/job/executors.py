@@ -10,6 +10,7 @@ from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import PUT_SEGMENTS, AbstractExecutor
 from longmem.store.config import StoreSettings
+from longmem.system.heap import keep_freed_memory
 from pipelines.command.command_line import num_cores
 from pipelines.job.service import ServiceChoice, attach_to
 
@@ -57,6 +58,7 @@ def start_executor(
         from longmem.runtime.inline_executor import InlineExecutor
 
         use_threads(threads)
+        keep_freed_memory()
         return InlineExecutor(model.open(), store.open())
     from actors.executor.ray_executor import RayExecutor
 

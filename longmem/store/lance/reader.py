@@ -84,21 +84,30 @@ class LanceReader(AbstractMemoryStore):
         for payload in dict.fromkeys(row["payload"] for row in rows):
             infos = [(info_of(row), int(row["write"])) for row in rows if row["payload"] == payload]
             held = {} if from_disk else self._recent.of([write for _, write in infos])
-            parts = list(held.values())
-            if lacking := [str(write) for _, write in infos if write not in held]:
+            # one table for each recent write: numbers of several writes would be copied to be joined
+            groups = [(held[write], [(info, write)]) for info, write in infos if write in held]
+            if lacking := [(info, write) for info, write in infos if write not in held]:
                 self._check_model(payload, identity)
-                condition = f"write IN ({', '.join(lacking)})"
-                parts.append(self._database.select(payload, payload_schema(identity), condition))
-            found = pa.concat_tables(parts)
-            for (info, _), block in zip(infos, from_rows(found, infos[0][0].key, infos, identity), strict=True):
-                if block is None or describe_block(block) != info:
-                    raise CorruptionError(
-                        f"{info.key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} "
-                        "do not match the checksum of their write; run `longmem memory verify --repair`, or delete "
-                        "the document, and write it again"
-                    )
-                blocks.append(block)
+                condition = f"write IN ({', '.join(str(write) for _, write in lacking)})"
+                groups.append((self._database.select(payload, payload_schema(identity), condition), lacking))
+            for rows_of_group, wanted in groups:
+                blocks += self._checked(rows_of_group, wanted, identity, payload)
         return sorted(blocks, key=lambda block: block.segment)
+
+    def _checked(
+        self, rows: pa.Table, infos: list[tuple[SegmentInfo, int]], identity: Fingerprint, payload: str
+    ) -> list[KVBlock]:
+        """Return the blocks of (catalogue entry, write) pairs. Raises CorruptionError for what was not written so."""
+        blocks: list[KVBlock] = []
+        for (info, _), block in zip(infos, from_rows(rows, infos[0][0].key, infos, identity), strict=True):
+            if block is None or describe_block(block) != info:
+                raise CorruptionError(
+                    f"{info.key} segment {info.segment}: stored bytes in table {payload} of {self._database.uri} "
+                    "do not match the checksum of their write; run `longmem memory verify --repair`, or delete "
+                    "the document, and write it again"
+                )
+            blocks.append(block)
+        return blocks
 
     def segments(self, key: DocumentKey) -> list[SegmentInfo]:
         self._check_open()

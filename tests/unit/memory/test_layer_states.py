@@ -68,6 +68,10 @@ def test_rows_are_those_of_one_array(lengths: list[int], kv_dtype: KvDtype, in_f
             rows = found.gather(chosen)
             assert rows.dtype == expected.dtype
             assert torch.equal(rows, expected[chosen])
+            size = data.draw(st.integers(1, 13))
+            pieces = list(found.chosen(chosen).split(size))
+            assert [len(each) for each in pieces] == [len(each) for each in chosen.split(size)]
+            assert torch.equal(torch.cat(pieces), rows)
 
     check(states, every)
     first = data.draw(st.integers(0, total))
@@ -83,6 +87,15 @@ def test_rows_are_those_of_one_array(lengths: list[int], kv_dtype: KvDtype, in_f
     check(newest, every[total - len(newest) :])
     assert min(max(count, 1), total) <= len(newest)
     assert len(newest) - lengths[-len(newest._blocks)] < max(count, 1), "a block more than needed"
+
+
+def test_rows_of_a_file_that_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux may read less than was asked for."""
+    stored = rows_of(9, "float16")
+    states = states_of([stored], in_file=True, kv_dtype="float16")
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, places, at: whole(file, [places[0][:7]], at))
+    assert torch.equal(states.gather(torch.arange(9)), unpack(stored, "float16"))
 
 
 # ---- windows of all layers

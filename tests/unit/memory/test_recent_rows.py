@@ -37,6 +37,16 @@ def test_the_oldest_write_goes_first_and_no_byte_too_many_stays() -> None:
     assert recent.of([3, 4, 5]) == {}
 
 
+def test_recent_blocks_that_are_read_together_are_not_copied(folder: Path) -> None:
+    with LanceMemoryStore(str(folder)) as store:
+        for segment in range(3):
+            store.put(make_block(segment=segment))
+        together, alone = store.read(KEY, 0, 3), [store.read(KEY, segment, segment + 1)[0] for segment in range(3)]
+        for block, other in zip(together, alone, strict=True):
+            assert np.shares_memory(block.keys, other.keys)
+            assert np.shares_memory(block.values, other.values)
+
+
 def test_a_write_larger_than_the_bound_is_not_kept() -> None:
     recent = RecentRows(max_bytes=10)
     recent.keep(0, to_rows(make_block(), 0))

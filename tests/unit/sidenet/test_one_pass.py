@@ -222,9 +222,11 @@ def test_readings_name_the_blocks_that_every_layer_read(tmp_path: Path, monkeypa
     cached: list[torch.Tensor | None] = []
     assemble = CacheReader._cache
 
-    def watched(reader: CacheReader, view: MemoryView | None, index: torch.Tensor | None, batch: int) -> object:
+    def watched(
+        reader: CacheReader, view: MemoryView | None, index: torch.Tensor | None, batch: int, room: int
+    ) -> object:
         cached.append(index)
-        return assemble(reader, view, index, batch)
+        return assemble(reader, view, index, batch, room)
 
     monkeypatch.setattr(CacheReader, "_cache", watched)
     memory = LocalMemory(model)
