@@ -115,7 +115,7 @@ STEPS = (
     ),
     QuickStep(
         "elementwise",
-        "performance, norms and gated activations",
+        "performance, norms, gated activations and rotary positions",
         ("elementwise", "--repeats", "2", "--out", "OUT"),
         missing=_attention_in_c,
     ),

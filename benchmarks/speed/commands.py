@@ -185,7 +185,7 @@ def elementwise(
     repeats: Repeats = REPEATS,
     out: Out = RESULTS,
 ) -> None:
-    """Compare bfloat16 norms and gated activations in C with torch's (default: SmolLM2-135M)."""
+    """Compare bfloat16 norms, gated activations and rotary positions in C with torch's (default: SmolLM2-135M)."""
     from benchmarks.speed import elementwise as benchmark
     from longmem.backbone.fast.attention import is_available
 
