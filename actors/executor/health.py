@@ -188,7 +188,11 @@ class Supervisor:
         if process is None or process is not ping.process:
             return
         if (answer.pid, answer.created_s) != (process.pid, process.created_s):
-            # Ray delivers a check to the next process of an actor. No call to the last one may be left that would fail.
+            # Ray delivers a check to the next process of an actor, and perhaps no call is left whose failure would tell
+            # of the loss
+            if running is not None and running.job == self._job:
+                # it would not be made ready before that task ends, and the task has no deadline until then
+                self._kills.add(kill_process(WorkerInfo(answer.pid, answer.created_s, answer.node_id, None)))
             self.lost(stage, worker, ClusterError(f"process {process.pid} has ended, process {answer.pid} answers"))
             return
         if running is not None and running.step is not None:

@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.result import TaskResult, run_task
+from actors.workers.running import begun_s
 from longmem.system.heap import keep_freed_memory
 from longmem.system.imports import uncollected
 
@@ -59,8 +60,7 @@ class WorkerInfo:
 
 def here(result: Any) -> WorkerInfo:
     """Return the WorkerInfo of this process."""
-    process = psutil.Process()
-    return WorkerInfo(process.pid, process.create_time(), ray.get_runtime_context().get_node_id(), result)
+    return WorkerInfo(os.getpid(), begun_s(), ray.get_runtime_context().get_node_id(), result)
 
 
 def opened(work: Callable[[], Any]) -> TaskResult:

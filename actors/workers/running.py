@@ -9,6 +9,7 @@ page cache of its node, where SIGKILL does not reach it. The records lie in Ray'
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from mmap import mmap
 from pathlib import Path
 from socket import gethostname
@@ -50,8 +51,19 @@ class Alive:
     pid: int
     created_s: float
     """Unix time at which the process began."""
+    node_id: str
     running: Ticket | None
     """Task that it runs; None between two tasks."""
+
+
+@cache
+def begun_s() -> float:
+    """Return the Unix time at which this process began, the same in every call.
+
+    psutil adds the time since the start of the system to that of the start, which a step of the clock moves.
+    """
+    began: float = psutil.Process().create_time()
+    return began
 
 
 class RunningTask:
@@ -83,7 +95,7 @@ class RunningTask:
 
     def alive(self) -> Alive:
         """Return which process this is, and what it runs."""
-        return Alive(os.getpid(), psutil.Process().create_time(), self.ticket)
+        return Alive(os.getpid(), begun_s(), ray.get_runtime_context().get_node_id(), self.ticket)
 
     def stepped(self, step: Step) -> None:
         """Add a step to the running task, where liveness checks read it."""
@@ -92,7 +104,7 @@ class RunningTask:
 
     def _mapped(self) -> mmap:
         if self._record is None:
-            path = _path(os.getpid(), psutil.Process().create_time())
+            path = _path(os.getpid(), begun_s())
             try:
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(bytes(1 + calcsize(FIELDS)))

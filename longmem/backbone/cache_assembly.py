@@ -63,15 +63,15 @@ class CacheAssembly:
 
         Keys and values are those of all layers, before position encoding; parts may have different dtypes. They are
         computed with in the backbone's dtype. Layers with a sliding window keep what their window reaches, as they do
-        in transformers. The cache has memory for `room` tokens more, and grows beyond. Let go of it, and of what it
-        holds, before the next one is assembled: that one then uses its memory.
+        in transformers. The cache has memory for `room` tokens more, and grows beyond. Once its layers are gone, the
+        next cache uses their memory, so that tensors which were taken from them are overwritten.
         """
         backbone = self._backbone
         cache = backbone.new_cache()
         tables: dict[str | None, tuple[Tensor, Tensor]] = {}
         count, shape = sum(map(len, keys)), backbone.shape
         size = (backbone.num_layers, batch, shape.kv_heads, count + room, shape.head_dim)
-        memory = self._memory.take(cache, size, backbone.dtype, backbone.device)
+        memory, lease = self._memory.take(size, backbone.dtype, backbone.device)
         for parts, whole in zip((keys, values), memory, strict=True):
             self._fill(whole[:, 0, :, :count], parts)
         for index, (layer_keys, layer_values) in enumerate(zip(*memory, strict=True)):
@@ -82,7 +82,7 @@ class CacheAssembly:
                 stored_keys[:1].copy_(rotated)
                 for stored in (stored_keys, stored_values):
                     stored[1:].copy_(stored[:1])
-                cache.layers[index] = PreallocatedLayer(layer_keys, layer_values, count)
+                cache.layers[index] = PreallocatedLayer(layer_keys, layer_values, count, lease)
             else:
                 cache.update(rotated.expand(batch, -1, -1, -1), stored_values[:1].expand(batch, -1, -1, -1), index)
         return cache

@@ -2,7 +2,8 @@
 """Imports transformers so that it lists its models once. Import this module before anything else of transformers.
 
 transformers 5.23 reads the 1,600 files of its models to list their classes, when it is imported and again when
-`transformers.models` is: 0.3 s each. Its cache of the list knows the folder by two names, and so has no effect.
+`transformers.models` is: 0.3 s each. Its cache of the list knows the folder by two names, and so has no effect. The
+package of a model that is used still lists its few files once more.
 """
 
 from pathlib import Path

@@ -17,23 +17,29 @@ Held = Float[Tensor, "batch kv_heads held head_dim"]
 Added = Float[Tensor, "batch kv_heads added head_dim"]
 
 
+class Lease:
+    """Use of the memory of a cache; it ends once no layer that lies in that memory is referred to."""
+
+
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     """Cache layer that writes further tokens behind those that it holds, and grows as usual once there is no room."""
 
-    def __init__(self, keys: Held, values: Held, num_tokens: int) -> None:
+    def __init__(self, keys: Held, values: Held, num_tokens: int, lease: Lease | None = None) -> None:
         """Hold the first `num_tokens` of both tensors, the rest of which is room."""
         super().__init__()
         self.lazy_initialization(keys, values)
         self._whole: tuple[Held, Held] | None = (keys, values)
+        self._held: tuple[Held, Held] | None = None
+        self._lease: Lease | None = lease
         self._hold(num_tokens)
 
     def update(self, key_states: Added, value_states: Added, *args: Any, **kwargs: Any) -> tuple[Held, Held]:
-        first = self.get_seq_length()
-        last = first + key_states.shape[2]
-        if self._whole is None or last > self._whole[0].shape[2]:
-            self._whole = None
+        if self._whole is None or not self._has_room(self._whole[0], key_states):
+            self._whole = self._held = self._lease = None
             grown: tuple[Held, Held] = super().update(key_states, value_states, *args, **kwargs)
             return grown
+        first = self.get_seq_length()
+        last = first + key_states.shape[2]
         for whole, states in zip(self._whole, (key_states, value_states), strict=True):
             target = whole[:, :, first:last]
             assert (target.shape, target.dtype) == (states.shape, states.dtype), (target.shape, states.shape)
@@ -41,58 +47,55 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         self._hold(last)
         return self.keys, self.values
 
+    def _has_room(self, whole: Tensor, states: Added) -> bool:
+        # other methods, also of later versions of transformers, put other tensors in place of the two
+        if self._held is None or self.keys is not self._held[0] or self.values is not self._held[1]:
+            return False
+        writable = torch.is_inference_mode_enabled() or not whole.is_inference()
+        return writable and self.keys.shape[2] + states.shape[2] <= whole.shape[2]
+
     def _hold(self, num_tokens: int) -> None:
         assert self._whole is not None
-        self.keys, self.values = (whole[:, :, :num_tokens] for whole in self._whole)
-
-    def reset(self) -> None:
-        self._whole = None
-        super().reset()
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._whole = None
-        super().batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._whole = None
-        super().batch_select_indices(indices)
+        keys, values = self._whole
+        self.keys, self.values = self._held = keys[:, :, :num_tokens], values[:, :, :num_tokens]
 
 
 class CacheMemory:
-    """Memory of one cache of batch 1, kept for the next: two tensors of the largest size so far.
+    """Memory of one cache of batch 1, kept for the next: two tensors that grow with what is asked for.
 
-    While its cache lives, another gets memory of its own. Not thread-safe.
+    While layers of that cache are referred to, another cache gets memory of its own. Tensors of a cache without its
+    layers are overwritten. Not thread-safe.
     """
 
     def __init__(self) -> None:
         self._kept: tuple[Tensor, Tensor] | None = None
-        self._user: weakref.ref[Any] | None = None
+        self._user: weakref.ref[Lease] | None = None
 
     def __reduce__(self) -> Any:
         # copies and pickles have no memory yet
         return CacheMemory, ()
 
     def take(
-        self, cache: Any, size: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Return two tensors [layers, batch, kv_heads, tokens, head_dim] for keys and values of `cache`."""
-        _, batch, _, tokens, _ = size
-        if batch == 1 and (self._user is None or self._user() is None):
-            if not self._suits(size, dtype, device):
-                # first, or both would be allocated for a moment
-                self._kept = None
-                self._kept = _empty(size, dtype, device), _empty(size, dtype, device)
-            assert self._kept is not None
-            self._user = weakref.ref(cache)
-            keys, values = self._kept
-            return keys[:, :, :, :tokens], values[:, :, :, :tokens]
-        return _empty(size, dtype, device), _empty(size, dtype, device)
+        self, size: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> tuple[tuple[Tensor, Tensor], Lease]:
+        """Return two tensors [layers, batch, kv_heads, tokens, head_dim] for keys and values, and their lease."""
+        lease = Lease()
+        if size[1] > 1 or (self._user is not None and self._user() is not None):
+            return (_empty(size, dtype, device), _empty(size, dtype, device)), lease
+        if not self._suits(size, dtype, device):
+            # first, or both would be allocated for a moment
+            self._kept = None
+            self._kept = _empty(size, dtype, device), _empty(size, dtype, device)
+        assert self._kept is not None
+        self._user = weakref.ref(lease)
+        keys, values = self._kept
+        return (keys[:, :, :, : size[3]], values[:, :, :, : size[3]]), lease
 
     def _suits(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
         if self._kept is None:
             return False
         kept, _ = self._kept
-        writable = torch.is_inference_mode_enabled() or not kept.is_inference()
+        writable = not kept.requires_grad and (torch.is_inference_mode_enabled() or not kept.is_inference())
         same = (*kept.shape[:3], kept.shape[4], kept.dtype, kept.device) == (*size[:3], size[4], dtype, device)
         return same and writable and kept.shape[3] >= size[3]
 

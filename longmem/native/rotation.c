@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Rotary positions of bfloat16 queries and keys in one pass; torch makes five operations of them, each through memory.
-   Products and sums are rounded to bfloat16 where torch rounds them, so that the numbers are the same. */
+   Products and sums are rounded to bfloat16 where torch rounds them, so that the bits are the same; what is denormal is
+   zero. */
 
 #include "bfloat16_set.h"
 #include "params.h"

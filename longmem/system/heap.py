@@ -16,7 +16,7 @@ RETURNED_BYTES = 2**20
 """Size from which freed memory is returned at once. By default it grows with each freed buffer, up to 64 MiB a heap."""
 
 KEPT_BYTES = 2**29
-"""Freed bytes that a worker process may keep; more than the intermediate results of a segment need."""
+"""Freed bytes that a process that computes may keep; more than the intermediate results of a segment need."""
 
 LARGEST_IN_HEAP_BYTES = 2**25
 """Largest M_MMAP_THRESHOLD that glibc accepts, in bytes."""

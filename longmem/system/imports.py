@@ -33,11 +33,12 @@ def uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def lazily_validated() -> Iterator[None]:
-    """Let pydantic build the validator of a function at its first call, for functions defined in a block of imports.
+def lazily_validated(package: str) -> Iterator[None]:
+    """Let pydantic build the validators of a package's functions at their first call, for a block of imports.
 
-    LanceDB 0.40 imports a client for a REST service, with 366 functions to validate, and calls none of them for a
-    folder or a bucket: half a second of CPU, 40% of its import. A call is validated as before.
+    LanceDB 0.40 imports lance_namespace_urllib3_client, a client of a REST service. It has 366 functions to validate,
+    and a store in a folder or bucket calls none of them: half a second of CPU, 40% of the import. Their calls are
+    validated as before. Functions of other packages get their validators at once.
     """
     import pydantic
 
@@ -47,6 +48,8 @@ def lazily_validated() -> Iterator[None]:
         def validate_call(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             if function is None:
                 return lambda function: validate_call(function, **options)
+            if function.__module__.partition(".")[0] != package:
+                return built_at_once(function, **options)
             validated = cache(lambda: built_at_once(function, **options))
 
             @wraps(function)

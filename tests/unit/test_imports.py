@@ -24,7 +24,7 @@ class Counted:
 def test_validators_are_built_at_the_first_call() -> None:
     Counted.built = 0
     at_once = pydantic.validate_call
-    with lazily_validated():
+    with lazily_validated(__name__.partition(".")[0]):
         assert pydantic.validate_call is not at_once
 
         @pydantic.validate_call
@@ -48,9 +48,21 @@ def test_validators_are_built_at_the_first_call() -> None:
     assert Counted.built == 2
 
 
+def test_functions_of_other_packages_are_validated_at_once() -> None:
+    Counted.built = 0
+    with lazily_validated("another_package"):
+
+        @pydantic.validate_call
+        def doubled(number: Counted) -> int:
+            return 2 * number  # type: ignore[operator]
+
+    assert Counted.built == 1
+    assert doubled("4") == 8  # type: ignore[arg-type]
+
+
 def test_what_is_replaced_comes_back_after_an_error() -> None:
     at_once = pydantic.validate_call
-    with pytest.raises(ImportError), lazily_validated():
+    with pytest.raises(ImportError), lazily_validated("tests"):
         raise ImportError
     assert pydantic.validate_call is at_once
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary positions of bfloat16 queries and keys in C (`longmem/native/rotation.c`), with AVX-512 BF16.
 
-transformers computes them in five operations for each of the two, through memory. One pass gives the same numbers: it
-rounds where torch rounds. Only denormal results are zero.
+transformers computes them in five operations for each of the two, through memory. One pass rounds where torch rounds,
+and gives the same bits where no product or sum is denormal (below 1.2e-38): those are zero.
 """
 
 import ctypes
@@ -34,8 +34,13 @@ def use_fast_rotation(model: PreTrainedModel) -> None:
         return
     for module in model.modules():
         plain: Any = type(module)
-        if plain.__module__.startswith("transformers.models.") and plain.__name__ in ROTATED:
+        if plain.__module__.startswith("transformers.models.") and plain.__name__ in ROTATED and _calls_it(plain):
             module.__class__ = derived(_FastRotated, plain)
+
+
+def _calls_it(plain: Any) -> bool:
+    """Return whether the forward itself calls the function: a decorator around it, in another version, hides that."""
+    return NAME in getattr(getattr(plain.forward, "__code__", None), "co_names", ())
 
 
 def rotation_of(attention: nn.Module) -> Any:
@@ -48,7 +53,6 @@ class _FastRotated(FastModule):
     def attributes(cls, plain: Any) -> dict[str, Any]:
         """Return the forward of a class of transformers, which finds another function under the name of its own."""
         forward = plain.forward
-        assert NAME in forward.__code__.co_names, f"{plain.__name__}.forward calls no {NAME}"
         names = {**forward.__globals__, NAME: partial(_rotate_both, forward.__globals__[NAME])}
         again = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
         again.__kwdefaults__ = forward.__kwdefaults__
@@ -56,13 +60,15 @@ class _FastRotated(FastModule):
 
 
 def _rotate_both(plain: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
-    """Return queries and keys as the function `plain` of transformers does, whose parameters these are."""
+    """Return queries and keys as transformers' function `plain` rotates them; the parameters are those of `plain`."""
     if unsqueeze_dim == 1 and suit(q, k, cos, sin) and all(_has_form(part, cos, sin) for part in (q, k)):
         return rotate(q, cos, sin), rotate(k, cos, sin)
     return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
 
 
 def _has_form(rows: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    if rows.ndim != 4 or cos.ndim != 3:
+        return False
     batch, _, tokens, dim = rows.shape
     tables = (batch, tokens, dim), (1, tokens, dim)
     contiguous = rows.stride(3) == cos.stride(2) == sin.stride(2) == 1
@@ -80,7 +86,8 @@ def rotate(
     """
     assert _has_form(rows, cos, sin), (rows.shape, cos.shape, rows.stride(), cos.stride(), sin.stride())
     batch, heads, tokens, dim = rows.shape
-    output = torch.empty_like(rows)
+    # as the projections have them: heads behind tokens
+    output = torch.empty(batch, tokens, heads, dim, dtype=rows.dtype).transpose(1, 2)
     params = RotationParams(
         rows=rows.data_ptr(),
         row_batch=rows.stride(0),

@@ -42,7 +42,7 @@ def new_session() -> Any:
 def _lancedb() -> ModuleType:
     """Return the imported library."""
     limit_heaps()  # before the import, which starts threads
-    with lazily_validated():
+    with lazily_validated("lance_namespace_urllib3_client"):
         import lancedb
 
     return lancedb

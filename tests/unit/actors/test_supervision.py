@@ -53,7 +53,7 @@ class Watch:
     @property
     def answer(self) -> Alive:
         assert self.running != "silent"
-        return Alive(self.pid, 0.0, self.running)
+        return Alive(self.pid, 0.0, "node", self.running)
 
     def worker(self, stage: Stage = "encode", rank: int = 0) -> PoolWorker:
         return self.pools[stage].workers[rank]
@@ -203,6 +203,17 @@ def test_supervision_answer_of_the_next_process_is_none_of_the_last(
     assert [seen.worker(stage).info for stage in ("encode", "put")] == [None, None]
     assert seen.supervisor.num_starting == starting + 2
     assert seen.killed == []
+
+
+@pytest.mark.parametrize(("job", "killed"), [("mine", [2]), ("other", [])])
+def test_supervision_next_process_that_took_a_task_before_it_was_ready_is_killed(
+    monkeypatch: pytest.MonkeyPatch, job: str, killed: list[int]
+) -> None:
+    """Check a task that was sent before the loss was noticed: `ready` waits behind it, and it has no deadline."""
+    seen = watch(monkeypatch, Timeouts(unresponsive_s=50, kill_s=60, no_worker_s=1000), stores=0)
+    seen.running, seen.pid = Ticket(job, 1, 30), 2
+    assert seen.after(60) == ["lost"]
+    assert [info.pid for info in seen.killed] == killed
 
 
 def test_supervision_no_worker_answers_again_for_its_last_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,11 @@ from transformers.cache_utils import DynamicLayer
 
 from longmem.backbone.backbone import Backbone
 from longmem.backbone.cache_assembly import CacheAssembly
-from longmem.backbone.preallocated_cache import CacheMemory, PreallocatedLayer
+from longmem.backbone.preallocated_cache import CacheMemory, Lease, PreallocatedLayer
 from longmem.backbone.small import save_small_backbone
 
 SIZE = (3, 1, 2, 10, 4)
 """Layers, batch, heads, tokens and width of a cache."""
-
-
-class User:
-    """Stands for a cache, of which memory knows only whether it lives."""
 
 
 def numbers(*size: int) -> Tensor:
@@ -60,6 +56,8 @@ CHANGES: dict[str, Any] = {
     "select": lambda layer: layer.batch_select_indices(torch.tensor([0, 0])),
     "crop": lambda layer: layer.crop(-2),
     "reset": lambda layer: layer.reset(),
+    "reorder": lambda layer: layer.reorder_cache(torch.tensor([0])),
+    "replace": lambda layer: setattr(layer, "keys", layer.keys.clone() + 1),
 }
 
 
@@ -83,57 +81,94 @@ def test_states_of_another_size_are_no_states_of_the_layer() -> None:
         ours.update(numbers(1, 2, 1, 3).bfloat16(), numbers(1, 2, 1, 3).bfloat16())
 
 
-def take(memory: CacheMemory, user: User, size: tuple[int, int, int, int, int] = SIZE) -> tuple[Tensor, Tensor]:
-    keys, values = memory.take(user, size, torch.float32, torch.device("cpu"))
+def test_rows_are_reordered_like_those_of_transformers() -> None:
+    held, added = numbers(2, 2, 4, 3), numbers(2, 2, 1, 3)
+    whole = torch.cat([held, held], dim=2)
+    ours, own = PreallocatedLayer(whole, -whole, 4), DynamicLayer()
+    own.update(held, -held)
+    for layer in (ours, own):
+        layer.reorder_cache(torch.tensor([1, 0]))
+        layer.update(added, -added)
+    assert_alike(ours, own)
+
+
+def test_a_layer_of_inference_mode_grows_outside_of_it() -> None:
+    with torch.inference_mode():
+        ours, own = both(room=8)
+    added = numbers(1, 2, 2, 3)
+    for layer in (ours, own):
+        layer.update(added, -added)
+    assert_alike(ours, own)
+
+
+def take(memory: CacheMemory, size: tuple[int, int, int, int, int] = SIZE) -> tuple[Tensor, Lease]:
+    (keys, values), lease = memory.take(size, torch.float32, torch.device("cpu"))
     assert keys.shape == values.shape == size
     assert keys.data_ptr() != values.data_ptr()
-    return keys, values
+    return keys, lease
 
 
-def test_memory_is_used_again_once_its_cache_is_gone() -> None:
-    memory, first = CacheMemory(), User()
-    place = take(memory, first)[0].data_ptr()
-    second = User()
-    assert take(memory, second)[0].data_ptr() != place, "the first still lives"
-    del first
-    third = User()
-    assert take(memory, third)[0].data_ptr() == place
-    del third
-    fewer = (3, 1, 2, 6, 4)
-    assert take(memory, User(), fewer)[0].data_ptr() == place
+def test_memory_is_used_again_once_its_lease_is_gone() -> None:
+    memory = CacheMemory()
+    first, lease = take(memory)
+    other, _ = take(memory)
+    assert other.data_ptr() != first.data_ptr(), "the first is still in use"
+    del lease
+    again, lease = take(memory)
+    assert again.data_ptr() == first.data_ptr()
+    del lease
+    assert take(memory, (3, 1, 2, 6, 4))[0].data_ptr() == first.data_ptr()
 
 
 @pytest.mark.parametrize("size", [(4, 1, 2, 10, 4), (3, 1, 3, 10, 4), (3, 1, 2, 11, 4), (3, 1, 2, 10, 8)])
 def test_memory_of_another_size_is_new(size: tuple[int, int, int, int, int]) -> None:
     memory = CacheMemory()
-    take(memory, User())
-    take(memory, User(), size)
-    take(memory, User())
+    first, lease = take(memory)
+    del lease
+    assert take(memory, size)[0].data_ptr() != first.data_ptr()
 
 
 def test_memory_of_many_rows_is_not_kept() -> None:
-    memory, user = CacheMemory(), User()
-    take(memory, user, (3, 5, 2, 10, 4))
+    memory = CacheMemory()
+    take(memory, (3, 5, 2, 10, 4))
     assert vars(memory)["_kept"] is None
 
 
-def test_memory_of_inference_mode_is_not_written_outside_of_it() -> None:
+def test_memory_that_cannot_be_written_is_not_used_again() -> None:
     memory = CacheMemory()
     with torch.inference_mode():
-        take(memory, User())
-    keys, _ = take(memory, User())
+        take(memory)
+    keys, lease = take(memory)
     keys.fill_(1.0)
+    del lease
     with torch.inference_mode():
-        again, _ = take(memory, User())
+        again, lease = take(memory)
         again.fill_(2.0)
+    assert again.data_ptr() == keys.data_ptr()
+    del lease
+    trained, lease = take(memory)
+    trained += torch.ones(1, requires_grad=True)
+    del lease
+    assert not take(memory)[0].requires_grad
 
 
 def test_copies_have_memory_of_their_own() -> None:
-    memory, user = CacheMemory(), User()
-    place = take(memory, user)[0].data_ptr()
+    memory = CacheMemory()
+    first, lease = take(memory)
+    del lease
     for again in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
-        other = User()
-        assert take(again, other)[0].data_ptr() != place
+        assert take(again)[0].data_ptr() != first.data_ptr()
+
+
+def test_layers_keep_their_memory_without_their_cache(tmp_path: Path) -> None:
+    save_small_backbone(tmp_path / "llama", "llama")
+    backbone = Backbone.load(tmp_path / "llama")
+    read = backbone.forward(torch.arange(1, 9)[None], range(backbone.num_layers), None)
+    assembly = CacheAssembly(backbone)
+    layers = list(assembly.assemble([read.keys[0]], [read.values[0]]).layers)
+    before = [layer.keys.clone() for layer in layers]
+    assembly.assemble([-read.keys[0]], [read.values[0]])
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(layers, before, strict=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "bloom"])
@@ -146,8 +181,15 @@ def test_a_backbone_reads_the_same_in_any_room(tmp_path: Path, family: str, batc
     read = backbone.forward(tokens[:1], range(backbone.num_layers), None)
     assembly, given = CacheAssembly(backbone), ([read.keys[0]], [read.values[0]], batch)
     expected = backbone.run(tokens, CacheAssembly(backbone).assemble(*given))
+    places = []
     for _ in range(2):
-        # the second in the memory of the first, which holds its tokens
         cache = assembly.assemble(*given, room)
+        places.append(cache.layers[-1].keys.data_ptr())
         found = torch.cat([backbone.run(tokens[:, :9], cache), backbone.run(tokens[:, 9:], cache)], dim=1)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        # the next one must read nothing that this one leaves
+        del cache
+        for kept in vars(assembly._memory)["_kept"] or ():
+            kept.fill_(torch.nan)
+    if batch == 1 and family != "gemma3_text":
+        assert places[0] == places[1]
