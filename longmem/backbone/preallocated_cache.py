@@ -6,6 +6,7 @@ holds. The pages of that memory are new each time, and the first write to each c
 """
 
 import weakref
+from math import prod
 from typing import Any
 
 import torch
@@ -61,10 +62,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class CacheMemory:
-    """Memory of one cache of batch 1, kept for the next: two tensors that grow with what is asked for.
+    """Memory of one cache of batch 1, kept for the next: as many numbers as the largest so far.
 
     While layers of that cache are referred to, another cache gets memory of its own. Tensors of a cache without its
-    layers are overwritten. Not thread-safe.
+    layers are overwritten. Strides are those of new tensors, so that results do not depend on earlier caches. Not
+    thread-safe.
     """
 
     def __init__(self) -> None:
@@ -79,25 +81,24 @@ class CacheMemory:
         self, size: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
     ) -> tuple[tuple[Tensor, Tensor], Lease]:
         """Return two tensors [layers, batch, kv_heads, tokens, head_dim] for keys and values, and their lease."""
-        lease = Lease()
+        lease, count = Lease(), prod(size)
         if size[1] > 1 or (self._user is not None and self._user() is not None):
             return (_empty(size, dtype, device), _empty(size, dtype, device)), lease
-        if not self._suits(size, dtype, device):
+        if not self._suits(count, dtype, device):
             # first, or both would be allocated for a moment
             self._kept = None
-            self._kept = _empty(size, dtype, device), _empty(size, dtype, device)
+            self._kept = _empty((count,), dtype, device), _empty((count,), dtype, device)
         assert self._kept is not None
         self._user = weakref.ref(lease)
         keys, values = self._kept
-        return (keys[:, :, :, : size[3]], values[:, :, :, : size[3]]), lease
+        return (keys[:count].view(size), values[:count].view(size)), lease
 
-    def _suits(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    def _suits(self, count: int, dtype: torch.dtype, device: torch.device) -> bool:
         if self._kept is None:
             return False
         kept, _ = self._kept
         writable = not kept.requires_grad and (torch.is_inference_mode_enabled() or not kept.is_inference())
-        same = (*kept.shape[:3], kept.shape[4], kept.dtype, kept.device) == (*size[:3], size[4], dtype, device)
-        return same and writable and kept.shape[3] >= size[3]
+        return writable and (kept.dtype, kept.device) == (dtype, device) and len(kept) >= count
 
 
 def _empty(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

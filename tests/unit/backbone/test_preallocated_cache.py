@@ -121,11 +121,22 @@ def test_memory_is_used_again_once_its_lease_is_gone() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 1, 2, 10, 4), (3, 1, 3, 10, 4), (3, 1, 2, 11, 4), (3, 1, 2, 10, 8)])
-def test_memory_of_another_size_is_new(size: tuple[int, int, int, int, int]) -> None:
+def test_memory_for_more_numbers_is_new(size: tuple[int, int, int, int, int]) -> None:
     memory = CacheMemory()
     first, lease = take(memory)
     del lease
     assert take(memory, size)[0].data_ptr() != first.data_ptr()
+
+
+@pytest.mark.parametrize("size", [(3, 1, 2, 6, 4), (1, 1, 4, 10, 4), (3, 1, 1, 20, 2)])
+def test_strides_are_those_of_new_tensors(size: tuple[int, int, int, int, int]) -> None:
+    """Products may sum in another order for other strides."""
+    memory = CacheMemory()
+    first, lease = take(memory)
+    del lease
+    again, _ = take(memory, size)
+    assert again.data_ptr() == first.data_ptr()
+    assert again.stride() == torch.empty(size).stride()
 
 
 def test_memory_of_many_rows_is_not_kept() -> None:
