@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Health of the workers: liveness checks, events for lost and stalled workers, and kills of workers that hang.
 
-starting ──ready──► usable ──lost (its calls fail)──► starting, restarted by Ray
+starting ──ready──► usable ──lost (its calls fail, or its next process answers)──► starting, restarted by Ray
                        └─────unresponsive for `kill_s`, or one task for `task_s`: killed, then lost
 """
 
