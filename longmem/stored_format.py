@@ -20,6 +20,9 @@ STORED_TYPES: dict[KvDtype, type[np.generic]] = {
 SCALE_BYTES = 4
 BATCH_BYTES = 2**26
 """Bytes of blocks that are read or written together. Larger blocks cost more than their commit or query does."""
+RECENT_BYTES = 2**25
+"""Bytes of its newest blocks that a store on disk keeps in memory: 64 segments of 512 tokens with 4 heads of 64 in
+float16."""
 
 
 def stored_width(head_dim: int, kv_dtype: KvDtype) -> int:

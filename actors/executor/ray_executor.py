@@ -59,6 +59,10 @@ class RayExecutor(PooledExecutor):
             self._stop()
             raise
 
+    def expect_puts(self) -> None:
+        for store in self._workers.stores.workers:
+            store.actor.expect_puts.remote()
+
     def close(self) -> None:
         if not self._open or not ray.is_initialized():
             return

@@ -66,7 +66,7 @@ def start_workers(
         made[role].append(actor.options(**options).remote(*arguments))
 
     for rank in range(shape.stores):
-        create("store", StoreActor, on_store, settings, rank)
+        create("store", StoreActor, on_store, settings, rank, shape.stores)
     # Ray assigns resources, and nodes in turn, in this order: with resources for two, one of each role starts, and
     # every node gets every role
     sizes = {"encoder": shape.encoders, "reader": shape.readers}

@@ -20,16 +20,31 @@ from longmem.system.heap import return_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
+RECENT_BYTES = 2**28
+"""Largest capacity for the newest blocks of all store actors of a job, in bytes: what a job has in flight by default,
+because readers are that far behind. Each reader reads other blocks from the disk."""
+
+RECENT_SHARE = 1 / 4
+"""Largest share of the node's object store, where these blocks stay."""
+
+
+def recent_bytes(num_shards: int) -> int:
+    """Return the capacity of one of `num_shards` store actors for its newest blocks, in bytes."""
+    here = ray.get_runtime_context().get_node_id()
+    sizes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here]
+    return int(min(RECENT_BYTES, RECENT_SHARE * sum(sizes)) / num_shards)
+
 
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class StoreActor:
     """One shard of the store. Reads and writes have separate concurrency groups: a write never waits for a read."""
 
-    def __init__(self, settings: StoreSettings, shard: int) -> None:
+    def __init__(self, settings: StoreSettings, shard: int, num_shards: int = 1) -> None:
         # Ray's threads have heaps already, too many to limit them
         return_freed_memory()
         self._settings = settings
         self._shard = shard
+        self._num_shards = num_shards
         self._opening = Lock()
         self._opened: AbstractMemoryStore | None = None
         self._running = RunningTask()
@@ -40,13 +55,18 @@ class StoreActor:
     def _store(self) -> AbstractMemoryStore:
         with self._opening:
             if self._opened is None:
-                self._opened = self._settings.open()
+                self._opened = self._settings.open(recent_bytes(self._num_shards))
             return self._opened
 
     @ray.method(concurrency_group="control", max_task_retries=UNTIL_DONE)
     def ready(self) -> TaskResult:
         """Open the store; the result is a WorkerInfo with the store's fingerprint."""
         return opened(lambda: self._store().fingerprint())
+
+    @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
+    def expect_puts(self) -> None:
+        """Import what the first put needs, which waits for it; other calls do not."""
+        self._store().expect_puts()
 
     @ray.method(concurrency_group="health")
     def alive(self) -> Alive:

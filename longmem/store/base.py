@@ -71,6 +71,9 @@ class AbstractMemoryStore(AbstractDocumentSource):
         """
         return [self.put(block) for block in blocks]
 
+    def expect_puts(self) -> None:
+        """Import what the first put needs; does nothing else."""
+
     @abstractmethod
     def documents(self, namespace: str | None = None) -> list[DocumentKey]:
         """Return every document of a namespace (None: of all) that holds at least one block, sorted."""

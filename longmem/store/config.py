@@ -7,6 +7,7 @@ from pathlib import Path
 from longmem.errors import ConfigError
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.lance.fsync import Durability
+from longmem.stored_format import RECENT_BYTES
 
 IN_MEMORY = "memory://"
 
@@ -32,11 +33,11 @@ class StoreSettings:
         """Return settings unchanged, and a URI as default settings."""
         return StoreSettings(store) if isinstance(store, str) else store
 
-    def open(self) -> AbstractMemoryStore:
+    def open(self, recent_bytes: int = RECENT_BYTES) -> AbstractMemoryStore:
         """Open the store.
 
         `memory://` gives an empty store in the memory of this process. Anything else is a LanceDB folder or URI
-        (`s3://…`, `gs://…`), which the first put creates.
+        (`s3://…`, `gs://…`), which the first put creates. Of its newest blocks, `recent_bytes` stay in memory.
 
         Raises StoreError when it cannot be created or read, CorruptionError when its tables are damaged.
         """
@@ -46,7 +47,9 @@ class StoreSettings:
             return InMemoryStore(self.max_bytes)
         from longmem.store.lance.store import LanceMemoryStore
 
-        return LanceMemoryStore(self.uri, durability=self.durability, max_bytes=self.max_bytes)
+        return LanceMemoryStore(
+            self.uri, durability=self.durability, max_bytes=self.max_bytes, recent_bytes=recent_bytes
+        )
 
 
 class MemoryStore:

@@ -241,6 +241,8 @@ class Icl(RequestJob[IclJob]):
     def _run(self, context: JobContext[AbstractExecutor], run: IclRun) -> None:
         """Write the memories, then answer the items of all grid points with missing results."""
         spec, settings, results = self._spec, context.model.settings, run.journal.results
+        if any(point.memory_shots for point in spec.grid_points):
+            context.worker.expect_puts()
         whole = {name: None if task.task.generates else self._whole for name, task in self._tasks.items()}
         sizes, held = {}, {}
         for point in spec.grid_points:
@@ -261,8 +263,9 @@ class Icl(RequestJob[IclJob]):
             for point in open_points
             if point.memory_shots
         }
+        limits = Limits(default_in_flight(spec.cluster.encoders if spec.cluster else None), 2**30)
         scheduler = SegmentScheduler(
-            Limits(default_in_flight(spec.cluster.encoders if spec.cluster else None), 2**30),
+            limits.for_segments_of(context.model.segment_bytes),
             context.model.segment_bytes,
             settings["segment_tokens"],
             settings["memory_tokens"],

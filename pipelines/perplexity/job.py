@@ -68,6 +68,8 @@ class PerplexityJob:
     """False if `threads` is a default. A resumed job then keeps its first number, because results are bit-identical
     only for equal numbers of threads."""
     limits: Limits
+    limits_given: bool = False
+    """False if the limit of segments is a default, which is lower for large segments."""
     store: str | None = None
     """URI of the store for keys and values; None for a folder inside `out`."""
     namespace: str | None = None
@@ -234,11 +236,13 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         spec, settings, slices = self._spec, context.model.settings, context.slices
         if needs_spans := "--tokens" if spec.keep_tokens else "--limit-tokens" if spec.limit_tokens else None:
             check_spans(context.model, needs_spans)
+        if spec.write_memory:
+            context.worker.expect_puts()
         tokenizer = context.worker.tokenizer()
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
         scheduler = SegmentScheduler(
-            spec.limits,
+            spec.limits if spec.limits_given else spec.limits.for_segments_of(context.model.segment_bytes),
             context.model.segment_bytes,
             settings["segment_tokens"],
             settings["memory_tokens"],

@@ -114,7 +114,10 @@ class PerplexitySpec(
         DECIDED_BY_SERVICE,
     )
     max_in_flight_segments: int | None = whole_field(
-        None, "Encoded segments that may wait for readers.", WORKERS, shown="8 per worker, 16 in process"
+        None,
+        "Encoded segments that may wait for readers.",
+        WORKERS,
+        shown="8 per worker, 16 in process; fewer large ones",
     )
     max_in_flight_bytes: int = whole_field(2**30, "Maximum bytes of encoded segments that wait for readers.", WORKERS)
 
@@ -175,6 +178,7 @@ class PerplexitySpec(
             threads=self.worker_threads(workers or 1),
             threads_given=self.threads is not None,
             limits=Limits(self.max_in_flight_segments or default_in_flight(workers), self.max_in_flight_bytes),
+            limits_given=self.max_in_flight_segments is not None,
             retention=retention,
             keep_tokens=self.tokens,
             write_memory=retention == "forever" or not self.no_memory,

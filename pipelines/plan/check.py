@@ -12,14 +12,13 @@ from rich.console import Console
 from actors.config import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
-from longmem.runtime.scheduler import Limits
 from pipelines.job.executors import MEMORY_FOLDER
 from pipelines.perplexity.job import PerplexityJob, run_job
 from pipelines.plan.costs import UnitCosts, without_waiting
 from pipelines.plan.measure import measure_apart
 from pipelines.plan.predict import Plan, predict
 from pipelines.plan.processes import Watch
-from pipelines.plan.resources import waiting_segments
+from pipelines.plan.resources import default_limits
 from pipelines.plan.workload import Cluster, Workload
 
 TOLERANCE = 0.25
@@ -136,7 +135,7 @@ def run_for_real(
             model=source,
             cluster=None if cluster.in_process else shape,
             threads=cluster.threads,
-            limits=Limits(waiting_segments(cluster), 2**30),
+            limits=default_limits(cluster),
             limit_documents=limit_documents,
             retention="forever" if keep_memory else "document",
             write_memory=keep_memory or source.settings.get("memory_tokens") != 0,

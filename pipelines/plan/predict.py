@@ -164,7 +164,7 @@ class _Times:
 
 def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cluster) -> _Times:
     # a document belongs to one store: other stores work only while segments of other documents wait
-    stores = min(float(cluster.stores), open_documents(workload, cluster, segments))
+    stores = min(float(cluster.stores), open_documents(costs, workload, cluster, segments))
     wall, cpu = _per_segment(costs, segments, cluster, stores)
     busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
     cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())

@@ -4,28 +4,34 @@
 from math import ceil
 
 from longmem.memory.window_cache import READ_SEGMENTS
+from longmem.runtime.scheduler import Limits
 from longmem.stored_format import blocks_at_once
 from pipelines.job.executors import default_in_flight
 from pipelines.plan.costs import UnitCosts
 from pipelines.plan.workload import Cluster, Segments, Workload
 
 
-def waiting_segments(cluster: Cluster) -> int:
-    """Return the limit of encoded segments in flight, over the whole cluster."""
-    return default_in_flight(None if cluster.in_process else cluster.encoders + cluster.readers)
+def default_limits(cluster: Cluster) -> Limits:
+    """Return the limits of encoded segments in flight that a job on this cluster begins with."""
+    return Limits(default_in_flight(None if cluster.in_process else cluster.encoders + cluster.readers), 2**30)
 
 
-def open_documents(workload: Workload, cluster: Cluster, segments: Segments) -> float:
+def waiting_segments(cluster: Cluster, segment_bytes: int) -> int:
+    """Return the limit of encoded segments of this size in flight, over the whole cluster."""
+    return default_limits(cluster).for_segments_of(segment_bytes).max_in_flight_segments
+
+
+def open_documents(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> float:
     """Return the mean number of concurrently open documents: one, and those with segments in flight."""
     if cluster.in_process:
         return 1.0
     documents = len(workload.document_tokens)
-    return min(float(documents), 1.0 + waiting_segments(cluster) * documents / segments.total)
+    return min(float(documents), 1.0 + waiting_segments(cluster, costs.segment_bytes) * documents / segments.total)
 
 
 def ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> int:
     """Return peak resident bytes of the most loaded node: workers, windows, Ray daemons and object store."""
-    documents = ceil(open_documents(workload, cluster, segments))
+    documents = ceil(open_documents(costs, workload, cluster, segments))
     filled = min(1.0, max(workload.document_tokens) / max(1, costs.memory_tokens)) if costs.memory_tokens else 0.0
     window = costs.window_bytes * filled
     # the window in use is never evicted, regardless of the cap
@@ -49,7 +55,7 @@ def object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -
     """Return the bytes of segments in flight and of blocks that readers fetch, over the whole cluster."""
     if cluster.in_process:
         return 0
-    waiting = min(waiting_segments(cluster), segments.total)
+    waiting = min(waiting_segments(cluster, costs.segment_bytes), segments.total)
     at_once = blocks_at_once(costs.block_bytes, READ_SEGMENTS)
     fetched = min(at_once, segments.total) * cluster.readers * (costs.memory_tokens > 0)
     return waiting * costs.segment_bytes + fetched * costs.block_bytes
@@ -64,7 +70,7 @@ def disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments:
         tokens = [min(length, costs.memory_tokens + costs.segment_tokens) for length in tokens]
     if workload.retention != "forever":
         # the longest documents, and the part of the next one that is encoded ahead
-        num_open = open_documents(workload, cluster, segments)
+        num_open = open_documents(costs, workload, cluster, segments)
         whole = int(num_open)
         last = int(tokens[whole] * (num_open - whole)) if whole < len(tokens) else 0
         tokens = [*tokens[:whole], last]

@@ -108,11 +108,12 @@ def test_a_submitted_job(head: Head, folder: Path) -> None:
 
 
 CONNECT = """
-import json
+import json, os
 from pathlib import Path
 import urllib.error, urllib.request
-import psutil
+import psutil, ray
 from actors.cluster import connect
+from actors.workers.store import recent_bytes
 
 connection = connect("local", num_cpus=1, object_store_bytes=2**27)
 url = connection.dashboard_url
@@ -128,14 +129,23 @@ def status(headers):
 port = int(url.rpartition(":")[2])
 listening = [each for each in psutil.net_connections("tcp") if each.laddr.port == port and each.status == "LISTEN"]
 hosts = sorted({each.laddr.ip for each in listening})
-print(json.dumps({"none": status({}), "wrong": status({"Authorization": "Bearer wrong"}),
+@ray.remote
+def worker():
+    return os.environ["MALLOC_ARENA_MAX"], recent_bytes(2)
+
+heaps, recent = ray.get(worker.remote())
+print(json.dumps({"heaps": heaps, "recent": recent, "none": status({}),
+    "wrong": status({"Authorization": "Bearer wrong"}),
     "right": status({"Authorization": f"Bearer {token}"}), "hosts": hosts}))
 connection.close()
 """
 
 
-def test_a_cluster_of_our_own_asks_for_a_token(tmp_path: Path) -> None:
-    """Check that Ray's token authentication is on by default, and that the dashboard is on loopback."""
+def test_a_cluster_of_our_own(tmp_path: Path) -> None:
+    """Check that Ray's token authentication is on by default, and that the dashboard is on loopback.
+
+    Its processes have one heap, and a store's newest blocks take a quarter of the object store at most.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", CONNECT],
         env=environment(HOME=str(tmp_path)),
@@ -144,4 +154,6 @@ def test_a_cluster_of_our_own_asks_for_a_token(tmp_path: Path) -> None:
         text=True,
     )
     (line,) = [line for line in finish(process).splitlines() if line.startswith("{")]
-    assert json.loads(line) == {"none": 401, "wrong": 403, "right": 200, "hosts": ["127.0.0.1"]}
+    shown = json.loads(line)
+    assert (shown.pop("heaps"), shown.pop("recent")) == ("1", 2**27 // 4 // 2)
+    assert shown == {"none": 401, "wrong": 403, "right": 200, "hosts": ["127.0.0.1"]}

@@ -24,7 +24,7 @@ again: a job fills the cache soon and keeps it full. 16 MiB would make a put 5% 
 
 def connect(uri: str, session: Any) -> Any:
     """Return a connection that sees the commits of all processes."""
-    return _lancedb().connect(uri, read_consistency_interval=timedelta(0), session=session)
+    return import_library().connect(uri, read_consistency_interval=timedelta(0), session=session)
 
 
 @cache
@@ -35,12 +35,14 @@ def shared_session() -> Any:
 
 def new_session() -> Any:
     """Return a session with empty caches."""
-    return _lancedb().Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
+    return import_library().Session(
+        index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES
+    )
 
 
 @cache
-def _lancedb() -> ModuleType:
-    """Return the imported library."""
+def import_library() -> ModuleType:
+    """Return LanceDB, imported at the first call."""
     limit_heaps()  # before the import, which starts threads
     with lazily_validated("lance_namespace_urllib3_client"):
         import lancedb

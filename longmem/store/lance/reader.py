@@ -23,6 +23,7 @@ from longmem.store.lance.identity import (
 from longmem.store.lance.recent_rows import RecentRows
 from longmem.store.lance.rehearsal import rehearse
 from longmem.store.lance.table import HANDLES, REPAIR, LanceDatabase
+from longmem.stored_format import RECENT_BYTES
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
 MODELS_ASKED = 3
@@ -36,13 +37,13 @@ class LanceReader(AbstractMemoryStore):
     process's last writes if it is there, else from the disk; `verify` always reads the disk.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, recent_bytes: int = RECENT_BYTES) -> None:
         self._uri = uri
         self._database = LanceDatabase(uri)
         self._acknowledged = acknowledged(uri, self._database.folder)
         self._same_model: OrderedDict[str, None] = OrderedDict()
         """Cached names of payload tables whose fingerprint equals the store's."""
-        self._recent = RecentRows()
+        self._recent = RecentRows(recent_bytes)
         self._exists = False
         self._closed = False
         self._known_identity: Fingerprint | None = None

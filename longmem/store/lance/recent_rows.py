@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache of the rows that this process wrote last, so that readers close behind the writer need no disk access."""
+"""Cache of the rows that this process wrote last, so that readers close behind the writer need no disk access.
+
+Rows of whole blocks that nothing changes share their memory.
+"""
 
 from collections import OrderedDict
 from threading import Lock
 
 import pyarrow as pa
 
-RECENT_BYTES = 32 * 2**20
-"""Capacity: 64 segments of 512 tokens with 4 heads of 64 in float16."""
+from longmem.stored_format import RECENT_BYTES
 
 
 class RecentRows:

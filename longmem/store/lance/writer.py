@@ -25,6 +25,7 @@ from longmem.store.lance.catalogue import (
     to_table,
 )
 from longmem.store.lance.codec import payload_schema, to_rows
+from longmem.store.lance.connection import import_library
 from longmem.store.lance.fsync import Durability, TableSync
 from longmem.store.lance.identity import IDENTITY, IDENTITY_SCHEMA, identity_rows
 from longmem.store.lance.known_segments import KnownSegments
@@ -32,6 +33,7 @@ from longmem.store.lance.quota import Quota
 from longmem.store.lance.reader import LanceReader
 from longmem.store.lance.table import KEEP_VERSIONS, quoted
 from longmem.store.object_files import ObjectFiles
+from longmem.stored_format import RECENT_BYTES
 from longmem.types import DocumentKey, Fingerprint, KVBlock, PutReceipt
 
 COMPACT_EVERY = 32
@@ -79,9 +81,11 @@ class LanceWriter(LanceReader):
         *,
         durability: Durability = "process",
         max_bytes: int | None = None,
+        recent_bytes: int = RECENT_BYTES,
     ) -> None:
-        """`on_step` is called with each name of STEPS when it is reached."""
-        super().__init__(uri)
+        """`on_step` is called with each name of STEPS when it is reached. The newest `recent_bytes` of blocks stay in
+        memory for readers."""
+        super().__init__(uri, recent_bytes)
         self._on_step = on_step
         self._change = Lock()
         self._commits = 0
@@ -91,6 +95,9 @@ class LanceWriter(LanceReader):
         folder = self._database.folder
         # not for buckets, which acknowledge only durable writes
         self._disk = TableSync(folder.absolute()) if durability == "power" and folder is not None else None
+
+    def expect_puts(self) -> None:
+        import_library()
 
     def put(self, block: KVBlock) -> PutReceipt:
         return self.put_all([block])[0]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A known Ray head that does not respond: reported at once, where Ray itself retries for minutes."""
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -142,6 +143,27 @@ def test_join_client_process_dies_is_tried_three_times(
     assert begun == [address] * attempts
     lost = f"the Ray cluster at {address} lost its process for this client; attempt"
     assert told == [f"{lost} {attempt} of 3" for attempt in range(2, attempts + 1)]
+
+
+@pytest.mark.parametrize(("chosen", "given"), [(None, "1"), ("4", "4")])
+def test_processes_that_are_started_have_one_heap(
+    chosen: str | None, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the environment during the start and after it."""
+    seen = []
+
+    def start(**_options: object) -> None:
+        seen.append(os.environ.get("MALLOC_ARENA_MAX"))
+        raise RuntimeError("no cluster in this test")
+
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", chosen)
+    monkeypatch.setattr("actors.cluster.ray.init", start)
+    with pytest.raises(ClusterError, match="no cluster in this test"):
+        connect(LOCAL, num_cpus=1, object_store_bytes=None)
+    assert seen == [given]
+    assert os.environ.get("MALLOC_ARENA_MAX") == chosen
 
 
 def test_a_start_that_is_too_slow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 """Recently written blocks are read without the disk; only the catalogue decides whether they exist."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from longmem.errors import CorruptionError, MissingBlockError
+from longmem.store.config import StoreSettings
 from longmem.store.lance.codec import to_rows
 from longmem.store.lance.recent_rows import RecentRows
 from longmem.store.lance.store import LanceMemoryStore
@@ -51,6 +54,31 @@ def test_a_write_larger_than_the_bound_is_not_kept() -> None:
     recent = RecentRows(max_bytes=10)
     recent.keep(0, to_rows(make_block(), 0))
     assert recent.of([0]) == {}
+
+
+def test_who_opens_a_store_decides_how_much_it_keeps(folder: Path) -> None:
+    settings = StoreSettings(str(folder))
+    block = make_block()
+    rows = to_rows(block, 0)
+    with settings.open(recent_bytes=2 * rows.nbytes) as store:
+        for segment in range(3):
+            store.put(make_block(segment=segment))
+        remove_payload(folder)
+        assert [found.segment for found in store.read(KEY, 1, 3)] == [1, 2]
+        with pytest.raises(CorruptionError):
+            store.read(KEY, 0, 1)
+
+
+def test_an_expected_put_imports_lancedb_and_writes_nothing(folder: Path) -> None:
+    code = (
+        "import sys; from longmem.store.config import StoreSettings; store = StoreSettings(sys.argv[1]).open(); "
+        "before = 'lancedb' in sys.modules; store.expect_puts(); print(before, 'lancedb' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]
+    assert not folder.exists()
 
 
 def test_what_this_process_wrote_is_read_without_the_disk(folder: Path) -> None:
