@@ -20,9 +20,9 @@ from longmem.system.heap import return_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
 
-RECENT_BYTES = 2**28
-"""Largest capacity for the newest blocks of all store actors of a job, in bytes: what a job has in flight by default,
-because readers are that far behind. Each reader reads other blocks from the disk."""
+RECENT_BYTES = 2**29
+"""Largest capacity for the newest blocks of all store actors of a job, in bytes: twice what a job has in flight by
+default, because readers may be that far behind. Each reader reads other blocks from the disk."""
 
 RECENT_SHARE = 1 / 4
 """Largest share of the node's object store, where these blocks stay."""
