@@ -12,6 +12,10 @@ AUTO = "auto"
 LOCAL = "local"
 """Address that starts a cluster for one command."""
 
+STORES_RECENT_BYTES = 2**28
+"""Largest capacity for the newest blocks of all store actors of a job, in bytes: what a job has in flight by default,
+because readers may be that far behind. Each reader reads other blocks from the disk."""
+
 Placement = Literal["pack", "spread"]
 """Spread of workers over nodes: fill one node after the other, or use as many nodes as there are."""
 

@@ -60,8 +60,9 @@ class RayExecutor(PooledExecutor):
             raise
 
     def expect_puts(self) -> None:
-        for store in self._workers.stores.workers:
-            store.actor.expect_puts.remote()
+        with self._explaining():
+            for store in self._workers.stores.workers:
+                store.actor.expect_puts.remote()
 
     def close(self) -> None:
         if not self._open or not ray.is_initialized():

@@ -8,6 +8,7 @@ import ray
 import ray.exceptions
 import xxhash
 
+from actors.config import STORES_RECENT_BYTES
 from actors.errors import translated
 from actors.result import TaskResult
 from actors.workers.base import HEALTH, NAMESPACE, UNTIL_DONE, opened
@@ -16,31 +17,31 @@ from actors.workers.running import Alive, RunningTask, Ticket
 from longmem.store.base import AbstractMemoryStore, put_each
 from longmem.store.config import StoreSettings
 from longmem.store.source import AbstractDocumentSource
+from longmem.stored_format import RECENT_BYTES
 from longmem.system.heap import return_freed_memory
 from longmem.system.redaction import redacted
 from longmem.types import DocumentKey, Fingerprint, KVBlock, SegmentInfo
-
-RECENT_BYTES = 2**29
-"""Largest capacity for the newest blocks of all store actors of a job, in bytes: twice what a job has in flight by
-default, because readers may be that far behind. Each reader reads other blocks from the disk."""
 
 RECENT_SHARE = 1 / 4
 """Largest share of the node's object store, where these blocks stay."""
 
 
 def recent_bytes(num_shards: int) -> int:
-    """Return the capacity of one of `num_shards` store actors for its newest blocks, in bytes."""
+    """Return the capacity of one of `num_shards` store actors for its newest blocks, in bytes.
+
+    It is never less than that of a store in one process.
+    """
     here = ray.get_runtime_context().get_node_id()
     sizes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here]
-    return int(min(RECENT_BYTES, RECENT_SHARE * sum(sizes)) / num_shards)
+    return max(RECENT_BYTES, int(min(STORES_RECENT_BYTES, RECENT_SHARE * sum(sizes)) / num_shards))
 
 
 @ray.remote(concurrency_groups={"write": 1, "read": 2, "control": 1, **HEALTH})
 class StoreActor:
     """One shard of the store. Reads and writes have separate concurrency groups: a write never waits for a read."""
 
-    def __init__(self, settings: StoreSettings, shard: int, num_shards: int = 1) -> None:
-        # Ray's threads have heaps already, too many to limit them
+    def __init__(self, settings: StoreSettings, shard: int, num_shards: int) -> None:
+        # on a cluster of others, Ray's threads have heaps already, too many to limit them
         return_freed_memory()
         self._settings = settings
         self._shard = shard
@@ -63,9 +64,9 @@ class StoreActor:
         """Open the store; the result is a WorkerInfo with the store's fingerprint."""
         return opened(lambda: self._store().fingerprint())
 
-    @ray.method(concurrency_group="write", max_task_retries=UNTIL_DONE)
+    @ray.method(concurrency_group="write")
     def expect_puts(self) -> None:
-        """Import what the first put needs, which waits for it; other calls do not."""
+        """Import what the first put needs, which waits for it; other calls do not. The put reports what fails."""
         self._store().expect_puts()
 
     @ray.method(concurrency_group="health")

@@ -118,6 +118,7 @@ def jobs(
                     cluster=shape,
                     threads=job_threads,
                     limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else None), 2**30),
+                    limits_given=False,
                     store=store,
                 )
                 summaries = _run_in_parallel(job, threads) if name == parallel else [run_job(job, console)]

@@ -102,7 +102,7 @@ class AbstractExecutor(ABC):
         """Start a task. `put` and `score` require that the segment's `encode` has completed; `score` also requires that
         its past is stored, and so does `encode` of a model of one pass."""
 
-    def expect_puts(self) -> None:  # noqa: B027 - in one process, the thread of the puts imports while a model computes
+    def expect_puts(self) -> None:  # noqa: B027 - in one process the thread of puts imports; services have put before
         """Let the stores import what a put needs while documents are tokenised; does not affect results."""
 
     def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:  # noqa: B027 - unused in one process

@@ -34,13 +34,13 @@ class Limits:
     max_in_flight_segments: int
     max_in_flight_bytes: int
 
-    def for_segments_of(self, segment_bytes: int) -> "Limits":
-        """Return limits with fewer segments where these are large, down to a quarter.
+    def for_segments_of(self, segment_bytes: int, least: int) -> "Limits":
+        """Return limits with fewer segments where these are large: what ENOUGH_BYTES hold, but `least`.
 
         Many segments in flight hide the latency of small tasks. A few large ones keep all workers busy, and each
         occupies further memory.
         """
-        enough = max(1, self.max_in_flight_segments // 4, ENOUGH_BYTES // segment_bytes)
+        enough = max(least, ENOUGH_BYTES // segment_bytes)
         return replace(self, max_in_flight_segments=min(self.max_in_flight_segments, enough))
 
 

@@ -30,7 +30,7 @@ from pipelines.icl.tables import grid_table, item_table
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.ask import RequestJob
-from pipelines.job.executors import MEMORY_FOLDER, default_in_flight
+from pipelines.job.executors import MEMORY_FOLDER, default_in_flight, least_in_flight
 from pipelines.job.journal import JOURNAL
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
@@ -263,9 +263,10 @@ class Icl(RequestJob[IclJob]):
             for point in open_points
             if point.memory_shots
         }
-        limits = Limits(default_in_flight(spec.cluster.encoders if spec.cluster else None), 2**30)
+        workers = spec.cluster.encoders if spec.cluster else None
+        limits = Limits(default_in_flight(workers), 2**30)
         scheduler = SegmentScheduler(
-            limits.for_segments_of(context.model.segment_bytes),
+            limits.for_segments_of(context.model.segment_bytes, least_in_flight(workers)),
             context.model.segment_bytes,
             settings["segment_tokens"],
             settings["memory_tokens"],

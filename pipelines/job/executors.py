@@ -22,11 +22,18 @@ THREADS_FOR_EACH_CORE = 16
 IN_FLIGHT_PER_WORKER = 8
 IN_FLIGHT_IN_PROCESS = 2 * PUT_SEGMENTS
 """Default limit of encoded segments in flight in one process: some are written while others are read."""
+LEAST_PER_WORKER, LEAST_IN_PROCESS = 2, 4
+"""Default limits where segments are large: a worker has two tasks, one of which it runs."""
 
 
 def default_in_flight(num_workers: int | None) -> int:
     """Return the default limit of encoded segments in flight; `num_workers` is None for a job in this process."""
     return IN_FLIGHT_IN_PROCESS if num_workers is None else IN_FLIGHT_PER_WORKER * num_workers
+
+
+def least_in_flight(num_workers: int | None) -> int:
+    """Return the number of encoded segments in flight that keep all workers busy, however large they are."""
+    return LEAST_IN_PROCESS if num_workers is None else LEAST_PER_WORKER * num_workers
 
 
 def use_threads(threads: int) -> None:

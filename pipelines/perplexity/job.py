@@ -24,7 +24,7 @@ from longmem.types import DEFAULT_NAMESPACE, Document
 from longmem.wording import counted
 from pipelines.command.choices import Retention
 from pipelines.command.console import printable
-from pipelines.job.executors import MEMORY_FOLDER, open_workers
+from pipelines.job.executors import MEMORY_FOLDER, least_in_flight, open_workers
 from pipelines.job.folder import JobFolder
 from pipelines.job.inputs import check_spans, find_inputs
 from pipelines.job.journal import JOURNAL
@@ -68,8 +68,8 @@ class PerplexityJob:
     """False if `threads` is a default. A resumed job then keeps its first number, because results are bit-identical
     only for equal numbers of threads."""
     limits: Limits
-    limits_given: bool = False
-    """False if the limit of segments is a default, which is lower for large segments."""
+    limits_given: bool = True
+    """False if `limits` are a default. Large segments then have a lower one."""
     store: str | None = None
     """URI of the store for keys and values; None for a folder inside `out`."""
     namespace: str | None = None
@@ -242,7 +242,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         # a job that keeps no blocks must not find documents that other jobs put into the same store
         namespace = (spec.namespace or DEFAULT_NAMESPACE) if spec.keep_memory else f"job-{context.job_id}"
         scheduler = SegmentScheduler(
-            spec.limits if spec.limits_given else spec.limits.for_segments_of(context.model.segment_bytes),
+            self._limits(context.model.segment_bytes),
             context.model.segment_bytes,
             settings["segment_tokens"],
             settings["memory_tokens"],
@@ -309,6 +309,13 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         feed = DocumentFeed(documents, tokenizer, segment_tokens, DEFAULT_NAMESPACE, run.needs_work)
         with closing(feed):
             run.run(feed)
+
+    def _limits(self, segment_bytes: int) -> Limits:
+        spec, cluster = self._spec, self._spec.cluster
+        if spec.limits_given:
+            return spec.limits
+        workers = None if cluster is None else cluster.encoders + cluster.readers
+        return spec.limits.for_segments_of(segment_bytes, least_in_flight(workers))
 
     def _write_results(
         self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals, resumed: bool

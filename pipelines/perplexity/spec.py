@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 LEAST_OBJECT_STORE_BYTES = 75 * 2**20
 """Ray starts with no less."""
+IN_FLIGHT_BYTES = 2**30
+"""Default limit of the bytes of encoded segments in flight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,9 @@ class PerplexitySpec(
         WORKERS,
         shown="8 per worker, 16 in process; fewer large ones",
     )
-    max_in_flight_bytes: int = whole_field(2**30, "Maximum bytes of encoded segments that wait for readers.", WORKERS)
+    max_in_flight_bytes: int = whole_field(
+        IN_FLIGHT_BYTES, "Maximum bytes of encoded segments that wait for readers.", WORKERS
+    )
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | ({"one_pass": True} if self.one_pass else {})
@@ -178,7 +182,7 @@ class PerplexitySpec(
             threads=self.worker_threads(workers or 1),
             threads_given=self.threads is not None,
             limits=Limits(self.max_in_flight_segments or default_in_flight(workers), self.max_in_flight_bytes),
-            limits_given=self.max_in_flight_segments is not None,
+            limits_given=self.max_in_flight_segments is not None or self.max_in_flight_bytes != IN_FLIGHT_BYTES,
             retention=retention,
             keep_tokens=self.tokens,
             write_memory=retention == "forever" or not self.no_memory,

@@ -136,6 +136,7 @@ def run_for_real(
             cluster=None if cluster.in_process else shape,
             threads=cluster.threads,
             limits=default_limits(cluster),
+            limits_given=False,
             limit_documents=limit_documents,
             retention="forever" if keep_memory else "document",
             write_memory=keep_memory or source.settings.get("memory_tokens") != 0,

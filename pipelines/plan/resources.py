@@ -3,22 +3,31 @@
 
 from math import ceil
 
+from actors.config import STORES_RECENT_BYTES
 from longmem.memory.window_cache import READ_SEGMENTS
 from longmem.runtime.scheduler import Limits
 from longmem.stored_format import blocks_at_once
-from pipelines.job.executors import default_in_flight
+from pipelines.job.executors import default_in_flight, least_in_flight
 from pipelines.plan.costs import UnitCosts
 from pipelines.plan.workload import Cluster, Segments, Workload
 
 
 def default_limits(cluster: Cluster) -> Limits:
     """Return the limits of encoded segments in flight that a job on this cluster begins with."""
-    return Limits(default_in_flight(None if cluster.in_process else cluster.encoders + cluster.readers), 2**30)
+    return Limits(default_in_flight(_num_workers(cluster)), 2**30)
 
 
 def waiting_segments(cluster: Cluster, segment_bytes: int) -> int:
     """Return the limit of encoded segments of this size in flight, over the whole cluster."""
-    return default_limits(cluster).for_segments_of(segment_bytes).max_in_flight_segments
+    return (
+        default_limits(cluster)
+        .for_segments_of(segment_bytes, least_in_flight(_num_workers(cluster)))
+        .max_in_flight_segments
+    )
+
+
+def _num_workers(cluster: Cluster) -> int | None:
+    return None if cluster.in_process else cluster.encoders + cluster.readers
 
 
 def open_documents(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> float:
@@ -52,13 +61,17 @@ def ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: 
 
 
 def object_store_bytes(costs: UnitCosts, cluster: Cluster, segments: Segments) -> int:
-    """Return the bytes of segments in flight and of blocks that readers fetch, over the whole cluster."""
+    """Return the bytes of segments in flight, of newest blocks that stores keep, and of blocks that readers fetch, over
+    the whole cluster."""
     if cluster.in_process:
         return 0
     waiting = min(waiting_segments(cluster, costs.segment_bytes), segments.total)
     at_once = blocks_at_once(costs.block_bytes, READ_SEGMENTS)
     fetched = min(at_once, segments.total) * cluster.readers * (costs.memory_tokens > 0)
-    return waiting * costs.segment_bytes + fetched * costs.block_bytes
+    # the newest blocks are those in flight, and what is left of the capacity
+    stored = segments.total * costs.block_bytes * (costs.memory_tokens > 0)
+    kept = max(0, min(STORES_RECENT_BYTES, stored) - waiting * costs.block_bytes)
+    return waiting * costs.segment_bytes + fetched * costs.block_bytes + kept
 
 
 def disk_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> int:

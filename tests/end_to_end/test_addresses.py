@@ -115,7 +115,7 @@ import psutil, ray
 from actors.cluster import connect
 from actors.workers.store import recent_bytes
 
-connection = connect("local", num_cpus=1, object_store_bytes=2**27)
+connection = connect("local", num_cpus=1, object_store_bytes=2**28)
 url = connection.dashboard_url
 token = (Path.home() / ".ray" / "auth_token").read_text().strip()
 
@@ -131,9 +131,9 @@ listening = [each for each in psutil.net_connections("tcp") if each.laddr.port =
 hosts = sorted({each.laddr.ip for each in listening})
 @ray.remote
 def worker():
-    return os.environ["MALLOC_ARENA_MAX"], recent_bytes(2)
+    return os.environ["MALLOC_ARENA_MAX"], recent_bytes(1), recent_bytes(64)
 
-heaps, recent = ray.get(worker.remote())
+heaps, *recent = ray.get(worker.remote())
 print(json.dumps({"heaps": heaps, "recent": recent, "none": status({}),
     "wrong": status({"Authorization": "Bearer wrong"}),
     "right": status({"Authorization": f"Bearer {token}"}), "hosts": hosts}))
@@ -144,7 +144,7 @@ connection.close()
 def test_a_cluster_of_our_own(tmp_path: Path) -> None:
     """Check that Ray's token authentication is on by default, and that the dashboard is on loopback.
 
-    Its processes have one heap, and a store's newest blocks take a quarter of the object store at most.
+    Its processes have one heap, and stores' newest blocks take a quarter of its object store.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", CONNECT],
@@ -155,5 +155,5 @@ def test_a_cluster_of_our_own(tmp_path: Path) -> None:
     )
     (line,) = [line for line in finish(process).splitlines() if line.startswith("{")]
     shown = json.loads(line)
-    assert (shown.pop("heaps"), shown.pop("recent")) == ("1", 2**27 // 4 // 2)
+    assert (shown.pop("heaps"), shown.pop("recent")) == ("1", [2**28 // 4, 2**25])
     assert shown == {"none": 401, "wrong": 403, "right": 200, "hosts": ["127.0.0.1"]}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cache of the rows that this process wrote last, so that readers close behind the writer need no disk access.
 
-Rows of whole blocks that nothing changes share their memory.
+Rows of a whole block that nothing changes share its memory: on Ray, the block then stays in the object store.
 """
 
 from collections import OrderedDict

@@ -5,20 +5,23 @@ from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+import longmem.runtime.scheduler
 import pipelines.perplexity.job
 from longmem.errors import ClusterError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor, Completion, Stage
 from longmem.runtime.inline_executor import InlineExecutor
-from longmem.runtime.scheduler import Limits
+from longmem.runtime.scheduler import Limits, SegmentScheduler
 from longmem.store.in_memory import InMemoryStore
 from longmem.testing import small_longmem
 from longmem.types import Segment
 from pipelines.perplexity.job import PerplexityJob, run_job
+from pipelines.perplexity.spec import PerplexitySpec
 from tests.texts import prose
 
 
@@ -108,3 +111,47 @@ def test_run_backlog_is_known_once_all_documents_are(tmp_path: Path, monkeypatch
     assert foreseen
     assert executor.unread == executor.truly_unread
     assert max(executor.unread) > 0
+
+
+@pytest.mark.parametrize(("limits_given", "segments"), [(True, 16), (False, 4)])
+def test_a_default_limit_is_lower_for_large_segments(
+    limits_given: bool, segments: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check it with every segment a large one."""
+    monkeypatch.setattr(longmem.runtime.scheduler, "ENOUGH_BYTES", 1)
+    used: list[Limits] = []
+
+    class Watched(SegmentScheduler):
+        def __init__(self, limits: Limits, *arguments: Any, **named: Any) -> None:
+            used.append(limits)
+            super().__init__(limits, *arguments, **named)
+
+    monkeypatch.setattr(pipelines.perplexity.job, "SegmentScheduler", Watched)
+    job = replace(job_of(tmp_path), limits=Limits(16, 2**30), limits_given=limits_given)
+    assert run_job(job, Console(file=StringIO()))["failures"] == []
+    assert used == [Limits(segments, 2**30)]
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [({}, False), ({"max_in_flight_segments": 32}, True), ({"max_in_flight_bytes": 2**32}, True)],
+)
+def test_a_limit_that_is_given_stays(options: dict[str, int], given: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text", "utf-8")
+    job = PerplexitySpec(address="none", inputs=(str(tmp_path / "a.txt"),), **options).job(Console(file=StringIO()))
+    assert job.limits_given is given
+
+
+@pytest.mark.parametrize("write_memory", [True, False])
+def test_puts_are_expected_where_there_will_be_some(
+    write_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(InlineExecutor, "expect_puts", lambda _executor: called.append("puts"))
+    monkeypatch.setattr(
+        InlineExecutor, "tokenizer", lambda executor: called.append("tokenizer") or executor._model.tokenizer
+    )
+    job = job_of(tmp_path)
+    model = replace(job.model, settings={"memory_tokens": 0}) if not write_memory else job.model
+    run_job(replace(job, model=model, write_memory=write_memory), Console(file=StringIO()))
+    assert called[: 1 + write_memory] == (["puts"] if write_memory else []) + ["tokenizer"]
