@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from actors.config import AUTO
+from actors.config import AUTO, IN_FLIGHT_BYTES
 from actors.errors import translated
 from actors.result import TaskResult
 from actors.service.client_driver import ClientDriver, DocumentRequest, DocumentResult
@@ -58,7 +58,7 @@ async def connect(
     *,
     timeout_s: float = 600.0,
     max_in_flight: int = 16,
-    max_in_flight_bytes: int = 2**30,
+    max_in_flight_bytes: int = IN_FLIGHT_BYTES,
     model: ModelDescription | None = None,
 ) -> AsyncIterator["MemoryClient"]:
     """Attach to a running service.

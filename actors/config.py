@@ -12,9 +12,12 @@ AUTO = "auto"
 LOCAL = "local"
 """Address that starts a cluster for one command."""
 
+IN_FLIGHT_BYTES = 2**30
+"""Default limit of the bytes of encoded segments in flight of a job or client."""
+
 STORES_RECENT_BYTES = 2**28
-"""Largest capacity for the newest blocks of all store actors of a job, in bytes: what a job has in flight by default,
-because readers may be that far behind. Each reader reads other blocks from the disk."""
+"""Largest capacity for the newest blocks of all store actors of a job, in bytes: about what a job has in flight by
+default, because readers may be that far behind. Each reader reads other blocks from the disk."""
 
 Placement = Literal["pack", "spread"]
 """Spread of workers over nodes: fill one node after the other, or use as many nodes as there are."""

@@ -22,13 +22,13 @@ from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import Completion
 from longmem.runtime.inline_executor import InlineExecutor
-from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.runtime.scheduler import SegmentScheduler
 from longmem.store.config import MemoryStore
 from longmem.synthetic.memory import tokens_of
 from longmem.text.documents import find_files, read_documents
 from longmem.text.language_reference import language_reference
 from longmem.types import Document
-from pipelines.job.executors import default_in_flight
+from pipelines.job.executors import default_limits, least_in_flight
 from pipelines.job.prefetch import DocumentFeed
 from pipelines.job.progress import JobProgress
 from pipelines.perplexity.journal import Journal
@@ -105,7 +105,7 @@ def run(tokens: int, inputs: Sequence[str], model: Path, threads: int, console: 
             described = executor.describe()
             segment_tokens, memory_tokens = described.settings["segment_tokens"], described.settings["memory_tokens"]
             scheduler = SegmentScheduler(
-                Limits(default_in_flight(None), 2**30),
+                default_limits(None).for_segments_of(described.segment_bytes, least_in_flight(None)),
                 described.segment_bytes,
                 segment_tokens,
                 memory_tokens,

@@ -26,11 +26,10 @@ from longmem.memory.window import WindowBuffer
 from longmem.model.longmem import LongMem
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import PUT_SEGMENTS
-from longmem.runtime.scheduler import Limits
 from longmem.store.base import AbstractMemoryStore
 from longmem.store.config import MemoryStore
 from longmem.types import KVBlock
-from pipelines.job.executors import default_in_flight
+from pipelines.job.executors import default_limits
 from pipelines.perplexity.job import PerplexityJob, run_job
 
 WRITING = f"to LanceDB and back, {PUT_SEGMENTS} segments at a time, each"
@@ -117,7 +116,7 @@ def jobs(
                     model=source,
                     cluster=shape,
                     threads=job_threads,
-                    limits=Limits(default_in_flight(shape.encoders + shape.readers if shape else None), 2**30),
+                    limits=default_limits(shape.encoders + shape.readers if shape else None),
                     limits_given=False,
                     store=store,
                 )

@@ -14,7 +14,7 @@ from longmem.config import DemonstrationChoice, LongMemConfig
 from longmem.errors import ConfigError, OutputError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor
-from longmem.runtime.scheduler import Limits, SegmentScheduler
+from longmem.runtime.scheduler import SegmentScheduler
 from longmem.store.config import IN_MEMORY, StoreSettings
 from longmem.text.demonstrations import check_fits
 from longmem.wording import counted
@@ -30,7 +30,7 @@ from pipelines.icl.tables import grid_table, item_table
 from pipelines.icl.task import IclTask
 from pipelines.icl.task_data import GridPoint, PreparedTask
 from pipelines.job.ask import RequestJob
-from pipelines.job.executors import MEMORY_FOLDER, default_in_flight, least_in_flight
+from pipelines.job.executors import MEMORY_FOLDER, default_limits, least_in_flight
 from pipelines.job.journal import JOURNAL
 from pipelines.job.runner import run_to_end
 from pipelines.job.service import ServiceChoice, find_parts
@@ -264,9 +264,8 @@ class Icl(RequestJob[IclJob]):
             if point.memory_shots
         }
         workers = spec.cluster.encoders if spec.cluster else None
-        limits = Limits(default_in_flight(workers), 2**30)
         scheduler = SegmentScheduler(
-            limits.for_segments_of(context.model.segment_bytes, least_in_flight(workers)),
+            default_limits(workers).for_segments_of(context.model.segment_bytes, least_in_flight(workers)),
             context.model.segment_bytes,
             settings["segment_tokens"],
             settings["memory_tokens"],

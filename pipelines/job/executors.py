@@ -5,10 +5,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from actors.config import ClusterShape
+from actors.config import IN_FLIGHT_BYTES, ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import PUT_SEGMENTS, AbstractExecutor
+from longmem.runtime.scheduler import Limits
 from longmem.store.config import StoreSettings
 from longmem.system.heap import keep_freed_memory
 from pipelines.command.command_line import num_cores
@@ -29,6 +30,11 @@ LEAST_PER_WORKER, LEAST_IN_PROCESS = 2, 4
 def default_in_flight(num_workers: int | None) -> int:
     """Return the default limit of encoded segments in flight; `num_workers` is None for a job in this process."""
     return IN_FLIGHT_IN_PROCESS if num_workers is None else IN_FLIGHT_PER_WORKER * num_workers
+
+
+def default_limits(num_workers: int | None) -> Limits:
+    """Return the default limits of encoded segments in flight; large segments have a lower one (`least_in_flight`)."""
+    return Limits(default_in_flight(num_workers), IN_FLIGHT_BYTES)
 
 
 def least_in_flight(num_workers: int | None) -> int:

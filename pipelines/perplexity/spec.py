@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from actors.config import IN_FLIGHT_BYTES
 from actors.executor.timeouts import Timeouts
 from longmem.errors import ConfigError
 from pipelines.command.choices import Retention
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 LEAST_OBJECT_STORE_BYTES = 75 * 2**20
 """Ray starts with no less."""
-IN_FLIGHT_BYTES = 2**30
-"""Default limit of the bytes of encoded segments in flight."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,12 @@ from rich.console import Console
 from actors.config import ClusterShape
 from longmem.errors import ConfigError
 from longmem.model.source import ModelSource
-from pipelines.job.executors import MEMORY_FOLDER
+from pipelines.job.executors import MEMORY_FOLDER, default_limits
 from pipelines.perplexity.job import PerplexityJob, run_job
 from pipelines.plan.costs import UnitCosts, without_waiting
 from pipelines.plan.measure import measure_apart
 from pipelines.plan.predict import Plan, predict
 from pipelines.plan.processes import Watch
-from pipelines.plan.resources import default_limits
 from pipelines.plan.workload import Cluster, Workload
 
 TOLERANCE = 0.25
@@ -135,7 +134,7 @@ def run_for_real(
             model=source,
             cluster=None if cluster.in_process else shape,
             threads=cluster.threads,
-            limits=default_limits(cluster),
+            limits=default_limits(None if cluster.in_process else cluster.encoders + cluster.readers),
             limits_given=False,
             limit_documents=limit_documents,
             retention="forever" if keep_memory else "document",

@@ -5,29 +5,16 @@ from math import ceil
 
 from actors.config import STORES_RECENT_BYTES
 from longmem.memory.window_cache import READ_SEGMENTS
-from longmem.runtime.scheduler import Limits
 from longmem.stored_format import blocks_at_once
-from pipelines.job.executors import default_in_flight, least_in_flight
+from pipelines.job.executors import default_limits, least_in_flight
 from pipelines.plan.costs import UnitCosts
 from pipelines.plan.workload import Cluster, Segments, Workload
 
 
-def default_limits(cluster: Cluster) -> Limits:
-    """Return the limits of encoded segments in flight that a job on this cluster begins with."""
-    return Limits(default_in_flight(_num_workers(cluster)), 2**30)
-
-
 def waiting_segments(cluster: Cluster, segment_bytes: int) -> int:
     """Return the limit of encoded segments of this size in flight, over the whole cluster."""
-    return (
-        default_limits(cluster)
-        .for_segments_of(segment_bytes, least_in_flight(_num_workers(cluster)))
-        .max_in_flight_segments
-    )
-
-
-def _num_workers(cluster: Cluster) -> int | None:
-    return None if cluster.in_process else cluster.encoders + cluster.readers
+    workers = None if cluster.in_process else cluster.encoders + cluster.readers
+    return default_limits(workers).for_segments_of(segment_bytes, least_in_flight(workers)).max_in_flight_segments
 
 
 def open_documents(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> float:

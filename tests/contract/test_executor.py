@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from longmem.errors import (
@@ -102,6 +103,19 @@ def executor(
     yield running
     running.close()
     running.close()
+
+
+def test_stores_on_ray_import_what_a_put_needs_before_the_first(executor: AbstractExecutor) -> None:
+    """Look at the libraries that their processes have mapped. This is the first test: nothing was put."""
+    executor.expect_puts()
+    if isinstance(executor, InlineExecutor):
+        return
+    stores = vars(executor)["_workers"].stores
+    for number in range(20):
+        # of both shards; a delete comes after what is expected, and needs no library in a store without tables
+        assert executor.delete(DocumentKey("contract", f"none-{number}")) is None
+    for store in stores.workers:
+        assert any("_lancedb" in mapped.path for mapped in psutil.Process(store.info.pid).memory_maps())
 
 
 @pytest.fixture

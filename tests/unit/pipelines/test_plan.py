@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.config import STORES_RECENT_BYTES
 from longmem.errors import ConfigError
 from pipelines.plan.console import advice
 from pipelines.plan.costs import Cost, CostLine, RayCost, ScoreCost, UnitCosts, without_waiting
@@ -154,6 +155,14 @@ def test_between_two_nodes_half_of_everything_travels() -> None:
     objects = 4 * 6000 + 16 * 1000
     assert plan.object_store_bytes == objects
     assert plan.ram_bytes_per_node == 2 * 10**6 + 2 * (3 * 10**6 + 9000) + 10**5 + 10**7 + objects // 2
+
+
+def test_stores_keep_their_newest_blocks_in_the_object_store() -> None:
+    """Check blocks beyond the 16 in flight: all of a short document, and a store's capacity of a long one."""
+    in_flight = 16 * 6000 + 8 * 1000
+    assert predict(costs(), Workload((100 * SIZE,)), on_ray()).object_store_bytes == in_flight + (100 - 16) * 1000
+    kept = STORES_RECENT_BYTES - 16 * 1000
+    assert predict(costs(), Workload((300_000 * SIZE,)), on_ray()).object_store_bytes == in_flight + kept
 
 
 @pytest.mark.parametrize(
