@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory view of one segment: an immutable, position-bounded piece of one document's memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int32, Int64, Shaped
@@ -13,6 +15,8 @@ from longmem.memory.layer_states import LayerStates
 from longmem.retrieval.ivf_index import KeyCells
 from longmem.retrieval.low_rank_bound import KeySketch
 from longmem.retrieval.repeats import GrowingRepeats, RepeatIndex
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,22 @@ class MemoryView:
         return self.growing_repeats.index(self.text, self.first_place)
 
     @cached_property
-    def derived(self) -> dict[Any, Any]:
-        """Structures that readers derived from this view, by their own keys; kept as long as the view is."""
-        return {}
+    def derived(self) -> "DerivedStructures":
+        """Structures that readers derived from this view; kept as long as the view is."""
+        return DerivedStructures()
+
+
+class DerivedStructures:
+    """Structures by the keys of those who make them. A thread waits while another one makes a structure."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+        self._lock = RLock()
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        """Return the structure of this key, which `make` returns the first time."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            kept: T = self._made[key]
+            return kept

@@ -3,6 +3,7 @@
 
 from collections import OrderedDict
 from contextlib import suppress
+from threading import RLock
 
 import torch
 
@@ -28,7 +29,7 @@ class WindowCache:
     """Views for segments of any document, in any order; ascending order within a document is the fast one.
 
     A buffer may hold segments that no reader has reached yet; a view never does. Beyond `max_bytes` the least recently
-    used documents are evicted; the one being read always stays. Not thread-safe.
+    used documents are evicted; the one being read always stays. Threads take turns.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class WindowCache:
         """Checksum of the last block of documents that were read as a whole."""
         self._whole: dict[DocumentKey, MemoryView] = {}
         """Views of those documents, which keep what readers derived from them."""
+        self._lock = RLock()
 
     @property
     def num_bytes(self) -> int:
@@ -66,9 +68,10 @@ class WindowCache:
 
     def evict(self, key: DocumentKey) -> None:
         """Drop a document's window, because the store no longer holds the document or will hold another one."""
-        self._buffers.pop(key, None)
-        self._whole.pop(key, None)
-        self._last_checksums.pop(key, None)
+        with self._lock:
+            self._buffers.pop(key, None)
+            self._whole.pop(key, None)
+            self._last_checksums.pop(key, None)
 
     def view(self, key: DocumentKey, segment: int) -> MemoryView | None:
         """Return exactly the tokens in `[start - memory_tokens, start)` of the segment's document; None for none.
@@ -79,13 +82,14 @@ class WindowCache:
         if not positions:
             return None
         start, end = positions.start, positions.stop
-        buffer = self._buffers.get(key)
-        behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
-        if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
-            buffer = self._buffer()
-        missing = range(start if buffer.end_token is None else buffer.end_token, end)
-        self._fill(key, buffer, self._window.segments(missing))
-        return buffer.view(start, end)
+        with self._lock:
+            buffer = self._buffers.get(key)
+            behind = buffer is not None and buffer.end_token is not None and buffer.end_token < end
+            if buffer is None or not (buffer.covers(start, end) or (behind and buffer.covers(start, start))):
+                buffer = self._buffer()
+            missing = range(start if buffer.end_token is None else buffer.end_token, end)
+            self._fill(key, buffer, self._window.segments(missing))
+            return buffer.view(start, end)
 
     def whole(self, last: SegmentInfo | None) -> MemoryView | None:
         """Return the newest `memory_tokens` positions of the document that ends with this block; None for none.
@@ -98,17 +102,18 @@ class WindowCache:
         if last is None or not positions:
             return None
         key = last.key
-        if self._last_checksums.get(key) != last.checksum:
-            self.evict(key)
-        buffer = self._buffers.get(key)
-        if buffer is None or not buffer.covers(positions.start, positions.stop):
-            buffer = self._buffer()
-            self._fill(key, buffer, self._window.segments(positions), ahead=False)
-        self._buffers.move_to_end(key)
-        if key not in self._whole:
-            self._whole[key] = buffer.view(positions.start, positions.stop)
-        self._last_checksums[key] = last.checksum
-        return self._whole[key]
+        with self._lock:
+            if self._last_checksums.get(key) != last.checksum:
+                self.evict(key)
+            buffer = self._buffers.get(key)
+            if buffer is None or not buffer.covers(positions.start, positions.stop):
+                buffer = self._buffer()
+                self._fill(key, buffer, self._window.segments(positions), ahead=False)
+            self._buffers.move_to_end(key)
+            if key not in self._whole:
+                self._whole[key] = buffer.view(positions.start, positions.stop)
+            self._last_checksums[key] = last.checksum
+            return self._whole[key]
 
     def _buffer(self) -> WindowBuffer:
         # blocks that are read ahead must not end the window of the segment that they are read for

@@ -2,7 +2,9 @@
 """LongMem: a frozen backbone and a SideNet, opened from a folder or hub id, that score and generate texts."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,15 @@ class LongMem(SegmentModel):
         """Return the same model, which shares all weights, with another number of steps in its configuration."""
         config = replace(self.config, trained_steps=steps)
         return LongMem(self.backbone, self.sidenet, self.tokenizer, config, self.search_engine)
+
+    def with_shared_weights(self) -> "LongMem":
+        """Return an equal model for another thread: modules of its own, and the same weights in memory."""
+        memo: dict[int, Any] = {id(self.tokenizer): self.tokenizer}
+        for module in (self.backbone.model, self.sidenet):
+            memo |= {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+        return LongMem(
+            deepcopy(self.backbone, memo), deepcopy(self.sidenet, memo), self.tokenizer, self.config, self.search_engine
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained folder that `from_pretrained` reads. Never overwrites another model's folder."""

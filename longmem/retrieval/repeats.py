@@ -19,6 +19,7 @@ ascending order, so that the newest part is asked first.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class RepeatIndex:
 class GrowingRepeats:
     """Index of a memory that grows at its end, and forgets its start. Its places are counted from the first one ever.
 
-    Gives the same repeats as an index that is built anew for each view. Not thread-safe.
+    Gives the same repeats as an index that is built anew for each view. Threads take turns to make indexes.
     """
 
     def __init__(self) -> None:
@@ -112,6 +113,7 @@ class GrowingRepeats:
         """Place after the newest position."""
         self._tail = torch.zeros(0, dtype=torch.int64)
         """Newest tokens, as many as the hash of a run reaches back."""
+        self._lock = Lock()
 
     @property
     def num_bytes(self) -> int:
@@ -122,9 +124,14 @@ class GrowingRepeats:
 
         Views in ascending order are the fast ones. One that begins before what is kept gets an index of its own.
         """
+        with self._lock:
+            grown = self._grown(text, first)
+        return RepeatIndex(text) if grown is None else grown
+
+    def _grown(self, text: Int64[Tensor, " memory"], first: int) -> RepeatIndex | None:
         end = first + len(text)
         if first < self._base:
-            return RepeatIndex(text)
+            return None
         if first > self._end:
             self._parts, self._base, self._end, self._tail = [], first, first, self._tail[:0]
         garbage = first - self._base

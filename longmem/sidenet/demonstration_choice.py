@@ -191,12 +191,9 @@ class DemonstrationIndex:
 
     def _kept(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` returns; it is kept with the view, because most requests ask for the same one."""
-        units, derived, labels = self.plan.demonstrations, self._view.derived, self.plan.labels
+        units, labels = self.plan.demonstrations, self.plan.labels
         key = (name, units.starts.tobytes(), units.prompts.tobytes(), b"" if labels is None else labels.tobytes())
-        if key not in derived:
-            derived[key] = make()
-        kept: T = derived[key]
-        return kept
+        return self._view.derived.get(key, make)
 
     def _overlap(self) -> TokenOverlap:
         places, owner = self._rows

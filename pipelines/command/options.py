@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from longmem.model.source import ModelSource
     from pipelines.job.service import ServiceChoice
 
+DEFAULT_WORKERS = 4
+"""Maximum workers in one process by default. Two workers of one thread use two cores better than one of two threads.
+Each takes memory for its intermediate results, up to 0.3 GiB at SmolLM2's shape, and holds segments in flight."""
+IN_PROCESS = "with --address none as many as cores, at most 4, or 1 if --threads is given"
+"""Default of workers in one process, for help texts."""
+
 WHERE_TO_RUN = (
     "Where to run: none (this process), local (start Ray here), auto (join a running cluster, else start one), or a "
     "cluster address."
@@ -273,6 +279,10 @@ class WorkerThreads:
         """Return the torch threads of each of so many workers."""
         return self.threads or max(1, num_cores() // max(1, num_workers))
 
+    def default_workers(self) -> int:
+        """Return the number of workers in this process where neither they nor `threads` are given."""
+        return 1 if self.threads else min(num_cores(), DEFAULT_WORKERS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessThreads:
@@ -297,19 +307,30 @@ class PoolOptions(WorkerThreads):
 class RequestWorkerOptions(WorkerThreads, ServiceOption):
     """Workers of a job of requests, which need no readers of their own."""
 
-    workers: int = whole_field(1, "Workers, which share the requests.", DECIDED_BY_SERVICE, most=MOST_WORKERS)
+    workers: int | None = whole_field(
+        None,
+        "Workers, which share the requests.",
+        DECIDED_BY_SERVICE,
+        shown="1",
+        most=MOST_WORKERS,
+    )
     gpus: float = real_field(0.0, "GPU share of each worker.", DECIDED_BY_SERVICE, most=64)
 
     @property
+    def num_workers(self) -> int:
+        """Number of workers on Ray, or in this process."""
+        return self.workers or 1
+
+    @property
     def threads_of_each(self) -> int:
-        """Torch threads of each worker, or of this process."""
-        return self.worker_threads(1 if self.address == "none" else self.workers)
+        """Torch threads of each worker."""
+        return self.worker_threads(self.num_workers)
 
     def request_shape(self, **settings: Any) -> ClusterShape | None:
         """Return the cluster that the options describe; None for this process."""
         if self.address == "none":
             return None
-        pools = {"encoders": self.workers, "readers": 0, "encoder_gpus": self.gpus, "threads": self.threads_of_each}
+        pools = {"encoders": self.num_workers, "readers": 0, "encoder_gpus": self.gpus, "threads": self.threads_of_each}
         return from_options(ClusterShape, self, **pools, **settings)
 
 

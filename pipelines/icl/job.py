@@ -47,7 +47,10 @@ class IclJob:
     model: ModelSource
     cluster: ClusterShape | None
     """Ray cluster and its workers; None runs everything in this process."""
+    workers: int = 1
+    """Workers of a job in this process."""
     threads: int
+    """Torch threads of each worker."""
     shots: tuple[int, ...]
     memory_shots: tuple[int, ...]
     seeds: int
@@ -263,9 +266,9 @@ class Icl(RequestJob[IclJob]):
             for point in open_points
             if point.memory_shots
         }
-        workers = spec.cluster.encoders if spec.cluster else None
+        workers = spec.cluster.encoders if spec.cluster else None, spec.workers
         scheduler = SegmentScheduler(
-            default_limits(workers).for_segments_of(context.model.segment_bytes, least_in_flight(workers)),
+            default_limits(*workers).for_segments_of(context.model.segment_bytes, least_in_flight(*workers)),
             context.model.segment_bytes,
             settings["segment_tokens"],
             settings["memory_tokens"],
@@ -289,7 +292,7 @@ class Icl(RequestJob[IclJob]):
         grids = {name: result.grid() for name, result in results.items()}
         where = {
             "address": cluster.address if cluster else "none",
-            "workers": cluster.encoders if cluster else 0,
+            "workers": cluster.encoders if cluster else spec.workers,
             "threads": spec.threads,
             "batch_items": spec.batch_items,
         }

@@ -23,7 +23,13 @@ from pipelines.command.fields import (
     whole_field,
 )
 from pipelines.command.option_types import MOST_WORKERS
-from pipelines.command.options import OutputOptions, PoolOptions, RequestWorkerOptions, StoredModelOptions
+from pipelines.command.options import (
+    IN_PROCESS,
+    OutputOptions,
+    PoolOptions,
+    RequestWorkerOptions,
+    StoredModelOptions,
+)
 from pipelines.command.spec import CommandSpec, command
 
 
@@ -80,8 +86,13 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         DECIDED_BY_SERVICE,
         shown="inside --out, removed at the end",
     )
-    workers: int = whole_field(
-        1, "Workers, which encode demonstrations and answer items.", WORKERS, DECIDED_BY_SERVICE, most=MOST_WORKERS
+    workers: int | None = whole_field(
+        None,
+        "Workers, which encode demonstrations and answer items.",
+        WORKERS,
+        DECIDED_BY_SERVICE,
+        shown=f"1; {IN_PROCESS}",
+        most=MOST_WORKERS,
     )
     batch_items: int = whole_field(32, "Items that a worker gets at a time.", WORKERS)
     memory_tokens: int | None = whole_field(
@@ -92,6 +103,10 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
         shown="the model's, or more if demonstrations need it",
         least=0,
     )
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers or (self.default_workers() if self.address == "none" else 1)
 
     def run(self, console: Console) -> None:
         self.check_resume()
@@ -113,6 +128,7 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
             model=source,
             cluster=self.request_shape(),
             service=self.service_choice(source if self.model else None),
+            workers=self.num_workers,
             threads=self.threads_of_each,
             shots=_numbers("--shots", self.shots),
             memory_shots=_numbers("--memory-shots", self.memory_shots),

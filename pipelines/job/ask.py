@@ -80,6 +80,8 @@ class RequestSpec(Protocol):
     @property
     def service(self) -> ServiceChoice | None: ...
     @property
+    def workers(self) -> int: ...
+    @property
     def threads(self) -> int | None: ...
     @property
     def resume(self) -> bool: ...
@@ -122,8 +124,8 @@ class RequestJob(AbstractJob[AbstractExecutor], Generic[S]):
 
     def open(self, tell: Tell) -> AbstractExecutor:
         spec = self._spec
-        threads = spec.threads or num_cores()
-        return open_workers(spec.model, self.store(), self.cluster(), spec.service, threads, tell)
+        threads = spec.threads or max(1, num_cores() // spec.workers)
+        return open_workers(spec.model, self.store(), self.cluster(), spec.service, threads, tell, spec.workers)
 
     def is_resumed(self, folder: JobFolder) -> bool:
         return folder.has_results_in(JOURNAL)

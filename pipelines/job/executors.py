@@ -22,24 +22,33 @@ THREADS_FOR_EACH_CORE = 16
 
 IN_FLIGHT_PER_WORKER = 8
 IN_FLIGHT_IN_PROCESS = 2 * PUT_SEGMENTS
-"""Default limit of encoded segments in flight in one process: some are written while others are read."""
+"""Least default limit of encoded segments in flight in one process: some are written while others are read."""
 LEAST_PER_WORKER, LEAST_IN_PROCESS = 2, 4
 """Default limits where segments are large: a worker has two tasks, one of which it runs."""
 
 
-def default_in_flight(num_workers: int | None) -> int:
-    """Return the default limit of encoded segments in flight; `num_workers` is None for a job in this process."""
-    return IN_FLIGHT_IN_PROCESS if num_workers is None else IN_FLIGHT_PER_WORKER * num_workers
+def default_in_flight(on_ray: int | None, in_process: int = 1) -> int:
+    """Return the default limit of encoded segments in flight.
+
+    Args:
+        on_ray: Number of workers on Ray; None for a job in this process.
+        in_process: Number of workers in this process.
+    """
+    return (
+        max(IN_FLIGHT_IN_PROCESS, IN_FLIGHT_PER_WORKER * in_process)
+        if on_ray is None
+        else IN_FLIGHT_PER_WORKER * on_ray
+    )
 
 
-def default_limits(num_workers: int | None) -> Limits:
+def default_limits(on_ray: int | None, in_process: int = 1) -> Limits:
     """Return the default limits of encoded segments in flight; large segments have a lower one (`least_in_flight`)."""
-    return Limits(default_in_flight(num_workers), IN_FLIGHT_BYTES)
+    return Limits(default_in_flight(on_ray, in_process), IN_FLIGHT_BYTES)
 
 
-def least_in_flight(num_workers: int | None) -> int:
+def least_in_flight(on_ray: int | None, in_process: int = 1) -> int:
     """Return the number of encoded segments in flight that keep all workers busy, however large they are."""
-    return LEAST_IN_PROCESS if num_workers is None else LEAST_PER_WORKER * num_workers
+    return max(LEAST_IN_PROCESS, LEAST_PER_WORKER * in_process) if on_ray is None else LEAST_PER_WORKER * on_ray
 
 
 def use_threads(threads: int) -> None:
@@ -62,17 +71,19 @@ def start_executor(
     cluster: ClusterShape | None,
     threads: int,
     tell: Callable[[str], None] = lambda _text: None,
+    workers: int = 1,
 ) -> AbstractExecutor:
-    """Return an executor with workers on Ray, or, without a cluster, in this process with `threads` torch threads.
+    """Return an executor with workers on Ray, or, without a cluster, with `workers` in this process.
 
-    Ray is imported only for a cluster. `tell` receives messages for the user.
+    Each of those has `threads` torch threads. Ray is imported only for a cluster. `tell` receives messages for the
+    user.
     """
     if cluster is None:
         from longmem.runtime.inline_executor import InlineExecutor
 
         use_threads(threads)
         keep_freed_memory()
-        return InlineExecutor(model.open(), store.open())
+        return InlineExecutor(model.open(), store.open(), workers=workers)
     from actors.executor.ray_executor import RayExecutor
 
     return RayExecutor(model, store, cluster, tell)
@@ -85,15 +96,16 @@ def open_workers(
     service: ServiceChoice | None,
     threads: int,
     tell: Callable[[str], None],
+    workers: int = 1,
 ) -> AbstractExecutor:
-    """Return an executor on a service, on the job's own Ray workers, or in this process."""
+    """Return an executor on a service, on the job's own Ray workers, or with `workers` in this process."""
     if service is not None:
         return attach_to(service, cluster, tell)
-    return start_executor(model, store, cluster, threads, tell)
+    return start_executor(model, store, cluster, threads, tell, workers)
 
 
-def where(cluster: ClusterShape | None, threads: int | None) -> dict[str, Any]:
-    """Return the summary's description of the executor of a job of requests."""
+def where(cluster: ClusterShape | None, workers: int, threads: int | None) -> dict[str, Any]:
+    """Return the summary's description of the executor of a job of requests; `workers` are those in this process."""
     if cluster is None:
-        return {"address": "none", "threads": threads}
+        return {"address": "none", "workers": workers, "threads": threads}
     return {"address": cluster.address, "workers": cluster.encoders, "threads": threads}

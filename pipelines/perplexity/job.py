@@ -62,8 +62,10 @@ class PerplexityJob:
     """Ray cluster and its workers; None runs everything in this process."""
     service: ServiceChoice | None = None
     """Running service whose model, store and pools replace those given here."""
+    workers: int = 1
+    """Workers of a job in this process: segments that are computed at a time."""
     threads: int
-    """Torch threads of each worker, or of this process."""
+    """Torch threads of each worker."""
     threads_given: bool = True
     """False if `threads` is a default. A resumed job then keeps its first number, because results are bit-identical
     only for equal numbers of threads."""
@@ -136,9 +138,11 @@ class PerplexityJob:
         return StoreSettings(self.store_uri, self.durability, self.store_quota_bytes)
 
     def with_threads(self, threads: int) -> "PerplexityJob":
-        """Return a copy of the job with another number of threads per worker."""
-        cluster = self.cluster and replace(self.cluster, threads=threads)
-        return replace(self, threads=threads, cluster=cluster)
+        """Return a copy of the job with another number of threads per worker, and no more threads in this process."""
+        workers = max(1, min(self.workers, self.workers * self.threads // threads))
+        return replace(
+            self, threads=threads, workers=workers, cluster=self.cluster and replace(self.cluster, threads=threads)
+        )
 
 
 def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def run_job(job: PerplexityJob, console: Console) -> dict[str, Any]:
 
 def open_executor(job: PerplexityJob, tell: Tell = lambda _text: None) -> AbstractExecutor:
     """Return an executor on the service, on the job's own Ray workers, or in this process."""
-    return open_workers(job.model, job.store_settings, job.cluster, job.service, job.threads, tell)
+    return open_workers(job.model, job.store_settings, job.cluster, job.service, job.threads, tell, workers=job.workers)
 
 
 class Perplexity(AbstractJob[AbstractExecutor]):
@@ -255,7 +259,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
             tokenizer,
             settings["segment_tokens"],
             namespace,
-            needs_work=lambda document: not _is_scored(journal, document),
+            needs_work=lambda document: not journal.is_scored(document.id),
             keep_readings=spec.keep_tokens,
         )
 
@@ -314,8 +318,8 @@ class Perplexity(AbstractJob[AbstractExecutor]):
         spec, cluster = self._spec, self._spec.cluster
         if spec.limits_given:
             return spec.limits
-        workers = None if cluster is None else cluster.encoders + cluster.readers
-        return spec.limits.for_segments_of(segment_bytes, least_in_flight(workers))
+        on_ray = None if cluster is None else cluster.encoders + cluster.readers
+        return spec.limits.for_segments_of(segment_bytes, least_in_flight(on_ray, spec.workers))
 
     def _write_results(
         self, context: JobContext[AbstractExecutor], journal: Journal, totals: RunTotals, resumed: bool
@@ -335,6 +339,7 @@ class Perplexity(AbstractJob[AbstractExecutor]):
                 "encoders": cluster.encoders if cluster else 0,
                 "readers": cluster.readers if cluster else 0,
                 "stores": cluster.stores if cluster else 0,
+                "workers": 0 if cluster else spec.workers,
                 "threads": spec.threads,
                 "search": spec.model.search,
             },
@@ -378,11 +383,6 @@ def on_service(job: PerplexityJob, choice: ServiceChoice) -> PerplexityJob:
         threads_given=True,
         limits=limits,
     )
-
-
-def _is_scored(journal: Journal, document: Document) -> bool:
-    record = journal.documents.get(document.id)
-    return record is not None and record.status == "scored"
 
 
 @contextmanager

@@ -26,6 +26,11 @@ class Journal(AbstractJournal[Record]):
         """Place in the file of the record of each segment, by document."""
         super().__init__(path)
 
+    def is_scored(self, document: str) -> bool:
+        """Return whether every segment of a document is scored."""
+        record = self.documents.get(document)
+        return record is not None and record.status == "scored"
+
     def scored_segments(self, document: str) -> list[int]:
         """Return the indices of a document's scored segments, in order."""
         last = self.documents[document].num_segments or 0

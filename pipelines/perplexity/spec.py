@@ -31,6 +31,7 @@ from pipelines.command.fields import (
     text_field,
     whole_field,
 )
+from pipelines.command.option_types import MOST_WORKERS
 from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, OutputOptions, ServiceOption, StoreOptions
 from pipelines.command.spec import CommandSpec, command
 
@@ -57,6 +58,14 @@ class PerplexitySpec(
         "folder, read whole; local or an fsspec URI. Without any: the Python language reference.",
         "INPUT",
         shown=False,
+    )
+    workers: int | None = whole_field(
+        None,
+        "With --address none: segments that are computed at a time. On Ray, see --encoders and --readers.",
+        WORKERS,
+        DECIDED_BY_SERVICE,
+        shown="as many as cores, at most 4; 1 with --threads or --one-pass",
+        most=MOST_WORKERS,
     )
     max_tries: int = whole_field(
         5, "Set a document aside when one of its segments has ended its worker this often.", WORKERS
@@ -156,7 +165,8 @@ class PerplexitySpec(
         if dataset is not None and self.dtype == "auto":
             # like the files of inputs: one that is not there is told before minutes of measurement
             dataset.check()
-        workers = None if self.address == "none" else self.encoders + self.readers
+        on_ray = None if self.address == "none" else self.encoders + self.readers
+        in_process = self._workers_in_process()
         source = self.source(
             console,
             on_gpu=self.reader_gpus > 0,
@@ -178,15 +188,29 @@ class PerplexitySpec(
             model=source,
             service=service,
             cluster=cluster,
-            threads=self.worker_threads(workers or 1),
+            workers=in_process,
+            threads=self.worker_threads(on_ray or in_process),
             threads_given=self.threads is not None,
-            limits=Limits(self.max_in_flight_segments or default_in_flight(workers), self.max_in_flight_bytes),
+            limits=Limits(
+                self.max_in_flight_segments or default_in_flight(on_ray, in_process), self.max_in_flight_bytes
+            ),
             limits_given=self.max_in_flight_segments is not None or self.max_in_flight_bytes != IN_FLIGHT_BYTES,
             retention=retention,
             keep_tokens=self.tokens,
             write_memory=retention == "forever" or not self.no_memory,
             command=command_text(),
         )
+
+    def _workers_in_process(self) -> int:
+        if self.workers is None:
+            # in one pass, a segment waits for the one before it
+            return self.default_workers() if self.address == "none" and not self.one_pass else 1
+        if self.address != "none":
+            raise ConfigError(
+                f"--workers {self.workers} is for jobs in one process: add --address none, or give --encoders and "
+                "--readers"
+            )
+        return self.workers
 
     def _check_one_pass(self, retention: Retention) -> None:
         if self.no_memory or self.memory_tokens == 0:

@@ -65,6 +65,9 @@ class ProbeJob:
     """Text file with filler; None for the Python language reference."""
     out: Path
     threads: int | None
+    """Torch threads of each worker; None for all cores together."""
+    workers: int = 1
+    """Workers of a job in this process."""
     cluster: ClusterShape | None = None
     """Ray cluster and its workers; None runs everything in this process."""
     service: ServiceChoice | None = None
@@ -246,7 +249,12 @@ def summarise(
     """Return the content of summary.json."""
     subjects = {name: [trial for trial in trials if trial.subject == name] for name in map(name_of, job.plans)}
     return {
-        **about(job.command, model, where(job.cluster, job.threads or num_cores()), resumed),
+        **about(
+            job.command,
+            model,
+            where(job.cluster, job.workers, job.threads or max(1, num_cores() // job.workers)),
+            resumed,
+        ),
         "filler": "the Python language reference" if job.filler is None else str(job.filler),
         "plans": [{"name": name_of(plan)} | asdict(plan) for plan in job.plans],
         "overall": shares(trials),

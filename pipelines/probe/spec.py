@@ -82,6 +82,7 @@ class ProbeSpec(RequestWorkerOptions, ModelOptions, OutputOptions, CommandSpec):
             cluster=self.request_shape(),
             service=self.service_choice(source if self.model else None),
             out=self.folder,
+            workers=self.num_workers,
             keep_tokens=self.tokens,
             command=command_text(),
         )

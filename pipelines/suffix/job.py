@@ -43,6 +43,9 @@ class SuffixJob:
     model: ModelSource
     lengths: SuffixLengths
     threads: int
+    """Torch threads of each worker."""
+    workers: int = 1
+    """Workers of a job in this process."""
     cluster: ClusterShape | None = None
     """Ray cluster and its workers; None runs everything in this process."""
     service: ServiceChoice | None = None
@@ -184,7 +187,7 @@ def _summary(
 ) -> dict[str, Any]:
     num_examples = len({score.example for score in scores})
     return {
-        **about(job.command, model, where(job.cluster, job.threads), bool(num_resumed)),
+        **about(job.command, model, where(job.cluster, job.workers, job.threads), bool(num_resumed)),
         "input": job.input.name,
         "split": job.split,
         "suffix_tokens": job.lengths.suffix_tokens,

@@ -69,6 +69,7 @@ class SuffixSpec(RequestWorkerOptions, MemoryModelOptions, OutputOptions, Comman
             cluster=self.request_shape(),
             service=self.service_choice(source if self.model else None),
             lengths=SuffixLengths(context_tokens=lengths, suffix_tokens=self.suffix_tokens),
+            workers=self.num_workers,
             threads=self.threads_of_each,
             keep_tokens=self.tokens,
             command=command_text(),

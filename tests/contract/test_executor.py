@@ -76,12 +76,13 @@ def expected(model: LongMem) -> dict[str, TextScores]:
         return {name: score_text(model, text, store.document(name)) for name, text in TEXTS.items()}
 
 
-@pytest.fixture(scope="module", params=["inline", pytest.param(RAY, marks=pytest.mark.ray)])
+@pytest.fixture(scope="module", params=["inline", "threads", pytest.param(RAY, marks=pytest.mark.ray)])
 def opened(request: pytest.FixtureRequest) -> Callable[..., AbstractExecutor]:
     """Return a factory `opened(source, store_uri, encoders=2, stores=2)` that starts an executor of the kind under
     test."""
-    if request.param == "inline":
-        return lambda source, uri, **_workers: InlineExecutor(source.open(), MemoryStore.open(uri))
+    if request.param != RAY:
+        workers = 1 if request.param == "inline" else 2
+        return lambda source, uri, **_pools: InlineExecutor(source.open(), MemoryStore.open(uri), workers=workers)
     request.getfixturevalue("ray_cluster")
     from actors.config import ClusterShape
     from actors.executor.ray_executor import RayExecutor

@@ -137,6 +137,13 @@ def test_the_job_says_what_the_plain_loop_says(
         )[1:].tolist()
 
 
+@pytest.mark.parametrize("form", MODELS)
+def test_workers_in_one_process_give_the_same_bytes(
+    form: str, inline: dict[str, dict[str, bytes]], job: Job, tmp_path: Path
+) -> None:
+    assert run(replace(job(tmp_path / "out", form=form), workers=3)) == inline[form]
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("form", "encoders", "readers", "stores"),
@@ -328,7 +335,7 @@ class Workers(InlineExecutor):
         for _ in range(self._choices.randint(1, 3)):
             if self._waiting:
                 chosen = self._waiting.pop(self._choices.randrange(len(self._waiting)))
-                self._ended += self._put([chosen[1]]) if chosen[0] == "put" else [self._run(*chosen)]
+                self._ended += self._put([chosen[1]]) if chosen[0] == "put" else [self._task(*chosen)(self._model)]
         self._choices.shuffle(self._ended)
         told = self._choices.randint(0 if self._waiting else min(1, len(self._ended)), len(self._ended))
         completions, self._ended = self._ended[:told], self._ended[told:]

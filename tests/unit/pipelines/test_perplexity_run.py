@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 import longmem.runtime.scheduler
+import pipelines.command.options
 import pipelines.perplexity.job
-from longmem.errors import ClusterError
+from longmem.errors import ClusterError, ConfigError
 from longmem.model.source import ModelSource
 from longmem.runtime.executor import AbstractExecutor, Completion, Stage
 from longmem.runtime.inline_executor import InlineExecutor
@@ -35,7 +36,7 @@ class Told(InlineExecutor):
         self.left: list[int | None] = []
         self.unread: list[int] = []
         self.truly_unread: list[int] = []
-        self._ended: Counter[Stage] = Counter()
+        self._num_ended: Counter[Stage] = Counter()
 
     def set_backlog(self, unscored_segments: int, unsubmitted_segments: int | None) -> None:
         self.unscored_segments, self.unsubmitted_segments = unscored_segments, unsubmitted_segments
@@ -44,12 +45,12 @@ class Told(InlineExecutor):
         if stage == "encode":
             self.left.append(self.unsubmitted_segments)
             self.unread.append(self.unscored_segments)
-            self.truly_unread.append(self._ended["encode"] - self._ended["score"])
+            self.truly_unread.append(self._num_ended["encode"] - self._num_ended["score"])
         super().submit(stage, segment)
 
     def wait(self, timeout_s: float) -> list[Completion]:
         completions = super().wait(timeout_s)
-        self._ended.update(each.stage for each in completions)
+        self._num_ended.update(each.stage for each in completions)
         return completions
 
 
@@ -155,3 +156,41 @@ def test_puts_are_expected_where_there_will_be_some(
     model = replace(job.model, settings={"memory_tokens": 0}) if not write_memory else job.model
     run_job(replace(job, model=model, write_memory=write_memory), Console(file=StringIO()))
     assert called[: 1 + write_memory] == (["puts"] if write_memory else []) + ["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "workers", "threads"),
+    [
+        ({}, 2, 2, 1),
+        ({}, 1, 1, 1),
+        ({}, 16, 4, 4),
+        ({"threads": 2}, 4, 1, 2),
+        ({"workers": 3}, 8, 3, 2),
+        ({"workers": 2, "threads": 4}, 8, 2, 4),
+        ({"one_pass": True, "model": "longmem-smollm2-135m"}, 4, 1, 4),
+    ],
+)
+def test_workers_and_threads_in_one_process(
+    options: dict[str, Any], cores: int, workers: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.command.options, "num_cores", lambda: cores)
+    (tmp_path / "a.txt").write_text("a text", "utf-8")
+    job = PerplexitySpec(address="none", inputs=(str(tmp_path / "a.txt"),), **options).job(Console(file=StringIO()))
+    assert (job.workers, job.threads) == (workers, threads)
+
+
+def test_workers_of_one_process_are_refused_on_ray(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text", "utf-8")
+    spec = PerplexitySpec(address="local", workers=2, inputs=(str(tmp_path / "a.txt"),))
+    with pytest.raises(ConfigError, match=r"^--workers 2 is for jobs in one process: add --address none, or give"):
+        spec.job(Console(file=StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "begun", "expected"), [(2, 1, 2, (1, 2)), (1, 4, 1, (1, 1)), (4, 2, 1, (4, 1))]
+)
+def test_a_resumed_job_keeps_its_threads_and_takes_no_more_of_the_machine(
+    workers: int, threads: int, begun: int, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    job = replace(job_of(tmp_path), workers=workers, threads=threads).with_threads(begun)
+    assert (job.workers, job.threads) == expected
