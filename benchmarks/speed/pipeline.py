@@ -89,14 +89,16 @@ def jobs(
     """
     cluster = ClusterShape(address="local", encoders=1, readers=1, threads=max(1, threads // 2))
     parallel = f"one thread, LanceDB, {threads} in parallel, each"
-    shapes: dict[str, tuple[str | None, ClusterShape | None, int]] = {
-        "in process, memory://": ("memory://", None, threads),
-        "in process, LanceDB": (None, None, threads),
-        "one thread, LanceDB": (None, None, 1),
-        parallel: (None, None, 1),
-        "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, cluster.threads),
-        "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), cluster.threads),
-        "Ray, 2 encoders + 2 readers, LanceDB": (None, replace(cluster, encoders=2, readers=2), cluster.threads),
+    workers = f"in process, {threads} workers of one thread, LanceDB"
+    shapes: dict[str, tuple[str | None, ClusterShape | None, int, int]] = {
+        "in process, memory://": ("memory://", None, 1, threads),
+        "in process, LanceDB": (None, None, 1, threads),
+        workers: (None, None, threads, 1),
+        "one thread, LanceDB": (None, None, 1, 1),
+        parallel: (None, None, 1, 1),
+        "Ray, 1 encoder + 1 reader, LanceDB": (None, cluster, 1, cluster.threads),
+        "Ray, 1 encoder + 2 readers, LanceDB": (None, replace(cluster, readers=2), 1, cluster.threads),
+        "Ray, 2 encoders + 2 readers, LanceDB": (None, replace(cluster, encoders=2, readers=2), 1, cluster.threads),
     }
     for part in only:
         if not any(part in name for name in shapes):
@@ -109,14 +111,15 @@ def jobs(
         times: dict[str, list[float]] = {name: [] for name in chosen}
         tokens = 0
         for turn in range(repeats):
-            for number, (name, (store, shape, job_threads)) in enumerate(chosen.items()):
+            for number, (name, (store, shape, in_process, job_threads)) in enumerate(chosen.items()):
                 job = PerplexityJob(
                     inputs=(str(text),),
                     out=Path(folder) / f"{turn}-{number}",
                     model=source,
                     cluster=shape,
+                    workers=in_process,
                     threads=job_threads,
-                    limits=default_limits(shape.encoders + shape.readers if shape else None),
+                    limits=default_limits(shape.encoders + shape.readers if shape else None, in_process),
                     limits_given=False,
                     store=store,
                 )

@@ -58,6 +58,11 @@ WHERE_TO_RUN = (
 )
 
 
+def default_workers(threads: int | None) -> int:
+    """Return the number of workers in this process where it is not given; `threads` is the option, None for none."""
+    return 1 if threads else min(num_cores(), DEFAULT_WORKERS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(SummaryOption):
     """Output folder of a job that continues after an interruption."""
@@ -278,10 +283,6 @@ class WorkerThreads:
     def worker_threads(self, num_workers: int) -> int:
         """Return the torch threads of each of so many workers."""
         return self.threads or max(1, num_cores() // max(1, num_workers))
-
-    def default_workers(self) -> int:
-        """Return the number of workers in this process where neither they nor `threads` are given."""
-        return 1 if self.threads else min(num_cores(), DEFAULT_WORKERS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from pipelines.command.options import (
     PoolOptions,
     RequestWorkerOptions,
     StoredModelOptions,
+    default_workers,
 )
 from pipelines.command.spec import CommandSpec, command
 
@@ -106,7 +107,7 @@ class IclSpec(PoolOptions, RequestWorkerOptions, StoredModelOptions, OutputOptio
 
     @property
     def num_workers(self) -> int:
-        return self.workers or (self.default_workers() if self.address == "none" else 1)
+        return self.workers or (default_workers(self.threads) if self.address == "none" else 1)
 
     def run(self, console: Console) -> None:
         self.check_resume()

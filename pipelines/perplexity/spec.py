@@ -32,7 +32,14 @@ from pipelines.command.fields import (
     whole_field,
 )
 from pipelines.command.option_types import MOST_WORKERS
-from pipelines.command.options import ClusterOptions, OptionalMemoryOptions, OutputOptions, ServiceOption, StoreOptions
+from pipelines.command.options import (
+    ClusterOptions,
+    OptionalMemoryOptions,
+    OutputOptions,
+    ServiceOption,
+    StoreOptions,
+    default_workers,
+)
 from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
@@ -204,7 +211,7 @@ class PerplexitySpec(
     def _workers_in_process(self) -> int:
         if self.workers is None:
             # in one pass, a segment waits for the one before it
-            return self.default_workers() if self.address == "none" and not self.one_pass else 1
+            return default_workers(self.threads) if self.address == "none" and not self.one_pass else 1
         if self.address != "none":
             raise ConfigError(
                 f"--workers {self.workers} is for jobs in one process: add --address none, or give --encoders and "

@@ -105,7 +105,11 @@ def predict_on_left_cores(costs: UnitCosts, workload: Workload, cluster: Cluster
     left = max(0.01, cluster.cores_per_node - foreign_cores)
     plan = predict(without_waiting(costs), workload, replace(cluster, cores_per_node=left))
     # one process uses one core per thread, and waits for missing cores
-    return plan.tokens_per_s * min(1.0, left / cluster.threads) if cluster.in_process else plan.tokens_per_s
+    return (
+        plan.tokens_per_s * min(1.0, left / (cluster.workers * cluster.threads))
+        if cluster.in_process
+        else plan.tokens_per_s
+    )
 
 
 def run_for_real(
@@ -133,8 +137,9 @@ def run_for_real(
             out=Path(folder) / "out",
             model=source,
             cluster=None if cluster.in_process else shape,
+            workers=cluster.workers,
             threads=cluster.threads,
-            limits=default_limits(None if cluster.in_process else cluster.encoders + cluster.readers),
+            limits=default_limits(None if cluster.in_process else cluster.encoders + cluster.readers, cluster.workers),
             limits_given=False,
             limit_documents=limit_documents,
             retention="forever" if keep_memory else "document",

@@ -27,7 +27,7 @@ def print_plan(console: Console, plan: Plan, best: Plan, costs: UnitCosts, bfloa
     With `bfloat16_helps`, the planned dtype is float32 and this machine multiplies faster in bfloat16.
     """
     cluster, workload = plan.cluster, plan.workload
-    where = "in this process" if cluster.in_process else _shape(cluster)
+    where = f"in this process: {_in_process(cluster)}" if cluster.in_process else _shape(cluster)
     console.print(
         f"{counted(workload.num_tokens, 'token')} of {counted(len(workload.document_tokens), 'document')}, "
         f"{counted(plan.num_segments, 'segment')}, {where}",
@@ -93,8 +93,10 @@ def advice(plan: Plan, best: Plan, costs: UnitCosts, bfloat16_helps: bool) -> li
     cluster, bottleneck = plan.cluster, plan.bottleneck
     found = []
     if cluster.in_process:
-        if cluster.cores_per_node >= 2:
-            found.append("--address local, whose workers run the stages side by side")
+        if cluster.cores_per_node >= 2 * cluster.workers * cluster.threads:
+            found.append("more --workers, which use the other cores")
+        elif cluster.workers == 1 and cluster.threads > 1:
+            found.append(f"--workers {cluster.threads} --threads 1, because threads of one segment wait for each other")
     elif bottleneck in ("encode", "score") and best.cluster != cluster:
         found.append(f"more {'--encoders' if bottleneck == 'encode' else '--readers'} on these cores")
     elif bottleneck in ("encode", "score", "cores"):
@@ -189,6 +191,10 @@ def _shape(cluster: Cluster) -> str:
         f"{', '.join(counted(number, worker) for worker, number in pools.items())}, "
         f"{counted(cluster.threads, 'thread')} each"
     )
+
+
+def _in_process(cluster: Cluster) -> str:
+    return f"{counted(cluster.workers, 'worker')} of {counted(cluster.threads, 'thread')}"
 
 
 def _workers(number: float) -> str:

@@ -12,7 +12,7 @@ from longmem.errors import ConfigError
 from longmem.system.redaction import redacted_values
 from pipelines.job.output import write_json
 
-VERSION = 3
+VERSION = 4
 """Version of the file's layout."""
 
 
@@ -118,6 +118,8 @@ class UnitCosts:
     """Bytes of one segment in journal and tables."""
     process_bytes: int
     """Resident bytes of a process that encodes and scores, without its window."""
+    worker_bytes: int
+    """Resident bytes that a worker's intermediate results take, in a process that has the weights already."""
     ray: RayCost | None = None
 
     @property

@@ -83,6 +83,9 @@ def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCos
     tokenise_s = (perf_counter() - start) / len(sequence)
     size, memory = model.config.segment_tokens, model.config.memory_tokens
     segments = [segment for segment in cut_segments(KEY, sequence, size) if segment.num_tokens == size]
+    loaded_bytes = psutil.Process().memory_info().rss
+    model.encode(segments[0], prepare=True)  # the first forward allocates
+    worker_bytes = max(0, psutil.Process().memory_info().rss - loaded_bytes)
     encoded, encode, prepare = _encode(model, segments, budget_s / 4)
     with TemporaryDirectory(prefix="longmem-plan-") as folder, MemoryStore.open(Path(folder) / "memory.lance") as store:
         full = -(-memory // size)
@@ -120,6 +123,7 @@ def measure_costs(source: ModelSource, threads: int, budget_s: float) -> UnitCos
         store_overhead=overhead,
         record_bytes=record_bytes,
         process_bytes=process_bytes,
+        worker_bytes=worker_bytes,
     )
 
 
@@ -176,7 +180,6 @@ NOTHING = Cost(0.0, 0.0, 0.0, 0)
 
 def _encode(model: LongMem, segments: Sequence[Segment], budget_s: float) -> tuple[list[EncodedSegment], Cost, Cost]:
     """Return encoded segments, the cost of one, and the additional cost of preparing it."""
-    model.encode(segments[0], prepare=True)  # the first forward allocates
     timer, prepared, encoded = _Timer(), _Timer(), []
     for segment in islice(cycle(segments), MAX_REPETITIONS):
         with timer.timed():

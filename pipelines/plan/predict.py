@@ -168,9 +168,11 @@ def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cl
     wall, cpu = _per_segment(costs, segments, cluster, stores)
     busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
     cpu_s = sum(float((seconds * segments.count).sum()) for seconds in cpu.values())
-    if cluster.in_process:
+    if cluster.in_process and cluster.workers == 1:
         # sequential: the stages share the whole time
         return _Times(sum(busy.values()), cpu_s, busy, dict.fromkeys(busy, 1.0), busy)
+    if cluster.in_process:
+        return _times_of_threads(wall, cpu, segments, cluster)
     workers = {"encode": float(cluster.encoders), "put": stores, "score": float(cluster.readers), "driver": 1.0}
     limits = {stage: seconds / workers[stage] for stage, seconds in wall.items()}
     limits["cores"] = np.stack(list(cpu.values())).sum(axis=0) / _free_cores(costs, cluster)
@@ -179,6 +181,21 @@ def _times(costs: UnitCosts, workload: Workload, segments: Segments, cluster: Cl
     slowest = table.argmax(axis=0)
     limited = {name: float(spent[slowest == row].sum()) for row, name in enumerate(limits)}
     return _Times(float(spent.sum()), cpu_s, busy, workers, limited)
+
+
+def _times_of_threads(
+    wall: dict[str, np.ndarray], cpu: dict[str, np.ndarray], segments: Segments, cluster: Cluster
+) -> _Times:
+    """Return the times of workers that share one process: they run the models, and a thread of its own puts."""
+    busy = {stage: float((seconds * segments.count).sum()) for stage, seconds in wall.items()}
+    models = {stage: wall[stage] / cluster.workers for stage in ("encode", "score")}
+    cpu_s = np.stack(list(cpu.values())).sum(axis=0)
+    limits = np.stack([models["encode"] + models["score"], wall["put"], cpu_s / cluster.cores_per_node])
+    spent, slowest = limits * segments.count, limits.argmax(axis=0)
+    limited = {stage: float((seconds * segments.count)[slowest == 0].sum()) for stage, seconds in models.items()}
+    limited |= {name: float(spent[row][slowest == row].sum()) for row, name in ((1, "put"), (2, "cores"))}
+    workers = {stage: float(cluster.workers) if stage in models else 1.0 for stage in busy}
+    return _Times(sum(limited.values()), float((cpu_s * segments.count).sum()), busy, workers, limited)
 
 
 def _free_cores(costs: UnitCosts, cluster: Cluster) -> float:

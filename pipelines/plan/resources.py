@@ -13,8 +13,8 @@ from pipelines.plan.workload import Cluster, Segments, Workload
 
 def waiting_segments(cluster: Cluster, segment_bytes: int) -> int:
     """Return the limit of encoded segments of this size in flight, over the whole cluster."""
-    workers = None if cluster.in_process else cluster.encoders + cluster.readers
-    return default_limits(workers).for_segments_of(segment_bytes, least_in_flight(workers)).max_in_flight_segments
+    workers = None if cluster.in_process else cluster.encoders + cluster.readers, cluster.workers
+    return default_limits(*workers).for_segments_of(segment_bytes, least_in_flight(*workers)).max_in_flight_segments
 
 
 def open_documents(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: Segments) -> float:
@@ -33,7 +33,7 @@ def ram_bytes(costs: UnitCosts, workload: Workload, cluster: Cluster, segments: 
     # the window in use is never evicted, regardless of the cap
     windows = int(max(window, min(documents * window, cluster.window_cap_bytes)))
     if cluster.in_process or costs.ray is None:
-        return costs.process_bytes + windows
+        return costs.process_bytes + windows + (cluster.workers - 1) * costs.worker_bytes
     encoders, readers, stores = (
         -(-count // cluster.nodes) for count in (cluster.encoders, cluster.readers, cluster.stores)
     )

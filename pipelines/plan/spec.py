@@ -22,7 +22,7 @@ from pipelines.command.fields import (
 )
 from pipelines.command.interrupts import tidying
 from pipelines.command.option_types import MOST_THREADS, MOST_WORKERS
-from pipelines.command.options import OptionalMemoryOptions
+from pipelines.command.options import OptionalMemoryOptions, default_workers
 from pipelines.command.spec import CommandSpec, command
 
 if TYPE_CHECKING:
@@ -60,7 +60,16 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
     )
     address: str = text_field("local", "local (pools on Ray) or none (one process).")
     threads: int | None = whole_field(
-        None, "Torch threads of each worker.", shown="1, all cores with --address none", most=MOST_THREADS
+        None,
+        "Torch threads of each worker.",
+        shown="1; with --address none cores divided among the workers",
+        most=MOST_THREADS,
+    )
+    workers: int | None = whole_field(
+        None,
+        "With --address none: segments that are computed at a time.",
+        shown="as many as cores, at most 4; 1 with --threads",
+        most=MOST_WORKERS,
     )
     seconds: float = real_field(40.0, "About how long to measure.", above=True)
     costs: Path | None = path_field(None, "Costs from an earlier --save-costs, instead of measuring.", shown=False)
@@ -80,8 +89,9 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
 
         in_process = self.address == "none"
         source = self.source(console)
-        threads = self.threads or (num_cores() if in_process else 1)
-        here = Cluster(cores_per_node=usable_cores(), threads=threads, in_process=in_process)
+        workers = self.workers or (default_workers(self.threads) if in_process else 1)
+        threads = self.threads or (max(1, num_cores() // workers) if in_process else 1)
+        here = Cluster(cores_per_node=usable_cores(), threads=threads, in_process=in_process, workers=workers)
         cluster = replace(here, nodes=self.nodes, cores_per_node=self.cores_per_node or here.cores_per_node)
         lengths, left_out = self._documents(source, console)
         workload = Workload(lengths, self.retention)
@@ -128,6 +138,8 @@ class PlanSpec(OptionalMemoryOptions, CommandSpec):
             raise ConfigError(
                 f"--address must be local or none, got {self.address!r}: a plan is measured on this machine"
             )
+        if self.workers is not None and self.address != "none":
+            raise ConfigError(f"--workers {self.workers} is for --address none; on Ray, give --encoders and --readers")
         if (self.tokens is None) == (not self.inputs):
             raise ConfigError("a plan needs documents: give INPUT, or --tokens (and --documents), and not both")
         if self.check and not self.inputs:

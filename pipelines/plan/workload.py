@@ -38,12 +38,14 @@ class Cluster:
     threads: int = 1
     """Torch threads of each worker; must equal those of the measured costs."""
     in_process: bool = False
-    """True for `--address none`: one process without pools, stages in sequence."""
+    """True for `--address none`: one process without pools."""
+    workers: int = 1
+    """Workers in that process. One runs the stages in sequence."""
     window_cap_bytes: int = 2**30
     """Maximum bytes of windows that a reader keeps."""
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "encoders", "readers", "stores", "threads"):
+        for name in ("nodes", "encoders", "readers", "stores", "workers", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.cores_per_node <= 0:

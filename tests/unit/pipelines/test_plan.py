@@ -55,6 +55,7 @@ def costs(
         store_overhead=1.1,
         record_bytes=400,
         process_bytes=10**6,
+        worker_bytes=10**5,
         ray=RayCost(Cost(0.02, 0.006), 8.0, 2 * 10**6, 3 * 10**6, 10**5, 10**7),
     )
 
@@ -90,6 +91,27 @@ def test_one_process_adds_everything_up() -> None:
     assert plan.object_store_bytes == 0
     assert plan.result_bytes == 6 * 400
     assert sum(plan.network_bytes.values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "put", "bottleneck"), [(2, 4, 0.01, "score"), (4, 2, 0.01, "cores"), (2, 4, 1.0, "put")]
+)
+def test_workers_of_one_process_share_the_work_the_cores_or_wait_for_puts(
+    workers: int, cores: int, put: float, bottleneck: str
+) -> None:
+    """Compute four full segments, of which the last has the whole window."""
+    cluster = Cluster(in_process=True, workers=workers, cores_per_node=cores)
+    plan = predict(costs(put=put), Workload((400,)), cluster)
+    reads = 0.004 + 7 * 0.002
+    windows = (0, 100, 200, 300)
+    models = [0.1 + (0.2 + 0.001 * window + reads / 8 if window else 0.1) for window in windows]
+    puts = (put + 7 * put / 4) / 8
+    expected = sum(max(each / workers, puts, (each + puts + 0.001) / cores) for each in models)
+    assert plan.wall_s == pytest.approx(expected + 400 * 1e-5 + 0.5)
+    assert plan.cpu_s == pytest.approx(sum(models) + 4 * (puts + 0.001) + 400 * 1e-5 + 0.5)
+    assert plan.bottleneck == bottleneck
+    assert sum(plan.limited_s.values()) == pytest.approx(expected)
+    assert plan.ram_bytes_per_node == 10**6 + 9000 + (workers - 1) * 10**5
 
 
 def test_pools_take_as_long_as_the_slowest_stage_of_each_segment() -> None:
@@ -364,7 +386,10 @@ def test_advice_names_only_options_that_the_job_can_take() -> None:
 
     alone = advised(slow_reading, long, Cluster(in_process=True, cores_per_node=1))
     assert alone == "--memory-tokens below the 300 that are read, because scoring grows with the window"
-    assert "--address local" in advised(slow_reading, long, Cluster(in_process=True, cores_per_node=8))
+    assert "more --workers" in advised(slow_reading, long, Cluster(in_process=True, cores_per_node=8))
+    in_threads = Cluster(in_process=True, cores_per_node=8, threads=8)
+    assert "--workers 8 --threads 1, because" in advised(slow_reading, long, in_threads)
+    assert "--workers" not in advised(slow_reading, long, Cluster(in_process=True, cores_per_node=8, workers=8))
     assert "--readers" not in advised(slow_reading, long, Cluster(in_process=True, cores_per_node=8))
 
     assert "more --readers on these cores" in advised(slow_reading, long, on_ray(1, 1, cores=64))

@@ -36,6 +36,7 @@ def costs(ray: RayCost | None) -> UnitCosts:
         store_overhead=1.04,
         record_bytes=40,
         process_bytes=50,
+        worker_bytes=5,
         ray=ray,
     )
 
@@ -68,7 +69,7 @@ def test_costs_without_ray_are_refused_for_pools(tmp_path: Path) -> None:
         ("not json", "was not written by"),
         ("[]", "not written by this version"),
         ('{"version": 99}', "not written by this version"),
-        ('{"version": 3, "encode": {}}', "damaged"),
+        ('{"version": 4, "encode": {}}', "damaged"),
     ],
 )
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
