@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from longmem.errors import ConfigError, OutputError
 from longmem.runtime.executor import EncodeReceipt
 from longmem.runtime.inline_executor import InlineExecutor
-from longmem.types import Segment
 from pipelines.app import app
 from pipelines.compare.compare import compare
 from pipelines.compare.console import print_comparison
@@ -53,8 +52,8 @@ def leave_out_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every receipt in this process lack the log-probabilities of the backbone alone."""
     encode = InlineExecutor._encode
 
-    def in_one_pass(executor: InlineExecutor, segment: Segment) -> EncodeReceipt:
-        receipt = encode(executor, segment)
+    def in_one_pass(executor: InlineExecutor, *task: Any) -> EncodeReceipt:
+        receipt = encode(executor, *task)
         object.__setattr__(receipt, "backbone_logprobs", None)
         return receipt
 

@@ -167,7 +167,7 @@ def test_puts_are_expected_where_there_will_be_some(
         ({"threads": 2}, 4, 1, 2),
         ({"workers": 3}, 8, 3, 2),
         ({"workers": 2, "threads": 4}, 8, 2, 4),
-        ({"one_pass": True, "model": "longmem-smollm2-135m"}, 4, 1, 4),
+        ({"one_pass": True}, 4, 1, 4),
     ],
 )
 def test_workers_and_threads_in_one_process(
