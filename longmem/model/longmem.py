@@ -126,7 +126,10 @@ class LongMem(SegmentModel):
         return LongMem(self.backbone, self.sidenet, self.tokenizer, config, self.search_engine)
 
     def with_shared_weights(self) -> "LongMem":
-        """Return an equal model for another thread: modules of its own, and the same weights in memory."""
+        """Return an equal model for another thread: modules of its own, and the same weights in memory.
+
+        The tokenizer is shared, too; threads may use it at a time.
+        """
         memo: dict[int, Any] = {id(self.tokenizer): self.tokenizer}
         for module in (self.backbone.model, self.sidenet):
             memo |= {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
