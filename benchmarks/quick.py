@@ -104,7 +104,7 @@ STEPS = (
     QuickStep(
         "unchanged-layers",
         "performance, a SideNet that changes nothing",
-        ("unchanged-layers", "--tokens", "512", "--repeats", "2", "--out", "OUT"),
+        ("unchanged-layers", "--tokens", "1024", "--repeats", "2", "--out", "OUT"),
         missing=_smollm2,
     ),
     QuickStep(
